@@ -1,0 +1,200 @@
+"""The configuration of each job: frozen pydantic models whose unknown keys are refused."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raypipe.errors import ConfigError
+
+SamplingMode = Literal["uniform", "fps", "keyframes", "all"]
+DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
+Retry = Literal["none", "transient", "all"]
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class SamplingConfig(_Section):
+    """Which frames of a video are embedded; every mode is capped by ``max_frames``."""
+
+    mode: SamplingMode = "uniform"
+    num_frames: int = Field(default=16, ge=1)
+    fps: float = Field(default=1.0, gt=0)
+    max_frames: int = Field(default=256, ge=1, le=65_536)
+    nearest_keyframe: bool = False
+
+    @model_validator(mode="after")
+    def _num_frames_fits(self) -> Self:
+        if self.num_frames > self.max_frames:
+            msg = f"num_frames {self.num_frames} is more than max_frames {self.max_frames}; raise max_frames"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def frames_per_video(self) -> int:
+        """The number of frames to expect of a video: exact for ``uniform``, the cap for the others."""
+        return self.num_frames if self.mode == "uniform" else self.max_frames
+
+
+class DecodeConfig(_Section):
+    """The limits an untrusted video is decoded under."""
+
+    decoder: DecoderName = "auto"
+    timeout_seconds: float = Field(default=60, gt=0)
+    memory_bytes: int = Field(default=2_147_483_648, ge=268_435_456)
+    max_pixels: int = Field(default=33_177_600, ge=1)
+    max_duration_seconds: float = Field(default=43_200, gt=0)
+    max_size_bytes: int = Field(default=21_474_836_480, ge=1)
+
+
+class BackboneConfig(_Section):
+    """The network that turns frames into vectors."""
+
+    name: str = "resnet50"
+    weights: str = "default"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: int = Field(default=256, ge=1)
+    compile: Literal["auto"] | bool = "auto"
+
+
+class ShardConfig(_Section):
+    """The largest a shard may be: the unit of work, of commit and of loss when a worker dies."""
+
+    max_videos: int = Field(default=64, ge=1)
+    max_frames: int = Field(default=1024, ge=1)
+
+
+class ResourcesConfig(_Section):
+    """What one actor takes of the cluster, and how many there are."""
+
+    decode_cpus: float = Field(default=1, gt=0)
+    embed_gpus: Literal["auto"] | float = "auto"
+    concurrency: Literal["auto"] | int = "auto"
+
+    @model_validator(mode="after")
+    def _counts_are_positive(self) -> Self:
+        if self.concurrency != "auto" and self.concurrency < 1:
+            msg = f"concurrency {self.concurrency} must be auto or at least 1"
+            raise ValueError(msg)
+        if self.embed_gpus != "auto" and self.embed_gpus < 0:
+            msg = f"embed_gpus {self.embed_gpus} must be auto, 0 (no GPU) or more"
+            raise ValueError(msg)
+        return self
+
+
+class EmbedConfig(_Section):
+    """Everything ``raypipe embed`` and ``raypipe plan`` read."""
+
+    input: str
+    output: str
+    sampling: SamplingConfig = SamplingConfig()
+    decode: DecodeConfig = DecodeConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    shard: ShardConfig = ShardConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    retry: Retry = "none"
+    max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
+
+
+def load_config(
+    model: type[ConfigT], path: str | Path | None = None, *, values: Mapping[str, Any] = {}, overrides: Iterable[str] = ()
+) -> ConfigT:
+    """Read a YAML file, lay ``values`` and then ``key.sub=value`` overrides over it, and check the result.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong; the message names it and the choices.
+    """
+    tree = _read_yaml(path) if path is not None else {}
+    tree.update({key: value for key, value in values.items() if value is not None})
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(model, error)) from None
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"Cannot read the configuration {str(path)!r}: {error.strerror}. Give the path of a YAML file."
+        raise ConfigError(msg) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"{str(path)!r} is not YAML: {reason}"
+        raise ConfigError(msg) from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        msg = f"{str(path)!r} holds a {type(tree).__name__}; a configuration is a mapping of keys to values."
+        raise ConfigError(msg)
+    return tree
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        msg = f"--set {override!r} is not key=value. Example: --set backbone.name=resnet18"
+        raise ConfigError(msg)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        node = tree.setdefault(section, {})
+        if not isinstance(node, dict):
+            msg = f"--set {override!r}: {section!r} holds {node!r}, which has no key below it."
+            raise ConfigError(msg)
+        tree = node
+    tree[leaf] = value
+
+
+def _one_line(model: type[BaseModel], error: ValidationError) -> str:
+    """Say the first problem of a validation: the key, its value, the choices."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    path = _field_path(model, first["loc"])
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"Unknown key {key!r}.{hint} Choose one of {', '.join(known)}."
+    if first["type"] == "missing":
+        return f"{key!r} is missing: give --{key.replace('.', '-').replace('_', '-')} or the key {key!r} in the YAML file."
+    # A union gives one problem for each of its members: together they are the choices.
+    reasons = [_reason(problem["msg"]) for problem in problems if _field_path(model, problem["loc"]) == path]
+    reason = " or ".join([reasons[0], *(other.removeprefix("input should be ") for other in reasons[1:])])
+    return f"{key}: {reason}." if isinstance(first["input"], dict) else f"{key}={first['input']!r}: {reason}."
+
+
+def _reason(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
+def _field_path(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The part of a pydantic location that names keys; the rest names members of a union."""
+    path: list[str] = []
+    for part in location:
+        if path and str(part) not in _keys_at(model, path[:-1]) and not _keys_at(model, path):
+            break
+        path.append(str(part))
+    return path
+
+
+def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

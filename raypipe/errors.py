@@ -1,0 +1,84 @@
+"""Every exception raypipe raises on purpose.
+
+    RaypipeError                 catch this for all of them
+    ├── SetupError               arguments, configuration or environment are wrong: exit code 2
+    │   ├── ConfigError          a key, a value or an argument
+    │   ├── StorageError         a bucket or folder that cannot be listed, read or written
+    │   ├── WeightsError         weights that cannot be found, read or fitted to the model
+    │   └── FingerprintError     the output holds vectors of other settings
+    ├── JobError                 the work itself failed; the same command resumes it: exit code 1
+    │   ├── CommitError          a file of the output is not what its name promises
+    │   └── VerifyError          what is stored breaks a promise
+    └── ObjectError              one object of a bucket could not be read: it becomes a row, never an exit
+        ├── ObjectMissingError
+        ├── ObjectChangedError
+        ├── ObjectDeniedError
+        ├── ObjectTooLargeError
+        └── ObjectUnreadableError
+
+Bad data is a row; bad setup is an exception. A message is one line: the value, the choices, what to do.
+"""
+
+
+class RaypipeError(Exception):
+    """Base of all; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class SetupError(RaypipeError):
+    """The arguments, the configuration or the environment are wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(SetupError):
+    """A key, a value or an argument is wrong."""
+
+
+class StorageError(SetupError):
+    """A bucket or folder cannot be listed, read or written."""
+
+
+class WeightsError(SetupError):
+    """Weights cannot be found, read or fitted to the model."""
+
+
+class FingerprintError(SetupError):
+    """The output holds vectors that other settings made."""
+
+
+class JobError(RaypipeError):
+    """The work failed; what is committed stays, and the same command resumes."""
+
+
+class CommitError(JobError):
+    """A file of the output is not what its name promises."""
+
+
+class VerifyError(JobError):
+    """What is stored breaks a promise."""
+
+
+class ObjectError(RaypipeError):
+    """One object could not be read; the others are unharmed."""
+
+
+class ObjectMissingError(ObjectError):
+    """The object is gone (404)."""
+
+
+class ObjectChangedError(ObjectError):
+    """The object's etag is not the planned one (412)."""
+
+
+class ObjectDeniedError(ObjectError):
+    """This one object may not be read (403)."""
+
+
+class ObjectTooLargeError(ObjectError):
+    """The object is larger than the limit."""
+
+
+class ObjectUnreadableError(ObjectError):
+    """The storage kept failing on this object after every retry."""

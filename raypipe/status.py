@@ -1,0 +1,35 @@
+"""How one video ended. Every planned video ends as exactly one row with one of these."""
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """The outcome of one video."""
+
+    OK = "ok"
+    PARTIAL = "partial"  # fewer frames than asked for
+    DECODE_ERROR = "decode_error"
+    NO_VIDEO_STREAM = "no_video_stream"
+    FORBIDDEN_FORMAT = "forbidden_format"
+    TOO_LARGE = "too_large"
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    CRASHED = "crashed"
+    CHANGED = "changed"  # the object's etag is not the planned one
+    MISSING = "missing"
+    ACCESS_DENIED = "access_denied"
+    STORAGE_ERROR = "storage_error"  # the storage kept failing on this object after every retry
+
+
+HAS_FRAMES = frozenset({Status.OK, Status.PARTIAL})
+TRANSIENT = frozenset(
+    {
+        Status.TIMEOUT,
+        Status.OUT_OF_MEMORY,
+        Status.CRASHED,
+        Status.CHANGED,
+        Status.MISSING,
+        Status.ACCESS_DENIED,
+        Status.STORAGE_ERROR,
+    }
+)

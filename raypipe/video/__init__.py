@@ -1,0 +1,1 @@
+"""Untrusted video to frames: pure sampling, decoders, and the child process that they run in."""

@@ -1,0 +1,134 @@
+"""What a decode child gives up before it touches a video: network, files, privileges, memory.
+
+Each step holds on its own, and each is taken where the kernel allows it; ``isolate`` says which were.
+"""
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import struct
+
+_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_BPF_LOAD, _BPF_JUMP_EQUAL, _BPF_JUMP_GREATER_OR_EQUAL, _BPF_RETURN = 0x20, 0x15, 0x35, 0x06
+_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+_EPERM = 1
+_MAX_OPEN_FILES = 64
+
+# What a decoder with its libraries loaded has no business with: opening any path, sockets, new programs, other
+# processes, changing the system. Numbers from asm/unistd.h, for x86-64 and for arm64; None where there is none.
+_DENIED_CALLS: dict[str, tuple[int | None, int | None]] = {
+    "open": (2, None),
+    "openat": (257, 56),
+    "openat2": (437, 437),
+    "creat": (85, None),
+    "open_by_handle_at": (304, 265),
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "accept": (43, 202),
+    "accept4": (288, 242),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "fork": (57, None),
+    "vfork": (58, None),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "mount": (165, 40),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "io_uring_setup": (425, 425),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "userfaultfd": (323, 282),
+    "mknod": (133, None),
+    "mknodat": (259, 33),
+    "rename": (82, None),
+    "renameat": (264, 38),
+    "renameat2": (316, 276),
+    "unlink": (87, None),
+    "unlinkat": (263, 35),
+    "link": (86, None),
+    "linkat": (265, 37),
+    "symlink": (88, None),
+    "symlinkat": (266, 36),
+}
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH of linux/audit.h
+_X32_BIT = 0x40000000  # x86-64's second set of numbers for the same calls
+
+
+def leave_network() -> bool:
+    """Move into an empty network namespace; call it before any library starts a thread."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for flags in (_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWIPC, _CLONE_NEWNET):
+        if libc.unshare(flags) == 0:
+            return True
+    return False
+
+
+def limit_memory(memory_bytes: int) -> None:
+    """Cap the address space; no core dump, no file written, few files open.
+
+    Address space that libraries reserved without using it, as torch does, is added to the limit.
+    """
+    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123  # pathlib is not loaded here
+        size, resident = (int(pages) * resource.getpagesize() for pages in statm.read().split()[:2])
+    cap = memory_bytes + size - resident
+    resource.setrlimit(resource.RLIMIT_AS, (cap, cap))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_OPEN_FILES, _MAX_OPEN_FILES))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def leave_files() -> bool:
+    """Make the current folder, which is empty, the whole file system. Everything needed must be imported by then."""
+    try:
+        os.chroot(".")
+        os.chdir("/")
+    except OSError:
+        return False
+    return True
+
+
+def deny_calls() -> bool:
+    """Refuse, with seccomp, every system call that opens a path, makes a socket or starts a program."""
+    if platform.machine() not in _ARCHITECTURES:
+        return False
+    column, audit = _ARCHITECTURES[platform.machine()]
+    program = [
+        _instruction(_BPF_LOAD, 4),  # seccomp_data.arch
+        _instruction(_BPF_JUMP_EQUAL, audit, true=1),
+        _instruction(_BPF_RETURN, _KILL),
+        _instruction(_BPF_LOAD, 0),  # seccomp_data.nr
+        _instruction(_BPF_JUMP_GREATER_OR_EQUAL, _X32_BIT, false=1),
+        _instruction(_BPF_RETURN, _KILL),
+    ]
+    for numbers in _DENIED_CALLS.values():
+        number = numbers[column]
+        if number is not None:
+            program += [_instruction(_BPF_JUMP_EQUAL, number, false=1), _instruction(_BPF_RETURN, _ERRNO | _EPERM)]
+    program.append(_instruction(_BPF_RETURN, _ALLOW))
+    code = ctypes.create_string_buffer(b"".join(program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return False
+    return bool(libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0) == 0)
+
+
+def _instruction(code: int, value: int, *, true: int = 0, false: int = 0) -> bytes:
+    """One struct sock_filter of linux/filter.h."""
+    return struct.pack("HBBI", code, true, false, value)
