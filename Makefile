@@ -1,0 +1,58 @@
+# `make demo` is everything on this machine; `make lint test` is what has to pass before a change is merged.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PINS_VENV := build/pins-venv
+# What pip is given for torch, in a call of its own and first: any later resolver would pick the largest build it finds.
+# On a GPU machine name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
+TORCH ?= torch==2.13.0
+
+.PHONY: install install-dev demo test lint bench pins clean
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python -m pip install --no-deps -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+demo: install
+	$(BIN)/raypipe demo
+
+test: install-dev
+	$(BIN)/python -m pytest
+
+lint: install-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install-dev
+	set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+# Write both files of pins anew: what pyproject.toml allows today around this torch, without the +cpu of a version.
+pins:
+	rm -rf $(PINS_VENV)
+	$(PYTHON) -m venv $(PINS_VENV)
+	$(PINS_VENV)/bin/python -m pip install $(TORCH)
+	$(PINS_VENV)/bin/python -m pip freeze | grep '^torch==' > build/torch.txt
+	$(PINS_VENV)/bin/python -m pip install --constraint build/torch.txt ".[demo]"
+	$(PINS_VENV)/bin/python -m pip freeze --exclude raypipe | sed 's/+[a-z0-9.]*$$//' > build/requirements.txt
+	$(PINS_VENV)/bin/python -m pip install --constraint build/torch.txt ".[dev]"
+	$(PINS_VENV)/bin/python -m pip freeze --exclude raypipe | sed 's/+[a-z0-9.]*$$//' > build/requirements-dev.txt
+	{ echo "# What raypipe and its demo run on, exactly. Written by 'make pins'."; cat build/requirements.txt; } > requirements.txt
+	{ echo "# What tests and lint need besides. Written by 'make pins'."; echo "-r requirements.txt"; \
+		grep -vxFf build/requirements.txt build/requirements-dev.txt; } > requirements-dev.txt
+
+clean:
+	rm -rf $(VENV) build dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find raypipe tests benchmarks jobs -name __pycache__ -type d -prune -exec rm -rf {} +

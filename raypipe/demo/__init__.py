@@ -1,0 +1,1 @@
+"""What ``raypipe demo`` needs beside the jobs themselves."""

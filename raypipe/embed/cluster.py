@@ -1,0 +1,127 @@
+"""The edge to Ray: connect, see what the cluster has, and run shards through the stages."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset
+
+from raypipe.config import ResourcesConfig
+from raypipe.embed.stages import (
+    SUMMARY,
+    DecodeSettings,
+    DecodeVideos,
+    EmbedFrames,
+    EmbedSettings,
+    PutSettings,
+    PutShard,
+    RunSteps,
+    SkipCommitted,
+    Steps,
+)
+from raypipe.errors import SetupError
+from raypipe.report import ShardSummary
+
+_PUT_CPUS = 0.1
+_PUTS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How many actors there are of what. Without a GPU every actor decodes, embeds and puts."""
+
+    decode_actors: int
+    decode_cpus: float
+    gpu_actors: int = 0
+    gpus_per_actor: float = 0.0
+
+
+def connect() -> None:
+    """Connect to the cluster that ``RAY_ADDRESS`` names or that runs here, or start one in this process."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it reports what Ray Data always does as errors
+    quiet = logging.getLogger("raypipe").getEffectiveLevel() > logging.DEBUG
+    try:
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=not quiet,
+            logging_level=logging.ERROR if quiet else logging.INFO,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."
+        raise SetupError(msg) from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # a block is a shard, however large
+    if quiet:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def place(resources: ResourcesConfig) -> Placement:
+    """Divide what the cluster has among actors.
+
+    Raises:
+        SetupError: the cluster has less than one actor needs.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    wanted = resources.embed_gpus
+    gpus_per_actor = (1.0 if gpus else 0.0) if wanted == "auto" else wanted
+    if gpus_per_actor > gpus or resources.decode_cpus > cpus:
+        msg = (
+            f"resources.embed_gpus={wanted} and resources.decode_cpus={resources.decode_cpus:g}: the cluster has "
+            f"{gpus:g} GPUs and {cpus:g} CPUs. Lower them, or add nodes."
+        )
+        raise SetupError(msg)
+    gpu_actors = int(gpus // gpus_per_actor) if gpus_per_actor else 0
+    reserved = _PUT_CPUS * _PUTS_AT_ONCE if gpu_actors else 0.0
+    decode_actors = resources.concurrency
+    if decode_actors == "auto":
+        decode_actors = max(1, int((cpus - reserved) // resources.decode_cpus))
+    return Placement(decode_actors, resources.decode_cpus, gpu_actors, gpus_per_actor)
+
+
+def run_shards(
+    blocks: Sequence[pa.Table],
+    placement: Placement,
+    *,
+    decode: DecodeSettings,
+    embed: EmbedSettings,
+    put: PutSettings,
+) -> Iterator[ShardSummary]:
+    """Take every block through decode, embed and put; yield the summaries as shards finish, in any order."""
+    shards = ray.data.from_arrow(list(blocks))
+    decode_steps = ((SkipCommitted, put), (DecodeVideos, decode))
+    if placement.gpu_actors:
+        shards = _stage(shards, decode_steps, placement.decode_actors, num_cpus=placement.decode_cpus)
+        gpus = placement.gpus_per_actor
+        shards = _stage(shards, ((EmbedFrames, embed),), placement.gpu_actors, num_cpus=0, num_gpus=gpus)
+        shards = _stage(shards, ((PutShard, put),), _PUTS_AT_ONCE, num_cpus=_PUT_CPUS)
+    else:
+        steps = (*decode_steps, (EmbedFrames, embed), (PutShard, put))
+        shards = _stage(shards, steps, placement.decode_actors, num_cpus=placement.decode_cpus)
+    for row in shards.iter_rows():
+        yield row[SUMMARY]
+
+
+def _stage(shards: Dataset, steps: Steps, num_actors: int, **resources: Any) -> Dataset:
+    """One stage of actors; a shard waits for a free actor, not behind another shard in an actor's queue."""
+    return shards.map_batches(
+        RunSteps,
+        fn_constructor_kwargs={"steps": steps},
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
+        **resources,
+    )

@@ -1,0 +1,185 @@
+"""Plans: what is to be embedded, decided once and stored create-only in ``OUTPUT/plans/``.
+
+Plans are numbered from 0 without a gap, and a number can be created once, so that any number of drivers agree on what
+each plan holds. A plan is one generation: every row it leads to carries its number.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+import raypipe
+from raypipe import schema
+from raypipe.errors import CommitError, FingerprintError
+from raypipe.storage import Folder, StoredObject
+
+MAX_PLAN_VIDEOS = 65_536
+_METADATA = b"raypipe"
+_SHARD_MAX_BYTES = 1024**3  # so that a shard of large files is not hours of work to lose
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One video to plan; a (uri, etag) pair is planned once, unless a retry asks for it again."""
+
+    video_id: str
+    video_uri: str
+    etag: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, stored: StoredObject) -> "Video":
+        """A listed object, its key relative to the input as its id."""
+        return cls(stored.key, stored.uri, stored.etag, stored.size_bytes)
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that stand for the (uri, etag) pair: a hundred million of them collide with probability 1e-23."""
+        return pair_digest(self.video_uri, self.etag)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One stored plan: a row for each video, ordered by shard."""
+
+    number: int
+    videos: pa.Table
+    fingerprint: str
+    settings: Mapping[str, Any]  # what makes the fingerprint
+    input: str
+
+    @property
+    def num_shards(self) -> int:
+        """Shards are numbered from 0 without a gap."""
+        return int(pc.max(self.videos[schema.SHARD]).as_py()) + 1
+
+    def shards(self) -> Iterator[tuple[int, pa.Table]]:
+        """Each shard's number and its rows."""
+        numbers = self.videos[schema.SHARD].to_numpy()
+        start = 0
+        for shard in range(self.num_shards):
+            stop = start
+            while stop < len(numbers) and numbers[stop] == shard:
+                stop += 1
+            yield shard, self.videos.slice(start, stop - start)
+            start = stop
+
+
+def pair_digest(video_uri: str, etag: str) -> bytes:
+    """16 bytes that stand for one content of one object."""
+    return hashlib.blake2b(f"{video_uri}\0{etag}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """The digest of everything that changes a vector."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plan_name(number: int) -> str:
+    """Where a plan lies in the output folder."""
+    return f"plans/{number:05d}.parquet"
+
+
+def data_name(plan: int, shard: int) -> str:
+    """Where a shard's file lies in the output folder."""
+    return f"data/{plan:05d}-{shard:06d}.parquet"
+
+
+def parse_data_name(name: str) -> tuple[int, int] | None:
+    """The plan and shard of a file in ``data/``, or None where it is none of ours."""
+    match = re.fullmatch(r"data/(\d{5,})-(\d{6,})\.parquet", name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def plan_numbers(output: Folder) -> list[int]:
+    """The numbers of the stored plans, ascending."""
+    names = (re.fullmatch(r"plans/(\d{5,})\.parquet", stored.key) for stored in output.list("plans/"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def read_plan(output: Folder, number: int) -> Plan:
+    """Read one plan.
+
+    Raises:
+        CommitError: the file is no plan.
+    """
+    name = plan_name(number)
+    try:
+        table = pq.read_table(io.BytesIO(output.read(name)))
+        about = json.loads(table.schema.metadata[_METADATA])
+        videos = table.cast(schema.PLAN_SCHEMA)
+        return Plan(number, videos, about["fingerprint"], about["settings"], about["input"])
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        msg = f"{output.child(name)} is not a plan of raypipe: {' '.join(str(error).split())}"
+        raise CommitError(msg) from None
+
+
+def put_plan(output: Folder, plan: Plan) -> bool:
+    """Store a plan; False when its number is taken, by whomever."""
+    about = {
+        "raypipe": raypipe.__version__,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": plan.fingerprint,
+        "settings": plan.settings,
+        "input": plan.input,
+        "num_videos": plan.videos.num_rows,
+        "num_shards": plan.num_shards,
+    }
+    sink = io.BytesIO()
+    table = plan.videos.replace_schema_metadata({_METADATA: json.dumps(about).encode()})
+    pq.write_table(table, sink, compression="zstd")
+    return output.put_new(plan_name(plan.number), sink.getvalue())
+
+
+def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:
+    """Refuse to mix vectors.
+
+    Raises:
+        FingerprintError: the plan's vectors were made with other settings; the message names them.
+    """
+    if plan.fingerprint == fingerprint(settings):
+        return
+    keys = sorted({*plan.settings, *settings})
+    differ = [
+        f"{key} was {plan.settings.get(key)} and is now {settings.get(key)}"
+        for key in keys
+        if plan.settings.get(key) != settings.get(key)
+    ]
+    msg = f"The output holds vectors of other settings: {'; '.join(differ)}. Choose another output, or those settings."
+    raise FingerprintError(msg)
+
+
+def pack(videos: Iterable[Video], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int) -> pa.Table:
+    """Number the shards of one plan: every video in exactly one, the most work first, small enough for every slot.
+
+    The size of a file stands for the work of decoding it.
+    """
+    ordered = sorted(videos, key=lambda video: (-video.size_bytes, video.video_uri, video.etag))
+    per_shard = min(max_videos, max(1, max_frames // frames_per_video), max(1, -(-len(ordered) // (4 * slots))))
+    shards: list[int] = []
+    shard, members, size_bytes = 0, 0, 0
+    for video in ordered:
+        if members and (members == per_shard or size_bytes + video.size_bytes > _SHARD_MAX_BYTES):
+            shard, members, size_bytes = shard + 1, 0, 0
+        shards.append(shard)
+        members += 1
+        size_bytes += video.size_bytes
+    return pa.table(
+        {
+            schema.VIDEO_ID: [video.video_id for video in ordered],
+            schema.VIDEO_URI: [video.video_uri for video in ordered],
+            schema.ETAG: [video.etag for video in ordered],
+            schema.SIZE_BYTES: [video.size_bytes for video in ordered],
+            schema.SHARD: shards,
+        },
+        schema=schema.PLAN_SCHEMA,
+    )

@@ -1,0 +1,189 @@
+"""What happens to one shard, as functions from table to table: decode, embed, summarise. No Ray here.
+
+A shard is a table with a row for each video, in the plan's order throughout. ``decode_shard`` adds what became of each
+video and its frames; ``embed_shard`` turns frames into vectors, which leaves the rows of the output file.
+"""
+
+import io
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from raypipe import schema
+from raypipe.embed.fetch import Fetched, fetch_videos
+from raypipe.embed.plan import Video
+from raypipe.report import ShardSummary, VideoNote
+from raypipe.status import HAS_FRAMES, Status
+from raypipe.video.protocol import Pixels
+from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+
+FRAMES = "frames"  # RGB crops of one video, [T, crop, crop, 3], as bytes; never leaves the cluster
+FETCH_SECONDS = "fetch_seconds"
+EMBED_SECONDS = "embed_seconds"
+_THUMBNAIL_SIZE = 160
+_NOTES = 3
+_FLOAT16_MAX = 65_504.0
+Vectors = npt.NDArray[np.float32]
+
+
+def shard_videos(rows: pa.Table) -> list[Video]:
+    """The videos of a plan's rows."""
+    columns = [rows[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES)]
+    return [Video(*row) for row in zip(*columns, strict=True)]
+
+
+def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int) -> pa.Table:
+    """Fetch and decode every video; whatever happens to one is its own row.
+
+    Raises:
+        StorageError: no video can be read.
+    """
+    outcomes: list[DecodedVideo] = []
+    fetch_seconds: list[float] = []
+    decode_seconds: list[float] = []
+    for fetched in fetch_videos(shard_videos(rows), max_size_bytes=max_size_bytes):
+        start = time.perf_counter()
+        outcomes.append(_decode(fetched, sandbox))
+        decode_seconds.append(time.perf_counter() - start)
+        fetch_seconds.append(fetched.seconds)
+    return _decoded_table(rows, outcomes, fetch_seconds=fetch_seconds, decode_seconds=decode_seconds)
+
+
+def _decode(fetched: Fetched, sandbox: DecodeSandbox) -> DecodedVideo:
+    if fetched.file is None:
+        return DecodedVideo(fetched.status, fetched.error, "", np.empty(0), np.empty((0, 0, 0, 3), np.uint8))
+    with fetched.file:
+        return sandbox.decode(fetched.file)
+
+
+def _decoded_table(
+    rows: pa.Table, outcomes: Sequence[DecodedVideo], *, fetch_seconds: list[float], decode_seconds: list[float]
+) -> pa.Table:
+    frames = [outcome.frames for outcome in outcomes if len(outcome.frames)]
+    pixels = np.concatenate(frames) if frames else np.empty((0, 0, 0, 3), np.uint8)
+    ends = np.cumsum([0, *(outcome.frames.nbytes for outcome in outcomes)], dtype=np.int64)
+    lengths = np.cumsum([0, *(len(outcome.frames) for outcome in outcomes)], dtype=np.int32)
+    pts = np.concatenate([outcome.pts_seconds for outcome in outcomes]).astype(np.float32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(pixels.reshape(-1))]
+    columns = {
+        schema.VIDEO_ID: rows[schema.VIDEO_ID],
+        schema.VIDEO_URI: rows[schema.VIDEO_URI],
+        schema.ETAG: rows[schema.ETAG],
+        schema.CONTAINER: _texts(outcome.container for outcome in outcomes),
+        schema.CODEC: _texts(outcome.codec for outcome in outcomes),
+        schema.DECODER: _texts(outcome.decoder for outcome in outcomes),
+        schema.STATUS: _texts(str(outcome.status) for outcome in outcomes),
+        schema.ERROR: _texts(outcome.error for outcome in outcomes),
+        schema.SIZE_BYTES: rows[schema.SIZE_BYTES],
+        schema.GENERATION: rows[schema.GENERATION],
+        schema.SHARD: rows[schema.SHARD],
+        schema.WIDTH: pa.array([outcome.width or None for outcome in outcomes], pa.int32()),
+        schema.HEIGHT: pa.array([outcome.height or None for outcome in outcomes], pa.int32()),
+        schema.NUM_FRAMES: pa.array([len(outcome.frames) for outcome in outcomes], pa.int32()),
+        schema.DURATION_SECONDS: pa.array([outcome.duration_seconds or None for outcome in outcomes], pa.float64()),
+        schema.AVERAGE_FPS: pa.array([outcome.average_fps or None for outcome in outcomes], pa.float32()),
+        schema.DECODE_SECONDS: pa.array(decode_seconds, pa.float32()),
+        schema.FRAME_PTS_SECONDS: pa.ListArray.from_arrays(lengths, pts),
+        schema.THUMBNAIL: pa.array([thumbnail(outcome.frames) for outcome in outcomes], pa.binary()),
+        FRAMES: pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(outcomes), buffers),
+        FETCH_SECONDS: pa.array(fetch_seconds, pa.float32()),
+    }
+    return pa.table(columns)
+
+
+def _texts(values: "Sequence[str] | object") -> pa.Array:
+    return pa.array([value or None for value in values], pa.string())  # type: ignore[attr-defined]
+
+
+def thumbnail(frames: Pixels) -> bytes | None:
+    """A small JPEG of the middle one of [T, height, width, 3] frames; None where there is none."""
+    if not len(frames):
+        return None
+    jpeg = io.BytesIO()
+    image = Image.fromarray(frames[len(frames) // 2])
+    image.resize((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX).save(jpeg, "JPEG", quality=80)
+    return jpeg.getvalue()
+
+
+def embed_shard(
+    decoded: pa.Table, embed: Callable[[Pixels], Vectors], *, embedding_dim: int, crop_size: int
+) -> pa.Table:
+    """Replace the frames of a decoded shard by their vectors, batched across its videos.
+
+    ``embed`` maps N RGB crops [N, crop, crop, 3] to float32 [N, D].
+    """
+    start = time.perf_counter()
+    lengths = decoded[schema.NUM_FRAMES].to_numpy()
+    column = decoded[FRAMES].combine_chunks()
+    first = column.offset  # a slice of a larger table keeps the larger table's buffers
+    ends = np.frombuffer(column.buffers()[1], dtype=np.int64)[first : first + len(column) + 1]
+    pixels = np.frombuffer(column.buffers()[2] or b"", dtype=np.uint8)[ends[0] : ends[-1]]
+    vectors = embed(pixels.reshape(-1, crop_size, crop_size, 3))
+    stops = np.cumsum([0, *lengths], dtype=np.int32)
+    means = mean_embeddings(vectors, stops)
+    flat = pa.array(np.clip(vectors, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16).reshape(-1))
+    columns = {name: decoded[name] for name in decoded.column_names if name != FRAMES}
+    columns[schema.FRAME_EMBEDDINGS] = pa.ListArray.from_arrays(
+        pa.array(stops), pa.FixedSizeListArray.from_arrays(flat, embedding_dim)
+    )
+    columns[schema.EMBEDDING] = pa.FixedSizeListArray.from_arrays(
+        pa.array(means.reshape(-1)), embedding_dim, mask=pa.array(lengths == 0)
+    )
+    columns[EMBED_SECONDS] = pa.array(np.full(len(lengths), (time.perf_counter() - start) / max(1, len(lengths))))
+    return pa.table(columns)
+
+
+def mean_embeddings(vectors: Vectors, stops: npt.NDArray[np.int32]) -> Vectors:
+    """The L2-normalised mean [V, D] of each video's frames [N, D]; ``stops`` [V + 1] says where each begins and ends."""
+    means = np.zeros((len(stops) - 1, vectors.shape[1]), dtype=np.float32)
+    for video, (start, stop) in enumerate(zip(stops[:-1], stops[1:], strict=True)):
+        if stop > start:
+            mean = vectors[start:stop].mean(axis=0, dtype=np.float64)
+            means[video] = mean / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny)
+    return means
+
+
+def output_rows(embedded: pa.Table, *, embedding_dim: int) -> pa.Table:
+    """The rows of the output file: the schema's columns, in its order."""
+    wanted = schema.embeddings_schema(embedding_dim)
+    return embedded.select(wanted.names).cast(wanted)
+
+
+def summarise(embedded: pa.Table, *, plan: int, shard: int, put_seconds: float, already_committed: bool) -> ShardSummary:
+    """What the driver is told of a shard."""
+    ids, statuses, errors = (
+        embedded[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR)
+    )
+    fetch, decode = (embedded[name].to_numpy().astype(float) for name in (FETCH_SECONDS, schema.DECODE_SECONDS))
+    notes = [
+        VideoNote(video_id, status, error or "", float(seconds))
+        for video_id, status, error, seconds in zip(ids, statuses, errors, fetch + decode, strict=True)
+    ]
+    thumbnails = [
+        (note.video_id, jpeg)
+        for note, jpeg in zip(notes, embedded[schema.THUMBNAIL].to_pylist(), strict=True)
+        if note.status == Status.OK and jpeg
+    ]
+    return ShardSummary(
+        plan=plan,
+        shard=shard,
+        statuses=dict(Counter(statuses)),
+        num_frames=int(embedded[schema.NUM_FRAMES].to_numpy().sum()),
+        size_bytes=int(embedded[schema.SIZE_BYTES].to_numpy().sum()),
+        stage_seconds={
+            "fetch": float(fetch.sum()),
+            "decode": float(decode.sum()),
+            "embed": float(embedded[EMBED_SECONDS].to_numpy().sum()),
+            "put": put_seconds,
+        },
+        finished_at=time.time(),
+        slowest=tuple(sorted(notes, key=lambda note: -note.seconds)[:_NOTES]),
+        failures=tuple(note for note in notes if note.status not in HAS_FRAMES),
+        thumbnails=tuple(thumbnails[:_NOTES]),
+        already_committed=already_committed,
+    )

@@ -1,0 +1,108 @@
+"""The commit: one shard becomes one Parquet file in one create-only PUT, and nothing else is state."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+import raypipe
+from raypipe import schema
+from raypipe.embed.plan import data_name
+from raypipe.errors import CommitError
+from raypipe.storage import Folder
+
+_METADATA = b"raypipe"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """What a shard's file says of itself, in its footer."""
+
+    plan: int
+    shard: int
+    shard_digest: str
+    fingerprint: str
+    statuses: dict[str, int]
+    num_frames: int
+
+    @property
+    def num_rows(self) -> int:
+        """One row for each video of the shard."""
+        return sum(self.statuses.values())
+
+
+def shard_digest(rows: pa.Table) -> str:
+    """The digest of which contents a shard holds, the same for its plan's rows and for its file's."""
+    columns = (rows[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG))
+    lines = ("\0".join(row) for row in zip(*columns, strict=True))
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def describe_shard(rows: pa.Table, *, plan: int, shard: int, fingerprint: str) -> ShardFile:
+    """What the file of these rows, which are embedded, will say of itself."""
+    return ShardFile(
+        plan=plan,
+        shard=shard,
+        shard_digest=shard_digest(rows),
+        fingerprint=fingerprint,
+        statuses=dict(Counter(rows[schema.STATUS].to_pylist())),
+        num_frames=int(pc.sum(rows[schema.NUM_FRAMES]).as_py() or 0),
+    )
+
+
+def put_shard(output: Folder, rows: pa.Table, about: ShardFile) -> bool:
+    """Commit a shard; False when another attempt had committed it.
+
+    Raises:
+        CommitError: what is there under the shard's name is not this shard.
+    """
+    sink = io.BytesIO()
+    metadata = {
+        "raypipe": raypipe.__version__,
+        **{name: getattr(about, name) for name in ShardFile.__dataclass_fields__},
+    }
+    pq.write_table(rows.replace_schema_metadata({_METADATA: json.dumps(metadata).encode()}), sink, compression="zstd")
+    if output.put_new(data_name(about.plan, about.shard), sink.getvalue()):
+        return True
+    check_shard(output, about.plan, about.shard, shard_digest=about.shard_digest, fingerprint=about.fingerprint)
+    return False
+
+
+def check_shard(output: Folder, plan: int, shard: int, *, shard_digest: str, fingerprint: str) -> ShardFile:
+    """Read a committed shard's footer and hold it against its plan.
+
+    Raises:
+        CommitError: the file is not this shard.
+    """
+    found = read_shard_file(output, data_name(plan, shard))
+    asked = (plan, shard, shard_digest, fingerprint)
+    if (found.plan, found.shard, found.shard_digest, found.fingerprint) != asked:
+        msg = (
+            f"{output.child(data_name(plan, shard))} is not shard {shard} of plan {plan}: something else wrote it. "
+            "Move it away and run the same command again."
+        )
+        raise CommitError(msg)
+    return found
+
+
+def read_shard_file(output: Folder, name: str) -> ShardFile:
+    """Read what a shard's file says of itself, from its footer alone.
+
+    Raises:
+        CommitError: it is not a Parquet file of raypipe.
+    """
+    try:
+        with output.open_input(name) as file:
+            metadata: dict[str, Any] = json.loads(pq.read_schema(file).metadata[_METADATA])
+        metadata.pop("raypipe")
+        return ShardFile(**metadata)
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"{output.child(name)} is not a file of raypipe: {reason}. Move it away and run the same command again."
+        raise CommitError(msg) from None

@@ -1,0 +1,206 @@
+"""The weights of a backbone: found once by the driver, identified by a digest, handed to every actor as arrays."""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import pickle
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from raypipe.errors import RaypipeError, WeightsError
+from raypipe.models.backbone import build_network, head_name, pretrained_url
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Float32 arrays under torchvision's names, the head left out, and the SHA-256 that tells them from any others."""
+
+    state_dict: Arrays
+    digest: str
+
+
+def resolve_weights(name: str, weights: str, *, read_bytes: Callable[[str], bytes]) -> Weights:
+    """Find the weights of a backbone.
+
+    ``weights`` is ``default`` (torchvision's, from the torch hub cache or downloaded into it), ``random`` (the same on
+    every machine) or what ``read_bytes`` reads: the path or URI of a state dict, ``.safetensors``, ``.pth`` or ``.pt``.
+
+    Raises:
+        ConfigError: the name is unknown.
+        WeightsError: the weights cannot be found, read or fitted to the backbone.
+    """
+    if weights == "random":
+        arrays = _random_arrays(name)
+    elif weights == "default":
+        arrays = _fit(_read_default(name), name=name, source="default")
+    else:
+        try:
+            data = read_bytes(weights)
+        except (OSError, RaypipeError) as error:
+            msg = f"Cannot read the weights {weights!r}: {_one_line(error)} Give default, random, a path or a URI."
+            raise WeightsError(msg) from error
+        arrays = _fit(_parse(data, source=weights), name=name, source=weights)
+    return Weights(state_dict=arrays, digest=_digest(arrays))
+
+
+def _read_default(name: str) -> Mapping[str, object]:
+    url = pretrained_url(name)
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    cached = folder / PurePosixPath(urlsplit(url).path).name
+    if cached.exists():
+        return _parse(cached.read_bytes(), source=str(cached))
+    try:
+        # torch announces the download on stdout, which belongs to what a command prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            state_dict: Mapping[str, object] = torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+            )
+    except (OSError, HTTPException, RuntimeError) as error:  # the last is a wrong hash
+        msg = (
+            f"Cannot download the weights {url}: {_one_line(error)} "
+            f"Put that file into {folder} by hand, or use `weights: random` for a dry run."
+        )
+        raise WeightsError(msg) from error
+    return state_dict
+
+
+def _parse(data: bytes, *, source: str) -> Mapping[str, object]:
+    if not source.endswith((".safetensors", ".pth", ".pt")):
+        msg = f"The weights {source!r} are of no known format. Give default, random, or a .safetensors, .pth or .pt."
+        raise WeightsError(msg)
+    try:
+        if source.endswith(".safetensors"):
+            tree: object = safetensors.torch.load(data)
+        else:
+            tree = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        msg = f"The weights {source!r} are no plain state dict; pickled code is not run. Save them as .safetensors."
+        raise WeightsError(msg) from None
+    except Exception as error:  # a damaged file makes the parsers raise nearly anything
+        msg = f"The weights {source!r} are damaged: {_one_line(error)} Save or download them again."
+        raise WeightsError(msg) from error
+    while isinstance(tree, Mapping) and isinstance(tree.get("state_dict"), Mapping):
+        tree = tree["state_dict"]
+    if not isinstance(tree, Mapping):
+        msg = f"The weights {source!r} hold a {type(tree).__name__}, not a state dict. Save model.state_dict()."
+        raise WeightsError(msg)
+    return {str(key).removeprefix("module."): value for key, value in tree.items()}
+
+
+def _fit(tree: Mapping[str, object], *, name: str, source: str) -> Arrays:
+    """Take what the backbone needs of a state dict, in the network's order; the first that does not fit is raised."""
+    shapes = weight_shapes(name)
+    problem = next((problem for key, shape in shapes.items() if (problem := _misfit(tree.get(key), key, shape))), "")
+    for key in tree:
+        if not problem and key not in shapes and not _is_unused(name, key):
+            problem = f"{key!r} is no tensor of it"
+    if problem:
+        msg = f"The weights {source!r} do not fit {name}: {problem}. Give weights of {name}, or name their backbone."
+        raise WeightsError(msg)
+    return {key: _float32(tree[key]) for key in shapes}
+
+
+def _misfit(value: object, key: str, shape: tuple[int, ...]) -> str:
+    if value is None:
+        return f"{key!r} is missing"
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        kind = f"{value.layout} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+        return f"{key!r} is {kind}, not a dense tensor of floats"
+    if tuple(value.shape) != shape:
+        return f"{key!r} has shape {tuple(value.shape)} instead of {shape}"
+    if not value.isfinite().all():
+        return f"{key!r} holds NaN or infinity"
+    return ""
+
+
+def _float32(value: object) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = torch.as_tensor(value).detach().to(torch.float32).contiguous().numpy()
+    return array
+
+
+def weight_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor that an embedding depends on, in the network's order: no head, no training counters."""
+    state = build_network(name).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items() if not _is_unused(name, key)}
+
+
+def _is_unused(name: str, key: str) -> bool:
+    return key.startswith(f"{head_name(name)}.") or key.endswith(".num_batches_tracked")
+
+
+def _random_arrays(name: str) -> Arrays:
+    """Draw weights whose embeddings stay finite in float16 and tell images apart, at any depth.
+
+    He initialisation, with two changes. Every filter behind a ReLU has mean zero: what all images share after a ReLU
+    is its positive mean, and layer upon layer it would leave one direction for all. And a residual block adds little,
+    1 / (4 x blocks) of variance, so that the sum neither grows with depth nor forgets the shallow layers.
+    """
+    shapes = weight_shapes(name)
+    last_norms = _last_norms(shapes)
+    generator = np.random.default_rng(_SEED)
+    arrays: Arrays = {}
+    is_first = True
+    for key, shape in shapes.items():
+        if len(shape) > 1:
+            arrays[key] = _random_filters(generator, shape, centered=not is_first)
+            is_first = False
+        elif key in last_norms:
+            arrays[key] = np.full(shape, 0.5 / math.sqrt(len(last_norms)), dtype=np.float32)
+        else:
+            value = 1 if key.endswith((".weight", ".running_var")) else 0
+            arrays[key] = np.full(shape, value, dtype=np.float32)
+    return arrays
+
+
+def _random_filters(
+    generator: np.random.Generator, shape: tuple[int, ...], *, centered: bool
+) -> npt.NDArray[np.float32]:
+    """Uniform, because that takes no logarithm: every machine computes the same bits, and so the same digest."""
+    filters = generator.random(shape, dtype=np.float32) - np.float32(0.5)
+    axes = tuple(range(1, len(shape)))
+    if centered:
+        # Exact in float64, whatever the order in which a processor adds up.
+        filters -= filters.mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32)
+    # A ReLU halves the mean square of its input; a share 1 / pi of that half is the square of the mean.
+    gain = 2 / (1 - 1 / math.pi) if centered else 2
+    filters *= np.float32(math.sqrt(12 * gain / math.prod(shape[1:])))
+    return filters
+
+
+def _last_norms(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Weights of the batch norm that ends each residual block; none in a VGG."""
+    last = {}
+    for key in shapes:
+        if match := re.fullmatch(r"(layer\d+\.\d+)\.bn\d\.weight", key):
+            last[match[1]] = key
+    return set(last.values())
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(arrays):
+        array = arrays[key]
+        digest.update(json.dumps([key, array.dtype.str, array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if text.endswith(".") else f"{text}."

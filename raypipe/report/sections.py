@@ -1,0 +1,188 @@
+"""The parts of a report's page below its headline: each takes the record and returns markup, or nothing."""
+
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+
+from raypipe.report.charts import share_bar, stacked_bar
+from raypipe.report.markup import Html, tag
+from raypipe.report.record import RunRecord, VideoNote
+from raypipe.report.text import NOTHING, format_count, format_seconds, format_share, plural, redact, shorten
+from raypipe.status import HAS_FRAMES
+
+_STAGES = ("download", "decode", "embed", "put")
+_SHADES = 6
+_OPEN_FAILURES = 10
+_MAX_KINDS = 12
+_CAPTION_CHARS = 44
+_ID_CHARS = 160
+
+
+def section(title: str, *children: str, note: str = "") -> Html:
+    """Return a titled section, with one line of explanation where it needs one."""
+    explained = tag("p", note, class_="note") if note else Html("")
+    return tag("section", tag("h2", title), explained, *children)
+
+
+def troubles(record: RunRecord) -> Html:
+    """Say how the run ended where it did not end well, and which shards could not be finished."""
+    if not record.message and not record.problems:
+        return Html("")
+    lines = [tag("li", tag("bdi", problem)) for problem in record.problems]
+    if record.num_problems > len(record.problems):
+        lines.append(tag("li", f"and {format_count(record.num_problems - len(record.problems))} more"))
+    title = f"{plural(record.num_problems, 'shard')} could not be finished" if record.num_problems else ""
+    return tag(
+        "aside",
+        tag("p", tag("bdi", record.message)) if record.message else Html(""),
+        tag("h3", title) if title else Html(""),
+        tag("ul", *lines) if lines else Html(""),
+        class_="trouble",
+    )
+
+
+def stages(record: RunRecord) -> Html:
+    """Show the seconds of each stage over all slots, and what is left of their time."""
+    spent = [(stage, record.stage_seconds[stage]) for stage in _STAGES if stage in record.stage_seconds]
+    spent += sorted((stage, seconds) for stage, seconds in record.stage_seconds.items() if stage not in _STAGES)
+    rows = [(stage, seconds, f"shade{min(index, _SHADES - 1)}") for index, (stage, seconds) in enumerate(spent)]
+    if record.idle_seconds is not None:
+        rows.append(("idle or other", record.idle_seconds, "idle"))
+    whole = sum(seconds for _, seconds, _ in rows)
+    if not any(record.stage_seconds.values()):
+        return Html("")
+    bar = stacked_bar(
+        [(class_, seconds / whole, f"{stage} {format_share(seconds / whole)}") for stage, seconds, class_ in rows]
+    )
+    body = [
+        tag(
+            "tr",
+            tag("th", tag("span", class_=f"swatch {class_}"), stage, scope="row"),
+            tag("td", format_seconds(seconds), class_="num"),
+            tag("td", format_share(seconds / whole), class_="num"),
+        )
+        for stage, seconds, class_ in rows
+    ]
+    slots = f" of {plural(record.num_slots, 'slot')}" if record.num_slots else ""
+    return section("Where the time went", bar, tag("table", *body), note=f"Wall time{slots}, added up.")
+
+
+def statuses(record: RunRecord) -> Html:
+    """Show how many videos ended in each status."""
+    if not record.num_videos:
+        return Html("")
+    rows = []
+    for status, count in sorted(record.statuses.items(), key=lambda item: (item[0] not in HAS_FRAMES, -item[1])):
+        share = count / record.num_videos
+        rows.append(
+            tag(
+                "tr",
+                tag("th", status, scope="row"),
+                tag("td", share_bar(share, "shade0" if status in HAS_FRAMES else "failed"), class_="wide"),
+                tag("td", format_count(count), class_="num"),
+                tag("td", format_share(share), class_="num"),
+            )
+        )
+    return section("How videos ended", tag("table", *rows, class_="bars"), note="One row of the output for each video.")
+
+
+def thumbnails(record: RunRecord) -> Html:
+    """Show a few of the embedded videos as pictures."""
+    figures = [
+        tag(
+            "figure",
+            tag("img", src=f"data:image/jpeg;base64,{b64encode(jpeg).decode('ascii')}", alt=""),
+            tag("figcaption", tag("bdi", shorten(video_id, max_chars=_CAPTION_CHARS)), title=video_id),
+        )
+        for video_id, jpeg in record.thumbnails
+    ]
+    if not figures:
+        return Html("")
+    return section(
+        "What was embedded", tag("div", *figures, class_="gallery"), note="The middle frame of a few videos."
+    )
+
+
+def failures(record: RunRecord) -> Html:
+    """List the failures by cause, then one by one."""
+    if not record.failures:
+        return Html("")
+    kinds = [
+        tag(
+            "tr",
+            tag("td", tag("span", status, class_="status")),
+            tag("td", tag("bdi", kind or NOTHING), class_="wide"),
+            tag("td", format_count(count), class_="num"),
+        )
+        for (status, kind), count in record.failure_kinds.most_common(_MAX_KINDS)
+    ]
+    named = record.failure_kinds.total()
+    note = f"Causes of {plural(named, 'failure')}"
+    if named < record.num_failed_videos:
+        note += f" that shards named, of {format_count(record.num_failed_videos)}"
+    shown, folded = record.failures[:_OPEN_FAILURES], record.failures[_OPEN_FAILURES:]
+    more = tag("details", tag("summary", f"Show {format_count(len(folded))} more"), _notes(folded)) if folded else ""
+    return section("Failures", tag("table", *kinds, class_="kinds"), _notes(shown), more, note=f"{note}.")
+
+
+def _notes(notes: list[VideoNote]) -> Html:
+    return tag(
+        "ul",
+        *(
+            tag(
+                "li",
+                _video_id(note.video_id),
+                tag("p", tag("span", note.status, class_="status"), " ", tag("bdi", note.error or NOTHING)),
+            )
+            for note in notes
+        ),
+        class_="notes",
+    )
+
+
+def _video_id(video_id: str) -> Html:
+    shown = shorten(video_id, max_chars=_ID_CHARS)
+    return tag("bdi", shown, class_="id") if shown == video_id else tag("bdi", shown, class_="id", title=video_id)
+
+
+def slowest(record: RunRecord) -> Html:
+    """List the videos that took longest to download and decode."""
+    rows = [
+        tag(
+            "tr",
+            tag("td", format_seconds(note.seconds), class_="num"),
+            tag("td", _video_id(note.video_id), class_="wide"),
+            tag("td", note.status, class_="" if note.status in HAS_FRAMES else "bad"),
+        )
+        for note in record.slowest
+    ]
+    if not rows:
+        return Html("")
+    return section("Slowest videos", tag("table", *rows), note="Seconds of download and decoding.")
+
+
+def settings(record: RunRecord) -> Html:
+    """Show what the run was started with, on what, and with which versions."""
+    run = {"fingerprint": record.fingerprint, "plans": ", ".join(map(str, record.plans))}
+    groups = (("Run", run), ("Settings", record.settings), ("Machine", record.machine), ("Versions", record.versions))
+    command = tag("p", redact(record.command), class_="command") if record.command else Html("")
+    lists = []
+    for title, mapping in groups:
+        rows = [
+            tag("tr", tag("th", key, scope="row"), tag("td", tag("bdi", redact(value))))
+            for key, value in _leaves(mapping)
+            if value
+        ]
+        if rows:
+            lists.append(tag("div", tag("h3", title), tag("table", *rows, class_="facts")))
+    if not lists and not record.command:
+        return Html("")
+    return section("Settings and versions", command, tag("div", *lists, class_="columns"))
+
+
+def _leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            shown = str(value).lower() if isinstance(value, bool) else str(value)
+            yield f"{prefix}{key}", NOTHING if value is None else shown

@@ -1,0 +1,10 @@
+"""Folders and objects by URI: ``s3://bucket/prefix``, a local path or ``file://``; list, read if unchanged, put once.
+
+Credentials, region and endpoint come from the usual AWS variables and profiles, never from a URI.
+"""
+
+from raypipe.storage.base import StoredObject
+from raypipe.storage.folder import Folder, read_object
+from raypipe.storage.videos import list_videos
+
+__all__ = ["Folder", "StoredObject", "list_videos", "read_object"]

@@ -1,0 +1,37 @@
+"""What a storage can do, whichever it is: the contract that ``local`` and ``s3`` fulfil with the same functions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object as a listing saw it."""
+
+    uri: str  # read_object() takes it as it is: nothing in it is escaped
+    key: str  # relative to the listed folder, "/" between its parts
+    size_bytes: int
+    etag: str  # S3: without its quotes; a local file: its modification time in ns and its size, both in hex
+
+
+class Storage(Protocol):
+    """Every ``uri`` and ``root`` is normalised; a ``root`` ends in no slash."""
+
+    def list_objects(self, root: str, prefix: str) -> Iterator[StoredObject]:
+        """Every object below ``root`` whose key begins with ``prefix``, in no promised order."""
+
+    def stat(self, uri: str) -> StoredObject | None:
+        """The object, its key the last part of its URI; None when there is none."""
+
+    def read(self, uri: str, *, tail_bytes: int | None) -> bytes:
+        """The whole object, or at most its last ``tail_bytes``."""
+
+    def open_input(self, uri: str) -> BinaryIO:
+        """Open for random access."""
+
+    def put_new(self, uri: str, data: bytes) -> bool:
+        """Create the object unless it exists; True when this call created it."""
+
+    def read_object(self, uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
+        """Copy the object into ``into`` if it still has this etag, and return its size in bytes."""

@@ -1,0 +1,145 @@
+"""A folder by URI, and the one object that a plan names: the two things that jobs ask a storage for."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from raypipe.errors import ConfigError, StorageError
+from raypipe.storage import local, s3
+from raypipe.storage.base import Storage, StoredObject
+
+MARKER = ".raypipe"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that may not exist yet; ``uri`` is normalised, and a local path is made absolute.
+
+    Names are relative to it. Nothing is cached: every call asks the storage.
+    """
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        """Normalise the URI.
+
+        Raises:
+            ConfigError: the URI is of a kind that raypipe does not read.
+        """
+        object.__setattr__(self, "uri", normalise(self.uri).rstrip("/") or "/")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def child(self, name: str) -> str:
+        """Return the URI of an object in this folder."""
+        return f"{self.uri.rstrip('/')}/{name}"
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield every object in and below this folder whose key begins with ``prefix``, in no promised order.
+
+        Nothing is yielded for a folder that does not exist.
+
+        Raises:
+            StorageError: the bucket is missing, or the storage refuses or cannot be reached.
+        """
+        return storage_of(self.uri).list_objects(self.uri, prefix)
+
+    def stat(self, name: str) -> StoredObject | None:
+        """Return what the storage says of one object, None when there is none.
+
+        Raises:
+            StorageError: the storage refuses or cannot be reached.
+        """
+        return storage_of(self.uri).stat(self.child(name))
+
+    def exists(self, name: str) -> bool:
+        """Ask whether an object of this name is there; raises like ``stat``."""
+        return self.stat(name) is not None
+
+    def read(self, name: str) -> bytes:
+        """Read a whole object.
+
+        Raises:
+            ObjectError: it is missing, denied, or cannot be read.
+            StorageError: the storage refuses or cannot be reached.
+        """
+        return storage_of(self.uri).read(self.child(name), tail_bytes=None)
+
+    def read_tail(self, name: str, size_bytes: int) -> bytes:
+        """Read the last ``size_bytes`` of an object, or all of it when it is smaller; raises like ``read``."""
+        return storage_of(self.uri).read(self.child(name), tail_bytes=size_bytes)
+
+    def open_input(self, name: str) -> BinaryIO:
+        """Open an object for random access, pinned to its present content; raises like ``read``."""
+        return storage_of(self.uri).open_input(self.child(name))
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Create an object in one step; False when one of that name is there already, which is left as it is.
+
+        False may also mean that this very call made it: a reply can be lost and the request sent again. Whoever needs
+        to know reads it. No reader ever sees a part of ``data``, even when this process is killed.
+
+        Raises:
+            StorageError: the storage refuses or cannot be reached.
+        """
+        return storage_of(self.uri).put_new(self.child(name), data)
+
+    def check_writable(self) -> None:
+        """Prove that objects can be created here, and only once each, by creating ``.raypipe`` unless it is there.
+
+        It needs the permission to create and no other; the marker stays, and holds nothing.
+
+        Raises:
+            StorageError: objects cannot be created, or the storage would overwrite one that exists.
+        """
+        data = b"An output folder of raypipe.\n"
+        if self.put_new(MARKER, data) and self.put_new(MARKER, data):
+            msg = (
+                f"{self.uri} overwrites an object that exists, where raypipe asks for create-only (If-None-Match: *). "
+                "Upgrade that storage, or choose another output."
+            )
+            raise StorageError(msg)
+
+
+def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
+    """Copy an object into an empty, seekable file if its etag is still ``etag``; return its size in bytes.
+
+    Raises:
+        ObjectMissingError: it is gone.
+        ObjectChangedError: it has another etag.
+        ObjectDeniedError: it may not be read.
+        ObjectTooLargeError: it is larger than ``max_size_bytes``; its body was not read.
+        ObjectUnreadableError: the storage kept failing on it.
+        StorageError: no object can be read: bad credentials, no such bucket, no such host.
+    """
+    return storage_of(uri).read_object(uri, etag=etag, max_size_bytes=max_size_bytes, into=into)
+
+
+def normalise(uri: str) -> str:
+    """Make a local path absolute, and drop ``file://`` and the ``a`` of ``s3a://``; an S3 key is left as it is.
+
+    Raises:
+        ConfigError: the URI is of a kind that raypipe does not read.
+    """
+    scheme = _SCHEME.match(uri)
+    if scheme is None and uri:
+        return os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111 - pathlib is lossy: it drops "//" and "./"
+    if uri.startswith("file://"):
+        return os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100
+    if uri.startswith(("s3://", "s3a://")):
+        path = uri.partition("://")[2]
+        if path.partition("/")[0]:
+            return f"s3://{path}"
+        msg = f"{uri!r} names no bucket. Write s3://BUCKET/PREFIX."
+        raise ConfigError(msg)
+    msg = f"Cannot use {uri!r} as a storage. Choose one of s3://BUCKET/PREFIX, a local path or file:///PATH."
+    raise ConfigError(msg)
+
+
+def storage_of(uri: str) -> Storage:
+    """Return the module that handles a normalised URI."""
+    return s3 if uri.startswith("s3://") else local

@@ -1,0 +1,196 @@
+"""Folders of this machine, or of one that it mounts, as a storage."""
+
+import errno
+import logging
+import os
+import secrets
+import stat as stat_module
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from raypipe.errors import (
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectMissingError,
+    ObjectTooLargeError,
+    ObjectUnreadableError,
+    StorageError,
+)
+from raypipe.storage.base import StoredObject
+
+CHUNK_BYTES = 1_048_576
+_TEMPORARY = (".raypipe-", ".tmp")  # hidden from listings here, and from Spark, DuckDB and pyarrow by its leading dot
+_log = logging.getLogger(__name__)
+
+
+def list_objects(root: str, prefix: str) -> Iterator[StoredObject]:
+    """Yield the regular files below ``root``, folder by folder in name order; links are followed.
+
+    A name that is not UTF-8 fits no Parquet string and no URI: it is skipped with a warning.
+    """
+    folder, _, name_prefix = prefix.rpartition("/")
+    key_prefix = f"{folder}/" if folder else ""
+    start = os.path.join(root, folder)  # noqa: PTH118 - pathlib would change the names
+    if os.path.isdir(start):  # noqa: PTH112
+        yield from _walk(start, key_prefix, name_prefix, frozenset())
+
+
+def _walk(folder: str, key_prefix: str, name_prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[StoredObject]:
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+        with os.scandir(folder) as scan:
+            entries = sorted((entry for entry in scan if entry.name.startswith(name_prefix)), key=lambda e: e.name)
+    except OSError as error:
+        msg = f"Cannot list {folder!r}: {error.strerror}. Check its permissions."
+        raise StorageError(msg) from error
+    above |= {(status.st_dev, status.st_ino)}
+    for entry in entries:
+        if not _is_utf8(entry.name):
+            _log.warning("Skipped %r: its name is not UTF-8. Rename it to have it read.", entry.path)
+            continue
+        try:
+            status = entry.stat()
+        except OSError as error:
+            _log.warning("Skipped %r: %s.", entry.path, error.strerror)  # a dangling link, or deleted meanwhile
+            continue
+        if stat_module.S_ISDIR(status.st_mode):
+            if (status.st_dev, status.st_ino) not in above:  # else a link to a folder above: no end
+                yield from _walk(entry.path, f"{key_prefix}{entry.name}/", "", above)
+        elif stat_module.S_ISREG(status.st_mode) and not _is_temporary(entry.name):
+            yield StoredObject(entry.path, f"{key_prefix}{entry.name}", status.st_size, _etag(status))
+
+
+def stat(uri: str) -> StoredObject | None:
+    """Return a regular file, None for anything else."""
+    try:
+        status = os.stat(uri)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        msg = f"Cannot look at {uri!r}: {error.strerror}. Check its permissions."
+        raise StorageError(msg) from error
+    if not stat_module.S_ISREG(status.st_mode):
+        return None
+    return StoredObject(uri, uri.rpartition("/")[2], status.st_size, _etag(status))
+
+
+def read(uri: str, *, tail_bytes: int | None) -> bytes:
+    """Read a whole file, or at most its last ``tail_bytes``."""
+    with open_input(uri) as file, _object_problems(uri):
+        if tail_bytes is not None:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
+        return file.read()
+
+
+def open_input(uri: str) -> BinaryIO:
+    """Open a regular file for reading; a pipe or device is refused at once, never waited for."""
+    with _object_problems(uri):
+        descriptor = os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat_module.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            msg = f"{uri!r} is not a file."
+            raise ObjectUnreadableError(msg)
+        return os.fdopen(descriptor, "rb")
+
+
+def put_new(uri: str, data: bytes) -> bool:
+    """Write a hidden temporary file, then link it to its name: a link either is there or is not."""
+    target = Path(uri)
+    temporary = target.with_name(f"{_TEMPORARY[0]}{secrets.token_hex(8)}{_TEMPORARY[1]}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_create(uri, error) from error
+    try:
+        if os.path.lexists(target):  # the usual case of a resumed run: do not write what will be refused
+            return False
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _cannot_create(uri, error) from error
+    return True
+
+
+def _cannot_create(uri: str, error: OSError) -> StorageError:
+    if error.errno in {errno.EPERM, errno.ENOTSUP}:
+        advice = "That file system may lack hard links, which create a file only once; choose another output."
+    else:
+        advice = "Check its permissions and free space, or choose another output."
+    return StorageError(f"Cannot create {uri!r}: {error.strerror}. {advice}")
+
+
+def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
+    """Copy a file that was not written to since it was listed, nor while it was copied."""
+    with open_input(uri) as file:
+        status = os.fstat(file.fileno())
+        _check_etag(uri, etag, status)
+        if status.st_size > max_size_bytes:
+            msg = f"{uri} has {status.st_size} bytes; the limit is {max_size_bytes}."
+            raise ObjectTooLargeError(msg)
+        copied = 0
+        while chunk := _read_chunk(file, uri):
+            into.write(chunk)
+            copied += len(chunk)
+        _check_etag(uri, etag, os.fstat(file.fileno()))
+        return copied
+
+
+def _read_chunk(file: BinaryIO, uri: str) -> bytes:
+    with _object_problems(uri):
+        return file.read(CHUNK_BYTES)
+
+
+def _check_etag(uri: str, etag: str, status: os.stat_result) -> None:
+    if _etag(status) != etag:
+        msg = f"{uri} changed: its etag is {_etag(status)}, the plan says {etag}."
+        raise ObjectChangedError(msg)
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(_TEMPORARY[0]) and name.endswith(_TEMPORARY[1])
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _object_problems(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        msg = f"{uri} does not exist."
+        raise ObjectMissingError(msg) from error
+    except PermissionError as error:
+        msg = f"{uri} may not be read. Check its permissions."
+        raise ObjectDeniedError(msg) from error
+    except OSError as error:
+        msg = f"{uri} cannot be read: {error.strerror}."
+        raise ObjectUnreadableError(msg) from error

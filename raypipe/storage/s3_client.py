@@ -1,0 +1,224 @@
+"""The connection to S3: one client per process and environment, its limits, and what its errors mean."""
+
+import asyncio
+import functools
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import aiohttp
+import s3fs
+from botocore import exceptions as boto  # type: ignore[import-untyped]
+from fsspec.asyn import get_loop
+
+from raypipe.errors import (
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectError,
+    ObjectMissingError,
+    ObjectUnreadableError,
+    RaypipeError,
+    StorageError,
+)
+
+# A request that keeps failing for reasons that may pass is given up RETRY_SECONDS after it began, at the latest
+# MAX_ATTEMPTS x READ_TIMEOUT_SECONDS later: the storage's own client makes so many attempts close together.
+RETRY_SECONDS = 60.0
+UNREACHABLE_SECONDS = 10.0  # instead, where nobody listens: enough for a restart, and soon enough for a wrong address
+MAX_ATTEMPTS = 3
+CONNECT_TIMEOUT_SECONDS = 5.0
+READ_TIMEOUT_SECONDS = 15.0
+MAX_PAUSE_SECONDS = 8.0
+MAX_CONNECTIONS = 64
+
+T = TypeVar("T")
+FAILURES = (boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, OSError)
+_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.TokenRetrievalError,
+    boto.SSOError,
+    boto.ProfileNotFound,
+    boto.ConfigParseError,
+)
+_UNREACHABLE = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
+_CREDENTIAL_ADVICE = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE."
+_BUCKET_ADVICE = "Check the bucket's name, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION."
+_ADVICE = {  # codes that no object has to answer for -> what to do
+    "AccountProblem": "Check the AWS account.",
+    "AllAccessDisabled": "Check the AWS account.",
+    "AuthorizationHeaderMalformed": _BUCKET_ADVICE,
+    "ExpiredToken": "Renew the credentials.",
+    "ExpiredTokenException": "Renew the credentials.",
+    "IllegalLocationConstraintException": _BUCKET_ADVICE,
+    "InvalidAccessKeyId": _CREDENTIAL_ADVICE,
+    "InvalidBucketName": _BUCKET_ADVICE,
+    "InvalidToken": _CREDENTIAL_ADVICE,
+    "NoSuchBucket": "Check its name, or create it.",
+    "PermanentRedirect": _BUCKET_ADVICE,
+    "RequestTimeTooSkewed": "Set this machine's clock.",
+    "SignatureDoesNotMatch": _CREDENTIAL_ADVICE,
+    "TokenRefreshRequired": "Renew the credentials.",
+}
+_PASSING = frozenset({409, 425, 429, 500, 502, 503, 504})  # 409: another request for that key is under way
+_lock = threading.Lock()
+_log = logging.getLogger(__name__)
+
+
+def client() -> Any:  # noqa: ANN401 - botocore builds the class of a client at run time
+    """Return the client for this process and its AWS environment; its calls are coroutines for ``wait``.
+
+    Raises:
+        StorageError: the AWS profile or configuration is wrong.
+    """
+    try:
+        return _filesystem().s3
+    except FAILURES as error:
+        raise storage_error(error, "s3://", "connect to") from error
+
+
+def call(request: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Make a request, and make it again while it fails for a reason that may pass."""
+    began = time.monotonic()
+    failures = 0
+    while True:
+        try:
+            return wait(request())
+        except FAILURES as error:
+            patience = UNREACHABLE_SECONDS if _is_unreachable(error) else RETRY_SECONDS
+            if not _may_pass(error) or time.monotonic() - began >= patience:
+                raise
+            if not failures:
+                _log.warning("S3: %s Trying again for %g s.", _reason(error), patience)
+            failures += 1
+        pause(failures)
+
+
+def start(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start a coroutine of the client on fsspec's thread."""
+    return asyncio.run_coroutine_threadsafe(coroutine, get_loop())
+
+
+def wait(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine of the client on fsspec's thread, and wait for its result in this one."""
+    future = start(coroutine)
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # does nothing unless this thread was interrupted
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Return the bucket and the key, which may be empty and is not unescaped."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def pause(failures: int) -> None:
+    """Wait before trying again after so many failures: longer each time, and never in step with other workers."""
+    time.sleep(min(2.0 ** (failures - 1), MAX_PAUSE_SECONDS) * random.random())  # noqa: S311
+
+
+def _filesystem() -> s3fs.S3FileSystem:
+    environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    limits = (MAX_ATTEMPTS, CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)
+    with _lock:
+        return _new_filesystem(os.getpid(), environment, limits)
+
+
+@functools.lru_cache(maxsize=8)
+def _new_filesystem(
+    pid: int,  # noqa: ARG001 - connections do not survive a fork
+    environment: tuple[tuple[str, str], ...],  # noqa: ARG001 - read by botocore when the client is made
+    limits: tuple[int, float, float],
+) -> s3fs.S3FileSystem:
+    max_attempts, connect_timeout, read_timeout = limits
+    return s3fs.S3FileSystem(
+        skip_instance_cache=True,  # which keeps one per thread
+        use_listings_cache=False,
+        config_kwargs={
+            "retries": {"mode": "adaptive", "total_max_attempts": max_attempts},
+            "connect_timeout": connect_timeout,
+            "read_timeout": read_timeout,
+            "max_pool_connections": MAX_CONNECTIONS,
+        },
+    )
+
+
+def code_of(error: Exception) -> str:
+    """Return the storage's own code, "" when it gave none; a HEAD has only the HTTP status."""
+    response = getattr(error, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def status_of(error: Exception) -> int:
+    """Return the HTTP status, 0 when there was no reply."""
+    response = getattr(error, "response", None) or {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def storage_error(error: Exception, uri: str, action: str, *, permission: str = "") -> StorageError:
+    """Say in one line why ``action`` on ``uri`` failed and what to do about it."""
+    if isinstance(error, _CREDENTIALS):
+        advice = _CREDENTIAL_ADVICE
+    elif isinstance(error, _UNREACHABLE):
+        advice = "Check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the network."
+    elif (code := code_of(error)) in _ADVICE:
+        advice = _ADVICE[code]
+    elif status_of(error) in {401, 403}:
+        advice = f"These credentials need {permission} there." if permission else _CREDENTIAL_ADVICE
+    elif isinstance(error, boto.ParamValidationError):
+        advice = _BUCKET_ADVICE
+    else:
+        advice = "Run the same command again; if it keeps failing, ask who runs that storage."
+    bucket, _ = split(uri)
+    where = f"{uri} (bucket {bucket!r})" if bucket else "S3"
+    return StorageError(f"Cannot {action} {where}: {_reason(error)} {advice}")
+
+
+def object_error(error: Exception, uri: str) -> RaypipeError:
+    """Tell an error of one object from one that every other object would share."""
+    if (
+        isinstance(error, (*_CREDENTIALS, boto.ParamValidationError))
+        or code_of(error) in _ADVICE
+        or _is_unreachable(error)
+    ):
+        return storage_error(error, uri, "read")
+    kinds: dict[int, type[ObjectError]] = {
+        401: ObjectDeniedError,
+        403: ObjectDeniedError,
+        404: ObjectMissingError,
+        410: ObjectMissingError,
+        412: ObjectChangedError,
+    }
+    kind = kinds.get(status_of(error), ObjectUnreadableError)
+    return kind(f"{uri}: {_reason(error)}")
+
+
+def _may_pass(error: Exception) -> bool:
+    if status_of(error):
+        return status_of(error) in _PASSING or code_of(error) in {"RequestTimeout", "SlowDown", "Throttling"}
+    if isinstance(error, (boto.SSLError, boto.ProxyConnectionError)):
+        return False  # wrong settings
+    return isinstance(error, (boto.HTTPClientError, boto.ConnectionError, aiohttp.ClientError, OSError))
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Tell an endpoint that takes no connection from one that broke a connection off."""
+    if isinstance(error, boto.EndpointConnectionError):
+        return isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
+    return isinstance(error, _UNREACHABLE)
+
+
+def _reason(error: Exception) -> str:
+    response = getattr(error, "response", None) or {}
+    message = str(response.get("Error", {}).get("Message") or str(error) or type(error).__name__)
+    line = " ".join(message.split()).rstrip(".")
+    code = code_of(error)
+    return f"{line} ({code})." if code and code != line else f"{line}."

@@ -1,0 +1,78 @@
+"""Which objects of an input are videos to plan."""
+
+import re
+from collections.abc import Iterator
+
+from fsspec.utils import glob_translate
+
+from raypipe.errors import ConfigError
+from raypipe.storage.base import StoredObject
+from raypipe.storage.folder import Folder, storage_of
+
+# What lies beside videos in a bucket. Anything else is planned: a video is told by its bytes, not by its name.
+SIDECAR_EXTENSIONS = frozenset(
+    (
+        *("json", "jsonl", "ndjson", "txt", "csv", "tsv", "parquet", "arrow", "avro", "orc", "xml", "md", "rst"),
+        *("yaml", "yml", "toml", "ini", "html", "htm", "pdf", "log", "sql", "sqlite", "db", "sha256", "md5"),
+        *("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "svg", "heic", "avif"),
+        *("srt", "vtt", "ass", "ssa", "sub", "idx", "nfo"),
+        *("mp3", "wav", "flac", "m4a", "aac", "opus"),
+        *("zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar"),
+        *("npy", "npz", "pt", "pth", "pkl", "safetensors", "onnx", "tfrecord"),
+        *("py", "sh", "ipynb"),
+    )
+)
+_GLOB = re.compile(r"[*?\[]")
+
+
+def list_videos(input_uri: str, *, exclude_under: str = "") -> Iterator[StoredObject]:
+    """Yield what may be a video; ``key`` is relative to the input folder, or a glob's part before its first wildcard.
+
+    A folder yields all but hidden names, sidecar files (by extension) and what lies below ``exclude_under``; a single
+    object or a glob (``*``, ``?``, ``[…]``, ``**`` for any folders) yields what it names. An input that exists as it is
+    written is never taken for a glob. An input that names nothing yields nothing.
+
+    Raises:
+        ConfigError: the URI is wrong, or the input is the folder to exclude.
+        StorageError: the bucket is missing, or the storage refuses or cannot be reached.
+    """
+    folder = Folder(input_uri)
+    excluded = Folder(exclude_under).uri if exclude_under else ""
+    if folder.uri == excluded:
+        msg = f"Input and output are both {excluded!r}. Give the output its own folder, such as {excluded}/embeddings."
+        raise ConfigError(msg)
+    skipped = (
+        f"{excluded}/" if excluded.startswith(folder.child("")) else None
+    )  # an output around the input hides nothing
+    is_folder = False
+    for stored in folder.list():
+        is_folder = True
+        if _may_be_video(stored.key) and not (skipped and stored.uri.startswith(skipped)):
+            yield stored
+    if is_folder:
+        return
+    if (only := storage_of(folder.uri).stat(folder.uri)) is not None:
+        yield only
+    elif wildcard := _GLOB.search(folder.uri):
+        yield from _glob(folder.uri, wildcard.start())
+
+
+def _may_be_video(key: str) -> bool:
+    *folders, name = key.split("/")
+    if any(part.startswith((".", "_SUCCESS")) for part in (*folders, name)):
+        return False
+    stem, dot, extension = name.rpartition(".")
+    return not (stem and dot and extension.lower() in SIDECAR_EXTENSIONS)
+
+
+def _glob(uri: str, wildcard: int) -> Iterator[StoredObject]:
+    root, _, prefix = uri[:wildcard].rpartition("/")
+    pattern = uri[len(root) + 1 :]
+    try:
+        matches = re.compile(glob_translate(pattern)).match
+    except (ValueError, re.error) as error:
+        msg = f"{uri!r} is not a pattern: {error}. '**' stands alone between slashes; [[] is a literal [."
+        raise ConfigError(msg) from None
+    for stored in Folder(root or "/").list(prefix):
+        if matches(stored.key):
+            yield stored

@@ -1,0 +1,69 @@
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from raypipe.demo import s3_server
+from raypipe.demo.s3_server import S3Server, local_s3
+from raypipe.errors import SetupError
+from raypipe.storage import Folder
+
+
+@pytest.mark.usefixtures("s3")
+def test_two_servers_run_side_by_side(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Folder("s3://videos").put_new("only-on-the-first", b"")
+    with local_s3(tmp_path, buckets=("videos", "more")) as second:
+        assert second.endpoint_url != s3.endpoint_url
+        assert second.secret_key not in repr(second)
+        for name, value in second.environment().items():
+            monkeypatch.setenv(name, value)
+        assert not Folder("s3://videos").exists("only-on-the-first")
+        assert Folder("s3://more").put_new("x", b"")
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(second.endpoint_url)
+
+
+def test_a_missing_program_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(SetupError, match=r"pip install 'raypipe\[demo\]'"), local_s3(tmp_path):
+        pass
+
+
+def test_a_server_that_ends_is_told_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_server, "SERVER_OPTIONS", ("-no-such-option",))
+    with pytest.raises(SetupError, match=r"The S3 server ended with \d+: .*server\.log\."), local_s3(tmp_path):
+        pass
+
+
+RUN_AND_BE_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from raypipe.demo.s3_server import local_s3
+
+with local_s3(Path(sys.argv[1])) as server:
+    print(server.endpoint_url, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUN_AND_BE_KILLED, str(tmp_path)]
+    ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    assert ended.stdout.startswith("http://127.0.0.1:")
+    # The log's writer is the server: once it is gone, nobody holds the file open.
+    log = str(tmp_path / "server.log")
+    while any(_holds(process, log) for process in Path("/proc").iterdir() if process.name.isdigit()):
+        pass
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(ended.stdout.strip())
+
+
+def _holds(process: Path, path: str) -> bool:
+    try:
+        return any(os.readlink(file) == path for file in (process / "fd").iterdir())
+    except OSError:
+        return False

@@ -1,0 +1,253 @@
+"""A storage that fails as S3 does: replies by script, over real HTTP on loopback."""
+
+import base64
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+
+import pytest
+from botocore.retries.standard import ExponentialBackoff  # type: ignore[import-untyped]
+
+from raypipe.errors import (
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectMissingError,
+    ObjectTooLargeError,
+    ObjectUnreadableError,
+    StorageError,
+)
+from raypipe.storage import Folder, read_object, s3, s3_client
+
+VIDEO = b"0123456789"
+WRONG_CRC32 = base64.b64encode(struct.pack(">I", zlib.crc32(b"other"))).decode()
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int = 200
+    body: bytes = b""
+    code: str = ""  # an error, told as S3 tells it
+    size_bytes: int | None = None  # what the header says, where it differs from the body
+    etag: str = "planned"
+    headers: dict[str, str] = field(default_factory=dict)
+    hang: bool = False
+    reset: bool = False
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """Gives one reply after the other, and the last one for ever; ``requests`` are their method and headers."""
+
+    daemon_threads = True
+    requests: list[tuple[str, dict[str, str]]]
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), FaultyHandler)
+        self.replies = [Reply()]
+        self.requests = []
+        self.over = Event()
+
+
+class FaultyHandler(BaseHTTPRequestHandler):
+    server: FaultyServer
+
+    def reply(self) -> None:
+        server = self.server
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        server.requests.append((self.command, {name.lower(): value for name, value in self.headers.items()}))
+        reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
+        if reply.hang:
+            server.over.wait()
+        if reply.hang or reply.reset:
+            return
+        body = reply.body
+        if reply.code:
+            body = f"<Error><Code>{reply.code}</Code><Message>because</Message></Error>".encode()
+        self.send_response(reply.status)
+        self.send_header("Content-Length", str(len(body) if reply.size_bytes is None else reply.size_bytes))
+        self.send_header("ETag", f'"{reply.etag}"')
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_HEAD = reply  # noqa: N815 - http.server's names
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    with FaultyServer() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setattr(s3_client, "MAX_PAUSE_SECONDS", 0)
+        monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()
+
+
+def read(max_size_bytes: int = 100) -> bytes:
+    into = io.BytesIO()
+    assert read_object("s3://b/v.mp4", etag="planned", max_size_bytes=max_size_bytes, into=into) == len(into.getvalue())
+    return into.getvalue()
+
+
+@pytest.mark.parametrize("times", [2, 5])
+@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError"), (503, "ServiceUnavailable")])
+def test_a_failure_that_passes_is_outlasted(server: FaultyServer, times: int, status: int, code: str) -> None:
+    if code == "SlowDown" and times > 2:
+        pytest.skip("the client slows down for real: seconds")
+    server.replies = [Reply(status, code=code)] * times + [Reply(body=VIDEO)]
+    assert read() == VIDEO
+    assert len(server.requests) == times + 1
+
+
+def test_connections_that_break_off_are_outlasted(server: FaultyServer) -> None:
+    server.replies = [Reply(reset=True)] * 5 + [Reply(body=VIDEO)]
+    assert read() == VIDEO
+
+
+def test_a_body_that_breaks_off_is_resumed(server: FaultyServer) -> None:
+    rest = Reply(206, body=VIDEO[4:], headers={"Content-Range": "bytes 4-9/10"})
+    server.replies = [Reply(body=VIDEO[:4], size_bytes=10), rest]
+    assert read() == VIDEO
+    assert [headers.get("range") for _, headers in server.requests] == [None, "bytes=4-"]
+    assert [headers["if-match"] for _, headers in server.requests] == ['"planned"'] * 2
+
+
+def test_a_body_that_cannot_be_resumed_is_read_again(server: FaultyServer) -> None:
+    server.replies = [Reply(body=b"0123", size_bytes=10), Reply(body=b"01", size_bytes=10), Reply(body=VIDEO)]
+    assert read() == VIDEO
+
+
+def test_a_body_whose_checksum_is_wrong_is_read_again(server: FaultyServer) -> None:
+    server.replies = [Reply(body=b"corrupt...", headers={"x-amz-checksum-crc32": WRONG_CRC32}), Reply(body=VIDEO)]
+    assert read() == VIDEO
+    assert [headers.get("range") for _, headers in server.requests] == [None, None]
+
+
+def test_a_body_that_always_breaks_off_is_unreadable(server: FaultyServer) -> None:
+    server.replies = [Reply(body=b"", size_bytes=10)]
+    with pytest.raises(ObjectUnreadableError, match=r"s3://b/v\.mp4"):
+        read()
+    assert len(server.requests) == s3.BODY_ATTEMPTS
+    with pytest.raises(ObjectUnreadableError):
+        Folder("s3://b").read("v.mp4")
+
+
+@pytest.mark.parametrize("reply", [Reply(500, code="InternalError"), Reply(reset=True), Reply(hang=True)], ids=str)
+def test_what_never_passes_is_unreadable(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, reply: Reply) -> None:
+    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT_SECONDS", 0.2)
+    server.replies = [reply]
+    with pytest.raises(ObjectUnreadableError) as caught:
+        read()
+    assert "\n" not in str(caught.value)
+    assert len(server.requests) == s3_client.MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(403, code="AccessDenied"), ObjectDeniedError),
+        (Reply(403, code="InvalidObjectState"), ObjectDeniedError),
+        (Reply(404, code="NoSuchKey"), ObjectMissingError),
+        (Reply(412, code="PreconditionFailed"), ObjectChangedError),
+        (Reply(body=VIDEO, etag="other"), ObjectChangedError),
+        (Reply(400, code="InvalidRequest"), ObjectUnreadableError),
+        (Reply(206, body=VIDEO, etag="other"), ObjectChangedError),
+    ],
+    ids=str,
+)
+def test_an_error_of_one_object_is_told_at_once(server: FaultyServer, reply: Reply, error: type[Exception]) -> None:
+    server.replies = [reply]
+    with pytest.raises(error, match=r"^s3://b/v\.mp4[^\n]*$"):
+        read()
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "ExpiredToken"),
+        (403, "InvalidAccessKeyId"),
+        (403, "SignatureDoesNotMatch"),
+        (403, "RequestTimeTooSkewed"),
+        (404, "NoSuchBucket"),
+    ],
+)
+def test_an_error_of_every_object_is_a_storage_error(server: FaultyServer, status: int, code: str) -> None:
+    server.replies = [Reply(status, code=code)]
+    with pytest.raises(StorageError, match=rf"because \({code}\)"):
+        read()
+
+
+def test_an_object_that_is_too_large_is_refused_before_its_body(server: FaultyServer) -> None:
+    server.replies = [Reply(body=b"", size_bytes=10**12)]
+    with pytest.raises(ObjectTooLargeError, match="1000000000000"):
+        read()
+    assert len(server.requests) == 1
+
+
+def test_a_file_that_cannot_be_written_is_no_fault_of_the_object(server: FaultyServer) -> None:
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    server.replies = [Reply(body=VIDEO)]
+    with pytest.raises(OSError, match="No space left"):
+        read_object("s3://b/v.mp4", etag="planned", max_size_bytes=100, into=Full())
+    assert len(server.requests) == 1
+
+
+def test_put_new_is_sent_again_while_another_put_is_under_way(server: FaultyServer) -> None:
+    server.replies = [Reply(409, code="ConditionalRequestConflict"), Reply()]
+    assert Folder("s3://b").put_new("x", b"data")
+    server.replies = [Reply(409, code="ConditionalRequestConflict"), Reply(412, code="PreconditionFailed")]
+    assert not Folder("s3://b").put_new("x", b"data")
+    assert {headers.get("if-none-match") for _, headers in server.requests} == {"*"}
+
+
+def test_put_new_whose_reply_was_lost_says_that_it_is_there(server: FaultyServer) -> None:
+    server.replies = [Reply(reset=True), Reply(412, code="PreconditionFailed")]
+    assert not Folder("s3://b").put_new("x", b"data")
+
+
+@pytest.mark.parametrize(
+    ("call", "permission"),
+    [
+        (lambda: list(Folder("s3://b/x").list()), "s3:ListBucket"),
+        (lambda: Folder("s3://b/x").check_writable(), "s3:PutObject"),
+        (lambda: Folder("s3://b/x").exists("y"), "s3:GetObject"),
+    ],
+)
+def test_a_missing_permission_is_named(server: FaultyServer, call: Callable[[], object], permission: str) -> None:
+    server.replies = [Reply(403, code="AccessDenied")]
+    with pytest.raises(StorageError, match=rf"bucket 'b'.*{permission}[^\n]*$"):
+        call()
+
+
+def test_a_page_of_a_listing_is_asked_for_again(server: FaultyServer) -> None:
+    page = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+    server.replies = [Reply(500, code="InternalError")] * 5 + [Reply(body=page)]
+    assert list(Folder("s3://b").list()) == []
+    assert len(server.requests) == 6
+
+
+def test_keys_reach_the_storage_as_they_are(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[str] = []
+    monkeypatch.setattr(FaultyHandler, "log_request", lambda self, *_: paths.append(self.path))
+    server.replies = [Reply(body=VIDEO)]
+    for key in ("a//b/", "../a/./b", "x?versionId=3", "50%25+#"):
+        read_object(f"s3://b/{key}", etag="planned", max_size_bytes=100, into=io.BytesIO())
+    assert paths == ["/b/a//b/", "/b/../a/./b", "/b/x%3FversionId%3D3", "/b/50%2525%2B%23"]

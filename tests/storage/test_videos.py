@@ -1,0 +1,52 @@
+import pytest
+
+from raypipe.errors import ConfigError, StorageError
+from raypipe.storage import Folder, list_videos
+
+
+def fill(folder: Folder, *names: str) -> Folder:
+    for name in names:
+        assert folder.put_new(name, f"content of {name}".encode())
+    return folder
+
+
+def videos(uri: str, exclude_under: str = "") -> list[str]:
+    return sorted(stored.key for stored in list_videos(uri, exclude_under=exclude_under))
+
+
+def test_videos_of_a_folder(folder: Folder) -> None:
+    fill(folder, "a.mp4", "b/c.MOV", "b/no_extension", "a.json", "b/c.JPG", ".hidden.mp4", ".d/e.mp4", "_SUCCESS")
+    fill(folder, "out/data/0.parquet", "out/f.mp4", "out2/g.mp4", "json")
+    assert videos(folder.uri) == ["a.mp4", "b/c.MOV", "b/no_extension", "json", "out/f.mp4", "out2/g.mp4"]
+    assert videos(folder.uri, f"{folder.uri}/out/") == ["a.mp4", "b/c.MOV", "b/no_extension", "json", "out2/g.mp4"]
+    assert videos(f"{folder.uri}/out/", folder.uri) == ["f.mp4"]
+    with pytest.raises(ConfigError, match="are both"):
+        videos(folder.uri, f"{folder.uri}/")
+
+
+def test_one_video(folder: Folder) -> None:
+    fill(folder, "b/c.mp4", "b/c.mp4.json")
+    assert videos(f"{folder.uri}/b/c.mp4") == ["c.mp4"]
+    assert videos(f"{folder.uri}/b/none.mp4") == []
+
+
+def test_videos_of_a_glob(folder: Folder) -> None:
+    fill(folder, "x/a.mp4", "x/y/b.mp4", "x/y/z/c.mp4", "x/y/d.json", "w/e.mp4")
+    assert videos(f"{folder.uri}/x/*.mp4") == ["a.mp4"]
+    assert videos(f"{folder.uri}/x/**/*.mp4") == ["a.mp4", "y/b.mp4", "y/z/c.mp4"]
+    assert videos(f"{folder.uri}/x/y/?.*") == ["b.mp4", "d.json"]
+    assert videos(f"{folder.uri}/[wx]/*.mp4") == ["w/e.mp4", "x/a.mp4"]
+    assert videos(f"{folder.uri}/x/y*/b.mp4") == ["y/b.mp4"]
+    with pytest.raises(ConfigError, match="is not a pattern"):
+        videos(f"{folder.uri}/x/a**b")
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(folder: Folder) -> None:
+    fill(folder, "films [2020]/a*.mp4", "films 2/b.mp4")
+    assert videos(f"{folder.uri}/films [2020]") == ["a*.mp4"]
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_wildcard_in_the_bucket_is_refused() -> None:
+    with pytest.raises(StorageError, match=r"Check the bucket's name"):
+        videos("s3://vid*/x")
