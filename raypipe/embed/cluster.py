@@ -2,7 +2,9 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,14 +49,16 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it reports what Ray Data always does as errors
     quiet = logging.getLogger("raypipe").getEffectiveLevel() > logging.DEBUG
+    if quiet:  # Ray's native half reports how Ray Data always starts its actors as an error
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=not quiet,
-            logging_level=logging.ERROR if quiet else logging.INFO,
-        )
+        with _native_output_hidden() if quiet else nullcontext():
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=not quiet,
+                logging_level=logging.ERROR if quiet else logging.INFO,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         msg = f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."
@@ -65,6 +69,24 @@ def connect() -> None:
     context.target_max_block_size = None  # a block is a shard, however large
     if quiet:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _native_output_hidden() -> Iterator[None]:
+    """Keep what native code prints, such as its log level, off the terminal; failures are exceptions all the same."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream, _ in kept:
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        os.close(nowhere)
+        for stream, copy in kept:
+            os.dup2(copy, stream)
+            os.close(copy)
 
 
 def place(resources: ResourcesConfig) -> Placement:

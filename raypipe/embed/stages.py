@@ -129,6 +129,7 @@ class DecodeVideos:
             timeout_seconds=decode.timeout_seconds,
             memory_bytes=decode.memory_bytes,
         )
+        self._sandbox.isolation()  # starts the child now, not in the first video's time
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One shard."""
