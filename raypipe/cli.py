@@ -27,12 +27,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[Path | None, typer.Argument(help="A YAML file; jobs/embed.yaml lists every key.", show_default=False)]
+Config = Annotated[
+    Path | None, typer.Argument(help="A YAML file; jobs/embed.yaml lists every key.", show_default=False)
+]
 Input = Annotated[str | None, typer.Option("--input", help="Folder, prefix, glob or manifest of videos.")]
 Output = Annotated[str | None, typer.Option("--output", help="Folder of the embeddings: s3://BUCKET/PREFIX or a path.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key: backbone.name=resnet18.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key: backbone.name=resnet18.")
+]
 Retry = Annotated[str | None, typer.Option("--retry", help="Plan failed videos again: none, transient or all.")]
-MaxFailed = Annotated[float | None, typer.Option("--max-failed-fraction", help="Exit with 3 when a larger share failed.")]
+MaxFailed = Annotated[
+    float | None, typer.Option("--max-failed-fraction", help="Exit with 3 when a larger share failed.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's own log, and tracebacks.")]
 
 
@@ -84,7 +90,9 @@ def plan(
     overrides: Overrides = None,
     retry: Retry = None,
     max_failed_fraction: MaxFailed = None,
-    hourly_price: Annotated[float | None, typer.Option(help="What one machine like this costs an hour, for the estimate.")] = None,
+    hourly_price: Annotated[
+        float | None, typer.Option(help="What one machine like this costs an hour, for the estimate.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Say what embed would do, from a probe of a few videos: how much, how long, and what holds it back. Writes nothing."""
@@ -150,7 +158,9 @@ def doctor(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the catalogue, the bucket and the report go.")] = Path("demo-output"),
+    folder: Annotated[Path, typer.Option(help="Where the catalogue, the bucket and the report go.")] = Path(
+        "demo-output"
+    ),
     *,
     debug: Debug = False,
 ) -> None:

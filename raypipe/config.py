@@ -103,7 +103,11 @@ class EmbedConfig(_Section):
 
 
 def load_config(
-    model: type[ConfigT], path: str | Path | None = None, *, values: Mapping[str, Any] = {}, overrides: Iterable[str] = ()
+    model: type[ConfigT],
+    path: str | Path | None = None,
+    *,
+    values: Mapping[str, Any] = {},
+    overrides: Iterable[str] = (),
 ) -> ConfigT:
     """Read a YAML file, lay ``values`` and then ``key.sub=value`` overrides over it, and check the result.
 
@@ -169,7 +173,9 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"Unknown key {key!r}.{hint} Choose one of {', '.join(known)}."
     if first["type"] == "missing":
-        return f"{key!r} is missing: give --{key.replace('.', '-').replace('_', '-')} or the key {key!r} in the YAML file."
+        return (
+            f"{key!r} is missing: give --{key.replace('.', '-').replace('_', '-')} or the key {key!r} in the YAML file."
+        )
     # A union gives one problem for each of its members: together they are the choices.
     reasons = [_reason(problem["msg"]) for problem in problems if _field_path(model, problem["loc"]) == path]
     reason = " or ".join([reasons[0], *(other.removeprefix("input should be ") for other in reasons[1:])])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
@@ -18,6 +18,7 @@ from raypipe.progress.view import Flow
 from raypipe.report import RunRecord, ShardSummary
 
 START = 1_700_000_000.0
+untimed = settings(deadline=None)  # how fast a shared machine is, is no law
 
 
 class FakeClock:
@@ -106,7 +107,7 @@ def test_the_last_line_is_written_when_the_run_breaks_off(clock: FakeClock) -> N
         interrupted_run(record, console, clock, shard(4, problem="refused"))
     last = file.getvalue().splitlines()[-1]
     assert last.startswith("embed 4/10 videos (40.0%)")
-    assert "1 shard unfinished" in last
+    assert "1 failed attempt " in last
     assert last.endswith("took 10s")
 
 
@@ -150,16 +151,17 @@ def test_the_recent_rate_forgets_the_start_and_shows_a_standstill(clock: FakeClo
     assert videos < 1.2
 
 
-def test_rare_shards_still_give_a_rate(clock: FakeClock) -> None:
+def test_rare_and_uneven_shards_still_give_a_steady_rate(clock: FakeClock) -> None:
     record = RunRecord(clock=clock, num_planned_videos=10**6)
     rate = RecentRate(record)
-    for _ in range(20):
+    for number in range(20):
         clock.now += 300
-        record.add(shard(600))
+        record.add(shard(1200 * (number % 2)))
         rate.update()
-    assert rate.per_second()[0] == pytest.approx(2)
+    assert rate.per_second()[0] == pytest.approx(2, rel=0.2)
 
 
+@untimed
 @given(st.lists(st.floats(0, 30), max_size=400))
 def test_the_window_stays_bounded(pauses: list[float]) -> None:
     clock = FakeClock()
@@ -210,6 +212,7 @@ def test_the_final_table_fits_and_names_what_matters(clock: FakeClock, width: in
     assert "[red]Ctrl-C[/red]\\x1b[2J." in text
 
 
+@untimed
 @given(st.lists(st.text("ab ", max_size=15).map(str.strip), max_size=12), st.integers(15, 60))
 def test_flow_breaks_between_pieces_only_and_loses_none(pieces: list[str], width: int) -> None:
     console, file = file_console(width)

@@ -24,10 +24,10 @@ def find_videos(input_uri: str, *, output_uri: str) -> Iterator[Video]:
     """Yield every video of a folder, prefix, glob or manifest (``.parquet``, ``.csv``, ``.jsonl`` with ``video_uri``).
 
     Raises:
-        ConfigError: the manifest cannot be read, lacks a column, or gives one id to two videos.
+        ConfigError: the manifest cannot be read, lacks a column, gives one id to two videos, or two ids to one.
         StorageError: the input cannot be listed.
     """
-    if input_uri.endswith(_MANIFESTS):
+    if input_uri.lower().endswith(_MANIFESTS):
         yield from _manifest_videos(input_uri)
         return
     for stored in list_videos(input_uri, exclude_under=output_uri):
@@ -35,49 +35,77 @@ def find_videos(input_uri: str, *, output_uri: str) -> Iterator[Video]:
 
 
 def _manifest_videos(uri: str) -> Iterator[Video]:
-    folder_uri, _, name = Folder(uri).uri.rpartition("/")
+    folder_uri, _, name = normalise(uri).rpartition("/")
     folder = Folder(folder_uri or "/")
     table = _read_manifest(folder, name)
     uris = table[schema.VIDEO_URI].to_pylist()
     ids = table[schema.VIDEO_ID].to_pylist() if schema.VIDEO_ID in table.column_names else uris
-    seen: dict[str, str] = {}
+    named: dict[str, str] = {}  # URI -> id
+    uri_of: dict[str, str] = {}
     for video_id, video_uri in zip(ids, uris, strict=True):
         if not video_id or not video_uri:
             msg = f"{uri}: a row lacks its video_uri or video_id. Every row needs a video_uri."
             raise ConfigError(msg)
-        if seen.setdefault(video_id, video_uri) != video_uri:
-            msg = f"{uri}: video_id {video_id!r} names {seen[video_id]!r} and {video_uri!r}. Give each video its own."
+        located = _locate(folder, video_uri)
+        if uri_of.setdefault(video_id, located) != located:
+            msg = f"{uri}: video_id {video_id!r} names {uri_of[video_id]!r} and {located!r}. Give each video its own."
             raise ConfigError(msg)
-    named = iter(seen.items())
+        if named.setdefault(located, video_id) != video_id:
+            msg = f"{uri}: {located!r} is both {named[located]!r} and {video_id!r}. Give each video one video_id."
+            raise ConfigError(msg)
+    rows = iter(named.items())
     with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
-        while some := list(islice(named, _STATS_AHEAD)):
-            yield from pool.map(lambda item: _stat(folder, *item), some)
+        while some := list(islice(rows, _STATS_AHEAD)):
+            yield from pool.map(lambda row: _stat(*row), some)
 
 
-def _stat(folder: Folder, video_id: str, video_uri: str) -> Video:
+def _locate(folder: Folder, video_uri: str) -> str:
+    """The normalised URI; one without a scheme is relative to the manifest's folder."""
+    located = normalise(video_uri if "://" in video_uri or video_uri.startswith("/") else folder.child(video_uri))
+    if located.startswith("s3://") and not located.split("/", 3)[3:]:
+        msg = f"{video_uri!r} names a bucket and no video. Write s3://BUCKET/KEY."
+        raise ConfigError(msg)
+    return located
+
+
+def _stat(video_uri: str, video_id: str) -> Video:
     """Ask for one named object; one that is gone is planned all the same, and becomes a row that says so."""
-    located = video_uri if "://" in video_uri or video_uri.startswith("/") else folder.child(video_uri)
-    parent, _, name = Folder(located).uri.rpartition("/")
-    stored = Folder(parent or "/").stat(name)
+    stored = storage_of(video_uri).stat(video_uri)
     if stored is None:
-        return Video(video_id, Folder(located).uri, "", 0)
+        return Video(video_id, video_uri, "", 0)
     return Video(video_id, stored.uri, stored.etag, stored.size_bytes)
 
 
 def _read_manifest(folder: Folder, name: str) -> pa.Table:
+    """Read the columns ``video_uri`` and, where there is one, ``video_id``, both as text exactly as it is written."""
     try:
         data = io.BytesIO(folder.read(name))
-        if name.endswith(".parquet"):
+        if name.lower().endswith(".parquet"):
             table = pq.read_table(data)
-        elif name.endswith(".csv"):
-            table = pyarrow.csv.read_csv(data)
+        elif name.lower().endswith(".csv"):  # an id such as 007 is no number
+            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
+            table = pyarrow.csv.read_csv(data, convert_options=as_text)
         else:
-            table = pyarrow.json.read_json(data)
+            table = _read_json_lines(data)
         if schema.VIDEO_URI not in table.column_names:
             msg = f"{folder.child(name)} has no column 'video_uri'; its columns are {', '.join(table.column_names)}."
             raise ConfigError(msg)
-        names = [column for column in (schema.VIDEO_ID, schema.VIDEO_URI) if column in table.column_names]
+        names = [column for column in _COLUMNS if column in table.column_names]
         return table.select(names).cast(pa.schema([(column, pa.string()) for column in names]))
-    except (pa.ArrowException, ObjectError) as error:
+    except (pa.ArrowException, ObjectError, OSError, KeyError, ValueError) as error:
         msg = f"Cannot read the manifest {folder.child(name)}: {' '.join(str(error).split())}"
         raise ConfigError(msg) from None
+
+
+def _read_json_lines(lines: Iterable[bytes]) -> pa.Table:
+    """Not by Arrow, which would take an id that looks like a date for one."""
+    columns: dict[str, list[str | None]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = json.loads(line.decode("utf-8-sig"))
+        if not isinstance(row, dict):
+            msg = f"line {number} is {row!r}, not an object."
+            raise ValueError(msg)  # noqa: TRY004 - of what is written there, not of an argument
+        for key, value in row.items():
+    ...

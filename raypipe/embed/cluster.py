@@ -41,6 +41,7 @@ class Placement:
     decode_cpus: float
     gpu_actors: int = 0
     gpus_per_actor: float = 0.0
+    device: str = "cpu"
 
 
 def connect() -> None:
@@ -63,12 +64,17 @@ def connect() -> None:
         reason = " ".join(str(error).split())
         msg = f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."
         raise SetupError(msg) from None
+    configure_data()
+    if quiet:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def configure_data() -> None:
+    """What Ray Data must do and leave in this process: a block stays a shard, and progress is ours to show."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = None  # a block is a shard, however large
-    if quiet:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.target_max_block_size = None
 
 
 @contextmanager
@@ -110,7 +116,8 @@ def place(resources: ResourcesConfig) -> Placement:
     decode_actors = resources.concurrency
     if decode_actors == "auto":
         decode_actors = max(1, int((cpus - reserved) // resources.decode_cpus))
-    return Placement(decode_actors, resources.decode_cpus, gpu_actors, gpus_per_actor)
+    device = "cuda" if gpu_actors else "cpu"
+    return Placement(decode_actors, resources.decode_cpus, gpu_actors, gpus_per_actor, device)
 
 
 def run_shards(

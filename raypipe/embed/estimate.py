@@ -57,7 +57,7 @@ def estimate(config: EmbedConfig) -> Estimate:
         SetupError: the input, the output or the weights cannot be had.
         FingerprintError: the output holds vectors of other settings.
     """
-    setup = prepare(config, has_gpu=False)
+    setup = prepare(config, device="cpu")
     planner = Planner(setup.output, setup.settings)
     planner.load()
     result = Estimate(slots=_slots(config))

@@ -85,7 +85,7 @@ class Setup:
         )
 
 
-def prepare(config: EmbedConfig, *, has_gpu: bool) -> Setup:
+def prepare(config: EmbedConfig, *, device: str) -> Setup:
     """Settle weights and dtype; an output that has plans decides what ``dtype: auto`` means.
 
     Raises:
@@ -94,7 +94,7 @@ def prepare(config: EmbedConfig, *, has_gpu: bool) -> Setup:
     output = Folder(config.output)
     backbone = config.backbone
     weights = resolve_weights(backbone.name, backbone.weights, read_bytes=_read_bytes)
-    dtype = resolve_dtype(backbone.dtype, "cuda" if has_gpu else "cpu")
+    dtype = resolve_dtype(backbone.dtype, device)
     if backbone.dtype == "auto" and (numbers := plan_numbers(output)):
         dtype = read_plan(output, numbers[0]).settings.get("dtype", dtype)
     return Setup(config, output, preprocessing(backbone.name), weights, dtype)
@@ -123,7 +123,7 @@ def run_embed(config: EmbedConfig, *, console: Console | None = None) -> EmbedRu
     Folder(config.output).check_writable()
     cluster.connect()
     placement = cluster.place(config.resources)
-    setup = prepare(config, has_gpu=placement.gpu_actors > 0)
+    setup = prepare(config, device=placement.device)
     plan_new(setup, slots=placement.decode_actors)
     record = _start_record(setup, placement)
     if not record.plans:
@@ -221,7 +221,7 @@ def _run_missing(
     embed = EmbedSettings(
         weights=weights,
         name=backbone.name,
-        device="cuda" if placement.gpu_actors else "cpu",
+        device=placement.device,
         dtype=setup.dtype,
         batch_size=backbone.batch_size,
         compile=backbone.compile,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,7 +30,7 @@ _SHARD_MAX_BYTES = 1024**3  # so that a shard of large files is not hours of wor
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video to plan; a (uri, etag) pair is planned once, unless a retry asks for it again."""
+    """One video to plan: one content, which its etag stands for, of the object at a URI."""
 
     video_id: str
     video_uri: str
@@ -40,11 +41,6 @@ class Video:
     def of(cls, stored: StoredObject) -> "Video":
         """A listed object, its key relative to the input as its id."""
         return cls(stored.key, stored.uri, stored.etag, stored.size_bytes)
-
-    @property
-    def digest(self) -> bytes:
-        """16 bytes that stand for the (uri, etag) pair: a hundred million of them collide with probability 1e-23."""
-        return pair_digest(self.video_uri, self.etag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +70,6 @@ class Plan:
             start = stop
 
 
-def pair_digest(video_uri: str, etag: str) -> bytes:
-    """16 bytes that stand for one content of one object."""
-    return hashlib.blake2b(f"{video_uri}\0{etag}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
-
-
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """The digest of everything that changes a vector."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -96,14 +87,15 @@ def data_name(plan: int, shard: int) -> str:
 
 def parse_data_name(name: str) -> tuple[int, int] | None:
     """The plan and shard of a file in ``data/``, or None where it is none of ours."""
-    match = re.fullmatch(r"data/(\d{5,})-(\d{6,})\.parquet", name)
-    return (int(match[1]), int(match[2])) if match else None
+    match = re.fullmatch(r"data/([0-9]{5,18})-([0-9]{6,18})\.parquet", name)
+    parsed = (int(match[1]), int(match[2])) if match else None
+    return parsed if parsed and data_name(*parsed) == name else None  # 000001 is no second name of 00001
 
 
 def plan_numbers(output: Folder) -> list[int]:
     """The numbers of the stored plans, ascending."""
-    names = (re.fullmatch(r"plans/(\d{5,})\.parquet", stored.key) for stored in output.list("plans/"))
-    return sorted(int(name[1]) for name in names if name)
+    names = (re.fullmatch(r"plans/([0-9]{5,18})\.parquet", stored.key) for stored in output.list("plans/"))
+    return sorted(int(name[1]) for name in names if name and plan_name(int(name[1])) == name[0])
 
 
 def read_plan(output: Folder, number: int) -> Plan:
@@ -113,14 +105,31 @@ def read_plan(output: Folder, number: int) -> Plan:
         CommitError: the file is no plan.
     """
     name = plan_name(number)
+    data = output.read(name)
     try:
-        table = pq.read_table(io.BytesIO(output.read(name)))
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
         about = json.loads(table.schema.metadata[_METADATA])
-        videos = table.cast(schema.PLAN_SCHEMA)
-        return Plan(number, videos, about["fingerprint"], about["settings"], about["input"])
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        plan = Plan(number, table.cast(schema.PLAN_SCHEMA), about["fingerprint"], about["settings"], about["input"])
+        _check_sound(plan)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         msg = f"{output.child(name)} is not a plan of raypipe: {' '.join(str(error).split())}"
         raise CommitError(msg) from None
+    return plan
+
+
+def _check_sound(plan: Plan) -> None:
+    """Raise ValueError unless everything is there that a plan promises."""
+    plan.videos.validate(full=True)  # what Arrow itself relies on, such as valid UTF-8
+    shards = plan.videos[schema.SHARD].to_numpy()
+    if any(column.null_count for column in plan.videos.columns) or not len(shards):
+        msg = "it has no rows, or a row lacks a value."
+        raise ValueError(msg)
+    if shards[0] != 0 or not np.isin(np.diff(shards), (0, 1)).all():
+        msg = "its shards are not numbered 0, 1, 2, …"
+        raise ValueError(msg)
+    if not (isinstance(plan.settings, dict) and isinstance(plan.fingerprint, str) and isinstance(plan.input, str)):
+        msg = "its fingerprint, settings or input is of the wrong kind."
+        raise TypeError(msg)
 
 
 def put_plan(output: Folder, plan: Plan) -> bool:
@@ -136,7 +145,7 @@ def put_plan(output: Folder, plan: Plan) -> bool:
     }
     sink = io.BytesIO()
     table = plan.videos.replace_schema_metadata({_METADATA: json.dumps(about).encode()})
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return output.put_new(plan_name(plan.number), sink.getvalue())
 
 

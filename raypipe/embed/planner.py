@@ -1,17 +1,23 @@
 """Decide what is new, and store it as plans that any number of drivers agree on."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.embed import plan as plans
 from raypipe.embed.plan import Plan, Video
+from raypipe.errors import CommitError
 from raypipe.status import HAS_FRAMES, TRANSIENT
 from raypipe.storage import Folder
 
+Retry = Literal["none", "transient", "all"]
+_READS_AT_ONCE = 16
 _FAILED = {
     "none": frozenset[str](),
     "transient": frozenset(map(str, TRANSIENT)),
@@ -31,11 +37,15 @@ class Packing:
 
 @dataclass
 class Planner:
-    """What the stored plans hold, and the making of new ones."""
+    """What the stored plans hold, and the making of new ones.
+
+    For each URI the last plan that holds it counts: an object that was replaced and then put back is new each time.
+    """
 
     output: Folder
     settings: Mapping[str, Any]  # what makes the fingerprint
-    known: set[bytes] = field(default_factory=set)  # digest of every planned (uri, etag)
+    known: dict[bytes, bytes] = field(default_factory=dict)  # a URI -> its etag in the last plan that holds it: digests
+    taken: set[bytes] = field(default_factory=set)  # digests of the URIs that another driver planned meanwhile
     next_number: int = 0
 
     def load(self) -> None:
@@ -43,19 +53,32 @@ class Planner:
 
         Raises:
             FingerprintError: they were made with other settings.
+            CommitError: a stored file is no plan.
         """
         for number in plans.plan_numbers(self.output):
             self._learn(plans.read_plan(self.output, number))
 
-    def new_videos(self, found: Iterable[Video], *, retry: Literal["none", "transient", "all"]) -> Iterator[Video]:
-        """Those of the videos found that no plan holds, or whose last row failed in a way to be retried."""
+    def new_videos(self, found: Iterable[Video], *, retry: Retry) -> Iterator[Video]:
+        """Those of the videos found that are not planned as they are now, or whose row failed in a way to be retried.
+
+        Raises:
+            CommitError: a stored file is not what its name promises.
+        """
         again = failed_videos(self.output, retry=retry) if retry != "none" else set()
         seen: set[bytes] = set()
         for video in found:
-            digest = video.digest
-            if digest not in seen and (digest not in self.known or digest in again):
-                seen.add(digest)
+            uri = _digest(video.video_uri)
+            if uri in seen or uri in self.taken:
+                continue
+            if uri in again or self._is_new(uri, video.etag):
+                seen.add(uri)
                 yield video
+
+    def _is_new(self, uri: bytes, etag: str) -> bool:
+        planned = self.known.get(uri)
+        if planned is None:
+            return True
+        return bool(etag) and planned != _digest(etag)  # one that is gone, and has no etag, keeps the row it has
 
     def store(self, videos: Iterable[Video], *, input_uri: str, packing: Packing) -> list[int]:
         """Store plans for the videos; those that another driver plans meanwhile are left to it."""
@@ -79,43 +102,60 @@ class Planner:
                 slots=packing.slots,
             )
             plan = Plan(self.next_number, table, mark, self.settings, input_uri)
-            created = plans.put_plan(self.output, plan)
-            taken = self._learn(plan if created else plans.read_plan(self.output, plan.number))
-            if created:
+            if plans.put_plan(self.output, plan):
+                self._learn(plan)
                 return [plan.number]
-            batch = [video for video in batch if video.digest not in taken]
+            self.taken |= self._learn(plans.read_plan(self.output, plan.number))
+            batch = [video for video in batch if _digest(video.video_uri) not in self.taken]
         return []
 
     def _learn(self, plan: Plan) -> set[bytes]:
         plans.check_fingerprint(plan, self.settings)
         uris, etags = (plan.videos[name].to_pylist() for name in (schema.VIDEO_URI, schema.ETAG))
-        digests = {plans.pair_digest(uri, etag) for uri, etag in zip(uris, etags, strict=True)}
-        self.known |= digests
+        planned = {_digest(uri): _digest(etag) for uri, etag in zip(uris, etags, strict=True)}
+        self.known |= planned
         self.next_number = plan.number + 1
-        return digests
+        return set(planned)
 
 
-def failed_videos(output: Folder, *, retry: Literal["none", "transient", "all"]) -> set[bytes]:
-    """Digests of the (uri, etag) pairs whose row of the highest generation failed in a way to be retried.
+def _digest(text: str) -> bytes:
+    """12 bytes that stand for a URI or an etag: of a hundred million, two are alike with probability 1e-13."""
+    return hashlib.blake2b(text.encode(), digest_size=12).digest()
+
+
+def failed_videos(output: Folder, *, retry: Retry) -> set[bytes]:
+    """Digests of the URIs whose row of the highest generation failed in a way to be retried.
 
     A video that is planned again and has no row yet is not among them.
+
+    Raises:
+        CommitError: a stored file is not what its name promises.
     """
-    statuses = _FAILED[retry]
     failed: set[bytes] = set()
     committed: dict[int, list[str]] = {}
     for stored in output.list("data/"):
         name = plans.parse_data_name(stored.key)
         if name:
             committed.setdefault(name[0], []).append(stored.key)
-    for number in plans.plan_numbers(output):
-        plan = plans.read_plan(output, number)
-        for uri, etag in zip(*(plan.videos[name].to_pylist() for name in (schema.VIDEO_URI, schema.ETAG)), strict=True):
-            failed.discard(plans.pair_digest(uri, etag))
-        for name in committed.get(number, []):
-            with output.open_input(name) as file:
-                rows = pq.read_table(file, columns=[schema.VIDEO_URI, schema.ETAG, schema.STATUS])
-            for row in rows.to_pylist():
-                status = row[schema.STATUS]
-                if status in statuses if statuses is not None else status not in HAS_FRAMES:
-                    failed.add(plans.pair_digest(row[schema.VIDEO_URI], row[schema.ETAG]))
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        for number in plans.plan_numbers(output):
+            plan = plans.read_plan(output, number)
+            failed.difference_update(map(_digest, plan.videos[schema.VIDEO_URI].to_pylist()))
+            for uris in pool.map(lambda name: _failed_uris(output, name, retry), committed.get(number, [])):
+                failed.update(map(_digest, uris))
     return failed
+
+
+def _failed_uris(output: Folder, name: str, retry: Retry) -> list[str]:
+    statuses = _FAILED[retry]
+    try:
+        with output.open_input(name) as file:
+            columns = pq.read_table(file, columns=[schema.VIDEO_URI, schema.STATUS]).to_pydict()
+        return [
+            uri
+            for uri, status in zip(columns[schema.VIDEO_URI], columns[schema.STATUS], strict=True)
+            if (status in statuses if statuses is not None else status not in HAS_FRAMES)
+        ]
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        msg = f"{output.child(name)} cannot be read: {' '.join(str(error).split())}. Run raypipe verify."
+        raise CommitError(msg) from None

@@ -154,11 +154,11 @@ def output_rows(embedded: pa.Table, *, embedding_dim: int) -> pa.Table:
     return embedded.select(wanted.names).cast(wanted)
 
 
-def summarise(embedded: pa.Table, *, plan: int, shard: int, put_seconds: float, already_committed: bool) -> ShardSummary:
+def summarise(
+    embedded: pa.Table, *, plan: int, shard: int, put_seconds: float, already_committed: bool
+) -> ShardSummary:
     """What the driver is told of a shard."""
-    ids, statuses, errors = (
-        embedded[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR)
-    )
+    ids, statuses, errors = (embedded[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
     fetch, decode = (embedded[name].to_numpy().astype(float) for name in (FETCH_SECONDS, schema.DECODE_SECONDS))
     notes = [
         VideoNote(video_id, status, error or "", float(seconds))

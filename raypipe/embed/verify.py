@@ -188,4 +188,6 @@ def _check_vectors(
         return f"has an embedding of length {norm:.4f}, not 1."
     mean = vectors.mean(axis=0)
     cosine = float(mean @ embedding) / max(float(np.linalg.norm(mean)), 1e-30)
-    return "" if cosine > _MEAN_COSINE else f"has an embedding that is not the mean of its frames (cosine {cosine:.4f})."
+    return (
+        "" if cosine > _MEAN_COSINE else f"has an embedding that is not the mean of its frames (cosine {cosine:.4f})."
+    )

@@ -74,7 +74,7 @@ def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
         return dtype
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         # A driver on a node without a GPU cannot know; older GPUs are many times slower in bfloat16.
-        logger.warning("No GPU is seen here: dtype auto is float32. Set backbone.dtype=bfloat16 if the workers' have it.")
+        logger.warning("No GPU is seen here: dtype auto is float32. Set backbone.dtype=bfloat16 if workers' have it.")
         native = False
     elif torch.device(device).type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -72,6 +73,8 @@ def _read_default(name: str) -> Mapping[str, object]:
                 url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
             )
     except (OSError, HTTPException, RuntimeError) as error:  # the last is a wrong hash
+        if isinstance(error, HTTPError):
+            error.close()  # it is the response too, and holds its socket
         msg = (
             f"Cannot download the weights {url}: {_one_line(error)} "
             f"Put that file into {folder} by hand, or use `weights: random` for a dry run."

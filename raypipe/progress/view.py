@@ -65,7 +65,7 @@ def plain_line(record: RunRecord, rate: RecentRate, *, ended: bool) -> str:
         f"{format_rate(videos)} videos/s",
         f"{format_rate(frames)} frames/s",
         " ".join(f"{status} {count}" for status, count in _statuses(record)),
-        f"{plural(record.num_problems, 'shard')} unfinished" if record.num_problems else "",
+        plural(record.num_problems, "failed attempt") if record.num_problems else "",
         f"{record.num_resumed_videos} done before" if record.num_resumed_videos else "",
         time,
     ]
@@ -85,7 +85,7 @@ def final_table(record: RunRecord, *, report_uri: str = "") -> RenderableType:
         ("videos", Text(f"{format_count(record.num_videos)}{before}")),
         ("left", Text(_left(record))),
         ("statuses", Flow(_status_texts(record))),
-        ("unfinished", Text(plural(record.num_problems, "shard") if record.num_problems else "", style="red")),
+        ("failed attempts", Text(format_count(record.num_problems) if record.num_problems else "", style="red")),
         ("frames", Text(format_count(record.num_frames))),
         ("read", Text(format_bytes(record.size_bytes))),
         ("wall time", Text(format_seconds(record.elapsed_seconds))),
@@ -121,7 +121,7 @@ def live_view(record: RunRecord, rate: RecentRate) -> RenderableType:
         overflow="fold",
     )
     before = f"{format_count(record.num_resumed_videos)} done before this run" if record.num_resumed_videos else ""
-    problems = f"{plural(record.num_problems, 'shard')} unfinished" if record.num_problems else ""
+    problems = plural(record.num_problems, "failed attempt") if record.num_problems else ""
     notes = Flow([*_status_texts(record), Text(problems, "red"), Text(before, "dim")])
     return Group(head, speed, notes)
 

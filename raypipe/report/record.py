@@ -98,10 +98,14 @@ class RunRecord:
         self.started_at = self.clock()
 
     def add(self, summary: ShardSummary) -> None:
-        """Count one shard; ``failure_kinds`` counts only the failures that the shards name."""
+        """Count one attempt at a shard, which finished it unless it has a problem.
+
+        ``failure_kinds`` counts only the failures that the shards name.
+        """
         num_videos = sum(summary.statuses.values())
         num_failed = sum(count for status, count in summary.statuses.items() if status not in HAS_FRAMES)
-        self.num_shards += 1
+        num_shards = 0 if summary.problem else 1
+        self.num_shards += num_shards
         self.num_already_committed_shards += summary.already_committed
         self.num_frames += summary.num_frames
         self.size_bytes += summary.size_bytes
@@ -110,7 +114,9 @@ class RunRecord:
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + finite(seconds)
         # A worker's clock may be ahead of the driver's: nothing finishes after it was heard of.
         at_seconds = min(finite(summary.finished_at) - self.started_at, self.elapsed_seconds)
-        self.timeline.add(at_seconds, Bucket(1, num_videos, num_failed, summary.num_frames, summary.size_bytes))
+        self.timeline.add(
+            at_seconds, Bucket(num_shards, num_videos, num_failed, summary.num_frames, summary.size_bytes)
+        )
         self._note_videos(summary)
         if summary.problem:
             self.num_problems += 1

@@ -24,17 +24,20 @@ def section(title: str, *children: str, note: str = "") -> Html:
 
 
 def troubles(record: RunRecord) -> Html:
-    """Say how the run ended where it did not end well, and which shards could not be finished."""
+    """Say how the run ended where it did not end well, and which attempts at a shard failed."""
     if not record.message and not record.problems:
         return Html("")
     lines = [tag("li", tag("bdi", problem)) for problem in record.problems]
     if record.num_problems > len(record.problems):
         lines.append(tag("li", f"and {format_count(record.num_problems - len(record.problems))} more"))
-    title = f"{plural(record.num_problems, 'shard')} could not be finished" if record.num_problems else ""
+    title = f"{plural(record.num_problems, 'attempt')} at a shard failed" if record.num_problems else ""
     return tag(
         "aside",
         tag("p", tag("bdi", record.message)) if record.message else Html(""),
         tag("h3", title) if title else Html(""),
+        tag("p", "A later attempt finished each of them.", class_="note")
+        if title and record.outcome == "finished"
+        else Html(""),
         tag("ul", *lines) if lines else Html(""),
         class_="trouble",
     )

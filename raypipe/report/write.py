@@ -29,8 +29,9 @@ def summarize(record: RunRecord) -> dict[str, object]:
     - ``outcome`` (running, finished, failed, interrupted), ``message``, ``started_at`` and ``finished_at`` (UTC,
       ISO 8601; ``finished_at`` is null while running), ``elapsed_seconds`` (wall time)
     - ``num_planned_videos``, ``num_resumed_videos``, ``num_done_videos``, ``num_remaining_videos``
-    - ``num_videos``, ``num_failed_videos``, ``num_frames``, ``size_bytes`` (video read), ``num_shards``,
-      ``num_already_committed_shards``, ``num_problems``, ``statuses`` (status → videos)
+    - ``num_videos``, ``num_failed_videos``, ``num_frames``, ``size_bytes`` (video read), ``num_shards``
+      (finished), ``num_already_committed_shards``, ``num_problems`` (attempts at a shard that failed, even where a
+      later one finished it), ``statuses`` (status → videos)
     - ``videos_per_second``, ``frames_per_second``, ``bytes_per_second``: means over ``elapsed_seconds``
     - ``num_slots``, ``stage_seconds`` (stage → seconds of all slots together), ``idle_seconds`` (null: unknown)
     - ``timeline``: ``bucket_seconds`` and the lists ``num_shards``, ``num_videos``, ``num_failed``, ``num_frames``,

@@ -110,16 +110,13 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
         try:
             _check_reply(uri, reply, etag=etag, max_size_bytes=max_size_bytes - received)
             size = received + reply["ContentLength"]
-            while True:
-                try:
-                    chunk = wait(_read_chunk(body))
-                except FAILURES as error:
-                    failure: Exception = error
-                    break
-                if not chunk:
-                    return received
+            failure = None
+            while failure is None:
+                chunk, failure = _next_chunk(body)
                 into.write(chunk)
                 received += len(chunk)
+                if not chunk and failure is None:
+                    return received
         finally:
             wait(body.aclose())
         failures += 1
@@ -152,9 +149,9 @@ def _open(uri: str, **options: str) -> dict[str, Any]:
 def _get(uri: str, **options: str) -> bytes:
     failures = 0
     while True:
-        body = _open(uri, **options)["Body"]
+        reply = _open(uri, **options)
         try:
-            return wait(_drain(body))
+            return wait(_drain(reply["Body"]), size_bytes=reply["ContentLength"])
         except FAILURES as error:
             failures += 1
             if failures == BODY_ATTEMPTS:
@@ -169,9 +166,19 @@ async def _drain(body: Any) -> bytes:  # noqa: ANN401 - the client's own stream
         await body.aclose()
 
 
-async def _read_chunk(body: Any) -> bytes:  # noqa: ANN401 - the client's own stream
-    """Gather what arrives in small pieces, so that threads change places once per chunk."""
+def _next_chunk(body: Any) -> tuple[bytes, Exception | None]:  # noqa: ANN401 - the client's own stream
+    try:
+        return wait(_read_chunk(body))
+    except FAILURES as error:
+        return b"", error
+
+
+async def _read_chunk(body: Any) -> tuple[bytes, Exception | None]:  # noqa: ANN401 - the client's own stream
+    """Gather what arrives in small pieces, so that threads change places once per chunk, up to an error."""
     chunk = bytearray()
-    while len(chunk) < CHUNK_BYTES and (piece := await body.read(CHUNK_BYTES - len(chunk))):
-        chunk += piece
-    return bytes(chunk)
+    try:
+        while len(chunk) < CHUNK_BYTES and (piece := await body.read(CHUNK_BYTES - len(chunk))):
+            chunk += piece
+    except FAILURES as error:
+        return bytes(chunk), error
+    return bytes(chunk), None

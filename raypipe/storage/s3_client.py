@@ -26,9 +26,11 @@ from raypipe.errors import (
     StorageError,
 )
 
-# A request that keeps failing for reasons that may pass is given up RETRY_SECONDS after it began, at the latest
-# MAX_ATTEMPTS x READ_TIMEOUT_SECONDS later: the storage's own client makes so many attempts close together.
+# What keeps failing for a reason that may pass is tried again until RETRY_SECONDS after it began. One try is up to
+# MAX_ATTEMPTS requests, made by the client close together, and takes REQUEST_SECONDS at the most.
 RETRY_SECONDS = 60.0
+REQUEST_SECONDS = 60.0
+MIN_BYTES_PER_SECOND = 1_048_576  # a put may take longer, by its size
 UNREACHABLE_SECONDS = 10.0  # instead, where nobody listens: enough for a restart, and soon enough for a wrong address
 MAX_ATTEMPTS = 3
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -83,13 +85,13 @@ def client() -> Any:  # noqa: ANN401 - botocore builds the class of a client at 
         raise storage_error(error, "s3://", "connect to") from error
 
 
-def call(request: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Make a request, and make it again while it fails for a reason that may pass."""
+def call(request: Callable[[], Coroutine[Any, Any, T]], *, size_bytes: int = 0) -> T:
+    """Make a request that sends so many bytes, and make it again while it fails for a reason that may pass."""
     began = time.monotonic()
     failures = 0
     while True:
         try:
-            return wait(request())
+            return wait(request(), size_bytes=size_bytes)
         except FAILURES as error:
             patience = UNREACHABLE_SECONDS if _is_unreachable(error) else RETRY_SECONDS
             if not _may_pass(error) or time.monotonic() - began >= patience:
@@ -100,14 +102,18 @@ def call(request: Callable[[], Coroutine[Any, Any, T]]) -> T:
         pause(failures)
 
 
-def start(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-    """Start a coroutine of the client on fsspec's thread."""
-    return asyncio.run_coroutine_threadsafe(coroutine, get_loop())
+def start(coroutine: Coroutine[Any, Any, T], *, size_bytes: int = 0) -> Future[T]:
+    """Start a coroutine of the client on fsspec's thread.
+
+    Its time is limited here: the client itself waits for "100 Continue", and for a peer that does not read, for ever.
+    """
+    seconds = REQUEST_SECONDS + size_bytes / MIN_BYTES_PER_SECOND
+    return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), get_loop())
 
 
-def wait(coroutine: Coroutine[Any, Any, T]) -> T:
+def wait(coroutine: Coroutine[Any, Any, T], *, size_bytes: int = 0) -> T:
     """Run a coroutine of the client on fsspec's thread, and wait for its result in this one."""
-    future = start(coroutine)
+    future = start(coroutine, size_bytes=size_bytes)
     try:
         return future.result()
     finally:

@@ -17,7 +17,7 @@ def put_new(uri: str, data: bytes) -> bool:
     s3 = client()
     bucket, key = split(uri)
     try:
-        call(lambda: _put(s3, {"Bucket": bucket, "Key": key}, data))
+        call(lambda: _put(s3, {"Bucket": bucket, "Key": key}, data), size_bytes=len(data))
     except FAILURES as error:
         if status_of(error) == _PRECONDITION_FAILED:
             return False

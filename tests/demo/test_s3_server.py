@@ -1,7 +1,6 @@
-import os
+import socket
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,11 @@ from raypipe.errors import SetupError
 from raypipe.storage import Folder
 
 
-@pytest.mark.usefixtures("s3")
+def connect(endpoint_url: str) -> None:
+    host, port = endpoint_url.removeprefix("http://").split(":")
+    socket.create_connection((host, int(port))).close()
+
+
 def test_two_servers_run_side_by_side(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Folder("s3://videos").put_new("only-on-the-first", b"")
     with local_s3(tmp_path, buckets=("videos", "more")) as second:
@@ -23,7 +26,7 @@ def test_two_servers_run_side_by_side(s3: S3Server, tmp_path: Path, monkeypatch:
         assert not Folder("s3://videos").exists("only-on-the-first")
         assert Folder("s3://more").put_new("x", b"")
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(second.endpoint_url)
+        connect(second.endpoint_url)
 
 
 def test_a_missing_program_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,10 +44,12 @@ def test_a_server_that_ends_is_told_with_its_last_words(tmp_path: Path, monkeypa
 RUN_AND_BE_KILLED = """
 import os, signal, sys
 from pathlib import Path
-from raypipe.demo.s3_server import local_s3
+from raypipe.demo import s3_server
 
-with local_s3(Path(sys.argv[1])) as server:
-    print(server.endpoint_url, flush=True)
+ports = s3_server._free_ports(len(s3_server.PORTS))
+s3_server._free_ports = lambda _: ports
+with s3_server.local_s3(Path(sys.argv[1])):
+    print(*ports, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -53,17 +58,20 @@ with local_s3(Path(sys.argv[1])) as server:
 def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RUN_AND_BE_KILLED, str(tmp_path)]
     ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    assert ended.stdout.startswith("http://127.0.0.1:")
+    ports = ended.stdout.split()
+    assert len(ports) == len(s3_server.PORTS)
     # The log's writer is the server: once it is gone, nobody holds the file open.
     log = str(tmp_path / "server.log")
     while any(_holds(process, log) for process in Path("/proc").iterdir() if process.name.isdigit()):
         pass
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(ended.stdout.strip())
+        connect(f"http://127.0.0.1:{ports[0]}")
+    for leftover in (file for port in ports for file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):  # noqa: S108
+        leftover.unlink()
 
 
 def _holds(process: Path, path: str) -> bool:
     try:
-        return any(os.readlink(file) == path for file in (process / "fd").iterdir())
+        return any(str(file.readlink()) == path for file in (process / "fd").iterdir())
     except OSError:
         return False

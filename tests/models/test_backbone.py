@@ -18,6 +18,8 @@ import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
+
 from raypipe.errors import ConfigError, StorageError, WeightsError
 from raypipe.models import backbone as backbone_module
 from raypipe.models import weights as weights_module
@@ -34,13 +36,12 @@ from raypipe.models.backbone import (
     resolve_dtype,
 )
 from raypipe.models.weights import Weights, resolve_weights, weight_shapes
-from torch import nn
 
 StateDict = dict[str, torch.Tensor]
 Frames = npt.NDArray[np.uint8]
 
 
-def torchvision_models() -> Any:
+def torchvision_models() -> Any:  # noqa: ANN401 - torchvision ships no types
     prepare_torchvision()
     return importlib.import_module("torchvision.models")
 
@@ -49,22 +50,22 @@ def torchvision_models() -> Any:
 def trained_state_dict(name: str = "resnet18") -> StateDict:
     """A whole state dict, with batch norms far from their initial values."""
     generator = torch.Generator().manual_seed(7)
-    torch.manual_seed(7)
-    network = torchvision_models().get_model(name, weights=None)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in (
-                (module.weight.data, 0.2, 0.8),
-                (module.bias.data, -0.5, 0.5),
-                (module.running_mean, -0.5, 0.5),
-                (module.running_var, 0.5, 2.0),
-            ):
-                assert tensor is not None
-                tensor.uniform_(low, high, generator=generator)
-    return dict(network.state_dict())
+    with torch.device("meta"):
+        network = torchvision_models().get_model(name, weights=None)
+    state_dict = network.to_empty(device="cpu").state_dict()
+    for key, tensor in state_dict.items():
+        if key.endswith("num_batches_tracked"):
+            tensor.fill_(3)
+        elif tensor.ndim > 1:
+            bound = (6 / tensor[0].numel()) ** 0.5
+            tensor.uniform_(-bound, bound, generator=generator)
+        else:
+            low, high = {"weight": (0.2, 0.8), "running_var": (0.5, 2.0)}.get(key.rsplit(".", 1)[1], (-0.5, 0.5))
+            tensor.uniform_(low, high, generator=generator)
+    return dict(state_dict)
 
 
-def save(state_dict: Any, path: Path) -> str:
+def save(state_dict: Any, path: Path) -> str:  # noqa: ANN401 - whatever a user may have stored
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(state_dict, path)
     else:
@@ -81,13 +82,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return resolve(save(trained_state_dict(), tmp_path_factory.mktemp("weights") / "resnet18.safetensors"))
 
 
-def textures(num_frames: int, *, size: int = 64) -> Frames:
-    """Random frames, each with texture of its own coarseness."""
+def textures(num_frames: int, *, size: int = 32) -> Frames:
+    """Random frames, each with a colour of its own and texture of its own coarseness."""
     generator = np.random.default_rng(3)
     frames = []
     for number in range(num_frames):
         cell = 2 ** (1 + number % 4)
-        cells = generator.integers(0, 256, (size // cell, size // cell, 3), dtype=np.uint8)
+        tint = generator.integers(0, 156, 3, dtype=np.uint8)
+        cells = tint + generator.integers(0, 100, (size // cell, size // cell, 3), dtype=np.uint8)
         frames.append(cells.repeat(cell, axis=0).repeat(cell, axis=1))
     return np.stack(frames)
 
@@ -98,9 +100,10 @@ def cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArr
 
 
 def reference(name: str, state_dict: StateDict, frames: Frames) -> npt.NDArray[np.float32]:
-    """torchvision's own transform and unchanged model, read before the head."""
-    network = torchvision_models().get_model(name, weights=None).eval()
-    network.load_state_dict(state_dict)
+    """Compute with torchvision's own transform and unchanged model, read before the head."""
+    with torch.device("meta"):
+        network = torchvision_models().get_model(name, weights=None).eval()
+    network.load_state_dict(state_dict, assign=True)
     head = network.fc if name.startswith("resnet") else network.classifier[6]
     seen: list[torch.Tensor] = []
     head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -138,7 +141,8 @@ def test_unknown_name_is_told_with_the_choices(use: Callable[[str], object]) -> 
 
 def test_importing_loads_no_torchvision_and_preparing_makes_it_importable() -> None:
     code = (
-        "import sys; import raypipe.models.backbone as b, raypipe.models.weights; assert 'torchvision' not in sys.modules;"
+        "import sys; import raypipe.models.backbone as b, raypipe.models.weights;"
+        "assert 'torchvision' not in sys.modules;"
         "assert b.embedding_dim('vgg11') == 4096; assert 'torchvision' not in sys.modules;"
         "b.prepare_torchvision(); b.prepare_torchvision(); import torchvision.models"
     )
@@ -147,11 +151,11 @@ def test_importing_loads_no_torchvision_and_preparing_makes_it_importable() -> N
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11_bn"])
-def test_embeddings_are_those_of_torchvision(name: str, tmp_path: Path) -> None:
+def test_embeddings_are_those_of_torchvision(name: str) -> None:
     state_dict = trained_state_dict(name)
     frames = textures(3, size=96)
-    weights = resolve(save(state_dict, tmp_path / "weights.pth"), name)
-    embeddings = Backbone(weights.state_dict, name=name).embed(frames)
+    arrays = {key: state_dict[key].numpy() for key in weight_shapes(name)}
+    embeddings = Backbone(arrays, name=name).embed(frames)
     assert embeddings.dtype == np.float32
     assert embeddings.shape == (3, embedding_dim(name))
     expected = reference(name, state_dict, frames)
@@ -160,7 +164,7 @@ def test_embeddings_are_those_of_torchvision(name: str, tmp_path: Path) -> None:
 
 
 def test_bfloat16_stays_close(trained: Weights) -> None:
-    frames = textures(4)
+    frames = textures(4, size=64)
     full, half = (Backbone(trained.state_dict, name="resnet18", dtype=d).embed(frames) for d in ("float32", "bfloat16"))
     assert half.dtype == np.float32
     assert 0.98 < cosines(full, half).min() < 1 - 1e-7
@@ -173,9 +177,8 @@ def test_any_number_of_frames(trained: Weights, num_frames: int) -> None:
     embeddings = Backbone(trained.state_dict, name="resnet18", batch_size=3).embed(frames)
     assert embeddings.shape == (num_frames, 512)
     assert embeddings.dtype == np.float32
-    for frame, embedding in zip(frames, embeddings, strict=True):
-        alone = Backbone(trained.state_dict, name="resnet18").embed(frame[None])
-        np.testing.assert_allclose(embedding, alone[0], rtol=1e-3, atol=1e-4)
+    one_by_one = Backbone(trained.state_dict, name="resnet18", batch_size=1).embed(frames)
+    np.testing.assert_allclose(embeddings, one_by_one, rtol=1e-3, atol=1e-4)
 
 
 def test_frames_of_another_shape_or_type_are_refused(trained: Weights) -> None:
@@ -183,7 +186,7 @@ def test_frames_of_another_shape_or_type_are_refused(trained: Weights) -> None:
     with pytest.raises(ValueError, match=r"^Frames are uint8\[3, 64, 64\]; give uint8\[N, H, W, 3\]\.$"):
         model.embed(np.zeros((3, 64, 64), dtype=np.uint8))
     with pytest.raises(ValueError, match="Frames are float32"):
-        model.embed(np.zeros((1, 64, 64, 3), dtype=np.float32))  # type: ignore[arg-type]
+        model.embed(np.zeros((1, 64, 64, 3), dtype=np.float32))
 
 
 def fail_above(model: Backbone, limit: int, error: BaseException) -> list[int]:
@@ -238,13 +241,18 @@ def test_a_compiled_network_sees_one_shape(trained: Weights, monkeypatch: pytest
     shapes: list[tuple[int, ...]] = []
 
     def compile_fake(module: nn.Module, **_options: object) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda frames: (shapes.append(tuple(frames.shape)), module(frames))[1]
+        def compiled(frames: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(frames.shape))
+            output: torch.Tensor = module(frames)
+            return output
+
+        return compiled
 
     frames = textures(7)
     expected = Backbone(trained.state_dict, name="resnet18", compile=False).embed(frames)
     monkeypatch.setattr(torch, "compile", compile_fake)
     embeddings = Backbone(trained.state_dict, name="resnet18", batch_size=3, compile=True).embed(frames)
-    assert shapes == [(3, 64, 64, 3)] * 3
+    assert shapes == [(3, 32, 32, 3)] * 3
     np.testing.assert_allclose(embeddings, expected, rtol=1e-3, atol=1e-4)
     assert Backbone(trained.state_dict, name="resnet18").embed(frames).shape == (7, 512)
     assert len(shapes) == 3  # auto compiles nothing on a CPU
@@ -253,7 +261,7 @@ def test_a_compiled_network_sees_one_shape(trained: Weights, monkeypatch: pytest
 def test_a_cpu_takes_few_frames_at_a_time(trained: Weights) -> None:
     model = Backbone(trained.state_dict, name="resnet18", batch_size=256)
     tried = fail_above(model, 256, MemoryError())
-    model.embed(textures(CPU_BATCH_SIZE + 1, size=32))
+    model.embed(textures(CPU_BATCH_SIZE + 1))
     assert tried == [CPU_BATCH_SIZE, 1]
 
 

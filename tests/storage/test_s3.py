@@ -79,6 +79,7 @@ def test_wrong_settings_are_a_storage_error(
     else:
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(s3_client, "UNREACHABLE_SECONDS", 0)
+    monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 1)
     for call in (
         lambda: list(Folder(bucket).list()),
         lambda: Folder(bucket).put_new("x", b""),

@@ -1,0 +1,47 @@
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from helpers import Configure, Driver
+
+from raypipe.config import EmbedConfig, load_config
+from raypipe.demo.s3_server import S3Server
+from raypipe.embed import cluster
+
+CHEAP = ("backbone.name=resnet18", "backbone.weights=random", "sampling.num_frames=2")
+
+
+@pytest.fixture(scope="session")
+def ray_address(s3: S3Server) -> Iterator[str]:  # noqa: ARG001 - its workers inherit the server's variables
+    """A real Ray of two processors, which this process and every driver that a test starts share."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    cluster.configure_data()
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture
+def configure(ray_address: str) -> Configure:  # noqa: ARG001 - what is configured runs there
+    """Make a cheap configuration of embed: ``configure(input, output, "key=value", …)``."""
+
+    def make(input_uri: str, output_uri: str, *overrides: str, retry: str | None = None) -> EmbedConfig:
+        values = {"input": input_uri, "output": output_uri, "retry": retry}
+        return load_config(EmbedConfig, values=values, overrides=(*CHEAP, *overrides))
+
+    return make
+
+
+@pytest.fixture
+def start_driver(ray_address: str, tmp_path: Path) -> Iterator[Callable[[EmbedConfig], Driver]]:
+    """Start drivers; those that still run at the end are killed."""
+    drivers: list[Driver] = []
+
+    def start(config: EmbedConfig) -> Driver:
+        drivers.append(Driver(config, ray_address, tmp_path / f"driver-{len(drivers)}.log"))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.kill()

@@ -1,0 +1,197 @@
+"""The embed job on a real Ray and a real S3 server."""
+
+import json
+import secrets
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow.dataset
+import pyarrow.fs
+import pytest
+from helpers import Configure, make_video, upload
+from s3fs import S3FileSystem
+
+from raypipe import schema
+from raypipe.demo.s3_server import S3Server
+from raypipe.embed import cluster
+from raypipe.embed.dataset import read_embeddings
+from raypipe.embed.pipeline import run_embed
+from raypipe.embed.verify import verify
+from raypipe.storage import Folder
+
+
+def statuses(output: Folder) -> Counter[tuple[str, str]]:
+    columns = [schema.VIDEO_ID, schema.STATUS]
+    rows = (row for table in read_embeddings(output, columns=columns) for row in table.to_pylist())
+    return Counter((row[schema.VIDEO_ID], row[schema.STATUS]) for row in rows)
+
+
+def test_200_videos_are_200_rows_for_every_reader(bucket: str, s3: S3Server, configure: Configure) -> None:
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    ids = upload(videos, 200)
+    run = run_embed(configure(videos.uri, output.uri))
+    assert run.record.num_videos == 200
+    assert run.record.statuses == {"ok": 200}
+    found = verify(output)
+    assert (found.violations, found.num_rows, found.num_frames) == ([], 200, 400)
+
+    host = s3.endpoint_url.removeprefix("http://")
+    files = f"{output.uri}/data/*.parquet"
+    with duckdb.connect() as database:
+        database.register_filesystem(S3FileSystem())  # as httpfs does it, an extension that it downloads
+        by_duckdb = database.sql(f"select video_id, status, embedding from '{files}'").fetchall()  # noqa: S608
+    options = {
+        "aws_endpoint_url": s3.endpoint_url,
+        "aws_access_key_id": s3.access_key,
+        "aws_secret_access_key": s3.secret_key,
+        "aws_region": "us-east-1",
+        "aws_allow_http": "true",
+    }
+    by_polars = pl.read_parquet(files, storage_options=options)
+    s3_files = pyarrow.fs.S3FileSystem(
+        access_key=s3.access_key, secret_key=s3.secret_key, endpoint_override=host, scheme="http", region="us-east-1"
+    )
+    path = f"{output.uri.removeprefix('s3://')}/data"
+    by_pyarrow = pyarrow.dataset.dataset(path, filesystem=s3_files, format="parquet").to_table()
+
+    assert sorted(row[0] for row in by_duckdb) == sorted(ids)
+    assert {len(row[2]) for row in by_duckdb} == {512}
+    assert sorted(by_polars[schema.VIDEO_ID]) == sorted(ids)
+    assert sorted(by_pyarrow[schema.VIDEO_ID].to_pylist()) == sorted(ids)
+    assert by_pyarrow.schema.remove_metadata() == schema.embeddings_schema(512)
+    assert set(by_polars[schema.STATUS]) == {"ok"}
+
+
+def test_a_second_run_does_only_what_is_new(bucket: str, configure: Configure) -> None:
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    ids = upload(videos, 6)
+    config = configure(videos.uri, output.uri)
+    run_embed(config)
+    assert run_embed(config).record.plans == ()
+
+    new = upload(videos, 2, start=6)
+    _replace(videos, ids[0], make_video(shade=77))
+    _delete(videos, ids[1])
+    run = run_embed(config)
+    assert run.record.num_videos == 3
+    assert verify(output).violations == []
+    generations = {
+        row[schema.VIDEO_ID]: row[schema.GENERATION]
+        for table in read_embeddings(output, columns=[schema.VIDEO_ID, schema.GENERATION])
+        for row in table.to_pylist()
+    }
+    assert generations == {**dict.fromkeys(ids, 0), ids[0]: 1, **dict.fromkeys(new, 1)}
+    assert run_embed(config).record.plans == ()
+
+
+def test_retry_plans_failed_videos_again(tmp_path: Path, configure: Configure) -> None:
+    videos, output = Folder(str(tmp_path / "in")), Folder(str(tmp_path / "out"))
+    upload(videos, 2)
+    videos.put_new("text.mp4", b"not a video, but text that says so")
+    videos.put_new("big.mp4", make_video(shade=1) + b"\0" * 100_000)
+    limits = ("decode.max_size_bytes=50000",)
+    run_embed(configure(videos.uri, output.uri, *limits))
+    assert run_embed(configure(videos.uri, output.uri, *limits, retry="transient")).record.plans == ()
+
+    run = run_embed(configure(videos.uri, output.uri, retry="all"))
+    assert run.record.statuses == {"ok": 1, "forbidden_format": 1}
+    assert verify(output).violations == []
+    assert sum(statuses(output).values()) == 4
+    assert statuses(output)["big.mp4", "ok"] == 1
+    assert sum(table.num_rows for table in read_embeddings(output)) == 4
+
+
+def test_every_bad_video_is_a_row_and_harms_no_other(bucket: str, configure: Configure) -> None:
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    good = upload(videos, 4)
+    whole = make_video(shade=50, num_frames=100)
+    bad = {
+        "empty.mp4": b"",
+        "one byte.mp4": b"\0",
+        "text.mp4": b"hello " * 100,
+        "playlist.m3u8": b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/canary.ts\n",
+        "ünï-códé 日本 #?%.mp4": b"\xff" * 1000,
+        "cut.mp4": whole[: len(whole) // 3],
+    }
+    for name, data in bad.items():
+        videos.put_new(name, data)
+    run_embed(configure(videos.uri, output.uri, "shard.max_videos=3"))
+    found = dict(statuses(output).keys())
+    assert set(found) == {*good, *bad}
+    assert all(found[name] == "ok" for name in good)
+    assert all(found[name] in {"decode_error", "forbidden_format"} for name in bad), found
+    assert verify(output).violations == []
+
+
+def test_hostile_files_and_real_clips_in_one_job(
+    assets: Path, tmp_path: Path, configure: Configure
+) -> None:
+    videos = tmp_path / "in"
+    videos.mkdir()
+    (videos / "hostile").symlink_to(assets / "hostile")
+    (videos / "real").symlink_to(assets / "videos")
+    names = sorted(
+        f"{kind}/{path.name}" for kind, folder in (("hostile", "hostile"), ("real", "videos")) for path in (assets / folder).iterdir()
+    )
+    manifest = tmp_path / "manifest.jsonl"
+    lines = (json.dumps({"video_id": name, "video_uri": str(videos / name)}) for name in names)
+    manifest.write_text("\n".join(lines))
+    output = Folder(str(tmp_path / "out"))
+    run_embed(configure(str(manifest), output.uri, "sampling.num_frames=4", "decode.timeout_seconds=20"))
+    found = dict(statuses(output).keys())
+    assert sorted(found) == names
+    assert {status for name, status in found.items() if name.startswith("real/")} == {"ok"}
+    assert verify(output).violations == []
+
+
+def test_separate_stages_give_the_same_vectors(
+    tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The three stages of a GPU cluster, here all on processors."""
+    videos = Folder(str(tmp_path / "in"))
+    upload(videos, 9)
+    fused, staged = Folder(str(tmp_path / "fused")), Folder(str(tmp_path / "staged"))
+    run_embed(configure(videos.uri, fused.uri))
+    monkeypatch.setattr(
+        cluster, "place", lambda _: cluster.Placement(1, 1.0, gpu_actors=1, gpus_per_actor=0.0, device="cpu")
+    )
+    run_embed(configure(videos.uri, staged.uri))
+    assert verify(staged).violations == []
+
+    def rows(output: Folder) -> dict[str, list[float]]:
+        columns = [schema.VIDEO_ID, schema.EMBEDDING]
+        return {row["video_id"]: row["embedding"] for t in read_embeddings(output, columns=columns) for row in t.to_pylist()}
+
+    assert rows(staged) == rows(fused)
+
+
+def test_the_report_is_written_and_tells_no_secret(bucket: str, s3: S3Server, configure: Configure) -> None:
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    upload(videos, 2)
+    run = run_embed(configure(videos.uri, output.uri))
+    summary = json.loads(output.read("reports/00000/summary.json"))
+    assert summary["num_done_videos"] == 2
+    page = output.read("reports/00000/report.html").decode()
+    assert run.report_uri.endswith("reports/00000/report.html")
+    assert s3.secret_key not in page
+    assert s3.access_key not in page
+
+
+def _replace(folder: Folder, name: str, data: bytes) -> None:
+    _delete(folder, name)
+    assert folder.put_new(name, data)
+
+
+def _delete(folder: Folder, name: str) -> None:
+    S3FileSystem(use_listings_cache=False, skip_instance_cache=True).rm_file(folder.child(name))
+
+
+def test_an_output_inside_its_input_is_not_embedded(bucket: str, configure: Configure) -> None:
+    videos = Folder(f"{bucket}/{secrets.token_hex(4)}")
+    upload(videos, 2)
+    output = Folder(videos.child("embeddings"))
+    for _ in range(2):
+        run_embed(configure(videos.uri, output.uri))
+    assert sum(statuses(output).values()) == 2

@@ -1,0 +1,117 @@
+"""Kill everything that can be killed while embed runs; nothing is lost, nothing is doubled."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from helpers import Configure, Driver, kill_one, num_committed, upload, wait_until
+
+from raypipe import schema
+from raypipe.config import EmbedConfig
+from raypipe.embed.dataset import read_embeddings
+from raypipe.embed.pipeline import run_embed
+from raypipe.embed.verify import verify
+from raypipe.storage import Folder
+
+StartDriver = Callable[[EmbedConfig], Driver]
+_NUM_VIDEOS = 32
+_SHARDS = ("shard.max_videos=2",)
+
+
+def check(output: Folder, ids: list[str]) -> None:
+    """Every video exactly one row, all of them ok, and every promise holds."""
+    assert verify(output).violations == []
+    rows = [row for t in read_embeddings(output, columns=[schema.VIDEO_ID, schema.STATUS]) for row in t.to_pylist()]
+    assert Counter((row[schema.VIDEO_ID], row[schema.STATUS]) for row in rows) == Counter((name, "ok") for name in ids)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_drivers(seed: int, bucket: str, configure: Configure, start_driver: StartDriver) -> None:
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    ids = upload(videos, _NUM_VIDEOS)
+    config = configure(videos.uri, output.uri, *_SHARDS)
+    moments = random.Random(seed)
+    for _ in range(2):
+        before = num_committed(output)
+        upto = before + moments.randint(1, 4)
+        driver = start_driver(config)
+        wait_until(lambda upto=upto: num_committed(output) >= upto, what=f"{upto} shards")
+        driver.kill()
+    last = start_driver(config)
+    assert last.wait() == 0, last.log.read_text()
+    check(output, ids)
+    # The last run says how much it found: at least what was there when the driver before it died.
+    assert "before this run" in last.log.read_text()
+
+
+def test_killed_before_and_while_planning(bucket: str, configure: Configure, start_driver: StartDriver) -> None:
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    ids = upload(videos, 6)
+    config = configure(videos.uri, output.uri, *_SHARDS)
+    driver = start_driver(config)
+    wait_until(lambda: output.exists("plans/00000.parquet"), what="the plan")
+    driver.kill()
+    assert num_committed(output) < 3
+    last = start_driver(config)
+    assert last.wait() == 0, last.log.read_text()
+    check(output, ids)
+
+
+def test_two_drivers_at_once(bucket: str, configure: Configure, start_driver: StartDriver) -> None:
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    ids = upload(videos, _NUM_VIDEOS)
+    config = configure(videos.uri, output.uri, *_SHARDS, "resources.concurrency=1")
+    drivers = [start_driver(config), start_driver(config)]
+    assert [driver.wait() for driver in drivers] == [0, 0], [driver.log.read_text() for driver in drivers]
+    check(output, ids)
+
+
+@pytest.mark.parametrize("victim", ["ray::", "raypipe.video.worker"])
+def test_killed_workers(victim: str, bucket: str, configure: Configure, start_driver: StartDriver) -> None:
+    """A Ray worker that runs a stage, and the child that decodes."""
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    ids = upload(videos, _NUM_VIDEOS)
+    driver = start_driver(configure(videos.uri, output.uri, *_SHARDS))
+    words = (victim, "RunSteps") if victim == "ray::" else (victim,)
+    for upto in (2, 6):
+        wait_until(lambda upto=upto: num_committed(output) >= upto, what=f"{upto} shards")
+        assert kill_one(*words)
+    assert driver.wait() == 0, driver.log.read_text()
+    check(output, ids)
+
+
+def test_a_shard_that_fails_is_tried_again(
+    bucket: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage that is down ends no video: the shard is tried again, and the run ends with 1 when it stays down."""
+    from raypipe.embed import pipeline
+    from raypipe.errors import JobError
+    from raypipe.report import ShardSummary
+
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    ids = upload(videos, 4)
+    config = configure(videos.uri, output.uri, *_SHARDS)
+    run_shards = pipeline.cluster.run_shards
+
+    def down(blocks, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+        for number, _ in enumerate(blocks):
+            yield ShardSummary(0, number, {}, 0, 0, {}, 0.0, problem="StorageError: it is down")
+
+    monkeypatch.setattr(pipeline.cluster, "run_shards", down)
+    with pytest.raises(JobError, match="it is down"):
+        run_embed(config)
+    rounds = []
+
+    def down_at_first(blocks, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+        rounds.append(len(blocks))
+        if len(rounds) == 1:
+            yield from run_shards(blocks[1:], *args, **kwargs)
+            yield from down(blocks[:1])
+        else:
+            yield from run_shards(blocks, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline.cluster, "run_shards", down_at_first)
+    run_embed(config)
+    assert rounds == [2, 1]
+    check(output, ids)

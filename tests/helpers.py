@@ -1,0 +1,104 @@
+"""What several test files make or wait for."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import av
+import numpy as np
+
+from raypipe.config import EmbedConfig
+from raypipe.storage import Folder
+
+Configure = Callable[..., EmbedConfig]
+
+
+def make_video(*, shade: int, num_frames: int = 10, size: int = 64) -> bytes:
+    """A small H.264 video of one shade that brightens; another shade gives other bytes."""
+    data = io.BytesIO()
+    with av.open(data, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10, options={"threads": "1", "preset": "ultrafast", "g": "5"})
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for number in range(num_frames):
+            picture = np.full((size, size, 3), (shade % 200) + number, dtype=np.uint8)
+            picture[: 1 + shade % size, : 1 + number] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return data.getvalue()
+
+
+def upload(folder: Folder, count: int, *, start: int = 0) -> list[str]:
+    """Put so many different videos into a folder, and give their ids."""
+    names = [f"part-{number % 3}/video-{number:04d}.mp4" for number in range(start, start + count)]
+    for number, name in enumerate(names, start=start):
+        assert folder.put_new(name, make_video(shade=number))
+    return names
+
+
+class Driver:
+    """``raypipe embed`` in a process of its own, on the tests' Ray."""
+
+    def __init__(self, config: EmbedConfig, address: str, log: Path) -> None:
+        keys = config.model_dump()
+        settings = [
+            f"{section}.{key}={value}".replace("True", "true").replace("False", "false")
+            for section in ("sampling", "backbone", "shard")
+            for key, value in keys[section].items()
+        ]
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "raypipe", "embed", "--input", config.input, "--output", config.output]
+            + [word for setting in settings for word in ("--set", setting)],
+            stdout=log.open("wb"),
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "RAY_ADDRESS": address, "COLUMNS": "200"},
+        )
+
+    def wait(self, timeout_seconds: float = 240) -> int:
+        """The exit code; what it printed is in ``log``."""
+        return self.process.wait(timeout_seconds)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+
+def wait_until(condition: Callable[[], object], *, timeout_seconds: float = 120, what: str) -> None:
+    """Poll a condition of other processes until it holds."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def num_committed(output: Folder) -> int:
+    """How many shards are committed."""
+    return sum(1 for _ in output.list("data/"))
+
+
+def pids_of(*words: str) -> list[int]:
+    """Processes whose command line holds all the words."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if all(word in command for word in words):
+                found.append(int(entry.name))
+    return found
+
+
+def kill_one(*words: str) -> bool:
+    """SIGKILL one process whose command line holds all the words; False when there is none."""
+    for pid in pids_of(*words):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False

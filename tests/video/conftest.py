@@ -1,0 +1,149 @@
+"""Small videos whose every frame says which one it is, and what is needed to decode them without a child."""
+
+import functools
+import io
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from raypipe.video.protocol import DecodeRequest, Limits, Pixels
+
+SUFFIXES = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
+FIRST_LEVEL, LEVEL_STEP = 24, 9  # the grey of frame 0, and how much lighter each next one is
+MARK = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How a generated video is made. Its frames are ``num_frames`` greys, each lighter than the one before."""
+
+    codec: str = "libx264"
+    container: str = "mp4"
+    num_frames: int = 24
+    fps: int = 12
+    width: int = 96
+    height: int = 72
+    pix_fmt: str = "yuv420p"
+    times: tuple[int, ...] = ()  # in units of 1 / fps; else 0, 1, 2, …
+    rotation: int = 0
+    codec_options: tuple[tuple[str, str], ...] = ()
+    container_options: tuple[tuple[str, str], ...] = ()
+    audio: bool = False
+    resize_at: int = 0  # from this frame on, half the size
+
+
+X264 = (("g", "10"), ("bf", "3"), ("b-adapt", "0"), ("refs", "3"), ("preset", "veryfast"), ("crf", "12"))
+X265 = (("x265-params", "keyint=10:min-keyint=10:bframes=3:scenecut=0:log-level=none:pools=1"), ("preset", "ultrafast"))
+H264 = ClipSettings(codec_options=X264)
+# Every way to store frames that the decoders must agree with a plain reading on.
+CLIPS: dict[str, ClipSettings] = {
+    "h264": H264,
+    "h264-faststart": replace(H264, container_options=(("movflags", "faststart"),), audio=True),
+    "h264-fragmented": replace(H264, container_options=(("movflags", "frag_keyframe+empty_moov"),)),
+    "h264-mkv": replace(H264, container="matroska", audio=True),
+    "h264-open-gop": replace(H264, codec_options=(*X264, ("x264-params", "open-gop=1:scenecut=0"))),
+    "h264-open-gop-mkv": replace(
+        H264, container="matroska", codec_options=(*X264, ("x264-params", "open-gop=1:scenecut=0"))
+    ),
+    "h264-intra-refresh": replace(
+        H264, container="mpegts", codec_options=(*X264, ("bf", "0"), ("x264-params", "intra-refresh=1:keyint=8"))
+    ),
+    "h264-ts": replace(H264, container="mpegts"),
+    "h264-flv": replace(H264, container="flv"),
+    "h264-10-bit": replace(H264, pix_fmt="yuv420p10le"),
+    "h264-4:4:4-odd": replace(H264, pix_fmt="yuv444p", width=97, height=71),
+    "h264-gray": replace(H264, pix_fmt="gray"),
+    "h264-interlaced": replace(H264, codec_options=(*X264, ("x264-params", "tff=1"))),
+    "h264-variable-rate": replace(H264, times=tuple(number + number**2 // 4 for number in range(24))),
+    "h264-mkv-late-start": replace(H264, container="matroska", times=tuple(range(120, 144))),
+    "h264-mp4-late-start": replace(H264, times=tuple(range(120, 144))),
+    "h264-90": replace(H264, rotation=90),
+    "h264-180": replace(H264, rotation=180),
+    "h264-270": replace(H264, rotation=-90),
+    "h264-portrait": replace(H264, width=72, height=128),
+    "h264-one-frame": replace(H264, num_frames=1),
+    "hevc": replace(H264, codec="libx265", codec_options=X265),
+    "av1": ClipSettings(codec="libsvtav1", container="matroska", codec_options=(("g", "10"), ("preset", "12"))),
+    "vp9": ClipSettings(codec="libvpx-vp9", container="webm", codec_options=(("g", "10"), ("deadline", "realtime"))),
+    "vp8-ogg": ClipSettings(codec="libvpx", container="ogg", codec_options=(("g", "10"), ("deadline", "realtime"))),
+    "mpeg4-avi": ClipSettings(codec="mpeg4", container="avi", codec_options=(("g", "10"), ("bf", "2"))),
+    "mpeg2": ClipSettings(codec="mpeg2video", container="mpeg", fps=25, codec_options=(("g", "10"), ("bf", "2"))),
+    "wmv2": ClipSettings(codec="wmv2", container="asf", codec_options=(("g", "10"),)),
+    "mjpeg": ClipSettings(codec="mjpeg", container="mov", pix_fmt="yuvj420p"),
+    "rgb": ClipSettings(codec="qtrle", container="mov", pix_fmt="rgb24"),
+    "alpha": ClipSettings(codec="qtrle", container="mov", pix_fmt="argb"),
+    "palette": ClipSettings(codec="png", container="mov", pix_fmt="pal8"),
+    "ffv1-16-bit": ClipSettings(codec="ffv1", container="matroska", pix_fmt="gray16le"),
+}
+
+
+def picture(number: int, *, width: int, height: int) -> Pixels:
+    """Frame ``number``: a grey [height, width, 3] with a white mark in its upper left."""
+    image = np.full((height, width, 3), FIRST_LEVEL + LEVEL_STEP * number, dtype=np.uint8)
+    image[: height // 4, : width // 4] = MARK
+    return image
+
+
+def _video_frame(settings: ClipSettings, number: int) -> av.VideoFrame:
+    shrink = 2 if settings.resize_at and number >= settings.resize_at else 1
+    image = picture(number, width=settings.width // shrink, height=settings.height // shrink)
+    if settings.pix_fmt == "pal8":
+        palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1)
+        return av.VideoFrame.from_ndarray((np.ascontiguousarray(image[:, :, 0]), palette), format="pal8")
+    return av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=settings.pix_fmt)
+
+
+def _add_audio(container: Any, stream: Any, seconds: float) -> None:
+    samples = np.zeros((1, int(seconds * stream.rate)), dtype=np.int16)
+    frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+    frame.sample_rate, frame.pts = stream.rate, 0
+    for resampled in av.AudioResampler(stream.format.name, stream.layout, stream.rate, 1024).resample(frame):
+        container.mux(stream.encode(resampled))
+    container.mux(stream.encode(None))
+
+
+@functools.cache
+def make_clip(settings: ClipSettings) -> bytes:
+    """The bytes of a generated video."""
+    file = io.BytesIO()
+    options = dict(settings.container_options)
+    with av.open(file, "w", format=settings.container, container_options=options) as container:
+        stream: Any = container.add_stream(settings.codec, rate=settings.fps, options=dict(settings.codec_options))
+        stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, settings.pix_fmt
+        stream.codec_context.thread_count = 1
+        if settings.rotation:
+            stream.set_display_rotation(settings.rotation)
+        sound = container.add_stream("aac", rate=8000, layout="mono") if settings.audio else None
+        times = settings.times or range(settings.num_frames)
+        for number, time in zip(range(settings.num_frames), times, strict=False):
+            frame = _video_frame(settings, number)
+            frame.pts, frame.time_base = time, Fraction(1, settings.fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound is not None:
+            _add_audio(container, sound, settings.num_frames / settings.fps)
+    return file.getvalue()
+
+
+def make_request(**changes: Any) -> DecodeRequest:
+    """Eight frames, spread evenly, 56 pixels square: cut from 64, so that the mark of ``picture`` shows."""
+    limits = Limits(max_pixels=4096 * 4096, max_duration_seconds=3600)
+    request = DecodeRequest(
+        mode="uniform",
+        num_frames=8,
+        fps=5.0,
+        max_frames=32,
+        nearest_keyframe=False,
+        resize_size=64,
+        crop_size=56,
+        limits=limits,
+    )
+    return replace(request, **changes)
