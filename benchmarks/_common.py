@@ -39,7 +39,11 @@ def describe_machine() -> str:
     """One line for the head of a table."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ray", "torch", "av"))
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.machine(),
     )
     return f"{model}, {len(os.sched_getaffinity(0))} processors; Python {platform.python_version()}, {versions}"

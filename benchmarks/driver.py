@@ -31,19 +31,19 @@ from raypipe.video.sandbox import DecodedVideo
 class StubDecode:
     """Every video is one grey frame."""
 
-    def __init__(self, settings: object) -> None:
+    def __init__(self, _: object) -> None:
         self._frame = np.full((1, 224, 224, 3), 128, np.uint8)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         outcome = DecodedVideo(Status.OK, "", "stub", np.zeros(1), self._frame, "mov", "h264", 64, 64, 1.0, 1.0)
         zeros = [0.0] * rows.num_rows
-        return shard._decoded_table(rows, [outcome] * rows.num_rows, fetch_seconds=zeros, decode_seconds=zeros)
+        return shard.decoded_table(rows, [outcome] * rows.num_rows, fetch_seconds=zeros, decode_seconds=zeros)
 
 
 class StubEmbed:
     """Every frame is one random vector."""
 
-    def __init__(self, settings: object) -> None:
+    def __init__(self, _: object) -> None:
         self._random = np.random.default_rng(0)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -53,7 +52,7 @@ def decode_some(paths: list[Path], config) -> tuple[int, float]:  # noqa: ANN001
     from raypipe.video.decoders import FrameWriter, choose_frames, decode_pyav  # noqa: PLC0415
     from raypipe.video.probe import VideoFile  # noqa: PLC0415
 
-    request = prepare(config, device="cpu").decode_request
+    request = prepare(config, dtype="float32").decode_request
     frames = np.zeros((request.max_frames, request.crop_size, request.crop_size, 3), np.uint8)
     count = 0
     decoded_seconds = time.perf_counter()
@@ -99,10 +98,8 @@ def floor(videos: Path, backbone: str, scratch: Path) -> tuple[float, float, int
 def run_raypipe(videos: Path, output: Path, backbone: str) -> tuple[float, float]:
     """Seconds of the whole process, and of its steady state scaled to all videos."""
     start = time.perf_counter()
-    code = "import sys; sys.path.insert(0, 'benchmarks'); from embed import child; child(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(videos), str(output), backbone], check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, __file__, "--child", "raypipe", str(videos), str(output), backbone]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     whole = time.perf_counter() - start
     return whole, float(done.stdout.strip().splitlines()[-1])
 
@@ -134,10 +131,7 @@ def child(videos: str, output: str, backbone: str) -> None:
 def documented(videos: Path, output: Path, backbone: str) -> float:
     """Ray Data's recipe, seconds of the whole process."""
     start = time.perf_counter()
-    code = "import sys; sys.path.insert(0, 'benchmarks'); from embed import documented_child; documented_child(*sys.argv[1:])"
-    subprocess.run(
-        [sys.executable, "-c", code, str(videos), str(output), backbone], check=True, capture_output=True, text=True
-    )
+    subprocess.run([sys.executable, __file__, "--child", "documented", str(videos), str(output), backbone], check=True)
     return time.perf_counter() - start
 
 
@@ -170,11 +164,6 @@ def documented_child(videos: str, output: str, backbone: str) -> None:
     ray.shutdown()
 
 
-def timed(function: Callable[[], float], repeats: int) -> float:
-    """The median of several."""
-    return median([function() for _ in range(repeats)])
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,9 +186,10 @@ def main() -> None:
             steadies.append(steady)
             others.append(documented(videos, scratch / f"documented-{repeat}", options.backbone))
         ratios = [steady / sum(pair) for steady, pair in zip(steadies, floors, strict=True)]
-        print(f"{describe_machine()}\n{options.videos} videos of {options.seconds:g} s 360p H.264, {frames} frames, ")
-        print(f"{options.backbone} float32, {FPS:g} frame a second, medians of {options.repeats}\n")
-        print(f"| way                                   | seconds | of the floor |\n|{'-' * 39}|{'-' * 9}|{'-' * 14}|")
+        print(describe_machine())
+        print(f"{options.videos} videos of {options.seconds:g} s 360p H.264, {frames} frames, {options.backbone} float32,")
+        print(f"{FPS} frame a second, medians of {options.repeats}\n")
+        print(f"| {'way':37} | seconds | of the floor |\n|{'-' * 39}|{'-' * 9}|{'-' * 14}|")
         base = median([sum(pair) for pair in floors])
         rows = (
             ("decode alone, all processors", median([pair[0] for pair in floors])),
@@ -211,10 +201,15 @@ def main() -> None:
         )
         for name, seconds in rows:
             print(f"| {name:37} | {seconds:7.1f} | {seconds / base:12.2f} |")
-        print(f"\nraypipe in steady state is {median(ratios):.2f} x its floor (each repeat: {', '.join(f'{r:.2f}' for r in ratios)}).")
+        print(
+            f"\nraypipe in steady state is {median(ratios):.2f} x its floor (each repeat: {', '.join(f'{r:.2f}' for r in ratios)})."
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--child"]:
+        {"raypipe": child, "documented": documented_child}[sys.argv[2]](*sys.argv[3:])
+    else:
+        main()

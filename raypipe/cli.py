@@ -5,22 +5,50 @@ than --max-failed-fraction allows · 130 stopped by Ctrl-C.
 """
 
 import logging
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from raypipe import __version__
-from raypipe.errors import RaypipeError
+from raypipe.errors import RaypipeError, SetupError
+
+if TYPE_CHECKING:
+    from raypipe.config import EmbedConfig
 
 _TOO_MANY_FAILED = 3
 _INTERRUPTED = 130
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or the one that typer has of its own
+
+
+class _Commands(TyperGroup):
+    """Says in one line what is wrong with the arguments; typer takes a page for it."""
+
+    def main(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - typer's own signature is longer
+        standalone = options.get("standalone_mode", True)
+        options["standalone_mode"] = False
+        try:
+            code = super().main(*args, **options)
+        except _UsageError as error:
+            if not standalone:
+                raise
+            message = " ".join(error.format_message().split())
+            path = error.ctx.command_path if error.ctx else "raypipe"
+            _say(f"error: {message}{'' if message.endswith(('.', '?')) else '.'} Run {path} --help.")
+            code = error.exit_code
+        if standalone:
+            sys.exit(code)
+        return code
+
 
 app = typer.Typer(
     name="raypipe",
     help="Turn buckets of videos into embeddings, on Ray.",
-    no_args_is_help=True,
+    cls=_Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -62,7 +90,7 @@ def embed(
     _exit(run, debug=debug)
 
 
-def _embed(settings: Any) -> int:
+def _embed(settings: "EmbedConfig") -> int:
     from rich.console import Console
 
     from raypipe.embed.pipeline import failed_fraction, run_embed
@@ -95,7 +123,7 @@ def plan(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Say what embed would do, from a probe of a few videos: how much, how long, and what holds it back. Writes nothing."""
+    """Say what embed would do, from a probe of a few videos: how much, how long, what holds it back. Writes nothing."""
 
     def run() -> int:
         from rich.console import Console
@@ -176,11 +204,17 @@ def demo(
 
 @app.callback(invoke_without_command=True)
 def _version(
-    *, version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False
+    context: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
 ) -> None:
     if version:
         typer.echo(f"raypipe {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        if text := context.get_help():  # else typer has printed it
+            typer.echo(text)
+        raise typer.Exit(SetupError.exit_code)
 
 
 def _embed_config(
@@ -190,7 +224,7 @@ def _embed_config(
     overrides: list[str] | None,
     retry: str | None,
     max_failed_fraction: float | None,
-) -> Any:
+) -> "EmbedConfig":
     from raypipe.config import EmbedConfig, load_config
 
     values = {"input": input_uri, "output": output, "retry": retry, "max_failed_fraction": max_failed_fraction}
@@ -204,7 +238,7 @@ def _exit(run: Callable[[], int], *, debug: bool) -> NoReturn:
         code = run()
     except RaypipeError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _say(f"error: {error}")
         code = error.exit_code
     except KeyboardInterrupt:
@@ -214,7 +248,8 @@ def _exit(run: Callable[[], int], *, debug: bool) -> NoReturn:
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    """One line on standard error, in which a file's name cannot command the terminal."""
+    typer.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), err=True)
 
 
 def main() -> None:

@@ -1,12 +1,15 @@
 """The configuration of each job: frozen pydantic models whose unknown keys are refused."""
 
+import copy
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+import reprlib
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raypipe.errors import ConfigError
 
@@ -17,7 +20,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class SamplingConfig(_Section):
@@ -101,6 +104,14 @@ class EmbedConfig(_Section):
     retry: Retry = "none"
     max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
 
+    @field_validator("input", "output")
+    @classmethod
+    def _is_utf8(cls, uri: str) -> str:
+        if uri != uri.encode(errors="replace").decode():
+            msg = "should be UTF-8, as every URI in a Parquet file is; rename that folder"
+            raise ValueError(msg)
+        return uri
+
 
 def load_config(
     model: type[ConfigT],
@@ -115,7 +126,7 @@ def load_config(
         ConfigError: the file, a key or a value is wrong; the message names it and the choices.
     """
     tree = _read_yaml(path) if path is not None else {}
-    tree.update({key: value for key, value in values.items() if value is not None})
+    tree.update({key: copy.deepcopy(value) for key, value in values.items() if value is not None})
     for override in overrides:
         _override(tree, override)
     try:
@@ -124,13 +135,32 @@ def load_config(
         raise ConfigError(_one_line(model, error)) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as its readers take it: 1e-4 is a number, and a key that stands there twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - PyYAML's own signature
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for at, key in enumerate(keys) if key in keys[:at]]:
+            reason = f"the key {twice[0]!r} stands there twice"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text holds
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+
+
 def _read_yaml(path: str | Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = _parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         msg = f"Cannot read the configuration {str(path)!r}: {error.strerror}. Give the path of a YAML file."
         raise ConfigError(msg) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         msg = f"{str(path)!r} is not YAML: {reason}"
         raise ConfigError(msg) from None
@@ -148,12 +178,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
         msg = f"--set {override!r} is not key=value. Example: --set backbone.name=resnet18"
         raise ConfigError(msg)
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     *sections, leaf = key.strip().split(".")
     for section in sections:
-        node = tree.setdefault(section, {})
+        node = tree[section] = {} if tree.get(section) is None else tree[section]
         if not isinstance(node, dict):
             msg = f"--set {override!r}: {section!r} holds {node!r}, which has no key below it."
             raise ConfigError(msg)
@@ -176,10 +206,21 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
         return (
             f"{key!r} is missing: give --{key.replace('.', '-').replace('_', '-')} or the key {key!r} in the YAML file."
         )
+    if first["type"] == "model_type":
+        return f"{key}={_short(first['input'])}: it should hold keys: {', '.join(_keys_at(model, path))}."
     # A union gives one problem for each of its members: together they are the choices.
     reasons = [_reason(problem["msg"]) for problem in problems if _field_path(model, problem["loc"]) == path]
     reason = " or ".join([reasons[0], *(other.removeprefix("input should be ") for other in reasons[1:])])
-    return f"{key}: {reason}." if isinstance(first["input"], dict) else f"{key}={first['input']!r}: {reason}."
+    if first["type"] == "value_error" and isinstance(first["input"], dict):
+        return f"{key}: {reason}."  # of several keys, which it names with their values
+    return f"{key}={_short(first['input'])}: {reason}."
+
+
+def _short(value: object) -> str:
+    """The value in one line, its middle left out where it is long."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = 200
+    return shortener.repr(value)
 
 
 def _reason(message: str) -> str:

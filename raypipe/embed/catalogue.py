@@ -1,21 +1,24 @@
 """What there is to embed: a listing of a bucket, or a manifest that names the videos."""
 
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.embed.plan import Video
 from raypipe.errors import ConfigError, ObjectError
 from raypipe.storage import Folder, list_videos
+from raypipe.storage.folder import normalise, storage_of
 
 _MANIFESTS = (".parquet", ".csv", ".jsonl")
+_COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI)
 _STATS_AT_ONCE = 32
 _STATS_AHEAD = 1024
 
@@ -84,11 +87,13 @@ def _read_manifest(folder: Folder, name: str) -> pa.Table:
             table = pq.read_table(data)
         elif name.lower().endswith(".csv"):  # an id such as 007 is no number
             as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
-            table = pyarrow.csv.read_csv(data, convert_options=as_text)
+            newlines = pyarrow.csv.ParseOptions(newlines_in_values=True)
+            table = pyarrow.csv.read_csv(data, parse_options=newlines, convert_options=as_text)
         else:
             table = _read_json_lines(data)
         if schema.VIDEO_URI not in table.column_names:
-            msg = f"{folder.child(name)} has no column 'video_uri'; its columns are {', '.join(table.column_names)}."
+            columns = ", ".join(table.column_names) or "none"
+            msg = f"{folder.child(name)} has no column 'video_uri'; its columns are {columns}."
             raise ConfigError(msg)
         names = [column for column in _COLUMNS if column in table.column_names]
         return table.select(names).cast(pa.schema([(column, pa.string()) for column in names]))
@@ -99,13 +104,17 @@ def _read_manifest(folder: Folder, name: str) -> pa.Table:
 
 def _read_json_lines(lines: Iterable[bytes]) -> pa.Table:
     """Not by Arrow, which would take an id that looks like a date for one."""
-    columns: dict[str, list[str | None]] = {}
+    keys: dict[str, None] = {}
+    rows: list[list[Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = json.loads(line.decode("utf-8-sig"))
-        if not isinstance(row, dict):
-            msg = f"line {number} is {row!r}, not an object."
-            raise ValueError(msg)  # noqa: TRY004 - of what is written there, not of an argument
-        for key, value in row.items():
-    ...
+        try:
+            row = dict(json.loads(line.decode("utf-8-sig")))
+        except (TypeError, ValueError, RecursionError) as error:
+            msg = f"line {number} is not a JSON object: {error}"
+            raise ValueError(msg) from None
+        keys.update(dict.fromkeys(row))
+        rows.append([str(value) if isinstance(value := row.get(column), int) else value for column in _COLUMNS])
+    texts = dict(zip(_COLUMNS, zip(*rows, strict=True), strict=False))
+    return pa.table({key: pa.array(texts[key], pa.string()) if key in texts else pa.nulls(len(rows)) for key in keys})

@@ -2,11 +2,12 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import pyarrow as pa
 import ray
@@ -27,6 +28,7 @@ from raypipe.embed.stages import (
     Steps,
 )
 from raypipe.errors import SetupError
+from raypipe.models.backbone import Dtype, resolve_dtype
 from raypipe.report import ShardSummary
 
 _PUT_CPUS = 0.1
@@ -62,7 +64,9 @@ def connect() -> None:
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        msg = f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."
+        msg = (
+            f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."
+        )
         raise SetupError(msg) from None
     configure_data()
     if quiet:
@@ -75,6 +79,12 @@ def configure_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None
+
+
+def reason_of(error: Exception) -> str:
+    """The last line of what Ray says, which is the exception that a worker raised."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return lines[-1].strip()[:300] if lines else type(error).__name__
 
 
 @contextmanager
@@ -113,11 +123,18 @@ def place(resources: ResourcesConfig) -> Placement:
         raise SetupError(msg)
     gpu_actors = int(gpus // gpus_per_actor) if gpus_per_actor else 0
     reserved = _PUT_CPUS * _PUTS_AT_ONCE if gpu_actors else 0.0
-    decode_actors = resources.concurrency
-    if decode_actors == "auto":
-        decode_actors = max(1, int((cpus - reserved) // resources.decode_cpus))
+    fitting = max(1, int((cpus - reserved) // resources.decode_cpus))
+    decode_actors = fitting if resources.concurrency == "auto" else resources.concurrency
     device = "cuda" if gpu_actors else "cpu"
     return Placement(decode_actors, resources.decode_cpus, gpu_actors, gpus_per_actor, device)
+
+
+def dtype_where_it_runs(dtype: Literal["auto", "float32", "bfloat16"], placement: Placement) -> Dtype:
+    """What ``auto`` means for the processors that embed, which are not the driver's where the cluster has GPUs."""
+    if dtype != "auto" or placement.device == "cpu":
+        return resolve_dtype(dtype, "cpu")
+    ask = ray.remote(num_gpus=placement.gpus_per_actor, num_cpus=0)(resolve_dtype)
+    return ray.get(ask.remote(dtype, placement.device))
 
 
 def run_shards(
@@ -129,21 +146,24 @@ def run_shards(
     put: PutSettings,
 ) -> Iterator[ShardSummary]:
     """Take every block through decode, embed and put; yield the summaries as shards finish, in any order."""
-    shards = ray.data.from_arrow(list(blocks))
+    shards: Dataset = ray.data.from_arrow(list(blocks))
+    busy = len(blocks)  # more actors than shards would only start and end
     decode_steps = ((SkipCommitted, put), (DecodeVideos, decode))
     if placement.gpu_actors:
-        shards = _stage(shards, decode_steps, placement.decode_actors, num_cpus=placement.decode_cpus)
+        shards = _stage(shards, decode_steps, min(busy, placement.decode_actors), num_cpus=placement.decode_cpus)
         gpus = placement.gpus_per_actor
-        shards = _stage(shards, ((EmbedFrames, embed),), placement.gpu_actors, num_cpus=0, num_gpus=gpus)
-        shards = _stage(shards, ((PutShard, put),), _PUTS_AT_ONCE, num_cpus=_PUT_CPUS)
+        shards = _stage(shards, ((EmbedFrames, embed),), min(busy, placement.gpu_actors), num_cpus=0, num_gpus=gpus)
+        shards = _stage(shards, ((PutShard, put),), min(busy, _PUTS_AT_ONCE), num_cpus=_PUT_CPUS)
     else:
         steps = (*decode_steps, (EmbedFrames, embed), (PutShard, put))
-        shards = _stage(shards, steps, placement.decode_actors, num_cpus=placement.decode_cpus)
+        shards = _stage(shards, steps, min(busy, placement.decode_actors), num_cpus=placement.decode_cpus)
     for row in shards.iter_rows():
         yield row[SUMMARY]
 
 
-def _stage(shards: Dataset, steps: Steps, num_actors: int, **resources: Any) -> Dataset:
+def _stage(
+    shards: Dataset, steps: Steps, num_actors: int, *, num_cpus: float, num_gpus: float | None = None
+) -> Dataset:
     """One stage of actors; a shard waits for a free actor, not behind another shard in an actor's queue."""
     return shards.map_batches(
         RunSteps,
@@ -152,5 +172,6 @@ def _stage(shards: Dataset, steps: Steps, num_actors: int, **resources: Any) -> 
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
-        **resources,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
     )

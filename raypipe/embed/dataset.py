@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.embed.plan import plan_numbers
-from raypipe.embed.seal import read_manifest, unsealed_plans
+from raypipe.embed.seal import read_manifest, sealed_plans
 from raypipe.errors import JobError
 from raypipe.storage import Folder
 
@@ -18,13 +18,17 @@ def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
     """The manifests of all plans, ascending.
 
     Raises:
-        JobError: there is no plan, or one is not sealed.
+        JobError: there is no plan, one is lost, or one is not sealed.
     """
-    numbers = plan_numbers(output)
+    sealed = sealed_plans(output)
+    numbers = plan_numbers(output)  # listed after the manifests: another driver may add both
     if not numbers:
         msg = f"{output} holds no embeddings. Run raypipe embed with it as --output."
         raise JobError(msg)
-    if unsealed := unsealed_plans(output):
+    if numbers != list(range(len(numbers))) or sealed - set(numbers):
+        msg = f"{output} has lost a plan: it holds {numbers}. Run raypipe verify."
+        raise JobError(msg)
+    if unsealed := [number for number in numbers if number not in sealed]:
         msg = f"{output} is not sealed: plans {unsealed} are unfinished. Run the same raypipe embed again."
         raise JobError(msg)
     return [read_manifest(output, number) for number in numbers]
@@ -47,5 +51,5 @@ def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> 
             present = table[schema.VIDEO_ID].to_pylist()
             keep = np.fromiter((video_id not in superseded for video_id in present), np.bool_, len(present))
             ids += present
-            yield table.filter(pa.array(keep)).select(wanted or table.column_names)
+            yield table.filter(pa.array(keep)).select(table.column_names if wanted is None else wanted)
         superseded.update(ids)

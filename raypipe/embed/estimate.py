@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from rich import box
 from rich.table import Table
 
@@ -17,6 +18,7 @@ from raypipe.embed.pipeline import Setup, prepare
 from raypipe.embed.plan import Video, pack
 from raypipe.embed.planner import Planner
 from raypipe.errors import ConfigError
+from raypipe.models.backbone import Backbone, resolve_dtype
 from raypipe.video.sandbox import DecodeSandbox
 
 _PROBE_VIDEOS = 12
@@ -57,12 +59,14 @@ def estimate(config: EmbedConfig) -> Estimate:
         SetupError: the input, the output or the weights cannot be had.
         FingerprintError: the output holds vectors of other settings.
     """
-    setup = prepare(config, device="cpu")
+    setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
     planner = Planner(setup.output, setup.settings)
     planner.load()
     result = Estimate(slots=_slots(config))
     new: list[Video] = []
-    for video in planner.new_videos(_count(find_videos(config.input, output_uri=config.output), result), retry=config.retry):
+    for video in planner.new_videos(
+        _count(find_videos(config.input, output_uri=config.output), result), retry=config.retry
+    ):
         new.append(video)
         result.size_bytes += video.size_bytes
     if not result.num_found and not planner.known:
@@ -94,10 +98,6 @@ def _slots(config: EmbedConfig) -> int:
 
 def _probe(setup: Setup, new: list[Video], result: Estimate) -> None:
     """Decode videos of every size, and embed their frames; extend both to the catalogue."""
-    import torch  # noqa: PLC0415  # only a run with something to measure loads it
-
-    from raypipe.models.backbone import Backbone  # noqa: PLC0415
-
     decode, backbone = setup.config.decode, setup.config.backbone
     by_size = sorted(new, key=lambda video: video.size_bytes)
     count = min(_PROBE_VIDEOS, len(by_size))
@@ -153,7 +153,9 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Ta
     table.add_row("new", f"{result.num_new:,}  ({result.size_bytes / 1e9:,.2f} GB in {result.num_shards:,} shards)")
     if not result.num_new:
         return table
-    table.add_row("probe", f"{result.num_probed} videos: " + ", ".join(f"{n}x {kind}" for kind, n in result.kinds.most_common(6)))
+    table.add_row(
+        "probe", f"{result.num_probed} videos: " + ", ".join(f"{n}x {kind}" for kind, n in result.kinds.most_common(6))
+    )
     total = result.fetch_seconds + result.decode_seconds + result.embed_seconds
     for stage, seconds in (
         ("fetch", result.fetch_seconds),

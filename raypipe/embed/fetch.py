@@ -17,6 +17,7 @@ from raypipe.errors import (
     ObjectMissingError,
     ObjectTooLargeError,
 )
+from raypipe.report.text import visible
 from raypipe.status import Status
 from raypipe.storage import read_object
 
@@ -73,7 +74,7 @@ def fetch_video(video: Video, *, max_size_bytes: int) -> Fetched:
     except ObjectError as error:
         file.close()
         status = next(status for kind, status in _STATUS_OF if isinstance(error, kind))
-        return Fetched(video, None, status, str(error), time.perf_counter() - start)
+        return Fetched(video, None, status, visible(str(error)), time.perf_counter() - start)
     except BaseException:
         file.close()
         raise

@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
@@ -21,7 +21,7 @@ from raypipe.embed.plan import fingerprint, plan_numbers, read_plan
 from raypipe.embed.planner import Packing, Planner
 from raypipe.embed.stages import DecodeSettings, EmbedSettings, PutSettings
 from raypipe.errors import ConfigError, JobError, RaypipeError
-from raypipe.models.backbone import Dtype, Preprocessing, embedding_dim, preprocessing, resolve_dtype
+from raypipe.models.backbone import Dtype, Preprocessing, embedding_dim, preprocessing
 from raypipe.models.weights import Weights, resolve_weights
 from raypipe.progress import Progress
 from raypipe.report import RunRecord, ShardSummary, write_report
@@ -85,8 +85,8 @@ class Setup:
         )
 
 
-def prepare(config: EmbedConfig, *, device: str) -> Setup:
-    """Settle weights and dtype; an output that has plans decides what ``dtype: auto`` means.
+def prepare(config: EmbedConfig, *, dtype: Dtype) -> Setup:
+    """Settle weights and dtype; where that is ``auto`` an output that has plans decides, else ``dtype``.
 
     Raises:
         SetupError: the backbone, its weights or the output folder cannot be had.
@@ -94,7 +94,6 @@ def prepare(config: EmbedConfig, *, device: str) -> Setup:
     output = Folder(config.output)
     backbone = config.backbone
     weights = resolve_weights(backbone.name, backbone.weights, read_bytes=_read_bytes)
-    dtype = resolve_dtype(backbone.dtype, device)
     if backbone.dtype == "auto" and (numbers := plan_numbers(output)):
         dtype = read_plan(output, numbers[0]).settings.get("dtype", dtype)
     return Setup(config, output, preprocessing(backbone.name), weights, dtype)
@@ -123,7 +122,7 @@ def run_embed(config: EmbedConfig, *, console: Console | None = None) -> EmbedRu
     Folder(config.output).check_writable()
     cluster.connect()
     placement = cluster.place(config.resources)
-    setup = prepare(config, device=placement.device)
+    setup = prepare(config, dtype=cluster.dtype_where_it_runs(config.backbone.dtype, placement))
     plan_new(setup, slots=placement.decode_actors)
     record = _start_record(setup, placement)
     if not record.plans:
@@ -204,17 +203,17 @@ def _finish_shards(setup: Setup, placement: Placement, progress: Progress) -> No
                 problems[summary.plan, summary.shard] = summary.problem
             progress.update(summary)
             if failures_in_row >= patience:
-                msg = f"{failures_in_row} shards failed one after the other: {summary.problem} Mend it; the same command resumes."
+                msg = f"{failures_in_row} shards failed in a row: {summary.problem} Mend it; the same command resumes."
                 raise JobError(msg)
         if not problems:
             return
     problem = next(iter(problems.values()))
-    msg = f"{len(problems)} shards failed {_MAX_ROUNDS} times, the first with: {problem} The same command tries them again."
+    msg = f"{len(problems)} shards failed {_MAX_ROUNDS} times: {problem} The same command tries them again."
     raise JobError(msg)
 
 
 def _run_missing(
-    setup: Setup, placement: Placement, weights: "ray.ObjectRef[Mapping[str, Any]]"
+    setup: Setup, placement: Placement, weights: "ray.ObjectRef[dict[str, Any]]"
 ) -> Iterator[ShardSummary]:
     backbone = setup.config.backbone
     decode = DecodeSettings(setup.decode_request, setup.config.decode)

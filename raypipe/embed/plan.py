@@ -109,25 +109,25 @@ def read_plan(output: Folder, number: int) -> Plan:
     try:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
         about = json.loads(table.schema.metadata[_METADATA])
-        plan = Plan(number, table.cast(schema.PLAN_SCHEMA), about["fingerprint"], about["settings"], about["input"])
-        _check_sound(plan)
+        _check_sound(table, about)
+        return Plan(number, table.cast(schema.PLAN_SCHEMA), about["fingerprint"], about["settings"], about["input"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         msg = f"{output.child(name)} is not a plan of raypipe: {' '.join(str(error).split())}"
         raise CommitError(msg) from None
-    return plan
 
 
-def _check_sound(plan: Plan) -> None:
-    """Raise ValueError unless everything is there that a plan promises."""
-    plan.videos.validate(full=True)  # what Arrow itself relies on, such as valid UTF-8
-    shards = plan.videos[schema.SHARD].to_numpy()
-    if any(column.null_count for column in plan.videos.columns) or not len(shards):
+def _check_sound(videos: pa.Table, about: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError unless everything is there that a plan promises."""
+    videos.validate(full=True)  # what Arrow itself relies on, such as valid UTF-8
+    shards = videos[schema.SHARD].to_numpy()
+    if any(column.null_count for column in videos.columns) or not len(shards):
         msg = "it has no rows, or a row lacks a value."
         raise ValueError(msg)
     if shards[0] != 0 or not np.isin(np.diff(shards), (0, 1)).all():
         msg = "its shards are not numbered 0, 1, 2, …"
         raise ValueError(msg)
-    if not (isinstance(plan.settings, dict) and isinstance(plan.fingerprint, str) and isinstance(plan.input, str)):
+    kinds = {"fingerprint": str, "settings": dict, "input": str}
+    if not all(isinstance(about[key], kind) for key, kind in kinds.items()):
         msg = "its fingerprint, settings or input is of the wrong kind."
         raise TypeError(msg)
 
@@ -163,7 +163,8 @@ def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:
         for key in keys
         if plan.settings.get(key) != settings.get(key)
     ]
-    msg = f"The output holds vectors of other settings: {'; '.join(differ)}. Choose another output, or those settings."
+    what = "; ".join(differ) or plan.fingerprint
+    msg = f"The output holds vectors of other settings: {what}. Choose another output, or those settings."
     raise FingerprintError(msg)
 
 

@@ -1,6 +1,7 @@
 """What is still to do, and the seal that says that nothing is."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from raypipe.errors import CommitError
 from raypipe.storage import Folder, StoredObject
 
 _READS_AT_ONCE = 16
+_FILE_KEYS = {"name", "etag", "size_bytes", "num_rows"}
 
 
 def manifest_name(number: int) -> str:
@@ -23,10 +25,16 @@ def manifest_name(number: int) -> str:
     return f"manifests/{number:05d}.json"
 
 
+def sealed_plans(output: Folder) -> set[int]:
+    """The numbers that have a manifest."""
+    names = (re.fullmatch(r"manifests/([0-9]{5,18})\.json", stored.key) for stored in output.list("manifests/"))
+    return {int(name[1]) for name in names if name and manifest_name(int(name[1])) == name[0]}
+
+
 def unsealed_plans(output: Folder) -> list[int]:
     """The numbers of the plans that have no manifest, ascending."""
-    sealed = {stored.key for stored in output.list("manifests/")}
-    return [number for number in plan_numbers(output) if manifest_name(number) not in sealed]
+    sealed = sealed_plans(output)
+    return [number for number in plan_numbers(output) if number not in sealed]
 
 
 def committed_files(output: Folder, number: int) -> dict[int, StoredObject]:
@@ -58,12 +66,13 @@ def seal(output: Folder, number: int, *, versions: Mapping[str, str]) -> bool:
     """
     plan = read_plan(output, number)
     files = committed_files(output, number)
-    if len(files) < plan.num_shards:
+    if not files.keys() >= set(range(plan.num_shards)):
         return False
     found = check_files(output, plan)
     num_rows = sum(file.num_rows for file in found.values())
     if num_rows != plan.videos.num_rows or set(files) != set(found):
-        msg = f"Plan {number} has {plan.videos.num_rows} videos in {len(found)} shards; {num_rows} rows in {len(files)} files."
+        planned = f"{plan.videos.num_rows} videos in {len(found)} shards"
+        msg = f"Plan {number} has {planned}; stored are {num_rows} rows in {len(files)} files. Run raypipe verify."
         raise CommitError(msg)
     statuses: Counter[str] = Counter()
     for file in found.values():
@@ -116,10 +125,12 @@ def read_manifest(output: Folder, number: int) -> dict[str, Any]:
     """
     name = manifest_name(number)
     try:
-        manifest = json.loads(output.read(name))
-        if isinstance(manifest, dict) and manifest["plan"] == number:
+        manifest: dict[str, Any] = json.loads(output.read(name))
+        keys = {"fingerprint", "num_videos", "num_frames", "statuses", "files"}
+        sound = manifest.get("plan") == number and manifest.keys() >= keys
+        if sound and all(isinstance(file["name"], str) and file.keys() >= _FILE_KEYS for file in manifest["files"]):
             return manifest
-    except (KeyError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         pass
     msg = f"{output.child(name)} is not the manifest of plan {number}."
     raise CommitError(msg)

@@ -7,7 +7,8 @@ video and its frames; ``embed_shard`` turns frames into vectors, which leaves th
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from PIL import Image
 from raypipe import schema
 from raypipe.embed.fetch import Fetched, fetch_videos
 from raypipe.embed.plan import Video
+from raypipe.errors import JobError
 from raypipe.report import ShardSummary, VideoNote
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.video.protocol import Pixels
@@ -51,7 +53,7 @@ def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int)
         outcomes.append(_decode(fetched, sandbox))
         decode_seconds.append(time.perf_counter() - start)
         fetch_seconds.append(fetched.seconds)
-    return _decoded_table(rows, outcomes, fetch_seconds=fetch_seconds, decode_seconds=decode_seconds)
+    return decoded_table(rows, outcomes, fetch_seconds=fetch_seconds, decode_seconds=decode_seconds)
 
 
 def _decode(fetched: Fetched, sandbox: DecodeSandbox) -> DecodedVideo:
@@ -61,7 +63,7 @@ def _decode(fetched: Fetched, sandbox: DecodeSandbox) -> DecodedVideo:
         return sandbox.decode(fetched.file)
 
 
-def _decoded_table(
+def decoded_table(
     rows: pa.Table, outcomes: Sequence[DecodedVideo], *, fetch_seconds: list[float], decode_seconds: list[float]
 ) -> pa.Table:
     frames = [outcome.frames for outcome in outcomes if len(outcome.frames)]
@@ -96,8 +98,8 @@ def _decoded_table(
     return pa.table(columns)
 
 
-def _texts(values: "Sequence[str] | object") -> pa.Array:
-    return pa.array([value or None for value in values], pa.string())  # type: ignore[attr-defined]
+def _texts(values: Iterable[str]) -> pa.Array:
+    return pa.array([value or None for value in values], pa.string())
 
 
 def thumbnail(frames: Pixels) -> bytes | None:
@@ -116,6 +118,9 @@ def embed_shard(
     """Replace the frames of a decoded shard by their vectors, batched across its videos.
 
     ``embed`` maps N RGB crops [N, crop, crop, 3] to float32 [N, D].
+
+    Raises:
+        JobError: a vector is not made of numbers.
     """
     start = time.perf_counter()
     lengths = decoded[schema.NUM_FRAMES].to_numpy()
@@ -123,10 +128,13 @@ def embed_shard(
     first = column.offset  # a slice of a larger table keeps the larger table's buffers
     ends = np.frombuffer(column.buffers()[1], dtype=np.int64)[first : first + len(column) + 1]
     pixels = np.frombuffer(column.buffers()[2] or b"", dtype=np.uint8)[ends[0] : ends[-1]]
-    vectors = embed(pixels.reshape(-1, crop_size, crop_size, 3))
+    vectors = np.clip(embed(pixels.reshape(-1, crop_size, crop_size, 3)), -_FLOAT16_MAX, _FLOAT16_MAX)
+    if np.isnan(vectors).any():
+        msg = "The backbone gave vectors that are not numbers. Choose other weights, or dtype float32."
+        raise JobError(msg)
     stops = np.cumsum([0, *lengths], dtype=np.int32)
     means = mean_embeddings(vectors, stops)
-    flat = pa.array(np.clip(vectors, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16).reshape(-1))
+    flat = pa.array(vectors.astype(np.float16).reshape(-1))
     columns = {name: decoded[name] for name in decoded.column_names if name != FRAMES}
     columns[schema.FRAME_EMBEDDINGS] = pa.ListArray.from_arrays(
         pa.array(stops), pa.FixedSizeListArray.from_arrays(flat, embedding_dim)
@@ -139,9 +147,9 @@ def embed_shard(
 
 
 def mean_embeddings(vectors: Vectors, stops: npt.NDArray[np.int32]) -> Vectors:
-    """The L2-normalised mean [V, D] of each video's frames [N, D]; ``stops`` [V + 1] says where each begins and ends."""
+    """The L2-normalised mean [V, D] of each video's frames [N, D]; ``stops`` [V + 1]: where each begins and ends."""
     means = np.zeros((len(stops) - 1, vectors.shape[1]), dtype=np.float32)
-    for video, (start, stop) in enumerate(zip(stops[:-1], stops[1:], strict=True)):
+    for video, (start, stop) in enumerate(pairwise(stops)):
         if stop > start:
             mean = vectors[start:stop].mean(axis=0, dtype=np.float64)
             means[video] = mean / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny)

@@ -67,7 +67,8 @@ def put_shard(output: Folder, rows: pa.Table, about: ShardFile) -> bool:
         "raypipe": raypipe.__version__,
         **{name: getattr(about, name) for name in ShardFile.__dataclass_fields__},
     }
-    pq.write_table(rows.replace_schema_metadata({_METADATA: json.dumps(metadata).encode()}), sink, compression="zstd")
+    table = rows.replace_schema_metadata({_METADATA: json.dumps(metadata).encode()})
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     if output.put_new(data_name(about.plan, about.shard), sink.getvalue()):
         return True
     check_shard(output, about.plan, about.shard, shard_digest=about.shard_digest, fingerprint=about.fingerprint)
@@ -99,10 +100,17 @@ def read_shard_file(output: Folder, name: str) -> ShardFile:
     """
     try:
         with output.open_input(name) as file:
-            metadata: dict[str, Any] = json.loads(pq.read_schema(file).metadata[_METADATA])
-        metadata.pop("raypipe")
-        return ShardFile(**metadata)
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            return _parse_about(json.loads(pq.read_schema(file).metadata[_METADATA]))
+    except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         msg = f"{output.child(name)} is not a file of raypipe: {reason}. Move it away and run the same command again."
         raise CommitError(msg) from None
+
+
+def _parse_about(metadata: dict[str, Any]) -> ShardFile:
+    metadata.pop("raypipe")
+    about = ShardFile(**metadata)
+    if not all(isinstance(count, int) for count in (about.num_frames, *about.statuses.values())):
+        msg = f"its counts are {about.statuses} and {about.num_frames!r}"
+        raise TypeError(msg)
+    return about

@@ -6,9 +6,9 @@ does all three, so that no frame crosses the object store.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,12 +40,12 @@ class DecodeSettings:
 class EmbedSettings:
     """What an embed stage needs; ``weights`` is a reference to the state dict in the object store."""
 
-    weights: "ray.ObjectRef[Mapping[str, Any]]"
+    weights: "ray.ObjectRef[dict[str, Any]]"
     name: str
     device: str
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     batch_size: int
-    compile: bool | str
+    compile: Literal["auto"] | bool
     embedding_dim: int
     crop_size: int
 
@@ -147,8 +147,9 @@ class EmbedFrames:
         if settings.device == "cpu":
             torch.set_num_threads(1)  # there is one such actor a processor
         self._settings = settings
+        weights: dict[str, Any] = ray.get(settings.weights)
         self._backbone = Backbone(
-            ray.get(settings.weights),
+            weights,
             name=settings.name,
             device=settings.device,
             dtype=settings.dtype,

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import schema
-from raypipe.embed.plan import Plan, data_name, fingerprint, parse_data_name, plan_numbers, read_plan
-from raypipe.embed.seal import committed_files, manifest_name, read_manifest
+from raypipe.embed.plan import Plan, data_name, fingerprint, parse_data_name, plan_name, plan_numbers, read_plan
+from raypipe.embed.seal import committed_files, manifest_name, read_manifest, sealed_plans
 from raypipe.embed.sink import read_shard_file, shard_digest
 from raypipe.errors import CommitError, ObjectError
 from raypipe.status import HAS_FRAMES, Status
@@ -22,7 +22,12 @@ from raypipe.storage import Folder, StoredObject
 
 _READS_AT_ONCE = 8
 _NORM_TOLERANCE = 1e-3
-_MEAN_COSINE = 0.999  # float16 frames against a mean taken in float32
+_MEAN_TOLERANCE = 0.04  # of the mean's length: frames are float16, their mean was taken in float32
+_FLOAT16_STEP = 2.0**-24  # between the smallest float16 numbers
+_REQUIRED = (
+    *(schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.STATUS, schema.SIZE_BYTES, schema.GENERATION),
+    *(schema.NUM_FRAMES, schema.FRAME_PTS_SECONDS, schema.FRAME_EMBEDDINGS),
+)
 
 
 @dataclass
@@ -44,11 +49,14 @@ def verify(output: Folder) -> Verification:
         StorageError: the output cannot be listed.
     """
     result = Verification()
+    sealed = sealed_plans(output)
     numbers = plan_numbers(output)
     if not numbers:
         result.violations.append(f"{output} holds no plan.")
-    if numbers != list(range(len(numbers))):
-        result.violations.append(f"Plans are numbered {numbers}: one is lost.")
+    present = set(numbers)
+    if num_lost := max({-1, *numbers, *sealed}) + 1 - len(present):
+        lost = next(number for number in count() if number not in present)
+        result.violations.append(f"{num_lost} plans are lost, the first is {plan_name(lost)}.")
     first: Plan | None = None
     for number in numbers:
         try:
@@ -68,9 +76,11 @@ def verify(output: Folder) -> Verification:
 
 
 def _check_plan(plan: Plan, first: Plan) -> Iterator[str]:
-    if plan.fingerprint != fingerprint(plan.settings) or plan.fingerprint != first.fingerprint:
+    if plan.fingerprint != fingerprint(plan.settings):
+        yield f"Plan {plan.number} has the fingerprint {plan.fingerprint}, which is not that of its settings."
+    if plan.fingerprint != first.fingerprint:
         yield f"Plan {plan.number} has the fingerprint {plan.fingerprint}; plan {first.number} has {first.fingerprint}."
-    repeated = [video for video, count in Counter(plan.videos[schema.VIDEO_ID].to_pylist()).items() if count > 1]
+    repeated = [video for video, times in Counter(plan.videos[schema.VIDEO_ID].to_pylist()).items() if times > 1]
     if repeated:
         yield f"Plan {plan.number} holds {len(repeated)} videos twice, the first {repeated[0]!r}."
 
@@ -85,42 +95,52 @@ def _check_shards(output: Folder, plan: Plan, result: Verification) -> None:
             f"{data_name(plan.number, missing[0])}. Run the same raypipe embed again."
         )
     result.violations += [f"{files[shard].key} is no shard of its plan." for shard in sorted(set(files) - set(shards))]
-    statuses: Counter[str] = Counter()
-    frames = 0
+    found = Verification()
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         present = [shard for shard in shards if shard in files]
         for checked in pool.map(lambda shard: _check_file(output, plan, shard, shards[shard]), present):
-            result.num_files += 1
-            result.num_rows += checked.num_rows
+            found.num_files += 1
+            found.num_rows += checked.num_rows
+            found.num_frames += checked.num_frames
+            found.statuses.update(checked.statuses)
             result.violations += checked.violations
-            statuses.update(checked.statuses)
-            frames += checked.num_frames
-    result.statuses.update(statuses)
-    result.num_frames += frames
-    result.violations += _check_manifest(output, plan, files, statuses=statuses, num_frames=frames)
+    result.num_files += found.num_files
+    result.num_rows += found.num_rows
+    result.num_frames += found.num_frames
+    result.statuses.update(found.statuses)
+    result.violations += _check_manifest(output, plan, files, found)
 
 
-def _check_manifest(
-    output: Folder, plan: Plan, files: dict[int, StoredObject], *, statuses: Counter[str], num_frames: int
-) -> Iterator[str]:
+def _check_manifest(output: Folder, plan: Plan, files: dict[int, StoredObject], found: Verification) -> Iterator[str]:
     name = manifest_name(plan.number)
     if not output.exists(name):
         yield f"Plan {plan.number} is not sealed. Run the same raypipe embed again."
         return
     try:
         manifest = read_manifest(output, plan.number)
-    except CommitError as error:
+    except (CommitError, ObjectError) as error:
         yield str(error)
         return
-    stored = {file.key: (file.etag, file.size_bytes) for file in files.values()}
-    sealed: dict[str, Any] = {file["name"]: (file["etag"], file["size_bytes"]) for file in manifest["files"]}
-    for key in sorted(set(stored) | set(sealed)):
-        if stored.get(key) != sealed.get(key):
-            yield f"{key} is {stored.get(key, 'not there')}; {name} says {sealed.get(key, 'nothing of it')} (etag, bytes)."
-    counted = (plan.fingerprint, plan.videos.num_rows, num_frames, dict(statuses))
-    said = tuple(manifest.get(key) for key in ("fingerprint", "num_videos", "num_frames", "statuses"))
-    if counted != said:
-        yield f"{name} says {said} (fingerprint, videos, frames, statuses); the files hold {counted}."
+    rows = {data_name(plan.number, shard): table.num_rows for shard, table in plan.shards()}
+    stored = {file.key: (file.etag, file.size_bytes, rows.get(file.key)) for file in files.values()}
+    sealed = {file["name"]: (file["etag"], file["size_bytes"], file["num_rows"]) for file in manifest["files"]}
+    for key in sorted(stored.keys() | sealed.keys()):
+        now, then = stored.get(key, "not there"), sealed.get(key, "nothing of it")
+        if now != then:
+            yield f"{key} is {now}; {name} says {then} (etag, bytes, rows)."
+    if len(sealed) != len(manifest["files"]):
+        yield f"{name} names a file twice."
+    held = {
+        "fingerprint": plan.fingerprint,
+        "settings": plan.settings,
+        "input": plan.input,
+        "num_videos": plan.videos.num_rows,
+        "num_frames": found.num_frames,
+        "statuses": dict(found.statuses),
+    }
+    for key, value in held.items():
+        if manifest[key] != value:
+            yield f"{name} says {key} {manifest[key]}; the plan and its files hold {value}."
 
 
 def _check_file(output: Folder, plan: Plan, shard: int, planned: pa.Table) -> Verification:
@@ -128,13 +148,13 @@ def _check_file(output: Folder, plan: Plan, shard: int, planned: pa.Table) -> Ve
     checked = Verification()
     try:
         about = read_shard_file(output, name)
-        rows = pq.read_table(io.BytesIO(output.read(name)))
-    except (CommitError, ObjectError, pa.ArrowException, OSError) as error:
+        rows = pq.read_table(io.BytesIO(output.read(name)), page_checksum_verification=True)
+        rows.validate(full=True)
+    except (CommitError, ObjectError, pa.ArrowException, OSError, ValueError) as error:
         checked.violations.append(f"{name} cannot be read: {' '.join(str(error).split())}")
         return checked
-    missing = [column for column in schema.embeddings_schema(1).names if column not in rows.column_names]
-    if missing:
-        checked.violations.append(f"{name} lacks the columns {', '.join(missing)}.")
+    if problems := list(_check_columns(rows)):
+        checked.violations += [f"{name} {problem}" for problem in problems]
         return checked
     checked.num_rows = rows.num_rows
     checked.statuses = Counter(rows[schema.STATUS].to_pylist())
@@ -142,52 +162,72 @@ def _check_file(output: Folder, plan: Plan, shard: int, planned: pa.Table) -> Ve
     checked.violations += [f"{name}: {problem}" for problem in _check_rows(rows, plan, planned)]
     if (about.plan, about.shard, about.fingerprint) != (plan.number, shard, plan.fingerprint):
         checked.violations.append(f"{name} says it is shard {about.shard} of plan {about.plan}, {about.fingerprint}.")
-    if (about.statuses, about.num_frames) != (dict(checked.statuses), checked.num_frames):
-        checked.violations.append(f"{name}: its footer's counts are not those of its rows.")
+    held = (shard_digest(rows), dict(checked.statuses), checked.num_frames)
+    if (about.shard_digest, about.statuses, about.num_frames) != held:
+        checked.violations.append(f"{name}: its footer's digest and counts are not those of its rows.")
     return checked
 
 
+def _check_columns(rows: pa.Table) -> Iterator[str]:
+    if missing := [column for column in schema.embeddings_schema(1).names if column not in rows.column_names]:
+        yield f"lacks the columns {', '.join(missing)}."
+        return
+    dim = getattr(rows.schema.field(schema.EMBEDDING).type, "list_size", 1)
+    for wanted in schema.embeddings_schema(dim):
+        found = rows.schema.field(wanted.name).type
+        if found != wanted.type:
+            yield f"has {found} in its column {wanted.name}, not {wanted.type}."
+    for column in _REQUIRED:
+        if rows[column].null_count:
+            yield f"has rows that lack their {column}."
+
+
 def _check_rows(rows: pa.Table, plan: Plan, planned: pa.Table) -> Iterator[str]:
-    if shard_digest(rows) != shard_digest(planned):
+    columns = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES)
+    if not rows.select(columns).equals(planned.select(columns)):
         yield f"its {rows.num_rows} rows are not the {planned.num_rows} videos that the plan gives this shard."
     if set(rows[schema.GENERATION].to_pylist()) - {plan.number}:
         yield f"its rows are not all of generation {plan.number}."
     if unknown := set(rows[schema.STATUS].to_pylist()) - set(map(str, Status)):
-        yield f"unknown statuses {sorted(map(str, unknown))}."
-    columns = (schema.VIDEO_ID, schema.STATUS, schema.NUM_FRAMES, schema.FRAME_PTS_SECONDS, schema.FRAME_EMBEDDINGS)
-    lists = (rows[name].to_pylist() for name in columns[:4])
+        yield f"unknown statuses {sorted(unknown)}."
+    names = (schema.VIDEO_ID, schema.STATUS, schema.NUM_FRAMES, schema.FRAME_PTS_SECONDS)
     frames = rows[schema.FRAME_EMBEDDINGS].combine_chunks()
     embeddings = rows[schema.EMBEDDING].combine_chunks()
-    for at, (video_id, status, num_frames, pts) in enumerate(zip(*lists, strict=True)):
-        vectors = frames[at].values.flatten().to_numpy().reshape(num_frames, -1) if num_frames else np.empty((0, 0))
-        problem = _check_vectors(
-            vectors.astype(np.float32),
-            np.array(embeddings[at].as_py(), dtype=np.float32) if embeddings[at].is_valid else None,
-            has_frames=status in HAS_FRAMES,
-            num_listed=(num_frames, len(pts), len(frames[at])),
-        )
-        if problem:
-            yield f"{video_id!r} {problem}"
+    for at, (video_id, status, num_frames, pts) in enumerate(
+        zip(*(rows[name].to_pylist() for name in names), strict=True)
+    ):
+        has_frames, has_embedding = status in HAS_FRAMES, embeddings[at].is_valid
+        listed = (num_frames, len(pts), len(frames[at].values))
+        if len(set(listed)) != 1 or (num_frames > 0) != has_frames or has_embedding != has_frames:
+            yield f"{video_id!r} has {listed} frames, times and vectors, which do not fit together or its status."
+        elif has_frames:
+            embedding = np.array(embeddings[at].as_py(), dtype=np.float32)
+            problem = _check_vectors(_matrix(frames[at].values, len(embedding)), embedding, np.array(pts, dtype=float))
+            if problem:
+                yield f"{video_id!r} {problem}"
+
+
+def _matrix(vectors: pa.FixedSizeListArray, embedding_dim: int) -> npt.NDArray[np.float32]:
+    """The vectors [T, D], which are no numbers where one is null."""
+    flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    if len(flat) != len(vectors) * embedding_dim:
+        return np.full((len(vectors), embedding_dim), np.nan, dtype=np.float32)
+    matrix: npt.NDArray[np.float32] = flat.reshape(len(vectors), embedding_dim)
+    return matrix
 
 
 def _check_vectors(
-    vectors: npt.NDArray[np.float32],
-    embedding: npt.NDArray[np.float32] | None,
-    *,
-    has_frames: bool,
-    num_listed: tuple[int, int, int],
+    vectors: npt.NDArray[np.float32], embedding: npt.NDArray[np.float32], pts_seconds: npt.NDArray[np.float64]
 ) -> str:
-    if len(set(num_listed)) != 1 or (num_listed[0] > 0) != has_frames or (embedding is not None) != has_frames:
-        return f"has {num_listed} frames, times and vectors, which do not fit together or its status."
-    if embedding is None:
-        return ""
-    if not (np.isfinite(vectors).all() and np.isfinite(embedding).all()):
-        return "has a vector that is not finite."
+    if not all(np.isfinite(numbers).all() for numbers in (vectors, embedding, pts_seconds)):
+        return "has a vector or a time that is not finite."
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    length, rounding = float(np.linalg.norm(mean)), _FLOAT16_STEP * len(mean) ** 0.5
     norm = float(np.linalg.norm(embedding))
+    if norm == 0 and length <= rounding:
+        return ""  # of nothing but zeros there is no direction
     if abs(norm - 1) > _NORM_TOLERANCE:
         return f"has an embedding of length {norm:.4f}, not 1."
-    mean = vectors.mean(axis=0)
-    cosine = float(mean @ embedding) / max(float(np.linalg.norm(mean)), 1e-30)
-    return (
-        "" if cosine > _MEAN_COSINE else f"has an embedding that is not the mean of its frames (cosine {cosine:.4f})."
-    )
+    if np.linalg.norm(mean - length * embedding) > _MEAN_TOLERANCE * length + rounding:
+        return "has an embedding that is not the mean of its frames."
+    return ""

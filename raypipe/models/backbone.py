@@ -88,7 +88,7 @@ class Backbone:
 
     ``state_dict`` holds float32 arrays under torchvision's names, the head left out. ``batch_size`` is the most frames
     in one pass: on a CPU never more than ``CPU_BATCH_SIZE``, and halved for good whenever memory runs out.
-    ``compile="auto"`` compiles on a GPU only, because on a CPU every actor would spend 10 to 40 s on 10 to 20 %.
+    ``compile="auto"`` compiles on a GPU only, because on a CPU every actor would spend 10 to 40 s to gain 1 to 20 %.
 
     Raises:
         ConfigError: the name is unknown.

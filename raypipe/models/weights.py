@@ -51,12 +51,7 @@ def resolve_weights(name: str, weights: str, *, read_bytes: Callable[[str], byte
     elif weights == "default":
         arrays = _fit(_read_default(name), name=name, source="default")
     else:
-        try:
-            data = read_bytes(weights)
-        except (OSError, RaypipeError) as error:
-            msg = f"Cannot read the weights {weights!r}: {_one_line(error)} Give default, random, a path or a URI."
-            raise WeightsError(msg) from error
-        arrays = _fit(_parse(data, source=weights), name=name, source=weights)
+        arrays = _fit(_read(weights, read_bytes), name=name, source=weights)
     return Weights(state_dict=arrays, digest=_digest(arrays))
 
 
@@ -65,7 +60,7 @@ def _read_default(name: str) -> Mapping[str, object]:
     folder = Path(torch.hub.get_dir(), "checkpoints")
     cached = folder / PurePosixPath(urlsplit(url).path).name
     if cached.exists():
-        return _parse(cached.read_bytes(), source=str(cached))
+        return _read(str(cached), lambda path: Path(path).read_bytes())
     try:
         # torch announces the download on stdout, which belongs to what a command prints.
         with contextlib.redirect_stdout(sys.stderr):
@@ -81,6 +76,15 @@ def _read_default(name: str) -> Mapping[str, object]:
         )
         raise WeightsError(msg) from error
     return state_dict
+
+
+def _read(source: str, read_bytes: Callable[[str], bytes]) -> Mapping[str, object]:
+    try:
+        data = read_bytes(source)
+    except (OSError, RaypipeError) as error:
+        msg = f"Cannot read the weights {source!r}: {_one_line(error)} Give default, random, a path or a URI."
+        raise WeightsError(msg) from error
+    return _parse(data, source=source)
 
 
 def _parse(data: bytes, *, source: str) -> Mapping[str, object]:

@@ -1,10 +1,9 @@
-"""The decoders: each writes the wanted frames of one video, scaled and cropped, into an array.
+"""Which frames of a video to take, decoding them with PyAV, and scaling and cropping them into an array.
 
 PyAV always opens and indexes the file first, so that all decoders pass the same limits and are asked for the same
-frames; decord and torchcodec then decode them. Runs in the child process only.
+frames; decord and torchcodec may then decode them. Runs in the child process only.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +29,7 @@ class Wanted:
 
 
 class FrameWriter:
-    """Takes decoded frames in any order and keeps those wanted, as RGB crops in ``frames`` [max_frames, crop, crop, 3]."""
+    """Takes decoded frames in any order; keeps those wanted, as RGB crops in ``frames`` [max_frames, crop, crop, 3]."""
 
     def __init__(self, wanted: Wanted, frames: Pixels, request: DecodeRequest) -> None:
         self.frames = frames
@@ -55,14 +54,13 @@ class FrameWriter:
             frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
         )
         plane = scaled.planes[0]
-        rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)[:height, : width * 3]
+        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)[:height, : width * 3]
         self.put_pixels(slots, rows.reshape(height, width, 3), pts_seconds, rotation=frame.rotation)
 
     def put_pixels(self, slots: Sequence[int], image: Pixels, pts_seconds: float, *, rotation: int = 0) -> None:
-        """Crop a scaled image [height, width, 3] into every one of ``slots``; ``rotation`` is counterclockwise degrees."""
-        crop = center_crop(image, self.request.crop_size)
-        if rotation % 90 == 0:
-            crop = np.rot90(crop, rotation // 90)
+        """Turn a scaled image [height, width, 3] upright, by ``rotation`` degrees counterclockwise, and crop it."""
+        upright = np.rot90(image, rotation // 90) if rotation % 90 == 0 else image
+        crop = center_crop(upright, self.request.crop_size)
         for slot in slots:
             self.frames[slot] = crop
             self.pts_seconds[slot] = pts_seconds
@@ -95,7 +93,7 @@ def choose_frames(index: VideoIndex, request: DecodeRequest) -> Wanted:
     if len(keyframes) and (request.mode == "keyframes" or request.nearest_keyframe):
         order = keyframes
     pts_seconds = index.pts_seconds[order]
-    if request.mode == "all" or request.mode == "keyframes":
+    if request.mode in {"all", "keyframes"}:
         chosen = spread(len(order), request.max_frames)
     else:
         timestamps = asked_timestamps(index, request)
@@ -183,9 +181,10 @@ def _decode_groups(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Non
         if position + 1 == stop:
             take(context.decode(None))
             context.flush_buffers()
-            start, stop = next(ranges, (math.inf, math.inf))
-            if start == math.inf:
+            following = next(ranges, None)
+            if following is None:
                 return
+            start, stop = following
 
 
 def _decode_everything(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
@@ -195,7 +194,7 @@ def _decode_everything(video: VideoFile, wanted: Wanted, writer: FrameWriter) ->
     missing = iter(writer.missing.tolist())
     slot = next(missing, None)
     before: tuple[VideoFrame, float] | None = None
-    for frame in _all_frames(video):
+    for frame in all_frames(video):
         shown = frame.pts if frame.pts is not None else frame.dts
         seconds = _seconds(index, shown) if shown is not None else 0.0
         while slot is not None and seconds >= wanted.pts_seconds[slot]:
@@ -215,7 +214,8 @@ def _decode_everything(video: VideoFile, wanted: Wanted, writer: FrameWriter) ->
                 writer.put([last], *before)
 
 
-def _all_frames(video: VideoFile) -> Iterator[VideoFrame]:
+def all_frames(video: VideoFile) -> Iterator[VideoFrame]:
+    """Every frame of a plain reading from the start; what is damaged is left out."""
     for packet in video.packets():
         try:
             yield from video.stream.codec_context.decode(packet)
@@ -228,37 +228,6 @@ def _all_frames(video: VideoFile) -> Iterator[VideoFrame]:
 
 def _seconds(index: VideoIndex, pts: int) -> float:
     return float((pts - index.first_pts) * index.time_base)
-
-
-def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
-    """Decode the wanted frames with decord, scaled by its FFmpeg."""
-    import decord  # noqa: PLC0415  # only the child that was asked for it loads it
-
-    width, height = scaled_size(video.index.width, video.index.height, writer.request.resize_size)
-    if next(_all_frames(video)).rotation % 180:  # decord turns a frame upright before it scales it
-        width, height = height, width
-    video.file.seek(0)
-    reader = decord.VideoReader(video.file, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
-    shown = np.sort(video.index.pts_seconds[video.index.is_shown])
-    if len(reader) != len(shown):  # it sees other frames than the index: go by its own times, which AVI has none of
-        times = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))), dtype=np.float64)[:, 0]
-        shown = times - times.min()
-    for slot, at in enumerate(nearest(shown, wanted.pts_seconds).tolist()):
-        writer.put_pixels([slot], reader[at].asnumpy(), float(shown[at]))
-
-
-def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
-    """Decode the wanted frames with torchcodec, which turns them upright itself."""
-    from torchcodec.decoders import VideoDecoder  # noqa: PLC0415  # only the child that was asked for it loads it
-
-    video.file.seek(0)
-    decoder = VideoDecoder(video.file, stream_index=video.stream.index, dimension_order="NHWC", seek_mode="exact")
-    begin = float(decoder.metadata.begin_stream_seconds or 0.0)
-    within_frame = 0.25 / video.index.average_fps  # the frame on screen just after its own time
-    for slot, seconds in enumerate(wanted.pts_seconds.tolist()):
-        shown = decoder.get_frame_played_at(begin + seconds + within_frame)
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(shown.data.numpy()), format="rgb24")
-        writer.put([slot], frame, float(shown.pts_seconds) - begin)
 
 
 def describe(error: BaseException) -> str:

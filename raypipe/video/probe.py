@@ -6,7 +6,7 @@ Runs in the child process only, but for ``sniff_container``, which is pure.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import av.container
@@ -21,6 +21,7 @@ from raypipe.video.sampling import Seconds
 
 SNIFF_BYTES = 1024
 _KEEP_PACKETS_BYTES = 64 * 1024 * 1024
+_PACKET_BYTES = 512  # what a packet takes besides its content
 _READ_BUFFER_BYTES = 256 * 1024
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
 _MAGIC = (
@@ -42,7 +43,7 @@ class VideoError(Exception):
 
 
 def sniff_container(head: bytes) -> str | None:
-    """FFmpeg's name of the container that the first bytes of a file show, or None where it is none of ``CONTAINERS``."""
+    """FFmpeg's name of the container that a file's first bytes show, or None where it is none of ``CONTAINERS``."""
     if head[4:8] in _MP4_BOXES:
         return "mov"
     if head[:4] in {b"RIFF", b"ON2 "} and head[8:11] in {b"AVI", b"ON2"}:
@@ -52,7 +53,7 @@ def sniff_container(head: bytes) -> str | None:
             return name
     for packet_size, offset in ((188, 0), (192, 4), (204, 0)):
         syncs = head[offset::packet_size]
-        if len(syncs) >= 2 and set(syncs[:5]) == {0x47}:
+        if len(syncs) > 1 and set(syncs[:5]) == {0x47}:
             return "mpegts"
     return None
 
@@ -108,11 +109,11 @@ class VideoFile:
         self.file = file
         self.container = container
         self._limits = limits
-        self._kept: list[av.Packet] = []
+        self._kept: list[av.Packet[Any]] = []
         self._input, self.stream = self._open()
         self.index = self._index()
 
-    def packets(self) -> Iterable[av.Packet]:
+    def packets(self) -> Iterable["av.Packet[Any]"]:
         """The video's packets in file order, once more; ``stream`` is then the one they belong to."""
         if self._kept:
             kept, self._kept = self._kept, []
@@ -137,6 +138,7 @@ class VideoFile:
         }
         source = av.open(
             self.file,
+            "r",
             format=self.container,
             options=options,
             metadata_errors="replace",
@@ -151,9 +153,9 @@ class VideoFile:
         context = stream.codec_context
         context.thread_count = 1
         context.thread_type = "NONE"
-        pixels = context.width * context.height
-        if pixels > self._limits.max_pixels:
-            msg = f"{context.width}x{context.height} is {pixels} pixels; decode.max_pixels is {self._limits.max_pixels}."
+        pixels, limit = context.width * context.height, self._limits.max_pixels
+        if pixels > limit:
+            msg = f"{context.width}x{context.height} is {pixels} pixels; decode.max_pixels is {limit}."
             raise VideoError(Status.TOO_LARGE, msg)
         return source, stream
 
@@ -173,7 +175,7 @@ class VideoFile:
             rows.append((len(rows) if time is None else time, packet.is_keyframe, packet.is_disposable, shown))
             if len(rows) > self._limits.max_packets:
                 raise VideoError(Status.TOO_LARGE, f"More than {self._limits.max_packets} frames.")
-            kept_bytes += packet.size
+            kept_bytes += packet.size + _PACKET_BYTES
             if kept_bytes <= _KEEP_PACKETS_BYTES:
                 self._kept.append(packet)
         if not any(row[3] for row in rows):
@@ -195,9 +197,11 @@ class VideoFile:
         end = span + 1 / fps
         promised = self._promised_seconds()
         start = float(int(shown_pts.min()) * time_base)
+        if not stream.duration:
+            promised = max(0.0, promised - start)  # the container's, which counts from zero
         # A file that was cut short ends well before what its header promises, in every stream.
-        cut = promised - max(last_end - start, end) > max(0.5, 0.05 * promised) if promised else False
-        duration = max(promised, end) if cut else end
+        is_cut = promised - max(last_end - start, end) > max(0.5, 0.05 * promised)
+        duration = promised if is_cut else end
         self._check_duration(duration)
         return VideoIndex(
             pts=pts,
@@ -226,12 +230,13 @@ class VideoFile:
             raise VideoError(Status.TOO_LARGE, msg)
 
 
-def _all_packets(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+def _all_packets(packets: Iterator["av.Packet[Any]"]) -> Iterator["av.Packet[Any]"]:
     """Packets with content; damage that ends the reading ends the packets."""
     try:
         for packet in packets:
             if packet.size:
                 yield packet
+    except MemoryError:
+        raise
     except (av.error.FFmpegError, ValueError):
         return
-

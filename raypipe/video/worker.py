@@ -21,7 +21,7 @@ import av.logging
 import numpy as np
 
 from raypipe.status import Status
-from raypipe.video import decoders, isolation
+from raypipe.video import decoders, isolation, other_decoders
 from raypipe.video.decoders import FrameWriter
 from raypipe.video.probe import VideoError, VideoFile, VideoIndex
 from raypipe.video.protocol import MAX_MESSAGE_BYTES, DecodeRequest, Limits, Reply, SharedFrames
@@ -29,8 +29,8 @@ from raypipe.video.protocol import MAX_MESSAGE_BYTES, DecodeRequest, Limits, Rep
 _GRACE_SECONDS = 5
 _DECODE = {
     "pyav": decoders.decode_pyav,
-    "decord": decoders.decode_decord,
-    "torchcodec": decoders.decode_torchcodec,
+    "decord": other_decoders.decode_decord,
+    "torchcodec": other_decoders.decode_torchcodec,
 }
 
 
@@ -43,7 +43,12 @@ def main(arguments: list[str], *, network_left: bool) -> None:
     av.logging.set_level(None)
     rehearse(decoder, shared)
     isolation.limit_memory(memory_bytes)
-    held = {"network": network_left, "files": isolation.leave_files(), "calls": isolation.deny_calls()}
+    held = {
+        "network": network_left,
+        "files": isolation.leave_files(),
+        "privileges": isolation.drop_privileges(),
+        "calls": isolation.deny_calls(),
+    }
     with socket.socket(fileno=socket_fd) as connection:
         connection.send(json.dumps(held).encode())
         while (received := _receive(connection)) is not None:
@@ -104,7 +109,8 @@ def _decode_open(video: VideoFile, asked: DecodeRequest, *, decoder: str, shared
     writer = FrameWriter(wanted, shared.frames, asked)
     problem = ""
     try:
-        _DECODE[decoder](video, wanted, writer)
+        if len(wanted.packets):
+            _DECODE[decoder](video, wanted, writer)
     except VideoError as error:
         if error.status is not Status.DECODE_ERROR:
             return _reply(index, error.status, str(error))
@@ -115,15 +121,16 @@ def _decode_open(video: VideoFile, asked: DecodeRequest, *, decoder: str, shared
         problem = decoders.describe(error)
     taken = np.flatnonzero(~np.isnan(writer.pts_seconds))
     num_frames, num_asked = len(taken), decoders.num_frames_asked(index, asked, wanted)
+    shown = f"the file ends at {index.end_seconds:.2f} s of {index.duration_seconds:.2f} s"
+    cut = shown if index.end_seconds < index.duration_seconds else ""
     if not num_frames:
-        return _reply(index, Status.DECODE_ERROR, problem or "No frame could be decoded.")
+        return _reply(index, Status.DECODE_ERROR, problem or cut or "No frame could be decoded.")
     if num_frames < len(wanted.packets):
         shared.frames[:num_frames] = shared.frames[taken]
     shared.pts_seconds[:num_frames] = writer.pts_seconds[taken]
     if num_frames < num_asked:
-        shown = f"the file ends at {index.end_seconds:.2f} s of {index.duration_seconds:.2f} s"
-        cut = shown if index.end_seconds < index.duration_seconds else problem or "some frames are damaged"
-        return _reply(index, Status.PARTIAL, f"{num_frames} of {num_asked} frames: {cut}.", num_frames)
+        why = cut or problem.rstrip(".") or "some frames are damaged"
+        return _reply(index, Status.PARTIAL, f"{num_frames} of {num_asked} frames: {why}.", num_frames)
     return _reply(index, Status.OK, "", num_frames)
 
 

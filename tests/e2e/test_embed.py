@@ -125,15 +125,15 @@ def test_every_bad_video_is_a_row_and_harms_no_other(bucket: str, configure: Con
     assert verify(output).violations == []
 
 
-def test_hostile_files_and_real_clips_in_one_job(
-    assets: Path, tmp_path: Path, configure: Configure
-) -> None:
+def test_hostile_files_and_real_clips_in_one_job(assets: Path, tmp_path: Path, configure: Configure) -> None:
     videos = tmp_path / "in"
     videos.mkdir()
     (videos / "hostile").symlink_to(assets / "hostile")
     (videos / "real").symlink_to(assets / "videos")
     names = sorted(
-        f"{kind}/{path.name}" for kind, folder in (("hostile", "hostile"), ("real", "videos")) for path in (assets / folder).iterdir()
+        f"{kind}/{path.name}"
+        for kind, folder in (("hostile", "hostile"), ("real", "videos"))
+        for path in (assets / folder).iterdir()
     )
     manifest = tmp_path / "manifest.jsonl"
     lines = (json.dumps({"video_id": name, "video_uri": str(videos / name)}) for name in names)
@@ -162,7 +162,9 @@ def test_separate_stages_give_the_same_vectors(
 
     def rows(output: Folder) -> dict[str, list[float]]:
         columns = [schema.VIDEO_ID, schema.EMBEDDING]
-        return {row["video_id"]: row["embedding"] for t in read_embeddings(output, columns=columns) for row in t.to_pylist()}
+        return {
+            row["video_id"]: row["embedding"] for t in read_embeddings(output, columns=columns) for row in t.to_pylist()
+        }
 
     assert rows(staged) == rows(fused)
 

@@ -2,16 +2,21 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from helpers import Configure, Driver, kill_one, num_committed, upload, wait_until
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
+from raypipe.embed import pipeline
 from raypipe.embed.dataset import read_embeddings
 from raypipe.embed.pipeline import run_embed
 from raypipe.embed.verify import verify
+from raypipe.errors import JobError
+from raypipe.report import ShardSummary
 from raypipe.storage import Folder
 
 StartDriver = Callable[[EmbedConfig], Driver]
@@ -81,29 +86,23 @@ def test_killed_workers(victim: str, bucket: str, configure: Configure, start_dr
     check(output, ids)
 
 
-def test_a_shard_that_fails_is_tried_again(
-    bucket: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_that_fails_is_tried_again(bucket: str, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage that is down ends no video: the shard is tried again, and the run ends with 1 when it stays down."""
-    from raypipe.embed import pipeline
-    from raypipe.errors import JobError
-    from raypipe.report import ShardSummary
-
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, 4)
     config = configure(videos.uri, output.uri, *_SHARDS)
     run_shards = pipeline.cluster.run_shards
 
-    def down(blocks, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+    def down(blocks: list[pa.Table], *_: object, **__: object) -> Iterator[ShardSummary]:
         for number, _ in enumerate(blocks):
             yield ShardSummary(0, number, {}, 0, 0, {}, 0.0, problem="StorageError: it is down")
 
     monkeypatch.setattr(pipeline.cluster, "run_shards", down)
     with pytest.raises(JobError, match="it is down"):
         run_embed(config)
-    rounds = []
+    rounds: list[int] = []
 
-    def down_at_first(blocks, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+    def down_at_first(blocks: list[pa.Table], *args: Any, **kwargs: Any) -> Iterator[ShardSummary]:  # noqa: ANN401
         rounds.append(len(blocks))
         if len(rounds) == 1:
             yield from run_shards(blocks[1:], *args, **kwargs)

@@ -448,6 +448,15 @@ def test_default_weights_come_from_the_cache(cache: Path, monkeypatch: pytest.Mo
     assert resolve("default").digest == trained.digest
 
 
+def test_a_damaged_file_in_the_cache_is_named(cache: Path) -> None:
+    file = cache / "resnet18-f37072fd.pth"
+    cache.mkdir(parents=True)
+    file.write_bytes(b"")
+    with pytest.raises(WeightsError) as raised:
+        resolve("default")
+    assert str(raised.value).startswith(f"The weights {str(file)!r} are damaged: ")
+
+
 def test_default_weights_are_downloaded_once(
     cache: Path,
     site: tuple[Path, str],

@@ -3,20 +3,22 @@
 import functools
 import io
 import mmap
+import os
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from raypipe.video.protocol import DecodeRequest, Limits, Pixels
+from raypipe.video.protocol import DecodeRequest, Limits, Pixels, Reply, SharedFrames
+from raypipe.video.sampling import Seconds
+from raypipe.video.worker import decode_video
 
-SUFFIXES = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
 FIRST_LEVEL, LEVEL_STEP = 24, 9  # the grey of frame 0, and how much lighter each next one is
 MARK = (255, 255, 255)
 
@@ -37,11 +39,12 @@ class ClipSettings:
     codec_options: tuple[tuple[str, str], ...] = ()
     container_options: tuple[tuple[str, str], ...] = ()
     audio: bool = False
-    resize_at: int = 0  # from this frame on, half the size
+    video: bool = True
 
 
 X264 = (("g", "10"), ("bf", "3"), ("b-adapt", "0"), ("refs", "3"), ("preset", "veryfast"), ("crf", "12"))
 X265 = (("x265-params", "keyint=10:min-keyint=10:bframes=3:scenecut=0:log-level=none:pools=1"), ("preset", "ultrafast"))
+BEST = (("qmin", "1"), ("qmax", "2"))
 H264 = ClipSettings(codec_options=X264)
 # Every way to store frames that the decoders must agree with a plain reading on.
 CLIPS: dict[str, ClipSettings] = {
@@ -60,7 +63,6 @@ CLIPS: dict[str, ClipSettings] = {
     "h264-flv": replace(H264, container="flv"),
     "h264-10-bit": replace(H264, pix_fmt="yuv420p10le"),
     "h264-4:4:4-odd": replace(H264, pix_fmt="yuv444p", width=97, height=71),
-    "h264-gray": replace(H264, pix_fmt="gray"),
     "h264-interlaced": replace(H264, codec_options=(*X264, ("x264-params", "tff=1"))),
     "h264-variable-rate": replace(H264, times=tuple(number + number**2 // 4 for number in range(24))),
     "h264-mkv-late-start": replace(H264, container="matroska", times=tuple(range(120, 144))),
@@ -74,8 +76,10 @@ CLIPS: dict[str, ClipSettings] = {
     "av1": ClipSettings(codec="libsvtav1", container="matroska", codec_options=(("g", "10"), ("preset", "12"))),
     "vp9": ClipSettings(codec="libvpx-vp9", container="webm", codec_options=(("g", "10"), ("deadline", "realtime"))),
     "vp8-ogg": ClipSettings(codec="libvpx", container="ogg", codec_options=(("g", "10"), ("deadline", "realtime"))),
-    "mpeg4-avi": ClipSettings(codec="mpeg4", container="avi", codec_options=(("g", "10"), ("bf", "2"))),
-    "mpeg2": ClipSettings(codec="mpeg2video", container="mpeg", fps=25, codec_options=(("g", "10"), ("bf", "2"))),
+    "mpeg4-avi": ClipSettings(codec="mpeg4", container="avi", codec_options=(("g", "10"), ("bf", "2"), *BEST)),
+    "mpeg2": ClipSettings(
+        codec="mpeg2video", container="mpeg", fps=25, codec_options=(("g", "10"), ("bf", "2"), *BEST)
+    ),
     "wmv2": ClipSettings(codec="wmv2", container="asf", codec_options=(("g", "10"),)),
     "mjpeg": ClipSettings(codec="mjpeg", container="mov", pix_fmt="yuvj420p"),
     "rgb": ClipSettings(codec="qtrle", container="mov", pix_fmt="rgb24"),
@@ -93,8 +97,7 @@ def picture(number: int, *, width: int, height: int) -> Pixels:
 
 
 def _video_frame(settings: ClipSettings, number: int) -> av.VideoFrame:
-    shrink = 2 if settings.resize_at and number >= settings.resize_at else 1
-    image = picture(number, width=settings.width // shrink, height=settings.height // shrink)
+    image = picture(number, width=settings.width, height=settings.height)
     if settings.pix_fmt == "pal8":
         palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1)
         return av.VideoFrame.from_ndarray((np.ascontiguousarray(image[:, :, 0]), palette), format="pal8")
@@ -113,24 +116,34 @@ def _add_audio(container: Any, stream: Any, seconds: float) -> None:
 @functools.cache
 def make_clip(settings: ClipSettings) -> bytes:
     """The bytes of a generated video."""
-    file = io.BytesIO()
+    with tempfile.NamedTemporaryFile() as file:  # faststart reads back what was written
+        _write_clip(file.name, settings)
+        return Path(file.name).read_bytes()
+
+
+def _write_clip(path: str, settings: ClipSettings) -> None:
     options = dict(settings.container_options)
-    with av.open(file, "w", format=settings.container, container_options=options) as container:
-        stream: Any = container.add_stream(settings.codec, rate=settings.fps, options=dict(settings.codec_options))
-        stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, settings.pix_fmt
-        stream.codec_context.thread_count = 1
-        if settings.rotation:
-            stream.set_display_rotation(settings.rotation)
-        sound = container.add_stream("aac", rate=8000, layout="mono") if settings.audio else None
+    with av.open(path, "w", format=settings.container, container_options=options) as container:
+        video = _add_video_stream(container, settings) if settings.video else None
+        sound: Any = container.add_stream("aac", rate=8000, layout="mono") if settings.audio else None
         times = settings.times or range(settings.num_frames)
-        for number, time in zip(range(settings.num_frames), times, strict=False):
-            frame = _video_frame(settings, number)
-            frame.pts, frame.time_base = time, Fraction(1, settings.fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+        if video is not None:
+            for number, time in zip(range(settings.num_frames), times, strict=False):
+                frame = _video_frame(settings, number)
+                frame.pts, frame.time_base = time, Fraction(1, settings.fps)
+                container.mux(video.encode(frame))
+            container.mux(video.encode(None))
         if sound is not None:
             _add_audio(container, sound, settings.num_frames / settings.fps)
-    return file.getvalue()
+
+
+def _add_video_stream(container: Any, settings: ClipSettings) -> Any:
+    stream = container.add_stream(settings.codec, rate=settings.fps, options=dict(settings.codec_options))
+    stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, settings.pix_fmt
+    stream.codec_context.thread_count = 1
+    if settings.rotation:
+        stream.set_display_rotation(settings.rotation)
+    return stream
 
 
 def make_request(**changes: Any) -> DecodeRequest:
@@ -147,3 +160,71 @@ def make_request(**changes: Any) -> DecodeRequest:
         limits=limits,
     )
     return replace(request, **changes)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one decoder made of one video."""
+
+    reply: Reply
+    pts_seconds: Seconds
+    frames: Pixels
+
+
+def decode(data: bytes, request: DecodeRequest, *, decoder: str = "pyav") -> Decoded:
+    """Decode a video that is safe to decode, as a child would but without one."""
+    size = SharedFrames.size_bytes(crop_size=request.crop_size, max_frames=request.max_frames)
+    shared = SharedFrames(mmap.mmap(-1, size), crop_size=request.crop_size, max_frames=request.max_frames)
+    reply = decode_video(io.BytesIO(data), asdict(request), decoder=decoder, shared=shared)
+    return Decoded(reply, shared.pts_seconds[: reply.num_frames].copy(), shared.frames[: reply.num_frames].copy())
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A generated video: its name in ``CLIPS``, how it was made, its bytes."""
+
+    name: str
+    settings: ClipSettings
+    data: bytes = field(repr=False)
+
+
+@pytest.fixture(params=CLIPS)
+def clip(request: pytest.FixtureRequest) -> Clip:
+    """Each of the generated videos."""
+    settings = CLIPS[request.param]
+    return Clip(request.param, settings, make_clip(settings))
+
+
+@pytest.fixture(name="make_clip", scope="session")
+def make_clip_fixture() -> Callable[..., bytes]:
+    """Makes the video of a name in ``CLIPS`` with some of its settings changed."""
+
+    def make(name: str = "h264", **changes: Any) -> bytes:
+        return make_clip(replace(CLIPS[name], **changes))
+
+    return make
+
+
+@pytest.fixture(name="make_request", scope="session")
+def make_request_fixture() -> Callable[..., DecodeRequest]:
+    """Makes the tests' usual request with some of it changed."""
+    return make_request
+
+
+@pytest.fixture(name="decode", scope="session")
+def decode_fixture() -> Callable[..., Decoded]:
+    """Decodes without a child."""
+    return decode
+
+
+@pytest.fixture
+def as_file() -> Callable[[bytes], BinaryIO]:
+    """Makes bytes a nameless file, as the job hands them to a sandbox."""
+
+    def make(data: bytes) -> BinaryIO:
+        file = os.fdopen(os.memfd_create("video"), "w+b")
+        file.write(data)
+        file.flush()
+        return file
+
+    return make

@@ -1,0 +1,129 @@
+"""One decode child and the socket to it: the parent's side. No video library is loaded here."""
+
+import contextlib
+import json
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import raypipe
+from raypipe.errors import SetupError
+from raypipe.video.protocol import MAX_MESSAGE_BYTES, DecodeRequest
+
+_START_SECONDS = 120
+_END_SECONDS = 2
+_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv.pop(1).splitlines(); "
+    "from raypipe.video import isolation; left = isolation.leave_network(); "
+    "from raypipe.video.worker import main; main(sys.argv[1:], network_left=left)"
+)
+
+
+class ChildDiedError(Exception):
+    """The child is gone."""
+
+
+class Child:
+    """One child process and the socket to it."""
+
+    def __init__(self, decoder: str, *, memory_fd: int, memory_bytes: int, crop_size: int, max_frames: int) -> None:
+        self.videos = 0
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        numbers = (theirs.fileno(), memory_fd, memory_bytes, crop_size, max_frames)
+        with theirs, tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="raypipe-empty-") as empty:
+            self.process = subprocess.Popen(  # noqa: S603  # our own interpreter and program
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, _import_path(), decoder, *map(str, numbers)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=empty,
+                env=_environment(),
+                pass_fds=(theirs.fileno(), memory_fd),
+                start_new_session=True,  # Ctrl-C is for the parent to handle
+            )
+            theirs.close()
+            self._socket = ours
+            try:
+                self.isolation: dict[str, bool] = self._receive(time.monotonic() + _START_SECONDS)
+            except (TimeoutError, ChildDiedError):
+                self.end()
+                log.seek(0)
+                lines = log.read().decode(errors="replace").strip().splitlines()
+                reason = lines[-1] if lines else f"no answer within {_START_SECONDS} s"
+                msg = f"The {decoder} decoder does not start: {reason}. Run raypipe doctor."
+                raise SetupError(msg) from None
+
+    def ask(self, file: BinaryIO, request: DecodeRequest, deadline: float) -> dict[str, Any]:
+        """Send one video and wait for the answer.
+
+        Raises:
+            TimeoutError: the deadline passed.
+            ChildDiedError: the child is gone.
+        """
+        self.videos += 1
+        message = {"request": asdict(request), "timeout_seconds": max(0.0, deadline - time.monotonic())}
+        try:
+            socket.send_fds(self._socket, [json.dumps(message).encode()], [file.fileno()])
+        except OSError:
+            raise ChildDiedError from None
+        return self._receive(deadline)
+
+    def is_worn(self, max_videos: int, memory_bytes: int) -> bool:
+        """Whether the child has served enough, or kept so much memory that the next video would suffer."""
+        return self.videos >= max_videos or resident_bytes(self.process.pid) > memory_bytes // 2
+
+    def end(self) -> int:
+        """Kill the child, and give its exit code, negative for a signal."""
+        self._socket.close()
+        self.process.kill()
+        return self.process.wait()
+
+    def wait(self) -> int:
+        """The exit code of a child that hung up: its own, so it is killed only if it stays."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_END_SECONDS)
+        return self.end()
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            data = self._socket.recv(MAX_MESSAGE_BYTES)
+        except TimeoutError:
+            raise
+        except OSError:
+            raise ChildDiedError from None
+        if not data:
+            raise ChildDiedError
+        with contextlib.suppress(ValueError, RecursionError):
+            message = json.loads(data)
+            if isinstance(message, dict):
+                return message
+        return {}
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds now; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError):
+        return 0
+
+
+def _import_path() -> str:
+    """The parent's module search path, absolute, raypipe's own folder first."""
+    own = str(Path(raypipe.__file__).resolve().parents[1])
+    paths = [own, *(str(Path(path).resolve()) for path in sys.path if path)]
+    return "\n".join(dict.fromkeys(paths))
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of ours but where shared libraries lie: no credentials; one thread, one malloc arena."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return {**kept, "PATH": os.defpath, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}

@@ -1,0 +1,121 @@
+"""The embed job by hand, without Ray: objects whose bytes say what becomes of them, and a model of a few numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raypipe import schema
+from raypipe.embed import shard as work
+from raypipe.embed.catalogue import find_videos
+from raypipe.embed.plan import Video, fingerprint, read_plan
+from raypipe.embed.planner import Packing, Planner, Retry
+from raypipe.embed.seal import missing_shards, seal, unsealed_plans
+from raypipe.embed.sink import describe_shard, put_shard
+from raypipe.status import HAS_FRAMES, Status
+from raypipe.storage import Folder
+from raypipe.video.sandbox import DecodedVideo
+
+DIM = 8
+CROP = 4
+SETTINGS: Mapping[str, Any] = {"format": 1, "backbone": "tiny", "sampling": {"mode": "uniform", "num_frames": 3}}
+MARK = fingerprint(SETTINGS)
+PACKING = Packing(max_videos=3, max_frames=64, frames_per_video=4, slots=1)
+VERSIONS = {"raypipe": "test"}
+
+
+def content(status: str = "ok", *, num_frames: int = 3, seed: int = 0) -> bytes:
+    """The bytes of a video that decodes to this."""
+    return f"{status} {num_frames if status in HAS_FRAMES else 0} {seed}".encode()
+
+
+def upload(folder: Folder, videos: Mapping[str, bytes]) -> None:
+    """Put objects by name."""
+    for name, data in videos.items():
+        assert folder.put_new(name, data)
+
+
+def video(name: str = "a.mp4", *, etag: str = "e1", size_bytes: int = 10) -> Video:
+    """A video that is nowhere."""
+    return Video(name, f"s3://nowhere/{name}", etag, size_bytes)
+
+
+class FakeSandbox:
+    """Decodes what ``content`` wrote, or any bytes to an error."""
+
+    def decode(self, file: BinaryIO) -> DecodedVideo:
+        """Give what the bytes say."""
+        word, number, seed = file.read().decode().split()
+        return decoded(Status(word), num_frames=int(number), seed=int(seed))
+
+    def isolation(self) -> dict[str, bool]:
+        """Nothing."""
+        return {}
+
+
+def decoded(status: Status = Status.OK, *, num_frames: int = 3, seed: int = 0) -> DecodedVideo:
+    """A decoded video of random pixels."""
+    frames = np.random.default_rng(seed).integers(0, 256, (num_frames, CROP, CROP, 3), dtype=np.uint8)
+    error = "" if status in HAS_FRAMES else f"it is {status}"
+    pts = np.arange(num_frames) / 10
+    return DecodedVideo(status, error, "fake", pts, frames, "mov", "h264", 64, 48, num_frames / 10, 10.0)
+
+
+def embed(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """A model: [N, CROP, CROP, 3] to [N, DIM]."""
+    pixels = frames.reshape(len(frames), CROP * CROP * 3).astype(np.float32) / 255
+    return pixels @ np.random.default_rng(1).standard_normal((pixels.shape[1], DIM), dtype=np.float32)
+
+
+def planner(output: Folder, settings: Mapping[str, Any] = SETTINGS) -> Planner:
+    """A planner that has read what is stored."""
+    made = Planner(output, settings)
+    made.load()
+    return made
+
+
+def plan_new(source: str, output: Folder, *, retry: Retry = "none", packing: Packing = PACKING) -> list[int]:
+    """Plan what is new, and give the numbers of the plans stored."""
+    made = planner(output)
+    found = find_videos(source, output_uri=output.uri)
+    return made.store(made.new_videos(found, retry=retry), input_uri=source, packing=packing)
+
+
+def shard_rows(rows: pa.Table) -> pa.Table:
+    """Decode and embed one shard of a plan: the rows of its file, with the right generation."""
+    done = work.decode_shard(rows, FakeSandbox(), max_size_bytes=2**20)  # type: ignore[arg-type]
+    done = work.embed_shard(done, embed, embedding_dim=DIM, crop_size=CROP)
+    return work.output_rows(done, embedding_dim=DIM)
+
+
+def commit(output: Folder, rows: pa.Table, *, plan: int, shard: int, mark: str = MARK) -> bool:
+    """Put rows as a shard's file."""
+    return put_shard(output, rows, describe_shard(rows, plan=plan, shard=shard, fingerprint=mark))
+
+
+def finish(output: Folder, *, sealed: bool = True) -> None:
+    """Commit every missing shard, and seal."""
+    for rows in missing_shards(output, unsealed_plans(output)):
+        plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
+        assert commit(output, shard_rows(rows), plan=plan, shard=shard)
+    if sealed:
+        assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
+
+
+def embed_all(source: Folder, output: Folder, *, retry: Retry = "none") -> list[int]:
+    """The whole job."""
+    numbers = plan_new(source.uri, output, retry=retry)
+    finish(output)
+    return numbers
+
+
+def places(folder: Folder) -> tuple[Folder, Folder]:
+    """An input and an output side by side."""
+    return Folder(folder.child("in")), Folder(folder.child("out"))
+
+
+def planned(output: Folder, numbers: Sequence[int]) -> list[Video]:
+    """The videos of some plans, in their order."""
+    return [one for number in numbers for one in work.shard_videos(read_plan(output, number).videos)]

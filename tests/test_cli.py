@@ -1,0 +1,175 @@
+"""The command line: exit codes, errors of one line, and a start that loads no job."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import raypipe
+from raypipe import cli
+from raypipe.config import EmbedConfig
+from raypipe.errors import CommitError, RaypipeError, SetupError
+
+COMMANDS = ("embed", "plan", "verify", "doctor", "demo")
+HEAVY = ("ray", "torch", "torchvision", "av", "decord", "pyarrow", "numpy", "PIL", "s3fs", "botocore", "yaml")
+GIVEN = ("--input", "videos", "--output", "out")
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.app(list(arguments), prog_name="raypipe")
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", ["embed", "plan"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "error: 'input' is missing: give --input or the key 'input' in the YAML file."),
+        (("--input", "x"), "error: 'output' is missing: give --output or the key 'output' in the YAML file."),
+        (
+            (*GIVEN, "--set", "samplng.mode=all"),
+            "error: Unknown key 'samplng'. Did you mean 'sampling'? Choose one of ",
+        ),
+        ((*GIVEN, "--set", "shard.max_videos=x"), "error: shard.max_videos='x': input should be a valid integer."),
+        ((*GIVEN, "--set", "fps"), "error: --set 'fps' is not key=value. Example: "),
+        ((*GIVEN, "--retry", "some"), "error: retry='some': input should be 'none', 'transient' or 'all'."),
+        ((*GIVEN, "--max-failed-fraction", "2"), "error: max_failed_fraction=2.0: input should be less than or "),
+        (("nowhere.yaml", *GIVEN), "error: Cannot read the configuration 'nowhere.yaml': No such file or directory. "),
+        ((*GIVEN, "--max-failed-fraction", "x"), "error: Invalid value for '--max-failed-fraction': "),
+        ((*GIVEN, "--inptu", "x"), "error: No such option: --inptu (Possible options: --input). Run "),
+        (("--input",), "error: Option '--input' requires an argument. Run "),
+        (("a.yaml", "b.yaml"), "error: Got unexpected extra argument"),
+    ],
+)
+def test_a_setup_error_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], command: str, arguments: tuple[str, ...], expected: str
+) -> None:
+    assert run(command, *arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(expected)
+    assert said.err.endswith("\n")
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("embde",), r"error: No such command 'embde'\. Did you mean 'embed'\? Run raypipe --help\.\n"),
+        (("--nope",), r"error: No such option: --nope\. Run raypipe --help\.\n"),
+        (("verify",), r"error: Missing argument 'OUTPUT'\. Run raypipe verify --help\.\n"),
+        (("verify", "gs://bucket/x"), r"error: Cannot use 'gs://bucket/x' as a storage\. Choose one of .*\n"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], expected: str
+) -> None:
+    assert run(*arguments) == 2
+    assert re.fullmatch(expected, capsys.readouterr().err, re.IGNORECASE)
+
+
+def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("embed", "--debug") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):")
+    assert said.endswith("\nerror: 'input' is missing: give --input or the key 'input' in the YAML file.\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (SetupError("wrong"), 2, "error: wrong\n"),
+        (CommitError("broken"), 1, "error: broken\n"),
+        (RaypipeError("red\x1b[31m\n\u202e\udcff"), 1, "error: red\\x1b[31m\\n\\u202e\\udcff\n"),
+        (KeyboardInterrupt(), 130, "stopped: what is committed stays, and the same command resumes.\n"),
+    ],
+)
+def test_an_error_of_a_job_becomes_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_embed", fail)
+    assert run("embed", *GIVEN) == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_job_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[EmbedConfig] = []
+
+    def embed(config: EmbedConfig) -> int:
+        given.append(config)
+        return 3
+
+    monkeypatch.setattr(cli, "_embed", embed)
+    file = tmp_path / "job.yaml"
+    file.write_text("input: from-file\nretry: all\n", encoding="utf-8")
+    assert run("embed", str(file), "--output", "o", "--set", "sampling.fps=2", "--set", "retry=transient") == 3
+    config = given[0]
+    assert (config.input, config.output, config.sampling.fps, config.retry) == ("from-file", "o", 2.0, "transient")
+
+
+def test_verify_names_what_is_broken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("verify", str(tmp_path)) == 1
+    said = capsys.readouterr()
+    assert said.err == f"violation: {tmp_path} holds no plan.\n"
+    assert said.out.endswith("1 violations.\n")
+
+
+def test_no_command_shows_the_help_and_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    said = capsys.readouterr()
+    assert "Usage: raypipe" in said.out + said.err
+    assert "embed" in said.out + said.err
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"raypipe {raypipe.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert run(command, "--help") == 0
+    assert "--debug" in capsys.readouterr().out
+
+
+def test_the_program_lists_its_commands() -> None:
+    program = Path(sys.executable).with_name("raypipe")
+    for start in ([str(program)], [sys.executable, "-m", "raypipe"]):
+        shown = subprocess.run([*start, "--help"], capture_output=True, text=True, check=True)
+        assert shown.stderr == ""
+        assert [line for line in COMMANDS if not re.search(rf"^\W*{line}\s", shown.stdout, re.MULTILINE)] == []
+
+
+def imported(report: str) -> set[str]:
+    """The packages that ``-X importtime`` saw being imported."""
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in report.splitlines() if "|" in line}
+
+
+def test_importing_raypipe_loads_nothing_else() -> None:
+    found = imported(python("-X", "importtime", "-c", "import raypipe").stderr)
+    assert "raypipe" in found
+    assert found.isdisjoint({*HEAVY, "pydantic", "typer", "rich"})
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("embed", "--help"), ("--version",), ("embde",)], ids=" ".join)
+def test_a_command_line_without_a_job_loads_no_job(arguments: tuple[str, ...]) -> None:
+    found = imported(python("-X", "importtime", "-m", "raypipe", *arguments).stderr)
+    assert {"raypipe", "typer"} <= found
+    assert found.isdisjoint(HEAVY)  # typer checks options with pydantic
+
+
+def test_a_configuration_error_comes_before_ray_is_loaded() -> None:
+    shown = python("-X", "importtime", "-m", "raypipe", "embed", "--input", "x")
+    assert shown.returncode == 2
+    assert imported(shown.stderr).isdisjoint({"ray", "torch", "av", "pyarrow"})
