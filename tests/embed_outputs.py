@@ -1,6 +1,8 @@
 """The embed job by hand, without Ray: objects whose bytes say what becomes of them, and a model of a few numbers."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +17,7 @@ from raypipe.embed.planner import Packing, Planner, Retry
 from raypipe.embed.seal import missing_shards, seal, unsealed_plans
 from raypipe.embed.sink import describe_shard, put_shard
 from raypipe.status import HAS_FRAMES, Status
-from raypipe.storage import Folder
+from raypipe.storage import Folder, s3_client
 from raypipe.video.sandbox import DecodedVideo
 
 DIM = 8
@@ -35,6 +37,24 @@ def upload(folder: Folder, videos: Mapping[str, bytes]) -> None:
     """Put objects by name."""
     for name, data in videos.items():
         assert folder.put_new(name, data)
+
+
+def replace_object(folder: Folder, name: str, data: bytes | None) -> None:
+    """Overwrite an object, or delete it: what raypipe itself never does."""
+    uri = folder.child(name)
+    if not uri.startswith("s3://"):
+        path = Path(uri)
+        path.unlink(missing_ok=True)
+        if data is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return
+    bucket, key = s3_client.split(uri)
+    client = s3_client.client()
+    if data is None:
+        s3_client.call(partial(client.delete_object, Bucket=bucket, Key=key))
+    else:
+        s3_client.call(partial(client.put_object, Bucket=bucket, Key=key, Body=data))
 
 
 def video(name: str = "a.mp4", *, etag: str = "e1", size_bytes: int = 10) -> Video:
@@ -66,7 +86,8 @@ def decoded(status: Status = Status.OK, *, num_frames: int = 3, seed: int = 0) -
 def embed(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """A model: [N, CROP, CROP, 3] to [N, DIM]."""
     pixels = frames.reshape(len(frames), CROP * CROP * 3).astype(np.float32) / 255
-    return pixels @ np.random.default_rng(1).standard_normal((pixels.shape[1], DIM), dtype=np.float32)
+    weights = np.random.default_rng(1).standard_normal((CROP * CROP * 3, DIM))
+    return (pixels @ weights).astype(np.float32)
 
 
 def planner(output: Folder, settings: Mapping[str, Any] = SETTINGS) -> Planner:
@@ -81,6 +102,26 @@ def plan_new(source: str, output: Folder, *, retry: Retry = "none", packing: Pac
     made = planner(output)
     found = find_videos(source, output_uri=output.uri)
     return made.store(made.new_videos(found, retry=retry), input_uri=source, packing=packing)
+
+
+def made_rows(rows: pa.Table, statuses: Sequence[str]) -> pa.Table:
+    """The rows of a shard's file, without any video: so many frames for each status that has some."""
+    outcomes = [
+        decoded(Status(status), num_frames=3 * (status in HAS_FRAMES), seed=at) for at, status in enumerate(statuses)
+    ]
+    zeros = [0.0] * len(outcomes)
+    table = work.decoded_table(rows, outcomes, fetch_seconds=zeros, decode_seconds=zeros)
+    return work.output_rows(work.embed_shard(table, embed, embedding_dim=DIM, crop_size=CROP), embedding_dim=DIM)
+
+
+def commit_statuses(output: Folder, statuses: Mapping[str, str], *, sealed: bool = True) -> None:
+    """Commit every missing shard without any video; ``statuses`` is by ``video_id``, and else ``ok``."""
+    for rows in missing_shards(output, unsealed_plans(output)):
+        plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
+        wanted = [statuses.get(video_id, "ok") for video_id in rows[schema.VIDEO_ID].to_pylist()]
+        assert commit(output, made_rows(rows, wanted), plan=plan, shard=shard)
+    if sealed:
+        assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
 
 
 def shard_rows(rows: pa.Table) -> pa.Table:

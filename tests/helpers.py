@@ -49,17 +49,18 @@ class Driver:
         keys = config.model_dump()
         settings = [
             f"{section}.{key}={value}".replace("True", "true").replace("False", "false")
-            for section in ("sampling", "backbone", "shard")
+            for section in ("sampling", "backbone", "shard", "resources")
             for key, value in keys[section].items()
         ]
         self.log = log
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "raypipe", "embed", "--input", config.input, "--output", config.output]
-            + [word for setting in settings for word in ("--set", setting)],
-            stdout=log.open("wb"),
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "RAY_ADDRESS": address, "COLUMNS": "200"},
-        )
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "raypipe", "embed", "--input", config.input, "--output", config.output]
+                + [word for setting in settings for word in ("--set", setting)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "RAY_ADDRESS": address, "COLUMNS": "200"},
+            )
 
     def wait(self, timeout_seconds: float = 240) -> int:
         """The exit code; what it printed is in ``log``."""

@@ -148,13 +148,12 @@ def packets_to_decode(index: VideoIndex, wanted_packets: Indices) -> list[tuple[
     ranges: list[tuple[int, int]] = []
     for packet in np.unique(wanted_packets).tolist():
         at = int(np.searchsorted(keys, packet, side="right")) - 1
-        if at > 0 and index.pts[packet] < index.pts[keys[at]]:
+        if at >= 0 and index.pts[packet] < index.pts[keys[at]]:
             at -= 1
         start = int(keys[at]) if at >= 0 else 0
-        if ranges and start <= ranges[-1][1]:
-            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], packet + 1))
-        else:
-            ranges.append((start, packet + 1))
+        while ranges and start <= ranges[-1][1]:
+            start = min(start, ranges.pop()[0])
+        ranges.append((start, packet + 1))
     return ranges
 
 

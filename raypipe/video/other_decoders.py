@@ -43,7 +43,7 @@ def decord_mistake(index: VideoIndex) -> str:
         return f"a container, such as {index.container}, has no index"
     if not index.is_shown.all():
         return "an edit list cuts frames off"
-    if index.container == "avi" and (np.diff(index.pts) < 0).any():
+    if is_reordered_avi(index):
         return "an AVI file holds frames out of order"
     at = np.arange(len(index.pts))
     group = np.maximum.accumulate(np.where(index.is_keyframe, at, 0))
@@ -52,10 +52,18 @@ def decord_mistake(index: VideoIndex) -> str:
     return ""
 
 
+def is_reordered_avi(index: VideoIndex) -> bool:
+    """Whether when a frame is shown is a guess, at which no two libraries agree: AVI stores no times."""
+    return index.container == "avi" and bool((np.diff(index.pts) < 0).any())
+
+
 def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
     """Decode the wanted frames with torchcodec, which turns them upright itself."""
     torchcodec: Any = importlib.import_module("torchcodec.decoders")  # only the child that was asked for it loads it
 
+    if is_reordered_avi(video.index):
+        msg = "torchcodec gives other frames than asked for where an AVI file holds frames out of order; use pyav."
+        raise VideoError(Status.DECODE_ERROR, msg)
     video.file.seek(0)
     decoder = torchcodec.VideoDecoder(
         video.file, stream_index=video.stream.index, dimension_order="NHWC", seek_mode="exact"

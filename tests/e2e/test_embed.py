@@ -31,7 +31,7 @@ def statuses(output: Folder) -> Counter[tuple[str, str]]:
 def test_200_videos_are_200_rows_for_every_reader(bucket: str, s3: S3Server, configure: Configure) -> None:
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, 200)
-    run = run_embed(configure(videos.uri, output.uri))
+    run = run_embed(configure(videos.uri, output.uri, "resources.concurrency=2"))
     assert run.record.num_videos == 200
     assert run.record.statuses == {"ok": 200}
     found = verify(output)

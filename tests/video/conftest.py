@@ -4,7 +4,9 @@ import functools
 import io
 import mmap
 import os
+import struct
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 import pytest
+from av.container import OutputContainer
 
 from raypipe.video.protocol import DecodeRequest, Limits, Pixels, Reply, SharedFrames
 from raypipe.video.sampling import Seconds
@@ -100,11 +103,12 @@ def _video_frame(settings: ClipSettings, number: int) -> av.VideoFrame:
     image = picture(number, width=settings.width, height=settings.height)
     if settings.pix_fmt == "pal8":
         palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1)
-        return av.VideoFrame.from_ndarray((np.ascontiguousarray(image[:, :, 0]), palette), format="pal8")
+        grey: Any = (np.ascontiguousarray(image[:, :, 0]), palette)
+        return av.VideoFrame.from_ndarray(grey, format="pal8")
     return av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=settings.pix_fmt)
 
 
-def _add_audio(container: Any, stream: Any, seconds: float) -> None:
+def _add_audio(container: OutputContainer, stream: av.AudioStream, seconds: float) -> None:
     samples = np.zeros((1, int(seconds * stream.rate)), dtype=np.int16)
     frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
     frame.sample_rate, frame.pts = stream.rate, 0
@@ -137,21 +141,22 @@ def _write_clip(path: str, settings: ClipSettings) -> None:
             _add_audio(container, sound, settings.num_frames / settings.fps)
 
 
-def _add_video_stream(container: Any, settings: ClipSettings) -> Any:
-    stream = container.add_stream(settings.codec, rate=settings.fps, options=dict(settings.codec_options))
+def _add_video_stream(container: OutputContainer, settings: ClipSettings) -> av.VideoStream:
+    stream: Any = container.add_stream(settings.codec, rate=settings.fps, options=dict(settings.codec_options))
     stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, settings.pix_fmt
     stream.codec_context.thread_count = 1
     if settings.rotation:
         stream.set_display_rotation(settings.rotation)
-    return stream
+    video: av.VideoStream = stream
+    return video
 
 
-def make_request(**changes: Any) -> DecodeRequest:
-    """Eight frames, spread evenly, 56 pixels square: cut from 64, so that the mark of ``picture`` shows."""
+def make_request(**changes: object) -> DecodeRequest:
+    """Seven frames, spread evenly, 56 pixels square: cut from 64, so that the mark of ``picture`` shows."""
     limits = Limits(max_pixels=4096 * 4096, max_duration_seconds=3600)
     request = DecodeRequest(
         mode="uniform",
-        num_frames=8,
+        num_frames=7,
         fps=5.0,
         max_frames=32,
         nearest_keyframe=False,
@@ -159,7 +164,7 @@ def make_request(**changes: Any) -> DecodeRequest:
         crop_size=56,
         limits=limits,
     )
-    return replace(request, **changes)
+    return replace(request, **changes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -199,8 +204,8 @@ def clip(request: pytest.FixtureRequest) -> Clip:
 def make_clip_fixture() -> Callable[..., bytes]:
     """Makes the video of a name in ``CLIPS`` with some of its settings changed."""
 
-    def make(name: str = "h264", **changes: Any) -> bytes:
-        return make_clip(replace(CLIPS[name], **changes))
+    def make(name: str = "h264", **changes: object) -> bytes:
+        return make_clip(replace(CLIPS[name], **changes))  # type: ignore[arg-type]
 
     return make
 
@@ -226,5 +231,41 @@ def as_file() -> Callable[[bytes], BinaryIO]:
         file.write(data)
         file.flush()
         return file
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def huge_picture() -> bytes:
+    """A valid video of about a megabyte whose one frame is 16000 pixels wide and high, a byte each."""
+    side = 16_000
+    compressor = zlib.compressobj(1)
+    row = bytes(1 + side)
+    pixels = b"".join([*(compressor.compress(row) for _ in range(side)), compressor.flush()])
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    file = io.BytesIO()
+    with av.open(file, "w", format="mov") as container:
+        stream = container.add_mux_stream("png", rate=1, width=side, height=side)
+        packet: Any = av.Packet(png)
+        packet.stream, packet.pts, packet.dts, packet.time_base, packet.is_keyframe = stream, 0, 0, Fraction(1), True
+        container.mux(packet)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def many_streams() -> Callable[[int], bytes]:
+    """Makes a video of so many streams, each of one frame."""
+
+    def make(count: int) -> bytes:
+        file = io.BytesIO()
+        with av.open(file, "w", format="matroska") as container:
+            settings = ClipSettings(codec="mpeg4", codec_options=())
+            streams = [_add_video_stream(container, settings) for _ in range(count)]
+            for stream in streams:
+                container.mux([*stream.encode(_video_frame(settings, 0)), *stream.encode(None)])
+        return file.getvalue()
 
     return make

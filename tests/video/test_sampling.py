@@ -1,10 +1,8 @@
 """Which times and frames a policy takes: laws that hold for every duration and count."""
 
-import math
-
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.video.sampling import Seconds, nearest, sample_timestamps, spread
@@ -33,20 +31,19 @@ def test_uniform_takes_the_centres_of_equal_spans(duration: float, num_frames: i
     np.testing.assert_allclose(np.diff(times), duration / len(times))
 
 
-@given(durations, rates, counts)
-def test_fps_takes_every_multiple_within_the_video(duration: float, fps: float, max_frames: int) -> None:
-    times = per_second(duration, fps, max_frames)
-    assume(duration * fps <= max_frames)
+@given(counts, rates, st.floats(0, 0.99), st.integers(0, 100))
+def test_fps_takes_every_multiple_within_the_video(count: int, fps: float, less: float, spare: int) -> None:
+    duration = (count - less) / fps
+    times = per_second(duration, fps, count + spare)
+    assert len(times) == count
     assert times[0] == 0
     assert times[-1] < duration
-    np.testing.assert_allclose(times, np.arange(len(times)) / fps)
-    assert len(times) / fps >= duration * (1 - 1e-9)  # the next one would lie outside
+    np.testing.assert_allclose(times, np.arange(count) / fps)
 
 
-@given(durations, rates, counts)
-def test_fps_beyond_the_cap_is_uniform_over_the_whole_video(duration: float, fps: float, max_frames: int) -> None:
-    assume(math.ceil(duration * fps - 1e-9) > max_frames)
-    times = per_second(duration, fps, max_frames)
+@given(durations, counts, st.floats(1.01, 100))
+def test_fps_beyond_the_cap_is_uniform_over_the_whole_video(duration: float, max_frames: int, excess: float) -> None:
+    times = per_second(duration, (max_frames + 1) * excess / duration, max_frames)
     np.testing.assert_array_equal(times, uniform(duration, max_frames))
 
 

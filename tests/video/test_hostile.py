@@ -1,0 +1,270 @@
+"""Broken and malicious files: each one is a status, and the videos after it come out as ever."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+
+from raypipe.status import HAS_FRAMES, Status
+from raypipe.video.probe import CONTAINERS, sniff_container
+from raypipe.video.protocol import DecodeRequest
+from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+
+AsFile = Callable[[bytes], BinaryIO]
+MakeClip = Callable[..., bytes]
+MakeRequest = Callable[..., DecodeRequest]
+
+# Damage shows as one of these, whatever was damaged; a timeout or a death would be another matter.
+DAMAGED = HAS_FRAMES | {
+    Status.DECODE_ERROR,
+    Status.NO_VIDEO_STREAM,
+    Status.FORBIDDEN_FORMAT,
+    Status.TOO_LARGE,
+    Status.OUT_OF_MEMORY,
+    Status.CRASHED,
+}
+LONG = {"fps": 6, "codec_options": (("g", "1"), ("preset", "veryfast"))}  # 4 s, every frame as large as the others
+CUT = {
+    "mp4": {**LONG},
+    "mp4-faststart": {**LONG, "container_options": (("movflags", "faststart"),)},
+    "mkv": {**LONG, "container": "matroska"},
+    "avi": {**LONG, "container": "avi"},
+    "ts": {**LONG, "container": "mpegts"},
+}
+PROMISE = {"mp4-faststart", "mkv", "avi"}  # the header tells how long the video is
+
+
+@pytest.fixture(scope="module")
+def auto(make_request: MakeRequest) -> Iterator[DecodeSandbox]:
+    """One sandbox for everything here, as a job has one for every video."""
+    with DecodeSandbox(make_request(), decoder="auto", timeout_seconds=20) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pyav(make_request: MakeRequest) -> Iterator[DecodeSandbox]:
+    """The same with PyAV alone, where the others would only try what it failed on."""
+    with DecodeSandbox(make_request(), decoder="pyav", timeout_seconds=20) as opened:
+        yield opened
+
+
+@pytest.fixture
+def decode_in(as_file: AsFile) -> Callable[[DecodeSandbox, bytes], DecodedVideo]:
+    """Decodes bytes in a sandbox; the sandbox must then be as good as before."""
+
+    def decode(sandbox: DecodeSandbox, data: bytes) -> DecodedVideo:
+        with as_file(data) as file:
+            return sandbox.decode(file)
+
+    return decode
+
+
+@pytest.fixture
+def healthy(
+    make_clip: MakeClip, decode: Callable[..., DecodedVideo], decode_in: Callable[..., DecodedVideo]
+) -> Callable[[DecodeSandbox], None]:
+    """Checks that a sandbox decodes a good video to exactly what it is without one."""
+    data = make_clip()
+
+    def check(sandbox: DecodeSandbox) -> None:
+        video, alone = decode_in(sandbox, data), decode(data, sandbox._request)
+        assert (video.status, video.error, video.decoder) == (Status.OK, "", "pyav")
+        np.testing.assert_array_equal(video.frames, alone.frames)
+        np.testing.assert_array_equal(video.pts_seconds, alone.pts_seconds)
+
+    return check
+
+
+def check_form(video: DecodedVideo) -> None:
+    assert video.status in DAMAGED
+    assert (len(video.frames) > 0) == (video.status in HAS_FRAMES)
+    assert len(video.frames) == len(video.pts_seconds)
+    assert np.isfinite(video.pts_seconds).all()
+    assert bool(video.error) == (video.status is not Status.OK)
+    assert "\n" not in video.error
+    assert "StopIteration" not in video.error
+
+
+def test_files_that_broke_parsers(auto: DecodeSandbox, assets: Path, healthy: Callable[[DecodeSandbox], None]) -> None:
+    files = sorted((assets / "hostile").iterdir())
+    statuses: Counter[Status] = Counter()
+    for number, path in enumerate(files):
+        with path.open("rb") as file:
+            video = auto.decode(file)
+        check_form(video)
+        statuses[video.status] += 1
+        if number % 50 == 0:
+            healthy(auto)
+    healthy(auto)
+    assert statuses.total() == len(files) > 900
+    assert not {Status.TIMEOUT, Status.CRASHED, Status.OUT_OF_MEMORY} & set(statuses), statuses
+    assert statuses[Status.OK] > 100
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "error"),
+    [
+        (b"", Status.DECODE_ERROR, "The file is empty."),
+        (b"\0", Status.FORBIDDEN_FORMAT, r"Not a video container; begins with b'\x00'"),
+        (b"hello, world\n" * 99, Status.FORBIDDEN_FORMAT, "begins with b'hello, w'"),
+        (b"<html><body>404</body></html>", Status.FORBIDDEN_FORMAT, "Choose one of mov, matroska"),
+        (b'{"error": "Not Found"}', Status.FORBIDDEN_FORMAT, "Not a video container"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\0" * 99, Status.FORBIDDEN_FORMAT, "Not a video container"),
+        (b"GIF89a" + b"\0" * 99, Status.FORBIDDEN_FORMAT, "Not a video container"),
+        (b"RIFF\0\0\0\0WAVEfmt " + b"\0" * 99, Status.FORBIDDEN_FORMAT, "Not a video container"),
+        (b"\0\0\0\x18ftypmp42", Status.DECODE_ERROR, "Invalid data"),
+        (b"\x1a\x45\xdf\xa3" + b"\0" * 999, Status.DECODE_ERROR, ""),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_no_video(
+    pyav: DecodeSandbox, decode_in: Callable[..., DecodedVideo], data: bytes, status: Status, error: str
+) -> None:
+    video = decode_in(pyav, data)
+    check_form(video)
+    assert video.status is status
+    assert error in video.error
+
+
+def test_sound_alone(pyav: DecodeSandbox, make_clip: MakeClip, decode_in: Callable[..., DecodedVideo]) -> None:
+    video = decode_in(pyav, make_clip(video=False, audio=True))
+    assert (video.status, video.error) == (Status.NO_VIDEO_STREAM, "No video stream; the streams are: audio.")
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_file_that_was_cut_short(
+    pyav: DecodeSandbox,
+    make_clip: MakeClip,
+    decode_in: Callable[..., DecodedVideo],
+    name: str,
+) -> None:
+    data = make_clip(**CUT[name])
+    whole = decode_in(pyav, data)
+    assert (whole.status, whole.duration_seconds) == (Status.OK, 4.0)
+    for percent in range(2, 100, 5):
+        video = decode_in(pyav, data[: len(data) * percent // 100])
+        check_form(video)
+        if name == "mp4":  # what says where the frames are comes last
+            assert video.status is Status.DECODE_ERROR
+        elif name in PROMISE and 40 <= percent <= 70:
+            assert video.status is Status.PARTIAL, percent
+            assert "of 7 frames: the file ends at" in video.error
+            assert video.duration_seconds == pytest.approx(4, abs=0.01)
+            count = len(video.frames)
+            np.testing.assert_allclose(video.pts_seconds, whole.pts_seconds[:count])
+            np.testing.assert_array_equal(video.frames[:-1], whole.frames[: count - 1])  # the last one may be damaged
+
+
+def test_a_file_cut_before_the_first_frame_asked_for(
+    make_request: MakeRequest, make_clip: MakeClip, decode_in: Callable[..., DecodedVideo]
+) -> None:
+    data = make_clip(**CUT["mkv"])
+    with DecodeSandbox(make_request(num_frames=1), decoder="pyav") as opened:
+        video = decode_in(opened, data[: len(data) * 4 // 10])
+    assert video.status is Status.DECODE_ERROR
+    assert video.error.startswith("the file ends at")
+
+
+def test_damaged_bytes(
+    pyav: DecodeSandbox,
+    make_clip: MakeClip,
+    decode_in: Callable[..., DecodedVideo],
+    healthy: Callable[[DecodeSandbox], None],
+) -> None:
+    draw = random.Random(5)
+    for name in (
+        "h264",
+        "h264-fragmented",
+        "h264-mkv",
+        "mpeg4-avi",
+        "h264-ts",
+        "vp9",
+        "h264-flv",
+        "wmv2",
+        "mpeg2",
+        "vp8-ogg",
+    ):
+        data = make_clip(name)
+        for _ in range(6):
+            damaged = bytearray(data)
+            for _ in range(draw.choice((1, 4, 30))):
+                where = draw.randrange(4, min(len(data), draw.choice((200, len(data)))))
+                damaged[where] = draw.choice((0, 255, draw.randrange(256)))
+            check_form(decode_in(pyav, bytes(damaged)))
+    healthy(pyav)
+
+
+def test_a_frame_that_is_too_large(
+    pyav: DecodeSandbox, huge_picture: bytes, decode_in: Callable[..., DecodedVideo], make_clip: MakeClip
+) -> None:
+    video = decode_in(pyav, huge_picture)
+    assert video.status is Status.TOO_LARGE
+    assert video.error == "16000x16000 is 256000000 pixels; decode.max_pixels is 16777216."
+    # Thin, but scaled to the size asked for it would be as wide as this.
+    thin = decode_in(pyav, make_clip("rgb", width=4096, height=2))
+    assert thin.status is Status.TOO_LARGE
+    assert "131072x64" in thin.error
+
+
+def test_a_video_that_is_too_long(
+    pyav: DecodeSandbox, make_clip: MakeClip, decode_in: Callable[..., DecodedVideo]
+) -> None:
+    video = decode_in(pyav, make_clip(times=(0, 4000 * 12), num_frames=2))
+    assert video.status is Status.TOO_LARGE
+    assert "decode.max_duration_seconds is 3600" in video.error
+
+
+def test_a_size_that_changes_midway(
+    pyav: DecodeSandbox, make_request: MakeRequest, make_clip: MakeClip, decode_in: Callable[..., DecodedVideo]
+) -> None:
+    small, large = make_clip("h264-ts"), make_clip("h264-ts", width=192, height=144)
+    video = decode_in(pyav, small + large)
+    assert video.status in HAS_FRAMES
+    assert video.frames.shape[1:] == (56, 56, 3)
+    request = make_request(mode="all", max_frames=64)
+    limits = replace(request.limits, max_pixels=96 * 72)
+    with DecodeSandbox(replace(request, limits=limits), decoder="pyav") as opened:
+        assert decode_in(opened, small).status is Status.OK
+        video = decode_in(opened, small + large)
+    assert (video.status, len(video.frames)) == (Status.TOO_LARGE, 0)
+
+
+def test_many_streams(
+    pyav: DecodeSandbox, many_streams: Callable[[int], bytes], decode_in: Callable[..., DecodedVideo]
+) -> None:
+    assert decode_in(pyav, many_streams(20)).status is Status.OK
+    video = decode_in(pyav, many_streams(80))
+    check_form(video)
+    assert video.status is not Status.OK
+
+
+def test_more_frames_than_allowed(
+    make_request: MakeRequest, make_clip: MakeClip, decode_in: Callable[..., DecodedVideo]
+) -> None:
+    request = make_request()
+    limits = replace(request.limits, max_packets=23)
+    with DecodeSandbox(replace(request, limits=limits), decoder="pyav") as opened:
+        video = decode_in(opened, make_clip())
+    assert (video.status, video.error) == (Status.TOO_LARGE, "More than 23 frames.")
+
+
+def test_containers_by_their_first_bytes(make_clip: MakeClip) -> None:
+    names = {
+        "h264": "mov",
+        "vp9": "matroska",
+        "mpeg4-avi": "avi",
+        "h264-ts": "mpegts",
+        "mpeg2": "mpeg",
+        "h264-flv": "flv",
+        "vp8-ogg": "ogg",
+        "wmv2": "asf",
+    }
+    assert {name: sniff_container(make_clip(name)[:1024]) for name in names} == names
+    assert set(names.values()) == set(CONTAINERS)
+    assert sniff_container(b"") is None
+    assert sniff_container(b"G") is None
