@@ -187,7 +187,8 @@ def main() -> None:
             others.append(documented(videos, scratch / f"documented-{repeat}", options.backbone))
         ratios = [steady / sum(pair) for steady, pair in zip(steadies, floors, strict=True)]
         print(describe_machine())
-        print(f"{options.videos} videos of {options.seconds:g} s 360p H.264, {frames} frames, {options.backbone} float32,")
+        what = f"{options.videos} videos of {options.seconds:g} s 360p H.264, {frames} frames"
+        print(f"{what}, {options.backbone} float32,")
         print(f"{FPS} frame a second, medians of {options.repeats}\n")
         print(f"| {'way':37} | seconds | of the floor |\n|{'-' * 39}|{'-' * 9}|{'-' * 14}|")
         base = median([sum(pair) for pair in floors])
@@ -201,9 +202,8 @@ def main() -> None:
         )
         for name, seconds in rows:
             print(f"| {name:37} | {seconds:7.1f} | {seconds / base:12.2f} |")
-        print(
-            f"\nraypipe in steady state is {median(ratios):.2f} x its floor (each repeat: {', '.join(f'{r:.2f}' for r in ratios)})."
-        )
+        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"\nraypipe in steady state is {median(ratios):.2f} x its floor (each repeat: {each}).")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

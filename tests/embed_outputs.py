@@ -160,3 +160,14 @@ def places(folder: Folder) -> tuple[Folder, Folder]:
 def planned(output: Folder, numbers: Sequence[int]) -> list[Video]:
     """The videos of some plans, in their order."""
     return [one for number in numbers for one in work.shard_videos(read_plan(output, number).videos)]
+
+
+def make_output(folder: Folder) -> Folder:
+    """Two sealed plans: three shards of two videos, one of them failed, and a shard of one."""
+    source, output = places(folder)
+    upload(source, {f"{number}.mp4": content(seed=number) for number in range(5)} | {"5.mp4": content("timeout")})
+    assert plan_new(source.uri, output) == [0]
+    finish(output)
+    upload(source, {"new.mp4": content("partial", num_frames=2, seed=9)})
+    assert embed_all(source, output) == [1]
+    return output

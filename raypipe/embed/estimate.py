@@ -162,16 +162,16 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Ta
         ("decode", result.decode_seconds),
         ("embed", result.embed_seconds),
     ):
-        table.add_row(stage, f"{seconds / 3600:,.2f} processor hours  ({seconds / max(total, 1e-9):.0%})")
+        table.add_row(stage, f"{_duration(seconds)} of one processor  ({seconds / max(total, 1e-9):.0%})")
     table.add_row("bottleneck", result.bottleneck)
     table.add_row("time", f"{_duration(result.wall_seconds)} on {result.slots} processors, all busy, with no GPU")
-    price = f", {hourly_price * result.wall_seconds / 3600:,.2f} at {hourly_price:g} an hour" if hourly_price else ""
-    table.add_row("cost", f"{total / 3600:,.2f} processor hours{price}")
+    price = f" = {hourly_price * result.wall_seconds / 3600:,.2f} at {hourly_price:g} an hour" if hourly_price else ""
+    table.add_row("cost", f"{result.wall_seconds / 3600:,.3f} machine hours{price}")
     return table
 
 
 def _duration(seconds: float) -> str:
     if seconds < 60:  # noqa: PLR2004
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"  # noqa: PLR2004

@@ -159,13 +159,19 @@ def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:
         return
     keys = sorted({*plan.settings, *settings})
     differ = [
-        f"{key} was {plan.settings.get(key)} and is now {settings.get(key)}"
+        f"{key} was {_short(plan.settings.get(key))} and is now {_short(settings.get(key))}"
         for key in keys
         if plan.settings.get(key) != settings.get(key)
     ]
     what = "; ".join(differ) or plan.fingerprint
     msg = f"The output holds vectors of other settings: {what}. Choose another output, or those settings."
     raise FingerprintError(msg)
+
+
+def _short(value: object) -> str:
+    """A setting for a message: of a digest its beginning."""
+    text = str(value)
+    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
 def pack(videos: Iterable[Video], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int) -> pa.Table:

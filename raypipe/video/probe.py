@@ -134,7 +134,6 @@ class VideoFile:
             "format_whitelist": self.container,
             "protocol_whitelist": "none",
             "max_streams": str(self._limits.max_streams),
-            "max_pixels": str(self._limits.max_pixels),
         }
         source = av.open(
             self.file,
@@ -219,6 +218,8 @@ class VideoFile:
         )
 
     def _promised_seconds(self) -> float:
+        if self.container == "avi" and self.stream.frames and self.stream.average_rate:
+            return float(self.stream.frames / self.stream.average_rate)  # its duration is scaled to the file's size
         if self.stream.duration and self.stream.time_base:
             return max(0.0, float(self.stream.duration * self.stream.time_base))
         return max(0.0, (self._input.duration or 0) / av.time_base)

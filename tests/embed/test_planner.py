@@ -37,7 +37,7 @@ from raypipe.storage import Folder, StoredObject
 
 NAMES = [f"{number}.mp4" for number in range(7)]
 QUICK = settings(
-    max_examples=80, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

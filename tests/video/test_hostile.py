@@ -28,15 +28,15 @@ DAMAGED = HAS_FRAMES | {
     Status.OUT_OF_MEMORY,
     Status.CRASHED,
 }
-LONG = {"fps": 6, "codec_options": (("g", "1"), ("preset", "veryfast"))}  # 4 s, every frame as large as the others
+LONG = {"name": "mjpeg", "fps": 6, "width": 640, "height": 480}  # 4 s, every frame as large as the others
 CUT = {
-    "mp4": {**LONG},
-    "mp4-faststart": {**LONG, "container_options": (("movflags", "faststart"),)},
+    "mov": LONG,
+    "mov-faststart": {**LONG, "container_options": (("movflags", "faststart"),)},
     "mkv": {**LONG, "container": "matroska"},
     "avi": {**LONG, "container": "avi"},
-    "ts": {**LONG, "container": "mpegts"},
+    "ts": {**LONG, "name": "mpeg2", "fps": 25, "container": "mpegts"},
 }
-PROMISE = {"mp4-faststart", "mkv", "avi"}  # the header tells how long the video is
+PROMISE = {"mov-faststart", "mkv", "avi"}  # the header tells how long the video is
 
 
 @pytest.fixture(scope="module")
@@ -145,19 +145,20 @@ def test_a_file_that_was_cut_short(
 ) -> None:
     data = make_clip(**CUT[name])
     whole = decode_in(pyav, data)
-    assert (whole.status, whole.duration_seconds) == (Status.OK, 4.0)
+    assert whole.status is Status.OK
     for percent in range(2, 100, 5):
         video = decode_in(pyav, data[: len(data) * percent // 100])
         check_form(video)
-        if name == "mp4":  # what says where the frames are comes last
-            assert video.status is Status.DECODE_ERROR
+        if name == "mov":  # what says where the frames are comes last
+            assert video.status in {Status.DECODE_ERROR, Status.NO_VIDEO_STREAM}
         elif name in PROMISE and 40 <= percent <= 70:
             assert video.status is Status.PARTIAL, percent
             assert "of 7 frames: the file ends at" in video.error
             assert video.duration_seconds == pytest.approx(4, abs=0.01)
             count = len(video.frames)
-            np.testing.assert_allclose(video.pts_seconds, whole.pts_seconds[:count])
-            np.testing.assert_array_equal(video.frames[:-1], whole.frames[: count - 1])  # the last one may be damaged
+            # The last one may be damaged, or the last before the cut instead of the one after it.
+            np.testing.assert_allclose(video.pts_seconds[:-1], whole.pts_seconds[: count - 1], atol=1e-3)
+            np.testing.assert_array_equal(video.frames[:-1], whole.frames[: count - 1])
 
 
 def test_a_file_cut_before_the_first_frame_asked_for(
@@ -177,18 +178,8 @@ def test_damaged_bytes(
     healthy: Callable[[DecodeSandbox], None],
 ) -> None:
     draw = random.Random(5)
-    for name in (
-        "h264",
-        "h264-fragmented",
-        "h264-mkv",
-        "mpeg4-avi",
-        "h264-ts",
-        "vp9",
-        "h264-flv",
-        "wmv2",
-        "mpeg2",
-        "vp8-ogg",
-    ):
+    names = ("h264", "h264-mkv", "mpeg4-avi", "h264-ts", "vp9", "h264-flv", "wmv2", "mpeg2", "vp8-ogg", "palette")
+    for name in names:
         data = make_clip(name)
         for _ in range(6):
             damaged = bytearray(data)
@@ -237,10 +228,8 @@ def test_a_size_that_changes_midway(
 def test_many_streams(
     pyav: DecodeSandbox, many_streams: Callable[[int], bytes], decode_in: Callable[..., DecodedVideo]
 ) -> None:
-    assert decode_in(pyav, many_streams(20)).status is Status.OK
-    video = decode_in(pyav, many_streams(80))
-    check_form(video)
-    assert video.status is not Status.OK
+    for count in (20, 300):  # those beyond the limit are left out
+        assert decode_in(pyav, many_streams(count)).status is Status.OK
 
 
 def test_more_frames_than_allowed(

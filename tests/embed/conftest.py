@@ -1,0 +1,21 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from embed_outputs import make_output
+
+from raypipe.storage import Folder
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    make_output(Folder(str(folder)))
+    return folder / "out"
+
+
+@pytest.fixture
+def output(template: Path, tmp_path: Path) -> Folder:
+    """A sealed output to break: a copy with the same modification times, which are its etags."""
+    shutil.copytree(template, tmp_path / "out")
+    return Folder(str(tmp_path / "out"))

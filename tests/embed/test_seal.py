@@ -1,0 +1,56 @@
+"""A plan is sealed when every shard is committed and holds what the plan says, and not before."""
+
+from collections.abc import Callable
+
+import pytest
+from embed_outputs import content, finish, places, plan_new, replace_object, upload
+
+from raypipe.embed.seal import read_manifest, seal, unsealed_plans
+from raypipe.errors import CommitError
+from raypipe.storage import Folder
+
+FIRST, SECOND = "data/00000-000000.parquet", "data/00000-000001.parquet"
+MANIFEST = "manifests/00000.json"
+
+
+def test_a_plan_is_sealed_when_nothing_is_missing(folder: Folder) -> None:
+    source, output = places(folder)
+    upload(source, {f"{number}.mp4": content(seed=number) for number in range(5)})
+    plan_new(source.uri, output)
+    assert not seal(output, 0, versions={})
+    finish(output, sealed=False)
+    assert unsealed_plans(output) == [0]
+    assert seal(output, 0, versions={"raypipe": "1"})
+    assert unsealed_plans(output) == []
+    manifest = read_manifest(output, 0)
+    assert (manifest["num_videos"], manifest["num_frames"], manifest["statuses"]) == (5, 15, {"ok": 5})
+    assert [file["num_rows"] for file in manifest["files"]] == [2, 2, 1]
+    before = output.stat(MANIFEST)
+    assert seal(output, 0, versions={"raypipe": "2"})  # as another driver does
+    assert output.stat(MANIFEST) == before
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "error"),
+    [
+        (lambda output: replace_object(output, FIRST, b"hello"), "is not a file of raypipe"),
+        (lambda output: replace_object(output, FIRST, output.read(SECOND)), "is not shard 0 of plan 0"),
+        (
+            lambda output: output.put_new("data/00000-000099.parquet", b""),
+            "Plan 0 has 6 videos in 3 shards; stored are ",
+        ),
+    ],
+)
+def test_a_broken_file_is_not_sealed(output: Folder, corrupt: Callable[[Folder], object], error: str) -> None:
+    replace_object(output, MANIFEST, None)
+    corrupt(output)
+    with pytest.raises(CommitError, match=error):
+        seal(output, 0, versions={})
+    assert unsealed_plans(output) == [0]
+
+
+def test_a_stray_file_does_not_stand_in_for_a_missing_shard(output: Folder) -> None:
+    replace_object(output, MANIFEST, None)
+    replace_object(output, SECOND, None)
+    output.put_new("data/00000-000099.parquet", b"")
+    assert not seal(output, 0, versions={})
