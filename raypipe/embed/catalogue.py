@@ -65,7 +65,7 @@ def _manifest_videos(uri: str) -> Iterator[Video]:
 def _locate(folder: Folder, video_uri: str) -> str:
     """The normalised URI; one without a scheme is relative to the manifest's folder."""
     located = normalise(video_uri if "://" in video_uri or video_uri.startswith("/") else folder.child(video_uri))
-    if located.startswith("s3://") and not located.split("/", 3)[3:]:
+    if located.startswith("s3://") and not any(located.split("/", 3)[3:]):
         msg = f"{video_uri!r} names a bucket and no video. Write s3://BUCKET/KEY."
         raise ConfigError(msg)
     return located

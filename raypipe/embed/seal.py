@@ -17,6 +17,10 @@ from raypipe.errors import CommitError
 from raypipe.storage import Folder, StoredObject
 
 _READS_AT_ONCE = 16
+_KEYS = {
+    *("plan", "fingerprint", "settings", "input", "num_videos", "num_frames", "statuses", "versions", "sealed_at"),
+    "files",
+}
 _FILE_KEYS = {"name", "etag", "size_bytes", "num_rows"}
 
 
@@ -126,8 +130,7 @@ def read_manifest(output: Folder, number: int) -> dict[str, Any]:
     name = manifest_name(number)
     try:
         manifest: dict[str, Any] = json.loads(output.read(name))
-        keys = {"fingerprint", "num_videos", "num_frames", "statuses", "files"}
-        sound = manifest.get("plan") == number and manifest.keys() >= keys
+        sound = manifest.get("plan") == number and manifest.keys() >= _KEYS
         if sound and all(isinstance(file["name"], str) and file.keys() >= _FILE_KEYS for file in manifest["files"]):
             return manifest
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):

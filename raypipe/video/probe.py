@@ -21,7 +21,7 @@ from raypipe.video.sampling import Seconds
 
 SNIFF_BYTES = 1024
 _KEEP_PACKETS_BYTES = 64 * 1024 * 1024
-_PACKET_BYTES = 512  # what a packet takes besides its content
+_PACKET_BYTES = 640  # what a packet takes besides its content
 _READ_BUFFER_BYTES = 256 * 1024
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
 _MAGIC = (

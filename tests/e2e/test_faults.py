@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,6 +52,21 @@ def test_killed_drivers(seed: int, bucket: str, configure: Configure, start_driv
     summary = json.loads(output.read("reports/00000/summary.json"))
     assert summary["num_resumed_videos"] >= 2 * committed  # nothing that was committed is done again
     assert summary["num_done_videos"] == len(ids)
+
+
+def test_ctrl_c_stops_cleanly(bucket: str, configure: Configure, start_driver: StartDriver) -> None:
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    ids = upload(videos, 12)
+    config = configure(videos.uri, output.uri, *_SHARDS)
+    driver = start_driver(config)
+    wait_until(lambda: num_committed(output) >= 1, what="a shard")
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.wait() == 130
+    printed = driver.log.read_text()
+    assert "the same command resumes" in printed
+    assert "Traceback" not in printed
+    run_embed(config)
+    check(output, ids)
 
 
 def test_killed_before_and_while_planning(bucket: str, configure: Configure, start_driver: StartDriver) -> None:

@@ -224,6 +224,23 @@ def test_drivers_that_plan_at_the_same_time_plan_each_video_once(
     assert set(numbers) <= set(plan_numbers(folder))
 
 
+@pytest.mark.parametrize("retry", ["none", "all"])
+def test_what_another_driver_plans_meanwhile_is_left_to_it(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, retry: Retry
+) -> None:
+    store(folder, *map(video, NAMES[:4]))
+    commit_statuses(folder, dict.fromkeys(NAMES, "timeout"))
+    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 2)
+
+    def found() -> Iterator[Video]:
+        store(folder, *(video(name, etag="new") for name in NAMES[2:4]), retry=retry)  # by another driver
+        yield from (video(name, etag="newer" if retry == "none" else "e1") for name in NAMES[:4])
+
+    made = planner(folder)
+    assert made.store(made.new_videos(found(), retry=retry), input_uri="", packing=PACKING) == [2]
+    assert (ids(folder, 1), ids(folder, 2)) == (NAMES[2:4], NAMES[:2])
+
+
 @dataclass
 class Turns:
     """Lets threads make their storage calls one at a time, in an order that is drawn."""

@@ -7,7 +7,7 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -90,6 +90,28 @@ CLIPS: dict[str, ClipSettings] = {
     "palette": ClipSettings(codec="png", container="mov", pix_fmt="pal8"),
     "ffv1-16-bit": ClipSettings(codec="ffv1", container="matroska", pix_fmt="gray16le"),
 }
+
+
+# Real ones, not too long to be read whole.
+REAL = (
+    "PaddleVideo_data_example.avi",
+    "clip-video-encode_tests_test_videos_vid1.mp4",
+    "clip-video-encode_tests_test_videos_vid2.mp4",
+    "imageio_test_images_realshort.mp4",
+    "imageio_test_images_test.webm",
+    "intel_sample-videos_asl_gestures_again.mkv",
+    "intel_sample-videos_asl_gestures_brother.mkv",
+    "mmaction2_demo_demo_spatiotemporal_det.mp4",
+    "mmaction2_tests_data_rawvideo_dataset_part_0.mp4",
+    "mmaction2_tests_data_test.avi",
+    "torchcodec_test_resources_av1_video.mkv",
+    "torchcodec_test_resources_bt709_full_range.mp4",
+    "torchcodec_test_resources_h264_10bits.mp4",
+    "torchcodec_test_resources_h265_10bits.mp4",
+    "torchcodec_test_resources_h265_video.mp4",
+    "torchcodec_test_resources_nasa_13013.mp4",
+)
+HOSTILE = ("video_0", "video_90", "video_180", "video_270", "unordered")
 
 
 def picture(number: int, *, width: int, height: int) -> Pixels:
@@ -198,6 +220,22 @@ def clip(request: pytest.FixtureRequest) -> Clip:
     """Each of the generated videos."""
     settings = CLIPS[request.param]
     return Clip(request.param, settings, make_clip(settings))
+
+
+@pytest.fixture(params=[*REAL, *HOSTILE])
+def real(request: pytest.FixtureRequest, assets: Path) -> tuple[str, bytes]:
+    """Each of the real clips: its name and its bytes."""
+    name: str = request.param
+    file = next((assets / "hostile").glob(f"decord_*_{name}.mov")) if name in HOSTILE else assets / "videos" / name
+    return name, file.read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    level = av.logging.get_level()
+    av.logging.set_level(None)
+    yield
+    av.logging.set_level(level)
 
 
 @pytest.fixture(name="make_clip", scope="session")

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import socketserver
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import BinaryIO
 
 import pytest
 
+import raypipe
 from raypipe.status import Status
 from raypipe.video import isolation
 from raypipe.video.protocol import DecodeRequest
@@ -160,6 +162,23 @@ def test_without_network_nobody_is_reached(tmp_path: Path) -> None:
         told = run_inside(program, tmp_path)
     skip_unless(told, "network")
     assert told == {"before": "did True", "after": "OSError", "names": "did ['lo']"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_uses_an_installation_of_another_user(request_: DecodeRequest, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(Path(raypipe.__file__).parent, home / "raypipe")
+    for path in (home, *home.rglob("*")):
+        os.chown(path, 12_345, 12_345)
+    home.chmod(0o700)
+    program = (
+        "from raypipe.video.protocol import DecodeRequest, Limits; from raypipe.video.sandbox import DecodeSandbox; "
+        f"print(DecodeSandbox({request_!r}, decoder='pyav').isolation())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(home)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_without_files_there_is_only_the_empty_folder(tmp_path: Path) -> None:

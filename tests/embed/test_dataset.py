@@ -1,0 +1,82 @@
+"""What training reads: for each video the row that counts, from sealed plans alone."""
+
+import pyarrow as pa
+import pytest
+from embed_outputs import (
+    DIM,
+    commit_statuses,
+    content,
+    embed_all,
+    finish,
+    places,
+    plan_new,
+    replace_object,
+    upload,
+)
+
+from raypipe import schema
+from raypipe.embed.dataset import read_embeddings, sealed_manifests
+from raypipe.errors import JobError
+from raypipe.storage import Folder
+
+
+def rows(output: Folder, *columns: str) -> list[tuple[object, ...]]:
+    found = pa.concat_tables(read_embeddings(output, columns=columns))
+    return sorted(tuple(row[name] for name in columns) for row in found.to_pylist())
+
+
+def test_each_video_has_the_row_of_its_highest_generation(folder: Folder) -> None:
+    source, output = places(folder)
+    upload(source, {"a.mp4": content(seed=1), "b.mp4": content("crashed"), "c.mp4": content("crashed", seed=1)})
+    embed_all(source, output)
+    replace_object(source, "a.mp4", content(num_frames=5, seed=2))
+    embed_all(source, output)
+    upload(source, {"d.mp4": content()})
+    plan_new(source.uri, output, retry="all")
+    commit_statuses(output, {"c.mp4": "timeout"})
+    assert rows(output, "video_id", "generation", "status", "num_frames") == [
+        ("a.mp4", 1, "ok", 5),
+        ("b.mp4", 2, "ok", 3),
+        ("c.mp4", 2, "timeout", 0),
+        ("d.mp4", 2, "ok", 3),
+    ]
+    assert [manifest["plan"] for manifest in sealed_manifests(output)] == [0, 1, 2]
+
+
+def test_all_columns_are_read_unless_some_are_chosen(output: Folder) -> None:
+    assert next(read_embeddings(output)).schema.remove_metadata() == schema.embeddings_schema(DIM)
+    for columns in (["embedding", "status"], ["status", "video_id"], ["video_id"], ["num_frames"], []):
+        found = list(read_embeddings(output, columns=columns))
+        assert [table.column_names for table in found] == [columns] * len(found)
+        assert columns == [] or sum(table.num_rows for table in found) == 7
+
+
+def test_an_unsealed_output_is_refused(folder: Folder) -> None:
+    source, output = places(folder)
+    upload(source, {"a.mp4": content()})
+    embed_all(source, output)
+    upload(source, {"b.mp4": content(seed=1)})
+    plan_new(source.uri, output)
+    finish(output, sealed=False)
+    with pytest.raises(
+        JobError, match=r"is not sealed: plans \[1\] are unfinished\. Run the same raypipe embed again\.$"
+    ):
+        next(read_embeddings(output))
+
+
+def test_an_empty_folder_is_refused(folder: Folder) -> None:
+    with pytest.raises(JobError, match=r"holds no embeddings\. Run raypipe embed with it as --output\.$"):
+        next(read_embeddings(folder))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_output_that_lost_a_plan_is_refused(output: Folder, number: int) -> None:
+    replace_object(output, f"plans/{number:05d}.parquet", None)
+    with pytest.raises(JobError, match=rf"has lost a plan: it holds \[{1 - number}\]\. Run raypipe verify\.$"):
+        next(read_embeddings(output))
+
+
+def test_a_manifest_that_is_none_is_refused(output: Folder) -> None:
+    replace_object(output, "manifests/00001.json", b"{}")
+    with pytest.raises(JobError, match=r"manifests/00001\.json is not the manifest of plan 1\.$"):
+        next(read_embeddings(output))

@@ -1,0 +1,120 @@
+"""decord and torchcodec give the frames that PyAV gives, or say that they cannot."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from raypipe.status import Status
+from raypipe.video.protocol import DecodeRequest, Pixels
+from raypipe.video.sampling import nearest
+
+# What the other decoders cannot do. They say so: a video that is not named here must come out whole.
+CANNOT = {
+    "decord": {
+        "av1": "its FFmpeg has no AV1 decoder",
+        "torchcodec_test_resources_av1_video.mkv": "its FFmpeg has no AV1 decoder",
+        "vp8-ogg": "it needs a frame count in the header",
+        "imageio_test_images_test.webm": "it needs a frame count in the header",
+        "h264-ts": "it seeks to other frames",
+        "h264-intra-refresh": "it seeks to other frames",
+        "mpeg2": "it seeks to other frames",
+        "mpeg4-avi": "it seeks to other frames",
+        "mmaction2_tests_data_test.avi": "it seeks to other frames",
+        "h264-open-gop": "it seeks to other frames",
+        "h264-open-gop-mkv": "it seeks to other frames",
+        "hevc": "it seeks to other frames",
+        "torchcodec_test_resources_h265_video.mp4": "it seeks to other frames",
+        "clip-video-encode_tests_test_videos_vid1.mp4": "it ignores edit lists",
+        "clip-video-encode_tests_test_videos_vid2.mp4": "it ignores edit lists",
+    },
+    "torchcodec": {
+        "h264-ts": "it seeks to other frames",
+        "h264-intra-refresh": "it seeks to other frames",
+        "mpeg2": "it seeks to other frames",
+        "mpeg4-avi": "it times frames out of order otherwise",
+        "mmaction2_tests_data_test.avi": "it times frames out of order otherwise",
+        "h264-open-gop": "it misses the last frames",
+        "h264-open-gop-mkv": "it misses the last frames",
+        "clip-video-encode_tests_test_videos_vid1.mp4": "it seeks to other frames where an edit list cuts",
+        "clip-video-encode_tests_test_videos_vid2.mp4": "it seeks to other frames where an edit list cuts",
+    },
+}
+# Another FFmpeg, another scaler: mean absolute difference of a frame. A frame further on differs by 9 in our clips.
+SAME = 4.5
+# torchcodec turns a frame into RGB before it is scaled, which shows on the sharp edges of test cards.
+ALIKE = {
+    "torchcodec_test_resources_h264_10bits.mp4": 10,
+    "torchcodec_test_resources_h265_10bits.mp4": 10,
+}
+
+
+class Clip(Protocol):
+    """What the fixture of that name gives."""
+
+    name: str
+    data: bytes
+
+
+@pytest.fixture(scope="session", params=CANNOT)
+def other_decoder(request: pytest.FixtureRequest) -> str:
+    """Each decoder but PyAV."""
+    decoder = str(request.param)
+    _import_or_skip(decoder)
+    return decoder
+
+
+def _import_or_skip(decoder: str) -> None:
+    try:
+        importlib.import_module("av" if decoder == "pyav" else decoder)
+    except Exception as error:  # noqa: BLE001  # torchcodec says in several ways that it finds no FFmpeg
+        pytest.skip(f"{decoder} cannot be imported: {str(error).splitlines()[0]}")
+
+
+def differences(frames: Pixels, others: Pixels) -> npt.NDArray[np.float64]:
+    """Mean absolute difference [T] of frames [T, height, width, 3]."""
+    difference: npt.NDArray[np.float64] = np.abs(frames.astype(np.int16) - others).mean(axis=(1, 2, 3))
+    return difference
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord", "torchcodec"])
+def test_frames_are_upright(
+    decoder: str,
+    make_clip: Callable[..., bytes],
+    decode: Callable[..., Any],
+    make_request: Callable[..., DecodeRequest],
+) -> None:
+    _import_or_skip(decoder)
+    for name, corner in (("h264", 0), ("h264-90", 3), ("h264-180", 2), ("h264-270", 1)):
+        frame = decode(make_clip(name), make_request(), decoder=decoder).frames[0]
+        clockwise = frame[1:4, 1:4], frame[1:4, -4:-1], frame[-4:-1, -4:-1], frame[-4:-1, 1:4]
+        assert [int(patch.mean() > 200) for patch in clockwise] == [int(at == corner) for at in range(4)], name
+
+
+def check_same_frames(
+    data: bytes, name: str, decoder: str, decode: Callable[..., Any], make_request: Callable[..., DecodeRequest]
+) -> None:
+    whole = True
+    for request in (make_request(num_frames=8), make_request(mode="all", max_frames=48)):
+        ours, theirs = decode(data, request), decode(data, request, decoder=decoder)
+        at = nearest(ours.pts_seconds, theirs.pts_seconds)
+        np.testing.assert_allclose(theirs.pts_seconds, ours.pts_seconds[at], atol=1e-3)
+        assert differences(theirs.frames, ours.frames[at]).max(initial=0) < ALIKE.get(name, SAME)
+        assert theirs.reply.status in {Status.OK, Status.PARTIAL, Status.DECODE_ERROR}
+        whole = whole and theirs.reply.status == Status.OK
+    assert whole != (name in CANNOT[decoder]), theirs.reply.error
+
+
+def test_the_other_decoders_give_the_same_frames_or_say_that_they_cannot(
+    clip: Clip, other_decoder: str, decode: Callable[..., Any], make_request: Callable[..., DecodeRequest]
+) -> None:
+    check_same_frames(clip.data, clip.name, other_decoder, decode, make_request)
+
+
+def test_the_other_decoders_give_the_same_frames_of_real_clips_or_say_that_they_cannot(
+    real: tuple[str, bytes], other_decoder: str, decode: Callable[..., Any], make_request: Callable[..., DecodeRequest]
+) -> None:
+    check_same_frames(real[1], real[0], other_decoder, decode, make_request)
