@@ -90,18 +90,18 @@ def embed(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return (pixels @ weights).astype(np.float32)
 
 
-def planner(output: Folder, settings: Mapping[str, Any] = SETTINGS) -> Planner:
+def planner(output: Folder, settings: Mapping[str, Any] = SETTINGS, *, input_uri: str = "") -> Planner:
     """A planner that has read what is stored."""
-    made = Planner(output, settings)
+    made = Planner(output, settings, input_uri)
     made.load()
     return made
 
 
 def plan_new(source: str, output: Folder, *, retry: Retry = "none", packing: Packing = PACKING) -> list[int]:
     """Plan what is new, and give the numbers of the plans stored."""
-    made = planner(output)
+    made = planner(output, input_uri=source)
     found = find_videos(source, output_uri=output.uri)
-    return made.store(made.new_videos(found, retry=retry), input_uri=source, packing=packing)
+    return made.store(made.new_videos(found, retry=retry), packing=packing)
 
 
 def made_rows(rows: pa.Table, statuses: Sequence[str]) -> pa.Table:

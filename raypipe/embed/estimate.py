@@ -60,7 +60,7 @@ def estimate(config: EmbedConfig) -> Estimate:
         FingerprintError: the output holds vectors of other settings.
     """
     setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
-    planner = Planner(setup.output, setup.settings)
+    planner = Planner(setup.output, setup.settings, config.input)
     planner.load()
     result = Estimate(slots=_slots(config))
     new: list[Video] = []

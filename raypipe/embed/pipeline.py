@@ -150,7 +150,7 @@ def plan_new(setup: Setup, *, slots: int) -> None:
         ConfigError: there is nothing to embed and never was.
     """
     config = setup.config
-    planner = Planner(setup.output, setup.settings)
+    planner = Planner(setup.output, setup.settings, config.input)
     planner.load()
     found = find_videos(config.input, output_uri=config.output)
     packing = Packing(
@@ -159,7 +159,7 @@ def plan_new(setup: Setup, *, slots: int) -> None:
         frames_per_video=config.sampling.frames_per_video,
         slots=slots,
     )
-    planner.store(planner.new_videos(found, retry=config.retry), input_uri=config.input, packing=packing)
+    planner.store(planner.new_videos(found, retry=config.retry), packing=packing)
     if not planner.known:
         msg = f"No video under {config.input!r}. Give a folder, a prefix, a glob or a manifest that names some."
         raise ConfigError(msg)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from raypipe import schema
 from raypipe.embed import plan as plans
 from raypipe.embed.plan import Plan, Video
-from raypipe.errors import CommitError
+from raypipe.errors import CommitError, ConfigError
 from raypipe.status import HAS_FRAMES, TRANSIENT
 from raypipe.storage import Folder
 
@@ -44,7 +44,9 @@ class Planner:
 
     output: Folder
     settings: Mapping[str, Any]  # what makes the fingerprint
+    input_uri: str = ""
     known: dict[bytes, bytes] = field(default_factory=dict)  # a URI -> its etag in the last plan that holds it: digests
+    other_ids: dict[bytes, str] = field(default_factory=dict)  # digest of an id -> its URI, in plans of other inputs
     taken: set[bytes] = field(default_factory=set)  # digests of the URIs that another driver planned meanwhile
     next_number: int = 0
 
@@ -63,6 +65,7 @@ class Planner:
 
         Raises:
             CommitError: a stored file is not what its name promises.
+            ConfigError: a video has the id of another one, planned from another input.
         """
         again = failed_videos(self.output, retry=retry) if retry != "none" else set()
         seen: set[bytes] = set()
@@ -72,6 +75,7 @@ class Planner:
                 continue
             if uri in again or self._is_new(uri, video.etag):
                 seen.add(uri)
+                self._check_id(video)
                 yield video
 
     def _is_new(self, uri: bytes, etag: str) -> bool:
@@ -80,18 +84,28 @@ class Planner:
             return True
         return bool(etag) and planned != _digest(etag)  # one that is gone, and has no etag, keeps the row it has
 
-    def store(self, videos: Iterable[Video], *, input_uri: str, packing: Packing) -> list[int]:
+    def _check_id(self, video: Video) -> None:
+        """Within one input an id is one URI; of another input it may be another video, whose row it would supersede."""
+        other = self.other_ids.get(_digest(video.video_id), video.video_uri) if self.other_ids else video.video_uri
+        if other != video.video_uri:
+            msg = (
+                f"video_id {video.video_id!r} is {other!r} in {self.output} and would become {video.video_uri!r}. "
+                "Choose another output, or give a manifest with ids of its own."
+            )
+            raise ConfigError(msg)
+
+    def store(self, videos: Iterable[Video], *, packing: Packing) -> list[int]:
         """Store plans for the videos; those that another driver plans meanwhile are left to it."""
         stored: list[int] = []
         batch: list[Video] = []
         for video in videos:
             batch.append(video)
             if len(batch) == plans.MAX_PLAN_VIDEOS:
-                stored += self._store_batch(batch, input_uri=input_uri, packing=packing)
+                stored += self._store_batch(batch, packing=packing)
                 batch = []
-        return stored + self._store_batch(batch, input_uri=input_uri, packing=packing)
+        return stored + self._store_batch(batch, packing=packing)
 
-    def _store_batch(self, batch: list[Video], *, input_uri: str, packing: Packing) -> list[int]:
+    def _store_batch(self, batch: list[Video], *, packing: Packing) -> list[int]:
         mark = plans.fingerprint(self.settings)
         while batch:
             table = plans.pack(
@@ -101,7 +115,7 @@ class Planner:
                 frames_per_video=packing.frames_per_video,
                 slots=packing.slots,
             )
-            plan = Plan(self.next_number, table, mark, self.settings, input_uri)
+            plan = Plan(self.next_number, table, mark, self.settings, self.input_uri)
             if plans.put_plan(self.output, plan):
                 self._learn(plan)
                 return [plan.number]
@@ -114,6 +128,9 @@ class Planner:
         uris, etags = (plan.videos[name].to_pylist() for name in (schema.VIDEO_URI, schema.ETAG))
         planned = {_digest(uri): _digest(etag) for uri, etag in zip(uris, etags, strict=True)}
         self.known |= planned
+        if plan.input != self.input_uri:
+            ids = plan.videos[schema.VIDEO_ID].to_pylist()
+            self.other_ids |= {_digest(video_id): uri for video_id, uri in zip(ids, uris, strict=True)}
         self.next_number = plan.number + 1
         return set(planned)
 

@@ -84,7 +84,7 @@ def test_an_output_inside_the_input_is_left_out(folder: Folder) -> None:
     upload(folder, {"a.mp4": content(), "out2/b.mp4": content(seed=1)})
     output = Folder(folder.child("out"))
     made = planner(output)
-    made.store(find_videos(folder.uri, output_uri=output.uri), input_uri=folder.uri, packing=PACKING)
+    made.store(find_videos(folder.uri, output_uri=output.uri), packing=PACKING)
     finish(output)
     upload(output, {"clip.mp4": b"x"})
     assert ids(folder.uri, output.uri) == ids(folder.uri, f"{output.uri}/") == ["a.mp4", "out2/b.mp4"]
@@ -97,7 +97,7 @@ def test_odd_names_are_planned_fetched_and_read_as_they_are(folder: Folder) -> N
     upload(source, {name: content(seed=at) for at, name in enumerate(ODD_NAMES)})
     assert ids(source.uri) == sorted(ODD_NAMES)
     made = planner(output)
-    made.store(find_videos(source.uri, output_uri=output.uri), input_uri=source.uri, packing=PACKING)
+    made.store(find_videos(source.uri, output_uri=output.uri), packing=PACKING)
     finish(output)
     rows = pa.concat_tables(read_embeddings(output, columns=["video_id", "status"])).to_pylist()
     assert {row["video_id"]: row["status"] for row in rows} == dict.fromkeys(ODD_NAMES, "ok")
@@ -168,7 +168,7 @@ def test_a_named_object_that_is_missing_becomes_a_row(folder: Folder, kind: str)
     assert (fetched.status, fetched.file) == (Status.MISSING, None)
     assert fetched.error.startswith(folder.child("gone.mp4"))
     output = Folder(folder.child("out"))
-    planner(output).store(find_videos(uri, output_uri=output.uri), input_uri=uri, packing=PACKING)
+    planner(output).store(find_videos(uri, output_uri=output.uri), packing=PACKING)
     finish(output)
     assert verify(output).statuses == {"missing": 1}
     assert next(read_embeddings(output)).schema.field("embedding").type.list_size == DIM

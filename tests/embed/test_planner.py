@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
@@ -31,7 +32,7 @@ from raypipe.embed import plan as plans
 from raypipe.embed.plan import Plan, Video, plan_numbers
 from raypipe.embed.planner import Retry
 from raypipe.embed.verify import verify
-from raypipe.errors import CommitError, FingerprintError
+from raypipe.errors import CommitError, ConfigError, FingerprintError
 from raypipe.status import TRANSIENT, Status
 from raypipe.storage import Folder, StoredObject
 
@@ -47,7 +48,7 @@ def ids(output: Folder, *numbers: int) -> list[str]:
 
 def store(output: Folder, *videos: Video, retry: Retry = "none") -> list[int]:
     made = planner(output)
-    return made.store(made.new_videos(videos, retry=retry), input_uri="s3://nowhere/", packing=PACKING)
+    return made.store(made.new_videos(videos, retry=retry), packing=PACKING)
 
 
 def test_only_new_uploads_are_planned(folder: Folder) -> None:
@@ -215,7 +216,7 @@ def test_drivers_that_plan_at_the_same_time_plan_each_video_once(
     def drive(listing: list[Video]) -> list[int]:
         made = planner(folder)
         together.wait(60)
-        return made.store(made.new_videos(listing, retry="none"), input_uri="", packing=PACKING)
+        return made.store(made.new_videos(listing, retry="none"), packing=PACKING)
 
     with ThreadPoolExecutor(len(listings)) as pool:
         numbers = sorted(chain.from_iterable(pool.map(drive, listings)))
@@ -237,7 +238,7 @@ def test_what_another_driver_plans_meanwhile_is_left_to_it(
         yield from (video(name, etag="newer" if retry == "none" else "e1") for name in NAMES[:4])
 
     made = planner(folder)
-    assert made.store(made.new_videos(found(), retry=retry), input_uri="", packing=PACKING) == [2]
+    assert made.store(made.new_videos(found(), retry=retry), packing=PACKING) == [2]
     assert (ids(folder, 1), ids(folder, 2)) == (NAMES[2:4], NAMES[:2])
 
 
@@ -371,3 +372,14 @@ def test_objects_that_change_between_listings_end_up_planned_as_they_are(
     output: Any = Memory(objects)
     store(output, *(video(name, etag="new") for name in NAMES))
     assert dict(all_planned(objects)) == dict.fromkeys(NAMES, "new")
+
+
+def test_an_id_of_another_input_is_refused(folder: Folder, tmp_path: Path) -> None:
+    """The row of one video would supersede that of another."""
+    first, second = Folder(str(tmp_path / "first")), Folder(str(tmp_path / "second"))
+    first.put_new("same.mp4", b"one")
+    second.put_new("same.mp4", b"two")
+    assert plan_new(first.uri, folder) == [0]
+    with pytest.raises(ConfigError, match=r"video_id 'same.mp4' is .*first/same.mp4' in .* would become .*second"):
+        plan_new(second.uri, folder)
+    assert plan_new(str(tmp_path), folder) == [1]  # the first is known by its URI

@@ -123,7 +123,7 @@ def test_a_copy_of_a_sealed_output_holds_every_promise(output: Folder) -> None:
 
 def test_vectors_of_nothing_but_zeros_have_no_direction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Folder(str(tmp_path))
-    planner(output).store([video()], input_uri="", packing=PACKING)
+    planner(output).store([video()], packing=PACKING)
     monkeypatch.setattr("embed_outputs.embed", lambda frames: np.zeros((len(frames), DIM), np.float32))
     commit_statuses(output, {})
     assert verify(output).violations == []
@@ -132,7 +132,7 @@ def test_vectors_of_nothing_but_zeros_have_no_direction(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("scale", [1e-12, 1e-7, 1e-4, 1.0, 3e4, 1e8])
 def test_vectors_of_any_size_keep_their_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     output = Folder(str(tmp_path))
-    planner(output).store([video()], input_uri="", packing=PACKING)
+    planner(output).store([video()], packing=PACKING)
     numbers = np.random.default_rng(0)
     monkeypatch.setattr(
         "embed_outputs.embed", lambda frames: (numbers.standard_normal((len(frames), DIM)) * scale).astype(np.float32)
