@@ -28,7 +28,7 @@ demo: install
 	$(BIN)/raypipe demo
 
 test: install-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest
 
 lint: install-dev
 	$(BIN)/ruff check

@@ -1,6 +1,6 @@
 """Embed against its floor and against Ray Data's documented pipeline, in one run on one machine, on processors.
 
-    python benchmarks/embed.py [--videos 48] [--repeats 3] [--backbone resnet18]
+    python benchmarks/embed.py [--videos 24] [--repeats 3] [--backbone resnet18]
 
 The floor is decoding alone plus the model alone, each with every processor busy and nothing else: the same frames, in
 plain processes. raypipe is timed in steady state, from its first committed shard to its last, and as a whole with its
@@ -39,7 +39,7 @@ def config_for(videos: Path, output: Path, backbone: str):  # noqa: ANN201
             "sampling.mode=fps",
             f"sampling.fps={FPS}",
             "sampling.max_frames=64",
-            "shard.max_videos=4",
+            "shard.max_videos=3",
         ),
     )
 
@@ -167,7 +167,7 @@ def documented_child(videos: str, output: str, backbone: str) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=48)
+    parser.add_argument("--videos", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--backbone", default="resnet18")

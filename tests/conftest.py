@@ -11,13 +11,6 @@ from raypipe.storage import Folder
 ASSETS = Path(__file__).parents[1].parent / "shared" / "assets"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a Ray run in one process of pytest-xdist, the others beside them."""
-    for item in items:
-        if "e2e" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("e2e"))
-
-
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server with the bucket ``videos``; the AWS environment points at it, and at nothing else."""
