@@ -39,7 +39,7 @@ def config_for(videos: Path, output: Path, backbone: str):  # noqa: ANN201
             "sampling.mode=fps",
             f"sampling.fps={FPS}",
             "sampling.max_frames=64",
-            "shard.max_videos=3",
+            "shard.max_videos=1",
         ),
     )
 
@@ -121,7 +121,8 @@ def child(videos: str, output: str, backbone: str) -> None:
     pipeline.cluster.run_shards = watched
     pipeline.run_embed(config_for(Path(videos), Path(output), backbone))
     ray.shutdown()
-    # The first shard of every slot carries the start of its actor; what comes after them is the steady state.
+    # The first shard of every slot carries the start of its actor; what comes after them is the steady state. A shard
+    # is one video, so that those half done when it begins weigh little.
     begin, rest = finished[SLOTS - 1][0], finished[SLOTS:]
     total = sum(count for _, count in finished)
     steady = (rest[-1][0] - begin) / sum(count for _, count in rest) * total
