@@ -19,6 +19,18 @@ from raypipe.storage import Folder
 Configure = Callable[..., EmbedConfig]
 
 
+def fill(folder: Folder, *names: str) -> Folder:
+    """Put objects of these names into a folder, each with content of its own."""
+    for name in names:
+        assert folder.put_new(name, f"content of {name}".encode())
+    return folder
+
+
+def keys(folder: Folder, prefix: str = "") -> list[str]:
+    """The keys of a listing, sorted."""
+    return sorted(stored.key for stored in folder.list(prefix))
+
+
 def make_video(*, shade: int, num_frames: int = 10, size: int = 64) -> bytes:
     """A small H.264 video of one shade that brightens; another shade gives other bytes."""
     data = io.BytesIO()

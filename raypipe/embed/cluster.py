@@ -84,7 +84,7 @@ def configure_data() -> None:
 def reason_of(error: Exception) -> str:
     """The last line of what Ray says, which is the exception that a worker raised."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return lines[-1].strip()[:300] if lines else type(error).__name__
+    return lines[-1].strip().rstrip(".")[:300] if lines else type(error).__name__
 
 
 @contextmanager

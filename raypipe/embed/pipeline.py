@@ -25,7 +25,6 @@ from raypipe.models.backbone import Dtype, Preprocessing, embedding_dim, preproc
 from raypipe.models.weights import Weights, resolve_weights
 from raypipe.progress import Progress
 from raypipe.report import RunRecord, ShardSummary, write_report
-from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
 from raypipe.video.protocol import DecodeRequest, Limits
 
@@ -233,8 +232,7 @@ def _run_missing(
         try:
             yield from cluster.run_shards(wave, placement, decode=decode, embed=embed, put=put)
         except ray.exceptions.RayError as error:
-            reason = " ".join(str(error).split())[:300]
-            msg = f"Ray ended the work: {reason} The same command resumes."
+            msg = f"Ray ended the work: {cluster.reason_of(error)}. The same command resumes."
             raise JobError(msg) from error
 
 
@@ -256,8 +254,7 @@ def put_report(output: Folder, record: RunRecord) -> str:
 
 def failed_fraction(record: RunRecord) -> float:
     """The share of this run's videos that gave no frames."""
-    failed = sum(count for status, count in record.statuses.items() if status not in HAS_FRAMES)
-    return failed / record.num_videos if record.num_videos else 0.0
+    return record.num_failed_videos / record.num_videos if record.num_videos else 0.0
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 from helpers import Configure, Driver, kill_one, num_committed, upload, wait_until
 
 from raypipe import schema
@@ -98,6 +99,21 @@ def test_killed_workers(bucket: str, configure: Configure, start_driver: StartDr
         wait_until(lambda words=words: kill_one(*words), what=f"a process of {words}")
     assert driver.wait() == 0, driver.log.read_text()
     check(output, ids)
+
+
+def test_what_ray_gives_up_with_is_one_plain_line(
+    bucket: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = Folder(f"{bucket}/in")
+    upload(videos, 1)
+
+    def give_up(*_: object, **__: object) -> Iterator[ShardSummary]:
+        said = "\x1b[36mray::MapWorker\x1b[39m died\n  File x, line 1\nValueError: it broke"
+        raise ray.exceptions.RayError(said)
+
+    monkeypatch.setattr(pipeline.cluster, "run_shards", give_up)
+    with pytest.raises(JobError, match=r"^Ray ended the work: ValueError: it broke\. The same command resumes\.$"):
+        run_embed(configure(videos.uri, f"{bucket}/out"))
 
 
 def test_a_shard_that_fails_is_tried_again(bucket: str, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:

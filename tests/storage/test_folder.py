@@ -8,6 +8,7 @@ from threading import Barrier
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import fill, keys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,16 +32,6 @@ ODD_NAMES = [
     "c//d",
 ]
 ANY_SIZE = 1 << 40
-
-
-def fill(folder: Folder, *names: str) -> Folder:
-    for name in names:
-        assert folder.put_new(name, f"content of {name}".encode())
-    return folder
-
-
-def keys(folder: Folder, prefix: str = "") -> list[str]:
-    return sorted(stored.key for stored in folder.list(prefix))
 
 
 def test_put_new_creates_an_object_once_and_leaves_it(folder: Folder) -> None:

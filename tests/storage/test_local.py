@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import fill, keys
 from typing_extensions import Buffer
 
 from raypipe.errors import (
@@ -15,16 +16,6 @@ from raypipe.errors import (
 from raypipe.storage import Folder, read_object
 
 ANY_SIZE = 1 << 40
-
-
-def fill(folder: Folder, *names: str) -> Folder:
-    for name in names:
-        assert folder.put_new(name, f"content of {name}".encode())
-    return folder
-
-
-def keys(folder: Folder, prefix: str = "") -> list[str]:
-    return sorted(stored.key for stored in folder.list(prefix))
 
 
 PUT_AND_BE_KILLED = """

@@ -4,21 +4,12 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from helpers import fill, keys
 
 from raypipe.errors import (
     StorageError,
 )
 from raypipe.storage import Folder, read_object, s3_client, s3_list, s3_put
-
-
-def fill(folder: Folder, *names: str) -> Folder:
-    for name in names:
-        assert folder.put_new(name, f"content of {name}".encode())
-    return folder
-
-
-def keys(folder: Folder, prefix: str = "") -> list[str]:
-    return sorted(stored.key for stored in folder.list(prefix))
 
 
 def test_put_new_in_parts_creates_an_object_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

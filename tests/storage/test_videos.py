@@ -1,13 +1,8 @@
 import pytest
+from helpers import fill
 
 from raypipe.errors import ConfigError, StorageError
 from raypipe.storage import Folder, list_videos
-
-
-def fill(folder: Folder, *names: str) -> Folder:
-    for name in names:
-        assert folder.put_new(name, f"content of {name}".encode())
-    return folder
 
 
 def videos(uri: str, exclude_under: str = "") -> list[str]:

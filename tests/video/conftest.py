@@ -20,6 +20,7 @@ from av.container import OutputContainer
 
 from raypipe.video.protocol import DecodeRequest, Limits, Pixels, Reply, SharedFrames
 from raypipe.video.sampling import Seconds
+from raypipe.video.sandbox import DecodeSandbox
 from raypipe.video.worker import decode_video
 
 FIRST_LEVEL, LEVEL_STEP = 24, 9  # the grey of frame 0, and how much lighter each next one is
@@ -307,3 +308,17 @@ def many_streams() -> Callable[[int], bytes]:
         return file.getvalue()
 
     return make
+
+
+@pytest.fixture
+def request_(make_request: Callable[..., DecodeRequest]) -> DecodeRequest:
+    """The tests' usual request."""
+    return make_request()
+
+
+@pytest.fixture
+def pyav(request_: DecodeRequest) -> Iterator[DecodeSandbox]:
+    """A sandbox whose PyAV child runs."""
+    with DecodeSandbox(request_, decoder="pyav", timeout_seconds=20) as opened:
+        opened.isolation()
+        yield opened

@@ -28,20 +28,6 @@ MakeRequest = Callable[..., DecodeRequest]
 
 
 @pytest.fixture
-def request_(make_request: MakeRequest) -> DecodeRequest:
-    """The tests' usual request."""
-    return make_request()
-
-
-@pytest.fixture
-def pyav(make_request: MakeRequest) -> Iterator[DecodeSandbox]:
-    """A sandbox whose PyAV child runs."""
-    with DecodeSandbox(make_request(), decoder="pyav", timeout_seconds=20) as opened:
-        opened.isolation()
-        yield opened
-
-
-@pytest.fixture
 def clip(make_clip: MakeClip, as_file: AsFile) -> Iterator[BinaryIO]:
     """A video that is fine."""
     with as_file(make_clip()) as file:
