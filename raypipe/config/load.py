@@ -1,4 +1,4 @@
-"""The configuration of each job: frozen pydantic models whose unknown keys are refused."""
+"""Read a configuration from YAML, command line and overrides, and say in one line what is wrong with it."""
 
 import copy
 import difflib
@@ -6,111 +6,20 @@ import re
 import reprlib
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raypipe.errors import ConfigError
 
-SamplingMode = Literal["uniform", "fps", "keyframes", "all"]
-DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
-Retry = Literal["none", "transient", "all"]
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Keys that belong together: frozen, unknown ones refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class SamplingConfig(_Section):
-    """Which frames of a video are embedded; every mode is capped by ``max_frames``."""
-
-    mode: SamplingMode = "uniform"
-    num_frames: int = Field(default=16, ge=1)
-    fps: float = Field(default=1.0, gt=0)
-    max_frames: int = Field(default=256, ge=1, le=65_536)
-    nearest_keyframe: bool = False
-
-    @model_validator(mode="after")
-    def _num_frames_fits(self) -> Self:
-        if self.num_frames > self.max_frames:
-            msg = f"num_frames {self.num_frames} is more than max_frames {self.max_frames}; raise max_frames"
-            raise ValueError(msg)
-        return self
-
-    @property
-    def frames_per_video(self) -> int:
-        """The number of frames to expect of a video: exact for ``uniform``, the cap for the others."""
-        return self.num_frames if self.mode == "uniform" else self.max_frames
-
-
-class DecodeConfig(_Section):
-    """The limits an untrusted video is decoded under."""
-
-    decoder: DecoderName = "auto"
-    timeout_seconds: float = Field(default=60, gt=0)
-    memory_bytes: int = Field(default=2_147_483_648, ge=268_435_456)
-    max_pixels: int = Field(default=33_177_600, ge=1)
-    max_duration_seconds: float = Field(default=43_200, gt=0)
-    max_size_bytes: int = Field(default=21_474_836_480, ge=1)
-
-
-class BackboneConfig(_Section):
-    """The network that turns frames into vectors."""
-
-    name: str = "resnet50"
-    weights: str = "default"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    batch_size: int = Field(default=256, ge=1)
-    compile: Literal["auto"] | bool = "auto"
-
-
-class ShardConfig(_Section):
-    """The largest a shard may be: the unit of work, of commit and of loss when a worker dies."""
-
-    max_videos: int = Field(default=64, ge=1)
-    max_frames: int = Field(default=1024, ge=1)
-
-
-class ResourcesConfig(_Section):
-    """What one actor takes of the cluster, and how many there are."""
-
-    decode_cpus: float = Field(default=1, gt=0)
-    embed_gpus: Literal["auto"] | float = "auto"
-    concurrency: Literal["auto"] | int = "auto"
-
-    @model_validator(mode="after")
-    def _counts_are_positive(self) -> Self:
-        if self.concurrency != "auto" and self.concurrency < 1:
-            msg = f"concurrency {self.concurrency} must be auto or at least 1"
-            raise ValueError(msg)
-        if self.embed_gpus != "auto" and self.embed_gpus < 0:
-            msg = f"embed_gpus {self.embed_gpus} must be auto, 0 (no GPU) or more"
-            raise ValueError(msg)
-        return self
-
-
-class EmbedConfig(_Section):
-    """Everything ``raypipe embed`` and ``raypipe plan`` read."""
-
-    input: str
-    output: str
-    sampling: SamplingConfig = SamplingConfig()
-    decode: DecodeConfig = DecodeConfig()
-    backbone: BackboneConfig = BackboneConfig()
-    shard: ShardConfig = ShardConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-    retry: Retry = "none"
-    max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
-
-    @field_validator("input", "output")
-    @classmethod
-    def _is_utf8(cls, uri: str) -> str:
-        if uri != uri.encode(errors="replace").decode():
-            msg = "should be UTF-8, as every URI in a Parquet file is; rename that folder"
-            raise ValueError(msg)
-        return uri
 
 
 def load_config(
