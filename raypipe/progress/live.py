@@ -1,5 +1,6 @@
 """The display of a running job: live on a terminal, plain lines elsewhere."""
 
+from collections.abc import Callable
 from threading import RLock
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,24 @@ from raypipe.report import RunRecord, ShardSummary
 
 LINE_SECONDS = 10.0  # between plain lines, at least
 _REFRESH_PER_SECOND = 4.0
+
+
+def start_live(console: Console, render: Callable[[], RenderableType]) -> Live | None:
+    """Show on a terminal what ``render`` gives, again and again until it is stopped; None elsewhere."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        return None
+    live = Live(
+        get_renderable=render, console=console, refresh_per_second=_REFRESH_PER_SECOND, vertical_overflow="visible"
+    )
+    live.start(refresh=True)
+    return live
+
+
+def print_line(console: Console, line: str) -> None:
+    """Write one plain line, with no sign that the output cannot show."""
+    if not console.encoding.startswith("utf"):
+        line = line.replace("·", "|")
+    console.print(Text(line), soft_wrap=True)
 
 
 class Progress:
@@ -38,15 +57,8 @@ class Progress:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(
-                get_renderable=self._render,
-                console=self._console,
-                refresh_per_second=_REFRESH_PER_SECOND,
-                vertical_overflow="visible",
-            )
-            self._live.start(refresh=True)
-        else:
+        self._live = start_live(self._console, self._render)
+        if self._live is None:
             self._print_line(ended=False)
         return self
 
@@ -74,10 +86,7 @@ class Progress:
 
     def _print_line(self, *, ended: bool) -> None:
         self._line_at = self._record.elapsed_seconds
-        line = plain_line(self._record, self._rate, ended=ended)
-        if not self._console.encoding.startswith("utf"):
-            line = line.replace("·", "|")
-        self._console.print(Text(line), soft_wrap=True)
+        print_line(self._console, plain_line(self._record, self._rate, ended=ended))
 
     def _render(self) -> RenderableType:
         with self._lock:

@@ -1,6 +1,6 @@
 """A run record as terminal output: one plain line, a live view, and the table at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -25,7 +25,7 @@ from raypipe.report.text import (
 )
 from raypipe.status import HAS_FRAMES
 
-_OUTCOME_STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+OUTCOME_STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ def plain_line(record: RunRecord, rate: RecentRate, *, ended: bool) -> str:
 
 def final_table(record: RunRecord, *, report_uri: str = "") -> RenderableType:
     """Return the end of a run as a table: what was done, how it ended, how fast, and where its report is."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False, show_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    style = _OUTCOME_STYLES[record.outcome]
+    style = OUTCOME_STYLES[record.outcome]
     before = f"  {format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
     rows: list[tuple[str, Text | Flow]] = [
         ("outcome", Text(record.outcome, style=f"bold {style}")),
@@ -93,6 +90,14 @@ def final_table(record: RunRecord, *, report_uri: str = "") -> RenderableType:
         ("output", Text(visible(record.output_uri))),
         ("report", Text(visible(report_uri), style="bold")),
     ]
+    return named_rows(rows)
+
+
+def named_rows(rows: Iterable[tuple[str, Text | Flow]]) -> RenderableType:
+    """Return (name, value) rows as a table without lines; rows whose value is empty are left out."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False, show_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows:
         if value.pieces if isinstance(value, Flow) else value.plain:
             table.add_row(name, value)

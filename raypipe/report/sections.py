@@ -1,7 +1,7 @@
 """The parts of a report's page below its headline: each takes the record and returns markup, or nothing."""
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from raypipe.report.charts import share_bar, stacked_bar
 from raypipe.report.markup import Html, tag
@@ -88,12 +88,17 @@ def statuses(record: RunRecord) -> Html:
     return section("How videos ended", tag("table", *rows, class_="bars"), note="One row of the output for each video.")
 
 
+def picture(jpeg: bytes) -> Html:
+    """Return a JPEG as a picture inside the page."""
+    return tag("img", src=f"data:image/jpeg;base64,{b64encode(jpeg).decode('ascii')}", alt="")
+
+
 def thumbnails(record: RunRecord) -> Html:
     """Show a few of the embedded videos as pictures."""
     figures = [
         tag(
             "figure",
-            tag("img", src=f"data:image/jpeg;base64,{b64encode(jpeg).decode('ascii')}", alt=""),
+            picture(jpeg),
             tag("figcaption", tag("bdi", shorten(video_id, max_chars=_CAPTION_CHARS)), title=video_id),
         )
         for video_id, jpeg in record.thumbnails
@@ -133,7 +138,7 @@ def _notes(notes: list[VideoNote]) -> Html:
         *(
             tag(
                 "li",
-                _video_id(note.video_id),
+                shown_id(note.video_id),
                 tag("p", tag("span", note.status, class_="status"), " ", tag("bdi", note.error or NOTHING)),
             )
             for note in notes
@@ -142,7 +147,8 @@ def _notes(notes: list[VideoNote]) -> Html:
     )
 
 
-def _video_id(video_id: str) -> Html:
+def shown_id(video_id: str) -> Html:
+    """Return a video_id, shortened where it is too long and then whole under the pointer."""
     shown = shorten(video_id, max_chars=_ID_CHARS)
     return tag("bdi", shown, class_="id") if shown == video_id else tag("bdi", shown, class_="id", title=video_id)
 
@@ -153,7 +159,7 @@ def slowest(record: RunRecord) -> Html:
         tag(
             "tr",
             tag("td", format_seconds(note.seconds), class_="num"),
-            tag("td", _video_id(note.video_id), class_="wide"),
+            tag("td", shown_id(note.video_id), class_="wide"),
             tag("td", note.status, class_="" if note.status in HAS_FRAMES else "bad"),
         )
         for note in record.slowest
@@ -167,25 +173,31 @@ def settings(record: RunRecord) -> Html:
     """Show what the run was started with, on what, and with which versions."""
     run = {"fingerprint": record.fingerprint, "plans": ", ".join(map(str, record.plans))}
     groups = (("Run", run), ("Settings", record.settings), ("Machine", record.machine), ("Versions", record.versions))
-    command = tag("p", redact(record.command), class_="command") if record.command else Html("")
+    return facts(record.command, groups)
+
+
+def facts(command: str, groups: Iterable[tuple[str, Mapping[str, object]]]) -> Html:
+    """Show a command line and (title, names and values) groups as small tables; what is empty is left out."""
+    line = tag("p", redact(command), class_="command") if command else Html("")
     lists = []
     for title, mapping in groups:
         rows = [
             tag("tr", tag("th", key, scope="row"), tag("td", tag("bdi", redact(value))))
-            for key, value in _leaves(mapping)
+            for key, value in leaves(mapping)
             if value
         ]
         if rows:
             lists.append(tag("div", tag("h3", title), tag("table", *rows, class_="facts")))
-    if not lists and not record.command:
+    if not lists and not command:
         return Html("")
-    return section("Settings and versions", command, tag("div", *lists, class_="columns"))
+    return section("Settings and versions", line, tag("div", *lists, class_="columns"))
 
 
-def _leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+def leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested settings as (dotted name, shown value)."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             shown = str(value).lower() if isinstance(value, bool) else str(value)
             yield f"{prefix}{key}", NOTHING if value is None else shown

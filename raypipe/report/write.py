@@ -40,7 +40,7 @@ def summarize(record: RunRecord) -> dict[str, object]:
     - ``failure_kinds``: ``status``, ``kind``, ``num_videos`` of the failures that the shards named
     - ``problems`` (list of lines), ``settings``, ``versions``, ``machine``
     """
-    finished_at = None if record.finished_at is None else _utc(record.finished_at)
+    finished_at = None if record.finished_at is None else utc(record.finished_at)
     return {
         "format": FORMAT,
         "job": record.job,
@@ -51,7 +51,7 @@ def summarize(record: RunRecord) -> dict[str, object]:
         "fingerprint": record.fingerprint,
         "outcome": record.outcome,
         "message": record.message,
-        "started_at": _utc(record.started_at),
+        "started_at": utc(record.started_at),
         "finished_at": finished_at,
         "elapsed_seconds": record.elapsed_seconds,
         **_counts(record),
@@ -63,9 +63,9 @@ def summarize(record: RunRecord) -> dict[str, object]:
             for (status, kind), count in record.failure_kinds.most_common()
         ],
         "problems": record.problems,
-        "settings": _plain(record.settings),
-        "versions": _plain(record.versions),
-        "machine": _plain(record.machine),
+        "settings": plain(record.settings),
+        "versions": plain(record.versions),
+        "machine": plain(record.machine),
     }
 
 
@@ -99,16 +99,17 @@ def _timeline(record: RunRecord) -> dict[str, object]:
     return {"bucket_seconds": record.timeline.bucket_seconds, **lists}
 
 
-def _utc(unix_seconds: float) -> str:
+def utc(unix_seconds: float) -> str:
+    """Return Unix time in ISO 8601, UTC."""
     return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Return ``value`` as JSON can hold it: a report is never lost to an unusual setting."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return redact(str(value))
