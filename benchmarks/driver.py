@@ -21,8 +21,8 @@ from _common import describe_machine
 
 from raypipe.config import EmbedConfig, load_config
 from raypipe.embed import cluster, pipeline, shard
-from raypipe.embed.plan import Video
 from raypipe.embed.verify import verify
+from raypipe.sealed.plan import Video
 from raypipe.status import Status
 from raypipe.storage import Folder
 from raypipe.video.sandbox import DecodedVideo

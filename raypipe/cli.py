@@ -93,7 +93,7 @@ def embed(
 def _embed(settings: "EmbedConfig") -> int:
     from rich.console import Console
 
-    from raypipe.embed.pipeline import failed_fraction, run_embed
+    from raypipe.embed.pipeline import run_embed
     from raypipe.progress import final_table
 
     console = Console()
@@ -102,7 +102,7 @@ def _embed(settings: "EmbedConfig") -> int:
         console.print(final_table(run.record, report_uri=run.report_uri))
     else:
         console.print(f"Nothing new: every video of {settings.input} is embedded and sealed in {settings.output}.")
-    failed = failed_fraction(run.record)
+    failed = run.record.failed_fraction
     if failed > settings.max_failed_fraction:
         _say(f"{failed:.1%} of the videos failed; max_failed_fraction is {settings.max_failed_fraction:g}.")
         return _TOO_MANY_FAILED

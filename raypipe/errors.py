@@ -5,7 +5,7 @@
     │   ├── ConfigError          a key, a value or an argument
     │   ├── StorageError         a bucket or folder that cannot be listed, read or written
     │   ├── WeightsError         weights that cannot be found, read or fitted to the model
-    │   └── FingerprintError     the output holds vectors of other settings
+    │   └── FingerprintError     the output holds rows of other settings
     ├── JobError                 the work itself failed; the same command resumes it: exit code 1
     │   ├── CommitError          a file of the output is not what its name promises
     │   └── VerifyError          what is stored breaks a promise
@@ -45,7 +45,7 @@ class WeightsError(SetupError):
 
 
 class FingerprintError(SetupError):
-    """The output holds vectors that other settings made."""
+    """The output holds rows that other settings made."""
 
 
 class JobError(RaypipeError):

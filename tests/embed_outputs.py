@@ -12,10 +12,11 @@ import pyarrow as pa
 from raypipe import schema
 from raypipe.embed import shard as work
 from raypipe.embed.catalogue import find_videos
-from raypipe.embed.plan import Video, fingerprint, read_plan
-from raypipe.embed.planner import Packing, Planner, Retry
-from raypipe.embed.seal import missing_shards, seal, unsealed_plans
-from raypipe.embed.sink import describe_shard, put_shard
+from raypipe.embed.packing import pack
+from raypipe.sealed.plan import Video, fingerprint, read_plan
+from raypipe.sealed.planner import Planner, Retry
+from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
+from raypipe.sealed.sink import describe_shard, put_shard
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, s3_client
 from raypipe.video.sandbox import DecodedVideo
@@ -24,7 +25,7 @@ DIM = 8
 CROP = 4
 SETTINGS: Mapping[str, Any] = {"format": 1, "backbone": "tiny", "sampling": {"mode": "uniform", "num_frames": 3}}
 MARK = fingerprint(SETTINGS)
-PACKING = Packing(max_videos=3, max_frames=64, frames_per_video=4, slots=1)
+PACK = partial(pack, max_videos=3, max_frames=64, frames_per_video=4, slots=1)
 VERSIONS = {"raypipe": "test"}
 
 
@@ -97,11 +98,11 @@ def planner(output: Folder, settings: Mapping[str, Any] = SETTINGS, *, input_uri
     return made
 
 
-def plan_new(source: str, output: Folder, *, retry: Retry = "none", packing: Packing = PACKING) -> list[int]:
+def plan_new(source: str, output: Folder, *, retry: Retry = "none") -> list[int]:
     """Plan what is new, and give the numbers of the plans stored."""
     made = planner(output, input_uri=source)
     found = find_videos(source, output_uri=output.uri)
-    return made.store(made.new_videos(found, retry=retry), packing=packing)
+    return made.store(made.new_videos(found, retry=retry), pack=PACK)
 
 
 def made_rows(rows: pa.Table, statuses: Sequence[str]) -> pa.Table:

@@ -84,8 +84,8 @@ def _embed(console: Console, folder: Path, weights: str) -> Path:
 
 def _verify(console: Console) -> None:
     from raypipe import schema  # noqa: PLC0415
-    from raypipe.embed.dataset import read_embeddings  # noqa: PLC0415
     from raypipe.embed.verify import verify  # noqa: PLC0415
+    from raypipe.sealed.dataset import read_embeddings  # noqa: PLC0415
 
     output = Folder(_OUTPUT)
     result = verify(output)

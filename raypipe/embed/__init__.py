@@ -1,1 +1,1 @@
-"""The embed job: plan, decode, embed, put once, seal; and what reads or checks its output."""
+"""The embed job: fetch, decode, embed."""

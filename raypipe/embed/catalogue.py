@@ -12,8 +12,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raypipe import schema
-from raypipe.embed.plan import Video
 from raypipe.errors import ConfigError, ObjectError
+from raypipe.sealed.plan import Video
 from raypipe.storage import Folder, list_videos
 from raypipe.storage.folder import normalise, storage_of
 

@@ -1,31 +1,23 @@
-"""The edge to Ray: connect, see what the cluster has, and run shards through the stages."""
+"""Divide a cluster among the stages of embed, and run shards through them."""
 
-import logging
-import os
-import re
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, Dataset
 
+from raypipe.batch.cluster import add_stage
+from raypipe.batch.stages import SUMMARY, SkipCommitted
 from raypipe.config import ResourcesConfig
 from raypipe.embed.stages import (
-    SUMMARY,
     DecodeSettings,
     DecodeVideos,
     EmbedFrames,
     EmbedSettings,
     PutSettings,
     PutShard,
-    RunSteps,
-    SkipCommitted,
-    Steps,
 )
 from raypipe.errors import SetupError
 from raypipe.models.backbone import Dtype, resolve_dtype
@@ -44,65 +36,6 @@ class Placement:
     gpu_actors: int = 0
     gpus_per_actor: float = 0.0
     device: str = "cpu"
-
-
-def connect() -> None:
-    """Connect to the cluster that ``RAY_ADDRESS`` names or that runs here, or start one in this process."""
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet = logging.getLogger("raypipe").getEffectiveLevel() > logging.DEBUG
-    if quiet:  # Ray's native half reports how Ray Data always starts its actors as an error
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        with _native_output_hidden() if quiet else nullcontext():
-            ray.init(
-                include_dashboard=False,
-                log_to_driver=not quiet,
-                logging_level=logging.ERROR if quiet else logging.INFO,
-            )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        msg = (
-            f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."
-        )
-        raise SetupError(msg) from None
-    configure_data()
-    if quiet:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def configure_data() -> None:
-    """What Ray Data must do and leave in this process: a block stays a shard, and progress is ours to show."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = None
-
-
-def reason_of(error: Exception) -> str:
-    """The last line of what Ray says, which is the exception that a worker raised."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return lines[-1].strip().rstrip(".")[:300] if lines else type(error).__name__
-
-
-@contextmanager
-def _native_output_hidden() -> Iterator[None]:
-    """Keep what native code prints, such as its log level, off the terminal; failures are exceptions all the same."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [(stream, os.dup(stream)) for stream in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for stream, _ in kept:
-            os.dup2(nowhere, stream)
-        yield
-    finally:
-        os.close(nowhere)
-        for stream, copy in kept:
-            os.dup2(copy, stream)
-            os.close(copy)
 
 
 def place(resources: ResourcesConfig) -> Placement:
@@ -146,32 +79,16 @@ def run_shards(
     put: PutSettings,
 ) -> Iterator[ShardSummary]:
     """Take every block through decode, embed and put; yield the summaries as shards finish, in any order."""
-    shards: Dataset = ray.data.from_arrow(list(blocks))
+    shards: ray.data.Dataset = ray.data.from_arrow(list(blocks))
     busy = len(blocks)  # more actors than shards would only start and end
-    decode_steps = ((SkipCommitted, put), (DecodeVideos, decode))
+    decode_steps = ((SkipCommitted, put.output_uri), (DecodeVideos, decode))
     if placement.gpu_actors:
-        shards = _stage(shards, decode_steps, min(busy, placement.decode_actors), num_cpus=placement.decode_cpus)
+        shards = add_stage(shards, decode_steps, min(busy, placement.decode_actors), num_cpus=placement.decode_cpus)
         gpus = placement.gpus_per_actor
-        shards = _stage(shards, ((EmbedFrames, embed),), min(busy, placement.gpu_actors), num_cpus=0, num_gpus=gpus)
-        shards = _stage(shards, ((PutShard, put),), min(busy, _PUTS_AT_ONCE), num_cpus=_PUT_CPUS)
+        shards = add_stage(shards, ((EmbedFrames, embed),), min(busy, placement.gpu_actors), num_cpus=0, num_gpus=gpus)
+        shards = add_stage(shards, ((PutShard, put),), min(busy, _PUTS_AT_ONCE), num_cpus=_PUT_CPUS)
     else:
         steps = (*decode_steps, (EmbedFrames, embed), (PutShard, put))
-        shards = _stage(shards, steps, min(busy, placement.decode_actors), num_cpus=placement.decode_cpus)
+        shards = add_stage(shards, steps, min(busy, placement.decode_actors), num_cpus=placement.decode_cpus)
     for row in shards.iter_rows():
         yield row[SUMMARY]
-
-
-def _stage(
-    shards: Dataset, steps: Steps, num_actors: int, *, num_cpus: float, num_gpus: float | None = None
-) -> Dataset:
-    """One stage of actors; a shard waits for a free actor, not behind another shard in an actor's queue."""
-    return shards.map_batches(
-        RunSteps,
-        fn_constructor_kwargs={"steps": steps},
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-    )

@@ -15,7 +15,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from raypipe.embed import cluster
+from raypipe.batch import cluster
 from raypipe.embed.catalogue import find_videos
 from raypipe.errors import RaypipeError
 from raypipe.storage import Folder

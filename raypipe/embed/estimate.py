@@ -14,11 +14,12 @@ from rich.table import Table
 from raypipe.config import EmbedConfig
 from raypipe.embed.catalogue import find_videos
 from raypipe.embed.fetch import fetch_video
+from raypipe.embed.packing import pack
 from raypipe.embed.pipeline import Setup, prepare
-from raypipe.embed.plan import Video, pack
-from raypipe.embed.planner import Planner
 from raypipe.errors import ConfigError
 from raypipe.models.backbone import Backbone, resolve_dtype
+from raypipe.sealed.plan import Video
+from raypipe.sealed.planner import Planner
 from raypipe.video.sandbox import DecodeSandbox
 
 _PROBE_VIDEOS = 12
@@ -57,7 +58,7 @@ def estimate(config: EmbedConfig) -> Estimate:
 
     Raises:
         SetupError: the input, the output or the weights cannot be had.
-        FingerprintError: the output holds vectors of other settings.
+        FingerprintError: the output holds rows of other settings.
     """
     setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
     planner = Planner(setup.output, setup.settings, config.input)

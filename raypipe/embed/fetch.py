@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from raypipe.embed.plan import Video
 from raypipe.errors import (
     ObjectChangedError,
     ObjectDeniedError,
@@ -18,6 +17,7 @@ from raypipe.errors import (
     ObjectTooLargeError,
 )
 from raypipe.report.text import visible
+from raypipe.sealed.plan import Video
 from raypipe.status import Status
 from raypipe.storage import read_object
 

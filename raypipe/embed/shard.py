@@ -17,9 +17,9 @@ from PIL import Image
 
 from raypipe import schema
 from raypipe.embed.fetch import Fetched, fetch_videos
-from raypipe.embed.plan import Video
 from raypipe.errors import JobError
 from raypipe.report import ShardSummary, VideoNote
+from raypipe.sealed.plan import Video
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.video.protocol import Pixels
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox

@@ -4,28 +4,21 @@ One block is one shard. Where a GPU embeds, decode, embed and put are three stag
 does all three, so that no frame crosses the object store.
 """
 
-import logging
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import ray
 
-from raypipe import schema
+from raypipe.batch.stages import identity
 from raypipe.config import DecodeConfig
 from raypipe.embed import shard as work
-from raypipe.embed.plan import data_name
-from raypipe.embed.sink import describe_shard, put_shard, read_shard_file
 from raypipe.report import ShardSummary
+from raypipe.sealed.sink import describe_shard, put_shard
 from raypipe.storage import Folder
 from raypipe.video.protocol import DecodeRequest
 from raypipe.video.sandbox import DecodeSandbox
-
-SUMMARY = "summary"
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,64 +50,6 @@ class PutSettings:
     output_uri: str
     fingerprint: str
     embedding_dim: int
-
-
-Steps = Sequence[tuple[Callable[[Any], "Step"], Any]]  # classes of steps, and what each is made with
-Step = Callable[[pa.Table], "pa.Table | ShardSummary"]
-
-
-class RunSteps:
-    """An actor of Ray Data: makes its steps once, and takes one shard after the other through them.
-
-    A shard that a step fails on goes no further and stays uncommitted: its summary says why, the others are unharmed.
-    """
-
-    def __init__(self, steps: Steps) -> None:
-        self._steps = [make(settings) for make, settings in steps]
-
-    def __call__(self, block: pa.Table) -> "pa.Table | dict[str, Any]":
-        """One block: a shard's rows on their way, or its summary, which passes through."""
-        if SUMMARY in block.column_names:
-            return block
-        plan, shard = identity(block)
-        try:
-            for step in self._steps:
-                result = step(block)
-                if isinstance(result, ShardSummary):
-                    return _summary_block(result)
-                block = result
-        except Exception as error:
-            _logger.exception("Plan %d, shard %d was not finished", plan, shard)
-            problem = " ".join(f"{type(error).__name__}: {error}".split())
-            return _summary_block(ShardSummary(plan, shard, {}, 0, 0, {}, time.time(), problem=problem))
-        return block
-
-
-def _summary_block(summary: ShardSummary) -> dict[str, Any]:
-    column = np.empty(1, dtype=object)
-    column[0] = summary
-    return {SUMMARY: column}
-
-
-def identity(rows: pa.Table) -> tuple[int, int]:
-    """The plan and shard of a block."""
-    return rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
-
-
-class SkipCommitted:
-    """Ends a shard that another driver committed since it was found missing."""
-
-    def __init__(self, settings: PutSettings) -> None:
-        self._output = Folder(settings.output_uri)
-
-    def __call__(self, rows: pa.Table) -> "pa.Table | ShardSummary":
-        """One shard."""
-        plan, shard = identity(rows)
-        name = data_name(plan, shard)
-        if not self._output.exists(name):
-            return rows
-        found = read_shard_file(self._output, name)
-        return ShardSummary(plan, shard, found.statuses, found.num_frames, 0, {}, time.time(), already_committed=True)
 
 
 class DecodeVideos:

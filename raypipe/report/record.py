@@ -147,6 +147,11 @@ class RunRecord:
         return sum(count for status, count in self.statuses.items() if status not in HAS_FRAMES)
 
     @property
+    def failed_fraction(self) -> float:
+        """The share of this run's videos that gave no frames."""
+        return self.num_failed_videos / self.num_videos if self.num_videos else 0.0
+
+    @property
     def num_done_videos(self) -> int:
         """Videos of the plan that are committed, by this run and those before."""
         return self.num_resumed_videos + self.num_videos

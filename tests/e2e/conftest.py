@@ -5,9 +5,9 @@ import pytest
 import ray
 from helpers import Configure, Driver
 
+from raypipe.batch import cluster
 from raypipe.config import EmbedConfig, load_config
 from raypipe.demo.s3_server import S3Server
-from raypipe.embed import cluster
 
 CHEAP = ("backbone.name=resnet18", "backbone.weights=random", "sampling.num_frames=2", "resources.concurrency=1")
 

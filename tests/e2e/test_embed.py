@@ -15,9 +15,9 @@ from s3fs import S3FileSystem
 from raypipe import schema
 from raypipe.demo.s3_server import S3Server
 from raypipe.embed import cluster
-from raypipe.embed.dataset import read_embeddings
 from raypipe.embed.pipeline import run_embed
 from raypipe.embed.verify import verify
+from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
 
 

@@ -15,11 +15,11 @@ from helpers import Configure, Driver, kill_one, num_committed, upload, wait_unt
 from raypipe import schema
 from raypipe.config import EmbedConfig
 from raypipe.embed import pipeline
-from raypipe.embed.dataset import read_embeddings
 from raypipe.embed.pipeline import run_embed
 from raypipe.embed.verify import verify
 from raypipe.errors import JobError
 from raypipe.report import ShardSummary
+from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
 
 StartDriver = Callable[[EmbedConfig], Driver]

@@ -6,14 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embed_outputs import DIM, PACKING, content, finish, places, planner, replace_object, upload
+from embed_outputs import DIM, PACK, content, finish, places, planner, replace_object, upload
 
 from raypipe.embed.catalogue import find_videos
-from raypipe.embed.dataset import read_embeddings
 from raypipe.embed.fetch import fetch_video
-from raypipe.embed.plan import Video
 from raypipe.embed.verify import verify
 from raypipe.errors import ConfigError
+from raypipe.sealed.dataset import read_embeddings
+from raypipe.sealed.plan import Video
 from raypipe.status import Status
 from raypipe.storage import Folder
 
@@ -84,7 +84,7 @@ def test_an_output_inside_the_input_is_left_out(folder: Folder) -> None:
     upload(folder, {"a.mp4": content(), "out2/b.mp4": content(seed=1)})
     output = Folder(folder.child("out"))
     made = planner(output)
-    made.store(find_videos(folder.uri, output_uri=output.uri), packing=PACKING)
+    made.store(find_videos(folder.uri, output_uri=output.uri), pack=PACK)
     finish(output)
     upload(output, {"clip.mp4": b"x"})
     assert ids(folder.uri, output.uri) == ids(folder.uri, f"{output.uri}/") == ["a.mp4", "out2/b.mp4"]
@@ -97,7 +97,7 @@ def test_odd_names_are_planned_fetched_and_read_as_they_are(folder: Folder) -> N
     upload(source, {name: content(seed=at) for at, name in enumerate(ODD_NAMES)})
     assert ids(source.uri) == sorted(ODD_NAMES)
     made = planner(output)
-    made.store(find_videos(source.uri, output_uri=output.uri), packing=PACKING)
+    made.store(find_videos(source.uri, output_uri=output.uri), pack=PACK)
     finish(output)
     rows = pa.concat_tables(read_embeddings(output, columns=["video_id", "status"])).to_pylist()
     assert {row["video_id"]: row["status"] for row in rows} == dict.fromkeys(ODD_NAMES, "ok")
@@ -168,7 +168,7 @@ def test_a_named_object_that_is_missing_becomes_a_row(folder: Folder, kind: str)
     assert (fetched.status, fetched.file) == (Status.MISSING, None)
     assert fetched.error.startswith(folder.child("gone.mp4"))
     output = Folder(folder.child("out"))
-    planner(output).store(find_videos(uri, output_uri=output.uri), packing=PACKING)
+    planner(output).store(find_videos(uri, output_uri=output.uri), pack=PACK)
     finish(output)
     assert verify(output).statuses == {"missing": 1}
     assert next(read_embeddings(output)).schema.field("embedding").type.list_size == DIM

@@ -10,7 +10,6 @@ from embed_outputs import replace_object, upload, video
 
 from raypipe.embed import fetch
 from raypipe.embed.fetch import Fetched, fetch_video, fetch_videos
-from raypipe.embed.plan import Video
 from raypipe.errors import (
     ObjectChangedError,
     ObjectDeniedError,
@@ -20,6 +19,7 @@ from raypipe.errors import (
     ObjectUnreadableError,
     StorageError,
 )
+from raypipe.sealed.plan import Video
 from raypipe.status import Status
 from raypipe.storage import Folder
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raypipe import schema
-from raypipe.embed.plan import Video, pack
+from raypipe.embed.packing import pack
 from raypipe.embed.shard import (
     FRAMES,
     decode_shard,
@@ -27,6 +27,7 @@ from raypipe.embed.shard import (
     thumbnail,
 )
 from raypipe.errors import JobError, StorageError
+from raypipe.sealed.plan import Video
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder
 

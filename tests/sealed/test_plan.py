@@ -1,10 +1,8 @@
-"""The laws of plans: every video in one shard, within the limits, and read back as it was stored."""
+"""The laws of plans: read back as they were stored, numbered once, of one fingerprint."""
 
 import io
-import random
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -15,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
-from raypipe.embed import plan as plans
-from raypipe.embed.plan import Plan, Video, check_fingerprint, fingerprint, pack, parse_data_name, put_plan, read_plan
-from raypipe.embed.shard import shard_videos
+from raypipe.embed.packing import pack
 from raypipe.errors import CommitError, FingerprintError
+from raypipe.sealed import plan as plans
+from raypipe.sealed.plan import Plan, Video, check_fingerprint, fingerprint, parse_data_name, put_plan, read_plan
 from raypipe.storage import Folder
 
 GIB = 1024**3
@@ -27,14 +25,6 @@ VIDEOS = st.lists(
     st.builds(Video, NAMES, NAMES, NAMES, st.integers(0, 2 * GIB) | st.integers(0, 3)),
     max_size=40,
     unique_by=lambda one: (one.video_uri, one.etag),
-)
-LIMITS = st.fixed_dictionaries(
-    {
-        "max_videos": st.integers(1, 20),
-        "max_frames": st.integers(1, 100),
-        "frames_per_video": st.integers(1, 100),
-        "slots": st.integers(1, 8),
-    }
 )
 QUICK = settings(
     max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -47,56 +37,6 @@ def packed(*videos: Video) -> pa.Table:
 
 def plan(number: int = 0, *videos: Video, about: Mapping[str, Any] = SETTINGS) -> Plan:
     return Plan(number, packed(*videos or [video()]), fingerprint(about), about, "s3://nowhere/")
-
-
-@QUICK
-@given(videos=VIDEOS, limits=LIMITS)
-def test_every_video_is_in_one_shard_and_the_shards_are_numbered_from_0(
-    videos: list[Video], limits: dict[str, int]
-) -> None:
-    table = pack(videos, **limits)
-    assert table.schema == schema.PLAN_SCHEMA
-    assert sorted(shard_videos(table), key=str) == sorted(videos, key=str)
-    shards = table[schema.SHARD].to_pylist()
-    assert shards[:1] == [0][: len(videos)]
-    assert all(after - before in {0, 1} for before, after in pairwise(shards))
-
-
-@QUICK
-@given(videos=VIDEOS, limits=LIMITS)
-def test_no_shard_is_larger_than_its_limits(videos: list[Video], limits: dict[str, int]) -> None:
-    if not videos:
-        return
-    made = Plan(0, pack(videos, **limits), MARK, SETTINGS, "")
-    for _, rows in made.shards():
-        assert 1 <= rows.num_rows <= limits["max_videos"]
-        assert rows.num_rows == 1 or rows.num_rows * limits["frames_per_video"] <= limits["max_frames"]
-        assert rows.num_rows == 1 or sum(rows[schema.SIZE_BYTES].to_pylist()) <= GIB
-        assert rows.num_rows <= max(1, -(-len(videos) // (4 * limits["slots"])))  # no slot waits for one large shard
-
-
-@QUICK
-@given(videos=VIDEOS, limits=LIMITS, seed=st.integers())
-def test_packing_does_not_depend_on_the_order_and_puts_the_largest_first(
-    videos: list[Video], limits: dict[str, int], seed: int
-) -> None:
-    table = pack(videos, **limits)
-    sizes = table[schema.SIZE_BYTES].to_pylist()
-    assert sizes == sorted(sizes, reverse=True)
-    shuffled = random.Random(seed).sample(videos, len(videos))
-    assert pack(shuffled, **limits).equals(table)
-
-
-@QUICK
-@given(videos=VIDEOS, limits=LIMITS)
-def test_the_shards_are_the_plan_in_order(videos: list[Video], limits: dict[str, int]) -> None:
-    if not videos:
-        return
-    made = Plan(0, pack(videos, **limits), MARK, SETTINGS, "")
-    shards = list(made.shards())
-    assert [number for number, _ in shards] == list(range(made.num_shards))
-    assert pa.concat_tables(rows for _, rows in shards).equals(made.videos)
-    assert all(set(rows[schema.SHARD].to_pylist()) == {number} for number, rows in shards)
 
 
 @settings(QUICK, max_examples=10)
@@ -114,6 +54,15 @@ def test_a_plan_is_read_as_it_was_stored(folder: Folder, videos: list[Video], se
         settings_,
         "s3://a bucket/ü*.mp4",
     )
+
+
+def test_a_plan_keeps_the_columns_that_its_job_added(folder: Folder) -> None:
+    rows = packed(video("a"), video("b"))
+    rows = rows.add_column(0, "file", pa.array(["x", "y"]))
+    assert put_plan(folder, Plan(0, rows, MARK, SETTINGS, ""))
+    found = read_plan(folder, 0).videos
+    assert found.column_names == [*schema.PLAN_SCHEMA.names, "file"]
+    assert found.select(rows.column_names).equals(rows)
 
 
 def test_a_number_is_taken_once(folder: Folder) -> None:
@@ -162,7 +111,7 @@ def test_other_settings_are_refused_and_named() -> None:
     with pytest.raises(FingerprintError) as caught:
         check_fingerprint(plan(), {"format": 1, "backbone": "large", "dtype": "float32"})
     assert str(caught.value) == (
-        "The output holds vectors of other settings: backbone was tiny and is now large; dtype was None and is now "
+        "The output holds rows of other settings: backbone was tiny and is now large; dtype was None and is now "
         "float32; sampling was {'mode': 'uniform', 'num_frames': 3} and is now None. Choose another output, or those "
         "settings."
     )

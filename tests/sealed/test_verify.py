@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from embed_outputs import (
     DIM,
-    PACKING,
+    PACK,
     SETTINGS,
     commit_statuses,
     content,
@@ -30,10 +30,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
-from raypipe.embed import plan as plans
-from raypipe.embed.plan import Plan, plan_numbers, put_plan, read_plan
-from raypipe.embed.seal import read_manifest
 from raypipe.embed.verify import verify
+from raypipe.sealed import plan as plans
+from raypipe.sealed.plan import Plan, plan_numbers, put_plan, read_plan
+from raypipe.sealed.seal import read_manifest
 from raypipe.storage import Folder
 
 FIRST, SECOND, LAST = "data/00000-000000.parquet", "data/00000-000001.parquet", "data/00001-000000.parquet"
@@ -123,7 +123,7 @@ def test_a_copy_of_a_sealed_output_holds_every_promise(output: Folder) -> None:
 
 def test_vectors_of_nothing_but_zeros_have_no_direction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Folder(str(tmp_path))
-    planner(output).store([video()], packing=PACKING)
+    planner(output).store([video()], pack=PACK)
     monkeypatch.setattr("embed_outputs.embed", lambda frames: np.zeros((len(frames), DIM), np.float32))
     commit_statuses(output, {})
     assert verify(output).violations == []
@@ -132,7 +132,7 @@ def test_vectors_of_nothing_but_zeros_have_no_direction(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("scale", [1e-12, 1e-7, 1e-4, 1.0, 3e4, 1e8])
 def test_vectors_of_any_size_keep_their_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     output = Folder(str(tmp_path))
-    planner(output).store([video()], packing=PACKING)
+    planner(output).store([video()], pack=PACK)
     numbers = np.random.default_rng(0)
     monkeypatch.setattr(
         "embed_outputs.embed", lambda frames: (numbers.standard_normal((len(frames), DIM)) * scale).astype(np.float32)

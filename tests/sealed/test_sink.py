@@ -17,9 +17,9 @@ import pytest
 from embed_outputs import DIM, MARK, commit, made_rows, video
 
 from raypipe import schema
-from raypipe.embed.plan import pack
-from raypipe.embed.sink import ShardFile, check_shard, describe_shard, put_shard, read_shard_file, shard_digest
+from raypipe.embed.packing import pack
 from raypipe.errors import CommitError
+from raypipe.sealed.sink import ShardFile, check_shard, describe_shard, put_shard, read_shard_file, shard_digest
 from raypipe.storage import Folder
 
 NAME = "data/00002-000003.parquet"

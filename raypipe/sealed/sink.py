@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 import raypipe
 from raypipe import schema
-from raypipe.embed.plan import data_name
 from raypipe.errors import CommitError
+from raypipe.sealed.plan import data_name
 from raypipe.storage import Folder
 
 _METADATA = b"raypipe"
@@ -45,7 +45,7 @@ def shard_digest(rows: pa.Table) -> str:
 
 
 def describe_shard(rows: pa.Table, *, plan: int, shard: int, fingerprint: str) -> ShardFile:
-    """What the file of these rows, which are embedded, will say of itself."""
+    """What the file of these rows will say of itself."""
     return ShardFile(
         plan=plan,
         shard=shard,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from embed_outputs import content, finish, places, plan_new, replace_object, upload
 
-from raypipe.embed.seal import read_manifest, seal, unsealed_plans
 from raypipe.errors import CommitError
+from raypipe.sealed.seal import read_manifest, seal, unsealed_plans
 from raypipe.storage import Folder
 
 FIRST, SECOND = "data/00000-000000.parquet", "data/00000-000001.parquet"

@@ -1,22 +1,23 @@
 """Decide what is new, and store it as plans that any number of drivers agree on."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import schema
-from raypipe.embed import plan as plans
-from raypipe.embed.plan import Plan, Video
 from raypipe.errors import CommitError, ConfigError
+from raypipe.sealed import plan as plans
+from raypipe.sealed.plan import Plan, Video
 from raypipe.status import HAS_FRAMES, TRANSIENT
 from raypipe.storage import Folder
 
 Retry = Literal["none", "transient", "all"]
+Key = Literal["video_uri", "video_id"]
 _READS_AT_ONCE = 16
 _FAILED = {
     "none": frozenset[str](),
@@ -25,29 +26,24 @@ _FAILED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How large a shard may be."""
-
-    max_videos: int
-    max_frames: int
-    frames_per_video: int
-    slots: int  # actors that will work at once
+VideoT = TypeVar("VideoT", bound=Video)
 
 
 @dataclass
 class Planner:
     """What the stored plans hold, and the making of new ones.
 
-    For each URI the last plan that holds it counts: an object that was replaced and then put back is new each time.
+    ``key`` tells one video from another. For each the last plan that holds it counts: an object that was replaced and
+    then put back is new each time.
     """
 
     output: Folder
     settings: Mapping[str, Any]  # what makes the fingerprint
     input_uri: str = ""
-    known: dict[bytes, bytes] = field(default_factory=dict)  # a URI -> its etag in the last plan that holds it: digests
+    key: Key = "video_uri"
+    known: dict[bytes, bytes] = field(default_factory=dict)  # a key -> its etag in the last plan that holds it: digests
     other_ids: dict[bytes, str] = field(default_factory=dict)  # digest of an id -> its URI, in plans of other inputs
-    taken: set[bytes] = field(default_factory=set)  # digests of the URIs that another driver planned meanwhile
+    taken: set[bytes] = field(default_factory=set)  # digests of the keys that another driver planned meanwhile
     next_number: int = 0
 
     def load(self) -> None:
@@ -60,26 +56,29 @@ class Planner:
         for number in plans.plan_numbers(self.output):
             self._learn(plans.read_plan(self.output, number))
 
-    def new_videos(self, found: Iterable[Video], *, retry: Retry) -> Iterator[Video]:
+    def new_videos(self, found: Iterable[VideoT], *, retry: Retry = "none") -> Iterator[VideoT]:
         """Those of the videos found that are not planned as they are now, or whose row failed in a way to be retried.
 
         Raises:
             CommitError: a stored file is not what its name promises.
             ConfigError: a video has the id of another one, planned from another input.
         """
-        again = failed_videos(self.output, retry=retry) if retry != "none" else set()
+        again = failed_videos(self.output, retry=retry, key=self.key) if retry != "none" else set()
         seen: set[bytes] = set()
         for video in found:
-            uri = _digest(video.video_uri)
-            if uri in seen or uri in self.taken:
+            key = self._key(video)
+            if key in seen or key in self.taken:
                 continue
-            if uri in again or self._is_new(uri, video.etag):
-                seen.add(uri)
+            if key in again or self._is_new(key, video.etag):
+                seen.add(key)
                 self._check_id(video)
                 yield video
 
-    def _is_new(self, uri: bytes, etag: str) -> bool:
-        planned = self.known.get(uri)
+    def _key(self, video: Video) -> bytes:
+        return _digest(video.video_id if self.key == schema.VIDEO_ID else video.video_uri)
+
+    def _is_new(self, key: bytes, etag: str) -> bool:
+        planned = self.known.get(key)
         if planned is None:
             return True
         return bool(etag) and planned != _digest(etag)  # one that is gone, and has no etag, keeps the row it has
@@ -94,54 +93,50 @@ class Planner:
             )
             raise ConfigError(msg)
 
-    def store(self, videos: Iterable[Video], *, packing: Packing) -> list[int]:
-        """Store plans for the videos; those that another driver plans meanwhile are left to it."""
+    def store(self, videos: Iterable[VideoT], *, pack: Callable[[list[VideoT]], pa.Table]) -> list[int]:
+        """Store plans for the videos; those that another driver plans meanwhile are left to it.
+
+        ``pack`` makes the rows of a plan, its shards numbered from 0, of the videos of one.
+        """
         stored: list[int] = []
-        batch: list[Video] = []
+        batch: list[VideoT] = []
         for video in videos:
             batch.append(video)
             if len(batch) == plans.MAX_PLAN_VIDEOS:
-                stored += self._store_batch(batch, packing=packing)
+                stored += self._store_batch(batch, pack=pack)
                 batch = []
-        return stored + self._store_batch(batch, packing=packing)
+        return stored + self._store_batch(batch, pack=pack)
 
-    def _store_batch(self, batch: list[Video], *, packing: Packing) -> list[int]:
+    def _store_batch(self, batch: list[VideoT], *, pack: Callable[[list[VideoT]], pa.Table]) -> list[int]:
         mark = plans.fingerprint(self.settings)
         while batch:
-            table = plans.pack(
-                batch,
-                max_videos=packing.max_videos,
-                max_frames=packing.max_frames,
-                frames_per_video=packing.frames_per_video,
-                slots=packing.slots,
-            )
-            plan = Plan(self.next_number, table, mark, self.settings, self.input_uri)
+            plan = Plan(self.next_number, pack(batch), mark, self.settings, self.input_uri)
             if plans.put_plan(self.output, plan):
                 self._learn(plan)
                 return [plan.number]
             self.taken |= self._learn(plans.read_plan(self.output, plan.number))
-            batch = [video for video in batch if _digest(video.video_uri) not in self.taken]
+            batch = [video for video in batch if self._key(video) not in self.taken]
         return []
 
     def _learn(self, plan: Plan) -> set[bytes]:
         plans.check_fingerprint(plan, self.settings)
-        uris, etags = (plan.videos[name].to_pylist() for name in (schema.VIDEO_URI, schema.ETAG))
-        planned = {_digest(uri): _digest(etag) for uri, etag in zip(uris, etags, strict=True)}
+        keys, etags = (plan.videos[name].to_pylist() for name in (self.key, schema.ETAG))
+        planned = {_digest(key): _digest(etag) for key, etag in zip(keys, etags, strict=True)}
         self.known |= planned
         if plan.input != self.input_uri:
-            ids = plan.videos[schema.VIDEO_ID].to_pylist()
+            ids, uris = (plan.videos[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI))
             self.other_ids |= {_digest(video_id): uri for video_id, uri in zip(ids, uris, strict=True)}
         self.next_number = plan.number + 1
         return set(planned)
 
 
 def _digest(text: str) -> bytes:
-    """12 bytes that stand for a URI or an etag: of a hundred million, two are alike with probability 1e-13."""
+    """12 bytes that stand for a URI, an id or an etag: of a hundred million, two are alike with probability 1e-13."""
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
 
-def failed_videos(output: Folder, *, retry: Retry) -> set[bytes]:
-    """Digests of the URIs whose row of the highest generation failed in a way to be retried.
+def failed_videos(output: Folder, *, retry: Retry, key: Key) -> set[bytes]:
+    """Digests of the keys whose row of the highest generation failed in a way to be retried.
 
     A video that is planned again and has no row yet is not among them.
 
@@ -157,20 +152,20 @@ def failed_videos(output: Folder, *, retry: Retry) -> set[bytes]:
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         for number in plans.plan_numbers(output):
             plan = plans.read_plan(output, number)
-            failed.difference_update(map(_digest, plan.videos[schema.VIDEO_URI].to_pylist()))
-            for uris in pool.map(lambda name: _failed_uris(output, name, retry), committed.get(number, [])):
-                failed.update(map(_digest, uris))
+            failed.difference_update(map(_digest, plan.videos[key].to_pylist()))
+            for keys in pool.map(lambda name: _failed_keys(output, name, retry, key), committed.get(number, [])):
+                failed.update(map(_digest, keys))
     return failed
 
 
-def _failed_uris(output: Folder, name: str, retry: Retry) -> list[str]:
+def _failed_keys(output: Folder, name: str, retry: Retry, key: Key) -> list[str]:
     statuses = _FAILED[retry]
     try:
         with output.open_input(name) as file:
-            columns = pq.read_table(file, columns=[schema.VIDEO_URI, schema.STATUS]).to_pydict()
+            columns = pq.read_table(file, columns=[key, schema.STATUS]).to_pydict()
         return [
-            uri
-            for uri, status in zip(columns[schema.VIDEO_URI], columns[schema.STATUS], strict=True)
+            failed
+            for failed, status in zip(columns[key], columns[schema.STATUS], strict=True)
             if (status in statuses if statuses is not None else status not in HAS_FRAMES)
         ]
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:

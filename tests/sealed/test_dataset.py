@@ -15,8 +15,8 @@ from embed_outputs import (
 )
 
 from raypipe import schema
-from raypipe.embed.dataset import read_embeddings, sealed_manifests
 from raypipe.errors import JobError
+from raypipe.sealed.dataset import read_embeddings, sealed_manifests
 from raypipe.storage import Folder
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe import schema
-from raypipe.embed.plan import Plan, data_name, parse_data_name, plan_numbers, read_plan
-from raypipe.embed.sink import ShardFile, check_shard, shard_digest
 from raypipe.errors import CommitError
+from raypipe.sealed.plan import Plan, data_name, parse_data_name, plan_numbers, read_plan
+from raypipe.sealed.sink import ShardFile, check_shard, shard_digest
 from raypipe.storage import Folder, StoredObject
 
 _READS_AT_ONCE = 16

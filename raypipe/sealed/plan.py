@@ -1,4 +1,4 @@
-"""Plans: what is to be embedded, decided once and stored create-only in ``OUTPUT/plans/``.
+"""Plans: what a job is to do, decided once and stored create-only in ``OUTPUT/plans/``.
 
 Plans are numbered from 0 without a gap, and a number can be created once, so that any number of drivers agree on what
 each plan holds. A plan is one generation: every row it leads to carries its number.
@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +25,6 @@ from raypipe.storage import Folder, StoredObject
 
 MAX_PLAN_VIDEOS = 65_536
 _METADATA = b"raypipe"
-_SHARD_MAX_BYTES = 1024**3  # so that a shard of large files is not hours of work to lose
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +42,23 @@ class Video:
         return cls(stored.key, stored.uri, stored.etag, stored.size_bytes)
 
 
+def plan_table(videos: Sequence[Video], shards: Sequence[int]) -> pa.Table:
+    """The rows of a plan: the videos in the order of their shards, which are numbered from 0 without a gap."""
+    return pa.table(
+        {
+            schema.VIDEO_ID: [video.video_id for video in videos],
+            schema.VIDEO_URI: [video.video_uri for video in videos],
+            schema.ETAG: [video.etag for video in videos],
+            schema.SIZE_BYTES: [video.size_bytes for video in videos],
+            schema.SHARD: shards,
+        },
+        schema=schema.PLAN_SCHEMA,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One stored plan: a row for each video, ordered by shard."""
+    """One stored plan: a row for each video, ordered by shard; its job may add columns to those of ``PLAN_SCHEMA``."""
 
     number: int
     videos: pa.Table
@@ -70,8 +83,13 @@ class Plan:
             start = stop
 
 
+def job_of(settings: Mapping[str, Any]) -> str:
+    """Which job's settings these are, as ``raypipe JOB`` names it; those of embed, the first job, do not say."""
+    return str(settings.get("job", "embed"))
+
+
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """The digest of everything that changes a vector."""
+    """The digest of everything that changes what a row holds."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -110,10 +128,17 @@ def read_plan(output: Folder, number: int) -> Plan:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
         about = json.loads(table.schema.metadata[_METADATA])
         _check_sound(table, about)
-        return Plan(number, table.cast(schema.PLAN_SCHEMA), about["fingerprint"], about["settings"], about["input"])
+        return Plan(number, _in_order(table), about["fingerprint"], about["settings"], about["input"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         msg = f"{output.child(name)} is not a plan of raypipe: {' '.join(str(error).split())}"
         raise CommitError(msg) from None
+
+
+def _in_order(videos: pa.Table) -> pa.Table:
+    """The columns that every plan has, in their order, before those that the job added."""
+    added = [field for field in videos.schema if field.name not in schema.PLAN_SCHEMA.names]
+    wanted = pa.schema([*schema.PLAN_SCHEMA, *added])
+    return videos.select(wanted.names).cast(wanted)
 
 
 def _check_sound(videos: pa.Table, about: dict[str, Any]) -> None:
@@ -150,10 +175,10 @@ def put_plan(output: Folder, plan: Plan) -> bool:
 
 
 def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:
-    """Refuse to mix vectors.
+    """Refuse to mix rows that do not compare.
 
     Raises:
-        FingerprintError: the plan's vectors were made with other settings; the message names them.
+        FingerprintError: the plan's rows are made with other settings; the message names them.
     """
     if plan.fingerprint == fingerprint(settings):
         return
@@ -164,7 +189,7 @@ def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:
         if plan.settings.get(key) != settings.get(key)
     ]
     what = "; ".join(differ) or plan.fingerprint
-    msg = f"The output holds vectors of other settings: {what}. Choose another output, or those settings."
+    msg = f"The output holds rows of other settings: {what}. Choose another output, or those settings."
     raise FingerprintError(msg)
 
 
@@ -172,30 +197,3 @@ def _short(value: object) -> str:
     """A setting for a message: of a digest its beginning."""
     text = str(value)
     return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else text
-
-
-def pack(videos: Iterable[Video], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int) -> pa.Table:
-    """Number the shards of one plan: every video in exactly one, the most work first, small enough for every slot.
-
-    The size of a file stands for the work of decoding it.
-    """
-    ordered = sorted(videos, key=lambda video: (-video.size_bytes, video.video_uri, video.etag))
-    per_shard = min(max_videos, max(1, max_frames // frames_per_video), max(1, -(-len(ordered) // (4 * slots))))
-    shards: list[int] = []
-    shard, members, size_bytes = 0, 0, 0
-    for video in ordered:
-        if members and (members == per_shard or size_bytes + video.size_bytes > _SHARD_MAX_BYTES):
-            shard, members, size_bytes = shard + 1, 0, 0
-        shards.append(shard)
-        members += 1
-        size_bytes += video.size_bytes
-    return pa.table(
-        {
-            schema.VIDEO_ID: [video.video_id for video in ordered],
-            schema.VIDEO_URI: [video.video_uri for video in ordered],
-            schema.ETAG: [video.etag for video in ordered],
-            schema.SIZE_BYTES: [video.size_bytes for video in ordered],
-            schema.SHARD: shards,
-        },
-        schema=schema.PLAN_SCHEMA,
-    )

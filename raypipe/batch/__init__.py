@@ -1,0 +1,1 @@
+"""What batch jobs share of Ray: connecting, stages of actors, and the rounds that leave no shard undone."""

@@ -1,0 +1,106 @@
+"""Read what is sealed: the rows that count, and nothing that is not sealed."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe import schema
+from raypipe.errors import ConfigError, JobError
+from raypipe.sealed.plan import job_of, plan_numbers, read_plan
+from raypipe.sealed.seal import read_manifest, sealed_plans
+from raypipe.storage import Folder
+
+
+def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
+    """The manifests of all plans, ascending.
+
+    Raises:
+        JobError: there is no plan, one is lost, or one is not sealed.
+    """
+    sealed = sealed_plans(output)
+    numbers = plan_numbers(output)  # listed after the manifests: another driver may add both
+    if not numbers:
+        msg = f"{output} holds no plan. Give a folder that was the --output of a job."
+        raise JobError(msg)
+    if numbers != list(range(len(numbers))) or sealed - set(numbers):
+        msg = f"{output} has lost a plan: it holds {numbers}. Run raypipe verify."
+        raise JobError(msg)
+    if unsealed := [number for number in numbers if number not in sealed]:
+        job = job_of(read_plan(output, unsealed[0]).settings)
+        msg = f"{output} is not sealed: plans {unsealed} are unfinished. Run the same raypipe {job} again."
+        raise JobError(msg)
+    return [read_manifest(output, number) for number in numbers]
+
+
+def embeddings_manifests(output: Folder) -> list[dict[str, Any]]:
+    """The manifests of all plans of an output of ``raypipe embed``, ascending.
+
+    Raises:
+        JobError: it is not sealed.
+        ConfigError: another job's output.
+    """
+    if not plan_numbers(output):
+        msg = f"{output} holds no embeddings. Run raypipe embed with it as --output."
+        raise JobError(msg)
+    manifests = sealed_manifests(output)
+    if (job := job_of(manifests[0]["settings"])) != "embed":
+        msg = f"{output} is what raypipe {job} wrote. Give the output of raypipe embed."
+        raise ConfigError(msg)
+    return manifests
+
+
+def read_rows(output: Folder, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows that count, a table for each file: for a ``video_id`` those of its highest generation alone.
+
+    Raises:
+        JobError: the output is not sealed.
+    """
+    yield from _read_rows(output, sealed_manifests(output), columns)
+
+
+def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows that count of an output of ``raypipe embed``.
+
+    Raises:
+        JobError: it is not sealed.
+        ConfigError: another job's output.
+    """
+    yield from _read_rows(output, embeddings_manifests(output), columns)
+
+
+def _read_rows(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    wanted = list(columns) if columns is not None else None
+    read = None if wanted is None else list(dict.fromkeys([*wanted, schema.VIDEO_ID]))
+    superseded: set[str] = set()
+    for manifest in reversed(manifests):
+        ids: list[str] = []
+        for file in manifest["files"]:
+            with output.open_input(file["name"]) as source:
+                table = pq.read_table(source, columns=read)
+            keep = _not_among(superseded, table)
+            ids += table[schema.VIDEO_ID].to_pylist()
+            yield table.filter(keep).select(table.column_names if wanted is None else wanted)
+        superseded.update(ids)
+
+
+def planned_rows(output: Folder, manifests: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield each plan's number and those of its rows that count, the latest plan first.
+
+    A sealed plan has a row in ``data/`` for each of its own, so that this lists a catalogue without reading it.
+
+    Raises:
+        CommitError: a stored file is no plan.
+    """
+    superseded: set[str] = set()
+    for manifest in reversed(manifests):
+        planned = read_plan(output, manifest["plan"]).videos
+        yield manifest["plan"], planned.filter(_not_among(superseded, planned))
+        superseded.update(planned[schema.VIDEO_ID].to_pylist())
+
+
+def _not_among(ids: set[str], rows: pa.Table) -> pa.Array:
+    present = rows[schema.VIDEO_ID].to_pylist()
+    return pa.array(np.fromiter((video_id not in ids for video_id in present), np.bool_, len(present)))
