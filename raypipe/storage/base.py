@@ -33,5 +33,11 @@ class Storage(Protocol):
     def put_new(self, uri: str, data: bytes) -> bool:
         """Create the object unless it exists; True when this call created it."""
 
+    def put(self, uri: str, data: bytes) -> None:
+        """Create the object or replace it, whole."""
+
+    def delete(self, uri: str) -> None:
+        """Delete the object; one that is gone is no error."""
+
     def read_object(self, uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
         """Copy the object into ``into`` if it still has this etag, and return its size in bytes."""

@@ -88,6 +88,22 @@ class Folder:
         """
         return storage_of(self.uri).put_new(self.child(name), data)
 
+    def put(self, name: str, data: bytes) -> None:
+        """Create an object or replace it in one step: for what others may read at any time, such as metrics.
+
+        Raises:
+            StorageError: the storage refuses or cannot be reached.
+        """
+        storage_of(self.uri).put(self.child(name), data)
+
+    def delete(self, name: str) -> None:
+        """Delete an object; one that is gone is no error.
+
+        Raises:
+            StorageError: the storage refuses or cannot be reached.
+        """
+        storage_of(self.uri).delete(self.child(name))
+
     def check_writable(self) -> None:
         """Prove that objects can be created here, and only once each, by creating ``.raypipe`` unless it is there.
 

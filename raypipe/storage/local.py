@@ -5,7 +5,7 @@ import logging
 import os
 import secrets
 import stat as stat_module
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -98,28 +98,50 @@ def open_input(uri: str) -> BinaryIO:
 def put_new(uri: str, data: bytes) -> bool:
     """Write a hidden temporary file, then link it to its name: a link either is there or is not."""
     target = Path(uri)
+    if os.path.lexists(target):  # the usual case of a resumed run: do not write what will be refused
+        return False
+    try:
+        _write(target, data, place=os.link)
+    except FileExistsError:
+        return False
+    return True
+
+
+def put(uri: str, data: bytes) -> None:
+    """Write a hidden temporary file, then rename it: a reader sees the old content or the new."""
+    _write(Path(uri), data, place=os.replace)
+
+
+def delete(uri: str) -> None:
+    """Unlink the file."""
+    try:
+        Path(uri).unlink(missing_ok=True)
+    except OSError as error:
+        msg = f"Cannot delete {uri!r}: {error.strerror}. Check its permissions."
+        raise StorageError(msg) from error
+
+
+def _write(target: Path, data: bytes, *, place: Callable[[Path, Path], None]) -> None:
+    """Write under a hidden name, give that its place, and leave nothing else behind; FileExistsError passes."""
     temporary = target.with_name(f"{_TEMPORARY[0]}{secrets.token_hex(8)}{_TEMPORARY[1]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_create(uri, error) from error
+    except OSError as error:  # a file where a folder should be is FileExistsError, and no success
+        raise _cannot_create(str(target), error) from error
     try:
-        if os.path.lexists(target):  # the usual case of a resumed run: do not write what will be refused
-            return False
         try:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(temporary, target)
+            place(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
     except FileExistsError:
-        return False
+        raise
     except OSError as error:
-        raise _cannot_create(uri, error) from error
-    return True
+        raise _cannot_create(str(target), error) from error
 
 
 def _cannot_create(uri: str, error: OSError) -> StorageError:

@@ -23,9 +23,9 @@ from raypipe.storage.s3_client import (
     wait,
 )
 from raypipe.storage.s3_list import list_objects
-from raypipe.storage.s3_put import put_new
+from raypipe.storage.s3_put import delete, put, put_new
 
-__all__ = ["list_objects", "open_input", "put_new", "read", "read_object", "stat"]
+__all__ = ["delete", "list_objects", "open_input", "put", "put_new", "read", "read_object", "stat"]
 
 BODY_ATTEMPTS = 4
 CHUNK_BYTES = 1_048_576

@@ -1,7 +1,8 @@
-"""Create an object on S3 only once: ``If-None-Match: *``, in one request or in parts."""
+"""Write objects on S3: only once (``If-None-Match: *``, in one request or in parts), replaced, or deleted."""
 
 import math
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from raypipe.storage.s3_client import FAILURES, call, client, code_of, split, status_of, storage_error
@@ -25,6 +26,24 @@ def put_new(uri: str, data: bytes) -> bool:
             return False  # completed by an attempt whose reply was lost
         raise storage_error(error, uri, "create", permission="s3:PutObject") from error
     return True
+
+
+def put(uri: str, data: bytes) -> None:
+    """Create or replace the object, in one request."""
+    bucket, key = split(uri)
+    try:
+        call(partial(client().put_object, Bucket=bucket, Key=key, Body=data), size_bytes=len(data))
+    except FAILURES as error:
+        raise storage_error(error, uri, "write", permission="s3:PutObject") from error
+
+
+def delete(uri: str) -> None:
+    """Delete the object; S3 says the same of one that is not there."""
+    bucket, key = split(uri)
+    try:
+        call(partial(client().delete_object, Bucket=bucket, Key=key))
+    except FAILURES as error:
+        raise storage_error(error, uri, "delete", permission="s3:DeleteObject") from error
 
 
 async def _put(s3: Any, target: dict[str, str], data: bytes) -> None:  # noqa: ANN401 - a class made at run time

@@ -190,3 +190,19 @@ def test_other_kinds_of_storage_are_refused_with_the_choices(uri: str) -> None:
     if uri:
         with pytest.raises(ConfigError, match="s3://BUCKET"):
             list(list_videos(uri))
+
+
+def test_put_replaces_and_delete_deletes(folder: Folder) -> None:
+    folder.put("metrics.jsonl", b"one")
+    folder.put("metrics.jsonl", b"one\ntwo")
+    assert folder.read("metrics.jsonl") == b"one\ntwo"
+    assert keys(folder) == ["metrics.jsonl"]
+    folder.delete("metrics.jsonl")
+    folder.delete("metrics.jsonl")
+    assert keys(folder) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"Cannot create .*choose another output"):
+        Folder(str(tmp_path / "file")).put("name", b"data")

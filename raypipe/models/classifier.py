@@ -1,0 +1,231 @@
+"""The classifier: GPT-2 over the frame embeddings of a video, as a ``transformers`` model.
+
+``VideoClassifier.from_pretrained(FOLDER)`` loads what ``raypipe train`` saved, and, once this module is imported, so do
+``AutoConfig`` and ``AutoModel``. No Ray is needed. All models here take frame embeddings ``[B, T, D]`` with an
+attention mask ``[B, T]`` that is 0 where a shorter video is padded behind its end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from raypipe.models.backbone import prepare_torchvision
+from raypipe.models.frames import Array, Frames, Predictions, by_length, pad_frames
+
+prepare_torchvision()  # transformers imports torchvision where there is one
+
+from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model, PreTrainedConfig, PreTrainedModel  # noqa: E402
+from transformers.utils import ModelOutput  # noqa: E402
+
+ProblemType = Literal["single_label_classification", "multi_label_classification"]
+
+
+class VideoClassifierConfig(PreTrainedConfig):
+    """Everything that ``config.json`` says beside transformers' own keys.
+
+    ``gpt2`` are the sizes of the GPT-2 inside. Videos of more than ``max_frames`` frames are thinned evenly.
+    ``embedding_fingerprint`` names the settings that made the embeddings: those of others mean something else.
+    """
+
+    model_type: ClassVar[str] = "raypipe_video_classifier"
+    sub_configs: ClassVar[dict[str, Any]] = {"gpt2": GPT2Config}
+
+    embedding_dim: int = 512
+    gpt2: Any = None
+    max_frames: int = 256
+    dropout: float | int = 0.1
+    embedding_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
+        """Make ``gpt2`` a ``GPT2Config`` with as many positions as a video may have frames, and no vocabulary."""
+        given = self.gpt2.to_dict() if isinstance(self.gpt2, GPT2Config) else dict(self.gpt2 or {})
+        no_vocabulary = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "use_cache": False}
+        self.gpt2 = GPT2Config(**{"n_positions": self.max_frames, **given, **no_vocabulary})
+        if self.gpt2.n_positions < self.max_frames:
+            msg = f"max_frames {self.max_frames} is more than GPT-2's {self.gpt2.n_positions} positions."
+            raise ValueError(msg)
+        super().__post_init__(**kwargs)
+
+    @property
+    def label_names(self) -> list[str]:
+        """The label of each logit."""
+        names: Any = self.id2label
+        return [names[number] for number in range(len(names))]
+
+
+@dataclass
+class VideoOutput(ModelOutput):
+    """``logits`` are ``[B, num_labels]`` of a classifier; a masked-frame model has ``frames`` ``[B, T, D]`` instead."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    frames: torch.Tensor | None = None
+
+
+class VideoEncoder(nn.Module):
+    """Standardise, project to GPT-2's width, GPT-2 without its vocabulary: ``[B, T, D]`` to ``[B, T, n_embd]``.
+
+    ``mean`` and ``std`` ``[D]`` are those of the training videos' frames, kept with the weights.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, config: VideoClassifierConfig) -> None:
+        super().__init__()
+        width = config.gpt2.n_embd
+        self.register_buffer("mean", torch.zeros(config.embedding_dim))
+        self.register_buffer("std", torch.ones(config.embedding_dim))
+        self.projection = nn.Linear(config.embedding_dim, width)
+        self.hidden_frame = nn.Parameter(torch.zeros(width))  # stands where a masked-frame model hides one
+        self.gpt2 = GPT2Model(config.gpt2)
+        # Frames come in by inputs_embeds: a vocabulary's table would never be read.
+        self.gpt2.wte = nn.Identity()  # type: ignore[assignment]
+
+    def standardise(self, frame_embeddings: torch.Tensor) -> torch.Tensor:
+        """Centre and scale each of the D numbers by what the training videos had."""
+        return (frame_embeddings.float() - self.mean) / self.std
+
+    def forward(
+        self, standardised: torch.Tensor, attention_mask: torch.Tensor, hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Encode standardised embeddings; where ``hidden`` ``[B, T]`` is true the model is not shown the frame."""
+        inputs = self.projection(standardised)
+        if hidden is not None:
+            inputs = torch.where(hidden[..., None], self.hidden_frame.to(inputs.dtype), inputs)
+        states = self.gpt2(inputs_embeds=inputs, attention_mask=attention_mask).last_hidden_state
+        return cast("torch.Tensor", states)
+
+
+class _VideoModel(PreTrainedModel):
+    """What both models share: the encoder, and the way their weights begin."""
+
+    config_class = VideoClassifierConfig
+    base_model_prefix = "encoder"
+    main_input_name = "frame_embeddings"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["GPT2Block"]  # noqa: RUF012 - transformers' own way
+
+    encoder: VideoEncoder
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VideoEncoder):
+            nn.init.normal_(module.hidden_frame, std=0.02)
+            nn.init.zeros_(module.mean)
+            nn.init.ones_(module.std)
+
+
+class VideoClassifier(_VideoModel):
+    """GPT-2 over frames, the mean of its states over the frames there are, one linear layer to the labels."""
+
+    def __init__(self, config: VideoClassifierConfig) -> None:
+        super().__init__(config)
+        self.encoder = VideoEncoder(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.gpt2.n_embd, len(config.label_names))
+        self.post_init()
+
+    def forward(
+        self,
+        frame_embeddings: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **_: Any,  # noqa: ANN401 - what transformers' callers add
+    ) -> VideoOutput:
+        """Classify videos; ``labels`` are class numbers ``[B]``, or 0 and 1 ``[B, num_labels]`` where multi-label."""
+        if attention_mask is None:
+            attention_mask = frame_embeddings.new_ones(frame_embeddings.shape[:2], dtype=torch.long)
+        return self.from_standardised(self.encoder.standardise(frame_embeddings), attention_mask, labels)
+
+    def from_standardised(
+        self, standardised: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> VideoOutput:
+        """Do the same from embeddings that are standardised already."""
+        states = self.encoder(standardised, attention_mask)
+        logits = self.head(self.dropout(masked_mean(states, attention_mask)))
+        loss = None if labels is None else classification_loss(logits, labels).mean()
+        return VideoOutput(loss=loss, logits=logits)
+
+    def classify(self, videos: Sequence[Frames], *, frame_scores: bool = False, batch_size: int = 64) -> Predictions:
+        """Classify videos by their frame embeddings, each ``[T, D]`` with a T of its own, of at least 1.
+
+        Puts the model into evaluation mode. ``frame_scores`` also says how much each frame contributed to the best
+        label's logit: gradient x input (Shrikumar et al. 2016, arXiv:1605.01713) on the standardised embedding, summed
+        over D. Its zero is thus the average frame of the training videos; a frame that speaks against the label has a
+        negative score, and one that was left out because of ``max_frames`` 0. The scores do not add up to the logit.
+        """
+        self.eval()
+        probabilities = torch.empty((len(videos), len(self.config.label_names)))
+        scores: list[Array] = [np.zeros(0, dtype=np.float32)] * len(videos)
+        for batch in by_length([len(video) for video in videos], batch_size=batch_size):
+            padded = pad_frames([videos[at] for at in batch], max_frames=self.config.max_frames).to(self.device)
+            inputs = self.encoder.standardise(padded.frames).requires_grad_(frame_scores)
+            with torch.set_grad_enabled(frame_scores):
+                logits = cast("torch.Tensor", self.from_standardised(inputs, padded.mask).logits).float()
+                if frame_scores:
+                    (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), inputs)
+                    contributions = (gradient * inputs).sum(dim=-1).detach().float().cpu().numpy()
+                    for at, contribution in zip(batch, padded.spread(contributions), strict=True):
+                        scores[at] = contribution
+            multi_label = self.config.problem_type == "multi_label_classification"
+            probabilities[batch] = (logits.sigmoid() if multi_label else logits.softmax(dim=1)).detach().cpu()
+        return Predictions(probabilities.numpy(), scores if frame_scores else None)
+
+
+class MaskedFrameModel(_VideoModel):
+    """GPT-2 that says what a hidden frame's embedding is: the self-supervised start of a classifier."""
+
+    def __init__(self, config: VideoClassifierConfig) -> None:
+        super().__init__(config)
+        self.encoder = VideoEncoder(config)
+        self.decoder = nn.Linear(config.gpt2.n_embd, config.embedding_dim)
+        self.post_init()
+
+    def forward(
+        self,
+        frame_embeddings: torch.Tensor,
+        attention_mask: torch.Tensor,
+        hidden: torch.Tensor,
+        **_: Any,  # noqa: ANN401 - what transformers' callers add
+    ) -> VideoOutput:
+        """Predict all frames, standardised; the loss is the mean squared error of those that are hidden."""
+        target = self.encoder.standardise(frame_embeddings)
+        frames = self.decoder(self.encoder(target, attention_mask, hidden))
+        errors = (frames.float() - target).square().mean(dim=-1)
+        return VideoOutput(loss=errors[hidden].mean() if hidden.any() else errors.sum() * 0, frames=frames)
+
+
+def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean over T of ``[B, T, N]`` where ``mask`` ``[B, T]`` is not 0, as ``[B, N]``; 0 where it is nowhere."""
+    weights = mask[..., None].to(states.dtype)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    class_weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """The loss of each video ``[B]``: cross-entropy of class numbers ``[B]``, or the mean binary one of ``[B, C]``."""
+    logits = logits.float()
+    if labels.ndim == 1:
+        return nn.functional.cross_entropy(
+            logits, labels, weight=class_weights, label_smoothing=label_smoothing, reduction="none"
+        )
+    targets = labels.float() * (1 - label_smoothing) + label_smoothing / 2
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights, reduction="none")
+    return losses.mean(dim=1)
+
+
+AutoConfig.register(VideoClassifierConfig.model_type, VideoClassifierConfig)
+AutoModel.register(VideoClassifierConfig, VideoClassifier)

@@ -1,0 +1,122 @@
+"""A classifier's files: read from any folder, checked, and built into a model."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from raypipe.errors import ObjectError, ObjectMissingError, WeightsError
+from raypipe.models.adapters import VideoModel
+from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
+from raypipe.storage import Folder
+
+CONFIG, WEIGHTS, COMPLETE = "config.json", "model.safetensors", "complete.json"
+MODEL_FOLDER = "model"
+_KINDS: Mapping[str, type[VideoModel]] = {kind.__name__: kind for kind in (VideoClassifier, MaskedFrameModel)}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of a model, and the SHA-256 that tells it from any other."""
+
+    files: Mapping[str, bytes]
+    digest: str
+    source: str
+
+
+def read_model(folder: Folder) -> ModelFiles:
+    """Read an output of ``raypipe train``, or a folder of ``save_pretrained``.
+
+    Raises:
+        WeightsError: there is no model, or its files are not those that were put there.
+        StorageError: the storage refuses or cannot be reached.
+    """
+    inner = Folder(folder.child(MODEL_FOLDER))
+    source = inner if inner.exists(CONFIG) else folder
+    try:
+        files = {name: source.read(name) for name in (CONFIG, WEIGHTS)}
+    except ObjectMissingError:
+        msg = (
+            f"{folder} holds no model: no {CONFIG} and {WEIGHTS} in it or in {MODEL_FOLDER}/. Give the finished "
+            "--output of raypipe train, or a folder of save_pretrained."
+        )
+        raise WeightsError(msg) from None
+    except ObjectError as error:
+        msg = f"Cannot read the model in {source}: {error}"
+        raise WeightsError(msg) from None
+    _check_complete(source, files)
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(hashlib.sha256(files[name]).digest())
+    return ModelFiles(files, digest.hexdigest(), source.uri)
+
+
+def _check_complete(source: Folder, files: Mapping[str, bytes]) -> None:
+    """Where raypipe put the files, hold them against what it said of them."""
+    try:
+        said = json.loads(source.read(COMPLETE))["sha256"]
+    except ObjectMissingError:
+        return  # another tool's folder: safetensors says itself when it is cut short
+    except (ObjectError, KeyError, TypeError, ValueError):
+        said = {}
+    for name, data in files.items():
+        if said.get(name) != hashlib.sha256(data).hexdigest():
+            msg = f"{source.child(name)} is not the file that {COMPLETE} names. Train again, or restore it."
+            raise WeightsError(msg)
+
+
+def digests(files: Mapping[str, bytes]) -> bytes:
+    """The content of ``complete.json``, which is put when every other file is there."""
+    sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return json.dumps({"sha256": sha256}, indent=1).encode()
+
+
+def build_model(files: ModelFiles) -> VideoModel:
+    """Build whichever model the files hold: float32, on the processor, in evaluation mode.
+
+    Raises:
+        WeightsError: the files are damaged, or no model of raypipe.
+    """
+    config = read_config(files)
+    kind = _KINDS.get((config.architectures or [""])[0])
+    if kind is None:
+        msg = f"{files.source} holds a {config.architectures}. Choose a folder of one of {', '.join(_KINDS)}."
+        raise WeightsError(msg)
+    model = kind(config)
+    try:
+        model.load_state_dict(safetensors.torch.load(files.files[WEIGHTS]))
+    except (SafetensorError, RuntimeError) as error:
+        msg = f"{files.source}/{WEIGHTS} is damaged or does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}"
+        raise WeightsError(msg) from None
+    model.eval()
+    return model
+
+
+def build_classifier(files: ModelFiles) -> VideoClassifier:
+    """Build a classifier; raises like ``build_model``, and for a model that has not learned any labels."""
+    model = build_model(files)
+    if not isinstance(model, VideoClassifier):
+        msg = f"{files.source} has learned no labels (objective masked_frame). Train with init_from={files.source!r}."
+        raise WeightsError(msg)
+    return model
+
+
+def read_config(files: ModelFiles) -> VideoClassifierConfig:
+    """Read what the model says of itself.
+
+    Raises:
+        WeightsError: its configuration is no ``VideoClassifierConfig``.
+    """
+    try:
+        tree: Any = json.loads(files.files[CONFIG])
+        if tree["model_type"] != VideoClassifierConfig.model_type:
+            msg = f"model_type is {tree['model_type']!r}, not {VideoClassifierConfig.model_type!r}"
+            raise ValueError(msg)  # noqa: TRY301 - one message for all that may be wrong
+        return VideoClassifierConfig.from_dict(tree)
+    except Exception as error:  # noqa: BLE001 - a damaged file makes transformers raise nearly anything
+        msg = f"{files.source}/{CONFIG} is not the configuration of a raypipe model: {' '.join(str(error).split())}"
+        raise WeightsError(msg) from None
