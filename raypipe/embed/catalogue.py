@@ -1,23 +1,16 @@
 """What there is to embed: a listing of a bucket, or a manifest that names the videos."""
 
-import io
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from raypipe import schema
-from raypipe.errors import ConfigError, ObjectError
+from raypipe.errors import ConfigError
 from raypipe.sealed.plan import Video
 from raypipe.storage import Folder, list_videos
 from raypipe.storage.folder import normalise, storage_of
+from raypipe.storage.tables import TABLE_ENDINGS, read_text_columns
 
-_MANIFESTS = (".parquet", ".csv", ".jsonl")
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI)
 _STATS_AT_ONCE = 32
 _STATS_AHEAD = 1024
@@ -30,7 +23,7 @@ def find_videos(input_uri: str, *, output_uri: str) -> Iterator[Video]:
         ConfigError: the manifest cannot be read, lacks a column, gives one id to two videos, or two ids to one.
         StorageError: the input cannot be listed.
     """
-    if input_uri.lower().endswith(_MANIFESTS):
+    if input_uri.lower().endswith(TABLE_ENDINGS):
         yield from _manifest_videos(input_uri)
         return
     for stored in list_videos(input_uri, exclude_under=output_uri):
@@ -40,7 +33,7 @@ def find_videos(input_uri: str, *, output_uri: str) -> Iterator[Video]:
 def _manifest_videos(uri: str) -> Iterator[Video]:
     folder_uri, _, name = normalise(uri).rpartition("/")
     folder = Folder(folder_uri or "/")
-    table = _read_manifest(folder, name)
+    table = read_text_columns(folder, name, _COLUMNS, required=(schema.VIDEO_URI,), what="manifest")
     uris = table[schema.VIDEO_URI].to_pylist()
     ids = table[schema.VIDEO_ID].to_pylist() if schema.VIDEO_ID in table.column_names else uris
     named: dict[str, str] = {}  # URI -> id
@@ -77,44 +70,3 @@ def _stat(video_uri: str, video_id: str) -> Video:
     if stored is None:
         return Video(video_id, video_uri, "", 0)
     return Video(video_id, stored.uri, stored.etag, stored.size_bytes)
-
-
-def _read_manifest(folder: Folder, name: str) -> pa.Table:
-    """Read the columns ``video_uri`` and, where there is one, ``video_id``, both as text exactly as it is written."""
-    try:
-        data = io.BytesIO(folder.read(name))
-        if name.lower().endswith(".parquet"):
-            table = pq.read_table(data)
-        elif name.lower().endswith(".csv"):  # an id such as 007 is no number
-            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
-            newlines = pyarrow.csv.ParseOptions(newlines_in_values=True)
-            table = pyarrow.csv.read_csv(data, parse_options=newlines, convert_options=as_text)
-        else:
-            table = _read_json_lines(data)
-        if schema.VIDEO_URI not in table.column_names:
-            columns = ", ".join(table.column_names) or "none"
-            msg = f"{folder.child(name)} has no column 'video_uri'; its columns are {columns}."
-            raise ConfigError(msg)
-        names = [column for column in _COLUMNS if column in table.column_names]
-        return table.select(names).cast(pa.schema([(column, pa.string()) for column in names]))
-    except (pa.ArrowException, ObjectError, OSError, KeyError, ValueError) as error:
-        msg = f"Cannot read the manifest {folder.child(name)}: {' '.join(str(error).split())}"
-        raise ConfigError(msg) from None
-
-
-def _read_json_lines(lines: Iterable[bytes]) -> pa.Table:
-    """Not by Arrow, which would take an id that looks like a date for one."""
-    keys: dict[str, None] = {}
-    rows: list[list[Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = dict(json.loads(line.decode("utf-8-sig")))
-        except (TypeError, ValueError, RecursionError) as error:
-            msg = f"line {number} is not a JSON object: {error}"
-            raise ValueError(msg) from None
-        keys.update(dict.fromkeys(row))
-        rows.append([str(value) if isinstance(value := row.get(column), int) else value for column in _COLUMNS])
-    texts = dict(zip(_COLUMNS, zip(*rows, strict=True), strict=False))
-    return pa.table({key: pa.array(texts[key], pa.string()) if key in texts else pa.nulls(len(rows)) for key in keys})
