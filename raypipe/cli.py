@@ -18,7 +18,7 @@ from raypipe import __version__
 from raypipe.errors import RaypipeError, SetupError
 
 if TYPE_CHECKING:
-    from raypipe.config import EmbedConfig
+    from raypipe.config import ClassifyConfig, EmbedConfig
 
 _TOO_MANY_FAILED = 3
 _INTERRUPTED = 130
@@ -67,6 +67,12 @@ Retry = Annotated[str | None, typer.Option("--retry", help="Plan failed videos a
 MaxFailed = Annotated[
     float | None, typer.Option("--max-failed-fraction", help="Exit with 3 when a larger share failed.")
 ]
+ClassifyFile = Annotated[
+    Path | None, typer.Argument(help="A YAML file; jobs/classify.yaml lists every key.", show_default=False)
+]
+Embeddings = Annotated[str | None, typer.Option("--embeddings", help="The output folder of embed.")]
+Model = Annotated[str | None, typer.Option("--model", help="The output folder of train, or one of save_pretrained.")]
+Predictions = Annotated[str | None, typer.Option("--output", help="Folder of the predictions.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's own log, and tracebacks.")]
 
 
@@ -138,16 +144,60 @@ def plan(
 
 
 @app.command()
-def verify(output: Annotated[str, typer.Argument(help="The output folder of embed.")], *, debug: Debug = False) -> None:
+def classify(
+    config: ClassifyFile = None,
+    *,
+    embeddings: Embeddings = None,
+    model: Model = None,
+    output: Predictions = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Label every new video of sealed embeddings with a trained model; again: resume, or only what is new."""
+
+    def run() -> int:
+        from raypipe.config import ClassifyConfig, load_config
+
+        values = {"embeddings": embeddings, "model": model, "output": output}
+        return _classify(load_config(ClassifyConfig, config, values=values, overrides=overrides or ()))
+
+    _exit(run, debug=debug)
+
+
+def _classify(settings: "ClassifyConfig") -> int:
+    from rich.console import Console
+
+    from raypipe.classify.pipeline import run_classify
+    from raypipe.progress import final_table
+
+    console = Console()
+    run = run_classify(settings, console=console)
+    if run.record.plans:
+        console.print(final_table(run.record, report_uri=run.report_uri))
+    else:
+        console.print(
+            f"Nothing new: every video of {settings.embeddings} is classified and sealed in {settings.output}."
+        )
+    return 0
+
+
+@app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="The output folder of embed or classify.")], *, debug: Debug = False
+) -> None:
     """Recheck every promise about an output from what is stored; exit 1 and name what is broken."""
 
     def run() -> int:
         from rich.console import Console
 
-        from raypipe.embed.verify import verify as verify_output
+        from raypipe.classify.verify import verify as verify_predictions
+        from raypipe.embed.verify import verify as verify_embeddings
+        from raypipe.sealed.verify import stored_job
         from raypipe.storage import Folder
 
-        result = verify_output(Folder(output))
+        folder = Folder(output)
+        check = verify_predictions if stored_job(folder) == "classify" else verify_embeddings
+        result = check(folder)
         for violation in result.violations:
             _say(f"violation: {violation}")
         counts = ", ".join(f"{count} {status}" for status, count in result.statuses.most_common())

@@ -23,6 +23,13 @@ FRAME_PTS_SECONDS = "frame_pts_seconds"
 FRAME_EMBEDDINGS = "frame_embeddings"
 EMBEDDING = "embedding"
 THUMBNAIL = "thumbnail"
+EMBEDDINGS_FILE = "embeddings_file"
+LABEL = "label"
+SCORE = "score"
+LABELS = "labels"
+TOP_LABELS = "top_labels"
+TOP_SCORES = "top_scores"
+FRAME_SCORES = "frame_scores"
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -59,5 +66,31 @@ def embeddings_schema(embedding_dim: int) -> pa.Schema:
             (FRAME_EMBEDDINGS, pa.list_(pa.list_(pa.float16(), embedding_dim))),
             (EMBEDDING, pa.list_(pa.float32(), embedding_dim)),
             (THUMBNAIL, pa.binary()),
+        ]
+    )
+
+
+def predictions_schema() -> pa.Schema:
+    """Schema of a file of ``raypipe classify``: one row per video, all of the last columns null where it has no frames.
+
+    ``etag`` is the embedded row's generation and etag, ``3-d41d8…``: what tells one embedding of a video from another.
+    ``generation`` counts the classifications. ``labels`` are those of at least 0.5 of a multi-label model, else the
+    one. ``frame_scores`` are null unless asked for.
+    """
+    return pa.schema(
+        [
+            (VIDEO_ID, pa.string()),
+            (VIDEO_URI, pa.string()),
+            (ETAG, pa.string()),
+            (STATUS, pa.string()),
+            (ERROR, pa.string()),
+            (GENERATION, pa.int32()),
+            (NUM_FRAMES, pa.int32()),
+            (LABEL, pa.string()),
+            (SCORE, pa.float32()),
+            (LABELS, pa.list_(pa.string())),
+            (TOP_LABELS, pa.list_(pa.string())),
+            (TOP_SCORES, pa.list_(pa.float32())),
+            (FRAME_SCORES, pa.list_(pa.float32())),
         ]
     )

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+import yaml
+from pydantic import BaseModel
 
 from raypipe.config import EmbedConfig
 from raypipe.storage import Folder
@@ -55,21 +57,16 @@ def upload(folder: Folder, count: int, *, start: int = 0) -> list[str]:
 
 
 class Driver:
-    """``raypipe embed`` in a process of its own, on the tests' Ray."""
+    """A job in a process of its own, on the tests' Ray."""
 
-    def __init__(self, config: EmbedConfig, address: str, log: Path) -> None:
-        keys = config.model_dump()
-        settings = [
-            f"{section}.{key}={value}".replace("True", "true").replace("False", "false")
-            for section in ("sampling", "backbone", "shard", "resources")
-            for key, value in keys[section].items()
-        ]
+    def __init__(self, job: str, config: BaseModel, address: str, log: Path) -> None:
+        file = log.with_suffix(".yaml")
+        file.write_text(yaml.safe_dump(config.model_dump()))
         self.log = log
-        with log.open("wb") as file:
+        with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "raypipe", "embed", "--input", config.input, "--output", config.output]
-                + [word for setting in settings for word in ("--set", setting)],
-                stdout=file,
+                [sys.executable, "-m", "raypipe", job, str(file)],
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "RAY_ADDRESS": address, "COLUMNS": "200"},
             )
@@ -82,6 +79,9 @@ class Driver:
         """SIGKILL."""
         self.process.kill()
         self.process.wait()
+
+
+StartDriver = Callable[..., Driver]
 
 
 def wait_until(condition: Callable[[], object], *, timeout_seconds: float = 120, what: str) -> None:

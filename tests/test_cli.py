@@ -12,7 +12,7 @@ from raypipe import cli
 from raypipe.config import EmbedConfig
 from raypipe.errors import CommitError, RaypipeError, SetupError
 
-COMMANDS = ("embed", "plan", "verify", "doctor", "demo")
+COMMANDS = ("embed", "plan", "classify", "verify", "doctor", "demo")
 HEAVY = ("ray", "torch", "torchvision", "av", "decord", "pyarrow", "numpy", "PIL", "s3fs", "botocore", "yaml")
 GIVEN = ("--input", "videos", "--output", "out")
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raypipe.config import EmbedConfig, SamplingConfig, load_config
+from raypipe.config import ClassifyConfig, EmbedConfig, SamplingConfig, load_config
 from raypipe.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1] / "jobs" / "embed.yaml"
@@ -45,6 +45,21 @@ def test_the_example_holds_every_key_with_its_default() -> None:
     defaults = EmbedConfig(input=tree["input"], output=tree["output"])
     assert tree == defaults.model_dump()
     assert load_config(EmbedConfig, EXAMPLE) == defaults
+
+
+def test_the_example_of_classify_holds_every_key_with_its_default_and_explains_it() -> None:
+    text = EXAMPLE.with_name("classify.yaml").read_text(encoding="utf-8")
+    tree = yaml.safe_load(text)
+    defaults = ClassifyConfig(**{key: tree[key] for key in ("embeddings", "model", "output")})
+    assert tree == defaults.model_dump()
+    leaves = sum(len(value) if isinstance(value, dict) else 1 for value in tree.values())
+    assert len(re.findall(r"^ *\w+: \S", text, re.MULTILINE)) == leaves
+
+
+@pytest.mark.parametrize("key", ["resources.gpus=-1", "resources.concurrency=0", "top_k=0", "shard.max_videos=0"])
+def test_what_classify_cannot_do_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=key.partition("=")[0].split(".")[-1]):
+        load_config(ClassifyConfig, values={"embeddings": "e", "model": "m", "output": "o"}, overrides=[key])
 
 
 def test_every_key_of_the_example_is_explained() -> None:

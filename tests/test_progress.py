@@ -272,3 +272,16 @@ def test_metrics_do_not_load_ray_themselves() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "False"
+
+
+def test_the_final_table_names_the_most_frequent_labels(clock: FakeClock) -> None:
+    record = RunRecord(job="classify", clock=clock)
+    record.labels.update({f"label {number}": 100 - number for number in range(10)})
+    record.close(outcome="finished")
+    console = Console(width=200, file=io.StringIO())
+    console.print(final_table(record))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "label 0 100  label 1 99" in shown
+    assert "label 7 93  and 2 other labels" in shown
+    assert "label 8" not in shown

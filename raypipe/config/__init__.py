@@ -1,6 +1,21 @@
 """The configuration of each job: frozen pydantic models whose unknown keys are refused."""
 
+from raypipe.config.classify import ClassifyConfig, ClassifyResourcesConfig
 from raypipe.config.embed import DecodeConfig, EmbedConfig, ResourcesConfig, Retry, SamplingConfig
 from raypipe.config.load import load_config
+from raypipe.config.train import ClassifierConfig, Gpt2Size, OptimizerConfig, TrainConfig
 
-__all__ = ["DecodeConfig", "EmbedConfig", "ResourcesConfig", "Retry", "SamplingConfig", "load_config"]
+__all__ = [
+    "ClassifierConfig",
+    "ClassifyConfig",
+    "ClassifyResourcesConfig",
+    "DecodeConfig",
+    "EmbedConfig",
+    "Gpt2Size",
+    "OptimizerConfig",
+    "ResourcesConfig",
+    "Retry",
+    "SamplingConfig",
+    "TrainConfig",
+    "load_config",
+]

@@ -51,8 +51,8 @@ def _make_metrics(num_planned_videos: int) -> "dict[str, Counter]":
     Gauge("raypipe_planned_videos", "Videos of the plan, done or not.").set(num_planned_videos)
     return {
         "raypipe_videos_total": Counter("raypipe_videos_total", "Videos ended, by status.", ("status",)),
-        "raypipe_frames_total": Counter("raypipe_frames_total", "Frames embedded."),
-        "raypipe_bytes_total": Counter("raypipe_bytes_total", "Bytes of video read."),
+        "raypipe_frames_total": Counter("raypipe_frames_total", "Frames of finished shards."),
+        "raypipe_bytes_total": Counter("raypipe_bytes_total", "Bytes read, of videos or of their vectors."),
         "raypipe_shards_total": Counter("raypipe_shards_total", "Shards finished."),
         "raypipe_stage_seconds_total": Counter(
             "raypipe_stage_seconds_total", "Seconds of work, by stage, all actors together.", ("stage",)

@@ -25,6 +25,7 @@ from raypipe.report.text import (
 )
 from raypipe.status import HAS_FRAMES
 
+_MAX_LABELS = 8
 OUTCOME_STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 
 
@@ -83,6 +84,7 @@ def final_table(record: RunRecord, *, report_uri: str = "") -> RenderableType:
         ("left", Text(_left(record))),
         ("statuses", Flow(_status_texts(record))),
         ("failed attempts", Text(format_count(record.num_problems) if record.num_problems else "", style="red")),
+        ("labels", Flow(_label_texts(record))),
         ("frames", Text(format_count(record.num_frames))),
         ("read", Text(format_bytes(record.size_bytes))),
         ("wall time", Text(format_seconds(record.elapsed_seconds))),
@@ -156,3 +158,10 @@ def _status_texts(record: RunRecord) -> list[Text]:
         Text(f"{visible(status)} {format_count(count)}", style=styles.get(status, "red"))
         for status, count in _statuses(record)
     ]
+
+
+def _label_texts(record: RunRecord) -> list[Text]:
+    """The most frequent labels, and how many others there are."""
+    texts = [Text(f"{visible(label)} {format_count(count)}") for label, count in record.labels.most_common(_MAX_LABELS)]
+    others = len(record.labels) - len(texts)
+    return [*texts, Text(f"and {plural(others, 'other label')}", style="dim")] if others else texts

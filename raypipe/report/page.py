@@ -32,6 +32,7 @@ def page(record: RunRecord) -> str:
             _headline_numbers(record),
             _throughput(record),
             tag("div", sections.stages(record), sections.statuses(record), class_="pair"),
+            sections.labels(record),
             sections.thumbnails(record),
             sections.failures(record),
             sections.slowest(record),

@@ -43,12 +43,13 @@ class ShardSummary:
     shard: int
     statuses: dict[str, int]  # status -> videos; sums to the shard's rows
     num_frames: int
-    size_bytes: int  # bytes of video read
-    stage_seconds: dict[str, float]  # download, decode, embed, put -> seconds of one processor's wall clock
+    size_bytes: int  # bytes read: of videos, or of their vectors
+    stage_seconds: dict[str, float]  # fetch, decode, embed, put -> seconds of one processor's wall clock
     finished_at: float  # Unix time
     slowest: tuple[VideoNote, ...] = ()  # the slowest few videos
     failures: tuple[VideoNote, ...] = ()  # the first few rows that are neither ok nor partial
     thumbnails: tuple[tuple[str, bytes], ...] = ()  # a few (video_id, JPEG)
+    labels: dict[str, int] = field(default_factory=dict)  # of classify: best label -> videos
     already_committed: bool = False  # another attempt or another driver had put it
     problem: str = ""  # one line when the shard could not be finished; its counts are then empty
 
@@ -83,6 +84,7 @@ class RunRecord:
     num_frames: int = field(default=0, init=False)
     size_bytes: int = field(default=0, init=False)
     statuses: Counter[str] = field(default_factory=Counter, init=False)
+    labels: Counter[str] = field(default_factory=Counter, init=False)
     stage_seconds: dict[str, float] = field(default_factory=dict, init=False)
     timeline: Timeline = field(default_factory=Timeline, init=False)
     slowest: list[VideoNote] = field(default_factory=list, init=False)
@@ -110,6 +112,7 @@ class RunRecord:
         self.num_frames += summary.num_frames
         self.size_bytes += summary.size_bytes
         self.statuses.update(summary.statuses)
+        self.labels.update(summary.labels)
         for stage, seconds in summary.stage_seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + finite(seconds)
         # A worker's clock may be ahead of the driver's: nothing finishes after it was heard of.

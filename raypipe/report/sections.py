@@ -9,10 +9,11 @@ from raypipe.report.record import RunRecord, VideoNote
 from raypipe.report.text import NOTHING, format_count, format_seconds, format_share, plural, redact, shorten
 from raypipe.status import HAS_FRAMES
 
-_STAGES = ("download", "decode", "embed", "put")
+_STAGES = ("fetch", "read", "decode", "embed", "classify", "put")
 _SHADES = 6
 _OPEN_FAILURES = 10
 _MAX_KINDS = 12
+_MAX_LABELS = 20
 _CAPTION_CHARS = 44
 _ID_CHARS = 160
 
@@ -91,6 +92,27 @@ def statuses(record: RunRecord) -> Html:
 def picture(jpeg: bytes) -> Html:
     """Return a JPEG as a picture inside the page."""
     return tag("img", src=f"data:image/jpeg;base64,{b64encode(jpeg).decode('ascii')}", alt="")
+
+
+def labels(record: RunRecord) -> Html:
+    """Show how many videos have each label as their best, where the job gives labels."""
+    labelled = record.labels.total()
+    if not labelled:
+        return Html("")
+    rows = [
+        tag(
+            "tr",
+            tag("th", tag("bdi", shorten(label, max_chars=_CAPTION_CHARS)), scope="row"),
+            tag("td", share_bar(count / labelled, "shade0"), class_="wide"),
+            tag("td", format_count(count), class_="num"),
+            tag("td", format_share(count / labelled), class_="num"),
+        )
+        for label, count in record.labels.most_common(_MAX_LABELS)
+    ]
+    others = len(record.labels) - len(rows)
+    more = f" {plural(others, 'other label')} not shown." if others else ""
+    note = f"The best label of each video.{more}"
+    return section("What the videos are", tag("table", *rows, class_="bars"), note=note)
 
 
 def thumbnails(record: RunRecord) -> Html:

@@ -31,7 +31,7 @@ def summarize(record: RunRecord) -> dict[str, object]:
     - ``num_planned_videos``, ``num_resumed_videos``, ``num_done_videos``, ``num_remaining_videos``
     - ``num_videos``, ``num_failed_videos``, ``num_frames``, ``size_bytes`` (video read), ``num_shards``
       (finished), ``num_already_committed_shards``, ``num_problems`` (attempts at a shard that failed, even where a
-      later one finished it), ``statuses`` (status → videos)
+      later one finished it), ``statuses`` (status → videos), ``labels`` (of classify: best label → videos)
     - ``videos_per_second``, ``frames_per_second``, ``bytes_per_second``: means over ``elapsed_seconds``
     - ``num_slots``, ``stage_seconds`` (stage → seconds of all slots together), ``idle_seconds`` (null: unknown)
     - ``timeline``: ``bucket_seconds`` and the lists ``num_shards``, ``num_videos``, ``num_failed``, ``num_frames``,
@@ -83,6 +83,7 @@ def _counts(record: RunRecord) -> dict[str, object]:
         "num_already_committed_shards": record.num_already_committed_shards,
         "num_problems": record.num_problems,
         "statuses": dict(record.statuses.most_common()),
+        "labels": dict(record.labels.most_common()),
         "videos_per_second": record.mean_rate(record.num_videos),
         "frames_per_second": record.mean_rate(record.num_frames),
         "bytes_per_second": record.mean_rate(record.size_bytes),

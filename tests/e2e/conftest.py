@@ -1,9 +1,10 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from helpers import Configure, Driver
+from helpers import Configure, Driver, StartDriver
+from pydantic import BaseModel
 
 from raypipe.batch import cluster
 from raypipe.config import EmbedConfig, load_config
@@ -33,12 +34,12 @@ def configure(ray_address: str) -> Configure:  # noqa: ARG001 - what is configur
 
 
 @pytest.fixture
-def start_driver(ray_address: str, tmp_path: Path) -> Iterator[Callable[[EmbedConfig], Driver]]:
+def start_driver(ray_address: str, tmp_path: Path) -> Iterator[StartDriver]:
     """Start drivers; those that still run at the end are killed."""
     drivers: list[Driver] = []
 
-    def start(config: EmbedConfig) -> Driver:
-        drivers.append(Driver(config, ray_address, tmp_path / f"driver-{len(drivers)}.log"))
+    def start(config: BaseModel, *, job: str = "embed") -> Driver:
+        drivers.append(Driver(job, config, ray_address, tmp_path / f"driver-{len(drivers)}.log"))
         return drivers[-1]
 
     yield start

@@ -4,16 +4,15 @@ import json
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import ray
-from helpers import Configure, Driver, kill_one, num_committed, upload, wait_until
+from helpers import Configure, StartDriver, kill_one, num_committed, upload, wait_until
 
 from raypipe import schema
-from raypipe.config import EmbedConfig
 from raypipe.embed import pipeline
 from raypipe.embed.pipeline import run_embed
 from raypipe.embed.verify import verify
@@ -22,7 +21,6 @@ from raypipe.report import ShardSummary
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
 
-StartDriver = Callable[[EmbedConfig], Driver]
 _NUM_VIDEOS = 24
 _SHARDS = ("shard.max_videos=2",)
 

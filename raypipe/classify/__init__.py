@@ -1,0 +1,1 @@
+"""The classify job: what a trained model says of every video that embed sealed."""

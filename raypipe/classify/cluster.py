@@ -1,0 +1,68 @@
+"""Divide a cluster among the actors of classify, and run shards through them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from raypipe.batch.cluster import add_stage
+from raypipe.batch.stages import SUMMARY, SkipCommitted
+from raypipe.classify.stages import (
+    ClassifyVideos,
+    ModelSettings,
+    PutPredictions,
+    PutSettings,
+    ReadEmbeddings,
+    ReadSettings,
+)
+from raypipe.config import ClassifyResourcesConfig
+from raypipe.errors import SetupError
+from raypipe.report import ShardSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How many actors there are, each with one processor and a model of its own."""
+
+    actors: int
+    gpus_per_actor: float = 0.0
+
+    @property
+    def device(self) -> str:
+        """Where the model of an actor is."""
+        return "cuda" if self.gpus_per_actor else "cpu"
+
+
+def place(resources: ClassifyResourcesConfig) -> Placement:
+    """One actor a GPU, or one a processor where there is no GPU.
+
+    Raises:
+        SetupError: the cluster has less than one actor needs.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    wanted = resources.gpus
+    gpus_per_actor = (1.0 if gpus else 0.0) if wanted == "auto" else wanted
+    if gpus_per_actor > gpus or cpus < 1:
+        msg = f"resources.gpus={wanted}: the cluster has {gpus:g} GPUs and {cpus:g} CPUs. Lower it, or add nodes."
+        raise SetupError(msg)
+    fitting = int(min(cpus, gpus // gpus_per_actor)) if gpus_per_actor else int(cpus)
+    return Placement(fitting if resources.concurrency == "auto" else resources.concurrency, gpus_per_actor)
+
+
+def run_shards(
+    blocks: Sequence[pa.Table],
+    placement: Placement,
+    *,
+    read: ReadSettings,
+    model: ModelSettings,
+    put: PutSettings,
+) -> Iterator[ShardSummary]:
+    """Take every block through read, classify and put; yield the summaries as shards finish, in any order."""
+    steps = ((SkipCommitted, put.output_uri), (ReadEmbeddings, read), (ClassifyVideos, model), (PutPredictions, put))
+    actors = min(len(blocks), placement.actors)  # more actors than shards would only start and end
+    gpus = placement.gpus_per_actor or None
+    for row in add_stage(ray.data.from_arrow(list(blocks)), steps, actors, num_cpus=1, num_gpus=gpus).iter_rows():
+        yield row[SUMMARY]

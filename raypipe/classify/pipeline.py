@@ -1,0 +1,138 @@
+"""The classify job, from a configuration to a sealed output."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from raypipe.batch.cluster import connect, machine
+from raypipe.batch.run import BatchRun, RunShards, finish, start_record
+from raypipe.classify import catalogue, cluster
+from raypipe.classify.cluster import Placement
+from raypipe.classify.shard import Question
+from raypipe.classify.stages import ModelSettings, PutSettings, ReadSettings
+from raypipe.config import ClassifyConfig
+from raypipe.errors import ConfigError, FingerprintError
+from raypipe.models.classifier_files import ModelFiles, build_classifier, read_model
+from raypipe.sealed.dataset import embeddings_manifests
+from raypipe.sealed.plan import fingerprint
+from raypipe.sealed.planner import Planner
+from raypipe.storage import Folder
+
+_FORMAT = 1  # of the rows; a change that old rows do not fit raises it
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is settled before any vector is read."""
+
+    config: ClassifyConfig
+    embeddings: Folder
+    output: Folder
+    manifests: list[dict[str, Any]]  # of the embeddings' plans
+    embedding_dim: int
+    files: ModelFiles
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes what a row says."""
+        return {
+            "job": "classify",
+            "format": _FORMAT,
+            "model": self.files.digest,
+            "embeddings": self.manifests[0]["fingerprint"],
+            "top_k": self.config.top_k,
+            "frame_scores": self.config.frame_scores,
+            "dtype": "float32",
+        }
+
+
+def prepare(config: ClassifyConfig) -> Setup:
+    """Read the model and the embeddings' manifests, and hold one against the other.
+
+    Raises:
+        WeightsError: the model cannot be read.
+        FingerprintError: it was trained on other embeddings.
+        ConfigError: the embeddings are none, or are the output too.
+        JobError: the embeddings are not sealed.
+    """
+    embeddings, output = Folder(config.embeddings), Folder(config.output)
+    if embeddings == output:
+        msg = f"{output} is both the embeddings and the output. Choose another output."
+        raise ConfigError(msg)
+    manifests = embeddings_manifests(embeddings)
+    files = read_model(Folder(config.model))
+    trained = build_classifier(files).config
+    setup = Setup(config, embeddings, output, manifests, catalogue.embedding_dim(embeddings, manifests), files)
+    marks = {manifest["fingerprint"] for manifest in manifests}
+    if trained.embedding_fingerprint is not None and marks != {trained.embedding_fingerprint}:
+        msg = (
+            f"{config.model} was trained on embeddings of the fingerprint {trained.embedding_fingerprint}; those in "
+            f"{embeddings} have {', '.join(sorted(marks))}. Embed with the same settings, or train on these."
+        )
+        raise FingerprintError(msg)
+    if trained.embedding_dim != setup.embedding_dim:
+        msg = (
+            f"{config.model} takes vectors of {trained.embedding_dim} numbers; those in {embeddings} have "
+            f"{setup.embedding_dim}. Embed with the backbone that it was trained on, or train on these."
+        )
+        raise FingerprintError(msg)
+    return setup
+
+
+def run_classify(config: ClassifyConfig, *, console: Console | None = None) -> BatchRun:
+    """Classify what is new in the embeddings, finish what earlier runs left, seal it, and write the report.
+
+    Raises:
+        SetupError: something is wrong before the work starts.
+        JobError: some shards could not be finished; the same call continues.
+    """
+    setup = prepare(config)
+    setup.output.check_writable()
+    connect()
+    placement = cluster.place(config.resources)
+    plan_new(setup, slots=placement.actors)
+    record = start_record(
+        setup.output,
+        job="classify",
+        input_uri=setup.embeddings.uri,
+        fingerprint=fingerprint(setup.settings),
+        settings=config.model_dump(),
+        packages=("torch", "transformers", "safetensors"),
+        machine={**machine(), "actors": placement.actors, "device": placement.device},
+        num_slots=placement.actors,
+    )
+    if not record.plans:
+        return BatchRun(record)
+    return finish(setup.output, record, _work(setup, placement), patience=2 * placement.actors + 6, console=console)
+
+
+def plan_new(setup: Setup, *, slots: int) -> None:
+    """Plan what no plan holds yet: a video that is new, or embedded again.
+
+    Raises:
+        FingerprintError: the output holds rows of another model or other settings.
+        ConfigError: a video has the id of another one, planned from other embeddings.
+    """
+    planner = Planner(setup.output, setup.settings, setup.embeddings.uri, key="video_id")
+    planner.load()
+    packing = partial(
+        catalogue.pack,
+        max_videos=setup.config.shard.max_videos,
+        max_frames=setup.config.shard.max_frames,
+        frames_per_video=catalogue.frames_per_video(setup.manifests),
+        slots=slots,
+    )
+    planner.store(planner.new_videos(catalogue.find_embedded(setup.embeddings, setup.manifests)), pack=packing)
+
+
+def _work(setup: Setup, placement: Placement) -> RunShards:
+    """What runs blocks through the stage, the model's files in the object store."""
+    config = setup.config
+    question = Question(top_k=config.top_k, frame_scores=config.frame_scores, batch_size=config.batch_size)
+    read = ReadSettings(setup.embeddings.uri, setup.embedding_dim)
+    model = ModelSettings(ray.put(setup.files), question, placement.device)
+    put = PutSettings(setup.output.uri, fingerprint(setup.settings), setup.embedding_dim)
+    return lambda blocks: cluster.run_shards(blocks, placement, read=read, model=model, put=put)

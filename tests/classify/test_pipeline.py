@@ -1,0 +1,115 @@
+"""What classify refuses before any work, and what a run depends on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from classify_outputs import DIM, QUESTION, classified_rows, plan_new, save_model
+from embed_outputs import MARK, make_output, replace_object
+
+from raypipe.classify.pipeline import plan_new as plan_job
+from raypipe.classify.pipeline import prepare
+from raypipe.config import ClassifyConfig
+from raypipe.errors import ConfigError, FingerprintError, JobError, RaypipeError, WeightsError
+from raypipe.models.classifier_files import build_classifier
+from raypipe.sealed.dataset import read_rows
+from raypipe.sealed.plan import fingerprint, read_plan
+from raypipe.sealed.seal import missing_shards
+from raypipe.status import HAS_FRAMES
+from raypipe.storage import Folder
+
+
+@pytest.fixture
+def embeddings(tmp_path: Path) -> Folder:
+    return make_output(Folder(str(tmp_path)))
+
+
+def configured(embeddings: Folder, model: Path | str, **keys: object) -> ClassifyConfig:
+    given = {"embeddings": embeddings.uri, "model": str(model), "output": f"{embeddings.uri}-labels"}
+    return ClassifyConfig(**given | keys)  # type: ignore[arg-type]
+
+
+def test_the_model_and_the_embeddings_make_the_fingerprint(embeddings: Folder, tmp_path: Path) -> None:
+    model, other = (save_model(tmp_path / name, seed=seed) for seed, name in enumerate(("model", "other")))
+    setup = prepare(configured(embeddings, model))
+    assert setup.settings == {
+        "job": "classify",
+        "format": 1,
+        "model": setup.files.digest,
+        "embeddings": MARK,
+        "top_k": 5,
+        "frame_scores": False,
+        "dtype": "float32",
+    }
+    same = prepare(configured(embeddings, model, batch_size=3, output="elsewhere"))
+    assert fingerprint(same.settings) == fingerprint(setup.settings)
+    plan_job(setup, slots=1)
+    assert [read_plan(setup.output, 0).videos.num_rows, read_plan(setup.output, 0).input] == [7, embeddings.uri]
+    plan_job(setup, slots=1)
+    for changed in (configured(embeddings, other), configured(embeddings, model, top_k=2)):
+        with pytest.raises(FingerprintError, match=r"^The output holds rows of other settings: (model|top_k) was "):
+            plan_job(prepare(changed), slots=1)
+
+
+@pytest.mark.parametrize("mark", [None, MARK])
+def test_a_model_of_these_embeddings_is_taken(embeddings: Folder, tmp_path: Path, mark: str | None) -> None:
+    assert prepare(configured(embeddings, save_model(tmp_path / "model", mark=mark))).embedding_dim == DIM
+
+
+def test_what_does_not_fit_is_one_line_and_exit_code_2(embeddings: Folder, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused: list[tuple[ClassifyConfig, type[RaypipeError], str]] = [
+        (
+            configured(embeddings, save_model(tmp_path / "of other", mark="0" * 16)),
+            FingerprintError,
+            rf"of other was trained on embeddings of the fingerprint 0000000000000000; those in .* have {MARK}\. ",
+        ),
+        (
+            configured(embeddings, save_model(tmp_path / "wide", dim=DIM + 1)),
+            FingerprintError,
+            r"wide takes vectors of 9 numbers; those in .* have 8\. ",
+        ),
+        (configured(embeddings, tmp_path / "empty"), WeightsError, "holds no model"),
+        (configured(embeddings, tmp_path / "nowhere"), WeightsError, "holds no model"),
+        (
+            configured(embeddings, save_model(tmp_path / "model"), output=f"{embeddings.uri}/"),
+            ConfigError,
+            "is both the embeddings and the output",
+        ),
+    ]
+    for config, kind, said in refused:
+        with pytest.raises(kind, match=said) as caught:
+            prepare(config)
+        assert caught.value.exit_code == 2
+        assert "\n" not in str(caught.value)
+    assert not Path(f"{embeddings.uri}-labels").exists()
+
+
+def test_predictions_are_no_embeddings(embeddings: Folder, tmp_path: Path) -> None:
+    config = configured(embeddings, save_model(tmp_path / "model"))
+    output = Folder(config.output)
+    plan_new(embeddings, output)
+    with pytest.raises(JobError, match="is not sealed"):
+        prepare(configured(output, config.model))
+    replace_object(embeddings, "manifests/00000.json", None)
+    with pytest.raises(JobError, match=r"plans \[0\] are unfinished\. Run the same raypipe embed again\.$"):
+        prepare(config)
+
+
+def test_the_rows_are_what_the_model_says(embeddings: Folder, tmp_path: Path) -> None:
+    """The real classifier, on vectors of several lengths: as one by one, and no row is another's."""
+    setup = prepare(configured(embeddings, save_model(tmp_path / "model")))
+    plan_job(setup, slots=1)
+    model = build_classifier(setup.files)
+    rows = {row["video_id"]: row for table in read_rows(embeddings) for row in table.to_pylist()}
+    for block in missing_shards(setup.output, [0]):
+        for row in classified_rows(block, embeddings, model).to_pylist():
+            embedded = rows[row["video_id"]]
+            assert row["status"] == embedded["status"]
+            if row["status"] in HAS_FRAMES:
+                vectors = np.array(embedded["frame_embeddings"], np.float16)
+                alone = model.classify([vectors], frame_scores=True, batch_size=QUESTION.batch_size)
+                best = int(alone.probabilities[0].argmax())
+                assert row["label"] == model.config.label_names[best]
+                assert row["score"] == pytest.approx(alone.probabilities[0, best], abs=1e-5)
+                assert len(row["frame_scores"]) == embedded["num_frames"]

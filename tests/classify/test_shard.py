@@ -1,0 +1,162 @@
+"""What becomes of a shard of embedded videos: each exactly one row, with what the model says of its own vectors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from classify_outputs import NAMES, QUESTION, FakeModel, classified_rows, classify_all, plan_new
+from embed_outputs import DIM, commit_statuses, content, embed_all, places, planner, replace_object, upload, video
+from embed_outputs import PACK as EMBED_PACK
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from raypipe import schema
+from raypipe.classify import shard as work
+from raypipe.classify.verify import verify
+from raypipe.errors import CommitError, JobError
+from raypipe.sealed.dataset import read_embeddings, read_rows
+from raypipe.sealed.seal import missing_shards
+from raypipe.status import HAS_FRAMES, Status
+from raypipe.storage import Folder
+
+
+def rows_of(output: Folder) -> dict[str, dict[str, Any]]:
+    rows = [row for table in read_rows(output) for row in table.to_pylist()]
+    assert len({row[schema.VIDEO_ID] for row in rows}) == len(rows)
+    return {row[schema.VIDEO_ID]: row for row in rows}
+
+
+def one_shard(folder: Folder, videos: dict[str, bytes]) -> tuple[pa.Table, Folder]:
+    source, embeddings = places(folder)
+    upload(source, videos)
+    embed_all(source, embeddings)
+    output = Folder(folder.child("labels"))
+    plan_new(embeddings, output, max_videos=100)
+    return pa.concat_tables(missing_shards(output, [0])), embeddings
+
+
+def test_every_row_becomes_one_row_with_its_own_label(folder: Folder) -> None:
+    source, embeddings = places(folder)
+    output = Folder(folder.child("labels"))
+    upload(source, {f"{number}.mp4": content(seed=number) for number in range(7)} | {"bad.mp4": content("timeout")})
+    embed_all(source, embeddings)
+    assert classify_all(embeddings, output) == [0]
+    result = verify(output)
+    assert (result.violations, result.statuses) == ([], {"ok": 7, "timeout": 1})
+    found = rows_of(output)
+    embedded = {row[schema.VIDEO_ID]: row for table in read_embeddings(embeddings) for row in table.to_pylist()}
+    assert found.keys() == embedded.keys()
+    for video_id, row in found.items():
+        vectors = np.array(embedded[video_id][schema.FRAME_EMBEDDINGS], np.float16).reshape(-1, DIM)
+        assert (row[schema.STATUS], row[schema.ERROR]) == (
+            embedded[video_id][schema.STATUS],
+            embedded[video_id][schema.ERROR],
+        )
+        if len(vectors):
+            probabilities = FakeModel().classify([vectors], frame_scores=False, batch_size=2).probabilities[0]
+            order = np.argsort(-probabilities)
+            assert row[schema.TOP_LABELS] == [NAMES[number] for number in order[:3]]
+            assert row[schema.TOP_SCORES] == pytest.approx(probabilities[order[:3]])
+            assert (row[schema.LABEL], row[schema.LABELS]) == (NAMES[order[0]], [NAMES[order[0]]])
+            assert len(row[schema.FRAME_SCORES]) == row[schema.NUM_FRAMES] == 3
+        else:
+            assert [row[name] for name in (schema.LABEL, schema.SCORE, schema.LABELS, schema.FRAME_SCORES)] == [
+                None
+            ] * 4
+
+
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    generations=st.lists(
+        st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from([*map(str, Status)]), min_size=1),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_every_row_that_counts_is_classified_exactly_once(
+    tmp_path_factory: pytest.TempPathFactory, generations: list[dict[str, str]]
+) -> None:
+    """Whatever was embedded when, in whatever status: one row each, and again only for what is new."""
+    folder = Folder(str(tmp_path_factory.mktemp("some")))
+    embeddings, output = Folder(folder.child("out")), Folder(folder.child("labels"))
+    last: dict[str, tuple[int, str]] = {}
+    for generation, statuses in enumerate(generations):
+        videos = [video(name, etag=f"e{generation}") for name in statuses]
+        made = planner(embeddings)
+        made.store(made.new_videos(videos), pack=EMBED_PACK)
+        commit_statuses(embeddings, statuses)
+        last |= {name: (generation, status) for name, status in statuses.items()}
+        model = FakeModel()
+        assert classify_all(embeddings, output, model) == [generation]
+        assert model.shown == [3] * sum(status in HAS_FRAMES for status in statuses.values())
+        assert plan_new(embeddings, output) == []
+    assert verify(output).violations == []
+    found = rows_of(output)
+    assert {name: (row[schema.GENERATION], row[schema.STATUS]) for name, row in found.items()} == last
+    assert all(row[schema.ETAG] == f"{row[schema.GENERATION]}-e{row[schema.GENERATION]}" for row in found.values())
+
+
+def test_a_multi_label_model_gives_every_label_from_one_half_on(folder: Folder) -> None:
+    rows, embeddings = one_shard(folder, {f"{number}.mp4": content(seed=number) for number in range(3)})
+    model = FakeModel("multi_label_classification")
+    for row in classified_rows(rows, embeddings, model).to_pylist():
+        assert row[schema.LABEL] == row[schema.TOP_LABELS][0]
+        likely = [
+            name for name, score in zip(row[schema.TOP_LABELS], row[schema.TOP_SCORES], strict=True) if score >= 0.5
+        ]
+        assert row[schema.LABELS][:3] == likely
+
+
+def test_a_model_of_few_labels_and_no_frame_scores(folder: Folder) -> None:
+    rows, embeddings = one_shard(folder, {"a.mp4": content()})
+    question = work.Question(top_k=5, frame_scores=False, batch_size=QUESTION.batch_size)
+    made = classified_rows(rows, embeddings, FakeModel(label_names=("yes", "no")), question)
+    assert made[schema.FRAME_SCORES].to_pylist() == [None]
+    assert sorted(made[schema.TOP_LABELS][0].as_py()) == ["no", "yes"]
+    assert work.output_rows(made).schema == schema.predictions_schema()
+
+
+def test_a_shard_without_any_frame_asks_the_model_nothing(folder: Folder) -> None:
+    rows, embeddings = one_shard(folder, {"a.mp4": content("crashed"), "b.mp4": content("timeout")})
+    model = FakeModel()
+    made = classified_rows(rows, embeddings, model)
+    assert (model.shown, made[schema.LABEL].to_pylist()) == ([], [None, None])
+    about = work.summarise(made, plan=0, shard=0, embedding_dim=DIM, put_seconds=0.0, already_committed=False)
+    assert (about.labels, about.num_frames, len(about.failures)) == ({}, 0, 2)
+
+
+def test_a_summary_counts_labels_and_time(folder: Folder) -> None:
+    rows, embeddings = one_shard(folder, {f"{number}.mp4": content(seed=number) for number in range(3)})
+    made = classified_rows(rows, embeddings, FakeModel())
+    about = work.summarise(made, plan=0, shard=0, embedding_dim=DIM, put_seconds=1.5, already_committed=False)
+    assert sum(about.labels.values()) == 3
+    assert set(about.labels) <= set(NAMES)
+    assert (about.num_frames, about.size_bytes) == (9, 9 * DIM * 2)
+    assert set(about.stage_seconds) == {"read", "classify", "put"}
+
+
+def test_probabilities_that_are_none_end_the_shard(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, embeddings = one_shard(folder, {"a.mp4": content()})
+    monkeypatch.setattr(FakeModel, "logits", lambda *_: np.full(4, np.nan))
+    with pytest.raises(JobError, match="gave scores that are not numbers"):
+        classified_rows(rows, embeddings, FakeModel())
+
+
+def test_a_file_that_is_not_what_was_sealed_is_named(tmp_path: Path) -> None:
+    rows, embeddings = one_shard(Folder(str(tmp_path)), {"a.mp4": content(), "b.mp4": content(seed=2)})
+    name = rows[schema.EMBEDDINGS_FILE][0].as_py()
+    with pytest.raises(CommitError, match=r"its rows of 8 numbers are not those that were planned"):
+        work.read_shard(rows, embeddings, embedding_dim=9)
+    at = rows.schema.get_field_index(schema.ETAG)
+    other = rows.set_column(at, schema.ETAG, pa.array(["0-x"] * rows.num_rows))
+    with pytest.raises(CommitError, match=r"is not what was sealed: .* Run raypipe verify "):
+        work.read_shard(other, embeddings, embedding_dim=DIM)
+    at = rows.schema.get_field_index(schema.VIDEO_ID)
+    stranger = rows.set_column(at, schema.VIDEO_ID, pa.array(["z"] * rows.num_rows))
+    with pytest.raises(CommitError, match="is not what was sealed"):
+        work.read_shard(stranger, embeddings, embedding_dim=DIM)
+    replace_object(embeddings, name, b"PAR1")
+    with pytest.raises(CommitError, match="is not what was sealed"):
+        work.read_shard(rows, embeddings, embedding_dim=DIM)

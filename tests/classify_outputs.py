@@ -1,0 +1,106 @@
+"""The classify job by hand, without Ray: embeddings of a few numbers, and a model that says what they sum to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from embed_outputs import DIM, VERSIONS
+
+from raypipe import schema
+from raypipe.classify import catalogue
+from raypipe.classify import shard as work
+from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig
+from raypipe.sealed.dataset import embeddings_manifests
+from raypipe.sealed.plan import fingerprint
+from raypipe.sealed.planner import Planner
+from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
+from raypipe.sealed.sink import describe_shard, put_shard
+from raypipe.storage import Folder
+
+NAMES = ["cat", "dog", "fish", "horse"]
+SETTINGS = {"job": "classify", "format": 1, "model": "m"}
+QUESTION = work.Question(top_k=3, frame_scores=True, batch_size=2)
+
+
+@dataclass
+class FakeModel:
+    """Probabilities that depend on a video's vectors alone; it remembers how many frames it was shown."""
+
+    problem_type: str = "single_label_classification"
+    label_names: Sequence[str] = tuple(NAMES)
+    shown: list[int] = field(default_factory=list)
+
+    @property
+    def config(self) -> SimpleNamespace:
+        return SimpleNamespace(label_names=list(self.label_names), problem_type=self.problem_type)
+
+    def classify(
+        self, videos: Sequence[npt.NDArray[np.float16]], *, frame_scores: bool, batch_size: int
+    ) -> SimpleNamespace:
+        assert batch_size == QUESTION.batch_size
+        self.shown += [len(video) for video in videos]
+        logits = np.array([self.logits(video) for video in videos])
+        probabilities = 1 / (1 + np.exp(-logits))
+        if self.problem_type == "single_label_classification":
+            probabilities /= probabilities.sum(axis=1, keepdims=True)
+        scores = [np.full(len(video), 0.5, np.float32) for video in videos] if frame_scores else None
+        return SimpleNamespace(probabilities=probabilities.astype(np.float32), frame_scores=scores)
+
+    def logits(self, video: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
+        assert video.shape[1:] == (DIM,)
+        return video.astype(np.float64).sum(axis=0)[: len(self.label_names)]
+
+
+def save_model(
+    folder: Path, *, dim: int = DIM, mark: str | None = None, names: Sequence[str] = NAMES, seed: int = 0
+) -> Path:
+    """A tiny classifier with random weights, as ``save_pretrained`` leaves it."""
+    torch.manual_seed(seed)
+    config = VideoClassifierConfig(
+        embedding_dim=dim,
+        gpt2={"n_layer": 1, "n_head": 1, "n_embd": 8, "n_positions": 8},
+        max_frames=8,
+        embedding_fingerprint=mark,
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+        problem_type="single_label_classification",
+    )
+    VideoClassifier(config).save_pretrained(folder)
+    return folder
+
+
+def plan_new(embeddings: Folder, output: Folder, *, max_videos: int = 4, settings: Any = SETTINGS) -> list[int]:  # noqa: ANN401
+    """Plan what is new, and give the numbers of the plans stored."""
+    manifests = embeddings_manifests(embeddings)
+    planner = Planner(output, settings, embeddings.uri, key="video_id")
+    planner.load()
+    found = catalogue.find_embedded(embeddings, manifests)
+
+    def pack(videos: list[catalogue.EmbeddedVideo]) -> pa.Table:
+        return catalogue.pack(videos, max_videos=max_videos, max_frames=1000, frames_per_video=3, slots=1)
+
+    return planner.store(planner.new_videos(found), pack=pack)
+
+
+def classified_rows(rows: pa.Table, embeddings: Folder, model: Any, question: work.Question = QUESTION) -> pa.Table:  # noqa: ANN401
+    """One shard of a plan, with all that is known of it in the end."""
+    read = work.read_shard(rows, embeddings, embedding_dim=DIM)
+    return work.classify_shard(read, model, question)
+
+
+def classify_all(embeddings: Folder, output: Folder, model: Any = None) -> list[int]:  # noqa: ANN401
+    """The whole job."""
+    numbers = plan_new(embeddings, output)
+    for rows in missing_shards(output, unsealed_plans(output)):
+        plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
+        made = work.output_rows(classified_rows(rows, embeddings, model or FakeModel()))
+        about = describe_shard(made, plan=plan, shard=shard, fingerprint=fingerprint(SETTINGS))
+        assert put_shard(output, made, about)
+    assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
+    return numbers
