@@ -9,7 +9,7 @@ import pytest
 
 import raypipe
 from raypipe import cli
-from raypipe.config import EmbedConfig
+from raypipe.config import ClassifyConfig, EmbedConfig
 from raypipe.errors import CommitError, RaypipeError, SetupError
 
 COMMANDS = ("embed", "plan", "classify", "verify", "doctor", "demo")
@@ -58,6 +58,34 @@ def test_a_setup_error_is_one_line_and_exit_code_2(
     assert said.err.startswith(expected)
     assert said.err.endswith("\n")
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "error: 'embeddings' is missing: give --embeddings or the key 'embeddings' in the YAML file.\n"),
+        (("--embeddings", "e"), "error: 'model' is missing: give --model or the key 'model' in the YAML file.\n"),
+        (
+            ("--embeddings", "e", "--model", "m", "--output", "o", "--set", "topk=3"),
+            "error: Unknown key 'topk'. Did you mean 'top_k'? Choose one of embeddings, model, output, top_k, frame_",
+        ),
+    ],
+)
+def test_what_classify_lacks_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], expected: str
+) -> None:
+    assert run("classify", *arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(expected)
+    assert said.count("\n") == 1
+
+
+def test_classify_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[ClassifyConfig] = []
+    monkeypatch.setattr(cli, "_classify", lambda config: given.append(config) or 0)
+    asked = ("--embeddings", "e", "--model", "m", "--output", "o", "--set", "frame_scores=true")
+    assert run("classify", *asked) == 0
+    assert given == [ClassifyConfig(embeddings="e", model="m", output="o", frame_scores=True)]
 
 
 @pytest.mark.parametrize(

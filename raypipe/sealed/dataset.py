@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.errors import ConfigError, JobError
-from raypipe.sealed.plan import job_of, plan_numbers, read_plan
+from raypipe.sealed.plan import digest, job_of, plan_numbers, read_plan
 from raypipe.sealed.seal import read_manifest, sealed_plans
 from raypipe.storage import Folder
 
@@ -74,15 +74,15 @@ def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> 
 def _read_rows(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[str] | None) -> Iterator[pa.Table]:
     wanted = list(columns) if columns is not None else None
     read = None if wanted is None else list(dict.fromkeys([*wanted, schema.VIDEO_ID]))
-    superseded: set[str] = set()
+    superseded: set[bytes] = set()
     for manifest in reversed(manifests):
-        ids: list[str] = []
+        ids: list[bytes] = []
         for file in manifest["files"]:
             with output.open_input(file["name"]) as source:
                 table = pq.read_table(source, columns=read)
-            keep = _not_among(superseded, table)
-            ids += table[schema.VIDEO_ID].to_pylist()
-            yield table.filter(keep).select(table.column_names if wanted is None else wanted)
+            present = _ids(table)
+            ids += present
+            yield table.filter(_not_among(superseded, present)).select(table.column_names if wanted is None else wanted)
         superseded.update(ids)
 
 
@@ -94,13 +94,17 @@ def planned_rows(output: Folder, manifests: list[dict[str, Any]]) -> Iterator[tu
     Raises:
         CommitError: a stored file is no plan.
     """
-    superseded: set[str] = set()
+    superseded: set[bytes] = set()
     for manifest in reversed(manifests):
         planned = read_plan(output, manifest["plan"]).videos
-        yield manifest["plan"], planned.filter(_not_among(superseded, planned))
-        superseded.update(planned[schema.VIDEO_ID].to_pylist())
+        present = _ids(planned)
+        yield manifest["plan"], planned.filter(_not_among(superseded, present))
+        superseded.update(present)
 
 
-def _not_among(ids: set[str], rows: pa.Table) -> pa.Array:
-    present = rows[schema.VIDEO_ID].to_pylist()
-    return pa.array(np.fromiter((video_id not in ids for video_id in present), np.bool_, len(present)))
+def _ids(rows: pa.Table) -> list[bytes]:
+    return [digest(video_id) for video_id in rows[schema.VIDEO_ID].to_pylist()]
+
+
+def _not_among(superseded: set[bytes], present: list[bytes]) -> pa.Array:
+    return pa.array(np.fromiter((video_id not in superseded for video_id in present), np.bool_, len(present)))

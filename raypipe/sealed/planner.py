@@ -1,6 +1,5 @@
 """Decide what is new, and store it as plans that any number of drivers agree on."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from raypipe import schema
 from raypipe.errors import CommitError, ConfigError
 from raypipe.sealed import plan as plans
-from raypipe.sealed.plan import Plan, Video
+from raypipe.sealed.plan import Plan, Video, digest
 from raypipe.status import HAS_FRAMES, TRANSIENT
 from raypipe.storage import Folder
 
@@ -75,17 +74,17 @@ class Planner:
                 yield video
 
     def _key(self, video: Video) -> bytes:
-        return _digest(video.video_id if self.key == schema.VIDEO_ID else video.video_uri)
+        return digest(video.video_id if self.key == schema.VIDEO_ID else video.video_uri)
 
     def _is_new(self, key: bytes, etag: str) -> bool:
         planned = self.known.get(key)
         if planned is None:
             return True
-        return bool(etag) and planned != _digest(etag)  # one that is gone, and has no etag, keeps the row it has
+        return bool(etag) and planned != digest(etag)  # one that is gone, and has no etag, keeps the row it has
 
     def _check_id(self, video: Video) -> None:
         """Within one input an id is one URI; of another input it may be another video, whose row it would supersede."""
-        other = self.other_ids.get(_digest(video.video_id), video.video_uri) if self.other_ids else video.video_uri
+        other = self.other_ids.get(digest(video.video_id), video.video_uri) if self.other_ids else video.video_uri
         if other != video.video_uri:
             msg = (
                 f"video_id {video.video_id!r} is {other!r} in {self.output} and would become {video.video_uri!r}. "
@@ -121,18 +120,13 @@ class Planner:
     def _learn(self, plan: Plan) -> set[bytes]:
         plans.check_fingerprint(plan, self.settings)
         keys, etags = (plan.videos[name].to_pylist() for name in (self.key, schema.ETAG))
-        planned = {_digest(key): _digest(etag) for key, etag in zip(keys, etags, strict=True)}
+        planned = {digest(key): digest(etag) for key, etag in zip(keys, etags, strict=True)}
         self.known |= planned
         if plan.input != self.input_uri:
             ids, uris = (plan.videos[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI))
-            self.other_ids |= {_digest(video_id): uri for video_id, uri in zip(ids, uris, strict=True)}
+            self.other_ids |= {digest(video_id): uri for video_id, uri in zip(ids, uris, strict=True)}
         self.next_number = plan.number + 1
         return set(planned)
-
-
-def _digest(text: str) -> bytes:
-    """12 bytes that stand for a URI, an id or an etag: of a hundred million, two are alike with probability 1e-13."""
-    return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
 
 def failed_videos(output: Folder, *, retry: Retry, key: Key) -> set[bytes]:
@@ -152,9 +146,9 @@ def failed_videos(output: Folder, *, retry: Retry, key: Key) -> set[bytes]:
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         for number in plans.plan_numbers(output):
             plan = plans.read_plan(output, number)
-            failed.difference_update(map(_digest, plan.videos[key].to_pylist()))
+            failed.difference_update(map(digest, plan.videos[key].to_pylist()))
             for keys in pool.map(lambda name: _failed_keys(output, name, retry, key), committed.get(number, [])):
-                failed.update(map(_digest, keys))
+                failed.update(map(digest, keys))
     return failed
 
 
