@@ -9,7 +9,6 @@ import sys
 from base64 import b64decode, b64encode
 from dataclasses import replace
 from hashlib import sha256
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import PurePosixPath
 
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from report_pages import HOSTILE, Page
 
 from raypipe.report import RunRecord, ShardSummary, VideoNote, summarize, write_report
 from raypipe.report.charts import nice_step
@@ -29,20 +29,6 @@ START = 1_700_000_000.0
 untimed = settings(deadline=None)  # how fast a shared machine is, is no law
 few = settings(untimed, max_examples=50)  # each example writes whole pages
 JPEG = b"\xff\xd8\xff\xe0 a picture"
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</title></style><img src=x onerror=alert(1)>",
-    "\" onmouseover='alert(1)' x=\"",
-    "'><svg/onload=alert(1)>",
-    "&lt;b&gt;&#60;i&#62;",
-    "--><!-- ]]>",
-    "javascript:alert(1)",
-    "\x00\x1b[2J\x07\r\n\t",
-    "invoice\u202egpj.exe",
-    "\ud800 lone surrogate",
-    "zero\u200bwidth\ufeff\u2028",
-    "日本語の動画🎬.mp4",
-]
 
 
 class FakeClock:
@@ -291,31 +277,6 @@ def test_passwords_and_signatures_are_in_neither_file(clock: FakeClock) -> None:
         assert b"hunter2" not in content
         assert b"cafe12" not in content
     assert redact("s3://bucket/user@example.com/a.mp4") == "s3://bucket/user@example.com/a.mp4"
-
-
-class Page(HTMLParser):
-    """A report taken apart: its elements with their attributes, and the text of each kind of element."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, tuple[str, ...]]] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.texts: list[str] = []
-        self.feed(content.decode())
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, tuple(name for name, _ in attrs)))
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def handle_comment(self, data: str) -> None:
-        self.texts.append(f"COMMENT {data}")
-
-    def style(self) -> str:
-        return next(text for text in self.texts if ":root" in text)
 
 
 def full_record(text: str) -> RunRecord:

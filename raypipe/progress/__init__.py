@@ -2,6 +2,7 @@
 
 from raypipe.progress.live import Progress
 from raypipe.progress.metrics import Metrics
+from raypipe.progress.training import TrainingProgress, training_table
 from raypipe.progress.view import final_table
 
-__all__ = ["Metrics", "Progress", "final_table"]
+__all__ = ["Metrics", "Progress", "TrainingProgress", "final_table", "training_table"]

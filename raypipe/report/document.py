@@ -1,4 +1,4 @@
-"""What every report's page has: one self-contained HTML document, its headline, its tiles and its last line."""
+"""What every report's page has: one self-contained HTML document, its headline, tiles, table heads and last line."""
 
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Sequence
@@ -62,6 +62,15 @@ def tiles(numbers: Iterable[tuple[str, str, str]], *, bad: Collection[str] = ())
         ),
         class_="tiles",
     )
+
+
+def table_head(*names: str, roomy: Collection[str] = (), left: Collection[str] = ()) -> Html:
+    """Return a table's head: numbers to the right, but for the first column and ``left``; a phone has no ``roomy``."""
+    cells = []
+    for index, name in enumerate(names):
+        kind = "" if index == 0 or name in left else "num"
+        cells.append(tag("th", name, class_=f"{kind} roomy".strip() if name in roomy else kind, scope="col"))
+    return tag("thead", tag("tr", *cells))
 
 
 def footer(version: str) -> Html:
