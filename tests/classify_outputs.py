@@ -34,6 +34,8 @@ class FakeModel:
 
     problem_type: str = "single_label_classification"
     label_names: Sequence[str] = tuple(NAMES)
+    sharpness: float = 1.0
+    shift: float = 0.0
     shown: list[int] = field(default_factory=list)
 
     @property
@@ -54,7 +56,7 @@ class FakeModel:
 
     def logits(self, video: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
         assert video.shape[1:] == (DIM,)
-        return video.astype(np.float64).sum(axis=0)[: len(self.label_names)]
+        return self.shift + self.sharpness * video.astype(np.float64).sum(axis=0)[: len(self.label_names)]
 
 
 def save_model(

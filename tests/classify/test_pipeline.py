@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from classify_outputs import DIM, QUESTION, classified_rows, plan_new, save_model
-from embed_outputs import MARK, make_output, replace_object
+from embed_outputs import MARK, PACK, commit_statuses, make_output, planner, replace_object
 
 from raypipe.classify.pipeline import plan_new as plan_job
 from raypipe.classify.pipeline import prepare
@@ -13,7 +13,7 @@ from raypipe.config import ClassifyConfig
 from raypipe.errors import ConfigError, FingerprintError, JobError, RaypipeError, WeightsError
 from raypipe.models.classifier_files import build_classifier
 from raypipe.sealed.dataset import read_rows
-from raypipe.sealed.plan import fingerprint, read_plan
+from raypipe.sealed.plan import Video, fingerprint, plan_numbers, read_plan
 from raypipe.sealed.seal import missing_shards
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
@@ -83,6 +83,20 @@ def test_what_does_not_fit_is_one_line_and_exit_code_2(embeddings: Folder, tmp_p
         assert caught.value.exit_code == 2
         assert "\n" not in str(caught.value)
     assert not Path(f"{embeddings.uri}-labels").exists()
+
+
+def test_two_ids_of_one_object_are_two_videos(tmp_path: Path) -> None:
+    """A manifest gave the object another id when its content changed: both rows count."""
+    embeddings = Folder(str(tmp_path / "embeddings"))
+    for video_id, etag in (("old name", "e1"), ("new name", "e2")):
+        made = planner(embeddings)
+        made.store(made.new_videos([Video(video_id, "s3://nowhere/a.mp4", etag, 1)]), pack=PACK)
+        commit_statuses(embeddings, {})
+    setup = prepare(configured(embeddings, save_model(tmp_path / "model")))
+    plan_job(setup, slots=1)
+    assert sorted(read_plan(setup.output, 0).videos["video_id"].to_pylist()) == ["new name", "old name"]
+    plan_job(setup, slots=1)
+    assert plan_numbers(setup.output) == [0]
 
 
 def test_predictions_are_no_embeddings(embeddings: Folder, tmp_path: Path) -> None:

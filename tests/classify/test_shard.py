@@ -100,8 +100,11 @@ def test_every_row_that_counts_is_classified_exactly_once(
 
 def test_a_multi_label_model_gives_every_label_from_one_half_on(folder: Folder) -> None:
     rows, embeddings = one_shard(folder, {f"{number}.mp4": content(seed=number) for number in range(3)})
-    model = FakeModel("multi_label_classification")
-    for row in classified_rows(rows, embeddings, model).to_pylist():
+    model = FakeModel("multi_label_classification", sharpness=0.05, shift=0.2)
+    made = classified_rows(rows, embeddings, model).to_pylist()
+    assert any(0.5 < score < 0.6 for row in made for score in row[schema.TOP_SCORES])
+    assert any(0.4 < score < 0.5 for row in made for score in row[schema.TOP_SCORES])
+    for row in made:
         assert row[schema.LABEL] == row[schema.TOP_LABELS][0]
         likely = [
             name for name, score in zip(row[schema.TOP_LABELS], row[schema.TOP_SCORES], strict=True) if score >= 0.5
