@@ -51,7 +51,7 @@ def shard(number: int = 0, **changes: object) -> ShardSummary:
         statuses={"ok": 3, "timeout": 1},
         num_frames=48,
         size_bytes=1000,
-        stage_seconds={"download": 1.0, "decode": 2.0},
+        stage_seconds={"fetch": 1.0, "decode": 2.0},
         finished_at=START + 1,
     )
     return replace(summary, **changes)  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ shards = st.builds(
     statuses=st.dictionaries(st.sampled_from([*map(str, Status)]), st.integers(0, 64), max_size=4),
     num_frames=st.integers(0, 10**6),
     size_bytes=st.integers(0, 10**12),
-    stage_seconds=st.dictionaries(st.sampled_from(["download", "decode", "embed", "put"]), st.floats(0, 1e6)),
+    stage_seconds=st.dictionaries(st.sampled_from(["fetch", "decode", "embed", "put"]), st.floats(0, 1e6)),
     finished_at=st.floats(START - 100, START + 10**6),
     slowest=st.lists(notes, max_size=5).map(tuple),
     failures=st.lists(notes, max_size=5).map(tuple),
@@ -219,7 +219,7 @@ def test_the_first_close_stops_the_clock_and_counts(clock: FakeClock) -> None:
 
 SUMMARY_KEYS = [
     "bytes_per_second", "command", "elapsed_seconds", "failure_kinds", "failures", "fingerprint", "finished_at",
-    "format", "frames_per_second", "idle_seconds", "input_uri", "job", "machine", "message",
+    "format", "frames_per_second", "idle_seconds", "input_uri", "job", "labels", "machine", "message",
     "num_already_committed_shards", "num_done_videos", "num_failed_videos", "num_frames", "num_planned_videos",
     "num_problems", "num_remaining_videos", "num_resumed_videos", "num_shards", "num_slots", "num_videos",
     "outcome", "output_uri", "plans", "problems", "settings", "size_bytes", "slowest_videos", "stage_seconds",
@@ -429,3 +429,16 @@ def test_importing_it_loads_neither_ray_nor_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'ray', 'torch', 'pyarrow', 'numpy'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_labels_of_classify_are_counted_and_shown(clock: FakeClock) -> None:
+    record = RunRecord(job="classify", clock=clock)
+    record.add(shard(labels={"cat": 2, "<dog>": 1}))
+    record.add(shard(labels={"cat": 1}))
+    files = written(record)
+    assert json.loads(files["summary.json"])["labels"] == {"cat": 3, "<dog>": 1}
+    page = files["report.html"].decode()
+    assert "What the videos are" in page
+    assert "&lt;dog&gt;" in page
+    assert "<dog>" not in page
+    assert "What the videos are" not in written(RunRecord(clock=clock))["report.html"].decode()
