@@ -12,7 +12,7 @@ from raypipe import cli
 from raypipe.config import ClassifyConfig, EmbedConfig
 from raypipe.errors import CommitError, RaypipeError, SetupError
 
-COMMANDS = ("embed", "plan", "classify", "verify", "doctor", "demo")
+COMMANDS = ("embed", "plan", "train", "classify", "verify", "doctor", "demo")
 HEAVY = ("ray", "torch", "torchvision", "av", "decord", "pyarrow", "numpy", "PIL", "s3fs", "botocore", "yaml")
 GIVEN = ("--input", "videos", "--output", "out")
 
@@ -82,7 +82,7 @@ def test_what_classify_lacks_is_one_line(
 
 def test_classify_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[ClassifyConfig] = []
-    monkeypatch.setattr(cli, "_classify", lambda config: given.append(config) or 0)
+    monkeypatch.setattr(cli.train, "_classify", lambda config: given.append(config) or 0)
     asked = ("--embeddings", "e", "--model", "m", "--output", "o", "--set", "frame_scores=true")
     assert run("classify", *asked) == 0
     assert given == [ClassifyConfig(embeddings="e", model="m", output="o", frame_scores=True)]
@@ -126,7 +126,7 @@ def test_an_error_of_a_job_becomes_its_exit_code(
     def fail(_: object) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_embed", fail)
+    monkeypatch.setattr(cli.embed, "_embed", fail)
     assert run("embed", *GIVEN) == code
     assert capsys.readouterr().err == line
 
@@ -138,7 +138,7 @@ def test_a_job_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path
         given.append(config)
         return 3
 
-    monkeypatch.setattr(cli, "_embed", embed)
+    monkeypatch.setattr(cli.embed, "_embed", embed)
     file = tmp_path / "job.yaml"
     file.write_text("input: from-file\nretry: all\n", encoding="utf-8")
     assert run("embed", str(file), "--output", "o", "--set", "sampling.fps=2", "--set", "retry=transient") == 3

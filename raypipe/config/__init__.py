@@ -3,9 +3,10 @@
 from raypipe.config.classify import ClassifyConfig, ClassifyResourcesConfig
 from raypipe.config.embed import DecodeConfig, EmbedConfig, ResourcesConfig, Retry, SamplingConfig
 from raypipe.config.load import load_config
-from raypipe.config.train import ClassifierConfig, Gpt2Size, OptimizerConfig, TrainConfig
+from raypipe.config.train import CheckpointConfig, ClassifierConfig, Gpt2Size, OptimizerConfig, TrainConfig
 
 __all__ = [
+    "CheckpointConfig",
     "ClassifierConfig",
     "ClassifyConfig",
     "ClassifyResourcesConfig",

@@ -121,7 +121,8 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
     reasons = [_reason(problem["msg"]) for problem in problems if _field_path(model, problem["loc"]) == path]
     reason = " or ".join([reasons[0], *(other.removeprefix("input should be ") for other in reasons[1:])])
     if first["type"] == "value_error" and isinstance(first["input"], dict):
-        return f"{key}: {reason}."  # of several keys, which it names with their values
+        where = f"{key}: " if key else "The configuration: "
+        return f"{where}{reason}."  # of several keys, which it names with their values
     return f"{key}={_short(first['input'])}: {reason}."
 
 

@@ -55,7 +55,7 @@ class ClassifierConfig(Section):
 class DataConfig(Section):
     """Which videos are learned from, and which are held out."""
 
-    validation_fraction: float = Field(default=0.2, ge=0, lt=1)
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     split_column: str = "split"
     max_unknown_fraction: float = Field(default=0.01, ge=0, le=1)
     cache_bytes: int = Field(default=4_294_967_296, ge=1)
@@ -64,19 +64,28 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """AdamW with warm-up, then a cosine down to nothing."""
 
-    epochs: int = Field(default=40, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    epochs: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     accumulate: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: Literal["auto"] | float = "auto"
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    frame_dropout: float = Field(default=0.3, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
     masked_fraction: float = Field(default=0.3, gt=0, lt=1)
-    early_stop_epochs: int = Field(default=10, ge=0)
-    select_by: SelectBy = "loss"
+    early_stop_epochs: int = Field(default=20, ge=0)
+    select_by: SelectBy = "accuracy"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _is_positive(cls, rate: Literal["auto"] | float) -> Literal["auto"] | float:
+        if rate != "auto" and rate <= 0:
+            msg = "should be auto or more than 0"
+            raise ValueError(msg)
+        return rate
 
 
 class CheckpointConfig(Section):

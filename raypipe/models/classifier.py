@@ -19,7 +19,7 @@ from raypipe.models.frames import Array, Frames, Predictions, by_length, pad_fra
 prepare_torchvision()  # transformers imports torchvision where there is one
 
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model, PreTrainedConfig, PreTrainedModel  # noqa: E402
-from transformers.utils import ModelOutput  # noqa: E402
+from transformers.utils.generic import ModelOutput  # noqa: E402
 
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
 
@@ -29,6 +29,7 @@ class VideoClassifierConfig(PreTrainedConfig):
 
     ``gpt2`` are the sizes of the GPT-2 inside. Videos of more than ``max_frames`` frames are thinned evenly.
     ``embedding_fingerprint`` names the settings that made the embeddings: those of others mean something else.
+    ``metrics`` are those of the epoch whose weights these are.
     """
 
     model_type: ClassVar[str] = "raypipe_video_classifier"
@@ -39,6 +40,7 @@ class VideoClassifierConfig(PreTrainedConfig):
     max_frames: int = 256
     dropout: float | int = 0.1
     embedding_fingerprint: str | None = None
+    metrics: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
         """Make ``gpt2`` a ``GPT2Config`` with as many positions as a video may have frames, and no vocabulary."""
@@ -59,10 +61,11 @@ class VideoClassifierConfig(PreTrainedConfig):
 
 @dataclass
 class VideoOutput(ModelOutput):
-    """``logits`` are ``[B, num_labels]`` of a classifier; a masked-frame model has ``frames`` ``[B, T, D]`` instead."""
+    """A classifier gives ``logits`` ``[B, C]``; a masked-frame model ``frames`` ``[B, T, D]`` and ``losses`` ``[B]``."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
     frames: torch.Tensor | None = None
 
 
@@ -196,11 +199,12 @@ class MaskedFrameModel(_VideoModel):
         hidden: torch.Tensor,
         **_: Any,  # noqa: ANN401 - what transformers' callers add
     ) -> VideoOutput:
-        """Predict all frames, standardised; the loss is the mean squared error of those that are hidden."""
+        """Predict all frames, standardised; a video's loss is the mean squared error of its hidden ones."""
         target = self.encoder.standardise(frame_embeddings)
         frames = self.decoder(self.encoder(target, attention_mask, hidden))
-        errors = (frames.float() - target).square().mean(dim=-1)
-        return VideoOutput(loss=errors[hidden].mean() if hidden.any() else errors.sum() * 0, frames=frames)
+        errors = (frames.float() - target).square().mean(dim=-1, keepdim=True)
+        losses = masked_mean(errors, hidden).squeeze(dim=1)
+        return VideoOutput(loss=losses.mean(), losses=losses, frames=frames)
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,27 @@
+"""The demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raypipe.cli.app import app, leave
+from raypipe.cli.options import Debug
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the catalogue, the bucket and the report go.")] = Path(
+        "demo-output"
+    ),
+    *,
+    debug: Debug = False,
+) -> None:
+    """Make 48 labelled clips, put them into a real S3 server on this machine, embed and verify them."""
+
+    def run() -> int:
+        from raypipe.demo.run import run_demo
+
+        return run_demo(folder)
+
+    leave(run, debug=debug)

@@ -1,0 +1,148 @@
+"""Embed videos, and look at what is there: embed, plan, verify, doctor."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raypipe.cli.app import app, leave, say
+from raypipe.cli.options import Config, Debug, Input, MaxFailed, Output, Overrides, Retry
+
+if TYPE_CHECKING:
+    from raypipe.config import EmbedConfig
+
+_TOO_MANY_FAILED = 3
+
+
+@app.command()
+def embed(
+    config: Config = None,
+    *,
+    input_uri: Input = None,
+    output: Output = None,
+    overrides: Overrides = None,
+    retry: Retry = None,
+    max_failed_fraction: MaxFailed = None,
+    debug: Debug = False,
+) -> None:
+    """Decode and embed every new video of a bucket into sealed Parquet; again: resume, or only what is new."""
+
+    def run() -> int:
+        settings = _embed_config(config, input_uri, output, overrides, retry, max_failed_fraction)
+        return _embed(settings)
+
+    leave(run, debug=debug)
+
+
+def _embed(settings: "EmbedConfig") -> int:
+    from rich.console import Console
+
+    from raypipe.embed.pipeline import run_embed
+    from raypipe.progress import final_table
+
+    console = Console()
+    run = run_embed(settings, console=console)
+    if run.record.plans:
+        console.print(final_table(run.record, report_uri=run.report_uri))
+    else:
+        console.print(f"Nothing new: every video of {settings.input} is embedded and sealed in {settings.output}.")
+    failed = run.record.failed_fraction
+    if failed > settings.max_failed_fraction:
+        say(f"{failed:.1%} of the videos failed; max_failed_fraction is {settings.max_failed_fraction:g}.")
+        return _TOO_MANY_FAILED
+    return 0
+
+
+@app.command()
+def plan(
+    config: Config = None,
+    *,
+    input_uri: Input = None,
+    output: Output = None,
+    overrides: Overrides = None,
+    retry: Retry = None,
+    max_failed_fraction: MaxFailed = None,
+    hourly_price: Annotated[
+        float | None, typer.Option(help="What one machine like this costs an hour, for the estimate.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Say what embed would do, from a probe of a few videos: how much, how long, what holds it back. Writes nothing."""
+
+    def run() -> int:
+        from rich.console import Console
+
+        from raypipe.embed.estimate import estimate, estimate_table
+
+        settings = _embed_config(config, input_uri, output, overrides, retry, max_failed_fraction)
+        Console().print(estimate_table(estimate(settings), hourly_price=hourly_price))
+        return 0
+
+    leave(run, debug=debug)
+
+
+@app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="The output folder of embed or classify.")], *, debug: Debug = False
+) -> None:
+    """Recheck every promise about an output from what is stored; exit 1 and name what is broken."""
+
+    def run() -> int:
+        from rich.console import Console
+
+        from raypipe.classify.verify import verify as verify_predictions
+        from raypipe.embed.verify import verify as verify_embeddings
+        from raypipe.sealed.verify import stored_job
+        from raypipe.storage import Folder
+
+        folder = Folder(output)
+        check = verify_predictions if stored_job(folder) == "classify" else verify_embeddings
+        result = check(folder)
+        for violation in result.violations:
+            say(f"violation: {violation}")
+        counts = ", ".join(f"{count} {status}" for status, count in result.statuses.most_common())
+        held = "every promise holds" if not result.violations else f"{len(result.violations)} violations"
+        Console().print(
+            f"{result.num_rows} videos ({counts or 'none'}), {result.num_frames} frames, {result.num_files} files, "
+            f"{result.num_plans} plans: {held}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 1 if result.violations else 0
+
+    leave(run, debug=debug)
+
+
+@app.command()
+def doctor(
+    input_uri: Input = None,
+    output: Output = None,
+    *,
+    debug: Debug = False,
+) -> None:
+    """Check this machine or cluster: decoders, sandbox, weights, storage, Ray, GPUs; say how to mend each."""
+
+    def run() -> int:
+        from rich.console import Console
+
+        from raypipe.embed.doctor import checks_table, run_checks
+
+        checks = run_checks(input_uri=input_uri, output_uri=output)
+        Console().print(checks_table(checks))
+        return 1 if any(check.state == "broken" for check in checks) else 0
+
+    leave(run, debug=debug)
+
+
+def _embed_config(
+    path: Path | None,
+    input_uri: str | None,
+    output: str | None,
+    overrides: list[str] | None,
+    retry: str | None,
+    max_failed_fraction: float | None,
+) -> "EmbedConfig":
+    from raypipe.config import EmbedConfig, load_config
+
+    values = {"input": input_uri, "output": output, "retry": retry, "max_failed_fraction": max_failed_fraction}
+    return load_config(EmbedConfig, path, values=values, overrides=overrides or ())

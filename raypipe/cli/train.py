@@ -1,0 +1,102 @@
+"""Learn labels from embeddings, and give them to a whole catalogue: train, classify."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raypipe.cli.app import app, leave
+from raypipe.cli.options import Debug, Overrides
+
+if TYPE_CHECKING:
+    from raypipe.config import ClassifyConfig, TrainConfig
+
+ClassifyFile = Annotated[
+    Path | None, typer.Argument(help="A YAML file; jobs/classify.yaml lists every key.", show_default=False)
+]
+TrainFile = Annotated[
+    Path | None, typer.Argument(help="A YAML file; jobs/train.yaml lists every key.", show_default=False)
+]
+Embeddings = Annotated[str | None, typer.Option("--embeddings", help="The output folder of embed.")]
+Model = Annotated[str | None, typer.Option("--model", help="The output folder of train, or one of save_pretrained.")]
+Predictions = Annotated[str | None, typer.Option("--output", help="Folder of the predictions.")]
+
+
+@app.command()
+def train(
+    config: TrainFile = None,
+    *,
+    embeddings: Embeddings = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="A .csv, .parquet or .jsonl with video_id and label.")
+    ] = None,
+    labels_from: Annotated[
+        str | None, typer.Option("--labels-from", help="folder: a video's parent folder is its label.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder of the model, its checkpoints and its report.")
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a GPT-2 over the frame embeddings of labelled videos; again: go on from the last checkpoint."""
+
+    def run() -> int:
+        from raypipe.config import TrainConfig, load_config
+
+        values = {"embeddings": embeddings, "labels": labels, "labels_from": labels_from, "output": output}
+        return _train(load_config(TrainConfig, config, values=values, overrides=overrides or ()))
+
+    leave(run, debug=debug)
+
+
+def _train(settings: "TrainConfig") -> int:
+    from rich.console import Console
+
+    from raypipe.progress import training_table
+    from raypipe.train.run import run_train
+
+    console = Console()
+    run = run_train(settings, console=console)
+    if not run.is_new:
+        console.print(f"Nothing to do: {settings.output} holds the finished model of this very training.")
+    console.print(training_table(run.record, report_uri=run.report_uri))
+    return 0
+
+
+@app.command()
+def classify(
+    config: ClassifyFile = None,
+    *,
+    embeddings: Embeddings = None,
+    model: Model = None,
+    output: Predictions = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Label every new video of sealed embeddings with a trained model; again: resume, or only what is new."""
+
+    def run() -> int:
+        from raypipe.config import ClassifyConfig, load_config
+
+        values = {"embeddings": embeddings, "model": model, "output": output}
+        return _classify(load_config(ClassifyConfig, config, values=values, overrides=overrides or ()))
+
+    leave(run, debug=debug)
+
+
+def _classify(settings: "ClassifyConfig") -> int:
+    from rich.console import Console
+
+    from raypipe.classify.pipeline import run_classify
+    from raypipe.progress import final_table
+
+    console = Console()
+    run = run_classify(settings, console=console)
+    if run.record.plans:
+        console.print(final_table(run.record, report_uri=run.report_uri))
+    else:
+        console.print(
+            f"Nothing new: every video of {settings.embeddings} is classified and sealed in {settings.output}."
+        )
+    return 0

@@ -1,0 +1,63 @@
+"""Which labels a video has: a file that says so, or the folder that the video lies in."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe import schema
+from raypipe.errors import ConfigError
+from raypipe.storage import Folder
+from raypipe.storage.folder import normalise
+from raypipe.storage.tables import TABLE_ENDINGS, read_text_columns
+
+SPLIT = "split"
+SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+
+
+def read_labels(uri: str, *, split_column: str) -> pa.Table:
+    """Read ``video_id``, ``label`` and, where the file has that column, ``split``; several rows a video are allowed.
+
+    ``split`` comes out as ``train``, ``validation`` or ``test``. A row that says the same twice counts once.
+
+    Raises:
+        ConfigError: the file cannot be read, lacks a column or a value, or names an unknown split.
+    """
+    if not uri.lower().endswith(TABLE_ENDINGS):
+        msg = f"labels={uri!r} is of no known format. Give a {', '.join(TABLE_ENDINGS)} with video_id and label."
+        raise ConfigError(msg)
+    parent, _, name = normalise(uri).rpartition("/")
+    wanted = (schema.VIDEO_ID, schema.LABEL)
+    table = read_text_columns(Folder(parent or "/"), name, (*wanted, split_column), required=wanted, what="labels")
+    for column in table.column_names:
+        if lacking := table.num_rows - int(pc.sum(pc.not_equal(table[column], "")).as_py() or 0):
+            msg = f"{uri}: {lacking} rows lack their {column}. Every row needs a {' and a '.join(table.column_names)}."
+            raise ConfigError(msg)
+    if not table.num_rows:
+        msg = f"{uri} has no rows. Give a row for each video and label."
+        raise ConfigError(msg)
+    if split_column in table.column_names:
+        table = table.rename_columns([*wanted, SPLIT])
+        table = table.set_column(2, SPLIT, _splits(table[SPLIT], uri))
+    return table.group_by(table.column_names, use_threads=False).aggregate([])
+
+
+def _splits(column: pa.ChunkedArray, uri: str) -> pa.Array:
+    known = pc.index_in(column, pa.array(list(SPLITS)))
+    if known.null_count:
+        unknown = column.filter(pc.is_null(known))[0].as_py()
+        msg = f"{uri}: unknown split {unknown!r}. Choose one of train, validation, test."
+        raise ConfigError(msg)
+    return pa.array(list(SPLITS.values())).take(known.combine_chunks() if hasattr(known, "combine_chunks") else known)
+
+
+def folder_labels(video_ids: pa.ChunkedArray) -> pa.Table:
+    """The parent folder of each ``video_id`` as its label, as in UCF101 and Kinetics.
+
+    Raises:
+        ConfigError: a video lies in no folder.
+    """
+    labels = [parent.rpartition("/")[2] for parent, _, _ in (id_.rpartition("/") for id_ in video_ids.to_pylist())]
+    if "" in labels:
+        video_id = video_ids[labels.index("")].as_py()
+        msg = f"labels_from=folder: {video_id!r} lies in no folder that could be its label. Give --labels FILE."
+        raise ConfigError(msg)
+    return pa.table({schema.VIDEO_ID: video_ids, schema.LABEL: pa.array(labels, pa.string())})

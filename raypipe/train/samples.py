@@ -1,0 +1,250 @@
+"""Which videos are learned from: sealed embeddings joined with labels, checked, and split."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raypipe import schema
+from raypipe.config import TrainConfig
+from raypipe.errors import ConfigError
+from raypipe.sealed.dataset import embeddings_manifests, planned_rows
+from raypipe.sealed.plan import data_name
+from raypipe.status import HAS_FRAMES
+from raypipe.storage import Folder
+from raypipe.train.labels import SPLIT, folder_labels, read_labels
+from raypipe.train.split import rarest_labels, stratified
+
+FILE, INDEX, TARGETS = "file", "index", "targets"
+_READS_AT_ONCE = 16
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What there is to learn from; ``train`` and ``validation`` have ``file``, ``video_id``, ``index``, ``targets``.
+
+    ``index`` numbers the training videos from 0, and the validation videos too; ``targets`` are label numbers, none
+    where nothing is to be classified.
+    """
+
+    train: pa.Table
+    validation: pa.Table
+    label_names: tuple[str, ...]
+    multi_label: bool
+    embedding_dim: int
+    fingerprint: str  # of the embeddings
+    num_unknown: int  # labelled videos that the embeddings lack
+    num_without_frames: int  # labelled videos that could not be embedded
+    digest: str  # of which videos are learned from and held out, as what
+
+
+def find_samples(config: TrainConfig) -> Samples:
+    """Join the embeddings with the labels, and split.
+
+    Raises:
+        JobError: the embeddings are not sealed.
+        ConfigError: labels that cannot be read, fit no video, or cannot be split.
+    """
+    output = Folder(config.embeddings)
+    manifests = embeddings_manifests(output)
+    catalogue = _catalogue(output, manifests)
+    if config.objective == "masked_frame":
+        return _unlabelled(config, output, manifests, catalogue)
+    if config.labels is None:
+        labels = folder_labels(catalogue[schema.VIDEO_ID])
+    else:
+        labels = read_labels(config.labels, split_column=config.data.split_column)
+    at = pc.index_in(labels[schema.VIDEO_ID], catalogue[schema.VIDEO_ID]).combine_chunks()
+    num_unknown = _check_known(config, labels, at)
+    labels = labels.append_column("at", at).filter(pc.is_valid(at))
+    has_frames = catalogue[schema.STATUS].take(labels["at"])
+    num_without_frames = pc.count_distinct(labels[schema.VIDEO_ID].filter(pc.invert(has_frames))).as_py()
+    labels = labels.filter(has_frames)
+    if SPLIT in labels.column_names:
+        labels = labels.filter(pc.not_equal(labels[SPLIT], "test"))
+    if not labels.num_rows:
+        msg = f"No labelled video of {config.labels or 'the folders'} has embeddings in {output}."
+        raise ConfigError(msg)
+    label_names = tuple(sorted(pc.unique(labels[schema.LABEL]).to_pylist()))
+    numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names)).to_numpy().astype(np.int64)
+    at_unique, videos = np.unique(labels["at"].to_numpy(), return_inverse=True)
+    multi_label = _is_multi_label(config, len(numbers) > len(at_unique))
+    held_out = _held_out(config, labels, videos, numbers, label_names)
+    order = np.lexsort((numbers, videos))
+    stops = np.cumsum(np.bincount(videos))
+    targets = pa.ListArray.from_arrays(pa.array([0, *stops], pa.int32()), pa.array(numbers[order], pa.int32()))
+    rows = catalogue.take(pa.array(at_unique)).select([FILE, schema.VIDEO_ID]).append_column(TARGETS, targets)
+    if not multi_label and len(label_names) == 1:
+        msg = f"Every video has the label {label_names[0]!r}: there is nothing to tell apart. Give a second label."
+        raise ConfigError(msg)
+    return _samples(
+        output,
+        manifests,
+        rows,
+        held_out,
+        label_names=label_names,
+        multi_label=multi_label,
+        num_unknown=num_unknown,
+        num_without_frames=num_without_frames,
+    )
+
+
+def _unlabelled(config: TrainConfig, output: Folder, manifests: list[dict[str, Any]], catalogue: pa.Table) -> Samples:
+    rows = catalogue.filter(catalogue[schema.STATUS])
+    if not rows.num_rows:
+        msg = f"No video in {output} has frames. Look at the statuses with raypipe verify."
+        raise ConfigError(msg)
+    strata = np.zeros(rows.num_rows, dtype=np.int64)
+    fraction = config.data.validation_fraction if rows.num_rows > 1 else 0.0
+    held_out = stratified(strata, fraction=fraction, seed=config.seed, names=["video"])
+    no_targets = pa.array([[]] * rows.num_rows, pa.list_(pa.int32()))
+    rows = rows.select([FILE, schema.VIDEO_ID]).append_column(TARGETS, no_targets)
+    num_without_frames = catalogue.num_rows - rows.num_rows
+    return _samples(output, manifests, rows, held_out, num_without_frames=num_without_frames)
+
+
+def _catalogue(output: Folder, manifests: list[dict[str, Any]]) -> pa.Table:
+    """Every video that counts: ``file``, ``video_id`` and ``status``, which is whether it has frames."""
+    tables = []
+    statuses = {manifest["plan"]: manifest["statuses"] for manifest in manifests}
+    for number, rows in planned_rows(output, manifests):
+        shards = rows[schema.SHARD].to_numpy()
+        names = [data_name(number, shard) for shard in range(int(shards.max(initial=-1)) + 1)]
+        files = pa.DictionaryArray.from_arrays(pa.array(shards, pa.int32()), pa.array(names, pa.string()))
+        if HAS_FRAMES.issuperset(statuses[number]):
+            has_frames = pa.repeat(pa.scalar(value=True), rows.num_rows)
+        else:
+            present = pa.array(sorted(_with_frames(output, names)), pa.string())
+            has_frames = pc.is_in(rows[schema.VIDEO_ID], present)
+        columns = {FILE: files.cast(pa.string()), schema.VIDEO_ID: rows[schema.VIDEO_ID], schema.STATUS: has_frames}
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _with_frames(output: Folder, names: list[str]) -> set[str]:
+    def read(name: str) -> list[str]:
+        with output.open_input(name) as source:
+            rows = pq.read_table(source, columns=[schema.VIDEO_ID, schema.NUM_FRAMES])
+        ids: list[str] = rows.filter(pc.greater(rows[schema.NUM_FRAMES], 0))[schema.VIDEO_ID].to_pylist()
+        return ids
+
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        return {video_id for ids in pool.map(read, names) for video_id in ids}
+
+
+def _check_known(config: TrainConfig, labels: pa.Table, at: pa.Array) -> int:
+    unknown = pc.unique(labels[schema.VIDEO_ID].filter(pc.is_null(at)))
+    num_labelled = pc.count_distinct(labels[schema.VIDEO_ID]).as_py()
+    if len(unknown) > config.data.max_unknown_fraction * num_labelled:
+        first = ", ".join(repr(video_id) for video_id in unknown[:_NAMED].to_pylist())
+        msg = (
+            f"{len(unknown)} of the {num_labelled} labelled videos are not in {config.embeddings}: {first}"
+            f"{', …' if len(unknown) > _NAMED else ''}. A video_id is the key below the input of raypipe embed; "
+            f"data.max_unknown_fraction={config.data.max_unknown_fraction:g} allows fewer."
+        )
+        raise ConfigError(msg)
+    return len(unknown)
+
+
+def _is_multi_label(config: TrainConfig, several: bool) -> bool:  # noqa: FBT001 - what the labels show
+    if several and config.problem_type == "single_label":
+        msg = "problem_type=single_label: a video has several labels. Choose multi_label, or give each video one."
+        raise ConfigError(msg)
+    return several if config.problem_type == "auto" else config.problem_type == "multi_label"
+
+
+def _held_out(
+    config: TrainConfig,
+    labels: pa.Table,
+    videos: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.int64],
+    label_names: tuple[str, ...],
+) -> npt.NDArray[np.bool_]:
+    if SPLIT not in labels.column_names:
+        strata = rarest_labels(videos, numbers)
+        return stratified(strata, fraction=config.data.validation_fraction, seed=config.seed, names=label_names)
+    held_out = np.zeros(videos.max() + 1, dtype=bool)
+    trained = np.zeros_like(held_out)
+    is_validation = pc.equal(labels[SPLIT], "validation").to_numpy().astype(bool)
+    held_out[videos[is_validation]] = True
+    trained[videos[~is_validation]] = True
+    if (both := np.flatnonzero(held_out & trained)).size:
+        video_id = labels[schema.VIDEO_ID][int(np.flatnonzero(videos == both[0])[0])].as_py()
+        msg = f"{config.labels}: {video_id!r} is in both splits. Give each video one split."
+        raise ConfigError(msg)
+    if not trained.any():
+        msg = f"{config.labels}: no video is in the split train. Choose train, validation or test for each."
+        raise ConfigError(msg)
+    return held_out
+
+
+def _samples(
+    output: Folder,
+    manifests: list[dict[str, Any]],
+    rows: pa.Table,
+    held_out: npt.NDArray[np.bool_],
+    *,
+    label_names: tuple[str, ...] = (),
+    multi_label: bool = False,
+    num_unknown: int = 0,
+    num_without_frames: int,
+) -> Samples:
+    rows = rows.append_column(SPLIT, pa.array(held_out)).sort_by(schema.VIDEO_ID)  # whatever the order of plans
+    digest = hashlib.sha256(repr(label_names).encode())
+    for batch in rows.select([FILE, schema.VIDEO_ID, SPLIT, TARGETS]).to_batches(max_chunksize=65_536):
+        digest.update(repr(batch.to_pydict()).encode())
+    is_held_out = rows[SPLIT]
+    parts = []
+    for part in (rows.filter(pc.invert(is_held_out)), rows.filter(is_held_out)):
+        part = part.select([FILE, schema.VIDEO_ID, TARGETS])  # noqa: PLW2901
+        parts.append(part.append_column(INDEX, pa.array(np.arange(part.num_rows), pa.int64())))
+    return Samples(
+        train=parts[0],
+        validation=parts[1],
+        label_names=label_names,
+        multi_label=multi_label,
+        embedding_dim=_embedding_dim(output, manifests),
+        fingerprint=manifests[-1]["fingerprint"],
+        num_unknown=num_unknown,
+        num_without_frames=num_without_frames,
+        digest=digest.hexdigest(),
+    )
+
+
+def _embedding_dim(output: Folder, manifests: list[dict[str, Any]]) -> int:
+    with output.open_input(manifests[0]["files"][0]["name"]) as source:
+        field = pq.read_schema(source).field(schema.EMBEDDING)
+    return int(field.type.list_size)
+
+
+def blocks(samples: pa.Table, *, num_workers: int, seed: int) -> Iterator[pa.Table]:
+    """Pieces of the samples for one read each: whole files where they are small, in an order drawn once."""
+    rows_per_block = int(np.clip(samples.num_rows // (8 * num_workers), 1, 512))
+    ordered = samples.sort_by([(FILE, "ascending"), (INDEX, "ascending")])
+    starts = np.arange(0, ordered.num_rows, rows_per_block)
+    for start in np.random.default_rng([seed, 1]).permutation(starts).tolist():
+        yield ordered.slice(start, rows_per_block)
+
+
+def class_counts(samples: pa.Table, num_labels: int) -> npt.NDArray[np.int64]:
+    """How many samples have each label ``[C]``."""
+    counts: npt.NDArray[np.int64] = np.bincount(samples[TARGETS].combine_chunks().flatten(), minlength=num_labels)
+    return counts
+
+
+def facts(samples: Samples) -> Mapping[str, object]:
+    """What a run stores of its samples, to know them again."""
+    return {
+        "embeddings": samples.fingerprint,
+        "samples": samples.digest,
+        "num_train": samples.train.num_rows,
+        "num_validation": samples.validation.num_rows,
+    }

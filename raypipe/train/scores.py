@@ -1,0 +1,80 @@
+"""How good predictions are, from sums that add up over batches and workers."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_TOP = 5
+_THRESHOLD = 0.5
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Scores:
+    """Sums over videos; of C labels, how many videos have each, were given it, and both."""
+
+    num_labels: int
+    totals: Floats = field(init=False)  # loss, videos, right, right among the best five
+    by_label: Floats = field(init=False)  # [3, C]: support, predicted, both
+
+    def __post_init__(self) -> None:
+        self.totals = np.zeros(4)
+        self.by_label = np.zeros((3, self.num_labels))
+
+    def add(self, losses: torch.Tensor, logits: torch.Tensor | None, labels: torch.Tensor | None) -> None:
+        """Count a batch: losses ``[B]``, logits ``[B, C]``, class numbers ``[B]`` or 0 and 1 ``[B, C]``."""
+        self.totals[:2] += float(losses.double().sum()), len(losses)
+        if logits is None or labels is None or not len(losses):
+            return
+        truth, given = as_sets(labels, self.num_labels), predicted_sets(logits, multi_label=labels.ndim > 1)
+        best = logits.topk(min(_TOP, self.num_labels), dim=1).indices.cpu().numpy()
+        among = np.take_along_axis(truth, best, axis=1).any(axis=1)
+        self.totals[2:] += (truth == given).all(axis=1).sum(), among.sum()
+        self.by_label += np.stack([truth.sum(axis=0), given.sum(axis=0), (truth & given).sum(axis=0)])
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of a video; not a number where there is none."""
+        return float(self.totals[0] / self.totals[1]) if self.totals[1] else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        """The share of videos whose labels are right, all of them."""
+        return float(self.totals[2] / self.totals[1])
+
+    @property
+    def top5_accuracy(self) -> float:
+        """The share of videos that have a label among the five that were thought likeliest."""
+        return float(self.totals[3] / self.totals[1])
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean F1 of the labels that some video has or was given."""
+        present = self.by_label[:2].sum(axis=0) > 0
+        return float(f1(self.by_label)[present].mean()) if present.any() else 0.0
+
+
+def f1(by_label: Floats) -> Floats:
+    """F1 of each label ``[C]`` from support, predicted and both ``[3, C]``; 0 where there is neither."""
+    scores: Floats = 2 * by_label[2] / np.maximum(by_label[0] + by_label[1], 1)
+    return scores
+
+
+def as_sets(labels: torch.Tensor, num_labels: int) -> Bools:
+    """Class numbers ``[B]``, or 0 and 1 ``[B, C]``, as which labels each video has: ``[B, C]``."""
+    if labels.ndim > 1:
+        several: Bools = labels.bool().cpu().numpy()
+        return several
+    one: Bools = torch.nn.functional.one_hot(labels, num_labels).bool().cpu().numpy()
+    return one
+
+
+def predicted_sets(logits: torch.Tensor, *, multi_label: bool) -> Bools:
+    """Which labels the logits ``[B, C]`` give: the best one, or those of probability one half or more."""
+    if multi_label:
+        several: Bools = (logits.sigmoid() >= _THRESHOLD).cpu().numpy()
+        return several
+    return as_sets(logits.argmax(dim=1), logits.shape[1])
