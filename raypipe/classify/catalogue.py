@@ -7,10 +7,8 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raypipe import schema
-from raypipe.errors import CommitError
 from raypipe.sealed.dataset import planned_rows
 from raypipe.sealed.plan import Video, data_name, plan_table
 from raypipe.storage import Folder
@@ -45,21 +43,6 @@ def frames_per_video(manifests: Sequence[dict[str, Any]]) -> int:
     num_frames: int = sum(manifest["num_frames"] for manifest in manifests)
     num_videos: int = sum(manifest["num_videos"] for manifest in manifests)
     return max(1, math.ceil(num_frames / num_videos))
-
-
-def embedding_dim(embeddings: Folder, manifests: list[dict[str, Any]]) -> int:
-    """D, as a file of the embeddings has it.
-
-    Raises:
-        CommitError: the file is not one of embeddings.
-    """
-    name = manifests[-1]["files"][0]["name"]
-    try:
-        with embeddings.open_input(name) as source:
-            return int(pq.read_schema(source).field(schema.EMBEDDING).type.list_size)
-    except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
-        msg = f"{embeddings.child(name)} holds no embeddings: {' '.join(str(error).split())}. Run raypipe verify."
-        raise CommitError(msg) from None
 
 
 def pack(

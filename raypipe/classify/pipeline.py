@@ -14,9 +14,9 @@ from raypipe.classify.cluster import Placement
 from raypipe.classify.shard import Question
 from raypipe.classify.stages import ModelSettings, PutSettings, ReadSettings
 from raypipe.config import ClassifyConfig
-from raypipe.errors import ConfigError, FingerprintError
-from raypipe.models.classifier_files import ModelFiles, build_classifier, read_model
-from raypipe.sealed.dataset import embeddings_manifests
+from raypipe.errors import ConfigError
+from raypipe.models.classifier_files import ModelFiles, build_classifier, check_embeddings, read_model
+from raypipe.sealed.dataset import embedding_dim, embeddings_manifests
 from raypipe.sealed.plan import fingerprint
 from raypipe.sealed.planner import Planner
 from raypipe.storage import Folder
@@ -64,21 +64,9 @@ def prepare(config: ClassifyConfig) -> Setup:
         raise ConfigError(msg)
     manifests = embeddings_manifests(embeddings)
     files = read_model(Folder(config.model))
-    trained = build_classifier(files).config
-    setup = Setup(config, embeddings, output, manifests, catalogue.embedding_dim(embeddings, manifests), files)
-    marks = {manifest["fingerprint"] for manifest in manifests}
-    if trained.embedding_fingerprint is not None and marks != {trained.embedding_fingerprint}:
-        msg = (
-            f"{config.model} was trained on embeddings of the fingerprint {trained.embedding_fingerprint}; those in "
-            f"{embeddings} have {', '.join(sorted(marks))}. Embed with the same settings, or train on these."
-        )
-        raise FingerprintError(msg)
-    if trained.embedding_dim != setup.embedding_dim:
-        msg = (
-            f"{config.model} takes vectors of {trained.embedding_dim} numbers; those in {embeddings} have "
-            f"{setup.embedding_dim}. Embed with the backbone that it was trained on, or train on these."
-        )
-        raise FingerprintError(msg)
+    build_classifier(files)
+    setup = Setup(config, embeddings, output, manifests, embedding_dim(embeddings, manifests), files)
+    check_embeddings(files, manifests[-1]["fingerprint"], setup.embedding_dim)
     return setup
 
 

@@ -61,7 +61,7 @@ class VideoClassifierConfig(PreTrainedConfig):
 
 @dataclass
 class VideoOutput(ModelOutput):
-    """A classifier gives ``logits`` ``[B, C]``; a masked-frame model ``frames`` ``[B, T, D]`` and ``losses`` ``[B]``."""
+    """A classifier gives ``logits`` [B, C]; a masked-frame model ``frames`` [B, T, D] and ``losses`` [B]."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None

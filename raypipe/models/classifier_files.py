@@ -9,7 +9,7 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from raypipe.errors import ObjectError, ObjectMissingError, WeightsError
+from raypipe.errors import FingerprintError, ObjectError, ObjectMissingError, WeightsError
 from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
 from raypipe.storage import Folder
@@ -120,3 +120,24 @@ def read_config(files: ModelFiles) -> VideoClassifierConfig:
     except Exception as error:  # noqa: BLE001 - a damaged file makes transformers raise nearly anything
         msg = f"{files.source}/{CONFIG} is not the configuration of a raypipe model: {' '.join(str(error).split())}"
         raise WeightsError(msg) from None
+
+
+def check_embeddings(files: ModelFiles, fingerprint: str, embedding_dim: int) -> None:
+    """Refuse embeddings that mean something else to a model than those that it learned from.
+
+    Raises:
+        FingerprintError: they were made with other settings, or are of another size.
+    """
+    learned = read_config(files)
+    if learned.embedding_dim != embedding_dim:
+        msg = (
+            f"{files.source} takes embeddings of {learned.embedding_dim} numbers; these have {embedding_dim}. Embed "
+            "with the backbone that it was trained on, or train again."
+        )
+        raise FingerprintError(msg)
+    if learned.embedding_fingerprint not in {None, fingerprint}:
+        msg = (
+            f"{files.source} was trained on embeddings of fingerprint {learned.embedding_fingerprint}; these have "
+            f"{fingerprint}. Embed with the same settings, or train again."
+        )
+        raise FingerprintError(msg)

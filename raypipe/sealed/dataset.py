@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import schema
-from raypipe.errors import ConfigError, JobError
+from raypipe.errors import CommitError, ConfigError, JobError
 from raypipe.sealed.plan import digest, job_of, plan_numbers, read_plan
 from raypipe.sealed.seal import read_manifest, sealed_plans
 from raypipe.storage import Folder
@@ -108,3 +108,18 @@ def _ids(rows: pa.Table) -> list[bytes]:
 
 def _not_among(superseded: set[bytes], present: list[bytes]) -> pa.Array:
     return pa.array(np.fromiter((video_id not in superseded for video_id in present), np.bool_, len(present)))
+
+
+def embedding_dim(embeddings: Folder, manifests: list[dict[str, Any]]) -> int:
+    """D, as a file of the embeddings has it.
+
+    Raises:
+        CommitError: the file is not one of embeddings.
+    """
+    name = manifests[-1]["files"][0]["name"]
+    try:
+        with embeddings.open_input(name) as source:
+            return int(pq.read_schema(source).field(schema.EMBEDDING).type.list_size)
+    except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
+        msg = f"{embeddings.child(name)} holds no embeddings: {' '.join(str(error).split())}. Run raypipe verify."
+        raise CommitError(msg) from None

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from raypipe import schema
 from raypipe.config import TrainConfig
 from raypipe.errors import ConfigError
-from raypipe.sealed.dataset import embeddings_manifests, planned_rows
+from raypipe.sealed.dataset import embedding_dim, embeddings_manifests, planned_rows
 from raypipe.sealed.plan import data_name
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
@@ -211,18 +211,12 @@ def _samples(
         validation=parts[1],
         label_names=label_names,
         multi_label=multi_label,
-        embedding_dim=_embedding_dim(output, manifests),
+        embedding_dim=embedding_dim(output, manifests),
         fingerprint=manifests[-1]["fingerprint"],
         num_unknown=num_unknown,
         num_without_frames=num_without_frames,
         digest=digest.hexdigest(),
     )
-
-
-def _embedding_dim(output: Folder, manifests: list[dict[str, Any]]) -> int:
-    with output.open_input(manifests[0]["files"][0]["name"]) as source:
-        field = pq.read_schema(source).field(schema.EMBEDDING)
-    return int(field.type.list_size)
 
 
 def blocks(samples: pa.Table, *, num_workers: int, seed: int) -> Iterator[pa.Table]:

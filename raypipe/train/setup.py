@@ -8,8 +8,7 @@ from typing import Any
 
 from raypipe.config import TrainConfig
 from raypipe.errors import CommitError, ConfigError, FingerprintError, ObjectError
-from raypipe.models.classifier import VideoClassifierConfig
-from raypipe.models.classifier_files import read_config, read_model
+from raypipe.models.classifier_files import check_embeddings, read_config, read_model
 from raypipe.models.gpt2 import Gpt2, resolve_gpt2
 from raypipe.storage import Folder
 from raypipe.train.network import Start, classifier_config
@@ -56,7 +55,7 @@ def prepare(config: TrainConfig, samples: Samples) -> Setup:
         max_frames = min(config.model.max_frames, gpt2.max_frames or config.model.max_frames)
     else:
         learned = read_config(init_from)
-        check_embeddings(learned, samples.fingerprint, samples.embedding_dim, source=init_from.source)
+        check_embeddings(init_from, samples.fingerprint, samples.embedding_dim)
         gpt2, max_frames = Gpt2(learned.gpt2.to_dict()), learned.max_frames
     _check_freeze(config, gpt2)
     lora = config.model.lora.rank > 0
@@ -82,26 +81,6 @@ def prepare(config: TrainConfig, samples: Samples) -> Setup:
     pretrained = bool(gpt2.weights)
     rate = learning_rate(n_embd=gpt2.config["n_embd"], pretrained=pretrained, lora=lora) if given == "auto" else given
     return Setup(config, Folder(config.output), samples, start, rate)
-
-
-def check_embeddings(learned: VideoClassifierConfig, fingerprint: str, embedding_dim: int, *, source: str) -> None:
-    """Refuse embeddings that mean something else to a model than those that it learned from.
-
-    Raises:
-        FingerprintError: they were made with other settings, or are of another size.
-    """
-    if learned.embedding_dim != embedding_dim:
-        msg = (
-            f"{source} takes embeddings of {learned.embedding_dim} numbers; these have {embedding_dim}. Embed with the "
-            "backbone that it was trained on, or train again."
-        )
-        raise FingerprintError(msg)
-    if learned.embedding_fingerprint not in {None, fingerprint}:
-        msg = (
-            f"{source} was trained on embeddings of fingerprint {learned.embedding_fingerprint}; these have "
-            f"{fingerprint}. Embed with the same settings, or train again."
-        )
-        raise FingerprintError(msg)
 
 
 def _check_freeze(config: TrainConfig, gpt2: Gpt2) -> None:

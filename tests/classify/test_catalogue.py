@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
-from raypipe.classify.catalogue import EmbeddedVideo, embedding_dim, find_embedded, frames_per_video, pack
+from raypipe.classify.catalogue import EmbeddedVideo, find_embedded, frames_per_video, pack
 from raypipe.errors import CommitError, ConfigError, FingerprintError, JobError
-from raypipe.sealed.dataset import embeddings_manifests
+from raypipe.sealed.dataset import embedding_dim, embeddings_manifests
 from raypipe.storage import Folder
 
 FILES = st.dictionaries(st.sampled_from([f"data/{number}" for number in range(9)]), st.integers(1, 7), min_size=1)
