@@ -87,6 +87,16 @@ def test_there_is_at_most_one_line_per_interval_between_epochs(clock: FakeClock)
     assert sum("step" in line for line in lines) == 8
 
 
+def test_of_short_epochs_a_few_are_lines_and_the_last_one_is(clock: FakeClock) -> None:
+    console, file = file_console()
+    with TrainingProgress(num_epochs=100, console=console, clock=clock, line_seconds=10) as progress:
+        for number in range(1, 101):
+            clock.now += 0.1
+            progress.epoch(epoch(number), is_best=False)
+    lines = file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["1/100", "26/100", "51/100", "76/100", "100/100"]
+
+
 def test_lines_are_plain_where_the_output_cannot_say_more() -> None:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding="ascii", write_through=True)

@@ -17,7 +17,7 @@ def demo(
     *,
     debug: Debug = False,
 ) -> None:
-    """Make 48 labelled clips, put them into a real S3 server on this machine, embed and verify them."""
+    """Make 96 labelled clips, put them into a real S3 server here, embed, verify, train on them and classify them."""
 
     def run() -> int:
         from raypipe.demo.run import run_demo

@@ -75,7 +75,7 @@ class OptimizerConfig(Section):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
     masked_fraction: float = Field(default=0.3, gt=0, lt=1)
-    early_stop_epochs: int = Field(default=20, ge=0)
+    early_stop_epochs: int = Field(default=30, ge=0)
     select_by: SelectBy = "accuracy"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 

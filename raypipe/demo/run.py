@@ -1,5 +1,6 @@
-"""The demo, end to end: make clips, put them into a bucket, embed from S3 to S3, verify, show."""
+"""The demo, end to end: clips into a bucket, embed from S3 to S3, verify, train, classify, show."""
 
+import csv
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,16 +10,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from raypipe.config import EmbedConfig, load_config
-from raypipe.demo.clips import make_catalogue
+from raypipe.config import ClassifyConfig, EmbedConfig, TrainConfig, load_config
+from raypipe.demo.clips import LABELS, Clip, make_catalogue
 from raypipe.demo.s3_server import local_s3
 from raypipe.errors import ConfigError, VerifyError, WeightsError
 from raypipe.storage import Folder
 
 _INPUT = "s3://videos/clips/"
 _OUTPUT = "s3://embeddings/v1/"
+_MODEL = "s3://models/v1/"
+_PREDICTIONS = "s3://predictions/v1/"
+_BUCKETS = ("videos", "embeddings", "models", "predictions")
 _BACKBONE = "resnet18"
 _MARKER = ".raypipe-demo"
+_CLIPS_PER_CLASS = 16
+_SPLITS = ("train",) * 10 + ("validation",) * 2 + ("test",) * 4  # of each class, in the order of its clips
 
 
 def run_demo(folder: Path) -> int:
@@ -30,19 +36,27 @@ def run_demo(folder: Path) -> int:
     """
     console = Console(highlight=False)
     _clear(folder)
-    console.print(f"[bold]1/4[/] Making 48 clips in 6 classes in {folder / 'clips'}")
-    clips = make_catalogue(folder / "clips")
-    console.print("[bold]2/4[/] Starting an S3 server on loopback and uploading the clips")
-    with local_s3(folder / "s3", buckets=("videos", "embeddings")) as server, _environment(server.environment()):
+    console.print(f"[bold]1/6[/] Making {_CLIPS_PER_CLASS * len(LABELS)} clips in 6 classes in {folder / 'clips'}")
+    clips = make_catalogue(folder / "clips", clips_per_class=_CLIPS_PER_CLASS)
+    splits = _write_labels(folder, clips)
+    console.print("[bold]2/6[/] Starting an S3 server on loopback and uploading the clips")
+    with local_s3(folder / "s3", buckets=_BUCKETS) as server, _environment(server.environment()):
         bucket = Folder(_INPUT)
         for clip in clips:
             bucket.put_new(clip.path.relative_to(folder / "clips").as_posix(), clip.path.read_bytes())
         weights = _weights(console)
-        console.print(f"[bold]3/4[/] raypipe embed --input {_INPUT} --output {_OUTPUT} --set backbone.name={_BACKBONE}")
-        report = _embed(console, folder, weights)
-        console.print(f"[bold]4/4[/] raypipe verify {_OUTPUT}")
+        console.print(f"[bold]3/6[/] raypipe embed --input {_INPUT} --output {_OUTPUT} --set backbone.name={_BACKBONE}")
+        reports = [_embed(console, folder, weights)]
+        console.print(f"[bold]4/6[/] raypipe verify {_OUTPUT}")
         _verify(console)
-    console.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)
+        labels = folder / "labels.csv"
+        console.print(f"[bold]5/6[/] raypipe train --embeddings {_OUTPUT} --labels {labels} --output {_MODEL}")
+        reports.append(_train(console, folder, labels))
+        console.print(f"[bold]6/6[/] raypipe classify --embeddings {_OUTPUT} --model {_MODEL} --output {_PREDICTIONS}")
+        reports.append(_classify(console, folder))
+        _compare(console, splits, weights)
+    for report in reports:
+        console.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)
     return 0
 
 
@@ -53,6 +67,20 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / _MARKER).touch()
+
+
+def _write_labels(folder: Path, clips: list[Clip]) -> dict[str, tuple[str, str]]:
+    """Write ``labels.csv``, and give the label and the split of each video."""
+    number = dict.fromkeys(LABELS, 0)
+    rows: dict[str, tuple[str, str]] = {}
+    for clip in clips:
+        rows[clip.path.relative_to(folder / "clips").as_posix()] = (clip.label, _SPLITS[number[clip.label]])
+        number[clip.label] += 1
+    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("video_id", "label", "split"))
+        writer.writerows((video_id, *row) for video_id, row in rows.items())
+    return rows
 
 
 def _weights(console: Console) -> str:
@@ -77,9 +105,62 @@ def _embed(console: Console, folder: Path, weights: str) -> Path:
     overrides = (f"backbone.name={_BACKBONE}", f"backbone.weights={weights}")
     run = run_embed(load_config(EmbedConfig, values=values, overrides=overrides), console=console)
     console.print(final_table(run.record, report_uri=run.report_uri))
-    report = folder / "report.html"
-    report.write_bytes(Folder(_OUTPUT).read(run.report_uri.removeprefix(Folder(_OUTPUT).child(""))))
+    return _fetch(run.report_uri, _OUTPUT, folder / "embed.html")
+
+
+def _train(console: Console, folder: Path, labels: Path) -> Path:
+    from raypipe.progress import training_table  # noqa: PLC0415
+    from raypipe.train.run import run_train  # noqa: PLC0415
+
+    values = {"embeddings": _OUTPUT, "labels": str(labels), "output": _MODEL}
+    run = run_train(load_config(TrainConfig, values=values), console=console)
+    console.print(training_table(run.record, report_uri=run.report_uri))
+    return _fetch(run.report_uri, _MODEL, folder / "train.html")
+
+
+def _classify(console: Console, folder: Path) -> Path:
+    from raypipe.classify.pipeline import run_classify  # noqa: PLC0415
+    from raypipe.progress import final_table  # noqa: PLC0415
+
+    values = {"embeddings": _OUTPUT, "model": _MODEL, "output": _PREDICTIONS}
+    run = run_classify(load_config(ClassifyConfig, values=values), console=console)
+    console.print(final_table(run.record, report_uri=run.report_uri))
+    return _fetch(run.report_uri, _PREDICTIONS, folder / "classify.html")
+
+
+def _fetch(report_uri: str, output: str, report: Path) -> Path:
+    """Copy a report out of the bucket, which ends with the demo."""
+    report.write_bytes(Folder(output).read(report_uri.removeprefix(Folder(output).child(""))))
     return report
+
+
+def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str) -> None:
+    """Hold the labels of the clips that training never saw against those of a model that knows no order of time."""
+    import numpy as np  # noqa: PLC0415
+
+    from raypipe import schema  # noqa: PLC0415
+    from raypipe.demo.probe import linear_probe  # noqa: PLC0415
+    from raypipe.sealed.dataset import read_embeddings, read_rows  # noqa: PLC0415
+
+    predicted: dict[str, str] = {}
+    for table in read_rows(Folder(_PREDICTIONS), columns=[schema.VIDEO_ID, schema.LABEL]):
+        predicted.update(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
+    means: dict[str, list[float]] = {}
+    for table in read_embeddings(Folder(_OUTPUT), columns=[schema.VIDEO_ID, schema.EMBEDDING]):
+        means.update(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
+    tested = [video_id for video_id, (_, split) in splits.items() if split == "test" and means[video_id]]
+    learned = [video_id for video_id, (_, split) in splits.items() if split != "test" and means[video_id]]
+    numbers = {video_id: LABELS.index(splits[video_id][0]) for video_id in (*tested, *learned)}
+    train, test = (np.array([means[one] for one in ids], dtype=np.float32) for ids in (learned, tested))
+    probed = linear_probe(train, np.array([numbers[one] for one in learned]), test)
+    table = Table("on clips that training never saw", "accuracy")
+    right = sum(predicted[one] == splits[one][0] for one in tested)
+    table.add_row("GPT-2 over the frames", f"{right}/{len(tested)}")
+    right = sum(numbers[one] == found for one, found in zip(tested, probed.tolist(), strict=True))
+    table.add_row("linear model on the mean of the frames", f"{right}/{len(tested)}")
+    console.print(table)
+    said = "random weights, which say little about what is seen" if weights == "random" else "ImageNet weights"
+    console.print(f"{_BACKBONE} with {said}; each class is another one played backwards.")
 
 
 def _verify(console: Console) -> None:

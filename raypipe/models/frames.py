@@ -52,10 +52,10 @@ def thin(num_frames: int, *, max_frames: int) -> npt.NDArray[np.int64]:
 
 
 def pad_frames(videos: Sequence[Frames], *, max_frames: int) -> PaddedFrames:
-    """Put videos ``[T, D]`` side by side, long ones thinned."""
+    """Put videos ``[T, D]`` side by side, at least one, long ones thinned."""
     kept = [thin(len(video), max_frames=max_frames) for video in videos]
-    longest = max(1, *(len(rows) for rows in kept)) if kept else 1
-    padded = np.zeros((len(videos), longest, videos[0].shape[1] if len(videos) else 0), dtype=videos[0].dtype)
+    longest = max(1, *(len(rows) for rows in kept))
+    padded = np.zeros((len(videos), longest, videos[0].shape[1]), dtype=np.result_type(*videos))
     mask = np.zeros((len(videos), longest), dtype=np.int64)
     for at, (video, rows) in enumerate(zip(videos, kept, strict=True)):
         padded[at, : len(rows)] = video if len(rows) == len(video) else video[rows]

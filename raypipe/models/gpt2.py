@@ -1,17 +1,26 @@
 """Where the GPT-2 of a model comes from: sizes for random weights, a local folder, or the Hugging Face hub by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2Model
+from huggingface_hub import snapshot_download
 
 from raypipe.config import Gpt2Size
 from raypipe.errors import ConfigError, WeightsError
+from raypipe.models.backbone import prepare_torchvision
+
+prepare_torchvision()  # transformers imports torchvision where there is one
+
+from transformers import GPT2Config, GPT2Model  # noqa: E402
+from transformers.utils import logging  # noqa: E402
 
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+_CONFIG = "config.json"
+_ADVICE = f"Give a folder of save_pretrained: {_CONFIG} and model.safetensors of a GPT-2."
 _VOCABULARY = "wte."  # frames come in as embeddings: the words' table is never read
 
 
@@ -39,22 +48,59 @@ def resolve_gpt2(gpt2: str | Gpt2Size) -> Gpt2:
         return Gpt2(gpt2.model_dump())
     folder = Path(gpt2).expanduser()
     if folder.is_dir():
-        return _load(str(folder), "Give a folder of save_pretrained: config.json and model.safetensors.")
+        return _load(folder)
     if gpt2 not in HUB_NAMES:
         msg = (
             f"model.gpt2={gpt2!r} is no folder. Choose a folder, one of {', '.join(HUB_NAMES)}, or sizes (n_layer: 2)."
         )
         raise ConfigError(msg)
-    return _load(gpt2, "Download that folder elsewhere and set model.gpt2 to its path, or give sizes (n_layer: 2).")
+    return _load(_download(gpt2))
 
 
-def _load(source: str, advice: str) -> Gpt2:
-    try:
-        config = GPT2Config.from_pretrained(source)
-        model = GPT2Model.from_pretrained(source, config=config, use_safetensors=True, dtype=torch.float32)
+def _download(name: str) -> Path:
+    """The folder of a published model, from the cache where the hub cannot be reached."""
+    try:  # asked for the files one by one, it tries each for half a minute or more
+        return Path(snapshot_download(name, allow_patterns=[_CONFIG, "model*.safetensors*"]))
     except Exception as error:  # the hub's client raises nearly anything
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        msg = f"Cannot load GPT-2 {source!r}: {reason}. {advice}"
+        msg = (
+            f"Cannot download GPT-2 {name!r}: {_reason(error)}. Download that folder elsewhere and set model.gpt2 to "
+            "its path, or give sizes (n_layer: 2)."
+        )
         raise WeightsError(msg) from error
+
+
+def _load(folder: Path) -> Gpt2:
+    try:
+        with _quietly():
+            config = GPT2Config.from_pretrained(folder)
+            loaded: Any = GPT2Model.from_pretrained(
+                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+    except Exception as error:  # a damaged file makes transformers raise nearly anything
+        msg = f"Cannot load GPT-2 from {str(folder)!r}: {_reason(error)}. {_ADVICE}"
+        raise WeightsError(msg) from error
+    model, about = loaded
+    # transformers begins at random what it does not find
+    if missing := sorted(key for key in about["missing_keys"] if not key.startswith(_VOCABULARY)):
+        msg = f"Cannot load GPT-2 from {str(folder)!r}: it lacks {len(missing)} weights, {missing[0]} first. {_ADVICE}"
+        raise WeightsError(msg)
     weights = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(_VOCABULARY)}
     return Gpt2(config.to_dict(), weights)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bar, and its table of the weights that nothing here has a use for."""
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 _SHOWN_EPOCHS = 8
+_EPOCHS_PER_LINE = 4  # so many lines of epochs at most in the time of one line of steps
 _COLUMNS = ("train_loss", "validation_loss", "accuracy", "top5_accuracy", "macro_f1")
 _SHORT = {"train_loss": "train loss", "validation_loss": "val loss", "top5_accuracy": "top-5"}
 
@@ -46,8 +47,8 @@ class _Step:
 class TrainingProgress:
     """Shows a training of ``num_epochs`` as ``step`` and ``epoch`` tell of it.
 
-    On a terminal it is a live display that redraws itself. Elsewhere it is a line per epoch, one per note, and one per
-    ``line_seconds`` in between. ``clock`` gives seconds.
+    On a terminal it is a live display that redraws itself. Elsewhere it is a line per note, one per epoch, but of short
+    epochs only one in a while and the last, and one per ``line_seconds`` in between. ``clock`` gives seconds.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class TrainingProgress:
         self._line_seconds = line_seconds
         self._clock = clock
         self._line_at = clock()
+        self._held: list[str] = []  # the last epoch's line, while it is too early for one
+        self._epoch_at: float | None = None
         self._step: _Step | None = None
         self._began: tuple[float, float] | None = None  # when, and how many epochs were done then
         self._epochs: dict[int, tuple[EpochMetrics, bool]] = {}
@@ -77,6 +80,8 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._held:
+            self._print(self._held)
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -112,6 +117,10 @@ class TrainingProgress:
             f"took {format_seconds(metrics.seconds)}",
             "best so far" if is_best else "",
         ]
+        if self._epoch_at is not None and self._clock() - self._epoch_at < self._line_seconds / _EPOCHS_PER_LINE:
+            self._held = parts
+            return
+        self._epoch_at, self._held = self._clock(), []
         self._print(parts)
 
     def note(self, text: str) -> None:

@@ -18,6 +18,7 @@ from raypipe.models.classifier_files import COMPLETE, digests
 from raypipe.storage import Folder
 
 _MODEL, _OPTIMIZER, _SEEN, _STATE = "model.safetensors", "optimizer.safetensors", "seen.bin", "state.json"
+_FILES = (_MODEL, _OPTIMIZER, _SEEN, _STATE)
 _logger = logging.getLogger(__name__)
 
 
@@ -81,10 +82,10 @@ class Checkpoints:
         """One checkpoint, None where it is not whole."""
         try:
             sha256 = json.loads(self._output.read(f"{_folder(number)}/{COMPLETE}"))["sha256"]
-            files = {name: self._output.read(f"{_folder(number)}/{name}") for name in sha256}
+            files = {name: self._output.read(f"{_folder(number)}/{name}") for name in _FILES}
         except (ObjectError, KeyError, TypeError, ValueError):
             return None
-        if any(hashlib.sha256(data).hexdigest() != sha256[name] for name, data in files.items()):
+        if {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} != sha256:
             return None
         state = json.loads(files[_STATE])
         seen = np.unpackbits(np.frombuffer(files[_SEEN], np.uint8), count=state["num_samples"]).astype(bool)

@@ -72,6 +72,7 @@ def evaluate(
             scores.add(losses.float(), logits, batch.labels)
             if each is not None and logits is not None:
                 each(window, positions, logits)
+    validation.settle(team)
     scores.totals, scores.by_label = team.sum(scores.totals), team.sum(scores.by_label)
     return scores
 

@@ -19,7 +19,7 @@ def read_labels(uri: str, *, split_column: str) -> pa.Table:
     ``split`` comes out as ``train``, ``validation`` or ``test``. A row that says the same twice counts once.
 
     Raises:
-        ConfigError: the file cannot be read, lacks a column or a value, or names an unknown split.
+        ConfigError: the file cannot be read, lacks a column or a value, or names an unknown split, or two of a video.
     """
     if not uri.lower().endswith(TABLE_ENDINGS):
         msg = f"labels={uri!r} is of no known format. Give a {', '.join(TABLE_ENDINGS)} with video_id and label."
@@ -37,6 +37,11 @@ def read_labels(uri: str, *, split_column: str) -> pa.Table:
     if split_column in table.column_names:
         table = table.rename_columns([*wanted, SPLIT])
         table = table.set_column(2, SPLIT, _splits(table[SPLIT], uri))
+        splits = table.group_by(schema.VIDEO_ID).aggregate([(SPLIT, "count_distinct")])
+        several = splits.filter(pc.greater(splits[f"{SPLIT}_count_distinct"], 1))[schema.VIDEO_ID]
+        if len(several):
+            msg = f"{uri}: {several[0].as_py()!r} is in several splits. Give each video one split."
+            raise ConfigError(msg)
     return table.group_by(table.column_names, use_threads=False).aggregate([])
 
 

@@ -1,9 +1,10 @@
 """The training loop of one worker: epochs, checkpoints, and going on where a run was cut off. No Ray here."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from itertools import count
 from typing import Any, cast
 
 import numpy as np
@@ -81,15 +82,12 @@ class Loop:
 
     def standardise(self) -> None:
         """Take the mean and deviation of each of the D numbers from the training videos."""
-        sums, count = np.zeros((2, self.model.config.embedding_dim)), 0
-        for window in self._train.windows():
-            for frames in window.frames:
-                vectors = frames.astype(np.float64)
-                sums += vectors.sum(axis=0), np.square(vectors).sum(axis=0)
-                count += len(vectors)
-        mean, square = self._team.sum(sums) / max(1, self._team.sum([count])[0])
+        sums, num_frames = self._train.moments(self.model.config.embedding_dim)
+        self._train.settle(self._team)
+        mean, square = self._team.sum(sums) / max(1, self._team.sum([num_frames])[0])
         # Embeddings are float16: what moves less than its steps is as good as constant.
-        deviation = np.sqrt(np.maximum(square - np.square(mean), 1e-8))
+        with np.errstate(invalid="ignore"):  # what is not finite ends the first step
+            deviation = np.sqrt(np.maximum(square - np.square(mean), 1e-8))
         self.model.encoder.mean.copy_(torch.from_numpy(mean))
         self.model.encoder.std.copy_(torch.from_numpy(deviation))
 
@@ -114,7 +112,7 @@ class Loop:
         return self.state
 
     def _run_epoch(self) -> None:
-        for number, window in enumerate(self._train.windows()):
+        for number, window in self._windows():
             batches = epoch_batches(
                 window.index,
                 [len(frames) for frames in window.frames],
@@ -137,16 +135,22 @@ class Loop:
                 self.state.seconds += time.perf_counter() - began
                 self._tell_step()
                 self._maybe_checkpoint()
+        self._train.settle(self._team)
+
+    def _windows(self) -> Iterator[tuple[int, Window]]:
+        """This worker's windows, then empty ones until no worker has any left: all take part in every step."""
+        windows = self._train.windows()
+        for number in count():
+            window = next(windows, None)
+            if not self._team.max(window is not None):
+                return
+            yield number, window or Window()
 
     def _step(self, window: Window, group: list[Ints], num_videos: float) -> bool:
         """One optimizer step over the group's batches, those of all workers together; False where it is not finite."""
         self.model.train()
         state, config = self.state, self._settings.optimizer
-        num_steps = config.epochs * self.steps_per_epoch
-        rate = self._settings.learning_rate * rate_at(
-            state.step, num_steps=num_steps, warmup_fraction=config.warmup_fraction
-        )
-        set_rate(self._optimizer, rate)
+        set_rate(self._optimizer, self._rate(state.step))
         self._optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros((), dtype=torch.float64, device=self._team.device)
         for micro, positions in enumerate(group):
@@ -167,6 +171,11 @@ class Loop:
         state.loss_sum += float(losses)
         state.num_videos += sum(len(positions) for positions in group)
         return True
+
+    def _rate(self, step: int) -> float:
+        config = self._settings.optimizer
+        num_steps = config.epochs * self.steps_per_epoch
+        return self._settings.learning_rate * rate_at(step, num_steps=num_steps, warmup_fraction=config.warmup_fraction)
 
     def _tell_step(self) -> None:
         state = self.state
@@ -197,7 +206,7 @@ class Loop:
             step=state.step,
             train_loss=float(loss_sum / max(1, num_videos)),
             **measured(scores),
-            learning_rate=self._optimizer.param_groups[0]["lr"],
+            learning_rate=self._rate(state.step - 1),
             samples_per_second=float(num_videos / seconds) if seconds else 0.0,
             seconds=seconds,
         )

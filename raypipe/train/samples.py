@@ -20,7 +20,7 @@ from raypipe.sealed.plan import data_name
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
 from raypipe.train.labels import SPLIT, folder_labels, read_labels
-from raypipe.train.split import rarest_labels, stratified
+from raypipe.train.split import stratified
 
 FILE, INDEX, TARGETS = "file", "index", "targets"
 _READS_AT_ONCE = 16
@@ -102,9 +102,9 @@ def _unlabelled(config: TrainConfig, output: Folder, manifests: list[dict[str, A
     if not rows.num_rows:
         msg = f"No video in {output} has frames. Look at the statuses with raypipe verify."
         raise ConfigError(msg)
-    strata = np.zeros(rows.num_rows, dtype=np.int64)
+    videos = np.arange(rows.num_rows)
     fraction = config.data.validation_fraction if rows.num_rows > 1 else 0.0
-    held_out = stratified(strata, fraction=fraction, seed=config.seed, names=["video"])
+    held_out = stratified(videos, np.zeros_like(videos), fraction=fraction, seed=config.seed, names=["video"])
     no_targets = pa.array([[]] * rows.num_rows, pa.list_(pa.int32()))
     rows = rows.select([FILE, schema.VIDEO_ID]).append_column(TARGETS, no_targets)
     num_without_frames = catalogue.num_rows - rows.num_rows
@@ -169,18 +169,11 @@ def _held_out(
     label_names: tuple[str, ...],
 ) -> npt.NDArray[np.bool_]:
     if SPLIT not in labels.column_names:
-        strata = rarest_labels(videos, numbers)
-        return stratified(strata, fraction=config.data.validation_fraction, seed=config.seed, names=label_names)
+        fraction = config.data.validation_fraction
+        return stratified(videos, numbers, fraction=fraction, seed=config.seed, names=label_names)
     held_out = np.zeros(videos.max() + 1, dtype=bool)
-    trained = np.zeros_like(held_out)
-    is_validation = pc.equal(labels[SPLIT], "validation").to_numpy().astype(bool)
-    held_out[videos[is_validation]] = True
-    trained[videos[~is_validation]] = True
-    if (both := np.flatnonzero(held_out & trained)).size:
-        video_id = labels[schema.VIDEO_ID][int(np.flatnonzero(videos == both[0])[0])].as_py()
-        msg = f"{config.labels}: {video_id!r} is in both splits. Give each video one split."
-        raise ConfigError(msg)
-    if not trained.any():
+    held_out[videos] = pc.equal(labels[SPLIT], "validation").to_numpy()
+    if held_out.all():
         msg = f"{config.labels}: no video is in the split train. Choose train, validation or test for each."
         raise ConfigError(msg)
     return held_out

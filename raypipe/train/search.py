@@ -1,6 +1,7 @@
 """Several trainings of a small grid on Ray Tune, each resumed by itself; the best one's model is kept."""
 
 import math
+import os
 import tempfile
 import time
 import uuid
@@ -100,6 +101,7 @@ def _run_trials(points: list[Point], *, use_gpu: bool) -> Iterator[tuple[str, Tr
     num_workers = points[0].config.resources.num_workers
     at_once = total.get("GPU", 0) // num_workers if use_gpu else total.get("CPU", 1) // (num_workers + 1)
     feed = start_feed()
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the one way to keep Tune off the terminal
 
     def trial(parameters: dict[str, Any]) -> None:
         point = points[parameters["point"]]
@@ -130,7 +132,7 @@ def _run_trials(points: list[Point], *, use_gpu: bool) -> Iterator[tuple[str, Tr
 
 def _line(points: list[Point], records: Mapping[str, TrainingRecord], name: str) -> str:
     ended, point = records[name], next(point for point in points if point.name == name)
-    what = ", ".join(f"{key}={value}" for key, value in point.settings.items())
+    what = ", ".join(f"{key}={str(value).replace(chr(39), '')}" for key, value in point.settings.items())
     if ended.kept is None:
         result = f"failed: {ended.message}"
     elif ended.kept.accuracy is not None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.train.samples import INDEX, TARGETS
+from raypipe.train.team import Team
 
 _BATCHES_PER_POOL = 50  # so many are sorted by length together: little is padded, and chance is still chance
 Half = npt.NDArray[np.float16]
@@ -48,7 +49,7 @@ class Window:
 
 
 class Shard:
-    """The samples of one worker, window by window: one that is kept where they all fit into ``cache_bytes``."""
+    """The samples of one worker, window by window: one that is kept where all fit into ``cache_bytes``."""
 
     def __init__(self, read: Callable[[], Iterable[pa.Table]], *, cache_bytes: int) -> None:
         self._read = read
@@ -71,6 +72,21 @@ class Shard:
         if is_first:
             self._kept = window
         yield window
+
+    def settle(self, team: Team) -> None:
+        """After a pass of all workers: none keeps its samples unless all do, as Ray waits for all before the next."""
+        if team.max(self._kept is None):
+            self._kept = None
+
+    def moments(self, embedding_dim: int) -> tuple[npt.NDArray[np.float64], int]:
+        """The sums of the D numbers over all frames and of their squares ``[2, D]``, and how many frames there are."""
+        sums, num_frames = np.zeros((2, embedding_dim)), 0
+        for window in self.windows():
+            for frames in window.frames:
+                vectors = frames.astype(np.float64)
+                sums += vectors.sum(axis=0), np.square(vectors).sum(axis=0)
+                num_frames += len(vectors)
+        return sums, num_frames
 
 
 def epoch_batches(

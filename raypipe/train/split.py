@@ -9,34 +9,32 @@ from raypipe.errors import ConfigError
 
 
 def stratified(
-    strata: npt.NDArray[np.int64], *, fraction: float, seed: int, names: Sequence[str]
+    videos: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], *, fraction: float, seed: int, names: Sequence[str]
 ) -> npt.NDArray[np.bool_]:
-    """Hold out about ``fraction`` of each stratum ``[N]``: at least one video of each, and never all of one.
+    """Hold out about ``fraction`` of each label's videos ``[V]``, from pairs of video numbers 0 to V - 1 and labels.
+
+    Where a video has one label: at least one video of each label, and never all of one. Else the labels are taken from
+    the rarest on, and each adds what it still lacks from its videos that no rarer one has (Sechidis et al. 2011).
 
     Raises:
-        ConfigError: a stratum has one video alone.
+        ConfigError: a label has one video alone.
     """
-    held_out = np.zeros(len(strata), dtype=bool)
+    held_out = np.zeros(videos.max() + 1, dtype=bool)
     if not fraction:
         return held_out
     random = np.random.default_rng([seed, 0])
-    for stratum in np.unique(strata):
-        members = random.permutation(np.flatnonzero(strata == stratum))
+    is_free = np.ones_like(held_out)
+    counts = np.bincount(labels)
+    members_of = np.split(videos[np.argsort(labels, kind="stable")], np.cumsum(counts)[:-1])
+    for label in np.argsort(counts, kind="stable").tolist():
+        members = members_of[label]
         if len(members) == 1:
             msg = (
-                f"The label {names[stratum]!r} has one video, which cannot be both learned from and held out. Give it "
+                f"The label {names[label]!r} has one video, which cannot be both learned from and held out. Give it "
                 "more, leave it out, name a split column, or set data.validation_fraction=0."
             )
             raise ConfigError(msg)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held_out[members[:count]] = True
+        wanted = np.clip(round(fraction * len(members)), 1, max(1, len(members) - 1)) - held_out[members].sum()
+        held_out[random.permutation(members[is_free[members]])[: max(0, wanted)]] = True
+        is_free[members] = False
     return held_out
-
-
-def rarest_labels(videos: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of each video its rarest label, from pairs of video numbers 0 to V - 1 and label numbers: ``[V]``."""
-    counts = np.bincount(labels)
-    order = np.lexsort((labels, counts[labels], videos))
-    first = np.unique(videos[order], return_index=True)[1]
-    rarest: npt.NDArray[np.int64] = labels[order][first]
-    return rarest
