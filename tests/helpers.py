@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -98,14 +98,24 @@ def num_committed(output: Folder) -> int:
 
 
 def pids_of(*words: str) -> list[int]:
-    """Processes whose command line holds all the words."""
+    """Processes that descend from this one, and whose command line holds all the words: not those of another suite."""
+    parents: dict[int, int] = {}
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             command = (entry / "cmdline").read_bytes().decode(errors="replace")
             if all(word in command for word in words):
                 found.append(int(entry.name))
-    return found
+    return [pid for pid in found if os.getpid() in _line_of(pid, parents)]
+
+
+def _line_of(pid: int, parents: Mapping[int, int]) -> set[int]:
+    line: set[int] = set()
+    while pid in parents and pid not in line:
+        line.add(pid)
+        pid = parents[pid]
+    return line
 
 
 def kill_one(*words: str) -> bool:

@@ -1,3 +1,4 @@
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -5,10 +6,12 @@ import pytest
 import ray
 from helpers import Configure, Driver, StartDriver
 from pydantic import BaseModel
+from train_runs import Trained, embed_all, train_config, video_ids
 
 from raypipe.batch import cluster
 from raypipe.config import EmbedConfig, load_config
 from raypipe.demo.s3_server import S3Server
+from raypipe.storage import Folder
 
 CHEAP = ("backbone.name=resnet18", "backbone.weights=random", "sampling.num_frames=2", "resources.concurrency=1")
 
@@ -45,3 +48,17 @@ def start_driver(ray_address: str, tmp_path: Path) -> Iterator[StartDriver]:
     yield start
     for driver in drivers:
         driver.kill()
+
+
+@pytest.fixture(scope="session")
+def trained(s3: S3Server, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:  # noqa: ARG001
+    """One training on S3 that nothing disturbs, for the tests to look at and to hold others against."""
+    place = Folder(f"s3://videos/{secrets.token_hex(8)}")
+    embeddings, output = embed_all(Folder(place.child("embeddings")), video_ids()), Folder(place.child("model"))
+    config = train_config(embeddings, output)
+    driver = Driver("train", config, ray_address, tmp_path_factory.mktemp("train") / "driver.log")
+    try:
+        assert driver.wait() == 0, driver.log.read_text()
+    finally:
+        driver.kill()
+    return Trained(config, embeddings, output, driver.log.read_text())
