@@ -1,0 +1,383 @@
+"""The classifier: what it says of a video depends on that video's frames alone, wherever and however it is asked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import DIM, NAMES, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
+from torch import nn
+from transformers import AutoConfig, AutoModel, GPT2Config
+
+from raypipe.models.classifier import (
+    MaskedFrameModel,
+    VideoClassifier,
+    VideoClassifierConfig,
+    classification_loss,
+    masked_mean,
+)
+from raypipe.models.frames import by_length, pad_frames, thin
+
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
+CLASSIFIER = tiny_classifier()
+
+
+def logits_of(model: VideoClassifier, videos: list[npt.NDArray[np.float16]]) -> torch.Tensor:
+    padded = pad_frames(videos, max_frames=model.config.max_frames)
+    with torch.no_grad():
+        return cast("torch.Tensor", model(padded.frames, padded.mask).logits)
+
+
+def alone(model: VideoClassifier, video: npt.NDArray[np.float16]) -> torch.Tensor:
+    """The logits of one video by itself, with nothing padded and no mask."""
+    with torch.no_grad():
+        return cast("torch.Tensor", model(torch.from_numpy(video)[None]).logits)[0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths=LENGTHS, seed=st.integers(0, 9))
+def test_padding_never_changes_a_logit(lengths: list[int], seed: int) -> None:
+    videos = random_videos(lengths, seed=seed)
+    one_by_one = torch.stack([alone(CLASSIFIER, video) for video in videos])
+    torch.testing.assert_close(logits_of(CLASSIFIER, videos), one_by_one, rtol=0, atol=1e-5)
+
+
+def test_what_stands_in_the_padding_does_not_matter() -> None:
+    padded = pad_frames(random_videos([3, 9]), max_frames=16)
+    dirty = padded.frames.clone()
+    dirty[padded.mask == 0] = 7
+    with torch.no_grad():
+        clean, other = (CLASSIFIER(frames, padded.mask).logits for frames in (padded.frames, dirty))
+    torch.testing.assert_close(clean, other, rtol=0, atol=1e-5)
+
+
+def test_every_frame_and_their_order_matter() -> None:
+    (video,) = random_videos([6])
+    before = alone(CLASSIFIER, video)
+    assert not torch.allclose(before, alone(CLASSIFIER, video[::-1].copy()), atol=1e-3)
+    for number in range(6):
+        changed = video.copy()
+        changed[number] += 3
+        assert not torch.allclose(before, alone(CLASSIFIER, changed), atol=1e-3)
+
+
+def test_a_mask_may_leave_out_any_frames() -> None:
+    frames = torch.from_numpy(np.stack(random_videos([5])))
+    for hidden in ([0], [0, 1, 2, 3], [2], [1, 4]):
+        mask = torch.ones(1, 5, dtype=torch.long)
+        mask[0, hidden] = 0
+        changed = frames.clone()
+        changed[0, hidden] = 9
+        with torch.no_grad():
+            logits, others = (CLASSIFIER(given, mask).logits for given in (frames, changed))
+        assert logits.isfinite().all()
+        torch.testing.assert_close(logits, others, rtol=0, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=9), batch_size=st.integers(1, 4), data=st.data())
+def test_classify_says_of_each_video_what_it_says_of_it_alone(
+    lengths: list[int], batch_size: int, data: st.DataObject
+) -> None:
+    videos = random_videos(lengths)
+    whole = CLASSIFIER.classify(videos, frame_scores=True, batch_size=batch_size)
+    order = data.draw(st.permutations(range(len(videos))))
+    shuffled = CLASSIFIER.classify([videos[at] for at in order], frame_scores=True)
+    assert whole.frame_scores is not None
+    assert shuffled.frame_scores is not None
+    for at, video in enumerate(videos):
+        kept = thin(len(video), max_frames=16)
+        expected = alone(CLASSIFIER, video[kept]).softmax(dim=0).numpy()
+        np.testing.assert_allclose(whole.probabilities[at], expected, atol=1e-5)
+        np.testing.assert_allclose(shuffled.probabilities[order.index(at)], expected, atol=1e-5)
+        scores = whole.frame_scores[at]
+        assert scores.shape == (len(video),)
+        assert not scores[np.setdiff1d(np.arange(len(video)), kept)].any()
+        assert scores[kept].all()
+        np.testing.assert_allclose(shuffled.frame_scores[order.index(at)], scores, atol=1e-4)
+
+
+def test_classify_without_scores_gives_the_same_probabilities_and_none() -> None:
+    videos = random_videos([3, 5])
+    found = CLASSIFIER.classify(videos)
+    assert found.frame_scores is None
+    np.testing.assert_array_equal(found.probabilities, CLASSIFIER.classify(videos, frame_scores=True).probabilities)
+
+
+def test_classify_of_no_videos_is_empty() -> None:
+    found = CLASSIFIER.classify([], frame_scores=True)
+    assert found.probabilities.shape == (0, len(NAMES))
+    assert found.frame_scores == []
+
+
+def test_classify_ends_training_mode() -> None:
+    model = tiny_classifier(dropout=0.5)
+    model.train()
+    videos = random_videos([4])
+    np.testing.assert_array_equal(model.classify(videos).probabilities, model.classify(videos).probabilities)
+
+
+def test_several_labels_are_each_their_own_probability() -> None:
+    model = tiny_classifier(multi_label=True)
+    (video,) = random_videos([4])
+    expected = alone(model, video).sigmoid().numpy()
+    np.testing.assert_allclose(model.classify([video]).probabilities[0], expected, atol=1e-6)
+    assert abs(expected.sum() - 1) > 1e-3
+
+
+@given(num_frames=st.integers(1, 500), max_frames=st.integers(2, 50))
+def test_thinning_spreads_evenly_from_the_first_frame_to_the_last(num_frames: int, max_frames: int) -> None:
+    kept = thin(num_frames, max_frames=max_frames)
+    assert len(kept) == min(num_frames, max_frames)
+    assert (kept[0], kept[-1]) == (0, num_frames - 1)
+    steps = np.diff(kept)
+    assert (steps >= 1).all()
+    assert steps.size == 0 or steps.max() - steps.min() <= 1
+
+
+def test_a_batch_of_mixed_types_loses_nothing() -> None:
+    half, single = random_videos([1])[0], np.full((1, DIM), 1e6, dtype=np.float32)
+    padded = pad_frames([half, single], max_frames=4)
+    assert padded.frames[1].eq(1e6).all()
+    assert pad_frames([half], max_frames=4).frames.dtype == torch.float16
+
+
+@given(lengths=st.lists(st.integers(0, 20), max_size=30), batch_size=st.integers(1, 7))
+def test_batches_hold_every_position_once_by_length(lengths: list[int], batch_size: int) -> None:
+    batches = by_length(lengths, batch_size=batch_size)
+    assert sorted(at for batch in batches for at in batch) == list(range(len(lengths)))
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+    assert [lengths[at] for batch in batches for at in batch] == sorted(lengths)
+
+
+def test_the_mean_is_over_the_frames_there_are() -> None:
+    states = torch.tensor([[[2.0], [4.0], [9.0]], [[1.0], [1.0], [1.0]]])
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
+    assert masked_mean(states, mask).tolist() == [[3.0], [0.0]]
+
+
+def test_a_configuration_comes_back_whole() -> None:
+    config = tiny_config(embedding_fingerprint="abc", metrics={"epoch": 3}, dropout=0.25)
+    tree = json.loads(config.to_json_string(use_diff=False))
+    again = VideoClassifierConfig.from_dict(tree)
+    assert again.to_dict() == config.to_dict()
+    assert again.label_names == list(NAMES)
+    assert isinstance(again.gpt2, GPT2Config)
+    assert (again.gpt2.n_layer, again.gpt2.n_embd, again.gpt2.n_positions, again.gpt2.resid_pdrop) == (2, 16, 16, 0.25)
+    assert (again.embedding_dim, again.max_frames, again.dropout) == (DIM, 16, 0.25)
+    assert (again.embedding_fingerprint, again.metrics) == ("abc", {"epoch": 3})
+
+
+def test_labels_of_more_than_ten_keep_their_numbers() -> None:
+    names = [f"label {number}" for number in range(12)]
+    tree = json.loads(tiny_config(names=names).to_json_string(use_diff=False))
+    assert VideoClassifierConfig.from_dict(tree).label_names == names
+
+
+def test_more_frames_than_positions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^max_frames 17 is more than GPT-2's 16 positions\.$"):
+        tiny_config(max_frames=17, gpt2={"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16})
+
+
+def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
+    CLASSIFIER.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    videos = random_videos([2, 7])
+    expected = logits_of(CLASSIFIER, videos)
+    for loaded in (VideoClassifier.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert isinstance(loaded, VideoClassifier)
+        assert torch.equal(logits_of(loaded, videos), expected)
+    assert AutoConfig.from_pretrained(tmp_path).label_names == list(NAMES)
+
+
+def test_a_saved_masked_frame_model_gives_the_same_predictions(tmp_path: Path) -> None:
+    model = tiny_masked_frame()
+    model.save_pretrained(tmp_path)
+    frames, mask = torch.randn(2, 5, DIM), torch.ones(2, 5, dtype=torch.long)
+    hidden = torch.zeros(2, 5, dtype=torch.bool)
+    hidden[:, 1] = True
+    with torch.no_grad():
+        before, after = (
+            one(frames, mask, hidden).frames for one in (model, MaskedFrameModel.from_pretrained(tmp_path))
+        )
+    assert torch.equal(before, after)
+
+
+def test_a_new_model_standardises_by_nothing() -> None:
+    model = VideoClassifier(tiny_config())
+    frames = torch.randn(1, 3, DIM)
+    assert torch.equal(model.encoder.standardise(frames), frames)
+
+
+def test_standardising_is_part_of_the_model() -> None:
+    model = tiny_classifier()
+    (video,) = random_videos([4])
+    expected = alone(model, video)
+    moved = (video.astype(np.float32) * 3 + 1).astype(np.float32)
+    model.encoder.mean.mul_(3).add_(1)
+    model.encoder.std.mul_(3)
+    torch.testing.assert_close(alone(model, moved), expected, rtol=0, atol=1e-4)
+
+
+def test_no_word_is_in_the_model() -> None:
+    assert not any("wte" in name for name in CLASSIFIER.state_dict())
+
+
+def test_the_loss_of_one_label_is_cross_entropy() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
+    labels = torch.tensor([0, 2])
+    expected = -logits.log_softmax(dim=1)[torch.arange(2), labels]
+    torch.testing.assert_close(classification_loss(logits, labels), expected)
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    weighted = classification_loss(logits, labels, class_weights=weights)
+    torch.testing.assert_close(weighted, expected * weights[labels])
+    smoothed = classification_loss(logits, labels, label_smoothing=0.3)
+    uniform = -logits.log_softmax(dim=1).mean(dim=1)
+    torch.testing.assert_close(smoothed, 0.7 * expected + 0.3 * uniform)
+
+
+def test_the_loss_of_several_labels_is_the_mean_of_binary_ones() -> None:
+    logits, labels = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
+    one, other = -torch.tensor(2.0).sigmoid().log(), -torch.tensor(1.0).sigmoid().log()
+    torch.testing.assert_close(classification_loss(logits, labels), ((one + other) / 2)[None])
+    weighted = classification_loss(logits, labels, class_weights=torch.tensor([3.0, 5.0]))
+    torch.testing.assert_close(weighted, ((3 * one + other) / 2)[None])
+    soft = classification_loss(logits, labels, label_smoothing=0.2)
+    torch.testing.assert_close(soft, classification_loss(logits, torch.tensor([[0.9, 0.1]])))
+
+
+def test_the_loss_of_forward_is_that_of_its_labels() -> None:
+    frames, labels = torch.randn(3, 4, DIM), torch.tensor([0, 2, 1])
+    found = CLASSIFIER(frames, labels=labels)
+    torch.testing.assert_close(found.loss, nn.functional.cross_entropy(found.logits, labels))
+
+
+def test_the_loss_of_masked_frames_looks_at_hidden_frames_alone() -> None:
+    model, mask = tiny_masked_frame(), torch.ones(2, 5, dtype=torch.long)
+    frames = torch.randn(2, 5, DIM, generator=torch.Generator().manual_seed(0))
+    hidden = torch.zeros(2, 5, dtype=torch.bool)
+    hidden[0, 1] = hidden[0, 3] = hidden[1, 4] = True
+    with torch.no_grad():
+        found = model(frames, mask, hidden)
+        errors = (found.frames - model.encoder.standardise(frames)).square().mean(dim=2)
+    expected = torch.stack([(errors[0, 1] + errors[0, 3]) / 2, errors[1, 4]])
+    torch.testing.assert_close(found.losses, expected)
+    torch.testing.assert_close(found.loss, expected.mean())
+
+
+def test_a_hidden_frame_is_not_seen() -> None:
+    model, mask = tiny_masked_frame(), torch.ones(1, 5, dtype=torch.long)
+    frames = torch.randn(1, 5, DIM, generator=torch.Generator().manual_seed(0))
+    hidden = torch.tensor([[False, True, False, True, False]])
+    changed, seen = frames.clone(), frames.clone()
+    changed[hidden] = 8
+    seen[0, 0] = 8
+    with torch.no_grad():
+        before, after, other = (model(given, mask, hidden).frames for given in (frames, changed, seen))
+    assert torch.equal(before, after)
+    assert not torch.allclose(before[hidden], other[hidden], atol=1e-3)
+
+
+def linear_classifier() -> VideoClassifier:
+    """A classifier whose blocks add nothing: its logits are linear in the standardised frames."""
+    model = tiny_classifier()
+    for block in model.encoder.gpt2.h:
+        for matrix in (block.attn.c_proj, block.mlp.c_proj):
+            nn.init.zeros_(matrix.weight)
+            nn.init.zeros_(matrix.bias)
+    model.encoder.gpt2.ln_f = nn.Identity()
+    return model
+
+
+def test_the_scores_of_a_linear_model_add_up_to_the_logit_above_the_baseline() -> None:
+    model, videos = linear_classifier(), random_videos([1, 4, 9])
+    found = model.classify(videos, frame_scores=True)
+    assert found.frame_scores is not None
+    for video, probabilities, scores in zip(videos, found.probabilities, found.frame_scores, strict=True):
+        best = int(probabilities.argmax())
+        average = model.encoder.mean.expand(1, len(video), DIM)  # the average frame, everywhere
+        with torch.no_grad():
+            baseline = model(average).logits[0, best]
+        assert scores.sum() == pytest.approx(float(alone(model, video)[best] - baseline), abs=1e-4)
+
+
+def trained_to_find_one_frame() -> tuple[VideoClassifier, list[npt.NDArray[np.float16]]]:
+    """A model that tells labels by one frame of each video, and videos it has not seen."""
+    random = np.random.default_rng(3)
+    centres = 3 * np.eye(DIM)[: len(NAMES)]
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        frames, labels = 0.5 * random.standard_normal((count, 6, DIM)), random.integers(0, len(NAMES), count)
+        frames[np.arange(count), random.integers(0, 6, count)] += centres[labels]
+        return torch.from_numpy(frames).float(), torch.from_numpy(labels)
+
+    torch.manual_seed(0)
+    model = VideoClassifier(tiny_config())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        frames, labels = draw(32)
+        optimizer.zero_grad()
+        model(frames, labels=labels).loss.backward()
+        optimizer.step()
+    model.eval()
+    frames, labels = draw(64)
+    with torch.no_grad():
+        assert (model(frames).logits.argmax(dim=1) == labels).float().mean() > 0.9
+    return model, [video.numpy().astype(np.float16) for video in frames]
+
+
+def test_without_the_frame_of_the_highest_score_a_trained_model_is_less_sure() -> None:
+    model, videos = trained_to_find_one_frame()
+    found = model.classify(videos, frame_scores=True)
+    assert found.frame_scores is not None
+    drops = []
+    for video, probabilities, scores in zip(videos, found.probabilities, found.frame_scores, strict=True):
+        best, whole = int(probabilities.argmax()), alone(model, video)
+        for frame in (scores.argmax(), scores.argmin()):
+            without = video.copy()
+            without[frame] = 0
+            drops.append(float(whole[best] - alone(model, without)[best]))
+    highest, lowest = np.mean(drops[0::2]), np.mean(drops[1::2])
+    assert highest > 0.5
+    assert highest > lowest + 0.5
+
+
+WITHOUT_RAY = """
+import sys
+
+class NoRay:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "ray":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NoRay())
+import numpy as np, torch
+from raypipe.models.classifier import VideoClassifier
+
+model = VideoClassifier.from_pretrained(sys.argv[1])
+video = torch.from_numpy(np.load(sys.argv[2]))[None]
+with torch.no_grad():
+    print([value.hex() for value in model(video).logits[0].tolist()])
+assert not any(name.partition(".")[0] == "ray" for name in sys.modules)
+"""
+
+
+def test_a_script_without_ray_gives_the_same_logits(tmp_path: Path) -> None:
+    (video,) = random_videos([5])
+    np.save(tmp_path / "video.npy", video)
+    CLASSIFIER.save_pretrained(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_RAY, str(tmp_path / "model"), str(tmp_path / "video.npy")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str([value.hex() for value in alone(CLASSIFIER, video).tolist()])

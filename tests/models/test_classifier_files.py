@@ -1,0 +1,171 @@
+"""A model's files are read from any folder, and only when they are whole; whatever is wrong is one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from embed_outputs import replace_object
+from tiny_models import DIM, NAMES, tiny_classifier, tiny_masked_frame
+
+from raypipe.errors import FingerprintError, WeightsError
+from raypipe.models.classifier_files import (
+    COMPLETE,
+    CONFIG,
+    MODEL_FOLDER,
+    WEIGHTS,
+    build_classifier,
+    build_model,
+    check_embeddings,
+    read_model,
+)
+from raypipe.storage import Folder
+from raypipe.train.outputs import put_model
+
+MODEL = tiny_classifier(embedding_fingerprint="abc")
+
+
+def saved(folder: Folder, tmp_path: Path) -> Folder:
+    """A folder of ``save_pretrained``."""
+    MODEL.save_pretrained(tmp_path / "saved")
+    for path in (tmp_path / "saved").iterdir():
+        assert folder.put_new(path.name, path.read_bytes())
+    return folder
+
+
+def put(folder: Folder) -> Folder:
+    """The folder inside an output of train that holds the model."""
+    put_model(folder, MODEL, metrics={"epoch": 2, "accuracy": 0.5})
+    return Folder(folder.child(MODEL_FOLDER))
+
+
+def problem(action: Callable[[], object]) -> str:
+    with pytest.raises(WeightsError) as caught:
+        action()
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def test_an_output_and_a_saved_folder_give_the_same_model(folder: Folder, tmp_path: Path) -> None:
+    output, plain = Folder(folder.child("out")), Folder(folder.child("plain"))
+    inner = put(output)
+    saved(plain, tmp_path)
+    for place in (output, inner, plain):
+        model = build_classifier(read_model(place))
+        assert not model.training
+        state = model.state_dict()
+        assert state.keys() == MODEL.state_dict().keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in MODEL.state_dict().items())
+        assert model.config.label_names == list(NAMES)
+    assert read_model(output).digest == read_model(inner).digest
+    assert build_model(read_model(output)).config.metrics == {"epoch": 2, "accuracy": 0.5}
+
+
+def test_a_digest_tells_models_apart(tmp_path: Path) -> None:
+    digests = set()
+    for at, model in enumerate([MODEL, tiny_classifier(seed=1, embedding_fingerprint="abc"), tiny_classifier()]):
+        put_model(Folder(str(tmp_path / str(at))), model, metrics={})
+        digests.add(read_model(Folder(str(tmp_path / str(at)))).digest)
+    assert len(digests) == 3
+
+
+def test_putting_the_same_model_again_is_no_error(folder: Folder) -> None:
+    put(folder)
+    put(folder)
+    with pytest.raises(Exception, match=r"holds another model\. Choose another output\."):
+        put_model(folder, tiny_classifier(seed=1), metrics={})
+
+
+def test_a_masked_frame_model_is_built_as_one_and_not_as_a_classifier(tmp_path: Path) -> None:
+    folder, model = Folder(str(tmp_path)), tiny_masked_frame()
+    put_model(folder, model, metrics={})
+    files = read_model(folder)
+    assert type(build_model(files)) is type(model)
+    said = problem(lambda: build_classifier(files))
+    assert said == (
+        f"{files.source} has learned no labels (objective masked_frame). Train with init_from={files.source!r}."
+    )
+
+
+def test_a_folder_without_a_model_is_named(folder: Folder) -> None:
+    said = problem(lambda: read_model(folder))
+    assert said.startswith(f"{folder} holds no model: no config.json and model.safetensors in it or in model/. Give ")
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_half_a_model_is_none(folder: Folder, name: str) -> None:
+    inner = put(folder)
+    replace_object(inner, name, None)
+    assert " holds no model: " in problem(lambda: read_model(folder))
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_file_of_another_content_is_refused(folder: Folder, name: str) -> None:
+    inner = put(folder)
+    data = bytearray(inner.read(name))
+    data[-20] ^= 1
+    replace_object(inner, name, bytes(data))
+    said = problem(lambda: read_model(folder))
+    assert said == f"{inner.child(name)} is not the file that {COMPLETE} names. Train again, or restore it."
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"sha256": {}}', b"\xff"])
+def test_a_list_of_files_that_is_damaged_is_refused(tmp_path: Path, data: bytes) -> None:
+    inner = put(Folder(str(tmp_path)))
+    replace_object(inner, COMPLETE, data)
+    assert f" is not the file that {COMPLETE} names." in problem(lambda: read_model(Folder(str(tmp_path))))
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -4])
+def test_weights_that_are_cut_short_are_refused(folder: Folder, tmp_path: Path, keep: int) -> None:
+    saved(folder, tmp_path)
+    replace_object(folder, WEIGHTS, folder.read(WEIGHTS)[:keep])
+    said = problem(lambda: build_model(read_model(folder)))
+    assert said.startswith(f"{folder}/{WEIGHTS} is damaged or does not fit its {CONFIG}: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2', not 'raypipe_video_classifier'"),
+        ({"max_frames": 99}, "max_frames 99 is more than GPT-2's 16 positions."),
+        ({"gpt2": 7}, "is not the configuration of a raypipe model: "),
+        ({"embedding_dim": DIM + 1}, f"is damaged or does not fit its {CONFIG}: "),
+        ({"id2label": {"0": "cat", "1": "dog"}}, f"is damaged or does not fit its {CONFIG}: "),
+        ({"architectures": ["GPT2Model"]}, "Choose a folder of one of VideoClassifier, MaskedFrameModel."),
+        ({"architectures": None}, "Choose a folder of one of VideoClassifier, MaskedFrameModel."),
+        ({"architectures": ["MaskedFrameModel"]}, f"is damaged or does not fit its {CONFIG}: "),
+    ],
+)
+def test_a_configuration_of_something_else_is_refused(tmp_path: Path, change: dict[str, object], expected: str) -> None:
+    folder = saved(Folder(str(tmp_path / "model")), tmp_path)
+    tree = json.loads(folder.read(CONFIG))
+    replace_object(folder, CONFIG, json.dumps({**tree, **change}).encode())
+    assert expected in problem(lambda: build_model(read_model(folder)))
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 9999])
+def test_a_configuration_that_is_no_json_is_refused(tmp_path: Path, data: bytes) -> None:
+    folder = saved(Folder(str(tmp_path / "model")), tmp_path)
+    replace_object(folder, CONFIG, data)
+    said = problem(lambda: build_model(read_model(folder)))
+    assert said.startswith(f"{folder}/{CONFIG} is not the configuration of a raypipe model: ")
+
+
+def test_a_model_is_for_embeddings_of_one_fingerprint_and_size(tmp_path: Path) -> None:
+    files = read_model(saved(Folder(str(tmp_path / "model")), tmp_path))
+    check_embeddings(files, "abc", DIM)
+    with pytest.raises(
+        FingerprintError, match=r"takes embeddings of 8 numbers; these have 512\. Embed with the backbone"
+    ):
+        check_embeddings(files, "abc", 512)
+    with pytest.raises(
+        FingerprintError, match=r"was trained on embeddings of fingerprint abc; these have abd\. Embed "
+    ):
+        check_embeddings(files, "abd", DIM)
+
+
+def test_a_model_that_names_no_fingerprint_takes_any(tmp_path: Path) -> None:
+    tiny_classifier().save_pretrained(tmp_path)
+    check_embeddings(read_model(Folder(str(tmp_path))), "whatever", DIM)

@@ -1,0 +1,180 @@
+"""A GPT-2 comes from sizes, a folder or the hub, whole or not at all."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import safetensors.torch
+import torch
+from tiny_models import DIM, random_videos, tiny_classifier
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from raypipe.config import ClassifierConfig, Gpt2Size
+from raypipe.errors import ConfigError, WeightsError
+from raypipe.models.classifier import VideoClassifier
+from raypipe.models.gpt2 import HUB_NAMES, resolve_gpt2
+from raypipe.train.network import Start, build, classifier_config
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A GPT-2 of random weights, with its vocabulary, as ``save_pretrained`` leaves it."""
+    torch.manual_seed(1)
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=12, vocab_size=7, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+@pytest.fixture
+def nano(assets: Path) -> Path:
+    """A GPT-2 that somebody trained."""
+    folder = assets / "weights" / "gpt2_nano_sort"
+    if not folder.is_dir():
+        pytest.skip(f"no trained GPT-2 at {folder}")
+    return folder
+
+
+@pytest.fixture
+def unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub at a closed port, and its cache, which is empty."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    return cache
+
+
+def built(gpt2: str, *, max_frames: int = 11) -> VideoClassifier:
+    """The classifier that a training starts from."""
+    found = resolve_gpt2(gpt2)
+    model = ClassifierConfig(gpt2=gpt2)
+    config = classifier_config(
+        found.config,
+        model=model,
+        max_frames=max_frames,
+        embedding_dim=DIM,
+        fingerprint="f",
+        label_names=["a", "b"],
+        multi_label=False,
+    )
+    made = build(Start(config, model, classifies=True, gpt2=found), seed=0)
+    assert isinstance(made, VideoClassifier)
+    return made
+
+
+def problem(gpt2: str | Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        resolve_gpt2(str(gpt2))
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+def test_sizes_have_no_weights() -> None:
+    found = resolve_gpt2(Gpt2Size(n_layer=3, n_head=2, n_embd=8))
+    assert (dict(found.config), dict(found.weights)) == ({"n_layer": 3, "n_head": 2, "n_embd": 8}, {})
+    assert found.max_frames is None
+
+
+def test_a_folder_gives_every_weight_but_those_of_words(saved: Path) -> None:
+    found = resolve_gpt2(str(saved))
+    stored = safetensors.torch.load_file(saved / "model.safetensors")
+    expected = {key.removeprefix("transformer."): tensor for key, tensor in stored.items() if "wte" not in key}
+    expected.pop("lm_head.weight", None)
+    assert found.weights.keys() == expected.keys()
+    assert all(torch.equal(found.weights[key], tensor) for key, tensor in expected.items())
+    assert (found.max_frames, found.config["n_layer"]) == (12, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_are_widened(saved: Path, dtype: torch.dtype) -> None:
+    whole = resolve_gpt2(str(saved)).weights
+    GPT2LMHeadModel.from_pretrained(saved).to(dtype).save_pretrained(saved)
+    found = resolve_gpt2(str(saved)).weights
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert all(torch.equal(found[key], tensor.to(dtype).float()) for key, tensor in whole.items())
+
+
+def test_the_weights_of_a_trained_gpt2_arrive_in_the_classifier(nano: Path) -> None:
+    model = built(str(nano))
+    original = GPT2Model.from_pretrained(nano)
+    original.eval()
+    model.eval()
+    states = torch.randn(1, 11, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = original(inputs_embeds=states).last_hidden_state
+        torch.testing.assert_close(model.encoder.gpt2(inputs_embeds=states).last_hidden_state, expected)
+    assert model.classify(random_videos([3, 40])).probabilities.shape == (2, 2)
+
+
+def test_a_tilde_is_the_home_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert resolve_gpt2("~/gpt2").weights
+
+
+def test_an_unknown_name_is_refused_with_the_choices() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_gpt2("gpt5")
+    assert str(caught.value) == (
+        f"model.gpt2='gpt5' is no folder. Choose a folder, one of {', '.join(HUB_NAMES)}, or sizes (n_layer: 2)."
+    )
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_that_says_what_to_do(unreachable_hub: Path) -> None:
+    message = problem("gpt2-medium")
+    assert message.startswith("Cannot download GPT-2 'gpt2-medium': ")
+    assert "Connection refused" in message
+    assert message.endswith(
+        "Download that folder elsewhere and set model.gpt2 to its path, or give sizes (n_layer: 2)."
+    )
+    assert not list(unreachable_hub.rglob("*.safetensors"))
+
+
+def test_what_was_downloaded_is_used_where_the_hub_cannot_be_reached(unreachable_hub: Path, saved: Path) -> None:
+    model, commit = unreachable_hub / "models--gpt2", "0" * 40
+    shutil.copytree(saved, model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    found = resolve_gpt2("gpt2").weights
+    assert all(torch.equal(found[key], tensor) for key, tensor in resolve_gpt2(str(saved)).weights.items())
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    assert problem(tmp_path).startswith(f"Cannot load GPT-2 from '{tmp_path}': ")
+    assert problem(tmp_path).endswith("Give a folder of save_pretrained: config.json and model.safetensors of a GPT-2.")
+
+
+def test_pickled_weights_are_not_read(saved: Path) -> None:
+    torch.save(safetensors.torch.load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
+    (saved / "model.safetensors").unlink()
+    assert problem(saved).startswith("Cannot load GPT-2 from ")
+
+
+def test_a_file_that_is_cut_short_is_refused(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert problem(saved).startswith("Cannot load GPT-2 from ")
+
+
+def test_weights_that_are_missing_do_not_begin_at_random(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    stored = safetensors.torch.load_file(weights)
+    kept = {key: tensor for key, tensor in stored.items() if ".h.1.mlp." not in key}
+    safetensors.torch.save_file(kept, weights, metadata={"format": "pt"})
+    assert "it lacks 4 weights, h.1.mlp.c_fc.bias first." in problem(saved)
+
+
+def test_another_model_is_no_gpt2(tmp_path: Path) -> None:
+    tiny_classifier().save_pretrained(tmp_path)
+    assert problem(tmp_path).startswith("Cannot load GPT-2 from ")
+
+
+def test_sizes_that_do_not_fit_the_weights_are_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
+    assert problem(saved).startswith("Cannot load GPT-2 from ")
