@@ -91,10 +91,10 @@ def test_of_short_epochs_a_few_are_lines_and_the_last_one_is(clock: FakeClock) -
     console, file = file_console()
     with TrainingProgress(num_epochs=100, console=console, clock=clock, line_seconds=10) as progress:
         for number in range(1, 101):
-            clock.now += 0.1
+            clock.now += 0.125
             progress.epoch(epoch(number), is_best=False)
     lines = file.getvalue().splitlines()
-    assert [line.split()[1] for line in lines] == ["1/100", "26/100", "51/100", "76/100", "100/100"]
+    assert [line.split()[1] for line in lines] == ["1/100", "21/100", "41/100", "61/100", "81/100", "100/100"]
 
 
 def test_lines_are_plain_where_the_output_cannot_say_more() -> None:
