@@ -150,7 +150,7 @@ class Loop:
         """One optimizer step over the group's batches, those of all workers together; False where it is not finite."""
         self.model.train()
         state, config = self.state, self._settings.optimizer
-        set_rate(self._optimizer, self._rate(state.step))
+        set_rate(self._optimizer, self._rate(num_videos))
         self._optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros((), dtype=torch.float64, device=self._team.device)
         for micro, positions in enumerate(group):
@@ -170,12 +170,15 @@ class Loop:
             self._seen[[window.index[at] for at in positions]] = True
         state.loss_sum += float(losses)
         state.num_videos += sum(len(positions) for positions in group)
+        state.num_done += int(num_videos)
         return True
 
-    def _rate(self, step: int) -> float:
-        config = self._settings.optimizer
-        num_steps = config.epochs * self.steps_per_epoch
-        return self._settings.learning_rate * rate_at(step, num_steps=num_steps, warmup_fraction=config.warmup_fraction)
+    def _rate(self, num_videos: float) -> float:
+        """The learning rate of the next step, which has so many videos."""
+        state, config, num_train = self.state, self._settings.optimizer, self._settings.num_train
+        done = state.epoch * num_train + state.num_done + num_videos / 2
+        share = rate_at(done / (config.epochs * num_train), warmup_fraction=config.warmup_fraction)
+        return self._settings.learning_rate * share
 
     def _tell_step(self) -> None:
         state = self.state
@@ -215,7 +218,7 @@ class Loop:
             self._stop_not_finite()
             return
         state.epoch += 1
-        state.loss_sum, state.num_videos, state.seconds = 0.0, 0, 0.0
+        state.loss_sum, state.num_videos, state.num_done, state.seconds = 0.0, 0, 0, 0.0
         self._seen[:] = False
         state.history.append(asdict(metrics))
         is_best = not state.best_value or value > state.best_value or scores is None

@@ -29,13 +29,14 @@ def learning_rate(*, n_embd: int, pretrained: bool, lora: bool) -> float:
     return 1e-4 if pretrained else 3e-3 * 128 / n_embd
 
 
-def rate_at(step: int, *, num_steps: int, warmup_fraction: float) -> float:
-    """The share of the learning rate at a step from 0 on: up in a line, then half a cosine down to nothing."""
-    warmup = max(1, round(warmup_fraction * num_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
-    return 0.5 * (1 + math.cos(math.pi * progress))
+def rate_at(progress: float, *, warmup_fraction: float) -> float:
+    """The share of the learning rate, 0 to 1, at a share of the training: up in a line, then half a cosine to nothing.
+
+    ``progress`` is that of a step's middle, so that neither the first step nor the last learns nothing.
+    """
+    if progress < warmup_fraction:
+        return progress / warmup_fraction
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup_fraction) / (1 - warmup_fraction)))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -32,8 +32,9 @@ class State:
 
     epoch: int = 0  # epochs that ended
     step: int = 0  # optimizer steps
-    loss_sum: float = 0.0  # of this epoch so far, over all workers
-    num_videos: int = 0
+    loss_sum: float = 0.0  # of this epoch so far: of this worker, in a checkpoint of all
+    num_videos: int = 0  # likewise
+    num_done: int = 0  # of all workers
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)  # EpochMetrics
     best_epoch: int | None = None
