@@ -150,7 +150,8 @@ class Loop:
         """One optimizer step over the group's batches, those of all workers together; False where it is not finite."""
         self.model.train()
         state, config = self.state, self._settings.optimizer
-        set_rate(self._optimizer, self._rate(num_videos))
+        state.learning_rate = self._rate(num_videos)
+        set_rate(self._optimizer, state.learning_rate)
         self._optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros((), dtype=torch.float64, device=self._team.device)
         for micro, positions in enumerate(group):
@@ -184,7 +185,7 @@ class Loop:
         state = self.state
         if self._team.leads:
             mean_loss = state.loss_sum / max(1, state.num_videos)
-            speed = state.num_videos * self._team.size / state.seconds
+            speed = state.num_done / state.seconds
             told = {"epoch": state.epoch + 1, "step": state.step, "loss": mean_loss, "samples_per_second": speed}
             self._notify("step", told)
 
@@ -209,7 +210,7 @@ class Loop:
             step=state.step,
             train_loss=float(loss_sum / max(1, num_videos)),
             **measured(scores),
-            learning_rate=self._rate(state.step - 1),
+            learning_rate=state.learning_rate,
             samples_per_second=float(num_videos / seconds) if seconds else 0.0,
             seconds=seconds,
         )

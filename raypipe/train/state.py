@@ -35,6 +35,7 @@ class State:
     loss_sum: float = 0.0  # of this epoch so far: of this worker, in a checkpoint of all
     num_videos: int = 0  # likewise
     num_done: int = 0  # of all workers
+    learning_rate: float = 0.0  # of the last step
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)  # EpochMetrics
     best_epoch: int | None = None

@@ -1,0 +1,144 @@
+"""A training loop by itself, without Ray: samples that are made of numbers, and a tiny model that can learn them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tiny_models import DIM, NAMES, Half, shake, tiny_config
+
+from raypipe.config import CheckpointConfig, OptimizerConfig
+from raypipe.models.adapters import VideoModel
+from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
+from raypipe.schema import FRAME_EMBEDDINGS
+from raypipe.storage import Folder
+from raypipe.train.checkpoint import Checkpoints
+from raypipe.train.loop import Loop, Notify
+from raypipe.train.samples import INDEX, TARGETS
+from raypipe.train.shard import Shard
+from raypipe.train.state import LoopSettings
+from raypipe.train.team import Team
+
+
+def block_of(
+    videos: Sequence[Half], *, numbers: Sequence[int] | None = None, targets: Sequence[Sequence[int]] | None = None
+) -> pa.Table:
+    """A block as Ray Data hands it over: ``index``, ``targets`` and ``frame_embeddings``."""
+    numbers = range(len(videos)) if numbers is None else numbers
+    targets = [[number % len(NAMES)] for number in numbers] if targets is None else targets
+    dim = videos[0].shape[1] if len(videos) else DIM
+    flat = pa.array(np.concatenate([np.zeros((0, dim), np.float16), *videos]).reshape(-1))
+    stops = np.cumsum([0, *(len(video) for video in videos)])
+    frames = pa.ListArray.from_arrays(pa.array(stops, pa.int32()), pa.FixedSizeListArray.from_arrays(flat, dim))
+    columns = {
+        INDEX: pa.array(list(numbers), pa.int64()),
+        TARGETS: pa.array(targets, pa.list_(pa.int32())),
+        FRAME_EMBEDDINGS: frames,
+    }
+    return pa.table(columns)
+
+
+def read_of(
+    videos: Sequence[Half], *, numbers: Sequence[int] | None = None, rows: int = 4, unlabelled: bool = False
+) -> Callable[[], Iterable[pa.Table]]:
+    """A reader of these samples of all, in blocks of so many rows."""
+    numbers = range(len(videos)) if numbers is None else numbers
+    chosen = [videos[number] for number in numbers]
+    targets = [[]] * len(chosen) if unlabelled else None
+    block = block_of(chosen, numbers=numbers, targets=targets)
+    return lambda: (block.slice(at, rows) for at in range(0, block.num_rows, rows))
+
+
+def labelled_videos(count: int, *, seed: int = 0, noise: float = 1.0) -> list[Half]:
+    """Videos of 1 to 6 frames, the label of each, its number modulo 3, in their mean."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((len(NAMES), DIM))
+    return [
+        (centres[at % len(NAMES)] + noise * random.standard_normal((random.integers(1, 7), DIM))).astype(np.float16)
+        for at in range(count)
+    ]
+
+
+def settings_of(
+    num_train: int,
+    num_validation: int,
+    *,
+    minutes: float = 1e9,
+    keep: int = 100,
+    learning_rate: float = 0.01,
+    class_weights: Sequence[float] | None = None,
+    bfloat16: bool = False,
+    **optimizer: Any,  # noqa: ANN401 - passed on
+) -> LoopSettings:
+    """Settings of a short training; more are keys of ``OptimizerConfig``."""
+    keys = {"epochs": 3, "batch_size": 4, "frame_dropout": 0.0, "early_stop_epochs": 0, **optimizer}
+    return LoopSettings(
+        optimizer=OptimizerConfig(**keys),
+        checkpoint=CheckpointConfig(minutes=minutes, keep=keep),
+        learning_rate=learning_rate,
+        seed=0,
+        num_train=num_train,
+        num_validation=num_validation,
+        class_weights=class_weights,
+        bfloat16=bfloat16,
+    )
+
+
+def make_model(*, classifies: bool = True, seed: int = 0, **config: Any) -> VideoModel:  # noqa: ANN401 - passed on
+    """A tiny model to be trained, the same for the same seed."""
+    torch.manual_seed(seed)
+    if not classifies:
+        return MaskedFrameModel(tiny_config(**config))
+    model = VideoClassifier(tiny_config(**config))
+    model.encoder.hidden_frame.requires_grad_(False)  # noqa: FBT003 - as train does
+    return model
+
+
+def make_loop(
+    settings: LoopSettings,
+    folder: str | Path,
+    *,
+    train: Sequence[Half],
+    validation: Sequence[Half] = (),
+    share: Sequence[int] | None = None,
+    validation_share: Sequence[int] | None = None,
+    model: VideoModel | None = None,
+    cache_bytes: int = 10**6,
+    rows: int = 4,
+    notify: Notify = lambda _kind, _about: None,
+) -> Loop:
+    """The loop of one worker that has a share of the samples, or all."""
+    model = make_model() if model is None else model
+    unlabelled = isinstance(model, MaskedFrameModel)
+    read = [
+        read_of(videos, numbers=numbers, rows=rows, unlabelled=unlabelled)
+        for videos, numbers in ((train, share), (validation, validation_share))
+    ]
+    return Loop(
+        model,
+        settings,
+        train=Shard(read[0], cache_bytes=cache_bytes),
+        validation=Shard(read[1], cache_bytes=cache_bytes),
+        team=Team(device=torch.device("cpu")),
+        checkpoints=Checkpoints(Folder(str(folder))),
+        notify=notify,
+    )
+
+
+def untimed(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What epochs measured, but how long they took; 0 for what nobody measures."""
+    timed = {"seconds", "samples_per_second"}
+    return [{key: value or 0 for key, value in epoch.items() if key not in timed} for epoch in history]
+
+
+def copy_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def shaken(model: VideoModel, *, seed: int = 0) -> VideoModel:
+    """The same model with random numbers everywhere."""
+    shake(model, seed=seed)
+    return model

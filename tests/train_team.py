@@ -1,0 +1,159 @@
+"""Two workers of one training in processes of their own, for ``train/test_loop.py``: ``train_team.py FOLDER``.
+
+Everything that needs two processes happens here at once, as their start costs more than all the rest.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import train_loops as loops
+from torch import distributed, multiprocessing
+
+from raypipe.models.classifier_files import digests
+from raypipe.train.loop import Loop
+
+TRAIN, VALIDATION = loops.labelled_videos(29), loops.labelled_videos(11, seed=1)
+CASES: dict[str, dict[str, Any]] = {
+    "cached": {"shares": [range(20), range(20, 29)], "cache_bytes": [10**6, 10**6]},
+    "streamed": {"shares": [range(20), range(20, 29)], "cache_bytes": [200, 200]},  # not as many windows
+    "mixed": {"shares": [range(9), range(9, 29)], "cache_bytes": [10**6, 300]},
+    "idle": {"shares": [range(0), range(29)], "cache_bytes": [10**6, 10**6]},
+}
+
+
+class Cut(BaseException):
+    """The end of both workers."""
+
+
+def one_step(folder: Path, share: range, *, classifies: bool) -> dict[str, list[float]]:
+    """The gradients that a worker's optimizer is given in a step over all 12 samples; float64 but for the loss."""
+    model = loops.shaken(loops.make_model(classifies=classifies)).double()
+    settings = loops.settings_of(12, 0, batch_size=12, max_grad_norm=1e9, masked_fraction=0.999)
+    loop = loops.make_loop(settings, folder, train=TRAIN, share=share, model=model)
+    found: dict[str, list[float]] = {}
+
+    def keep(*_: object) -> None:
+        for name, parameter in loop.model.named_parameters():
+            if parameter.grad is not None:
+                found[name] = parameter.grad.flatten().tolist()
+
+    loop._optimizer.register_step_pre_hook(keep)
+    loop._run_epoch()
+    return found
+
+
+def training(folder: Path, case: dict[str, Any], rank: int, **options: Any) -> Loop:  # noqa: ANN401 - passed on
+    """A worker's loop."""
+    settings = loops.settings_of(
+        len(TRAIN), len(VALIDATION), batch_size=3, accumulate=2, frame_dropout=0.2, minutes=options.pop("minutes", 1e9)
+    )
+    validation = [range(7), range(7, 11)] if case is not CASES["idle"] else [range(11), range(0)]
+    return loops.make_loop(
+        settings,
+        folder,
+        train=TRAIN,
+        validation=VALIDATION,
+        share=case["shares"][rank],
+        validation_share=validation[rank],
+        model=loops.make_model(dropout=0.1),
+        cache_bytes=case["cache_bytes"][rank],
+        rows=2,
+        **options,
+    )
+
+
+def epochs(folder: Path, case: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Train, and say which samples this worker saw in each epoch, what it measured, and what it ends with."""
+    loop = training(folder, case, rank)
+    seen: list[list[int]] = [[], [], []]
+    feed = loop._feeder.batch
+
+    def batch(window: Any, positions: Any) -> Any:  # noqa: ANN401 - passed through
+        if loop.model.training:
+            seen[loop.state.epoch] += [window.index[at] for at in positions]
+        return feed(window, positions)
+
+    loop._feeder.batch = batch  # type: ignore[method-assign]
+    loop.standardise()
+    state = loop.run()
+    weights = {name: tensor.numpy().tobytes() for name, tensor in loop.model.state_dict().items()}
+    digest = hashlib.sha256(digests(weights)).hexdigest()
+    if rank == 0:
+        torch.save(loop.model.state_dict(), folder / "weights.pt")
+    return {"seen": seen, "measured": loops.untimed(state.history)[-1], "digest": digest}
+
+
+def cut_off(folder: Path, case: dict[str, Any], rank: int) -> list[list[dict[str, Any]]]:
+    """The history of a training, and of one that was cut off in the middle of its second epoch."""
+    whole = training(folder / "whole", case, rank)
+    whole.standardise()
+    history = loops.untimed(whole.run().history)
+    first = training(folder / "cut", case, rank)
+    step, last = first._step, history[0]["step"] + 2
+
+    def step_or_cut(*given: Any) -> bool:  # noqa: ANN401 - passed through
+        if first.state.step == last:
+            first._checkpoint(is_best=False)
+            raise Cut
+        return step(*given)
+
+    first._step = step_or_cut  # type: ignore[method-assign]
+    first.standardise()
+    try:
+        first.run()
+    except Cut:
+        distributed.barrier()
+    again = training(folder / "cut", case, rank)
+    found = again._checkpoints.latest()
+    assert found is not None
+    assert found.state["step"] == last
+    again.resume(found)
+    return [history, loops.untimed(again.run().history)]
+
+
+def work(rank: int, folder: Path) -> None:
+    """What each of two processes does."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found: dict[str, Any] = {
+        "gradient unequal": one_step(folder, [range(8), range(8, 12)][rank], classifies=True),
+        "gradient empty": one_step(folder, [range(12), range(0)][rank], classifies=True),
+        "gradient masked_frame": one_step(folder, [range(8), range(8, 12)][rank], classifies=False),
+    }
+    for name, case in CASES.items():
+        (folder / name).mkdir(exist_ok=True)
+        found[name] = epochs(folder / name, case, rank)
+    found["resumed"] = cut_off(folder / "resumed", CASES["cached"], rank)
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+def main(folder: Path) -> None:
+    """Run both, then hold what they say beside what one process says."""
+    torch.set_num_threads(1)
+    multiprocessing.start_processes(work, args=(folder,), nprocs=2, start_method="fork")
+    first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2))
+    found: dict[str, Any] = {"resumed": first["resumed"]}
+    for case, classifies in (("unequal", True), ("empty", True), ("masked_frame", False)):
+        alone = one_step(folder, range(12), classifies=classifies)
+        found[f"gradient {case}"] = [alone, first[f"gradient {case}"], second[f"gradient {case}"]]
+    for name in CASES:
+        found[f"seen {name}"] = [a + b for a, b in zip(first[name]["seen"], second[name]["seen"], strict=True)]
+        found[f"digest {name}"] = [first[name]["digest"], second[name]["digest"]]
+        settings = loops.settings_of(len(TRAIN), len(VALIDATION), batch_size=3)
+        alone_loop = loops.make_loop(settings, folder, train=TRAIN, validation=VALIDATION)
+        alone_loop.model.load_state_dict(torch.load(folder / name / "weights.pt"))
+        scores = alone_loop.evaluate()
+        names = ("accuracy", "top5_accuracy", "macro_f1")
+        expected = {"validation_loss": scores.loss, **{key: getattr(scores, key) for key in names}}
+        found[f"measured {name}"] = [{key: first[name]["measured"][key] for key in expected}, expected]
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    np.seterr(all="raise", under="ignore")
+    main(Path(sys.argv[1]))
