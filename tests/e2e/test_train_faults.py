@@ -1,0 +1,148 @@
+"""Kill everything that can be killed while train runs; the outcome is that of a training that nothing disturbed."""
+
+import signal
+
+import pytest
+import safetensors.torch
+import torch
+from embed_outputs import replace_object
+from helpers import Driver, StartDriver, keys, kill_one, pids_of, wait_until
+from train_runs import Trained, history, train_config
+
+from raypipe.storage import Folder
+from raypipe.train.checkpoint import Checkpoint, Checkpoints
+
+pytestmark = pytest.mark.timeout(600)  # three trainings in a row, each with all that Ray Train starts
+
+_NUM_TRAIN = 72
+_WORKER = "ray::RayTrainWorker"
+_EVERY_STEP = {"minutes": 1e-6}
+_PER_EPOCH = 36 + 1  # checkpoints: one for each step and one for the end
+_MEASURED = ("epoch", "step", "train_loss", "validation_loss", "accuracy", "macro_f1", "learning_rate")
+
+
+def newest(output: Folder) -> int:
+    """The highest number of a checkpoint, -1 where there is none."""
+    return max((int(key.split("/")[1]) for key in keys(output, "checkpoints/")), default=-1)
+
+
+def middle(output: Folder) -> Checkpoint:
+    """The newest checkpoint, which must lie within an epoch."""
+    found = Checkpoints(output).latest()
+    assert found is not None
+    assert 0 < found.state["num_videos"] < _NUM_TRAIN
+    return found
+
+
+def wait_for_checkpoint(driver: Driver, output: Folder, number: int) -> None:
+    """Until there is one of this number; a driver that ended will make none."""
+
+    def is_there() -> bool:
+        assert driver.process.poll() is None, driver.log.read_text()
+        return newest(output) >= number
+
+    wait_until(is_there, timeout_seconds=240, what=f"checkpoint {number}")
+
+
+def wait_for_no_worker() -> None:
+    wait_until(lambda: not pids_of(_WORKER), what="the end of the workers")
+
+
+def check_as_undisturbed(output: Folder, trained: Trained) -> None:
+    """The same losses, and thereby each video once in each epoch, and the same model."""
+    for epoch, expected in zip(history(output), history(trained.output), strict=True):
+        assert {name: epoch[name] for name in _MEASURED} == pytest.approx(
+            {name: expected[name] for name in _MEASURED}, abs=1e-6
+        )
+        assert round(epoch["samples_per_second"] * epoch["seconds"]) == _NUM_TRAIN
+    model, expected_model = (
+        safetensors.torch.load(folder.read("model/model.safetensors")) for folder in (output, trained.output)
+    )
+    assert all(torch.allclose(model[name], expected_model[name], atol=1e-5) for name in expected_model)
+
+
+def test_stopped_then_killed_then_damaged(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
+    output = Folder(f"{bucket}/model")
+    config = train_config(trained.embeddings, output, checkpoint=_EVERY_STEP)
+    driver = start_driver(config, job="train")
+    wait_for_checkpoint(driver, output, 10)
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.wait() == 130
+    printed = driver.log.read_text()
+    assert "the same command resumes" in printed
+    assert "Traceback" not in printed
+    wait_for_no_worker()
+    stopped = middle(output)
+
+    driver = start_driver(config, job="train")
+    wait_for_checkpoint(driver, output, max(stopped.number, _PER_EPOCH) + 10)
+    driver.kill()
+    assert f"going on from checkpoint {stopped.number}, epoch {stopped.state['epoch'] + 1}" in driver.log.read_text()
+    wait_for_no_worker()
+    killed = middle(output)
+    assert killed.seen.sum() == killed.state["num_videos"]
+
+    replace_object(output, f"checkpoints/{killed.number:06d}/complete.json", None)
+    before = f"checkpoints/{killed.number - 1:06d}/model.safetensors"
+    replace_object(output, before, output.read(before)[:-100])
+    driver = start_driver(config, job="train")
+    assert driver.wait() == 0, driver.log.read_text()
+    assert f"going on from checkpoint {killed.number - 2}, epoch " in driver.log.read_text()
+    check_as_undisturbed(output, trained)
+
+
+def test_a_killed_worker_ends_or_goes_on(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
+    output = Folder(f"{bucket}/model")
+
+    def start(max_failures: int) -> Driver:
+        resources = {"use_gpu": False, "max_failures": max_failures}
+        config = train_config(trained.embeddings, output, checkpoint=_EVERY_STEP, resources=resources)
+        return start_driver(config, job="train")
+
+    driver = start(0)
+    wait_for_checkpoint(driver, output, 10)
+    assert kill_one(_WORKER)
+    assert driver.wait() == 1
+    printed = driver.log.read_text()
+    said = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert said[0].startswith("error: The workers failed more than 0 times: ")
+    assert said[0].endswith("The same command goes on from the last checkpoint.")
+    assert "Traceback" not in printed
+    first = middle(output)
+
+    driver = start(1)
+    wait_for_checkpoint(driver, output, first.number + _PER_EPOCH)
+    assert kill_one(_WORKER)
+    assert driver.wait() == 0, driver.log.read_text()
+    printed = driver.log.read_text()
+    assert "workers were started again from checkpoint " in printed
+    check_as_undisturbed(output, trained)
+
+
+def test_one_of_two_workers_is_killed(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
+    """Two workers share the videos, which do not fit into their memory: they are read again in every epoch."""
+    output = Folder(f"{bucket}/model")
+    config = train_config(
+        trained.embeddings,
+        output,
+        optimizer={"epochs": 8, "batch_size": 1},
+        data={"cache_bytes": 1500},
+        checkpoint={"minutes": 1e-6, "keep": 1000},
+        resources={"use_gpu": False, "num_workers": 2},
+    )
+    driver = start_driver(config, job="train")
+    wait_for_checkpoint(driver, output, 4)
+    assert kill_one(_WORKER)
+    assert driver.wait() == 0, driver.log.read_text()
+    assert "workers were started again from checkpoint " in driver.log.read_text()
+    epochs = history(output)
+    assert [round(epoch["samples_per_second"] * epoch["seconds"]) for epoch in epochs] == [_NUM_TRAIN] * 8
+    counts = []
+    for number in range(newest(output) + 1):
+        if found := Checkpoints(output).read(number):  # else it was being put when the worker died
+            counts.append(found.state["num_videos"])
+            assert found.seen.sum() == counts[-1]  # as many different ones as there were
+    assert any(0 < count < _NUM_TRAIN for count in counts)
+    accuracy, expected = (max(epoch["accuracy"] for epoch in history(folder)) for folder in (output, trained.output))
+    assert accuracy == pytest.approx(expected, abs=0.15)
