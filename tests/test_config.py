@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raypipe.config import ClassifyConfig, EmbedConfig, SamplingConfig, load_config
+from raypipe.config import ClassifyConfig, EmbedConfig, Gpt2Size, SamplingConfig, TrainConfig, load_config
 from raypipe.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1] / "jobs" / "embed.yaml"
+TRAIN_EXAMPLE = EXAMPLE.with_name("train.yaml")
 REQUIRED = {"input": "videos", "output": "embeddings"}
 
 
@@ -54,6 +55,95 @@ def test_the_example_of_classify_holds_every_key_with_its_default_and_explains_i
     assert tree == defaults.model_dump()
     leaves = sum(len(value) if isinstance(value, dict) else 1 for value in tree.values())
     assert len(re.findall(r"^ *\w+: \S", text, re.MULTILINE)) == leaves
+
+
+def leaves_of(tree: dict[str, Any]) -> int:
+    return sum(leaves_of(value) if isinstance(value, dict) and value else 1 for value in tree.values())
+
+
+def test_the_example_of_train_holds_every_key_with_its_default() -> None:
+    tree = yaml.safe_load(TRAIN_EXAMPLE.read_text(encoding="utf-8"))
+    defaults = TrainConfig(**{key: tree[key] for key in ("embeddings", "output", "labels")})
+    assert tree == defaults.model_dump()
+    assert load_config(TrainConfig, TRAIN_EXAMPLE) == defaults
+
+
+def test_every_key_of_the_example_of_train_has_a_line_of_its_own() -> None:
+    text = TRAIN_EXAMPLE.read_text(encoding="utf-8")
+    assert len(re.findall(r"^ *\w+: \S", text, re.MULTILINE)) == leaves_of(yaml.safe_load(text))
+
+
+def train_problem(*overrides: str, **values: object) -> str:
+    required = {"embeddings": "e", "output": "o", "labels": "l.csv"}
+    with pytest.raises(ConfigError) as caught:
+        load_config(TrainConfig, values=required | values, overrides=overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "optimizer.epoch=3",
+            "Unknown key 'optimizer.epoch'. Did you mean 'epochs'? Choose one of epochs, batch_size, ",
+        ),
+        ("model.lora.rnk=3", "Unknown key 'model.lora.rnk'. Did you mean 'rank'? Choose one of rank, alpha, dropout."),
+        (
+            "model.gpt2.n_head=3",
+            "model.gpt2={'n_head': 3}: input should be a valid string or n_embd 128 is no multiple of n_head 3.",
+        ),
+        ("model.gpt2=7", "model.gpt2=7: "),
+        (
+            "model.freeze=most",
+            "model.freeze='most': choose one of none, gpt2, all_but_last_K (all of GPT-2 but its last K ",
+        ),
+        ("model.freeze=all_but_last_0", "model.freeze='all_but_last_0': choose one of none, gpt2, all_but_last_K "),
+        ("model.lora.rank=-1", "model.lora.rank=-1: input should be greater than or equal to 0."),
+        ("model.dropout=1", "model.dropout=1: input should be less than 1."),
+        ("model.max_frames=0", "model.max_frames=0: input should be greater than or equal to 1."),
+        ("data.validation_fraction=1", "data.validation_fraction=1: input should be less than 1."),
+        ("data.max_unknown_fraction=2", "data.max_unknown_fraction=2: input should be less than or equal to 1."),
+        ("optimizer.learning_rate=0", "optimizer.learning_rate=0: should be auto or more than 0."),
+        ("optimizer.learning_rate=-0.1", "optimizer.learning_rate=-0.1: should be auto or more than 0."),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate='fast': input should be 'auto' or a valid number."),
+        ("optimizer.learning_rate=.inf", "optimizer.learning_rate=inf: input should be 'auto' or a finite number."),
+        ("optimizer.epochs=0", "optimizer.epochs=0: input should be greater than or equal to 1."),
+        ("optimizer.epochs=1.5", "optimizer.epochs=1.5: input should be a valid integer."),
+        ("optimizer.accumulate=0", "optimizer.accumulate=0: input should be greater than or equal to 1."),
+        ("optimizer.warmup_fraction=1", "optimizer.warmup_fraction=1: input should be less than 1."),
+        ("optimizer.masked_fraction=0", "optimizer.masked_fraction=0: input should be greater than 0."),
+        ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm=0: input should be greater than 0."),
+        ("optimizer.select_by=f1", "optimizer.select_by='f1': input should be 'loss', 'accuracy' or 'macro_f1'."),
+        ("optimizer.precision=half", "optimizer.precision='half': input should be 'auto', 'float32' or 'bfloat16'."),
+        ("optimizer.class_weights=on", "optimizer.class_weights=True: input should be 'none' or 'balanced'."),
+        ("checkpoint.minutes=0", "checkpoint.minutes=0: input should be greater than 0."),
+        ("checkpoint.keep=0", "checkpoint.keep=0: input should be greater than or equal to 1."),
+        ("resources.num_workers=0", "resources.num_workers=0: input should be greater than or equal to 1."),
+        ("resources.use_gpu=maybe", "resources.use_gpu='maybe': input should be 'auto' or a valid boolean."),
+        ("objective=masked", "objective='masked': input should be 'classify' or 'masked_frame'."),
+        ("seed=-1", "seed=-1: input should be greater than or equal to 0."),
+        ("search={optimizer.epochs: []}", "search: 'optimizer.epochs' has no choices; give "),
+        ("search={labels: [a]}", "search: 'labels' cannot be searched; choose keys of model, "),
+    ],
+)
+def test_what_train_cannot_do_is_refused_in_one_line(override: str, expected: str) -> None:
+    assert train_problem(override).startswith(expected)
+
+
+def test_labels_come_from_one_place() -> None:
+    both = "The configuration: give one of --labels FILE and --labels-from folder; there is "
+    assert train_problem(labels_from="folder") == f"{both}labels and labels_from."
+    assert train_problem("labels=null") == f"{both}neither."
+    unlabelled = {"embeddings": "e", "output": "o", "objective": "masked_frame"}
+    assert load_config(TrainConfig, values=unlabelled).labels is None
+
+
+@pytest.mark.parametrize("gpt2", ["gpt2-medium", "~/my gpt2", "{n_layer: 3, n_head: 3, n_embd: 48}"])
+def test_a_gpt2_is_a_name_or_sizes(gpt2: str) -> None:
+    values = {"embeddings": "e", "output": "o", "labels": "l.csv"}
+    found = load_config(TrainConfig, values=values, overrides=[f"model.gpt2={gpt2}"]).model.gpt2
+    assert found == (gpt2 if isinstance(found, str) else Gpt2Size(n_layer=3, n_head=3, n_embd=48))
 
 
 @pytest.mark.parametrize("key", ["resources.gpus=-1", "resources.concurrency=0", "top_k=0", "shard.max_videos=0"])

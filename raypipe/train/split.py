@@ -25,7 +25,7 @@ def stratified(
     random = np.random.default_rng([seed, 0])
     is_free = np.ones_like(held_out)
     counts = np.bincount(labels)
-    members_of = np.split(videos[np.argsort(labels, kind="stable")], np.cumsum(counts)[:-1])
+    members_of = np.split(videos[np.lexsort((videos, labels))], np.cumsum(counts)[:-1])
     for label in np.argsort(counts, kind="stable").tolist():
         members = members_of[label]
         if len(members) == 1:

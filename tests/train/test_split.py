@@ -46,6 +46,12 @@ def test_the_same_seed_gives_the_same_split(counts: list[int], fraction: float, 
     assert (first == again).all()
 
 
+def test_the_order_of_the_pairs_does_not_matter() -> None:
+    videos, labels = pairs([{at % 3, at % 4} for at in range(40)])
+    order = np.random.default_rng(0).permutation(len(videos))
+    assert (split(videos, labels) == split(videos[order], labels[order])).all()
+
+
 def test_another_seed_gives_another_split() -> None:
     labels = one_each([50, 50])
     splits = {tuple(split(np.arange(100), labels, seed=seed)) for seed in range(5)}

@@ -1,0 +1,283 @@
+"""What is learned from: sealed embeddings that count, with the labels that they have, and nothing else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from embed_outputs import (
+    DIM,
+    MARK,
+    commit_statuses,
+    content,
+    embed_all,
+    places,
+    plan_new,
+    replace_object,
+    upload,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe.config import TrainConfig, load_config
+from raypipe.errors import ConfigError, JobError
+from raypipe.storage import Folder
+from raypipe.train.samples import FILE, INDEX, TARGETS, Samples, blocks, class_counts, find_samples
+
+Videos = Mapping[str, str]  # by video_id, the status that it ends with
+
+
+def embedded(tmp_path: Path, videos: Videos, *, sealed: bool = True) -> Folder:
+    """A sealed output of one plan."""
+    source, output = places(Folder(str(tmp_path)))
+    upload(source, {name: content(seed=at) for at, name in enumerate(videos)})
+    plan_new(source.uri, output)
+    commit_statuses(output, videos, sealed=sealed)
+    return output
+
+
+def ok(*names: str) -> Videos:
+    return dict.fromkeys(names, "ok")
+
+
+def find(output: Folder, labels: str | None, *overrides: str, **values: object) -> Samples:
+    """The samples by these rows of ``video_id,label`` and perhaps ``split``."""
+    given: dict[str, object] = {"embeddings": output.uri, "output": "o", **values}
+    if labels is not None:
+        columns = "video_id,label,split\n" if labels.count(",") == 2 * (labels.count("\n") + 1) else "video_id,label\n"
+        path = Path(output.uri).parent / "labels.csv"
+        path.write_text(columns + labels + "\n", encoding="utf-8")
+        given["labels"] = str(path)
+    return find_samples(load_config(TrainConfig, values=given, overrides=overrides))
+
+
+def targets_of(samples: Samples) -> dict[str, list[str]]:
+    """The labels of each video, of both splits."""
+    found: dict[str, list[str]] = {}
+    for part in (samples.train, samples.validation):
+        assert part[INDEX].to_pylist() == list(range(part.num_rows))
+        for row in part.to_pylist():
+            assert row["video_id"] not in found
+            found[row["video_id"]] = [samples.label_names[target] for target in row[TARGETS]]
+    return found
+
+
+def problem(
+    output: Folder, labels: str | None, *overrides: str, kind: type[Exception] = ConfigError, **values: object
+) -> str:
+    with pytest.raises(kind) as caught:
+        find(output, labels, *overrides, **values)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+FOUR = ok("a", "b", "c", "d")
+ABCD = "a,x\nb,y\nc,x\nd,y"
+
+
+def test_every_labelled_video_is_a_sample(tmp_path: Path) -> None:
+    samples = find(embedded(tmp_path, ok("a", "b", "c", "d", "e")), ABCD)
+    assert targets_of(samples) == {"a": ["x"], "b": ["y"], "c": ["x"], "d": ["y"]}
+    assert (samples.label_names, samples.multi_label) == (("x", "y"), False)
+    assert (samples.embedding_dim, samples.fingerprint) == (DIM, MARK)
+    assert (samples.num_unknown, samples.num_without_frames) == (0, 0)
+    assert (samples.train.num_rows, samples.validation.num_rows) == (2, 2)
+
+
+def test_a_sample_names_the_file_that_holds_it(tmp_path: Path) -> None:
+    output = embedded(tmp_path, FOUR)
+    samples = find(output, ABCD)
+    for row in pa.concat_tables([samples.train, samples.validation]).to_pylist():
+        assert row[FILE].startswith("data/")
+        with output.open_input(row[FILE]) as source:
+            assert row["video_id"] in pa.parquet.read_table(source)["video_id"].to_pylist()
+
+
+def test_the_latest_embedding_of_a_video_counts(tmp_path: Path) -> None:
+    source, output = places(Folder(str(tmp_path)))
+    upload(source, {name: content(seed=at) for at, name in enumerate("abcd")})
+    embed_all(source, output)
+    replace_object(source, "a", content(num_frames=5, seed=9))
+    replace_object(source, "b", content("crashed", seed=9))
+    embed_all(source, output)
+    samples = find(output, "a,x\nb,y\nc,x\nd,y\n", "data.validation_fraction=0")
+    assert targets_of(samples) == {"a": ["x"], "c": ["x"], "d": ["y"]}
+    assert samples.num_without_frames == 1
+    files = dict(zip(samples.train["video_id"].to_pylist(), samples.train[FILE].to_pylist(), strict=True))
+    with output.open_input(files["a"]) as file:
+        rows = {row["video_id"]: row["generation"] for row in pa.parquet.read_table(file).to_pylist()}
+    assert rows["a"] == 1
+    assert files["a"] != files["c"]
+
+
+def test_a_video_that_was_mended_by_a_retry_is_a_sample(tmp_path: Path) -> None:
+    source, output = places(Folder(str(tmp_path)))
+    upload(source, {name: content(seed=at) for at, name in enumerate("abcd")})
+    plan_new(source.uri, output)
+    commit_statuses(output, {"a": "crashed", "b": "timeout"})
+    plan_new(source.uri, output, retry="all")
+    commit_statuses(output, {"b": "timeout"})
+    samples = find(output, ABCD, "data.validation_fraction=0")
+    assert targets_of(samples) == {"a": ["x"], "c": ["x"], "d": ["y"]}
+    assert samples.num_without_frames == 1
+
+
+@pytest.mark.parametrize("status", ["crashed", "decode_error", "too_large"])
+def test_a_video_without_frames_is_counted_and_left_out(tmp_path: Path, status: str) -> None:
+    samples = find(embedded(tmp_path, {**FOUR, "b": status}), ABCD + "\na,y", "data.validation_fraction=0")
+    assert targets_of(samples) == {"a": ["x", "y"], "c": ["x"], "d": ["y"]}
+    assert samples.num_without_frames == 1
+
+
+def test_a_partial_video_is_a_sample(tmp_path: Path) -> None:
+    assert "b" in targets_of(find(embedded(tmp_path, {**FOUR, "b": "partial"}), ABCD))
+
+
+def test_too_many_unknown_videos_are_refused_with_their_number(tmp_path: Path) -> None:
+    output = embedded(tmp_path, FOUR)
+    labels = f"{ABCD}\n" + "\n".join(f"gone-{at},x" for at in range(4))
+    said = problem(output, labels, "data.max_unknown_fraction=0.49")
+    assert said.startswith(f"4 of the 8 labelled videos are not in {output}: 'gone-0', 'gone-1', 'gone-2', …. A ")
+    assert said.endswith("data.max_unknown_fraction=0.49 allows fewer.")
+    samples = find(output, labels, "data.max_unknown_fraction=0.5")
+    assert samples.num_unknown == 4
+    assert targets_of(samples).keys() == FOUR.keys()
+
+
+def test_one_unknown_video_counts_once(tmp_path: Path) -> None:
+    said = problem(embedded(tmp_path, FOUR), f"{ABCD}\ngone,x\ngone,y")
+    assert said.startswith("1 of the 5 labelled videos are not in ")
+    assert "'gone'. A " in said
+
+
+def test_labels_that_fit_nothing_are_refused(tmp_path: Path) -> None:
+    output = embedded(tmp_path, dict.fromkeys("ab", "crashed"))
+    assert problem(output, "a,x\nb,y").startswith("No labelled video of ")
+    said = problem(output, "q,x\nr,y", "data.max_unknown_fraction=1")
+    assert said.endswith(f"labels.csv has embeddings in {output}.")
+
+
+def test_what_is_not_sealed_is_refused(tmp_path: Path) -> None:
+    output = embedded(tmp_path, FOUR, sealed=False)
+    assert " is not sealed: " in problem(output, ABCD, kind=JobError)
+    nowhere = Folder(str(tmp_path / "none"))
+    assert " holds no embeddings. " in problem(nowhere, None, kind=JobError, labels_from="folder")
+
+
+def test_several_labels_of_a_video_are_found_or_refused(tmp_path: Path) -> None:
+    output = embedded(tmp_path, FOUR)
+    labels = f"{ABCD}\na,z\nb,z"
+    samples = find(output, labels)
+    assert samples.multi_label
+    assert targets_of(samples) == {"a": ["x", "z"], "b": ["y", "z"], "c": ["x"], "d": ["y"]}
+    said = problem(output, labels, "problem_type=single_label")
+    assert said == "problem_type=single_label: a video has several labels. Choose multi_label, or give each video one."
+    assert find(output, ABCD, "problem_type=multi_label").multi_label
+
+
+def test_the_same_row_twice_is_no_second_label(tmp_path: Path) -> None:
+    assert not find(embedded(tmp_path, FOUR), f"{ABCD}\na,x").multi_label
+
+
+def test_one_label_alone_tells_nothing_apart(tmp_path: Path) -> None:
+    output = embedded(tmp_path, FOUR)
+    assert problem(output, "a,x\nb,x").startswith("Every video has the label 'x': there is nothing to tell apart.")
+    assert find(output, "a,x\nb,x", "problem_type=multi_label").label_names == ("x",)
+
+
+def test_folders_are_labels(tmp_path: Path) -> None:
+    output = embedded(tmp_path, {"x/a": "ok", "x/b": "ok", "deep/y/a": "ok", "deep/y/b": "ok", "z/a": "crashed"})
+    samples = find(output, None, labels_from="folder")
+    assert targets_of(samples) == {"x/a": ["x"], "x/b": ["x"], "deep/y/a": ["y"], "deep/y/b": ["y"]}
+    assert (samples.num_unknown, samples.num_without_frames) == (0, 1)
+
+
+def test_a_split_column_is_obeyed_and_test_is_left_out(tmp_path: Path) -> None:
+    output = embedded(tmp_path, FOUR)
+    samples = find(output, "a,x,train\nb,y,train\nc,x,val\nd,q,test")
+    assert samples.train["video_id"].to_pylist() == ["a", "b"]
+    assert samples.validation["video_id"].to_pylist() == ["c"]
+    assert samples.label_names == ("x", "y")
+    assert problem(output, "a,x,val\nb,y,val").endswith(
+        "no video is in the split train. Choose train, validation or test for each."
+    )
+    assert " is in several splits. " in problem(output, "a,x,train\na,x,test\nb,y,train")
+
+
+def test_a_label_of_one_video_is_refused_or_learned_alone(tmp_path: Path) -> None:
+    output = embedded(tmp_path, FOUR)
+    assert problem(output, "a,x\nb,x\nc,q").startswith("The label 'q' has one video, ")
+    samples = find(output, "a,x\nb,x\nc,q", "data.validation_fraction=0")
+    assert (samples.train.num_rows, samples.validation.num_rows) == (3, 0)
+
+
+def test_without_labels_every_video_with_frames_is_a_sample(tmp_path: Path) -> None:
+    output = embedded(tmp_path, {**FOUR, "e": "crashed"})
+    samples = find(output, None, objective="masked_frame")
+    assert targets_of(samples) == {name: [] for name in "abcd"}
+    assert (samples.label_names, samples.multi_label, samples.num_without_frames) == ((), False, 1)
+    assert (samples.train.num_rows, samples.validation.num_rows) == (3, 1)
+
+
+def test_one_video_without_labels_is_learned_from(tmp_path: Path) -> None:
+    samples = find(embedded(tmp_path, ok("a")), None, objective="masked_frame")
+    assert (samples.train.num_rows, samples.validation.num_rows) == (1, 0)
+
+
+def test_no_video_with_frames_is_refused(tmp_path: Path) -> None:
+    output = embedded(tmp_path, {"a": "crashed"})
+    assert problem(output, None, objective="masked_frame").startswith(f"No video in {output} has frames. ")
+
+
+def test_a_digest_is_of_what_is_learned_and_of_nothing_else(tmp_path: Path) -> None:
+    source, output = places(Folder(str(tmp_path)))
+    upload(source, {name: content(seed=at) for at, name in enumerate("abcdefgh")})
+    embed_all(source, output)
+    labels = "a,x\nb,y\nc,x\nd,y\ne,x\nf,y"
+    first = find(output, labels)
+    backwards = "\n".join(reversed(labels.split("\n")))
+    same = [find(output, labels), find(output, backwards), find(output, f"{labels}\na,x"), find(output, labels)]
+    upload(source, {"new": content(seed=77)})
+    embed_all(source, output)
+    same.append(find(output, labels))
+    assert {one.digest for one in same} == {first.digest}
+    assert all(one.train.equals(first.train) and one.validation.equals(first.validation) for one in same)
+    others = [
+        find(output, labels.replace("a,x", "a,y")),  # another label
+        find(output, labels.replace("x", "z")),  # another name
+        find(output, f"{labels}\na,y"),  # one more
+        find(output, labels.replace("f,y", "g,y")),  # another video
+        find(output, labels, "data.validation_fraction=0"),  # another split
+        find(output, None, objective="masked_frame"),
+    ]
+    replace_object(source, "a", content(num_frames=5, seed=9))
+    embed_all(source, output)
+    others.append(find(output, labels, "data.validation_fraction=0.1"))  # another content
+    assert len({one.digest for one in others} | {first.digest}) == len(others) + 1
+
+
+@settings(deadline=None)
+@given(count=st.integers(1, 60), num_workers=st.integers(1, 4), seed=st.integers(0, 5))
+def test_blocks_hold_every_sample_once_and_few_files_each(count: int, num_workers: int, seed: int) -> None:
+    table = pa.table(
+        {
+            FILE: [f"data/{at % 7}" for at in range(count)],
+            "video_id": [str(at) for at in range(count)],
+            TARGETS: [[0]] * count,
+            INDEX: list(range(count)),
+        }
+    )
+    made = list(blocks(table, num_workers=num_workers, seed=seed))
+    again = list(blocks(table, num_workers=num_workers, seed=seed))
+    assert [block.to_pylist() for block in made] == [block.to_pylist() for block in again]
+    assert sorted(pa.concat_tables(made)[INDEX].to_pylist()) == list(range(count))
+    assert all(block.num_rows for block in made)
+    reads = sum(pc.count_distinct(block[FILE]).as_py() for block in made)
+    assert reads <= len(made) + min(7, count) - 1
+
+
+def test_labels_are_counted_by_their_number() -> None:
+    table: Any = pa.table({TARGETS: pa.array([[0, 2], [2], []], pa.list_(pa.int32()))})
+    assert class_counts(table, 4).tolist() == [1, 0, 2, 0]

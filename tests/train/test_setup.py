@@ -1,0 +1,231 @@
+"""What a training is made of is settled before it starts, and held against what its output was started with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from embed_outputs import replace_object
+from tiny_models import GPT2, tiny_classifier, tiny_masked_frame
+from transformers import GPT2Model
+
+from raypipe.config import TrainConfig, load_config
+from raypipe.errors import CommitError, ConfigError, FingerprintError, WeightsError
+from raypipe.storage import Folder
+from raypipe.train.outputs import put_model
+from raypipe.train.samples import INDEX, TARGETS, Samples
+from raypipe.train.setup import Setup, check_same_run, prepare, run_facts
+
+SMALL = ("model.gpt2.n_layer=2", "model.gpt2.n_head=2", "model.gpt2.n_embd=16")
+MARK = "f" * 16
+
+
+def configure(*overrides: str, **values: object) -> TrainConfig:
+    required = {"embeddings": "e", "output": "o", "labels": "l.csv"}
+    gpt2 = () if any(one.startswith("model.gpt2=") for one in overrides) else SMALL
+    return load_config(TrainConfig, values={**required, **values}, overrides=(*gpt2, *overrides))
+
+
+def samples(targets: list[list[int]] | None = None, **keys: Any) -> Samples:  # noqa: ANN401 - passed on
+    targets = [[0], [1], [0]] if targets is None else targets
+    names = [str(at) for at in range(len(targets))]
+    numbers = np.arange(len(targets))
+    table = pa.table(
+        {"file": names, "video_id": names, TARGETS: pa.array(targets, pa.list_(pa.int32())), INDEX: numbers}
+    )
+    given: dict[str, Any] = {
+        "train": table,
+        "validation": table.slice(0, 1),
+        "label_names": ("cat", "dog"),
+        "multi_label": False,
+        "embedding_dim": 8,
+        "fingerprint": MARK,
+        "num_unknown": 0,
+        "num_without_frames": 0,
+        "digest": "d",
+    }
+    return Samples(**{**given, **keys})
+
+
+def setup(*overrides: str, **keys: Any) -> Setup:  # noqa: ANN401 - passed on
+    return prepare(configure(*overrides), samples(**keys))
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    GPT2Model(tiny_classifier(gpt2={**GPT2, "n_positions": 16}).config.gpt2).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+def test_a_configuration_is_that_of_the_samples() -> None:
+    config = setup("model.max_frames=32", "model.dropout=0.25").start.config
+    assert (config.embedding_dim, config.embedding_fingerprint, config.label_names) == (8, MARK, ["cat", "dog"])
+    assert (config.max_frames, config.gpt2.n_positions, config.dropout, config.gpt2.attn_pdrop) == (32, 32, 0.25, 0.25)
+    assert config.problem_type == "single_label_classification"
+    assert setup(multi_label=True).start.config.problem_type == "multi_label_classification"
+
+
+def test_a_pretrained_gpt2_has_so_many_positions(gpt2: Path) -> None:
+    start = setup(f"model.gpt2={gpt2}").start
+    assert start.config.max_frames == 16
+    assert start.gpt2.weights
+    assert setup(f"model.gpt2={gpt2}", "model.max_frames=9").start.config.max_frames == 9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pretrained", "expected"),
+    [
+        ((), False, 3e-3 * 128 / 16),
+        ((), True, 1e-4),
+        (("model.lora.rank=2",), True, 1e-3),
+        (("optimizer.learning_rate=0.5",), False, 0.5),
+        (("optimizer.learning_rate=0.5", "model.lora.rank=2"), True, 0.5),
+    ],
+)
+def test_auto_is_a_rate_for_what_is_trained(
+    gpt2: Path, overrides: tuple[str, ...], *, pretrained: bool, expected: float
+) -> None:
+    given = (f"model.gpt2={gpt2}", *overrides) if pretrained else overrides
+    assert setup(*given).learning_rate == pytest.approx(expected)
+
+
+def test_weights_of_labels_have_a_mean_of_1_over_the_training_videos() -> None:
+    targets = [[0]] * 6 + [[1]] * 2
+    assert setup("optimizer.class_weights=none", targets=targets).class_weights is None
+    weights = setup("optimizer.class_weights=balanced", targets=targets).class_weights
+    assert weights == pytest.approx([8 / 12, 8 / 4])
+    assert weights is not None
+    assert np.mean([weights[target] for (target,) in targets]) == pytest.approx(1)
+
+
+def test_of_several_labels_the_ones_are_weighed_by_the_zeros() -> None:
+    targets = [[0]] * 6 + [[0, 1]] * 2
+    weights = setup("optimizer.class_weights=balanced", targets=targets, multi_label=True).class_weights
+    assert weights == pytest.approx([0.1, 6 / 2])
+
+
+def test_a_label_that_is_held_out_alone_divides_by_nothing_no_more() -> None:
+    weights = setup("optimizer.class_weights=balanced", targets=[[0]] * 4).class_weights
+    assert weights is not None
+    assert np.isfinite(weights).all()
+
+
+def problem(*overrides: str, kind: type[Exception] = ConfigError, **keys: Any) -> str:  # noqa: ANN401 - passed on
+    with pytest.raises(kind) as caught:
+        setup(*overrides, **keys)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def test_more_blocks_than_there_are_cannot_be_trained() -> None:
+    setup("model.freeze=all_but_last_2")
+    said = problem("model.freeze=all_but_last_3")
+    assert said == "model.freeze='all_but_last_3': this GPT-2 has 2 blocks. Choose fewer."
+
+
+@pytest.mark.parametrize("what", ["gpt2", "all_but_last_1"])
+def test_adapters_freeze_by_themselves(what: str) -> None:
+    assert problem(f"model.freeze={what}", "model.lora.rank=2") == (
+        f"model.freeze={what!r} with model.lora: adapters freeze GPT-2 themselves. Choose one."
+    )
+
+
+def test_a_training_begins_with_a_model_of_the_same_embeddings(tmp_path: Path) -> None:
+    put_model(Folder(str(tmp_path)), tiny_masked_frame(embedding_fingerprint=MARK), metrics={})
+    found = setup(f"init_from={tmp_path}")
+    assert found.start.init_from is not None
+    assert (found.start.config.gpt2.n_layer, found.start.config.max_frames) == (2, 16)
+    said = problem(f"init_from={tmp_path}", kind=FingerprintError, fingerprint="0" * 16)
+    assert f"was trained on embeddings of fingerprint {MARK}; these have {'0' * 16}." in said
+    assert " takes embeddings of 8 " in problem(f"init_from={tmp_path}", kind=FingerprintError, embedding_dim=9)
+    assert " holds no model: " in problem(f"init_from={tmp_path}/none", kind=WeightsError)
+
+
+def facts_of(*overrides: str, **keys: Any) -> dict[str, Any]:  # noqa: ANN401 - passed on
+    return run_facts(setup(*overrides, **keys))
+
+
+def test_the_same_run_is_the_same(folder: Folder) -> None:
+    check_same_run(folder, facts_of())
+    check_same_run(folder, facts_of())
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["output=x", "checkpoint.minutes=3", "checkpoint.keep=9", "resources.num_workers=2", "data.cache_bytes=7"],
+)
+def test_what_changes_no_outcome_may_change(tmp_path: Path, override: str) -> None:
+    folder = Folder(str(tmp_path))
+    check_same_run(folder, facts_of())
+    check_same_run(folder, facts_of(override))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.epochs=7", "optimizer.epochs was 60 and is now 7"),
+        ("optimizer.learning_rate=0.5", "optimizer.learning_rate was 'auto' and is now 0.5"),
+        ("model.gpt2.n_layer=1", "model.gpt2.n_layer was 2 and is now 1"),
+        ("seed=1", "seed was 0 and is now 1"),
+        ("data.validation_fraction=0.2", "data.validation_fraction was 0.1 and is now 0.2"),
+        ("problem_type=multi_label", "problem_type was 'auto' and is now 'multi_label'"),
+    ],
+)
+def test_another_run_is_refused_with_the_keys_that_differ(folder: Folder, override: str, expected: str) -> None:
+    check_same_run(folder, facts_of())
+    with pytest.raises(FingerprintError) as caught:
+        check_same_run(folder, facts_of(override))
+    assert str(caught.value) == (
+        f"{folder} holds another training: {expected}. Choose another output, or those settings."
+    )
+
+
+def test_of_many_keys_three_are_named(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    check_same_run(folder, facts_of())
+    with pytest.raises(FingerprintError, match=r"; and 2 more\. Choose another output") as caught:
+        check_same_run(
+            folder,
+            facts_of(
+                *(f"optimizer.{key}=9" for key in ("epochs", "batch_size", "accumulate")), "seed=4", "model.dropout=0"
+            ),
+        )
+    assert str(caught.value).count(" was ") == 3
+
+
+@pytest.mark.parametrize(("key", "value"), [("digest", "e"), ("fingerprint", "0" * 16)])
+def test_other_samples_are_another_run(tmp_path: Path, key: str, value: str) -> None:
+    folder = Folder(str(tmp_path))
+    check_same_run(folder, facts_of())
+    with pytest.raises(FingerprintError, match=f" is now '{value}'"):
+        check_same_run(folder, facts_of(**{key: value}))
+
+
+def test_other_weights_are_another_run(tmp_path: Path, gpt2: Path) -> None:
+    before = facts_of(f"model.gpt2={gpt2}")
+    assert before == facts_of(f"model.gpt2={gpt2}")
+    torch.manual_seed(1)
+    model = GPT2Model.from_pretrained(gpt2)
+    with torch.no_grad():
+        model.h[1].mlp.c_fc.weight[0, 0] += 1
+    model.save_pretrained(gpt2)
+    after = facts_of(f"model.gpt2={gpt2}")
+    assert (before["settings"], before["data"]) == (after["settings"], after["data"])
+    assert before["weights"] != after["weights"]
+    folders = [str(tmp_path / name) for name in "ab"]
+    for seed, folder in enumerate(folders):
+        put_model(Folder(folder), tiny_masked_frame(seed=seed, embedding_fingerprint=MARK), metrics={})
+    first, other = (facts_of(f"init_from={folder}")["weights"] for folder in folders)
+    assert first != other
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"7", b"\xff"])
+def test_what_is_no_run_is_named(tmp_path: Path, data: bytes) -> None:
+    folder = Folder(str(tmp_path))
+    check_same_run(folder, facts_of())
+    replace_object(folder, "run.json", data)
+    with pytest.raises(CommitError, match=r"run\.json is not that of a training: .* Choose another output\.$"):
+        check_same_run(folder, facts_of())
