@@ -69,7 +69,6 @@ def settings_of(
     keep: int = 100,
     learning_rate: float = 0.01,
     class_weights: Sequence[float] | None = None,
-    bfloat16: bool = False,
     **optimizer: Any,  # noqa: ANN401 - passed on
 ) -> LoopSettings:
     """Settings of a short training; more are keys of ``OptimizerConfig``."""
@@ -82,7 +81,6 @@ def settings_of(
         num_train=num_train,
         num_validation=num_validation,
         class_weights=class_weights,
-        bfloat16=bfloat16,
     )
 
 

@@ -16,7 +16,7 @@ from raypipe.storage import Folder
 from raypipe.train.samples import FILE, INDEX, TARGETS, blocks
 
 FRAMES = schema.FRAME_EMBEDDINGS
-_READ_CPUS = 0.5
+READ_CPUS = 0.5
 
 
 class UnevenSplits(DataConfig):
@@ -56,7 +56,7 @@ def frames_dataset(samples: pa.Table, *, embeddings_uri: str, num_workers: int, 
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        num_cpus=_READ_CPUS,
+        num_cpus=READ_CPUS,
     )
 
 

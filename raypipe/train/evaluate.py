@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
 from raypipe.models.adapters import VideoModel
+from raypipe.models.backbone import resolve_dtype
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig
 from raypipe.models.frames import by_length
 from raypipe.train.network import Batch, Objective, make_batch
@@ -16,16 +17,19 @@ from raypipe.train.shard import Ints, Shard, Window
 from raypipe.train.state import seed_step
 from raypipe.train.team import Team
 
+Precision = Literal["auto", "float32", "bfloat16"]
 Each = Callable[[Window, Ints, torch.Tensor], None]
 
 
 class Feeder:
-    """Makes batches for a model, on its device."""
+    """Makes batches for a model, on its device; ``precision`` auto is bfloat16 on a GPU that has it."""
 
-    def __init__(self, model: VideoModel, *, device: torch.device, bfloat16: bool) -> None:
+    def __init__(self, model: VideoModel, *, device: torch.device, precision: Precision) -> None:
         self._config = cast("VideoClassifierConfig", model.config)
         self._device = device
-        self._bfloat16 = bfloat16
+        # On processors autocast gains little where it does not lose.
+        native = device.type == "cuda" and resolve_dtype("auto", str(device)) == "bfloat16"
+        self._bfloat16 = native if precision == "auto" else precision == "bfloat16"
         self.num_labels = len(model.config.label_names) if isinstance(model, VideoClassifier) else 0
 
     def batch(self, window: Window, positions: Ints) -> Batch:

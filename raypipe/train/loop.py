@@ -55,7 +55,7 @@ class Loop:
         self._notify = notify
         self._optimizer = make_optimizer(self.model, weight_decay=settings.optimizer.weight_decay)
         self._network = self._wrapped()
-        self._feeder = Feeder(self.model, device=team.device, bfloat16=settings.bfloat16)
+        self._feeder = Feeder(self.model, device=team.device, precision=settings.optimizer.precision)
         weights = None if settings.class_weights is None else torch.tensor(settings.class_weights, device=team.device)
         self._objective = Objective(settings.optimizer, class_weights=weights)
         self.state = State()

@@ -23,7 +23,6 @@ class LoopSettings:
     num_train: int
     num_validation: int
     class_weights: Sequence[float] | None = None
-    bfloat16: bool = False
 
 
 @dataclass(slots=True)

@@ -10,8 +10,7 @@ from ray.train.torch import TorchTrainer
 
 from raypipe.config import TrainConfig
 from raypipe.errors import SetupError
-from raypipe.models.backbone import resolve_dtype
-from raypipe.train.data import UnevenSplits, frames_dataset
+from raypipe.train.data import READ_CPUS, UnevenSplits, frames_dataset
 from raypipe.train.setup import Setup
 from raypipe.train.state import LoopSettings
 from raypipe.train.worker import TRAIN, VALIDATION, WorkerSettings, train_worker
@@ -22,28 +21,38 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 _WIDTH_PER_THREAD = 128
+_WORKER_CPUS = 0.5  # to Ray: there has to be room for reading beside the workers
 
 
 def decide_gpu(config: TrainConfig) -> bool:
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    wanted = config.resources.use_gpu
-    if wanted is True and gpus < config.resources.num_workers:
+    """Whether the workers take a GPU each.
+
+    Raises:
+        SetupError: the cluster has too few GPUs or processors for the workers, which would wait for ever.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    num_workers, wanted = config.resources.num_workers, config.resources.use_gpu
+    if wanted is True and gpus < num_workers:
         msg = (
-            f"resources.use_gpu=true with num_workers={config.resources.num_workers}: the cluster has {gpus:g} GPUs. "
+            f"resources.use_gpu=true with num_workers={num_workers}: the cluster has {gpus:g} GPUs. "
             "Choose fewer workers, auto or false."
         )
         raise SetupError(msg)
-    return gpus >= config.resources.num_workers if wanted == "auto" else wanted
+    if (needed := num_workers * _WORKER_CPUS + READ_CPUS) > cpus:
+        msg = (
+            f"resources.num_workers={num_workers}: they and their reading take {needed:g} CPUs; the cluster has "
+            f"{cpus:g}. Choose fewer workers, or add nodes."
+        )
+        raise SetupError(msg)
+    return gpus >= num_workers if wanted == "auto" else wanted
 
 
 def make_trainer(setup: Setup, feed: Any, *, scratch: Path, use_gpu: bool) -> TorchTrainer:  # noqa: ANN401 - an actor
+    """Everything that Ray Train is given; it keeps nothing but its own notes, in ``scratch``."""
     config, samples = setup.config, setup.samples
     num_workers = config.resources.num_workers
     optimizer = config.optimizer
-    device = "cuda" if use_gpu else "cpu"
-    precision = optimizer.precision
-    if precision == "auto":  # on processors autocast gains little where it does not lose
-        precision = "bfloat16" if use_gpu and resolve_dtype("auto", device) == "bfloat16" else "float32"
     loop = LoopSettings(
         optimizer=optimizer,
         checkpoint=config.checkpoint,
@@ -52,7 +61,6 @@ def make_trainer(setup: Setup, feed: Any, *, scratch: Path, use_gpu: bool) -> To
         num_train=samples.train.num_rows,
         num_validation=samples.validation.num_rows,
         class_weights=setup.class_weights,
-        bfloat16=precision == "bfloat16",
     )
     settings = WorkerSettings(
         output_uri=setup.output.uri,
@@ -71,7 +79,9 @@ def make_trainer(setup: Setup, feed: Any, *, scratch: Path, use_gpu: bool) -> To
     return TorchTrainer(
         train_worker,
         train_loop_config={"settings": settings},
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 0.5}),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": _WORKER_CPUS}
+        ),
         run_config=RunConfig(
             name=f"raypipe-{uuid.uuid4().hex[:12]}",
             storage_path=str(scratch),  # checkpoints are ours: any URI, and none that is not whole

@@ -363,9 +363,9 @@ def test_a_frozen_gpt2_stays_as_it_was(tmp_path: Path) -> None:
 
 def test_bfloat16_runs_and_is_not_float32(tmp_path: Path) -> None:
     losses = []
-    for bfloat16 in (False, True):
-        settings = settings_of(12, 6, bfloat16=bfloat16)
-        loop = make_loop(settings, tmp_path / str(bfloat16), train=TRAIN[:12], validation=VALIDATION[:6])
+    for precision in ("float32", "bfloat16"):
+        settings = settings_of(12, 6, precision=precision)
+        loop = make_loop(settings, tmp_path / precision, train=TRAIN[:12], validation=VALIDATION[:6])
         loop.standardise()
         state = loop.run()
         assert state.ended == "finished"
@@ -399,7 +399,7 @@ def test_the_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path) -> None:
 def test_a_worker_without_samples_makes_a_batch_of_nothing() -> None:
     for classifies, multi_label in ((True, False), (True, True), (False, False)):
         model = make_model(classifies=classifies, multi_label=multi_label)
-        feeder = Feeder(model, device=torch.device("cpu"), bfloat16=False)
+        feeder = Feeder(model, device=torch.device("cpu"), precision="float32")
         batch = feeder.batch(Window(), np.zeros(0, np.int64))
         assert batch.frames.shape == (1, 1, 8)
         assert (batch.labels is None) == (not classifies)
