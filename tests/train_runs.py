@@ -29,6 +29,7 @@ TINY: Mapping[str, Any] = {
     "data": {"validation_fraction": 0.25},
     "optimizer": {"epochs": 4, "batch_size": 2, "early_stop_epochs": 0},
     "resources": {"use_gpu": False},
+    "seed": 1,  # its second epoch is the best one
 }
 
 
