@@ -54,6 +54,7 @@ class Loop:
         self._checkpoints = checkpoints
         self._notify = notify
         self._optimizer = make_optimizer(self.model, weight_decay=settings.optimizer.weight_decay)
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._network = self._wrapped()
         self._feeder = Feeder(self.model, device=team.device, precision=settings.optimizer.precision)
         weights = None if settings.class_weights is None else torch.tensor(settings.class_weights, device=team.device)
@@ -112,6 +113,7 @@ class Loop:
         return self.state
 
     def _run_epoch(self) -> None:
+        self.model.train()
         for number, window in self._windows():
             batches = epoch_batches(
                 window.index,
@@ -148,7 +150,6 @@ class Loop:
 
     def _step(self, window: Window, group: list[Ints], num_videos: float) -> bool:
         """One optimizer step over the group's batches, those of all workers together; False where it is not finite."""
-        self.model.train()
         state, config = self.state, self._settings.optimizer
         state.learning_rate = self._rate(num_videos)
         set_rate(self._optimizer, state.learning_rate)
@@ -161,7 +162,7 @@ class Loop:
                 # DDP takes the mean over workers of gradients that are shares of one sum.
                 (loss * (self._team.size / num_videos)).backward()
             losses += loss.detach().double()
-        norm = clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], config.max_grad_norm)
+        norm = clip_grad_norm_(self._trained, config.max_grad_norm)
         if not bool(norm.isfinite()):
             self._stop_not_finite()
             return False
