@@ -38,6 +38,17 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     return Folder(uri)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks of a few numbers are slower on several processors than on one, by far where those are busy."""
+    import torch  # noqa: PLC0415 - few tests need it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of test videos beside the checkout."""

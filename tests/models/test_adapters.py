@@ -13,6 +13,8 @@ from raypipe.storage import Folder
 from raypipe.train.optim import make_optimizer, set_rate
 from raypipe.train.outputs import put_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def changed_by_a_step(model: VideoModel) -> set[str]:
     """The names of the parameters that an optimizer step moves."""

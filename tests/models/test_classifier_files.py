@@ -23,6 +23,8 @@ from raypipe.models.classifier_files import (
 from raypipe.storage import Folder
 from raypipe.train.outputs import put_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODEL = tiny_classifier(embedding_fingerprint="abc")
 
 

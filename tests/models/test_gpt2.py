@@ -18,6 +18,8 @@ from raypipe.models.classifier import VideoClassifier
 from raypipe.models.gpt2 import HUB_NAMES, resolve_gpt2
 from raypipe.train.network import Start, build, classifier_config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
