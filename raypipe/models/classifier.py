@@ -97,7 +97,7 @@ class VideoEncoder(nn.Module):
         self, standardised: torch.Tensor, attention_mask: torch.Tensor, hidden: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Encode standardised embeddings; where ``hidden`` ``[B, T]`` is true the model is not shown the frame."""
-        inputs = self.projection(standardised)
+        inputs = self.projection(standardised.to(self.projection.weight.dtype))
         if hidden is not None:
             inputs = torch.where(hidden[..., None], self.hidden_frame.to(inputs.dtype), inputs)
         states = self.gpt2(inputs_embeds=inputs, attention_mask=attention_mask).last_hidden_state

@@ -18,6 +18,7 @@ from raypipe.storage import Folder
 METRICS = "metrics.jsonl"
 _TENSORBOARD = "tensorboard/events.out.tfevents.0.raypipe"
 _AXES = {"epoch", "step"}
+_TIMES = {"seconds", "samples_per_second"}
 
 
 def put_metrics(output: Folder, history: Sequence[Mapping[str, Any]]) -> None:
@@ -43,7 +44,8 @@ def put_model(output: Folder, model: VideoModel, *, metrics: Mapping[str, Any]) 
     merged = copy.deepcopy(model).cpu().eval()
     merge_lora(merged)
     merged.config.architectures = [type(model).__name__]
-    merged.config.metrics = dict(metrics)
+    # Without how long it took: two drivers of one training put the same bytes.
+    merged.config.metrics = {name: value for name, value in metrics.items() if name not in _TIMES}
     state = {name: tensor.contiguous() for name, tensor in merged.state_dict().items()}
     files = {
         CONFIG: cast("str", merged.config.to_json_string(use_diff=False)).encode(),

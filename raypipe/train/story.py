@@ -56,6 +56,7 @@ def first_record(setup: Setup, started_at: float, *, use_gpu: bool) -> TrainingR
 def show(progress: TrainingProgress, story: Story, kind: str, about: Mapping[str, Any]) -> None:
     if kind == "started":
         story.starts.append(about)
+        story.epochs = [EpochMetrics(**epoch) for epoch in about["history"]]
         if about["checkpoint"] is not None:
             again = "workers were started again" if len(story.starts) > 1 else "going on"
             progress.note(f"{again} from checkpoint {about['checkpoint']}, epoch {about['epoch'] + 1}")

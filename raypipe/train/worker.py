@@ -82,6 +82,7 @@ def _start(
         trained = [parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad]
         about = {"checkpoint": number, "epoch": loop.state.epoch, "num_parameters": sum(sizes)}
         about |= {"num_trainable_parameters": sum(trained), "steps_per_epoch": loop.steps_per_epoch}
+        about |= {"history": loop.state.history}
         notify("started", about)
 
 
@@ -102,6 +103,7 @@ def _finish(loop: Loop, output: Folder, team: Team, notify: Callable[[str, Mappi
         loop.evaluate(collect)
     parts = [part for worker in team.gather(collected) for part in worker]
     if team.leads:
+        put_metrics(output, state.history)  # a worker that died behind its last checkpoint may not have
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
         model_uri = put_model(output, loop.model, metrics=best)
         notify("ended", {"state": state, "model_uri": model_uri, "predictions": parts})

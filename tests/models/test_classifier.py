@@ -385,3 +385,13 @@ def test_a_script_without_ray_gives_the_same_logits(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == pytest.approx(alone(CLASSIFIER, video).tolist(), rel=1e-5)
+
+
+def test_a_model_loaded_in_bfloat16_says_about_the_same(tmp_path: Path) -> None:
+    model = tiny_classifier().eval()
+    model.save_pretrained(tmp_path)
+    half = VideoClassifier.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    frames = torch.randn(3, 4, model.config.embedding_dim, generator=torch.Generator().manual_seed(0))
+    logits = half(frames).logits
+    assert logits.dtype == torch.bfloat16
+    assert torch.allclose(logits.float(), model(frames).logits, atol=0.05)
