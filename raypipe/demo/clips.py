@@ -144,8 +144,9 @@ def _cells(across: Floats, down: Floats, angle: float, size: int) -> NDArray[np.
 
 def _encode(path: Path, scene: Scene, label: Label) -> None:
     height, width = scene.backgrounds.shape[1:3]
-    # One encoder thread: with several, the bytes of a file depend on the number of processors.
-    options = {"preset": "veryfast", "crf": "25", "threads": "1", "g": str(scene.average_fps)}
+    # One encoder thread: with several, the bytes of a file depend on the number of processors. No macroblock tree: with
+    # AVX-512 it reads beyond the frame, and the bytes depend on what lies there.
+    options = {"preset": "veryfast", "crf": "25", "threads": "1", "mbtree": "0", "g": str(scene.average_fps)}
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=scene.average_fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
