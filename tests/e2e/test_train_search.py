@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from helpers import keys
 from train_runs import Trained, train_config
 
@@ -9,6 +10,7 @@ from raypipe.storage import Folder
 from raypipe.train.run import run_train
 
 
+@pytest.mark.timeout(600)  # three trainings and their starts
 def test_a_grid_keeps_the_best_and_resumes(trained: Trained, bucket: str) -> None:
     output = Folder(f"{bucket}/grid")
     search = {"optimizer.learning_rate": [1e30, 1e-2]}
