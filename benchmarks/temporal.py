@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=400)
     parser.add_argument("--held-out", type=int, default=80)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", default=str(WEIGHTS), help="of resnet18: a safetensors file, or random")
     parser.add_argument("--keep", type=Path, help="a folder for clips and embeddings, which the next run finds there")
     parser.add_argument(
