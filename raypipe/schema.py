@@ -31,6 +31,8 @@ TOP_LABELS = "top_labels"
 TOP_SCORES = "top_scores"
 FRAME_SCORES = "frame_scores"
 
+LABEL_THRESHOLD = 0.5  # of several labels, a video is given those that are at least this probable
+
 PLAN_SCHEMA = pa.schema(
     [
         (VIDEO_ID, pa.string()),

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 READ_SECONDS = "read_seconds"
 CLASSIFY_SECONDS = "classify_seconds"
-LABEL_THRESHOLD = 0.5  # of a multi-label model: from here on it says that a video is of a label
 Vectors = npt.NDArray[np.float16]
 _OF_THE_FILE = (schema.STATUS, schema.ERROR, schema.NUM_FRAMES, schema.FRAME_EMBEDDINGS)
 _FLOAT16_BYTES = 2
@@ -119,14 +118,14 @@ def _answers(
     if not all(np.isfinite(numbers).all() for numbers in (probabilities, *(frame_scores or ()))):
         msg = "The model gave scores that are not numbers. Train it again, with a lower learning rate."
         raise JobError(msg)
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, : question.top_k]
+    ranked = np.argsort(-probabilities, axis=1, kind="stable")
+    best = ranked[:, : question.top_k]
     top_labels = [[names[number] for number in numbers] for numbers in best]
     top_scores = np.take_along_axis(probabilities, best, axis=1)
     labels = [some[:1] for some in top_labels]
     if model.config.problem_type == "multi_label_classification":
-        ranked = np.argsort(-probabilities, axis=1, kind="stable")
         labels = [
-            [names[number] for number in numbers if row[number] >= LABEL_THRESHOLD]
+            [names[number] for number in numbers if row[number] >= schema.LABEL_THRESHOLD]
             for numbers, row in zip(ranked, probabilities, strict=True)
         ]
     made: dict[str, Sequence[object]] = {

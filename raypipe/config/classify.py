@@ -1,10 +1,10 @@
 """What ``raypipe classify`` reads."""
 
-from typing import Literal, Self
+from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from raypipe.config.load import Section
+from raypipe.config.load import Count, Gpus, Section, Uri, check_counts
 
 
 class PredictionShardConfig(Section):
@@ -17,36 +17,23 @@ class PredictionShardConfig(Section):
 class ClassifyResourcesConfig(Section):
     """How many actors there are, and what each takes of the cluster's GPUs."""
 
-    gpus: Literal["auto"] | float = "auto"
-    concurrency: Literal["auto"] | int = "auto"
+    gpus: Gpus = "auto"
+    concurrency: Count = "auto"
 
     @model_validator(mode="after")
     def _counts_are_positive(self) -> Self:
-        if self.concurrency != "auto" and self.concurrency < 1:
-            msg = f"concurrency {self.concurrency} must be auto or at least 1"
-            raise ValueError(msg)
-        if self.gpus != "auto" and self.gpus < 0:
-            msg = f"gpus {self.gpus} must be auto, 0 (no GPU) or more"
-            raise ValueError(msg)
+        check_counts(concurrency=self.concurrency, gpus=self.gpus, gpus_key="gpus")
         return self
 
 
 class ClassifyConfig(Section):
     """Everything ``raypipe classify`` reads."""
 
-    embeddings: str
-    model: str
-    output: str
+    embeddings: Uri
+    model: Uri
+    output: Uri
     top_k: int = Field(default=5, ge=1)
     frame_scores: bool = False
     batch_size: int = Field(default=64, ge=1)
     shard: PredictionShardConfig = PredictionShardConfig()
     resources: ClassifyResourcesConfig = ClassifyResourcesConfig()
-
-    @field_validator("embeddings", "model", "output")
-    @classmethod
-    def _is_utf8(cls, uri: str) -> str:
-        if uri != uri.encode(errors="replace").decode():
-            msg = "should be UTF-8, as every URI in a Parquet file is; rename that folder"
-            raise ValueError(msg)
-        return uri

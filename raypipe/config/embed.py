@@ -2,9 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from raypipe.config.load import Section
+from raypipe.config.load import Count, Gpus, Section, Uri, check_counts
 
 SamplingMode = Literal["uniform", "fps", "keyframes", "all"]
 DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
@@ -65,25 +65,20 @@ class ResourcesConfig(Section):
     """What one actor takes of the cluster, and how many there are."""
 
     decode_cpus: float = Field(default=1, gt=0)
-    embed_gpus: Literal["auto"] | float = "auto"
-    concurrency: Literal["auto"] | int = "auto"
+    embed_gpus: Gpus = "auto"
+    concurrency: Count = "auto"
 
     @model_validator(mode="after")
     def _counts_are_positive(self) -> Self:
-        if self.concurrency != "auto" and self.concurrency < 1:
-            msg = f"concurrency {self.concurrency} must be auto or at least 1"
-            raise ValueError(msg)
-        if self.embed_gpus != "auto" and self.embed_gpus < 0:
-            msg = f"embed_gpus {self.embed_gpus} must be auto, 0 (no GPU) or more"
-            raise ValueError(msg)
+        check_counts(concurrency=self.concurrency, gpus=self.embed_gpus, gpus_key="embed_gpus")
         return self
 
 
 class EmbedConfig(Section):
     """Everything ``raypipe embed`` and ``raypipe plan`` read."""
 
-    input: str
-    output: str
+    input: Uri
+    output: Uri
     sampling: SamplingConfig = SamplingConfig()
     decode: DecodeConfig = DecodeConfig()
     backbone: BackboneConfig = BackboneConfig()
@@ -91,11 +86,3 @@ class EmbedConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
     retry: Retry = "none"
     max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
-
-    @field_validator("input", "output")
-    @classmethod
-    def _is_utf8(cls, uri: str) -> str:
-        if uri != uri.encode(errors="replace").decode():
-            msg = "should be UTF-8, as every URI in a Parquet file is; rename that folder"
-            raise ValueError(msg)
-        return uri

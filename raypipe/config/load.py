@@ -6,10 +6,10 @@ import re
 import reprlib
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from raypipe.errors import ConfigError
 
@@ -20,6 +20,28 @@ class Section(BaseModel):
     """Keys that belong together: frozen, unknown ones refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _is_utf8(uri: str) -> str:
+    if uri != uri.encode(errors="replace").decode():
+        msg = "should be UTF-8, as every URI in a Parquet file is; rename that folder"
+        raise ValueError(msg)
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_is_utf8)]
+Count = Literal["auto"] | int
+Gpus = Literal["auto"] | float
+
+
+def check_counts(*, concurrency: Count, gpus: Gpus, gpus_key: str) -> None:
+    """Raise ValueError where there would be no actor, or less than no GPU for each."""
+    if concurrency != "auto" and concurrency < 1:
+        msg = f"concurrency {concurrency} must be auto or at least 1"
+        raise ValueError(msg)
+    if gpus != "auto" and gpus < 0:
+        msg = f"{gpus_key} {gpus} must be auto, 0 (no GPU) or more"
+        raise ValueError(msg)
 
 
 def load_config(

@@ -18,7 +18,6 @@ from raypipe.train.samples import FILE
 from raypipe.train.scores import f1
 from raypipe.train.setup import Setup
 
-_THRESHOLD = 0.5
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
@@ -36,7 +35,7 @@ def describe_outcome(record: TrainingRecord, setup: Setup, ended: Mapping[str, A
         truth[row, target] = True
     best = probabilities.argmax(axis=1)
     if setup.samples.multi_label:
-        given: Bools = probabilities >= _THRESHOLD
+        given: Bools = probabilities >= schema.LABEL_THRESHOLD
     else:
         given = np.zeros_like(truth)
         given[np.arange(len(best)), best] = True

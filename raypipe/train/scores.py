@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from raypipe.schema import LABEL_THRESHOLD
+
 _TOP = 5
-_THRESHOLD = 0.5
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -75,6 +76,6 @@ def as_sets(labels: torch.Tensor, num_labels: int) -> Bools:
 def predicted_sets(logits: torch.Tensor, *, multi_label: bool) -> Bools:
     """Which labels the logits ``[B, C]`` give: the best one, or those of probability one half or more."""
     if multi_label:
-        several: Bools = (logits.sigmoid() >= _THRESHOLD).cpu().numpy()
+        several: Bools = (logits.sigmoid() >= LABEL_THRESHOLD).cpu().numpy()
         return several
     return as_sets(logits.argmax(dim=1), logits.shape[1])

@@ -22,10 +22,10 @@ from raypipe.train.feed import listen, start_feed
 from raypipe.train.outcome import describe_outcome
 from raypipe.train.samples import find_samples
 from raypipe.train.setup import Setup, check_same_run, prepare, run_facts
-from raypipe.train.story import Story, earlier_record, first_record, show, so_far
+from raypipe.train.story import SUMMARY, Story, earlier_record, first_record, show, so_far
 from raypipe.train.trainer import decide_gpu, make_trainer
 
-REPORT, SUMMARY = "report.html", "summary.json"
+REPORT = "report.html"
 
 
 @dataclass(frozen=True, slots=True)

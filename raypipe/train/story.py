@@ -16,6 +16,8 @@ from raypipe.report import ClassMetrics, EpochMetrics, Mistake, TrainingRecord
 from raypipe.storage import Folder
 from raypipe.train.setup import Setup
 
+SUMMARY = "summary.json"
+
 
 @dataclass(slots=True)
 class Story:
@@ -27,6 +29,7 @@ class Story:
 
 
 def first_record(setup: Setup, started_at: float, *, use_gpu: bool) -> TrainingRecord:
+    """What is known of a training before it begins; ``started_at`` is Unix time."""
     config, samples = setup.config, setup.samples
     settings = config.model_dump(mode="json")
     settings["embedding_fingerprint"] = samples.fingerprint
@@ -54,6 +57,7 @@ def first_record(setup: Setup, started_at: float, *, use_gpu: bool) -> TrainingR
 
 
 def show(progress: TrainingProgress, story: Story, kind: str, about: Mapping[str, Any]) -> None:
+    """Add one event of a worker to the story, and show it."""
     if kind == "started":
         story.starts.append(about)
         story.epochs = [EpochMetrics(**epoch) for epoch in about["history"]]
@@ -75,12 +79,11 @@ def show(progress: TrainingProgress, story: Story, kind: str, about: Mapping[str
 
 
 def so_far(record: TrainingRecord, story: Story) -> TrainingRecord:
+    """The record with what the workers have told."""
     about = story.starts[-1] if story.starts else {}
-    history = story.ended["state"]["history"] if story.ended else None
-    epochs = tuple(EpochMetrics(**epoch) for epoch in history) if history is not None else tuple(story.epochs)
     return replace(
         record,
-        epochs=epochs,
+        epochs=tuple(story.epochs),
         best_epoch=story.ended["state"]["best_epoch"] if story.ended else None,
         model_uri=story.ended["model_uri"] if story.ended else "",
         num_parameters=about.get("num_parameters", 0),
@@ -96,7 +99,7 @@ def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
         CommitError: its summary is not one.
     """
     try:
-        said = json.loads(output.read("summary.json"))
+        said = json.loads(output.read(SUMMARY))
         known = ("num_parameters", "num_trainable_parameters", "num_restarts", "best_epoch", "selected_by", "confusion")
         return replace(
             record,
@@ -110,5 +113,5 @@ def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
             **{key: said[key] for key in known},
         )
     except (ObjectError, KeyError, TypeError, ValueError) as error:
-        msg = f"{output.child('summary.json')} is not that of a training: {' '.join(str(error).split())}."
+        msg = f"{output.child(SUMMARY)} is not that of a training: {' '.join(str(error).split())}."
         raise CommitError(msg) from None
