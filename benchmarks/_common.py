@@ -3,7 +3,7 @@
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -52,3 +52,13 @@ def describe_machine() -> str:
 def median(values: Sequence[float]) -> float:
     """The middle one."""
     return statistics.median(values)
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A Markdown table, columns as wide as they must be."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for number, line in enumerate(lines):
+        print(f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |")
+        if not number:
+            print(f"|{'|'.join('-' * (width + 2) for width in widths)}|")

@@ -101,13 +101,3 @@ def labels_by_model(model: Path, frames: Vectors, ids: Sequence[str]) -> dict[st
 def accuracy(given: Mapping[str, str], truth: Mapping[str, str]) -> float:
     """The share of the videos in ``given`` that have this label."""
     return statistics.fmean(label == truth[video_id] for video_id, label in given.items())
-
-
-def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A Markdown table, columns as wide as they must be."""
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for number, line in enumerate(lines):
-        print(f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |")
-        if not number:
-            print(f"|{'|'.join('-' * (width + 2) for width in widths)}|")

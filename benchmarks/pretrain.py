@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from _common import describe_machine
+from _common import describe_machine, print_table
 from _learning import (
     WEIGHTS,
     accuracy,
     embed,
     labels_by_model,
-    print_table,
     read_frames,
     train,
     train_config,

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from _common import describe_machine
+from _common import describe_machine, print_table
 from _learning import (
     WEIGHTS,
     Vectors,
@@ -31,7 +31,6 @@ from _learning import (
     classify,
     embed,
     labels_by_model,
-    print_table,
     read_frames,
     split_of,
     train,

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
-from _common import describe_machine, median
-from _learning import print_table, train, train_config, write_labels
+from _common import describe_machine, median, print_table
+from _learning import train, train_config, write_labels
 
 from raypipe import schema
 from raypipe.batch.cluster import connect
