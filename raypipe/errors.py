@@ -5,10 +5,12 @@
     │   ├── ConfigError          a key, a value or an argument
     │   ├── StorageError         a bucket or folder that cannot be listed, read or written
     │   ├── WeightsError         weights that cannot be found, read or fitted to the model
-    │   └── FingerprintError     the output holds rows of other settings
+    │   ├── FingerprintError     the output holds rows of other settings
+    │   └── IndexVersionError    no version of an index, or one that is not whole
     ├── JobError                 the work itself failed; the same command resumes it: exit code 1
     │   ├── CommitError          a file of the output is not what its name promises
     │   └── VerifyError          what is stored breaks a promise
+    ├── QueryError               a request that an index cannot answer: an unknown column, a value of another type
     └── ObjectError              one object of a bucket could not be read: it becomes a row, never an exit
         ├── ObjectMissingError
         ├── ObjectChangedError
@@ -48,6 +50,10 @@ class FingerprintError(SetupError):
     """The output holds rows that other settings made."""
 
 
+class IndexVersionError(SetupError):
+    """There is no such version of an index, or it is not whole."""
+
+
 class JobError(RaypipeError):
     """The work failed; what is committed stays, and the same command resumes."""
 
@@ -58,6 +64,10 @@ class CommitError(JobError):
 
 class VerifyError(JobError):
     """What is stored breaks a promise."""
+
+
+class QueryError(RaypipeError):
+    """An index cannot answer this request: a filter names an unknown column, or holds a value of another type."""
 
 
 class ObjectError(RaypipeError):

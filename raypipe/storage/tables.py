@@ -2,17 +2,24 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raypipe.errors import ConfigError, ObjectError
-from raypipe.storage.folder import Folder
+from raypipe.storage.folder import Folder, normalise
 
 TABLE_ENDINGS = (".parquet", ".csv", ".jsonl")
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+_ZONE = r"[0-9](Z|[+-][0-9]{2}:?[0-9]{2})$"
+_ISO_TIME = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?$"
+)
 
 
 def read_text_columns(
@@ -49,15 +56,161 @@ def _read_json_lines(lines: Iterable[bytes], columns: Sequence[str]) -> pa.Table
     """Not by Arrow, which would take an id that looks like a date for one."""
     keys: dict[str, None] = {}
     rows: list[list[Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = dict(json.loads(line.decode("utf-8-sig")))
-        except (TypeError, ValueError, RecursionError) as error:
-            msg = f"line {number} is not a JSON object: {error}"
-            raise ValueError(msg) from None
+    for _, row in json_lines(lines):
         keys.update(dict.fromkeys(row))
         rows.append([str(value) if isinstance(value := row.get(column), int) else value for column in columns])
     texts = dict(zip(columns, zip(*rows, strict=True), strict=False))
     return pa.table({key: pa.array(texts[key], pa.string()) if key in texts else pa.nulls(len(rows)) for key in keys})
+
+
+def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line that is not blank.
+
+    Raises:
+        ValueError: a line is not a JSON object.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, dict(json.loads(line.decode("utf-8-sig")))
+        except (TypeError, ValueError, RecursionError) as error:
+            msg = f"line {number} is not a JSON object: {error}"
+            raise ValueError(msg) from None
+
+
+def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
+    """The folder and the name of a table that ``what``, a key of a configuration, names.
+
+    Raises:
+        ConfigError: its ending is of no known format.
+    """
+    if not uri.lower().endswith(TABLE_ENDINGS):
+        msg = f"{what}={uri!r} is of no known format. Give a file that ends in {', '.join(TABLE_ENDINGS)}."
+        raise ConfigError(msg)
+    parent, _, name = normalise(uri).rpartition("/")
+    return Folder(parent or "/"), name
+
+
+def read_table(folder: Folder, name: str, *, text: Sequence[str], required: Sequence[str], what: str) -> pa.Table:
+    """Read every column: those of ``text`` as they are written, the others as what their values are.
+
+    Whole numbers become int64, others float64, ISO dates and times timestamp[us] in UTC, which is also meant where no
+    zone is written. Lists of texts stay lists. An empty field, or a number that is not finite, is null.
+
+    Raises:
+        ConfigError: the table cannot be read, lacks a required column, or a column holds something else.
+    """
+    try:
+        data = io.BytesIO(folder.read(name))
+        if name.lower().endswith(".parquet"):
+            table = pq.read_table(data)
+        elif name.lower().endswith(".csv"):
+            table = _read_csv(data, text)
+        else:
+            table = _read_json_table(data, text)
+        _check_columns(folder.child(name), table.column_names, required)
+        columns = {column: _typed(column, table[column], as_text=column in text) for column in table.column_names}
+        return pa.table(columns)
+    except (pa.ArrowException, ObjectError, OSError, KeyError, ValueError) as error:
+        msg = f"Cannot read the {what} {folder.child(name)}: {' '.join(str(error).split())}"
+        raise ConfigError(msg) from None
+
+
+def _check_columns(uri: str, names: Sequence[str], required: Sequence[str]) -> None:
+    if repeated := [column for at, column in enumerate(names) if column in names[:at]]:
+        msg = f"{uri} has two columns {repeated[0]!r}. Rename one of them."
+        raise ConfigError(msg)
+    if missing := [column for column in required if column not in names]:
+        msg = f"{uri} has no column {missing[0]!r}; its columns are {', '.join(names) or 'none'}."
+        raise ConfigError(msg)
+
+
+def _read_csv(data: io.BytesIO, text: Sequence[str]) -> pa.Table:
+    """A field is null where it is empty alone: ``NA`` is also a country."""
+    options = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(text, pa.string()), null_values=[""], strings_can_be_null=True
+    )
+    newlines = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    table = pyarrow.csv.read_csv(data, parse_options=newlines, convert_options=options)
+    for at, field in enumerate(table.schema):
+        if pa.types.is_time(field.type):
+            table = table.set_column(at, field.name, table[at].cast(pa.string()))
+    return table
+
+
+def _read_json_table(lines: Iterable[bytes], text: Sequence[str]) -> pa.Table:
+    rows = [row for _, row in json_lines(lines)]
+    names = dict.fromkeys(key for row in rows for key in row)
+    return pa.table({name: _json_column([row.get(name) for row in rows], as_text=name in text) for name in names})
+
+
+def _json_column(values: Sequence[Any], *, as_text: bool) -> pa.Array:
+    """What Arrow takes as one type, else each value as the JSON that stands there."""
+    if as_text:
+        values = [str(value) if isinstance(value, int) else value for value in values]
+        return pa.array(values, pa.string())
+    try:
+        made = pa.array(values)
+        if not pa.types.is_struct(made.type):
+            return made
+    except pa.ArrowException:
+        pass
+    texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
+    return pa.array(list(texts), pa.string())
+
+
+def _typed(name: str, column: pa.ChunkedArray, *, as_text: bool) -> pa.ChunkedArray:
+    """A column in the one type of its kind.
+
+    Raises:
+        ValueError: it is of no kind that an index holds.
+    """
+    if as_text:
+        return column.cast(pa.string())
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    for is_kind, convert in _KINDS:
+        if is_kind(kind):
+            return convert(column)
+    msg = f"its column {name!r} holds {kind}. Give texts, numbers, true or false, dates, or lists of texts."
+    raise ValueError(msg)
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    numbers = column.cast(pa.float64())
+    return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
+
+
+def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.timestamp("us", tz=getattr(column.type, "tz", None)), safe=False).cast(_TIMESTAMP)
+
+
+def _dates(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The texts as timestamps if every one of them is an ISO date or time, else as they are."""
+    if texts.null_count == len(texts) or not pc.all(pc.match_substring_regex(texts, _ISO_TIME)).as_py():
+        return texts
+    zoned = pc.match_substring_regex(texts, _ZONE)
+    nothing = pa.scalar(None, pa.string())
+    try:
+        with_zone = pc.if_else(zoned, texts, nothing).cast(_TIMESTAMP)
+        without = pc.if_else(zoned, nothing, texts).cast(pa.timestamp("us")).cast(_TIMESTAMP)
+    except pa.ArrowInvalid:  # 2024-13-45
+        return texts
+    return pc.coalesce(with_zone, without)
+
+
+_KINDS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.ChunkedArray], pa.ChunkedArray]], ...] = (
+    (pa.types.is_null, lambda column: column.cast(pa.string())),
+    (pa.types.is_boolean, lambda column: column),
+    (pa.types.is_integer, lambda column: column.cast(pa.int64())),
+    (lambda kind: pa.types.is_floating(kind) or pa.types.is_decimal(kind), _numbers),
+    (
+        lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind),
+        lambda column: _dates(column.cast(pa.string())),
+    ),
+    (lambda kind: pa.types.is_date(kind) or pa.types.is_timestamp(kind), _timestamps),
+    (
+        lambda kind: pa.types.is_list(kind) or pa.types.is_large_list(kind),
+        lambda column: column.cast(pa.list_(pa.string())),
+    ),
+)

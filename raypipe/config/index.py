@@ -1,0 +1,28 @@
+"""How an index is built, and what ``raypipe index`` reads."""
+
+from pydantic import Field
+
+from raypipe.config.load import Section, Uri
+
+
+class IndexSettings(Section):
+    """How embeddings become an index."""
+
+    dim: int = Field(default=256, ge=1, le=4096)
+    whitening: float = Field(default=0.5, ge=0, le=1)
+    compact: bool = False
+    min_recall: float = Field(default=0.95, ge=0, le=1)
+    flat_below: int = Field(default=50_000, ge=1)
+    duplicate_cosine: float = Field(default=0.98, gt=0, le=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class IndexConfig(Section):
+    """Everything ``raypipe index`` reads."""
+
+    embeddings: Uri
+    output: Uri
+    catalogue: Uri | None = None
+    labels: Uri | None = None
+    append: bool = False
+    index: IndexSettings = IndexSettings()

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+from retrieval_catalogue import Catalogue, make_catalogue
+
+from raypipe.config import IndexSettings
+from raypipe.storage import Folder
+
+
+@pytest.fixture(scope="session")
+def catalogue() -> Catalogue:
+    """600 videos in five clusters."""
+    return make_catalogue(600)
+
+
+@pytest.fixture(scope="session")
+def index_folder(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole version of the catalogue: flat, of 16 numbers."""
+    root = tmp_path_factory.mktemp("index")
+    return catalogue.build(Folder(str(root / "index")), root / "work", settings=IndexSettings(dim=16))

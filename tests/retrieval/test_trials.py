@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from retrieval_vectors import clustered
+
+from raypipe.retrieval.trials import Trials, least_nprobe, make_trials, trial_queries
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_the_least_number_of_lists_that_is_enough(enough: int, nlist: int) -> None:
+    found = least_nprobe(lambda nprobe: 1.0 if nprobe >= enough else nprobe / enough * 0.97, nlist=nlist)
+    assert min(enough, nlist) <= found <= max(min(enough, nlist) * 1.1, 1)
+
+
+def test_a_recall_that_no_number_of_lists_reaches_stops_the_search() -> None:
+    asked: list[int] = []
+
+    def recall(nprobe: int) -> float:
+        asked.append(nprobe)
+        return min(0.9, 0.1 * nprobe)
+
+    assert 9 <= least_nprobe(recall, nlist=100_000) <= 10
+    assert max(asked) == 32  # twice 16, which was as good
+
+
+def test_recall_is_the_part_that_is_found() -> None:
+    trials = Trials(np.zeros((2, 3), np.float32), np.array([[1, 2], [3, 4]]))
+    assert trials.recall(lambda _queries, top_k: np.array([[2, 9], [4, 3]])[:, :top_k]) == 0.75
+
+
+def test_queries_are_of_length_one_and_half_are_vectors_of_the_index() -> None:
+    vectors = clustered(50, dim=6)
+    queries = trial_queries(vectors, count=40, seed=0)
+    assert np.linalg.norm(queries, axis=1) == pytest.approx(np.ones(40), abs=1e-5)
+    closest = (queries @ vectors.astype(np.float32).T).max(axis=1)
+    assert 15 <= np.sum(closest > 0.999) <= 30
+    first, second = make_trials(vectors, seed=0)
+    assert not np.array_equal(first.queries, second.queries)
+    assert first.truth.shape == second.truth.shape == (256, 10)

@@ -1,0 +1,160 @@
+"""A user's table is read for what its values are, the same from each format, and refused in one line."""
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe.errors import ConfigError
+from raypipe.storage import Folder
+from raypipe.storage.tables import read_table, table_place
+
+TIME = pa.timestamp("us", tz="UTC")
+CSV = """video_id,title,year,rating,live,published_at,season,empty
+007,NA,1962,7.5,true,2024-01-31,1,
+b é,"Two
+lines, one",,nan,false,2024-01-31T10:00:00.5+02:00,,
+"c,d",,2020,8,,,3,
+"""
+KINDS = {
+    "video_id": pa.string(),
+    "title": pa.string(),
+    "year": pa.int64(),
+    "rating": pa.float64(),
+    "live": pa.bool_(),
+    "published_at": TIME,
+    "season": pa.int64(),
+    "empty": pa.string(),
+}
+
+
+def read(folder: Folder, name: str, content: str | bytes | pa.Table, **options: Any) -> pa.Table:  # noqa: ANN401
+    if isinstance(content, pa.Table):
+        pq.write_table(content, file := pa.BufferOutputStream())
+        content = file.getvalue().to_pybytes()
+    folder.put(name, content.encode() if isinstance(content, str) else content)
+    given = {"text": ("video_id", "title"), "required": ("video_id",), "what": "catalogue"} | options
+    return read_table(folder, name, **given)
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder(str(tmp_path_factory.mktemp("tables")))
+
+
+def test_every_format_gives_the_same_types_and_values(folder: Folder) -> None:
+    table = read(folder, "c.csv", CSV)
+    assert dict(zip(table.column_names, table.schema.types, strict=True)) == KINDS
+    rows = table.to_pylist()
+    assert [row["video_id"] for row in rows] == ["007", "b é", "c,d"]
+    assert [row["title"] for row in rows] == ["NA", "Two\nlines, one", None]
+    assert [row["rating"] for row in rows] == [7.5, None, 8.0]
+    assert [row["published_at"] for row in rows] == [
+        datetime(2024, 1, 31, tzinfo=UTC),
+        datetime(2024, 1, 31, 8, 0, 0, 500_000, tzinfo=UTC),
+        None,
+    ]
+    plain = [
+        {key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()} for row in rows
+    ]
+    lines = "\n\n".join(json.dumps(row) for row in plain)
+    assert read(folder, "c.jsonl", lines).equals(table)
+    assert read(folder, "C.PARQUET", table).equals(table)
+
+
+def test_parquet_types_become_the_one_of_their_kind(place: Folder) -> None:
+    naive = datetime(2024, 5, 6, 7, 8)  # noqa: DTZ001 - a time without a zone is what is tested
+    table = pa.table(
+        {
+            "video_id": pa.array([1, 2], pa.int16()),
+            "u": pa.array([1, None], pa.uint32()),
+            "half": pa.array([1.5, float("inf")], pa.float32()),
+            "price": pa.array([Decimal("1.25"), None]),
+            "word": pa.array(["x", "x"]).dictionary_encode(),
+            "large": pa.array(["x", "2024-01-01"], pa.large_string()),
+            "day": pa.array([19_000, None], pa.date32()),
+            "naive": pa.array([naive, None], pa.timestamp("ms")),
+            "paris": pa.array([naive, None], pa.timestamp("ns", tz="Europe/Paris")),
+            "tags": pa.array([["a", "b"], None], pa.large_list(pa.large_string())),
+        }
+    )
+    found = read(place, "c.parquet", table)
+    assert [str(kind) for kind in found.schema.types] == [
+        *("string", "int64", "double", "double", "string", "string"),
+        *("timestamp[us, tz=UTC]", "timestamp[us, tz=UTC]", "timestamp[us, tz=UTC]", "list<item: string>"),
+    ]
+    first = found.to_pylist()[0]
+    assert (first["video_id"], first["price"], first["tags"]) == ("1", 1.25, ["a", "b"])
+    assert first["day"] == datetime(2022, 1, 8, tzinfo=UTC)
+    assert first["naive"] == first["paris"] == naive.replace(tzinfo=UTC)
+    assert found["half"].to_pylist() == [1.5, None]
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | st.datetimes() | st.datetimes(timezones=st.just(UTC)), min_size=1, max_size=5))
+def test_iso_times_are_read_back(times: list[datetime | None]) -> None:
+    texts = pa.array([None if time is None else time.isoformat() for time in times], pa.string())
+    from raypipe.storage.tables import _dates  # noqa: PLC0415 - the rule itself
+
+    found = _dates(pa.chunked_array([texts]))
+    if any(times):
+        assert found.to_pylist() == [time and time.replace(tzinfo=UTC) for time in times]
+
+
+@pytest.mark.parametrize("text", ["2024-13-45", "2024-01-01x", "1999", "", "24-01-01", "2024-01-01T10:00:00.1234567"])
+def test_what_is_no_date_makes_the_column_text(place: Folder, text: str) -> None:
+    rows = [{"video_id": "a", "when": "2024-01-01"}, {"video_id": "b", "when": text}]
+    found = read(place, "c.jsonl", "\n".join(json.dumps(row) for row in rows))
+    assert found["when"].to_pylist() == ["2024-01-01", text]
+
+
+def test_json_values_of_several_kinds_are_text(place: Folder) -> None:
+    rows = [{"video_id": 7, "x": 1, "y": {"a": 1}}, {"video_id": "b", "x": "one"}, {"video_id": "c", "x": [1]}]
+    found = read(place, "c.jsonl", "\n".join(json.dumps(row) for row in rows))
+    assert found.to_pydict() == {
+        "video_id": ["7", "b", "c"],
+        "x": ["1", "one", "[1]"],
+        "y": ['{"a": 1}', None, None],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("c.csv", "id,title\na,b\n", "c.csv has no column 'video_id'; its columns are id, title."),
+        ("c.csv", "video_id,a,a\n1,2,3\n", "c.csv has two columns 'a'. Rename one of them."),
+        ("c.csv", "video_id,a\n1,2,3\n", "Cannot read the catalogue "),
+        ("c.csv", "", "Cannot read the catalogue "),
+        ("c.csv", b"video_id,a\nx,\xff\xfe\n", "its column 'a' holds binary. Give texts, "),
+        ("c.jsonl", '{"video_id": "a"}\n[1\n', "line 2 is not a JSON object: "),
+        ("c.jsonl", "", "has no column 'video_id'; its columns are none."),
+        ("c.parquet", b"PAR1", "Cannot read the catalogue "),
+        ("c.parquet", pa.table({"video_id": ["a"], "x": [{"y": 1}]}), "its column 'x' holds struct<y: int64>. Give "),
+        ("c.parquet", pa.table({"video_id": ["a"], "x": pa.array([2**63], pa.uint64())}), "Cannot read the catalogue "),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(
+    place: Folder, name: str, content: str | bytes | pa.Table, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(place, name, content)
+    assert expected in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_table_that_is_not_there_is_one_line(folder: Folder) -> None:
+    with pytest.raises(ConfigError, match=r"^Cannot read the catalogue .*nothing\.csv"):
+        read_table(folder, "nothing.csv", text=(), required=(), what="catalogue")
+
+
+def test_the_place_of_a_table() -> None:
+    assert table_place("s3://bucket/a b/c.CSV", what="catalogue") == (Folder("s3://bucket/a b"), "c.CSV")
+    assert table_place("/c.parquet", what="catalogue") == (Folder("/"), "c.parquet")
+    with pytest.raises(ConfigError, match=r"^history='h\.txt' is of no known format\. Give a file that ends in \.parq"):
+        table_place("h.txt", what="history")
