@@ -1,0 +1,164 @@
+// The panel of one video: what is known of it, and the videos similar to it. Its address is #video=ID.
+
+import { getJson, postJson, videoPath, withQuery } from "./api.js";
+import { answer, byId, decimals, h, icon, onlyLatest, quoted, statusLine } from "./dom.js";
+import { picture } from "./pictures.js";
+import { duration, labelBars, percent, row, titleOf, watchButton } from "./videos.js";
+
+const TOP_K = 12;
+const HASH = "#video=";
+const MOMENT = /^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\.\d+)?(?:Z|\+00:00)$/;
+
+export class Detail {
+  #dialog = byId("detail");
+  #title = byId("detail-title");
+  #back = byId("detail-back");
+  #about = byId("detail-about");
+  #list = byId("similar");
+  #line = statusLine(byId("detail-status"));
+  #next = onlyLatest();
+  #nextLabels = onlyLatest();
+  #views;
+  #canClassify = false;
+
+  constructor(views) {
+    this.#views = views;
+    this.#dialog.addEventListener("close", () => this.#left());
+    this.#dialog.addEventListener("click", (event) => {
+      if (event.target === this.#dialog) this.#dialog.close(); // beside the panel
+    });
+    byId("detail-close").addEventListener("click", () => this.#dialog.close());
+    this.#back.addEventListener("click", () => history.back());
+    addEventListener("popstate", () => this.followAddress());
+  }
+
+  describe({ can_classify: canClassify }) {
+    this.#canClassify = canClassify;
+  }
+
+  open(video) {
+    const depth = this.#dialog.open ? (history.state?.depth ?? 0) + 1 : 0;
+    history.pushState({ depth }, "", HASH + encodeURIComponent(video.video_id));
+    this.#show(video);
+  }
+
+  followAddress() {
+    if (!location.hash.startsWith(HASH)) {
+      this.#dialog.close();
+      return;
+    }
+    const videoId = decoded(location.hash.slice(HASH.length));
+    this.#reset(videoId);
+    answer({
+      signal: this.#next(),
+      line: this.#line,
+      busy: this.#list,
+      ask: (options) => getJson(videoPath(videoId), options),
+      show: (video) => this.#show(video),
+      retry: () => this.followAddress(),
+    });
+  }
+
+  #reset(title) {
+    this.#nextLabels();
+    this.#title.replaceChildren(quoted(title));
+    this.#back.hidden = !(history.state?.depth > 0);
+    this.#about.replaceChildren();
+    this.#list.replaceChildren();
+    this.#line.clear();
+    if (!this.#dialog.open) this.#dialog.showModal();
+    this.#dialog.scrollTop = 0;
+    this.#title.focus();
+  }
+
+  #show(video) {
+    this.#reset(titleOf(video));
+    this.#about.append(picture(video), facts(video), this.#actions(video));
+    const because = () => null; // all are closest to this one
+    answer({
+      signal: this.#next(),
+      line: this.#line,
+      busy: this.#list,
+      ask: (options) => this.#ask(video.video_id, options),
+      show: ([whole, { results, version }]) => {
+        this.#about.querySelector("dl").replaceWith(facts(whole));
+        this.#list.replaceChildren(...results.map((result) => row(result, { ...this.#views, because })));
+        this.#line.say(results.length ? "" : "No other video is in the index.");
+        this.#views.seen(version);
+      },
+      retry: () => this.#show(video),
+    });
+  }
+
+  // The video again, because one of the watched strip is known in part only, and those similar to it.
+  #ask(videoId, options) {
+    const similar = withQuery(`v1/similar/${encodeURIComponent(videoId)}`, { top_k: TOP_K });
+    return Promise.all([getJson(videoPath(videoId), options), getJson(similar, options)]);
+  }
+
+  #actions(video) {
+    const actions = h("div", { class: "actions" }, watchButton(video, this.#views.watched, { withText: true }));
+    if (this.#canClassify && video.video_uri) {
+      const ask = h("button", { type: "button" }, icon("spark"), "Classify");
+      ask.addEventListener("click", () => this.#classify(video, actions, ask));
+      actions.append(ask);
+    }
+    return actions;
+  }
+
+  #classify(video, actions, button) {
+    answer({
+      signal: this.#nextLabels(),
+      line: this.#line,
+      busy: button,
+      ask: (options) => postJson(withQuery("v1/classify", { top_k: 5 }), { uri: video.video_uri }, options),
+      show: ({ top }) => {
+        this.#line.clear();
+        button.remove();
+        actions.after(labelBars(top));
+        this.#title.focus(); // the button that had it is gone
+      },
+      retry: () => this.#classify(video, actions, button),
+    });
+  }
+
+  #left() {
+    this.#nextLabels();
+    this.#next(); // what is under way is for nobody
+    if (location.hash.startsWith(HASH)) history.pushState(null, "", location.pathname + location.search);
+  }
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+function facts(video) {
+  const list = h("dl", { class: "facts" });
+  const add = (name, value) => {
+    if (value === null || value === undefined || value === "") return;
+    list.append(h("dt", {}, name), h("dd", {}, quoted(value)));
+  };
+  add("id", video.video_id);
+  for (const [name, value] of Object.entries(video.fields ?? {})) {
+    if (name !== "title") add(name.replaceAll("_", " "), shown(value));
+  }
+  const sure = typeof video.score === "number" ? ` · ${percent(video.score)}` : "";
+  if (video.label) add("predicted label", `${video.label}${sure}`);
+  if (typeof video.duration_seconds === "number") add("duration", duration(video.duration_seconds));
+  if (typeof video.duplicate_group === "number") add("near-duplicates", `group ${video.duplicate_group}`);
+  add("location", video.video_uri);
+  return list;
+}
+
+function shown(value) {
+  if (typeof value === "number" && !Number.isInteger(value)) return decimals(value);
+  if (typeof value === "string") {
+    return value.replace(MOMENT, (_, day, time) => (time === "00:00" ? day : `${day} ${time} UTC`));
+  }
+  return typeof value === "object" && value !== null ? JSON.stringify(value) : value;
+}

@@ -1,0 +1,108 @@
+"""The browser of the system, what must not happen in a page of it, and a server that wants a token."""
+
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from helpers import wait_until
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from served_apps import free_port
+from served_index import put_index
+
+from raypipe.config.serve import LimitsConfig
+from raypipe.retrieval.versions import Versions
+from raypipe.serve.access import Access
+from raypipe.serve.lane import Lane
+from raypipe.serve.limits import Limits
+from raypipe.serve.live import LiveIndex
+from raypipe.serve.metrics import Metrics
+from raypipe.serve.routes import build_application
+from raypipe.serve.service import Service
+from raypipe.storage import Folder
+
+ARGUMENTS = (
+    "--no-sandbox",  # tests may run as root, where the sandbox does not start
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PATIENCE_MS = 30_000  # two processors may be busy with a model
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium; a test that wants it is skipped where there is none."""
+    program = shutil.which("chromium") or shutil.which("/usr/bin/chromium")
+    if program is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Watch:
+    """What must not happen in a page: errors, and requests to anywhere but its server."""
+
+    origin: str
+    allowed: set[int] = field(default_factory=set)  # statuses that a test provokes
+    troubles: list[str] = field(default_factory=list)
+
+    def follow(self, page: Page) -> None:
+        """Listen from now on."""
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("pageerror", lambda error: self.troubles.append(f"error: {error}"))
+        page.on("console", self._said)
+        page.on("request", self._asked)
+
+    def _said(self, message: ConsoleMessage) -> None:
+        expected = re.search(r"status of (\d+)", message.text)
+        if message.type in {"error", "warning"} and not (expected and int(expected[1]) in self.allowed):
+            self.troubles.append(f"{message.type}: {message.text}")
+
+    def _asked(self, request: Request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme not in {"data", "blob"} and f"{parts.scheme}://{parts.netloc}" != self.origin:
+            self.troubles.append(f"request: {request.url}")
+
+
+@contextmanager
+def guarded_server(work: Path, token: str) -> Iterator[str]:
+    """The address of a server that wants a token: all of the endpoint but Ray, where a token is of all processes."""
+    folder = Folder(str(work / "index"))
+    put_index(folder, num_videos=20)
+    index = LiveIndex(Versions(folder), work / "cache", reload_seconds=1e6)
+    metrics, lane = Metrics(live=lambda: index.live, broken=lambda: index.broken), Lane()
+    index.on_load = metrics.loaded
+    index.start()
+    application = Limits(
+        build_application(Service(index=index, lane=lane, metrics=metrics)),
+        config=LimitsConfig(),
+        access=Access(token),
+        watcher=metrics,
+        log=lambda _: None,
+    )
+    config = uvicorn.Config(application, port=free_port(), log_config=None, lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started, what="the server listens")
+        yield f"http://127.0.0.1:{config.port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        index.close()
+        lane.close()
