@@ -8,11 +8,10 @@ from importlib import metadata
 from itertools import islice
 
 import pyarrow as pa
-from ray.exceptions import RayError
 from rich.console import Console
 
 from raypipe import __version__
-from raypipe.batch.cluster import reason_of
+from raypipe.batch.rounds import finish_shards
 from raypipe.errors import JobError, RaypipeError
 from raypipe.progress import Progress
 from raypipe.report import RunRecord, ShardSummary, write_report
@@ -21,7 +20,6 @@ from raypipe.sealed.plan import read_plan
 from raypipe.storage import Folder
 
 RunShards = Callable[[Sequence[pa.Table]], Iterator[ShardSummary]]  # blocks through the stages of a job, in any order
-_MAX_ROUNDS = 3
 _WAVE_SHARDS = 4096  # so many shards at a time pass through Ray: the driver's memory does not grow with the catalogue
 
 
@@ -74,7 +72,7 @@ def finish(
     """
     try:
         with Progress(record, console=console) as progress:
-            finish_shards(output, run_shards, progress, patience=patience)
+            finish_shards(lambda: _run_missing(output, run_shards), progress.update, patience=patience)
         _seal_all(output, record)
     except KeyboardInterrupt:
         record.close(outcome="interrupted")
@@ -87,39 +85,10 @@ def finish(
     return BatchRun(record, put_report(output, record))
 
 
-def finish_shards(output: Folder, run_shards: RunShards, progress: Progress, *, patience: int) -> None:
-    """Work on what is missing until nothing is; a shard that failed is tried again after all the others.
-
-    Raises:
-        JobError: some shards failed every time, or ``patience`` of them in a row, which is not their own fault.
-    """
-    problems: dict[tuple[int, int], str] = {}
-    for _ in range(_MAX_ROUNDS):
-        problems.clear()
-        failures_in_row = 0
-        for summary in _run_missing(output, run_shards):
-            failures_in_row = failures_in_row + 1 if summary.problem else 0
-            if summary.problem:
-                problems[summary.plan, summary.shard] = summary.problem
-            progress.update(summary)
-            if failures_in_row >= patience:
-                msg = f"{failures_in_row} shards failed in a row: {summary.problem} Mend it; the same command resumes."
-                raise JobError(msg)
-        if not problems:
-            return
-    problem = next(iter(problems.values()))
-    msg = f"{len(problems)} shards failed {_MAX_ROUNDS} times: {problem} The same command tries them again."
-    raise JobError(msg)
-
-
 def _run_missing(output: Folder, run_shards: RunShards) -> Iterator[ShardSummary]:
     blocks = seal.missing_shards(output, seal.unsealed_plans(output))
     while wave := list(islice(blocks, _WAVE_SHARDS)):
-        try:
-            yield from run_shards(wave)
-        except RayError as error:
-            msg = f"Ray ended the work: {reason_of(error)}. The same command resumes."
-            raise JobError(msg) from error
+        yield from run_shards(wave)
 
 
 def _seal_all(output: Folder, record: RunRecord) -> None:

@@ -42,7 +42,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     name="raypipe",
-    help="Turn buckets of videos into embeddings, classifiers and labels, on Ray.",
+    help="Turn buckets of videos into embeddings, labels and recommendations, on Ray.",
     cls=_Commands,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -15,13 +15,14 @@ def demo(
         "demo-output"
     ),
     *,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the endpoint running until Ctrl-C.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Make 96 labelled clips, put them into a real S3 server here, embed, verify, train on them and classify them."""
+    """Make 96 labelled clips, put them into a real S3 server here, and do all of it with them, up to the endpoint."""
 
     def run() -> int:
         from raypipe.demo.run import run_demo
 
-        return run_demo(folder)
+        return run_demo(folder, keep=keep)
 
     leave(run, debug=debug)

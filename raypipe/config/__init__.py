@@ -2,7 +2,10 @@
 
 from raypipe.config.classify import ClassifyConfig, ClassifyResourcesConfig
 from raypipe.config.embed import DecodeConfig, EmbedConfig, ResourcesConfig, Retry, SamplingConfig
+from raypipe.config.index import IndexConfig, IndexSettings
 from raypipe.config.load import load_config
+from raypipe.config.recommend import RankingConfig, RecommendConfig
+from raypipe.config.serve import ServeConfig
 from raypipe.config.train import CheckpointConfig, ClassifierConfig, Gpt2Size, OptimizerConfig, TrainConfig
 
 __all__ = [
@@ -13,10 +16,15 @@ __all__ = [
     "DecodeConfig",
     "EmbedConfig",
     "Gpt2Size",
+    "IndexConfig",
+    "IndexSettings",
     "OptimizerConfig",
+    "RankingConfig",
+    "RecommendConfig",
     "ResourcesConfig",
     "Retry",
     "SamplingConfig",
+    "ServeConfig",
     "TrainConfig",
     "load_config",
 ]

@@ -1,0 +1,11 @@
+"""Build an index: ``python jobs/index.py jobs/index.yaml --embeddings s3://embeddings/v1/ --output s3://index/v1/``.
+
+The same as ``raypipe index``; a file of its own, so that ``ray job submit -- python jobs/index.py …`` can run it.
+"""
+
+import sys
+
+from raypipe.cli import app
+
+if __name__ == "__main__":
+    app(["index", *sys.argv[1:]])

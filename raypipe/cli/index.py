@@ -1,0 +1,107 @@
+"""Make embeddings searchable, and recommend to many users at once: index, recommend."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raypipe.cli.app import app, leave
+from raypipe.cli.options import Debug, Overrides
+
+if TYPE_CHECKING:
+    from raypipe.config import IndexConfig, RecommendConfig
+
+IndexFile = Annotated[
+    Path | None, typer.Argument(help="A YAML file; jobs/index.yaml lists every key.", show_default=False)
+]
+RecommendFile = Annotated[
+    Path | None, typer.Argument(help="A YAML file; jobs/recommend.yaml lists every key.", show_default=False)
+]
+
+
+@app.command()
+def index(
+    config: IndexFile = None,
+    *,
+    embeddings: Annotated[str | None, typer.Option("--embeddings", help="The output folder of embed.")] = None,
+    catalogue: Annotated[
+        str | None,
+        typer.Option(
+            "--catalogue", "--catalog", help="A .csv, .parquet or .jsonl with video_id and any other columns."
+        ),
+    ] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="The output folder of classify.")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Folder of the index and its versions.")] = None,
+    append: Annotated[
+        bool | None, typer.Option("--append", help="Keep what the current version has learned, if it still fits.")
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Build a version of a searchable index from sealed embeddings, and make it the current one."""
+
+    def run() -> int:
+        from raypipe.config import IndexConfig, load_config
+
+        values = {
+            "embeddings": embeddings,
+            "catalogue": catalogue,
+            "labels": labels,
+            "output": output,
+            "append": append,
+        }
+        return _index(load_config(IndexConfig, config, values=values, overrides=overrides or ()))
+
+    leave(run, debug=debug)
+
+
+def _index(settings: "IndexConfig") -> int:
+    from rich.console import Console
+
+    from raypipe.index.pipeline import run_index
+    from raypipe.index.view import index_table
+
+    console = Console()
+    run = run_index(settings, console=console)
+    if run.is_new:
+        console.print(index_table(run))
+    else:
+        console.print(f"Nothing new: version {run.manifest['id']} of {settings.output} holds all of it.")
+    return 0
+
+
+@app.command()
+def recommend(
+    config: RecommendFile = None,
+    *,
+    index_uri: Annotated[str | None, typer.Option("--index", help="The output folder of index.")] = None,
+    history: Annotated[
+        str | None, typer.Option("--history", help="A .parquet, .csv or .jsonl with user_id and history.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Folder of the recommendations.")] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Recommend videos to every user of a history file, as the endpoint would; again: go on with what is missing."""
+
+    def run() -> int:
+        from raypipe.config import RecommendConfig, load_config
+
+        values = {"index": index_uri, "history": history, "output": output}
+        return _recommend(load_config(RecommendConfig, config, values=values, overrides=overrides or ()))
+
+    leave(run, debug=debug)
+
+
+def _recommend(settings: "RecommendConfig") -> int:
+    from rich.console import Console
+
+    from raypipe.recommend.pipeline import run_recommend
+    from raypipe.recommend.view import recommend_table
+
+    console = Console()
+    run = run_recommend(settings, console=console)
+    if not run.is_new:
+        console.print(f"Nothing to do: {settings.output} holds the recommendations for this very history.")
+    console.print(recommend_table(run))
+    return 0

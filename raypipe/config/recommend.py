@@ -1,0 +1,58 @@
+"""What ``raypipe recommend`` reads."""
+
+import datetime as dt
+import json
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from raypipe.config.load import Count, Section, Uri, check_counts
+
+
+def _iso(value: object) -> str:
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    msg = f"{value!r} is none"
+    raise TypeError(msg)
+
+
+class RankingConfig(Section):
+    """What is recommended, the same for every user; the options of the endpoint under the same names."""
+
+    top_k: int = Field(default=20, ge=1, le=200)
+    filters: dict[str, Any] = Field(default_factory=dict)
+    exclude_history: bool = True
+    diversity: float = Field(default=0.0, ge=0, le=1)
+    max_per_category: int | None = Field(default=None, ge=1)
+    category_column: str = "category"
+    one_per_duplicate_group: bool = False
+    freshness: float = Field(default=0.0, ge=0, le=1)
+    popularity: float = Field(default=0.0, ge=0, le=1)
+
+    @field_validator("filters")
+    @classmethod
+    def _is_json(cls, filters: dict[str, Any]) -> dict[str, Any]:
+        """YAML reads 2024-05-31 as a date, a request has it as text."""
+        try:
+            plain: dict[str, Any] = json.loads(json.dumps(filters, default=_iso, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            msg = f"should hold texts, numbers, true or false, and lists or ranges of them: {error}"
+            raise ValueError(msg) from None
+        return plain
+
+
+class RecommendConfig(Section):
+    """Everything ``raypipe recommend`` reads."""
+
+    index: Uri
+    history: Uri
+    output: Uri
+    ranking: RankingConfig = RankingConfig()
+    users_per_shard: int = Field(default=1_000, ge=1)
+    cache: str | None = None
+    concurrency: Count = "auto"
+
+    @model_validator(mode="after")
+    def _counts_are_positive(self) -> Self:
+        check_counts(concurrency=self.concurrency, gpus="auto", gpus_key="gpus")
+        return self

@@ -1,0 +1,1 @@
+"""The recommend job: what the endpoint would answer each of many users, as Parquet."""

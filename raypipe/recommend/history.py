@@ -1,0 +1,129 @@
+"""A file of what users watched, as blocks of rows as they stand there."""
+
+import csv
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe.errors import ConfigError, ObjectError
+from raypipe.recommend.users import ERROR, HISTORY, LINE, USER_ID
+from raypipe.storage import Folder, StoredObject
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryFile:
+    """A table of ``user_id`` and ``history``, of one content.
+
+    ``history`` is a list of ids, or a text: a JSON array, else ids parted by ``|``, else by spaces.
+    """
+
+    folder: Folder
+    name: str
+    stored: StoredObject
+
+    @classmethod
+    def find(cls, folder: Folder, name: str) -> "HistoryFile":
+        """Raises ConfigError where there is no such file."""
+        if (stored := folder.stat(name)) is None:
+            msg = f"There is no history {folder.child(name)}. Give a .parquet, .csv or .jsonl with user_id and history."
+            raise ConfigError(msg)
+        return cls(folder, name, stored)
+
+    def blocks(self, num_rows: int, *, only_ids: bool = False) -> Iterator[pa.Table]:
+        """Yield tables of so many rows, the last one of fewer; ``parse`` reads them.
+
+        Raises:
+            ConfigError: the file cannot be read, lacks a column, or is no longer what it was.
+        """
+        with self._problems(), self.folder.open_input(self.name) as source:
+            self._check_same()
+            if self.name.lower().endswith(".parquet"):
+                yield from _parquet_blocks(source, [USER_ID] if only_ids else [USER_ID, HISTORY], num_rows)
+            elif self.name.lower().endswith(".csv"):
+                yield from _csv_blocks(source, num_rows)
+            else:
+                yield from _json_blocks(source, num_rows)
+            self._check_same()
+
+    def _check_same(self) -> None:
+        if (found := self.folder.stat(self.name)) is None or found.etag != self.stored.etag:
+            msg = "it changed while it was read. Run the same command again."
+            raise ValueError(msg)
+
+    @contextmanager
+    def _problems(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, ObjectError, OSError, ValueError) as error:
+            msg = f"Cannot read the history {self.folder.child(self.name)}: {' '.join(str(error).split())}"
+            raise ConfigError(msg) from None
+
+
+def _parquet_blocks(source: BinaryIO, columns: list[str], num_rows: int) -> Iterator[pa.Table]:
+    file = pq.ParquetFile(source)
+    _check_columns(file.schema_arrow.names)
+    for batch in file.iter_batches(batch_size=num_rows, columns=columns):  # across row groups
+        yield pa.Table.from_batches([batch])
+
+
+def _csv_blocks(source: BinaryIO, num_rows: int) -> Iterator[pa.Table]:
+    csv.field_size_limit(sys.maxsize)  # a long history is one field
+    lines = io.TextIOWrapper(source, "utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        reader = csv.reader(lines)
+        names = next(reader, [])
+        _check_columns(names)
+        rows = _csv_rows(reader, names)
+        while block := list(islice(rows, num_rows)):
+            columns = dict(zip((USER_ID, HISTORY, ERROR), zip(*block, strict=True), strict=True))
+            yield pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+    finally:
+        lines.detach()  # whoever opened the source closes it
+
+
+def _csv_rows(reader: Any, names: list[str]) -> Iterator[tuple[str | None, str | None, str | None]]:  # noqa: ANN401 - csv's reader has no name
+    user_at, history_at = names.index(USER_ID), names.index(HISTORY)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield None, None, f"line {reader.line_num} is not CSV: {error}"
+            continue
+        if not row:
+            continue
+        user_id = _utf8(row[user_at]) if len(row) > user_at else None
+        if len(row) != len(names):
+            yield user_id, None, f"line {reader.line_num} has {len(row)} fields, not {len(names)}"
+        elif (text := "".join(row)) != _utf8(text):
+            yield user_id, None, f"line {reader.line_num} is not UTF-8"
+        elif "\n" in row[user_at] or "\n" in row[history_at]:
+            yield None, None, f"the row up to line {reader.line_num} has a field of several lines: close its quote"
+        else:
+            yield user_id, row[history_at], None
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _json_blocks(source: BinaryIO, num_rows: int) -> Iterator[pa.Table]:
+    lines = (line for line in source if line.strip())
+    while block := list(islice(lines, num_rows)):
+        yield pa.table({LINE: pa.array(block, pa.large_binary())})
+
+
+def _check_columns(names: list[str]) -> None:
+    for name in (USER_ID, HISTORY):
+        if names.count(name) != 1:
+            found = ", ".join(names) or "none"
+            msg = f"it has {names.count(name)} columns {name!r}, and needs one; its columns are {found}."
+            raise ValueError(msg)

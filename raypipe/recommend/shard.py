@@ -1,0 +1,64 @@
+"""What happens to one shard of users, as a function from table to table. No Ray here."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from raypipe.config import RankingConfig
+from raypipe.errors import QueryError
+from raypipe.recommend.users import USER_ID, User, parse
+from raypipe.retrieval.index import VideoIndex
+from raypipe.retrieval.query import Query, Recommendations
+
+ROWS = pa.schema(
+    [
+        (USER_ID, pa.string()),
+        ("video_ids", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("closest", pa.list_(pa.string())),
+        ("fallback", pa.string()),
+        ("unknown", pa.list_(pa.string())),
+        ("error", pa.string()),
+    ]
+)
+
+
+def query_of(ranking: RankingConfig, history: tuple[str, ...]) -> Query:
+    """What is asked of the index for one user: the query that the endpoint makes of the same options."""
+    return Query(history=history, **dict(ranking))
+
+
+def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) -> pa.Table:
+    """One row for each row of a block, in its order; one that cannot be answered says why, and has no lists."""
+    rows = [_row(user, index, ranking) for user in parse(block)]
+    return pa.Table.from_pylist(rows, schema=ROWS)
+
+
+def _row(user: User, index: VideoIndex, ranking: RankingConfig) -> Mapping[str, Any]:
+    if user.error is not None:
+        return {USER_ID: user.user_id, "error": user.error}
+    try:
+        found = index.recommend(query_of(ranking, user.video_ids))
+    except QueryError as error:
+        return {USER_ID: user.user_id, "error": str(error)}
+    return {USER_ID: user.user_id, **_lists(found)}
+
+
+def _lists(found: Recommendations) -> dict[str, Any]:
+    return {
+        "video_ids": [one.video_id for one in found.results],
+        "scores": [one.score for one in found.results],
+        "closest": [one.closest for one in found.results],
+        "fallback": found.fallback,
+        "unknown": list(found.unknown),
+    }
+
+
+def count(rows: pa.Table) -> dict[str, int]:
+    """How many rows were answered by their history, by what is popular, or not at all."""
+    kinds: Counter[str] = Counter()
+    for fallback, error in zip(rows["fallback"].to_pylist(), rows["error"].to_pylist(), strict=True):
+        kinds["error" if error is not None else fallback or "ok"] += 1
+    return dict(kinds)

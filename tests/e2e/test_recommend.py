@@ -1,0 +1,225 @@
+"""Recommending to many users on a real Ray and a real S3 server: the answers of the index itself, each once."""
+
+import json
+import random
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import StartDriver, num_committed, wait_until
+from train_runs import embed_all, video_ids
+
+from raypipe import cli
+from raypipe.config import IndexConfig, RecommendConfig
+from raypipe.demo.s3_server import S3Server
+from raypipe.errors import ConfigError, FingerprintError
+from raypipe.index.pipeline import run_index
+from raypipe.recommend.pipeline import run_recommend
+from raypipe.recommend.shard import query_of
+from raypipe.retrieval.index import VideoIndex
+from raypipe.retrieval.versions import Versions
+from raypipe.storage import Folder
+
+IDS = video_ids(60)
+RANKINGS: list[dict[str, Any]] = [
+    {"top_k": 7},
+    {"top_k": 9, "filters": {"category": ["cat", "dog"]}, "exclude_history": False, "popularity": 0.5},
+    {"top_k": 5, "diversity": 0.6, "max_per_category": 2, "one_per_duplicate_group": True},
+]
+
+
+@pytest.fixture(scope="module")
+def index(s3: S3Server) -> Folder:  # noqa: ARG001 - the server must run
+    """An index on S3 of 60 videos in 4 categories."""
+    place = Folder(f"s3://videos/{secrets.token_hex(8)}")
+    embeddings = embed_all(Folder(place.child("embeddings")), IDS)
+    rows = [f"{one},{one.partition('/')[0]},{at}" for at, one in enumerate(IDS)]
+    place.put("catalogue.csv", "\n".join(["video_id,category,popularity", *rows]).encode())
+    config = IndexConfig(embeddings=embeddings.uri, output=place.child("index"), catalogue=place.child("catalogue.csv"))
+    run_index(config)
+    return Folder(config.output)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def configured(index: Folder, history: str, output: Folder, cache: Path, **keys: Any) -> RecommendConfig:  # noqa: ANN401
+    given = {"index": index.uri, "history": history, "output": output.uri, "cache": str(cache), "concurrency": 2}
+    return RecommendConfig(**given | keys)
+
+
+def histories(count: int, *, seed: int = 0) -> list[tuple[str, list[str]]]:
+    chance = random.Random(seed)
+    return [(f"user {number}", chance.sample(IDS, chance.randint(0, 6))) for number in range(count)]
+
+
+def put_parquet(folder: Folder, users: Sequence[tuple[str, list[str]]], name: str = "history.parquet") -> str:
+    columns = {"user_id": [user for user, _ in users], "history": [history for _, history in users]}
+    pq.write_table(pa.table(columns), file := pa.BufferOutputStream(), row_group_size=7)
+    folder.put(name, file.getvalue().to_pybytes())
+    return folder.child(name)
+
+
+def rows_of(output: Folder) -> list[dict[str, Any]]:
+    names = sorted(stored.key for stored in output.list("data/"))
+    return [row for name in names for row in pq.read_table(pa.BufferReader(output.read(name))).to_pylist()]
+
+
+def opened(index: Folder, cache: Path) -> VideoIndex:
+    versions = Versions(index)
+    version = versions.require_current()
+    return VideoIndex.open(versions.fetch(version, cache), versions.read_manifest(version))
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_offline_and_online_are_the_same(
+    bucket: str,
+    index: Folder,
+    cache: Path,
+    ray_address: str,  # noqa: ARG001 - Ray must run
+    ranking: dict[str, Any],
+) -> None:
+    users = histories(50)
+    users[3] = ("user 3", [*users[3][1], "no/such.mp4"])
+    output = Folder(f"{bucket}/output")
+    config = configured(index, put_parquet(Folder(bucket), users), output, cache, ranking=ranking, users_per_shard=8)
+    run = run_recommend(config)
+    assert (run.is_new, run.num_users_here, run.manifest["num_users"]) == (True, 50, 50)
+    assert len(run.manifest["files"]) == 7
+    online = opened(index, cache)
+    rows = rows_of(output)
+    assert [row["user_id"] for row in rows] == [user for user, _ in users]
+    for row, (_, history) in zip(rows, users, strict=True):
+        expected = online.recommend(query_of(config.ranking, tuple(history)))
+        assert row["video_ids"] == [one.video_id for one in expected.results]
+        assert row["closest"] == [one.closest for one in expected.results]
+        np.testing.assert_allclose(row["scores"], [one.score for one in expected.results], rtol=1e-6)
+        assert (row["fallback"], row["error"]) == (expected.fallback, None)
+        assert row["unknown"] == list(expected.unknown)
+        assert row["fallback"] == (None if history else "popular")
+    assert rows[3]["unknown"] == ["no/such.mp4"]
+    assert run.manifest["counts"] == {
+        "ok": sum(bool(history) for _, history in users),
+        "popular": sum(not history for _, history in users),
+    }
+
+
+def test_bad_rows_are_rows(bucket: str, index: Folder, cache: Path, ray_address: str) -> None:  # noqa: ARG001
+    place, output = Folder(bucket), Folder(f"{bucket}/output")
+    lines = [
+        {"user_id": "a", "history": ["cat/000.mp4"]},
+        {"user_id": "b", "history": [None]},
+        {"user_id": "a", "history": ["dog/001.mp4"]},
+        {"history": []},
+        {"user_id": 7, "history": "cat/000.mp4 dog/001.mp4"},
+    ]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"user_id": "c", "histo'
+    place.put("history.jsonl", text.encode())
+    run = run_recommend(configured(index, place.child("history.jsonl"), output, cache, users_per_shard=2))
+    assert run.manifest["counts"] == {"ok": 2, "error": 4}
+    rows = rows_of(output)
+    assert [row["user_id"] for row in rows] == ["a", "b", "a", None, "7", None]
+    for row, said in zip(rows, [None, "holds None", "in an earlier row", "no user_id", None, "not JSON"], strict=True):
+        assert (row["error"] is None) == (said is None)
+        assert (said or "") in (row["error"] or "")
+        assert (row["video_ids"] is None) == (said is not None)
+
+
+def test_killed_drivers(bucket: str, index: Folder, cache: Path, start_driver: StartDriver) -> None:
+    """Each user gets one row, of the version that the first driver began with."""
+    users = histories(300, seed=1)
+    output = Folder(f"{bucket}/output")
+    config = configured(
+        index, put_parquet(Folder(bucket), users), output, cache, users_per_shard=3, concurrency=1, ranking={"top_k": 5}
+    )
+    for _ in range(2):
+        upto = num_committed(output) + random.randint(1, 20)
+        driver = start_driver(config, job="recommend")
+        wait_until(lambda upto=upto: num_committed(output) >= upto, what=f"{upto} shards")
+        driver.kill()
+    before = num_committed(output)
+    assert before < 100
+    assert not output.exists("manifest.json")
+    last = start_driver(config, job="recommend")
+    assert last.wait() == 0, last.log.read_text()
+    told = last.log.read_text()
+    assert " done before" in told
+    rows = rows_of(output)
+    assert [row["user_id"] for row in rows] == [user for user, _ in users]
+    online = opened(index, cache)
+    for row, (_, history) in zip(rows, users, strict=True):
+        expected = online.recommend(query_of(config.ranking, tuple(history)))
+        assert row["video_ids"] == [one.video_id for one in expected.results]
+    manifest = json.loads(output.read("manifest.json"))
+    assert (manifest["num_users"], len(manifest["files"])) == (300, 100)
+
+
+def test_a_run_keeps_its_version_and_refuses_another(
+    bucket: str, cache: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Folder(bucket)
+    embeddings, index, output = (Folder(place.child(name)) for name in ("embeddings", "index", "output"))
+    embed_all(embeddings, IDS[:30])
+    first = run_index(IndexConfig(embeddings=embeddings.uri, output=index.uri)).manifest["id"]
+    history = put_parquet(place, [(f"u{number}", [IDS[number]]) for number in range(20)])
+    config = configured(index, history, output, cache, users_per_shard=4)
+    with monkeypatch.context() as patch:
+        patch.setattr("raypipe.recommend.pipeline.finish", _stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_recommend(config)
+    embed_all(embeddings, IDS[30:])
+    assert run_index(IndexConfig(embeddings=embeddings.uri, output=index.uri)).manifest["id"] != first
+    run = run_recommend(config)
+    assert run.manifest["settings"]["index_version"] == first
+    assert {one for row in rows_of(output) for one in row["video_ids"]} <= set(IDS[:30])
+
+    arguments = ["recommend", "--index", index.uri, "--history", history, "--output", output.uri]
+    with pytest.raises(SystemExit, match="0"):
+        cli.app([*arguments, "--set", "users_per_shard=4"])
+    told = capsys.readouterr().out
+    assert f"Nothing to do: {output.uri} holds the recommendations for this very history." in " ".join(told.split())
+    for keys, said in (
+        ({"ranking": {"top_k": 3}}, "ranking.top_k was 20 and is now 3"),
+        ({"index": bucket}, f"index was {index.uri} and is now {bucket}"),
+        ({"users_per_shard": 5}, "users_per_shard was 4 and is now 5"),
+    ):
+        with pytest.raises(FingerprintError, match=said):
+            run_recommend(RecommendConfig(**config.model_dump() | keys))
+    put_parquet(place, [("someone else", [])])
+    with pytest.raises(FingerprintError, match="history_etag was "):
+        run_recommend(config)
+    assert ray_address
+
+
+def _stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_cannot_be_asked_is_one_line_before_any_work(
+    bucket: str,
+    index: Folder,
+    cache: Path,
+    ray_address: str,  # noqa: ARG001
+) -> None:
+    place, output = Folder(bucket), Folder(f"{bucket}/output")
+    history = put_parquet(place, histories(3))
+    place.put("empty.csv", b"user_id,history\n")
+    refused: list[tuple[RecommendConfig, str]] = [
+        (configured(index, history, output, cache, ranking={"filters": {"genre": "x"}}), "^ranking: .*'genre'"),
+        (configured(index, place.child("empty.csv"), output, cache), "has no rows"),
+        (configured(index, place.child("no.csv"), output, cache), "There is no history "),
+        (configured(index, place.child("h.txt"), output, cache), "is of no known format"),
+        (configured(index, history, index, cache), "is the output of another job"),
+    ]
+    for config, said in refused:
+        with pytest.raises(ConfigError, match=said) as caught:
+            run_recommend(config)
+        assert str(caught.value).isprintable()
+    assert not output.exists("run.json")

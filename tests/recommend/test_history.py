@@ -1,0 +1,127 @@
+"""A file of histories is streamed in blocks of equal length, the same rows from every format."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from embed_outputs import replace_object
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe.errors import ConfigError
+from raypipe.recommend.history import HistoryFile
+from raypipe.recommend.users import HISTORY, USER_ID, User, parse
+from raypipe.storage import Folder
+
+Rows = list[tuple[str, list[str]]]
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), min_size=1)
+
+
+def encoded(rows: Rows, ending: str, *, row_group_size: int = 3) -> bytes:
+    names = [user for user, _ in rows], [history for _, history in rows]
+    if ending == ".parquet":
+        kinds = pa.array(names[0], pa.string()), pa.array(names[1], pa.list_(pa.string()))
+        file = pa.BufferOutputStream()
+        pq.write_table(pa.table(dict(zip((USER_ID, HISTORY), kinds, strict=True))), file, row_group_size=row_group_size)
+        return file.getvalue().to_pybytes()
+    if ending == ".jsonl":
+        return "\n\n".join(json.dumps({USER_ID: user, HISTORY: history}) for user, history in rows).encode()
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["more", HISTORY, USER_ID])
+    writer.writerows(["x", json.dumps(history), user] for user, history in rows)
+    return text.getvalue().encode()
+
+
+def users_of(file: HistoryFile, num_rows: int, **options: Any) -> list[list[User]]:  # noqa: ANN401
+    return [list(parse(block)) for block in file.blocks(num_rows, **options)]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+def test_every_format_gives_the_same_rows(folder: Folder, ending: str) -> None:
+    rows = [(f"user {number}", [f"{name}/ü, {number}.mp4" for name in "ab"[: number % 3]]) for number in range(11)]
+    name = f"history{ending.upper()}"
+    assert folder.put_new(name, encoded(rows, ending))
+    file = HistoryFile.find(folder, name)
+    blocks = users_of(file, 4)
+    assert [len(block) for block in blocks] == [4, 4, 3]
+    assert [user for block in blocks for user in block] == [User(user, tuple(history)) for user, history in rows]
+    ids = [user.user_id for block in users_of(file, 100, only_ids=True) for user in block]
+    assert ids == [user for user, _ in rows]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.lists(st.tuples(texts, st.lists(texts, max_size=3)), max_size=9),
+    num_rows=st.integers(1, 10),
+    row_group_size=st.integers(1, 10),
+)
+def test_no_row_is_lost_or_changed(
+    tmp_path_factory: pytest.TempPathFactory, ending: str, rows: Rows, num_rows: int, row_group_size: int
+) -> None:
+    path = tmp_path_factory.mktemp("history") / f"h{ending}"
+    path.write_bytes(encoded(rows, ending, row_group_size=row_group_size))
+    blocks = users_of(HistoryFile.find(Folder(str(path.parent)), path.name), num_rows)
+    assert [user for block in blocks for user in block] == [User(user, tuple(history)) for user, history in rows]
+    assert all(len(block) == num_rows for block in blocks[:-1])
+
+
+def written(tmp_path: Path, name: str, data: bytes) -> HistoryFile:
+    (tmp_path / name).write_bytes(data)
+    return HistoryFile.find(Folder(str(tmp_path)), name)
+
+
+def test_a_bad_row_of_csv_is_an_error_of_its_own(tmp_path: Path) -> None:
+    data = b'user_id,history\na,x y\nb\nc,x,y\n\nd,\xff\n"e\nf",x\ng,"x\n'
+    found = [user for block in users_of(written(tmp_path, "h.csv", data), 3) for user in block]
+    assert found == [
+        User("a", ("x", "y")),
+        User("b", error="line 3 has 1 fields, not 2"),
+        User("c", error="line 4 has 3 fields, not 2"),
+        User("d", error="line 6 is not UTF-8"),
+        User(None, error="the row up to line 8 has a field of several lines: close its quote"),
+        User(None, error="the row up to line 9 has a field of several lines: close its quote"),
+    ]
+
+
+def test_a_long_history_is_one_field(tmp_path: Path) -> None:
+    history = [f"{number:06d}.mp4" for number in range(30_000)]
+    file = written(tmp_path, "h.csv", encoded([("a", history)], ".csv"))
+    assert users_of(file, 1) == [[User("a", tuple(history))]]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("h.csv", b"user,history\n", "it has 0 columns 'user_id', and needs one; its columns are user, history."),
+        ("h.csv", b"", "it has 0 columns 'user_id', and needs one; its columns are none."),
+        ("h.csv", b"user_id,history,history\n", "it has 2 columns 'history', and needs one; "),
+        ("h.parquet", encoded([], ".csv"), "Cannot read the history "),
+    ],
+)
+def test_a_file_that_is_no_history_is_one_line(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        users_of(written(tmp_path, name, data), 1)
+    assert expected in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_that_changes_is_refused(folder: Folder) -> None:
+    assert folder.put_new("h.csv", b"user_id,history\na,x\nb,y\n")
+    file = HistoryFile.find(folder, "h.csv")
+    blocks = file.blocks(1)
+    assert list(parse(next(blocks))) == [User("a", ("x",))]
+    replace_object(folder, "h.csv", b"user_id,history\na,x\nb,other\n")
+    with pytest.raises(ConfigError, match=r"it changed while it was read\. Run the same command again\.$"):
+        list(blocks)
+    with pytest.raises(ConfigError, match="it changed while it was read"):
+        next(file.blocks(1))
+    replace_object(folder, "h.csv", None)
+    with pytest.raises(ConfigError, match=r"^There is no history .*h\.csv\. Give a \.parquet, \.csv or \.jsonl with "):
+        HistoryFile.find(folder, "h.csv")

@@ -1,0 +1,75 @@
+"""A shard of users becomes rows that say what the index says, in the order of the history."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from train_runs import embed_all, video_ids
+
+from raypipe.config import IndexConfig, RankingConfig
+from raypipe.index.pipeline import run_index
+from raypipe.recommend.shard import ROWS, count, query_of, recommend_shard
+from raypipe.retrieval.index import VideoIndex
+from raypipe.retrieval.query import Query
+from raypipe.retrieval.versions import Versions
+from raypipe.storage import Folder
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
+    place = Folder(str(tmp_path_factory.mktemp("index")))
+    embeddings, output = embed_all(Folder(place.child("embeddings")), video_ids(24)), Folder(place.child("index"))
+    manifest = run_index(IndexConfig(embeddings=embeddings.uri, output=output.uri)).manifest
+    return VideoIndex.open(Versions(output).fetch(manifest["id"], Path(place.uri)), manifest)
+
+
+def test_every_option_of_the_ranking_is_asked_for() -> None:
+    ranking = RankingConfig(
+        top_k=3,
+        filters={"language": ["en"]},
+        exclude_history=False,
+        diversity=0.5,
+        max_per_category=2,
+        category_column="genre",
+        one_per_duplicate_group=True,
+        freshness=0.25,
+        popularity=0.75,
+    )
+    assert query_of(ranking, ("a",)) == Query(
+        history=("a",),
+        top_k=3,
+        filters={"language": ["en"]},
+        exclude_history=False,
+        diversity=0.5,
+        max_per_category=2,
+        category_column="genre",
+        one_per_duplicate_group=True,
+        freshness=0.25,
+        popularity=0.75,
+    )
+    assert query_of(RankingConfig(), ()) == Query()
+
+
+def test_rows_are_the_answers_of_the_index(index: VideoIndex) -> None:
+    texts = ["cat/000.mp4|no/such.mp4", "", "dog/001.mp4", '["']
+    block = pa.table({"user_id": ["a", "b", "c", "d"], "history": texts})
+    rows = recommend_shard(block, index, RankingConfig(top_k=4))
+    assert rows.schema == ROWS
+    answered = rows.to_pylist()
+    assert [row["user_id"] for row in answered] == ["a", "b", "c", "d"]
+    for row, history in zip(answered, [("cat/000.mp4", "no/such.mp4"), (), ("dog/001.mp4",)], strict=False):
+        expected = index.recommend(Query(history=history, top_k=4))
+        assert row["video_ids"] == [one.video_id for one in expected.results]
+        assert row["scores"] == pytest.approx([one.score for one in expected.results])
+        assert row["closest"] == [one.closest for one in expected.results]
+        assert (row["fallback"], row["unknown"]) == (expected.fallback, list(expected.unknown))
+    assert answered[0]["unknown"] == ["no/such.mp4"]
+    assert "is not a JSON array" in answered[3].pop("error")
+    assert set(answered[3].values()) == {"d", None}
+    assert count(rows) == {"ok": 2, "popular": 1, "error": 1}
+
+
+def test_a_question_that_the_index_cannot_answer_is_an_error_of_each_row(index: VideoIndex) -> None:
+    block = pa.table({"user_id": ["a", "b"], "history": [["cat/000.mp4"], []]})
+    rows = recommend_shard(block, index, RankingConfig(filters={"genre": "x"})).to_pylist()
+    assert all("genre" in row["error"] and row["video_ids"] is None for row in rows)
