@@ -25,7 +25,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	touch $@
 
 demo: install
-	$(BIN)/raypipe demo
+	$(BIN)/raypipe demo $(ARGS)
 
 test: install-dev
 	$(BIN)/python -m pytest

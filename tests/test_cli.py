@@ -12,8 +12,11 @@ from raypipe import cli
 from raypipe.config import ClassifyConfig, EmbedConfig
 from raypipe.errors import CommitError, RaypipeError, SetupError
 
-COMMANDS = ("embed", "plan", "train", "classify", "verify", "doctor", "demo")
-HEAVY = ("ray", "torch", "torchvision", "av", "decord", "pyarrow", "numpy", "PIL", "s3fs", "botocore", "yaml")
+COMMANDS = ("embed", "plan", "train", "classify", "index", "recommend", "serve", "verify", "doctor", "demo")
+HEAVY = (
+    *("ray", "torch", "torchvision", "av", "decord", "pyarrow", "numpy", "PIL", "s3fs", "botocore", "yaml"),
+    *("faiss", "fastapi"),
+)
 GIVEN = ("--input", "videos", "--output", "out")
 
 

@@ -1,4 +1,4 @@
-"""The demo, end to end: clips into a bucket, embed from S3 to S3, verify, train, classify, show."""
+"""The demo, end to end: clips into a bucket, embed from S3 to S3, verify, train, classify, index, serve."""
 
 import csv
 import os
@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from raypipe.config import ClassifyConfig, EmbedConfig, TrainConfig, load_config
+from raypipe.config import ClassifyConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
 from raypipe.demo.clips import LABELS, Clip, make_catalogue
+from raypipe.demo.endpoint import show_endpoint, write_catalogue
 from raypipe.demo.s3_server import local_s3
 from raypipe.errors import ConfigError, VerifyError, WeightsError
 from raypipe.storage import Folder
@@ -20,15 +21,18 @@ _INPUT = "s3://videos/clips/"
 _OUTPUT = "s3://embeddings/v1/"
 _MODEL = "s3://models/v1/"
 _PREDICTIONS = "s3://predictions/v1/"
-_BUCKETS = ("videos", "embeddings", "models", "predictions")
+_INDEX = "s3://index/"
+_BUCKETS = ("videos", "embeddings", "models", "predictions", "index")
 _BACKBONE = "resnet18"
 _MARKER = ".raypipe-demo"
 _CLIPS_PER_CLASS = 16
 _SPLITS = ("train",) * 10 + ("validation",) * 2 + ("test",) * 4  # of each class, in the order of its clips
 
 
-def run_demo(folder: Path) -> int:
+def run_demo(folder: Path, *, keep: bool = False) -> int:
     """Do everything in ``folder``, whose earlier demo is replaced; 0 when every promise holds.
+
+    With ``keep`` the endpoint stays until Ctrl-C.
 
     Raises:
         ConfigError: the folder holds something else than an earlier demo.
@@ -36,27 +40,36 @@ def run_demo(folder: Path) -> int:
     """
     console = Console(highlight=False)
     _clear(folder)
-    console.print(f"[bold]1/6[/] Making {_CLIPS_PER_CLASS * len(LABELS)} clips in 6 classes in {folder / 'clips'}")
+    console.print(f"[bold]1/8[/] Making {_CLIPS_PER_CLASS * len(LABELS)} clips in 6 classes in {folder / 'clips'}")
     clips = make_catalogue(folder / "clips", clips_per_class=_CLIPS_PER_CLASS)
     splits = _write_labels(folder, clips)
-    console.print("[bold]2/6[/] Starting an S3 server on loopback and uploading the clips")
+    console.print("[bold]2/8[/] Starting an S3 server on loopback and uploading the clips")
     with local_s3(folder / "s3", buckets=_BUCKETS) as server, _environment(server.environment()):
         bucket = Folder(_INPUT)
         for clip in clips:
             bucket.put_new(clip.path.relative_to(folder / "clips").as_posix(), clip.path.read_bytes())
         weights = _weights(console)
-        console.print(f"[bold]3/6[/] raypipe embed --input {_INPUT} --output {_OUTPUT} --set backbone.name={_BACKBONE}")
+        console.print(f"[bold]3/8[/] raypipe embed --input {_INPUT} --output {_OUTPUT} --set backbone.name={_BACKBONE}")
         reports = [_embed(console, folder, weights)]
-        console.print(f"[bold]4/6[/] raypipe verify {_OUTPUT}")
+        console.print(f"[bold]4/8[/] raypipe verify {_OUTPUT}")
         _verify(console)
         labels = folder / "labels.csv"
-        console.print(f"[bold]5/6[/] raypipe train --embeddings {_OUTPUT} --labels {labels} --output {_MODEL}")
+        console.print(f"[bold]5/8[/] raypipe train --embeddings {_OUTPUT} --labels {labels} --output {_MODEL}")
         reports.append(_train(console, folder, labels))
-        console.print(f"[bold]6/6[/] raypipe classify --embeddings {_OUTPUT} --model {_MODEL} --output {_PREDICTIONS}")
+        console.print(f"[bold]6/8[/] raypipe classify --embeddings {_OUTPUT} --model {_MODEL} --output {_PREDICTIONS}")
         reports.append(_classify(console, folder))
         _compare(console, splits, weights)
-    for report in reports:
-        console.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)
+        catalogue = write_catalogue(folder, clips)
+        console.print(
+            f"[bold]7/8[/] raypipe index --embeddings {_OUTPUT} --catalogue {catalogue} --labels {_PREDICTIONS} "
+            f"--output {_INDEX}"
+        )
+        _index(console, catalogue)
+        for report in reports:
+            console.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)
+        console.print(f"[bold]8/8[/] raypipe serve --index {_INDEX} --model {_MODEL}")
+        _end_ray()
+        show_endpoint(console, index=_INDEX, model=_MODEL, weights=weights, log=folder / "serve.log", keep=keep)
     return 0
 
 
@@ -126,6 +139,22 @@ def _classify(console: Console, folder: Path) -> Path:
     run = run_classify(load_config(ClassifyConfig, values=values), console=console)
     console.print(final_table(run.record, report_uri=run.report_uri))
     return _fetch(run.report_uri, _PREDICTIONS, folder / "classify.html")
+
+
+def _index(console: Console, catalogue: Path) -> None:
+    from raypipe.index.pipeline import run_index  # noqa: PLC0415
+    from raypipe.index.view import index_table  # noqa: PLC0415
+
+    values = {"embeddings": _OUTPUT, "catalogue": str(catalogue), "labels": _PREDICTIONS, "output": _INDEX}
+    run = run_index(load_config(IndexConfig, values=values), console=console)
+    console.print(index_table(run))
+
+
+def _end_ray() -> None:
+    """The endpoint starts a Ray of its own, and the machine may be small."""
+    import ray  # noqa: PLC0415
+
+    ray.shutdown()
 
 
 def _fetch(report_uri: str, output: str, report: Path) -> Path:

@@ -113,21 +113,23 @@ class Ann:
 
         Where fewer are eligible, -1 fills both. Of equal scores the lowest position is first.
         """
-        asked = np.ascontiguousarray(queries, np.float32)
-        scores = np.full((len(asked), top_k), -1, np.float32)
-        positions = np.full((len(asked), top_k), -1, np.int64)
-        for row, query in enumerate(asked):
-            found, at = self._nearest(query, top_k, eligible)
+        scores = np.full((len(queries), top_k), -1, np.float32)
+        positions = np.full((len(queries), top_k), -1, np.int64)
+        for row, query in enumerate(queries):
+            found, at = self.nearest(query, top_k=top_k, eligible=eligible)
             scores[row, : len(found)], positions[row, : len(at)] = found, at
         return scores, positions
 
-    def nearest_lists(self, vectors: Vectors, count: int) -> Positions:
-        """The numbers ``[N, ≤ count]`` of the lists that are nearest to each vector; a flat index is one list."""
-        if self.kind == "flat":
-            return np.zeros((len(vectors), 1), np.int64)
-        return quantised.nearest_lists_of_all(self._index, vectors, min(count, self.nlist))
+    def nearest(self, query: npt.NDArray[np.floating], *, top_k: int, eligible: Eligible | None = None) -> Ranked:
+        """The same for one query ``[d]``: at most ``top_k``, fewer where fewer are eligible.
 
-    def _nearest(self, query: Floats, top_k: int, eligible: Eligible | None) -> Ranked:
+        Raises:
+            ValueError: it has not as many numbers as a vector.
+        """
+        query = np.ascontiguousarray(query, np.float32)
+        if query.shape != (self.dim,):  # faiss would read beyond its end
+            msg = f"The query is {query.shape}; the vectors have {self.dim} numbers."
+            raise ValueError(msg)
         count = len(self._vectors) if eligible is None else eligible.count
         top_k = min(top_k, count)
         if count <= max(SCANNED, 4 * top_k):
@@ -138,6 +140,12 @@ class Ann:
             scan = partial(quantised.scan_all, self._index, query, selector=selector)
             return self._extend(_NOTHING, query, top_k, scan)[0]
         return self._by_lists(query, top_k, selector, share=count / len(self._vectors))
+
+    def nearest_lists(self, vectors: Vectors, count: int) -> Positions:
+        """The numbers ``[N, ≤ count]`` of the lists that are nearest to each vector; a flat index is one list."""
+        if self.kind == "flat":
+            return np.zeros((len(vectors), 1), np.int64)
+        return quantised.nearest_lists_of_all(self._index, vectors, min(count, self.nlist))
 
     def _by_lists(self, query: Floats, top_k: int, selector: FaissIndex | None, *, share: float) -> Ranked:
         """Scan the nearest lists; where a filter leaves few of each, more of them, until more change nothing.

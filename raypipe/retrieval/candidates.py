@@ -69,10 +69,7 @@ class Nearest:
 
     def draw(self, count: int, eligible: Eligible | None) -> Ranked:
         """See ``Source``."""
-        scores, positions = (
-            row[0] for row in self._index.ann.search(self._direction[None], top_k=count, eligible=eligible)
-        )
-        scores, positions = scores[positions >= 0], positions[positions >= 0]
+        scores, positions = self._index.ann.nearest(self._direction, top_k=count, eligible=eligible)
         if not self._boosts:
             return scores, positions
         firsts = [first(boost.ranking.order, count, eligible) for boost in self._boosts]

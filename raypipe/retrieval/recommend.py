@@ -121,7 +121,7 @@ def _explained(
         cosines = np.einsum("ij,kj->ik", widen(index.vectors[positions]), taste.vectors)
         nearest = cosines.argmax(axis=1)
         closest = [taste.ids[number] for number in nearest.tolist()]
-        similarity = cosines[np.arange(len(nearest)), nearest].tolist()
+        similarity = np.minimum(cosines.max(axis=1), 1).tolist()  # float16 makes some a little longer than one
     return tuple(
         Recommendation(
             position=position,

@@ -6,6 +6,7 @@ import pytest
 import ray
 from helpers import Configure, Driver, StartDriver
 from pydantic import BaseModel
+from served_apps import Endpoint, Source, make_source, serve_config, served_here
 from train_runs import Trained, embed_all, train_config, video_ids
 
 from raypipe.batch import cluster
@@ -62,3 +63,16 @@ def trained(s3: S3Server, ray_address: str, tmp_path_factory: pytest.TempPathFac
     finally:
         driver.kill()
     return Trained(config, embeddings, output, driver.log.read_text())
+
+
+@pytest.fixture(scope="session")
+def source(s3: S3Server, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Source:  # noqa: ARG001
+    """An index in a bucket, of which a few videos are real."""
+    return make_source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def endpoint(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """That index on a real Ray Serve, with everything that it can do, for all tests to ask."""
+    with served_here(serve_config(source, tmp_path_factory.mktemp("cache")), source) as endpoint:
+        yield endpoint

@@ -82,6 +82,11 @@ def test_more_than_there_are(ann: Ann) -> None:
     ]
 
 
+def test_a_query_of_other_numbers_is_refused(ann: Ann) -> None:
+    with pytest.raises(ValueError, match=r"query is \(23,\); the vectors have 24 numbers"):
+        ann.search(np.ones((1, 23), np.float32), top_k=3)
+
+
 def test_saved_and_opened_it_finds_the_same(ann: Ann, tmp_path: Path) -> None:
     ann.save(tmp_path / "index.faiss")
     opened = Ann.open(tmp_path / "index.faiss", VECTORS, nprobe=ann.nprobe, recall_at_10=ann.recall_at_10)

@@ -1,0 +1,135 @@
+"""How fast one core searches an index, with and without filters, and how much of the exact answer it finds.
+
+    python benchmarks/retrieval.py [--videos 1000000] [--dim 256] [--spread 1.5] [--keep FOLDER]
+
+The vectors are made up: clusters of about 200, some of them far more crowded than others, every hundredth vector nearly
+the one before it. ``--spread`` is how far they are from the centre of their cluster, which is at a distance of 1: the
+further, the harder. Half of the queries are vectors of the index, half are the mean of two to five. Every query is
+searched alone and in one thread, and QPS are per second of that thread's processor time, so that what else runs on the
+machine hardly matters.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from _common import describe_machine, print_table
+
+from raypipe.config import IndexSettings
+from raypipe.retrieval.ann import Ann
+from raypipe.retrieval.duplicates import duplicate_groups
+from raypipe.retrieval.exact import neighbours
+from raypipe.retrieval.filters import Eligible
+from raypipe.retrieval.trials import trial_queries
+
+TARGET = 0.95
+ROWS = 50_000
+IN_CLUSTER = 200
+SEED = 7
+
+Vectors = npt.NDArray[np.float16]
+
+
+def make_vectors(path: Path, count: int, *, dim: int, spread: float) -> Vectors:
+    """Clustered vectors of length one in a file; what is there already is taken as it is."""
+    if not path.exists():
+        chance = np.random.default_rng(SEED)
+        centres = _units(chance.standard_normal((max(4, count // IN_CLUSTER), dim), dtype=np.float32))
+        crowds = 1 / np.sqrt(np.arange(1, len(centres) + 1))
+        shape = (count, dim)
+        written = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        for start in range(0, count, ROWS):
+            rows = min(ROWS, count - start)
+            chosen = chance.choice(len(centres), rows, p=crowds / crowds.sum())
+            distances = chance.uniform(0.5, 1.5, (rows, 1)).astype(np.float32) * np.float32(spread / np.sqrt(dim))
+            block = _units(centres[chosen] + distances * chance.standard_normal((rows, dim), dtype=np.float32))
+            block[99::100] = _units(block[98:-1:100] + 0.003 * chance.standard_normal((rows // 100, dim)))
+            written[start : start + rows] = block
+        written.flush()
+    vectors: Vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    return vectors
+
+
+def _units(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def measure(ann: Ann, vectors: Vectors, *, eligible: Eligible | None, num_queries: int) -> tuple[float, float, float]:
+    """Recall@10, queries a second of processor time, and the 99th percentile in milliseconds of wall time."""
+    queries = trial_queries(vectors, count=num_queries, seed=SEED)
+    allowed = np.arange(len(vectors)) if eligible is None else eligible.positions()
+    truth = allowed[neighbours(vectors if eligible is None else vectors[allowed], queries, top_k=10)]
+    for query in queries[:50]:
+        ann.search(query[None], top_k=10, eligible=eligible)
+    found, seconds = [], []
+    began = time.process_time()
+    for query in queries:
+        start = time.perf_counter()
+        found.append(ann.search(query[None], top_k=10, eligible=eligible)[1][0])
+        seconds.append(time.perf_counter() - start)
+    spent = time.process_time() - began
+    recall = np.mean([np.isin(one, other).sum() for one, other in zip(found, truth, strict=True)]) / 10
+    return float(recall), num_queries / spent, 1000 * float(np.quantile(seconds, 0.99))
+
+
+def selections(count: int) -> dict[str, Eligible | None]:
+    """No filter, and filters that leave a tenth, a hundredth and a thousandth at random."""
+    chance = np.random.default_rng(SEED)
+    found: dict[str, Eligible | None] = {"100 %": None}
+    for part in (0.1, 0.01, 0.001):
+        mask = chance.random(count) < part
+        found[f"{100 * part:g} %"] = Eligible(np.packbits(mask, bitorder="little"), int(mask.sum()), count)
+    return found
+
+
+def run(vectors: Vectors, options: argparse.Namespace) -> None:
+    """Build each kind and search it."""
+    built, searched, missed = [], [], []
+    for compact in (False, True):
+        start = time.perf_counter()
+        ann = Ann.build(vectors, settings=IndexSettings(compact=compact))
+        build_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        groups = duplicate_groups(ann, vectors, cosine=IndexSettings().duplicate_cosine)
+        group_seconds = time.perf_counter() - start
+        num_groups = len(np.unique(groups[groups >= 0]))
+        sizes = (f"{ann.nlist:,}", str(ann.nprobe), f"{ann.bytes_per_vector:.0f}")
+        built.append((ann.kind, f"{build_seconds:.0f}", *sizes, f"{num_groups:,}", f"{group_seconds:.0f}"))
+        for name, eligible in selections(len(vectors)).items():
+            recall, qps, slow = measure(ann, vectors, eligible=eligible, num_queries=options.queries)
+            searched.append((ann.kind, name, f"{recall:.3f}", f"{qps:,.0f}", f"{slow:.2f}"))
+            if recall < TARGET:
+                missed.append(f"{ann.kind} at {name}")
+    print(describe_machine())
+    print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers, spread {options.spread}\n")
+    print_table(("kind", "build s", "lists", "nprobe", "bytes/vector", "duplicate groups", "found in s"), built)
+    print()
+    print_table(("kind", "eligible", "recall@10", "QPS per core", "p99 ms"), searched)
+    print(f"\nThe target, recall@10 of {TARGET}, is {'MISSED: ' + ', '.join(missed) if missed else 'met'}.")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--spread", type=float, default=1.5)
+    parser.add_argument("--queries", type=int, default=1_000)
+    parser.add_argument("--keep", type=Path, help="a folder for the vectors, which the next run finds there")
+    options = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="raypipe-benchmark-"))
+    folder = options.keep or scratch
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        name = f"vectors-{options.videos}-{options.dim}-{options.spread}.npy"
+        run(make_vectors(folder / name, options.videos, dim=options.dim, spread=options.spread), options)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""A client of ``raypipe serve``: ``Client("http://127.0.0.1:8000").similar("a.mp4")``. The standard library alone."""
+
+import ipaddress
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from raypipe.errors import ConfigError, RaypipeError
+
+_JSON, _BYTES = "application/json", "application/octet-stream"
+Answer = dict[str, Any]
+
+
+class ClientError(RaypipeError):
+    """The server cannot be reached, or its answer cannot be read."""
+
+
+class AnswerError(ClientError):
+    """The server refused: ``status``, a ``code`` for programs, and its message.
+
+    ``retry_after_seconds`` is given where the same request may succeed later.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, code: str, request_id: str, retry_after_seconds: float | None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.retry_after_seconds = retry_after_seconds
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect could carry the token to another host."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+class Client:
+    """Asks one server; answers are dicts as its OpenAPI describes them. Any thread may use it.
+
+    Every method raises AnswerError where the server refuses, and ClientError where it cannot be reached.
+
+    Raises:
+        ConfigError: ``base_url`` is no http or https address.
+    """
+
+    def __init__(self, base_url: str, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            msg = f"{base_url!r} is no address of a server. Write http://HOST:PORT."
+            raise ConfigError(msg)
+        self.base_url = base_url.rstrip("/")
+        self._token = token
+        self._timeout_seconds = timeout_seconds
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+        if _is_loopback(parts.hostname):
+            handlers.append(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def index(self) -> Answer:
+        """Say which version is served, and what the server can do."""
+        return self._get("/v1/index")
+
+    def videos(
+        self,
+        text: str | None = None,
+        *,
+        category: str | None = None,
+        label: str | None = None,
+        offset: int = 0,
+        limit: int = 48,
+    ) -> Answer:
+        """List the catalogue, or what of it holds a text in its title or id."""
+        query = {"text": text, "category": category, "label": label, "offset": offset, "limit": limit}
+        return self._get("/v1/videos", query)
+
+    def video(self, video_id: str) -> Answer:
+        """Give one video of the catalogue."""
+        return self._get(f"/v1/videos/{_quoted(video_id)}")
+
+    def thumbnail(self, video_id: str) -> bytes:
+        """Give the JPEG of a video."""
+        return self._send("GET", f"/v1/videos/{_quoted(video_id)}/thumbnail")
+
+    def similar(self, video_id: str, *, top_k: int = 20, diversity: float = 0.0, category: str | None = None) -> Answer:
+        """Find videos like one of the catalogue."""
+        query = {"top_k": top_k, "diversity": diversity, "category": category}
+        return self._get(f"/v1/similar/{_quoted(video_id)}", query)
+
+    def recommend(self, history: Sequence[str] = (), *, top_k: int = 20, **options: object) -> Answer:
+        """Recommend to somebody who watched ``history``, the newest last; ``options`` are those of /v1/recommend."""
+        return self._post("/v1/recommend", {"history": list(history), "top_k": top_k, **options})
+
+    def recommend_batch(self, requests: Sequence[Mapping[str, object]]) -> list[Answer]:
+        """Recommend to several; each request holds what ``recommend`` takes."""
+        answers: list[Answer] = self._post("/v1/recommend/batch", {"requests": list(requests)})["answers"]
+        return answers
+
+    def embed(self, video: Path | str, *, top_k: int = 0) -> Answer:
+        """Embed a video that the catalogue does not hold: a Path is sent, a str is a URI that the server reads."""
+        return self._video("/v1/embed", video, {"top_k": top_k})
+
+    def classify(self, video: Path | str, *, top_k: int = 5, neighbors: int = 0) -> Answer:
+        """Label a video: a Path is sent, a str is a URI that the server reads."""
+        return self._video("/v1/classify", video, {"top_k": top_k, "neighbors": neighbors})
+
+    def reload(self) -> Answer:
+        """Have the server take up a new version of its index now."""
+        return self._post("/v1/admin/reload", None)
+
+    def rollback(self) -> Answer:
+        """Have the server go back to the version before."""
+        return self._post("/v1/admin/rollback", None)
+
+    def _get(self, path: str, query: Mapping[str, object] = {}) -> Answer:
+        return self._parse(self._send("GET", path, query))
+
+    def _post(self, path: str, body: object) -> Answer:
+        return self._parse(self._send("POST", path, data=json.dumps(body).encode(), kind=_JSON))
+
+    def _video(self, path: str, video: Path | str, query: Mapping[str, object]) -> Answer:
+        if isinstance(video, str):
+            return self._parse(self._send("POST", path, query, json.dumps({"uri": video}).encode(), _JSON))
+        try:
+            data = video.read_bytes()
+        except OSError as error:
+            msg = f"Cannot read {str(video)!r}: {error.strerror}. A URI that the server should read is a str."
+            raise ConfigError(msg) from None
+        return self._parse(self._send("POST", path, query, data, _BYTES))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, object] = {},
+        data: bytes | None = None,
+        kind: str | None = None,
+    ) -> bytes:
+        given = {name: value for name, value in query.items() if value is not None}
+        url = f"{self.base_url}{path}" + (f"?{urlencode(given)}" if given else "")
+        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        if kind is not None:
+            headers["Content-Type"] = kind
+        request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - http or https, checked
+        try:
+            answer: HTTPResponse
+            with self._opener.open(request, timeout=self._timeout_seconds) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _refused(error) from None
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            msg = f"Cannot ask {self.base_url}: {reason}."
+            raise ClientError(msg) from error
+
+    def _parse(self, body: bytes) -> Answer:
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            msg = f"{self.base_url} does not answer like raypipe serve: {body[:100]!r}."
+            raise ClientError(msg)
+        return answer
+
+
+def _refused(error: urllib.error.HTTPError) -> AnswerError:
+    body = error.read()
+    try:
+        answer = json.loads(body)
+        code, message = str(answer["error"]["code"]), str(answer["error"]["message"])
+        request_id = str(answer["request_id"])
+    except (ValueError, KeyError, TypeError):  # of a proxy before the server
+        code, message = "", " ".join(body[:200].decode(errors="replace").split()) or str(error.reason)
+        request_id = str(error.headers.get("X-Request-Id", ""))
+    after = error.headers.get("Retry-After", "")
+    return AnswerError(
+        message,
+        status=error.code,
+        code=code,
+        request_id=request_id,
+        retry_after_seconds=float(after) if after.isdigit() else None,
+    )
+
+
+def _quoted(video_id: str) -> str:
+    return quote(video_id, safe="")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

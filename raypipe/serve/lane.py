@@ -1,0 +1,61 @@
+"""Work of an index between the event loop and threads: what is short blocks less than a change of threads costs."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+LONG_SECONDS = 0.005
+_WEIGHT = 0.3  # of the latest time in the average
+_TIMED_EVERY = 32  # calls: to ask for the time takes a tenth of a short search
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Kind:
+    """How long work of one kind takes."""
+
+    num_calls: int = 0
+    seconds: float = 0.0
+
+
+class Lane:
+    """Runs work in turn, one piece in the event loop at a time, so that between two others can be refused.
+
+    Work that takes long by its kind, going by a sample, is done by a few threads.
+    """
+
+    def __init__(self, *, long_seconds: float = LONG_SECONDS, num_threads: int | None = None) -> None:
+        self._long_seconds = long_seconds
+        self._kinds: dict[str, _Kind] = {}
+        self._turn = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1), thread_name_prefix="search")
+
+    async def run(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do the work here or in a thread, and give or raise what it does."""
+        kind = self._kinds.setdefault(name, _Kind())
+        if kind.seconds > self._long_seconds:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, lambda: _sampled(kind, work, *args, **kwargs))
+        async with self._turn:
+            return _sampled(kind, work, *args, **kwargs)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _sampled(kind: _Kind, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    kind.num_calls += 1
+    if kind.num_calls % _TIMED_EVERY != 1:
+        return work(*args, **kwargs)
+    start = time.thread_time()  # of this thread alone: on a busy machine others take turns meanwhile
+    try:
+        return work(*args, **kwargs)
+    finally:
+        seconds = time.thread_time() - start
+        kind.seconds = seconds if kind.num_calls == 1 else kind.seconds + _WEIGHT * (seconds - kind.seconds)

@@ -1,0 +1,144 @@
+"""Decode and embed one video as ``raypipe embed`` did those of an index, and label it; plain Python, without Ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raypipe.config.embed import DecodeConfig
+from raypipe.errors import FingerprintError, IndexVersionError
+from raypipe.serve.http_errors import HttpError
+from raypipe.serve.sources import Prefixes, Source
+from raypipe.status import HAS_FRAMES
+from raypipe.storage import Folder
+from raypipe.video.protocol import DecodeRequest, Limits, Pixels
+from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+
+if TYPE_CHECKING:
+    from raypipe.models.weights import Weights
+
+_FLOAT16_MAX = 65_504.0
+_NEEDED = ("backbone", "weights", "sampling", "resize_size", "crop_size", "dtype")
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSettings:
+    """What made the embeddings of an index, from its manifest."""
+
+    fingerprint: str
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> "EmbeddingSettings":
+        """Those that an index version's manifest tells.
+
+        Raises:
+            IndexVersionError: it does not tell all of them.
+        """
+        embeddings = manifest.get("embeddings") or {}
+        settings = embeddings.get("settings") or {}
+        if missing := [name for name in _NEEDED if name not in settings]:
+            msg = (
+                f"The index does not say how its videos were embedded: {', '.join(missing)} is missing. Build it again."
+            )
+            raise IndexVersionError(msg)
+        return cls(str(embeddings.get("fingerprint", "")), settings)
+
+    @property
+    def backbone(self) -> str:
+        """The network's name."""
+        return str(self.settings["backbone"])
+
+    def decode_request(self, decode: DecodeConfig) -> DecodeRequest:
+        """What is asked of a video."""
+        sampling = self.settings["sampling"]
+        num_frames = sampling.get("num_frames", 1)
+        return DecodeRequest(
+            mode=sampling["mode"],
+            num_frames=num_frames,
+            fps=sampling.get("fps", 1.0),
+            max_frames=sampling.get("max_frames", num_frames),
+            nearest_keyframe=sampling.get("nearest_keyframe", False),
+            resize_size=self.settings["resize_size"],
+            crop_size=self.settings["crop_size"],
+            limits=Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds),
+        )
+
+    def resolve_weights(self, weights: str) -> "Weights":
+        """Find the weights, and hold them against those of the index.
+
+        Raises:
+            WeightsError: they cannot be found, read or fitted.
+            FingerprintError: they are others than those that embedded the index.
+        """
+        from raypipe.models.weights import resolve_weights  # noqa: PLC0415 - seconds, for torch
+
+        found = resolve_weights(self.backbone, weights, read_bytes=_read_bytes)
+        if found.digest != self.settings["weights"]:
+            msg = (
+                f"The weights {weights!r} are not those of the index: their digest is {found.digest[:16]}…, the index "
+                f"was embedded with {str(self.settings['weights'])[:16]}…. Give embedder.weights, or enabled=false."
+            )
+            raise FingerprintError(msg)
+        return found
+
+
+class VideoDecoder:
+    """Fetches a video and decodes it in the sandbox, one at a time."""
+
+    def __init__(self, settings: EmbeddingSettings, *, prefixes: Prefixes, decode: DecodeConfig) -> None:
+        self._prefixes = prefixes
+        self._max_size_bytes = decode.max_size_bytes
+        self._sandbox = DecodeSandbox(
+            settings.decode_request(decode),
+            decoder=decode.decoder,
+            timeout_seconds=decode.timeout_seconds,
+            memory_bytes=decode.memory_bytes,
+        )
+        self._sandbox.isolation()  # starts the child now, not in the first video's time
+
+    def decode(self, source: Source) -> DecodedVideo:
+        """Give the frames of a video.
+
+        Raises:
+            HttpError: it may not be read, or has none; the message says why.
+            ObjectError: it cannot be read.
+            StorageError: the storage refuses or cannot be reached.
+        """
+        with self._prefixes.open(source, max_size_bytes=self._max_size_bytes) as file:
+            video = self._sandbox.decode(file)
+        if video.status not in HAS_FRAMES:
+            raise HttpError(422, f"The video cannot be decoded ({video.status}): {video.error}", "undecodable")
+        return video
+
+    def close(self) -> None:
+        """End the sandbox."""
+        self._sandbox.close()
+
+
+def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors, npt.NDArray[np.float16]]]:  # noqa: ANN401 - importing its type takes seconds
+    """Embed the frames of several videos together: the embedding [D] and the vectors [T, D] of each.
+
+    Raises:
+        HttpError: a vector is not made of numbers.
+    """
+    vectors = np.clip(backbone.embed(np.concatenate(videos)), -_FLOAT16_MAX, _FLOAT16_MAX)
+    if np.isnan(vectors).any():
+        raise HttpError(500, "The backbone gave vectors that are not numbers.")
+    parts = np.split(vectors, np.cumsum([len(frames) for frames in videos])[:-1])
+    return [(mean_embedding(part), part.astype(np.float16)) for part in parts]
+
+
+def mean_embedding(vectors: Vectors) -> Vectors:
+    """The L2-normalised mean [D] of frames [T, D], to the last bit that which ``raypipe embed`` stores."""
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    normal: Vectors = (mean / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny)).astype(np.float32)
+    return normal
+
+
+def _read_bytes(uri: str) -> bytes:
+    parent, _, name = Folder(uri).uri.rpartition("/")
+    return Folder(parent or "/").read(name)

@@ -1,0 +1,215 @@
+"""``raypipe serve`` as a person starts it: a process of its own, with a Ray of its own, behind HAProxy."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from helpers import kill_one, pids_of, wait_until
+from serve_load import Load, get, post
+from served_apps import NUM_EMBEDDED, Endpoint, Source, free_port, serve_config
+
+from raypipe import schema
+from raypipe.client import AnswerError, Client
+from raypipe.serve.haproxy import find_binary
+
+pytestmark = pytest.mark.timeout(600)
+TOKEN = "s3cret"  # noqa: S105 - a test's
+_REPLICA = "ServeReplica:raypipe:Api"
+_MAX_IN_FLIGHT = 4
+_MAX_GROWTH_BYTES = 100_000_000
+
+
+class Command:
+    """A running ``raypipe serve``; what it printed is in ``log``."""
+
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
+        self.log = folder / "serve.log"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "raypipe", "serve", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**environment, "COLUMNS": "200", **variables},
+            )
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait_until_ready(self) -> None:
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.said()
+            return "Stop with Ctrl-C" in self.said()
+
+        wait_until(is_ready, timeout_seconds=240, what="the endpoint")
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(120)
+
+
+@pytest.fixture(scope="module")
+def command(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Command, Endpoint]]:
+    """Two replicas of the index, with everything, a token and little room."""
+    folder = tmp_path_factory.mktemp("serve")
+    limits = {"max_in_flight": _MAX_IN_FLIGHT}
+    replicas = {"min": 2, "max": 2, "num_cpus": 0.1}
+    config = serve_config(source, folder / "cache", limits=limits, replicas=replicas)
+    (folder / "serve.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    started = Command(folder, str(folder / "serve.yaml"), RAYPIPE_API_TOKEN=TOKEN)
+    try:
+        started.wait_until_ready()
+        ids = source.items[schema.VIDEO_ID].to_pylist()[:NUM_EMBEDDED]
+        yield started, Endpoint(f"http://127.0.0.1:{config.port}", config, ids, source)
+    finally:
+        if started.process.poll() is None:
+            started.stop()
+
+
+@pytest.fixture
+def client(command: tuple[Command, Endpoint]) -> Client:
+    """A client with the token."""
+    return Client(command[1].url, TOKEN, timeout_seconds=120)
+
+
+def test_it_says_where_it_is_and_answers(command: tuple[Command, Endpoint], client: Client) -> None:
+    started, endpoint = command
+    said = started.said()
+    assert f"Serving {endpoint.source.index.uri} on {endpoint.url} " in said
+    assert ("HAProxy" in said) == (find_binary() is not None)
+    assert f"The page: {endpoint.url}/" in said
+    assert "Without /v1/embed" not in said
+    assert "Traceback" not in said
+    assert TOKEN not in said
+    assert client.index()["num_videos"] == 2012
+    assert len(client.similar(endpoint.ids[0], top_k=5)["results"]) == 5
+    assert client.classify(f"{endpoint.source.videos.uri}/{endpoint.ids[0]}", neighbors=1)["label"]
+
+
+def test_the_token_is_asked_for(command: tuple[Command, Endpoint]) -> None:
+    url = command[1].url
+    for path in ("/v1/index", "/v1/videos", "/v1/none", "/none"):
+        response = httpx.get(f"{url}{path}")
+        assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")
+    with pytest.raises(AnswerError, match="is wrong"):
+        Client(url, "other").index()
+    for path in ("/", "/page/app.js", "/healthz", "/readyz", "/metrics", "/openapi.json"):
+        assert httpx.get(f"{url}{path}").status_code == 200
+
+
+@pytest.mark.skipif(find_binary() is None, reason="no HAProxy")
+def test_nothing_of_haproxy_is_open_to_others(command: tuple[Command, Endpoint]) -> None:
+    port = command[1].config.port
+    listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
+    addresses = [line.split()[3] for line in listening if '"haproxy"' in line]
+    assert f"127.0.0.1:{port}" in addresses
+    assert all(address.startswith("127.0.0.1:") for address in addresses)
+
+
+def test_a_replica_is_killed_under_load(command: tuple[Command, Endpoint], client: Client) -> None:
+    endpoint = command[1]
+    requests = [
+        *(get(f"/v1/similar/{one}?top_k=10") for one in endpoint.ids),
+        post("/v1/recommend", {"history": endpoint.ids[:3], "top_k": 10}),
+    ]
+    with Load(endpoint.url, requests, connections=_MAX_IN_FLIGHT, token=TOKEN) as load:
+        wait_until(lambda: load.num_answered > 500, what="500 answers")
+        before = set(pids_of(_REPLICA))
+        assert kill_one(_REPLICA)
+        wait_until(lambda: len(set(pids_of(_REPLICA)) - before) == 1, what="a new replica")
+        after = load.num_answered
+        wait_until(lambda: load.num_answered > max(4000, after + 500), what="4000 answers")
+    assert len(load.failures) <= load.num_answered / 1000, load.failures[:10]
+    assert client.index()["num_videos"] == 2012
+
+
+def test_too_much_is_refused_and_nothing_else_happens(command: tuple[Command, Endpoint]) -> None:
+    endpoint = command[1]
+    wait_until(lambda: len(pids_of(_REPLICA)) == 2, what="both replicas")
+    requests = [post("/v1/recommend", {"history": endpoint.ids, "diversity": 0.5, "top_k": 50})]
+    resident = sum(resident_bytes(pid) for pid in pids_of(_REPLICA))
+    with Load(endpoint.url, requests, connections=2 * 3 * _MAX_IN_FLIGHT, token=TOKEN) as load:
+        wait_until(lambda: load.num_answered > 3000 and load.statuses[429], what="3000 answers and a refusal")
+    assert load.failures == []
+    assert set(load.statuses) == {200, 429}
+    assert sum(resident_bytes(pid) for pid in pids_of(_REPLICA)) < resident + _MAX_GROWTH_BYTES
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory of a process."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_cleanly(source: Source, tmp_path: Path, number: signal.Signals) -> None:
+    port = str(free_port())
+    given = (
+        "--index",
+        source.index.uri,
+        "--port",
+        port,
+        "--set",
+        "embedder.enabled=false",
+        "--set",
+        f"cache={tmp_path}",
+    )
+    started = Command(tmp_path, *given)
+    started.wait_until_ready()
+    assert (
+        "Without /v1/embed and /v1/classify. This server embeds no videos: embedder.enabled is false." in started.said()
+    )
+    assert httpx.get(f"http://127.0.0.1:{port}/v1/index").json()["can_embed"] is False
+    mine = pids_of(_REPLICA)
+    started.process.send_signal(number)
+    assert started.process.wait(120) == 0
+    assert started.said().count("\n") == 3
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/healthz")
+    wait_until(lambda: not pids_of(port, "haproxy.cfg"), what="the end of HAProxy")
+    assert len(pids_of(_REPLICA)) < len(mine)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        ((), {}, "error: 'index' is missing: give --index or the key 'index' in the YAML file."),
+        (("--index", "{empty}"), {}, "error: {empty} holds no index. Run raypipe index with it as --output."),
+        (
+            ("--index", "{index}", "--host", "::"),
+            {},
+            "error: host='::' is open to other machines without a token. Set ",
+        ),
+        (
+            ("--index", "{index}"),
+            {"RAYPIPE_API_TOKEN": ""},
+            "error: RAYPIPE_API_TOKEN is empty or holds what no header",
+        ),
+        (("--index", "{index}", "--port", "{taken}"), {}, "error: Cannot listen on 127.0.0.1 port {taken}: Address "),
+        (
+            ("--index", "{index}", "--set", "embedder.enabled=true", "--set", "embedder.weights=/none.pth"),
+            {},
+            "error: Cannot read the weights '/none.pth': ",
+        ),
+        (("--index", "{index}", "--model", "{empty}"), {}, "error: {empty} holds no model: "),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_anything_starts(
+    endpoint: Endpoint, tmp_path: Path, arguments: tuple[str, ...], variables: dict[str, str], expected: str
+) -> None:
+    names = {"empty": tmp_path / "empty", "index": endpoint.source.index.uri, "taken": endpoint.config.port}
+    given = [argument.format(**names) for argument in arguments]
+    if "--port" not in given:
+        given += ["--port", str(free_port())]
+    failed = Command(tmp_path, *given, **variables)
+    assert failed.process.wait(120) == 2
+    assert failed.said().startswith(expected.format(**names))
+    assert failed.said().count("\n") == 1

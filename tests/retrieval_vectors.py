@@ -1,0 +1,71 @@
+"""Vectors and small indexes made in memory: no files, no projection learned."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raypipe.config import IndexSettings
+from raypipe.retrieval.ann import Ann
+from raypipe.retrieval.filters import Eligible
+from raypipe.retrieval.index import VideoIndex
+from raypipe.retrieval.items import Items
+from raypipe.retrieval.projection import Projection
+
+Half = npt.NDArray[np.float16]
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "flat": {"flat_below": 10**9},
+    "ivf_sq8": {"flat_below": 1},
+    "compact": {"flat_below": 1, "compact": True},
+}
+
+
+def clustered(num_vectors: int, *, dim: int, seed: int = 0, spread: float = 1.0) -> Half:
+    """Unit vectors around centres, some of which are far more crowded than others."""
+    chance = np.random.default_rng(seed)
+    centres = units(chance.standard_normal((max(4, num_vectors // 200), dim)))
+    crowds = 1 / np.sqrt(np.arange(1, len(centres) + 1))
+    chosen = chance.choice(len(centres), num_vectors, p=crowds / crowds.sum())
+    distances = chance.uniform(0.5, 1.5, (num_vectors, 1)) * spread / np.sqrt(dim)
+    return units(centres[chosen] + distances * chance.standard_normal((num_vectors, dim))).astype(np.float16)
+
+
+def units(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Of length one each."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def settings_of(kind: str, **options: Any) -> IndexSettings:  # noqa: ANN401 - settings
+    """What makes an index of that kind, of 64 vectors or more."""
+    return IndexSettings(**{**KINDS[kind], **options})
+
+
+def eligible_among(mask: npt.NDArray[np.bool_]) -> Eligible:
+    """What a filter that leaves those would give."""
+    return Eligible(np.packbits(mask, bitorder="little"), int(mask.sum()), len(mask))
+
+
+def true_neighbours(vectors: Half, query: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_]) -> list[int]:
+    """All positions of the mask, the nearest first, of equal ones the lowest first."""
+    wide = vectors.astype(np.float64)
+    scores = wide @ query.astype(np.float64)
+    allowed = np.flatnonzero(mask)
+    return allowed[np.lexsort((allowed, -scores[allowed]))].tolist()
+
+
+def index_of(vectors: Half, columns: Mapping[str, Sequence[Any]], *, kind: str = "flat") -> VideoIndex:
+    """An index of vectors with some columns beside ``video_id``, v0, v1, …; its projection changes nothing."""
+    ids = [f"v{row}" for row in range(len(vectors))]
+    table = pa.table({"video_id": ids, **columns})
+    dim = vectors.shape[1]
+    projection = Projection(np.zeros(dim, np.float32), np.eye(dim, dtype=np.float32))
+    ann = Ann.build(vectors, settings=settings_of(kind))
+    return VideoIndex(
+        manifest={"id": "20240531T120000-0a1b2c3d"},
+        items=Items(table, None),
+        vectors=vectors,
+        projection=projection,
+        ann=ann,
+    )

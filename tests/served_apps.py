@@ -1,0 +1,126 @@
+"""An endpoint with everything: an index of embedded videos, what embeds more of them, and a classifier."""
+
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from classify_outputs import save_model
+from helpers import upload
+from ray import serve
+from served_index import make_items, put_version
+
+from raypipe import schema
+from raypipe.client import Client
+from raypipe.config import EmbedConfig, ServeConfig, load_config
+from raypipe.embed.pipeline import run_embed
+from raypipe.sealed.dataset import embeddings_manifests, read_embeddings
+from raypipe.serve.app import build_app
+from raypipe.serve.run import base_url
+from raypipe.storage import Folder
+
+CHEAP = ("backbone.name=resnet18", "backbone.weights=random", "sampling.num_frames=2", "resources.concurrency=1")
+NUM_EMBEDDED, NUM_MADE_UP = 12, 2000
+_DIM = 512
+LABELS = ("cat", "dog", "fish", "horse")
+FREE_OF_CHARGE = {"min": 1, "max": 1, "num_cpus": 0.0}  # the tests' Ray has two processors, for jobs too
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where it is, and what it was made from."""
+
+    url: str
+    config: ServeConfig
+    ids: list[str]  # of videos that were embedded; the catalogue has others
+    source: "Source"
+
+    @property
+    def client(self) -> Client:
+        """A client of it."""
+        return Client(self.url, timeout_seconds=120)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an index is made from; ``put`` may be called again for another version of the same videos."""
+
+    index: Folder
+    videos: Folder
+    items: pa.Table
+    embeddings: np.ndarray[Any, np.dtype[np.float32]]
+    thumbnails: list[bytes | None]
+    about: dict[str, Any]
+    model: Path
+
+    def put(self, *, live: bool = True) -> str:
+        """Put a version."""
+        return put_version(
+            self.index, self.items, self.embeddings, thumbnails=self.thumbnails, about=self.about, live=live
+        )
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def make_source(work: Path) -> Source:
+    """Embed a few real videos in a bucket, and put an index of them among many that are made up."""
+    place = Folder(f"s3://videos/{secrets.token_hex(8)}")
+    videos, embeddings, index = (Folder(place.child(name)) for name in ("in", "embeddings", "index"))
+    upload(videos, NUM_EMBEDDED)
+    run_embed(load_config(EmbedConfig, values={"input": videos.uri, "output": embeddings.uri}, overrides=CHEAP))
+    manifest = embeddings_manifests(embeddings)[0]
+    table = pa.concat_tables(read_embeddings(embeddings))
+    real = np.stack([np.asarray(one, np.float32) for one in table[schema.EMBEDDING].to_pylist()])
+    made_up, _ = make_items(NUM_EMBEDDED + NUM_MADE_UP)
+    ids = table[schema.VIDEO_ID].to_pylist() + made_up[schema.VIDEO_ID].to_pylist()[NUM_EMBEDDED:]
+    items = made_up.set_column(0, schema.VIDEO_ID, pa.array(ids))
+    chance = np.random.default_rng(0)
+    others = real[chance.integers(len(real), size=NUM_MADE_UP)] + 0.05 * chance.standard_normal((NUM_MADE_UP, _DIM))
+    about = {name: manifest[name] for name in ("fingerprint", "settings")} | {"uri": embeddings.uri}
+    source = Source(
+        index=index,
+        videos=videos,
+        items=items,
+        embeddings=np.concatenate([real, others.astype(np.float32)]),
+        thumbnails=[*table[schema.THUMBNAIL].to_pylist(), *([None] * NUM_MADE_UP)],
+        about=about,
+        model=save_model(work / "model", dim=_DIM, mark=manifest["fingerprint"], names=LABELS),
+    )
+    source.put()
+    return source
+
+
+def serve_config(source: Source, cache: Path, **keys: Any) -> ServeConfig:  # noqa: ANN401 - of any type
+    """Serve all of it on a free port."""
+    given: dict[str, Any] = {
+        "index": source.index.uri,
+        "model": str(source.model),
+        "port": free_port(),
+        "cache": str(cache),
+        "reload_seconds": 0.2,
+        "embedder": {"weights": "random", "enabled": True, "allowed_prefixes": [source.videos.uri]},
+        "replicas": FREE_OF_CHARGE,
+        "model_replicas": FREE_OF_CHARGE,
+    }
+    return ServeConfig.model_validate(given | keys)
+
+
+@contextmanager
+def served_here(config: ServeConfig, source: Source) -> Iterator[Endpoint]:
+    """Run the application on the Ray that this process is connected to, behind Serve's own proxy."""
+    serve.start(http_options={"host": config.host, "port": config.port})
+    try:
+        serve.run(build_app(config), name="raypipe", route_prefix="/")
+        yield Endpoint(base_url(config), config, source.items[schema.VIDEO_ID].to_pylist()[:NUM_EMBEDDED], source)
+    finally:
+        serve.shutdown()
