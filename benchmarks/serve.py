@@ -3,12 +3,12 @@
     python benchmarks/serve.py [--videos 100000] [--seconds 8] [--connections 1 16 64]
 
 The pattern is a FastAPI ingress that hands each request to a deployment which searches with faiss in batches
-(``@serve.batch``), at Serve's defaults but for ``max_ongoing_requests``, without which no batch fills. raypipe
-searches inside its ingress; it is measured behind Serve's Python proxy and, where its binary is there, behind HAProxy.
-All search the same faiss file. ``similar`` asks for the 10 nearest of a random video; ``recommend`` sends a history of
-10 and a category, and takes 20. The load is ``wrk`` (``apt-get install wrk``) on this machine, so that it takes its
-share of the processors from each. Answers of raypipe hold the videos' fields and why each is there; the pattern's ids
-and scores.
+(``@serve.batch``), at Serve's defaults but for ``max_ongoing_requests``, without which no batch fills: two replicas in
+all. raypipe searches inside its ingress, and has two replicas of it; it is measured behind Serve's Python proxy and,
+where its binary is there, behind HAProxy. All search the same faiss file. ``similar`` asks for the 10 nearest of a
+random video; ``recommend`` sends a history of 10 and a category, and takes 20. The load is ``wrk`` (``apt-get install
+wrk``) on this machine, so that it takes its share of the processors from each. Answers of raypipe hold the videos'
+fields and why each is there; the pattern's ids and scores.
 """
 
 import argparse
@@ -238,17 +238,9 @@ def main() -> None:
 def _ways(index: Path) -> Iterator[tuple[str, list[str], dict[str, str], str, int]]:
     """What is measured: its name, how it is started, the prefix of its paths, and its port."""
     port = _free_port()
-    ours = [
-        sys.executable,
-        "-m",
-        "raypipe",
-        "serve",
-        "--index",
-        str(index),
-        "--set",
-        "embedder.enabled=false",
-        "--port",
-    ]
+    options = ("embedder.enabled=false", "replicas.min=2", "replicas.max=2")
+    settings = [word for option in options for word in ("--set", option)]
+    ours = [sys.executable, "-m", "raypipe", "serve", "--index", str(index), *settings, "--port"]
     yield "documented pattern", [sys.executable, __file__, "--plain", str(index), str(port)], {}, "", port
     port = _free_port()
     yield "raypipe, Python proxy", [*ours, str(port)], {"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "/v1", port

@@ -15,14 +15,13 @@ import numpy.typing as npt
 from raypipe.config import IndexSettings
 from raypipe.errors import IndexVersionError
 from raypipe.retrieval import quantised
-from raypipe.retrieval.exact import Floats, Positions, Vectors, best, dots
+from raypipe.retrieval.exact import ROUNDING, Floats, Positions, Vectors, best, dots
 from raypipe.retrieval.filters import Eligible
 from raypipe.retrieval.quantised import FaissIndex, Kind
 from raypipe.retrieval.trials import RANK, least_nprobe, make_trials
 
 SCANNED = 5_000  # so few eligible vectors are compared one by one, sooner than faiss has found the best of them
-_ROUNDING = 1e-6  # what two sums of the same products may differ by
-_POOL: dict[Kind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (5, 150)}  # times top_k, plus
+_POOL: dict[Kind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (10, 400)}  # times top_k, plus
 _NEARLY_ALL = 0.9  # of the vectors: what so weak a filter leaves is searched as if there were none
 _CHANGE = 0.05  # of the results, that more lists may still exchange when they are enough
 
@@ -187,7 +186,7 @@ class Ann:
             found = scan(count=count)
             scores = dots(self._vectors, found, query)
             better = best(np.concatenate([top[0], scores]), np.concatenate([top[1], found]), top_k)
-            if len(found) < count or scores[-1] < better[0][-1] - _ROUNDING:
+            if len(found) < count or scores[-1] < better[0][-1] - ROUNDING:
                 return better, len(found)
             count *= 4
 
@@ -200,8 +199,8 @@ class Ann:
         """Choose ``nprobe`` and measure the recall."""
         choose, measure = make_trials(self._vectors, seed=seed)
 
-        def search(queries: Floats, top_k: int) -> Positions:
-            return self.search(queries, top_k=top_k)[1]
+        def search(queries: Floats, top_k: int) -> Floats:
+            return self.search(queries, top_k=top_k)[0]
 
         def recall(nprobe: int) -> float:
             self.nprobe = nprobe

@@ -7,6 +7,7 @@ Vectors = npt.NDArray[np.float16]  # [N, d], of unit length
 Floats = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
 
+ROUNDING = 1e-6  # what two sums of the same products may differ by
 _ROWS = 1_024  # widened at a time: at 256 numbers a row they stay in the processor's cache
 _BLOCK_ROWS = 8_192  # multiplied at a time
 _SIGN_AND_NUMBER = np.int32(-0x70002000)  # 0x8fffe000: what stays of a float16 that is shifted into a float32's place

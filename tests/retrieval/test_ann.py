@@ -14,7 +14,7 @@ from raypipe.retrieval.ann import Ann
 from raypipe.retrieval.trials import trial_queries
 
 VECTORS = clustered(2_000, dim=24)
-VECTORS[1_500:1_540] = VECTORS[3]  # equal ones, among which the position decides
+VECTORS[1_500:1_850] = VECTORS[3]  # more equal ones than are asked of faiss at first: the position decides
 EVERY = np.ones(len(VECTORS), np.bool_)
 
 
@@ -62,6 +62,16 @@ def test_without_a_filter_a_flat_index_is_exact(ann: Ann) -> None:
 def test_of_equal_vectors_the_first_ones_are_found(ann: Ann) -> None:
     _, positions = ann.search(VECTORS[3:4].astype(np.float32), top_k=5)
     assert positions[0].tolist() == [3, 1_500, 1_501, 1_502, 1_503]
+
+
+def test_what_a_filter_leaves_far_from_the_query_is_found(ann: Ann) -> None:
+    for row in range(0, 1_000, 50):
+        query = VECTORS[row].astype(np.float32)
+        far = VECTORS.astype(np.float32) @ query
+        mask = far < np.quantile(far, 0.2)
+        _, positions = ann.search(query[None], top_k=30, eligible=eligible_among(mask))
+        assert mask[positions[0]].all()
+        assert len(set(positions[0].tolist()) & set(true_neighbours(VECTORS, query, mask)[:30])) >= 24
 
 
 def test_a_batch_gives_what_each_alone_gives(ann: Ann) -> None:

@@ -24,9 +24,15 @@ def test_a_recall_that_no_number_of_lists_reaches_stops_the_search() -> None:
     assert max(asked) == 32  # twice 16, which was as good
 
 
-def test_recall_is_the_part_that_is_found() -> None:
-    trials = Trials(np.zeros((2, 3), np.float32), np.array([[1, 2], [3, 4]]))
-    assert trials.recall(lambda _queries, top_k: np.array([[2, 9], [4, 3]])[:, :top_k]) == 0.75
+def test_recall_is_the_part_as_near_as_the_nearest() -> None:
+    trials = Trials(np.zeros((2, 3), np.float32), np.array([0.5, 0.8], np.float32), 2)
+    assert trials.recall(lambda _queries, top_k: np.array([[0.9, 0.4], [0.9, 0.8]])[:, :top_k]) == 0.75
+
+
+def test_of_equal_vectors_any_is_found() -> None:
+    vectors = np.ones((100, 1), np.float16)
+    trials, _ = make_trials(vectors, seed=0)
+    assert trials.recall(lambda queries, top_k: np.ones((len(queries), top_k), np.float32)) == 1
 
 
 def test_queries_are_of_length_one_and_half_are_vectors_of_the_index() -> None:
@@ -37,4 +43,4 @@ def test_queries_are_of_length_one_and_half_are_vectors_of_the_index() -> None:
     assert 15 <= np.sum(closest > 0.999) <= 30
     first, second = make_trials(vectors, seed=0)
     assert not np.array_equal(first.queries, second.queries)
-    assert first.truth.shape == second.truth.shape == (256, 10)
+    assert first.lowest.shape == second.lowest.shape == (256,)

@@ -90,6 +90,25 @@ def test_a_broken_version_leaves_the_old_one(folder: Folder, start: Start, name:
     assert index.broken is None
 
 
+def test_a_broken_version_is_not_loaded_again_and_again(
+    folder: Folder, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    current, fetch = Versions.current, Versions.fetch
+    monkeypatch.setattr(Versions, "current", lambda self: asked.append("current") or current(self))
+    monkeypatch.setattr(Versions, "fetch", lambda self, *given: asked.append("fetch") or fetch(self, *given))
+    put_index(folder)
+    index = start(reload_seconds=0.01)
+    damage(folder, put_index(folder, seed=1))
+    wait_until(lambda: index.broken, what="the broken version")
+    asked.clear()
+    wait_until(lambda: asked.count("current") > 3, what="more polls")
+    assert "fetch" not in asked
+    with pytest.raises(IndexVersionError):
+        index.reload()
+    assert asked.count("fetch") == 1  # asked for by somebody, it is tried
+
+
 def test_what_current_says_may_be_nonsense(folder: Folder, start: Start) -> None:
     first = put_index(folder)
     index = start(reload_seconds=0.01)

@@ -85,6 +85,7 @@ def test_videos_are_decoded_and_embedded_together_as_alone(tmp_path: Path) -> No
         assert frame_embeddings.shape == (2, 512)
         assert frame_embeddings.dtype == np.float16
         assert embedding == pytest.approx(alone[0], abs=1e-5)
+        assert embedding == pytest.approx(mean_embedding(backbone.embed(frames)), abs=1e-5)
         assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
 
 
