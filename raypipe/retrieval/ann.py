@@ -21,6 +21,7 @@ from raypipe.retrieval.quantised import FaissIndex, Kind
 from raypipe.retrieval.trials import RANK, least_nprobe, make_trials
 
 SCANNED = 5_000  # so few eligible vectors are compared one by one, sooner than faiss has found the best of them
+_CODES_PER_VECTOR = 16  # that faiss passes over, most of them not eligible, in the time of one such comparison
 _POOL: dict[Kind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (10, 400)}  # times top_k, plus
 _NEARLY_ALL = 0.9  # of the vectors: what so weak a filter leaves is searched as if there were none
 _CHANGE = 0.05  # of the results, that more lists may still exchange when they are enough
@@ -130,15 +131,16 @@ class Ann:
             msg = f"The query is {query.shape}; the vectors have {self.dim} numbers."
             raise ValueError(msg)
         count = len(self._vectors) if eligible is None else eligible.count
-        top_k = min(top_k, count)
-        if count <= max(SCANNED, 4 * top_k):
+        if not (top_k := min(top_k, count)):
+            return _NOTHING
+        if count <= max(SCANNED, 4 * top_k, self._codes_to_pass(top_k, count) // _CODES_PER_VECTOR):
             positions = np.arange(count) if eligible is None else eligible.positions()
             return best(dots(self._vectors, positions, query), positions, top_k)
         selector = None if eligible is None else quantised.selector(eligible.bitmap)
         if self.kind == "flat":
             scan = partial(quantised.scan_all, self._index, query, selector=selector)
             return self._extend(_NOTHING, query, top_k, scan)[0]
-        return self._by_lists(query, top_k, selector, share=count / len(self._vectors))
+        return self._by_lists(query, top_k, selector, count)
 
     def nearest_lists(self, vectors: Vectors, count: int) -> Positions:
         """The numbers ``[N, ≤ count]`` of the lists that are nearest to each vector; a flat index is one list."""
@@ -146,14 +148,24 @@ class Ann:
             return np.zeros((len(vectors), 1), np.int64)
         return quantised.nearest_lists_of_all(self._index, vectors, min(count, self.nlist))
 
-    def _by_lists(self, query: Floats, top_k: int, selector: FaissIndex | None, *, share: float) -> Ranked:
+    def _num_lists(self, top_k: int, count: int) -> float:
+        """How many lists are about enough: more for more results, and where a filter leaves less of each."""
+        return min(self.nlist, self.nprobe * math.sqrt(max(1, top_k / RANK) * len(self._vectors) / count))
+
+    def _codes_to_pass(self, top_k: int, count: int) -> int:
+        """How many codes the lists hold that a filtered search goes through; none where nothing is filtered."""
+        if self.kind == "flat" or count > _NEARLY_ALL * len(self._vectors):
+            return 0
+        return int(self._num_lists(top_k, count) * len(self._vectors) / self.nlist)
+
+    def _by_lists(self, query: Floats, top_k: int, selector: FaissIndex | None, count: int) -> Ranked:
         """Scan the nearest lists; where a filter leaves few of each, more of them, until more change nothing.
 
         What a filter leaves may be far from the query, where the order of the lists says little: so how many lists are
         enough is seen, not computed.
         """
-        filtered = share < _NEARLY_ALL
-        width = math.ceil(self.nprobe * math.sqrt(max(1, top_k / RANK) / share) / (2 if filtered else 1))
+        filtered = count < _NEARLY_ALL * len(self._vectors)
+        width = math.ceil(self._num_lists(top_k, count) / (2 if filtered else 1))
         top, start, known = _NOTHING, 0, 0
         while True:
             stop = min(start + width, self.nlist)

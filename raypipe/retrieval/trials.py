@@ -12,7 +12,7 @@ TARGET_RECALL = 0.98
 NUM_QUERIES = 256
 _LONGEST_HISTORY = 5
 _SOME = 0.5  # recall: below, it may grow slowly and yet grow far
-_NO_GAIN = 0.002  # of recall, by twice the lists: what is still missed then, the codes hide
+_NO_GAIN = 0.005  # of recall, by twice the lists: what is still missed then, the codes hide
 
 Search = Callable[[Floats, int], Floats]  # queries [Q, d], top_k -> scores [Q, top_k]
 

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,25 +17,31 @@ from pathlib import Path
 
 _PREFIX = "RAY_SERVE_HAPROXY_"
 _FOLDER_PREFIX = "raypipe-"  # short: a socket's path has 107 bytes, and Serve adds a node's id of 56
-# Serve lets only the front end have an address: its own pages would be open to every network of this machine.
 _START = """#!/bin/sh
-sed -i 's/^\\( *bind \\)\\**:\\({metrics}\\|{stats}\\)$/\\1127.0.0.1:\\2/' "$3"
-exec {binary} "$@"
+exec {python} -I -S {program} {binary} {max_in_flight} {private_ports} "$@"
 """
 
 
 @contextmanager
-def haproxy(host: str) -> Iterator[bool]:
-    """Have Serve start HAProxy for what listens on ``host``, until the block ends; false where there is none."""
+def haproxy(host: str, *, max_in_flight: int) -> Iterator[bool]:
+    """Have Serve start HAProxy for what listens on ``host``, until the block ends; false where there is none.
+
+    It lets ``max_in_flight`` requests through to each replica at once, and refuses the others itself.
+    """
     binary = None if ":" in host or ray_runs() else find_binary()
     if binary is None or "RAY_SERVE_ENABLE_HA_PROXY" in os.environ:
         yield os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
         return
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+    settings = {
+        name: value for name, value in _settings(binary, folder, max_in_flight).items() if name not in os.environ
+    }
     try:
-        os.environ.update(_settings(binary, folder))
+        os.environ.update(settings)
         yield True
     finally:
+        for name in settings:
+            os.environ.pop(name, None)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -58,10 +65,20 @@ def find_binary() -> str | None:
     return shutil.which("haproxy")
 
 
-def _settings(binary: str, folder: Path) -> dict[str, str]:
+def _settings(binary: str, folder: Path, max_in_flight: int) -> dict[str, str]:
     metrics, stats, fallback = _free_ports(3)
     start = folder / "haproxy"
-    start.write_text(_START.format(binary=shlex.quote(binary), metrics=metrics, stats=stats))
+    program = shlex.quote(str(Path(__file__).with_name("haproxy_start.py")))
+    python, quoted = shlex.quote(sys.executable), shlex.quote(binary)
+    start.write_text(
+        _START.format(
+            python=python,
+            program=program,
+            binary=quoted,
+            max_in_flight=max_in_flight,
+            private_ports=f"{metrics},{stats}",
+        )
+    )
     start.chmod(0o700)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -72,6 +89,7 @@ def _settings(binary: str, folder: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         f"{_PREFIX}BINARY_PATH": str(start),
+        f"{_PREFIX}METRICS_ENABLED": "0",  # a line for each request, which a process in Python would read
         f"{_PREFIX}METRICS_PORT": str(metrics),
         f"{_PREFIX}STATS_PORT": str(stats),
         f"{_PREFIX}NBTHREAD": str(min(4, os.cpu_count() or 1)),

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 LONG_SECONDS = 0.005
+PER_ROUND = 4  # to ask the system what has arrived takes a tenth of a short search
 _WEIGHT = 0.3  # of the latest time in the average
 _TIMED_EVERY = 32  # calls: to ask for the time takes a tenth of a short search
 P = ParamSpec("P")
@@ -24,15 +26,19 @@ class _Kind:
 
 
 class Lane:
-    """Runs work in turn, one piece in the event loop at a time, so that between two others can be refused.
+    """Runs work in turn, a few pieces in a round of the event loop, so that between them others can be refused.
 
     Work that takes long by its kind, going by a sample, is done by a few threads.
     """
 
-    def __init__(self, *, long_seconds: float = LONG_SECONDS, num_threads: int | None = None) -> None:
+    def __init__(
+        self, *, long_seconds: float = LONG_SECONDS, per_round: int = PER_ROUND, num_threads: int | None = None
+    ) -> None:
         self._long_seconds = long_seconds
         self._kinds: dict[str, _Kind] = {}
-        self._turn = asyncio.Lock()
+        self._per_round = per_round
+        self._num_done = 0  # in this round of the event loop
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._threads = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1), thread_name_prefix="search")
 
     async def run(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -41,8 +47,30 @@ class Lane:
         if kind.seconds > self._long_seconds:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, lambda: _sampled(kind, work, *args, **kwargs))
-        async with self._turn:
-            return _sampled(kind, work, *args, **kwargs)
+        await self._turn()
+        return _sampled(kind, work, *args, **kwargs)
+
+    async def _turn(self) -> None:
+        """Wait while as much was done in this round of the event loop as may be: between two rounds it listens."""
+        loop = asyncio.get_running_loop()
+        if self._num_done == 0:
+            loop.call_soon(self._next_round)
+        if self._num_done < self._per_round and not self._waiting:
+            self._num_done += 1
+        else:
+            turn: asyncio.Future[None] = loop.create_future()
+            self._waiting.append(turn)
+            await turn
+
+    def _next_round(self) -> None:
+        self._num_done = 0
+        while self._waiting and self._num_done < self._per_round:
+            turn = self._waiting.popleft()
+            if not turn.done():  # else whoever waited has left
+                turn.set_result(None)
+                self._num_done += 1
+        if self._num_done:
+            asyncio.get_running_loop().call_soon(self._next_round)
 
     def close(self) -> None:
         """End the threads."""

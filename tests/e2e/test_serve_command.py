@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from helpers import kill_one, pids_of, wait_until
+from helpers import pids_of, wait_until
 from serve_load import Load, get, post
 from served_apps import NUM_EMBEDDED, Endpoint, Source, free_port, serve_config
 
@@ -24,6 +24,18 @@ TOKEN = "s3cret"  # noqa: S105 - a test's
 _REPLICA = "ServeReplica:raypipe:Api"
 _MAX_IN_FLIGHT = 4
 _MAX_GROWTH_BYTES = 100_000_000
+
+
+def above(pid: int) -> list[int]:
+    """The process that started this one, the one that started that, and so on."""
+    parents = []
+    while pid > 1:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            break
+        parents.append(pid)
+    return parents
 
 
 class Command:
@@ -49,6 +61,10 @@ class Command:
             return "Stop with Ctrl-C" in self.said()
 
         wait_until(is_ready, timeout_seconds=240, what="the endpoint")
+
+    def replicas(self) -> set[int]:
+        """The processes of its ingress, and not those of another endpoint that the tests run."""
+        return {pid for pid in pids_of(_REPLICA) if self.process.pid in above(pid)}
 
     def stop(self) -> int:
         if self.process.poll() is None:
@@ -115,16 +131,16 @@ def test_nothing_of_haproxy_is_open_to_others(command: tuple[Command, Endpoint])
 
 
 def test_a_replica_is_killed_under_load(command: tuple[Command, Endpoint], client: Client) -> None:
-    endpoint = command[1]
+    started, endpoint = command
     requests = [
         *(get(f"/v1/similar/{one}?top_k=10") for one in endpoint.ids),
         post("/v1/recommend", {"history": endpoint.ids[:3], "top_k": 10}),
     ]
     with Load(endpoint.url, requests, connections=_MAX_IN_FLIGHT, token=TOKEN) as load:
         wait_until(lambda: load.num_answered > 500, what="500 answers")
-        before = set(pids_of(_REPLICA))
-        assert kill_one(_REPLICA)
-        wait_until(lambda: len(set(pids_of(_REPLICA)) - before) == 1, what="a new replica")
+        before = started.replicas()
+        os.kill(min(before), signal.SIGKILL)
+        wait_until(lambda: len(started.replicas() - before) == 1, what="a new replica")
         after = load.num_answered
         wait_until(lambda: load.num_answered > max(4000, after + 500), what="4000 answers")
     assert len(load.failures) <= load.num_answered / 1000, load.failures[:10]
@@ -132,15 +148,15 @@ def test_a_replica_is_killed_under_load(command: tuple[Command, Endpoint], clien
 
 
 def test_too_much_is_refused_and_nothing_else_happens(command: tuple[Command, Endpoint]) -> None:
-    endpoint = command[1]
-    wait_until(lambda: len(pids_of(_REPLICA)) == 2, what="both replicas")
+    started, endpoint = command
+    wait_until(lambda: len(started.replicas()) == 2, what="both replicas")
     requests = [post("/v1/recommend", {"history": endpoint.ids, "diversity": 0.5, "top_k": 50})]
-    resident = sum(resident_bytes(pid) for pid in pids_of(_REPLICA))
+    resident = sum(resident_bytes(pid) for pid in started.replicas())
     with Load(endpoint.url, requests, connections=2 * 3 * _MAX_IN_FLIGHT, token=TOKEN) as load:
         wait_until(lambda: load.num_answered > 3000 and load.statuses[429], what="3000 answers and a refusal")
     assert load.failures == []
     assert set(load.statuses) == {200, 429}
-    assert sum(resident_bytes(pid) for pid in pids_of(_REPLICA)) < resident + _MAX_GROWTH_BYTES
+    assert sum(resident_bytes(pid) for pid in started.replicas()) < resident + _MAX_GROWTH_BYTES
 
 
 def resident_bytes(pid: int) -> int:
@@ -168,14 +184,15 @@ def test_it_ends_cleanly(source: Source, tmp_path: Path, number: signal.Signals)
         "Without /v1/embed and /v1/classify. This server embeds no videos: embedder.enabled is false." in started.said()
     )
     assert httpx.get(f"http://127.0.0.1:{port}/v1/index").json()["can_embed"] is False
-    mine = pids_of(_REPLICA)
+    mine = started.replicas()
+    assert mine
     started.process.send_signal(number)
     assert started.process.wait(120) == 0
     assert started.said().count("\n") == 3
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/healthz")
     wait_until(lambda: not pids_of(port, "haproxy.cfg"), what="the end of HAProxy")
-    assert len(pids_of(_REPLICA)) < len(mine)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in mine), what="the end of the replica")
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def check(index: VideoIndex, query: Query, answer: Recommendations) -> None:
 
 
 @given(data=st.data(), num_videos=st.integers(1, 90), seed=st.integers(0, 9), kind=st.sampled_from(list(KINDS)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_exactly_top_k_wherever_so_many_are_eligible(
     data: st.DataObject, num_videos: int, seed: int, kind: str
 ) -> None:

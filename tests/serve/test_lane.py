@@ -59,25 +59,41 @@ def test_what_work_raises_is_raised() -> None:
 
 def test_between_two_pieces_others_are_heard() -> None:
     async def run() -> None:
-        lane = Lane()
+        lane = Lane(per_round=2)
         order: list[str] = []
 
         async def work(number: int) -> None:
             await lane.run("kind", order.append, f"work {number}")
 
         async def listen() -> None:
-            for number in range(3):
+            for number in range(4):
                 order.append(f"heard {number}")
                 await asyncio.sleep(0)
 
         async with asyncio.TaskGroup() as group:
-            await lane._turn.acquire()
-            for number in range(3):
+            for number in range(6):
                 group.create_task(work(number))
-            await asyncio.sleep(0)
             group.create_task(listen())
-            lane._turn.release()
-        assert order.index("heard 1") < order.index("work 2")
+        kinds = [what.split()[0] for what in order]
+        assert [what for what in order if what.startswith("work")] == [f"work {number}" for number in range(6)]
+        assert "work work work" not in " ".join(kinds)
+        lane.close()
+
+    asyncio.run(run())
+
+
+def test_whoever_leaves_holds_nobody_up() -> None:
+    async def run() -> None:
+        lane = Lane(per_round=1)
+        done: list[int] = []
+        tasks = [asyncio.create_task(lane.run("kind", done.append, number)) for number in range(6)]
+        await asyncio.sleep(0)
+        for number in (1, 2, 5):
+            tasks[number].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert done == [0, 3, 4]
+        await lane.run("kind", done.append, 6)
+        assert done[-1] == 6
         lane.close()
 
     asyncio.run(run())
