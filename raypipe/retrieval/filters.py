@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raypipe.retrieval.items import Items
 
 CACHE_BYTES = 268_435_456
+_FEW = 16  # so many videos to an eligible one, or more: most bytes of a bitmap hold none
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,12 @@ class Eligible:
 
     def positions(self) -> npt.NDArray[np.int64]:
         """The eligible positions, ascending."""
-        return np.flatnonzero(np.unpackbits(self.bitmap, count=self.size, bitorder="little"))
+        if self.count * _FEW < self.size:  # bytes that hold none are passed over whole
+            held = np.flatnonzero(self.bitmap != 0)
+            bits = np.flatnonzero(np.unpackbits(self.bitmap[held], bitorder="little").view(np.bool_))
+            positions: npt.NDArray[np.int64] = held[bits >> 3] * 8 + bits % 8
+            return positions
+        return np.flatnonzero(np.unpackbits(self.bitmap, count=self.size, bitorder="little").view(np.bool_))
 
     def contains(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
         """Whether each position is eligible; one that does not exist, such as the -1 of faiss, is not."""

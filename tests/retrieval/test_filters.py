@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from raypipe.errors import QueryError
 from raypipe.retrieval import filters as filters_module
 from raypipe.retrieval import items as items_module
-from raypipe.retrieval.filters import FilterMasks
+from raypipe.retrieval.filters import Eligible, FilterMasks
 from raypipe.retrieval.items import Items
 
 UTC = dt.UTC
@@ -257,3 +257,11 @@ def ids_of(masks: FilterMasks, asked: dict[str, Any], excluded: Iterable[int]) -
     found = masks.eligible(asked, exclude=excluded)
     assert found is not None
     return set(found.positions().tolist())
+
+
+@given(size=st.integers(1, 2_000), share=st.floats(0, 0.3), seed=st.integers(0, 2**32 - 1))
+def test_the_positions_of_few_are_those_of_their_bits(size: int, share: float, seed: int) -> None:
+    mask = np.random.default_rng(seed).random(size) < share
+    found = Eligible(np.packbits(mask, bitorder="little"), int(mask.sum()), size)
+    assert found.positions().dtype == np.int64
+    assert found.positions().tolist() == np.flatnonzero(mask).tolist()
