@@ -18,7 +18,7 @@ from served_index import put_index
 
 from raypipe.config.serve import LimitsConfig
 from raypipe.retrieval.versions import Versions
-from raypipe.serve.access import Access
+from raypipe.serve.access import Access, digest_of
 from raypipe.serve.lane import Lane
 from raypipe.serve.limits import Limits
 from raypipe.serve.live import LiveIndex
@@ -84,13 +84,12 @@ def guarded_server(work: Path, token: str) -> Iterator[str]:
     folder = Folder(str(work / "index"))
     put_index(folder, num_videos=20)
     index = LiveIndex(Versions(folder), work / "cache", reload_seconds=1e6)
-    metrics, lane = Metrics(live=lambda: index.live, broken=lambda: index.broken), Lane()
-    index.on_load = metrics.loaded
+    metrics, lane = Metrics(index), Lane()
     index.start()
     application = Limits(
         build_application(Service(index=index, lane=lane, metrics=metrics)),
         config=LimitsConfig(),
-        access=Access(token),
+        access=Access(digest_of(token)),
         watcher=metrics,
         log=lambda _: None,
     )
