@@ -99,7 +99,9 @@ def test_a_broken_version_is_not_loaded_again_and_again(
     monkeypatch.setattr(Versions, "fetch", lambda self, *given: asked.append("fetch") or fetch(self, *given))
     put_index(folder)
     index = start(reload_seconds=0.01)
-    damage(folder, put_index(folder, seed=1))
+    second = put_index(folder, seed=1, live=False)
+    damage(folder, second)  # before it is looked at
+    Versions(folder).set_current(second)
     wait_until(lambda: index.broken, what="the broken version")
     asked.clear()
     wait_until(lambda: asked.count("current") > 3, what="more polls")
