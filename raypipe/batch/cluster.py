@@ -26,7 +26,7 @@ def connect() -> None:
     if quiet:  # Ray's native half reports how Ray Data always starts its actors as an error
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        with _native_output_hidden() if quiet else nullcontext():
+        with native_output_hidden() if quiet else nullcontext():
             ray.init(
                 include_dashboard=False,
                 log_to_driver=not quiet,
@@ -58,7 +58,7 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def _native_output_hidden() -> Iterator[None]:
+def native_output_hidden() -> Iterator[None]:
     """Keep what native code prints, such as its log level, off the terminal; failures are exceptions all the same."""
     sys.stdout.flush()
     sys.stderr.flush()

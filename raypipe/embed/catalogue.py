@@ -8,7 +8,7 @@ from raypipe import schema
 from raypipe.errors import ConfigError
 from raypipe.sealed.plan import Video
 from raypipe.storage import Folder, list_videos
-from raypipe.storage.folder import normalise, storage_of
+from raypipe.storage.folder import normalise, place_of, storage_of
 from raypipe.storage.tables import TABLE_ENDINGS, read_text_columns
 
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI)
@@ -31,8 +31,7 @@ def find_videos(input_uri: str, *, output_uri: str) -> Iterator[Video]:
 
 
 def _manifest_videos(uri: str) -> Iterator[Video]:
-    folder_uri, _, name = normalise(uri).rpartition("/")
-    folder = Folder(folder_uri or "/")
+    folder, name = place_of(uri)
     table = read_text_columns(folder, name, _COLUMNS, required=(schema.VIDEO_URI,), what="manifest")
     uris = table[schema.VIDEO_URI].to_pylist()
     ids = table[schema.VIDEO_ID].to_pylist() if schema.VIDEO_ID in table.column_names else uris

@@ -21,6 +21,7 @@ from raypipe.models.weights import Weights, resolve_weights
 from raypipe.sealed.plan import fingerprint, plan_numbers, read_plan
 from raypipe.sealed.planner import Planner
 from raypipe.storage import Folder
+from raypipe.storage.folder import read_uri
 from raypipe.video.protocol import DecodeRequest, Limits
 
 _FORMAT = 1  # of the rows; a change that old rows do not fit raises it
@@ -85,15 +86,10 @@ def prepare(config: EmbedConfig, *, dtype: Dtype) -> Setup:
     """
     output = Folder(config.output)
     backbone = config.backbone
-    weights = resolve_weights(backbone.name, backbone.weights, read_bytes=_read_bytes)
+    weights = resolve_weights(backbone.name, backbone.weights, read_bytes=read_uri)
     if backbone.dtype == "auto" and (numbers := plan_numbers(output)):
         dtype = read_plan(output, numbers[0]).settings.get("dtype", dtype)
     return Setup(config, output, preprocessing(backbone.name), weights, dtype)
-
-
-def _read_bytes(uri: str) -> bytes:
-    parent, _, name = Folder(uri).uri.rpartition("/")
-    return Folder(parent or "/").read(name)
 
 
 def run_embed(config: EmbedConfig, *, console: Console | None = None) -> BatchRun:

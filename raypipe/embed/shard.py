@@ -18,6 +18,7 @@ from PIL import Image
 from raypipe import schema
 from raypipe.embed.fetch import Fetched, fetch_videos
 from raypipe.errors import JobError
+from raypipe.models.pooling import mean_embedding
 from raypipe.report import ShardSummary, VideoNote
 from raypipe.sealed.plan import Video
 from raypipe.status import HAS_FRAMES, Status
@@ -151,8 +152,7 @@ def mean_embeddings(vectors: Vectors, stops: npt.NDArray[np.int32]) -> Vectors:
     means = np.zeros((len(stops) - 1, vectors.shape[1]), dtype=np.float32)
     for video, (start, stop) in enumerate(pairwise(stops)):
         if stop > start:
-            mean = vectors[start:stop].mean(axis=0, dtype=np.float64)
-            means[video] = mean / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny)
+            means[video] = mean_embedding(vectors[start:stop])
     return means
 
 

@@ -5,7 +5,6 @@ OUTPUT/data/000000.parquet   users_per_shard rows of the history, in its order
 OUTPUT/manifest.json         every file by name, when all of them are there
 """
 
-import io
 import json
 import re
 from collections import Counter
@@ -20,11 +19,11 @@ import pyarrow.parquet as pq
 
 import raypipe
 from raypipe.errors import CommitError, FingerprintError
+from raypipe.sealed.footer import METADATA, parquet_bytes
 from raypipe.sealed.plan import fingerprint
 from raypipe.storage import Folder
 
 RUN, MANIFEST = "run.json", "manifest.json"
-_METADATA = b"raypipe"
 _READS_AT_ONCE = 16
 
 
@@ -129,11 +128,8 @@ def put_shard(output: Folder, rows: pa.Table, *, shard: int, fingerprint: str, c
     Raises:
         CommitError: what is there under the shard's name is not this shard.
     """
-    about = {"raypipe": raypipe.__version__, "shard": shard, "fingerprint": fingerprint, "counts": dict(counts)}
-    sink = io.BytesIO()
-    table = rows.replace_schema_metadata({_METADATA: json.dumps(about).encode()})
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    if output.put_new(data_name(shard), sink.getvalue()):
+    about = {"shard": shard, "fingerprint": fingerprint, "counts": dict(counts)}
+    if output.put_new(data_name(shard), parquet_bytes(rows, about)):
         return True
     check_shard(output, shard, fingerprint=fingerprint)
     return False
@@ -148,7 +144,7 @@ def check_shard(output: Folder, shard: int, *, fingerprint: str) -> dict[str, in
     name = data_name(shard)
     try:
         with output.open_input(name) as source:
-            about = json.loads(pq.read_schema(source).metadata[_METADATA])
+            about = json.loads(pq.read_schema(source).metadata[METADATA])
         if (about["shard"], about["fingerprint"]) == (shard, fingerprint):
             return {str(kind): int(count) for kind, count in about["counts"].items()}
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError):

@@ -1,9 +1,7 @@
 """The one step of recommend as an actor takes a shard through it; the index is opened once."""
 
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -12,6 +10,7 @@ from raypipe.config import RankingConfig
 from raypipe.recommend.output import put_shard
 from raypipe.recommend.shard import count, recommend_shard
 from raypipe.report import ShardSummary
+from raypipe.retrieval.fetching import cache_folder
 from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.versions import Versions
 from raypipe.storage import Folder
@@ -54,6 +53,7 @@ def open_index(settings: RecommendSettings) -> VideoIndex:
     Raises:
         IndexVersionError: it is not there, or not whole.
     """
-    folder = settings.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "raypipe", "index")
     versions = Versions(Folder(settings.index_uri))
-    return VideoIndex.open(versions.fetch(settings.version, Path(folder)), versions.read_manifest(settings.version))
+    return VideoIndex.open(
+        versions.fetch(settings.version, cache_folder(settings.cache)), versions.read_manifest(settings.version)
+    )

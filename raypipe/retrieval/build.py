@@ -118,7 +118,7 @@ def _build(
         "nlist": ann.nlist,
         "nprobe": ann.nprobe,
         "recall_at_10": float(ann.recall_at_10),
-        "bytes_per_vector": float(ann.bytes_per_vector),
+        "bytes_per_vector": (work / SEARCH).stat().st_size / len(vectors),
         "num_duplicate_groups": len(np.unique(groups[groups >= 0])),
         "trained": dict(trained or {"num_videos": len(vectors), "version": version}),
         "settings": settings.model_dump(),

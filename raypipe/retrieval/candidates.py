@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raypipe.retrieval.ann import Ranked
+from raypipe.retrieval.conditions import mask_of
 from raypipe.retrieval.exact import Floats, Positions, best, dots, widen
 from raypipe.retrieval.filters import Eligible
 from raypipe.retrieval.rerank import Caps, choose, complete
@@ -155,7 +156,7 @@ def pick(
 def _without(eligible: Eligible | None, seen: Positions, blocked: npt.NDArray[np.bool_]) -> Eligible:
     mask = ~blocked
     if eligible is not None:
-        mask &= np.unpackbits(eligible.bitmap, count=eligible.size, bitorder="little").view(np.bool_)
+        mask &= mask_of(eligible.bitmap, eligible.size)
     mask[seen] = False
     return Eligible(np.packbits(mask, bitorder="little"), int(np.count_nonzero(mask)), len(mask))
 

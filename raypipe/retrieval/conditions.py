@@ -55,6 +55,11 @@ def parse(items: "Items", filters: Filters) -> tuple[Condition, ...]:
     return tuple(sorted(found, key=operator.attrgetter("column", "operator", "operands")))
 
 
+def mask_of(bitmap: Bitmap, size: int) -> npt.NDArray[np.bool_]:
+    """The first ``size`` bits, each as true or false."""
+    return np.unpackbits(bitmap, count=size, bitorder="little").view(np.bool_)
+
+
 def bitmap_of(items: "Items", conditions: Sequence[Condition]) -> Bitmap:
     """A bit for each video, 1 where all conditions hold; bits past the last video are 0. Null never matches."""
     bitmap = np.full((len(items) + 7) // 8, 255, np.uint8)

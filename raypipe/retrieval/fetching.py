@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,11 @@ from raypipe.storage import Folder, read_object
 _ADVICE = "Roll back, or build again."
 
 Files = Mapping[str, Mapping[str, Any]]  # as a manifest names them: size_bytes and sha256 of each
+
+
+def cache_folder(given: str | None) -> Path:
+    """Where versions from a bucket are kept on this machine: the given folder, or one below the user's cache."""
+    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "raypipe", "index")).expanduser()
 
 
 def size_and_sha256(path: Path) -> tuple[int, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.retrieval.conditions import Bitmap, Condition, bitmap_of, parse
+from raypipe.retrieval.conditions import Bitmap, Condition, bitmap_of, mask_of, parse
 from raypipe.retrieval.query import Filters
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ class Eligible:
         """The eligible positions, ascending."""
         if self.count * _FEW < self.size:  # bytes that hold none are passed over whole
             held = np.flatnonzero(self.bitmap != 0)
-            bits = np.flatnonzero(np.unpackbits(self.bitmap[held], bitorder="little").view(np.bool_))
+            bits = np.flatnonzero(mask_of(self.bitmap[held], 8 * len(held)))
             positions: npt.NDArray[np.int64] = held[bits >> 3] * 8 + bits % 8
             return positions
-        return np.flatnonzero(np.unpackbits(self.bitmap, count=self.size, bitorder="little").view(np.bool_))
+        return np.flatnonzero(mask_of(self.bitmap, self.size))
 
     def contains(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
         """Whether each position is eligible; one that does not exist, such as the -1 of faiss, is not."""

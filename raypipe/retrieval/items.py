@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from raypipe import schema
 from raypipe.errors import IndexVersionError
 from raypipe.retrieval.columns import as_json, as_numbers, comparable, kind_of, plain_column
-from raypipe.retrieval.conditions import bitmap_of, parse
+from raypipe.retrieval.conditions import bitmap_of, mask_of, parse
 from raypipe.retrieval.lookup import Lookup
 from raypipe.retrieval.query import Filters
 
@@ -96,9 +96,7 @@ class Items:
         """
         found = np.ones(len(self), np.bool_)
         if filters:
-            found = np.unpackbits(bitmap_of(self, parse(self, filters)), count=len(self), bitorder="little").view(
-                np.bool_
-            )
+            found = mask_of(bitmap_of(self, parse(self, filters)), len(self))
         positions = np.flatnonzero(found)
         if text:
             positions = positions[self._holds(text, positions)]

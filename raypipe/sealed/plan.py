@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-import raypipe
 from raypipe import schema
 from raypipe.errors import CommitError, FingerprintError
+from raypipe.sealed.footer import METADATA, parquet_bytes
 from raypipe.storage import Folder, StoredObject
 
 MAX_PLAN_VIDEOS = 65_536
-_METADATA = b"raypipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ def read_plan(output: Folder, number: int) -> Plan:
     data = output.read(name)
     try:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        about = json.loads(table.schema.metadata[_METADATA])
+        about = json.loads(table.schema.metadata[METADATA])
         _check_sound(table, about)
         return Plan(number, _in_order(table), about["fingerprint"], about["settings"], about["input"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -165,7 +164,6 @@ def _check_sound(videos: pa.Table, about: dict[str, Any]) -> None:
 def put_plan(output: Folder, plan: Plan) -> bool:
     """Store a plan; False when its number is taken, by whomever."""
     about = {
-        "raypipe": raypipe.__version__,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": plan.fingerprint,
         "settings": plan.settings,
@@ -173,10 +171,7 @@ def put_plan(output: Folder, plan: Plan) -> bool:
         "num_videos": plan.videos.num_rows,
         "num_shards": plan.num_shards,
     }
-    sink = io.BytesIO()
-    table = plan.videos.replace_schema_metadata({_METADATA: json.dumps(about).encode()})
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return output.put_new(plan_name(plan.number), sink.getvalue())
+    return output.put_new(plan_name(plan.number), parquet_bytes(plan.videos, about))
 
 
 def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """The commit: one shard becomes one Parquet file in one create-only PUT, and nothing else is state."""
 
 import hashlib
-import io
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -11,13 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-import raypipe
 from raypipe import schema
 from raypipe.errors import CommitError
+from raypipe.sealed.footer import METADATA, parquet_bytes
 from raypipe.sealed.plan import data_name
 from raypipe.storage import Folder
-
-_METADATA = b"raypipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +59,8 @@ def put_shard(output: Folder, rows: pa.Table, about: ShardFile) -> bool:
     Raises:
         CommitError: what is there under the shard's name is not this shard.
     """
-    sink = io.BytesIO()
-    metadata = {
-        "raypipe": raypipe.__version__,
-        **{name: getattr(about, name) for name in ShardFile.__dataclass_fields__},
-    }
-    table = rows.replace_schema_metadata({_METADATA: json.dumps(metadata).encode()})
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    if output.put_new(data_name(about.plan, about.shard), sink.getvalue()):
+    data = parquet_bytes(rows, {name: getattr(about, name) for name in ShardFile.__dataclass_fields__})
+    if output.put_new(data_name(about.plan, about.shard), data):
         return True
     check_shard(output, about.plan, about.shard, shard_digest=about.shard_digest, fingerprint=about.fingerprint)
     return False
@@ -100,7 +91,7 @@ def read_shard_file(output: Folder, name: str) -> ShardFile:
     """
     try:
         with output.open_input(name) as file:
-            return _parse_about(json.loads(pq.read_schema(file).metadata[_METADATA]))
+            return _parse_about(json.loads(pq.read_schema(file).metadata[METADATA]))
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         msg = f"{output.child(name)} is not a file of raypipe: {reason}. Move it away and run the same command again."

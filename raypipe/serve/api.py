@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-MAX_TOP_K = 200
+DEFAULT_TOP_K, MAX_TOP_K = 20, 200
+MAX_ID = 4096  # characters, of a video or any other text
 MAX_EXCLUDED = 10_000
 MAX_EMBEDDINGS = 16
 MAX_LISTED = 200
@@ -22,7 +23,7 @@ def _is_unicode(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=4096), AfterValidator(_is_unicode)]
+Text = Annotated[str, Field(max_length=MAX_ID), AfterValidator(_is_unicode)]
 Name = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_is_unicode)]
 Whole = Annotated[int, Field(strict=True, **_INT64)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -64,7 +65,7 @@ class RecommendRequest(_Request):
     )
     exclude: list[Text] = Field(default_factory=list, max_length=MAX_EXCLUDED, description="Ids never recommended.")
     exclude_history: bool = True
-    top_k: TopK = 20
+    top_k: TopK = DEFAULT_TOP_K
     diversity: Share = 0.0
     max_per_category: int | None = Field(default=None, ge=1, le=MAX_TOP_K)
     category_column: Name = "category"
@@ -83,7 +84,7 @@ class SimilarBatch(_Request):
     """Several videos to find similar ones of."""
 
     video_ids: list[Text] = Field(min_length=1, max_length=_BATCH_CAP)
-    top_k: TopK = 20
+    top_k: TopK = DEFAULT_TOP_K
 
 
 class VideoUri(_Request):

@@ -1,17 +1,17 @@
 """Where versions of an index that lies in a bucket are kept on this machine."""
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
+
+from raypipe.retrieval.fetching import cache_folder
 
 _KEPT = 3  # versions: the live one, one to go back to, one that another replica may still be loading
 
 
 def cache_of(index_uri: str, folder: str | None) -> Path:
     """The folder of one index, below the given one or below the user's cache."""
-    base = Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "raypipe", "index"))
-    return base.expanduser() / hashlib.sha256(index_uri.encode()).hexdigest()[:16]
+    return cache_folder(folder) / hashlib.sha256(index_uri.encode()).hexdigest()[:16]
 
 
 def prune(cache: Path, *, live: str) -> None:

@@ -21,7 +21,7 @@ _MAX_AGE = "private, max-age=3600"
 _MAX_OFFSET = 100_000_000
 
 Answers = dict[int | str, dict[str, Any]]
-VideoId = Annotated[str, Path(min_length=1, max_length=4096)]
+VideoId = Annotated[str, Path(min_length=1, max_length=api.MAX_ID)]
 Value = Annotated[str | None, Query(max_length=1024)]
 TopK = Annotated[int, Query(ge=1, le=api.MAX_TOP_K)]
 
@@ -97,7 +97,7 @@ class CatalogueRoutes:
     async def similar(
         self,
         video_id: VideoId,
-        top_k: TopK = 20,
+        top_k: TopK = api.DEFAULT_TOP_K,
         diversity: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False)] = 0.0,
         category: Value = None,
     ) -> Response:

@@ -22,18 +22,21 @@ _BODY = (
 )
 
 
-def rewrite(text: str, *, max_in_flight: int, private_ports: set[str]) -> str:
+def rewrite(text: str, *, max_in_flight: int | None, private_ports: set[str]) -> str:
     """Bind the given ports to loopback, give no server more at once than it answers, and refuse the rest with 429.
 
     Serve lets only the front end have an address: HAProxy's own pages would be open to every network of the machine.
-    And a replica refuses in a fifth of the time that an answer takes, where HAProxy needs a hundredth.
+    And a replica refuses in a fifth of the time that an answer takes, where HAProxy needs a hundredth. With None
+    for ``max_in_flight`` all it does is bind.
     """
     return "\n".join(line for old in text.split("\n") for line in _lines(old, max_in_flight, private_ports))
 
 
-def _lines(line: str, max_in_flight: int, private_ports: set[str]) -> Iterator[str]:
+def _lines(line: str, max_in_flight: int | None, private_ports: set[str]) -> Iterator[str]:
     if (bind := _BIND.match(line)) and bind[2] in private_ports:
         yield f"{bind[1]}127.0.0.1:{bind[2]}"
+    elif max_in_flight is None:
+        yield line
     elif use := _USE_BACKEND.match(line):
         indent, backend, condition = use.groups()
         yield f"{indent}http-request set-var(txn.request_id) req.hdr(x-request-id)"
@@ -58,10 +61,7 @@ def main(arguments: list[str]) -> None:
     private_ports = set(ports.split(","))
     limited = rewrite(text, max_in_flight=int(max_in_flight), private_ports=private_ports)
     if not _is_accepted(binary, limited, path.parent):
-        limited = "\n".join(
-            f"{bind[1]}127.0.0.1:{bind[2]}" if (bind := _BIND.match(line)) and bind[2] in private_ports else line
-            for line in text.split("\n")
-        )
+        limited = rewrite(text, max_in_flight=None, private_ports=private_ports)
     path.write_text(limited)
     os.execv(binary, [binary, *given])  # noqa: S606 - as Serve would have started it
 

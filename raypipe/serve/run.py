@@ -81,7 +81,7 @@ def _running(config: ServeConfig) -> Iterator["Abilities"]:
     finally:
         if is_ours:
             # Ray's native half says of what was ended on purpose that it died.
-            with cluster._native_output_hidden() if quiet else nullcontext():  # noqa: SLF001
+            with cluster.native_output_hidden() if quiet else nullcontext():
                 serve.shutdown()
                 ray.shutdown()
         else:

@@ -8,15 +8,13 @@ import re
 
 from pydantic import ValidationError
 
-from raypipe.serve.api import MAX_TOP_K, RecommendRequest
+from raypipe.serve.api import DEFAULT_TOP_K, MAX_ID, MAX_TOP_K, RecommendRequest
 from raypipe.serve.catalogue_routes import CatalogueRoutes
 from raypipe.serve.endpoints import path_of
 from raypipe.serve.limits import Application, Message, Receive, Scope, Send
 
 _SIMILAR, _RECOMMEND = "/v1/similar/", "/v1/recommend"
-_DEFAULT_TOP_K = 20
 _TOP_K = re.compile(rb"top_k=([1-9][0-9]{0,2})")
-_MAX_ID = 4096
 
 
 class Shortcut:
@@ -32,7 +30,7 @@ class Shortcut:
         if path.startswith(_SIMILAR) and scope["method"] == "GET":
             video_id = path[len(_SIMILAR) :]
             top_k = _top_k(scope["query_string"])
-            if top_k is not None and 0 < len(video_id) <= _MAX_ID:
+            if top_k is not None and 0 < len(video_id) <= MAX_ID:
                 response = await self._routes.similar(video_id, top_k)
                 await response(scope, receive, send)
                 return
@@ -48,7 +46,7 @@ class Shortcut:
 
 def _top_k(query: bytes) -> int | None:
     if not query:
-        return _DEFAULT_TOP_K
+        return DEFAULT_TOP_K
     found = _TOP_K.fullmatch(query)
     return int(found[1]) if found and int(found[1]) <= MAX_TOP_K else None
 

@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from raypipe.config.embed import DecodeConfig
 from raypipe.errors import FingerprintError, IndexVersionError
+from raypipe.models.pooling import mean_embedding
 from raypipe.serve.http_errors import HttpError
 from raypipe.serve.sources import Prefixes, Source
 from raypipe.status import HAS_FRAMES
-from raypipe.storage import Folder
+from raypipe.storage.folder import read_uri
 from raypipe.video.protocol import DecodeRequest, Limits, Pixels
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
 
@@ -76,7 +77,7 @@ class EmbeddingSettings:
         """
         from raypipe.models.weights import resolve_weights  # noqa: PLC0415 - seconds, for torch
 
-        found = resolve_weights(self.backbone, weights, read_bytes=_read_bytes)
+        found = resolve_weights(self.backbone, weights, read_bytes=read_uri)
         if found.digest != self.settings["weights"]:
             msg = (
                 f"The weights {weights!r} are not those of the index: their digest is {found.digest[:16]}…, the index "
@@ -130,15 +131,3 @@ def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors,
         raise HttpError(500, "The backbone gave vectors that are not numbers.")
     parts = np.split(vectors, np.cumsum([len(frames) for frames in videos])[:-1])
     return [(mean_embedding(part), part.astype(np.float16)) for part in parts]
-
-
-def mean_embedding(vectors: Vectors) -> Vectors:
-    """The L2-normalised mean [D] of frames [T, D], to the last bit that which ``raypipe embed`` stores."""
-    mean = vectors.mean(axis=0, dtype=np.float64)
-    normal: Vectors = (mean / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny)).astype(np.float32)
-    return normal
-
-
-def _read_bytes(uri: str) -> bytes:
-    parent, _, name = Folder(uri).uri.rpartition("/")
-    return Folder(parent or "/").read(name)

@@ -135,6 +135,22 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
     return storage_of(uri).read_object(uri, etag=etag, max_size_bytes=max_size_bytes, into=into)
 
 
+def place_of(uri: str) -> tuple[Folder, str]:
+    """The folder of one object, and its name there.
+
+    Raises:
+        ConfigError: the URI is of a kind that raypipe does not read.
+    """
+    parent, _, name = normalise(uri).rpartition("/")
+    return Folder(parent or "/"), name
+
+
+def read_uri(uri: str) -> bytes:
+    """Read a whole object; raises ConfigError as ``place_of`` does, and the rest as ``Folder.read``."""
+    folder, name = place_of(Folder(uri).uri)
+    return folder.read(name)
+
+
 def normalise(uri: str) -> str:
     """Make a local path absolute, and drop ``file://`` and the ``a`` of ``s3a://``; an S3 key is left as it is.
 

@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raypipe.errors import ConfigError, ObjectError
-from raypipe.storage.folder import Folder, normalise
+from raypipe.storage.folder import Folder, place_of
 
 TABLE_ENDINGS = (".parquet", ".csv", ".jsonl")
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -88,8 +88,7 @@ def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
     if not uri.lower().endswith(TABLE_ENDINGS):
         msg = f"{what}={uri!r} is of no known format. Give a file that ends in {', '.join(TABLE_ENDINGS)}."
         raise ConfigError(msg)
-    parent, _, name = normalise(uri).rpartition("/")
-    return Folder(parent or "/"), name
+    return place_of(uri)
 
 
 def read_table(folder: Folder, name: str, *, text: Sequence[str], required: Sequence[str], what: str) -> pa.Table:

@@ -5,8 +5,7 @@ import pyarrow.compute as pc
 
 from raypipe import schema
 from raypipe.errors import ConfigError
-from raypipe.storage import Folder
-from raypipe.storage.folder import normalise
+from raypipe.storage.folder import place_of
 from raypipe.storage.tables import TABLE_ENDINGS, read_text_columns
 
 SPLIT = "split"
@@ -24,9 +23,9 @@ def read_labels(uri: str, *, split_column: str) -> pa.Table:
     if not uri.lower().endswith(TABLE_ENDINGS):
         msg = f"labels={uri!r} is of no known format. Give a {', '.join(TABLE_ENDINGS)} with video_id and label."
         raise ConfigError(msg)
-    parent, _, name = normalise(uri).rpartition("/")
+    folder, name = place_of(uri)
     wanted = (schema.VIDEO_ID, schema.LABEL)
-    table = read_text_columns(Folder(parent or "/"), name, (*wanted, split_column), required=wanted, what="labels")
+    table = read_text_columns(folder, name, (*wanted, split_column), required=wanted, what="labels")
     for column in table.column_names:
         if lacking := table.num_rows - int(pc.sum(pc.not_equal(table[column], "")).as_py() or 0):
             msg = f"{uri}: {lacking} rows lack their {column}. Every row needs a {' and a '.join(table.column_names)}."

@@ -24,29 +24,19 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
 
 
 def test_every_option_of_the_ranking_is_asked_for() -> None:
-    ranking = RankingConfig(
-        top_k=3,
-        filters={"language": ["en"]},
-        exclude_history=False,
-        diversity=0.5,
-        max_per_category=2,
-        category_column="genre",
-        one_per_duplicate_group=True,
-        freshness=0.25,
-        popularity=0.75,
-    )
-    assert query_of(ranking, ("a",)) == Query(
-        history=("a",),
-        top_k=3,
-        filters={"language": ["en"]},
-        exclude_history=False,
-        diversity=0.5,
-        max_per_category=2,
-        category_column="genre",
-        one_per_duplicate_group=True,
-        freshness=0.25,
-        popularity=0.75,
-    )
+    options = {
+        "top_k": 3,
+        "filters": {"language": ["en"]},
+        "exclude_history": False,
+        "diversity": 0.5,
+        "max_per_category": 2,
+        "category_column": "genre",
+        "one_per_duplicate_group": True,
+        "freshness": 0.25,
+        "popularity": 0.75,
+    }
+    assert set(options) == set(RankingConfig.model_fields)
+    assert query_of(RankingConfig(**options), ("a",)) == Query(history=("a",), **options)
     assert query_of(RankingConfig(), ()) == Query()
 
 
