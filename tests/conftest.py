@@ -11,6 +11,14 @@ from raypipe.storage import Folder
 ASSETS = Path(__file__).parents[1].parent / "shared" / "assets"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _priority() -> Iterator[None]:
+    """No test changes how this process is scheduled: at real-time priority it starves Ray and all others."""
+    before = os.sched_getscheduler(0)
+    yield
+    assert os.sched_getscheduler(0) == before, "a test of this file changed the scheduling policy"
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server with the bucket ``videos``; the AWS environment points at it, and at nothing else."""

@@ -8,6 +8,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -143,8 +144,9 @@ def _add_audio(container: OutputContainer, stream: av.AudioStream, seconds: floa
 @functools.cache
 def make_clip(settings: ClipSettings) -> bytes:
     """The bytes of a generated video."""
-    with tempfile.NamedTemporaryFile() as file:  # faststart reads back what was written
-        _write_clip(file.name, settings)
+    # Run by root, the AV1 encoder gives the thread that starts it real-time priority, and never takes it back.
+    with tempfile.NamedTemporaryFile() as file, ThreadPoolExecutor(1) as encoding:  # faststart reads back
+        encoding.submit(_write_clip, file.name, settings).result()
         return Path(file.name).read_bytes()
 
 
