@@ -26,6 +26,7 @@ class ReplicasConfig(Section):
 
     min: int = Field(default=1, ge=1)
     max: int = Field(default=1, ge=1)
+    max_per_node: int | None = Field(default=None, ge=1, le=100)
     num_cpus: float = Field(default=0.5, ge=0)
     num_gpus: float = Field(default=0.0, ge=0)
 

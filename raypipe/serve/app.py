@@ -75,8 +75,8 @@ def _ingress(config: ServeConfig) -> Deployment:
         max_queued_requests=most,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_SECONDS),
         autoscaling_config=_autoscaling(config.replicas, target=config.limits.max_in_flight / 2),
-        ray_actor_options=_resources(config.replicas),
-        logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
+        **_place(config.replicas),
+        logging_config=LoggingConfig(enable_access_log=False),
     )(wrapped)
 
 
@@ -86,7 +86,7 @@ def _deployment(model: type[Any], config: ServeConfig, replicas: ReplicasConfig,
         max_ongoing_requests=2 * batch,  # one batch at work, and one that fills
         max_queued_requests=config.limits.max_videos_in_flight,
         autoscaling_config=_autoscaling(replicas, target=batch / 2),
-        ray_actor_options=_resources(replicas),
+        **_place(replicas),
         health_check_timeout_s=_HEALTH_SECONDS,
     )(model)
 
@@ -97,8 +97,11 @@ def _autoscaling(replicas: ReplicasConfig, *, target: float) -> AutoscalingConfi
     )
 
 
-def _resources(replicas: ReplicasConfig) -> dict[str, float]:
-    return {"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus}
+def _place(replicas: ReplicasConfig) -> dict[str, Any]:
+    return {
+        "ray_actor_options": {"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
+        "max_replicas_per_node": replicas.max_per_node,
+    }
 
 
 def find_abilities(config: ServeConfig) -> Abilities:

@@ -84,7 +84,7 @@ def _settings(binary: str, folder: Path, max_in_flight: int) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # which has messages of at most 4 MB, and an upload is larger
-        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # there is a line for each request elsewhere
         # How long a replica that ends waits for proxies of other machines to hear of it: here there are none.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),

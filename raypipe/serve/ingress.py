@@ -16,20 +16,20 @@ from ray.serve.handle import DeploymentHandle
 from raypipe.config import ServeConfig
 from raypipe.retrieval.query import Query
 from raypipe.retrieval.versions import Versions
-from raypipe.serve import logs
 from raypipe.serve.access import TOKEN_VARIABLE, Access, check_host, digest_of
 from raypipe.serve.cache import cache_of
 from raypipe.serve.http_errors import RETRY_AFTER_SECONDS, HttpError, overloaded
 from raypipe.serve.lane import Lane
 from raypipe.serve.limits import Application, Limits, Receive, Scope, Send
 from raypipe.serve.live import LiveIndex
+from raypipe.serve.logs import RequestLog, join_serve_log, log_folder
 from raypipe.serve.metrics import Metrics
 from raypipe.serve.routes import build_application
 from raypipe.serve.service import EmbeddedVideo, Service
 from raypipe.serve.sources import Prefixes, Source
 from raypipe.storage import Folder
 
-_logger = logging.getLogger(logs.SERVE_LOGGER)
+_logger = logging.getLogger(__name__)
 
 
 class Entrance:
@@ -64,6 +64,7 @@ class Api:
         embedder: DeploymentHandle[Any] | None,
         classifier: DeploymentHandle[Any] | None,
     ) -> None:
+        join_serve_log()
         own_token = os.environ.get(TOKEN_VARIABLE)
         token_digest = token_digest or digest_of(own_token)
         check_host(_listening_host(config.host), own_token, is_known=token_digest is not None)
@@ -80,19 +81,21 @@ class Api:
             embedder=None if embedder is None else _RemoteEmbedder(embedder, fingerprint or "", metrics),
             classifier=None if classifier is None else _RemoteClassifier(classifier, metrics),
         )
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._log = RequestLog(log_folder() / f"raypipe_requests_{replica}.jsonl")
         index.start()
         self.application: Application = Limits(
             build_application(self._service),
             config=config.limits,
             access=Access(token_digest),
             watcher=metrics,
-            log=logs.log_request,
+            log=self._log,
             echo_request_id=False,  # Serve does
         )
 
     async def check_health(self) -> None:
         """Answer one query; raise where that fails, or where nothing follows the index any more."""
-        logs.flush()
+        self._log.flush()
         index = self._service.index
         index.check()
         if index.live is not None:
@@ -100,9 +103,10 @@ class Api:
 
     def __del__(self) -> None:
         """Follow the index no longer."""
-        if hasattr(self, "_service"):
+        if hasattr(self, "_log"):
             self._service.index.close()
             self._service.lane.close()
+            self._log.flush()
 
 
 class _RemoteEmbedder:
