@@ -43,6 +43,8 @@ def shard(videos: int = 10, *, frames: int = 160, problem: str = "", **statuses:
         size_bytes=1000,
         stage_seconds={"decode": 1.5, "embed": 0.0},
         finished_at=START,
+        wait_seconds=0.25,
+        num_throttles=frames // 80,
         problem=problem,
     )
 
@@ -247,7 +249,7 @@ def test_metrics_count_each_shard_once_ray_runs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.util.metrics", SimpleNamespace(Counter=FakeMetric, Gauge=FakeMetric))
     monkeypatch.setattr(FakeMetric, "values", {})
-    metrics = Metrics(num_planned_videos=100)
+    metrics = Metrics(num_planned_videos=100, num_resumed_videos=30)
     metrics.add(shard(ok=5))
     assert not FakeMetric.values
 
@@ -256,19 +258,26 @@ def test_metrics_count_each_shard_once_ray_runs(monkeypatch: pytest.MonkeyPatch)
     metrics.add(shard(ok=1, frames=0))
     assert FakeMetric.values == {
         ("raypipe_planned_videos", ""): 100,
+        ("raypipe_done_videos", ""): 46,
         ("raypipe_shards_total", ""): 2,
         ("raypipe_frames_total", ""): 160,
         ("raypipe_bytes_total", ""): 2000,
         ("raypipe_videos_total", "ok"): 9,
         ("raypipe_videos_total", "timeout"): 2,
         ("raypipe_stage_seconds_total", "decode"): 3.0,
+        ("raypipe_decode_wait_seconds_total", ""): 0.5,
+        ("raypipe_s3_throttles_total", ""): 2,
     }
+    FakeMetric.values.clear()
+    metrics.add(shard(ok=1))
+    assert FakeMetric.values["raypipe_planned_videos", ""] == 100, "Ray forgets a gauge that is set only once"
 
 
 def test_metrics_do_not_load_ray_themselves() -> None:
     code = (
         "import sys; from raypipe.progress import Metrics; from raypipe.report import ShardSummary;"
-        "Metrics(num_planned_videos=1).add(ShardSummary(1, 0, {'ok': 1}, 1, 1, {}, 0.0)); print('ray' in sys.modules)"
+        "metrics = Metrics(num_planned_videos=1, num_resumed_videos=0);"
+        "metrics.add(ShardSummary(1, 0, {'ok': 1}, 1, 1, {}, 0.0)); print('ray' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "False"

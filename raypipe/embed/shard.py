@@ -22,12 +22,15 @@ from raypipe.models.pooling import mean_embedding
 from raypipe.report import ShardSummary, VideoNote
 from raypipe.sealed.plan import Video
 from raypipe.status import HAS_FRAMES, Status
+from raypipe.storage.throttles import take_throttles
 from raypipe.video.protocol import Pixels
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
 
 FRAMES = "frames"  # RGB crops of one video, [T, crop, crop, 3], as bytes; never leaves the cluster
 FETCH_SECONDS = "fetch_seconds"
 EMBED_SECONDS = "embed_seconds"
+WAIT_SECONDS = "wait_seconds"
+NUM_THROTTLES = "num_throttles"  # of the whole shard, in its first row
 _THUMBNAIL_SIZE = 160
 _NOTES = 3
 _FLOAT16_MAX = 65_504.0
@@ -54,7 +57,13 @@ def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int)
         outcomes.append(_decode(fetched, sandbox))
         decode_seconds.append(time.perf_counter() - start)
         fetch_seconds.append(fetched.seconds)
-    return decoded_table(rows, outcomes, fetch_seconds=fetch_seconds, decode_seconds=decode_seconds)
+    return decoded_table(
+        rows,
+        outcomes,
+        fetch_seconds=fetch_seconds,
+        decode_seconds=decode_seconds,
+        num_throttles=take_throttles(),
+    )
 
 
 def _decode(fetched: Fetched, sandbox: DecodeSandbox) -> DecodedVideo:
@@ -65,7 +74,12 @@ def _decode(fetched: Fetched, sandbox: DecodeSandbox) -> DecodedVideo:
 
 
 def decoded_table(
-    rows: pa.Table, outcomes: Sequence[DecodedVideo], *, fetch_seconds: list[float], decode_seconds: list[float]
+    rows: pa.Table,
+    outcomes: Sequence[DecodedVideo],
+    *,
+    fetch_seconds: list[float],
+    decode_seconds: list[float],
+    num_throttles: int = 0,
 ) -> pa.Table:
     frames = [outcome.frames for outcome in outcomes if len(outcome.frames)]
     pixels = np.concatenate(frames) if frames else np.empty((0, 0, 0, 3), np.uint8)
@@ -95,6 +109,7 @@ def decoded_table(
         schema.THUMBNAIL: pa.array([thumbnail(outcome.frames) for outcome in outcomes], pa.binary()),
         FRAMES: pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(outcomes), buffers),
         FETCH_SECONDS: pa.array(fetch_seconds, pa.float32()),
+        NUM_THROTTLES: pa.array([num_throttles, *[0] * (len(outcomes) - 1)], pa.int64()),
     }
     return pa.table(columns)
 
@@ -114,11 +129,16 @@ def thumbnail(frames: Pixels) -> bytes | None:
 
 
 def embed_shard(
-    decoded: pa.Table, embed: Callable[[Pixels], Vectors], *, embedding_dim: int, crop_size: int
+    decoded: pa.Table,
+    embed: Callable[[Pixels], Vectors],
+    *,
+    embedding_dim: int,
+    crop_size: int,
+    wait_seconds: float = 0.0,
 ) -> pa.Table:
     """Replace the frames of a decoded shard by their vectors, batched across its videos.
 
-    ``embed`` maps N RGB crops [N, crop, crop, 3] to float32 [N, D].
+    ``embed`` maps N RGB crops [N, crop, crop, 3] to float32 [N, D]; whoever calls it waited ``wait_seconds`` for them.
 
     Raises:
         JobError: a vector is not made of numbers.
@@ -143,7 +163,8 @@ def embed_shard(
     columns[schema.EMBEDDING] = pa.FixedSizeListArray.from_arrays(
         pa.array(means.reshape(-1)), embedding_dim, mask=pa.array(lengths == 0)
     )
-    columns[EMBED_SECONDS] = pa.array(np.full(len(lengths), (time.perf_counter() - start) / max(1, len(lengths))))
+    for name, seconds in ((EMBED_SECONDS, time.perf_counter() - start), (WAIT_SECONDS, wait_seconds)):
+        columns[name] = pa.array(np.full(len(lengths), seconds / max(1, len(lengths))))
     return pa.table(columns)
 
 
@@ -163,7 +184,7 @@ def output_rows(embedded: pa.Table, *, embedding_dim: int) -> pa.Table:
 
 
 def summarise(
-    embedded: pa.Table, *, plan: int, shard: int, put_seconds: float, already_committed: bool
+    embedded: pa.Table, *, plan: int, shard: int, put_seconds: float, already_committed: bool, put_throttles: int = 0
 ) -> ShardSummary:
     """What the driver is told of a shard."""
     ids, statuses, errors = (embedded[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
@@ -193,5 +214,7 @@ def summarise(
         slowest=tuple(sorted(notes, key=lambda note: -note.seconds)[:_NOTES]),
         failures=tuple(note for note in notes if note.status not in HAS_FRAMES),
         thumbnails=tuple(thumbnails[:_NOTES]),
+        wait_seconds=float(embedded[WAIT_SECONDS].to_numpy().sum()),
+        num_throttles=int(embedded[NUM_THROTTLES].to_numpy().sum()) + put_throttles,
         already_committed=already_committed,
     )

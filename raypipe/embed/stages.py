@@ -17,6 +17,7 @@ from raypipe.embed import shard as work
 from raypipe.report import ShardSummary
 from raypipe.sealed.sink import describe_shard, put_shard
 from raypipe.storage import Folder
+from raypipe.storage.throttles import take_throttles
 from raypipe.video.protocol import DecodeRequest
 from raypipe.video.sandbox import DecodeSandbox
 
@@ -91,12 +92,23 @@ class EmbedFrames:
             batch_size=settings.batch_size,
             compile=settings.compile,
         )
+        self._free_since = time.perf_counter()
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """One shard."""
         settings = self._settings
-        dim, crop_size = settings.embedding_dim, settings.crop_size
-        return work.embed_shard(decoded, self._backbone.embed, embedding_dim=dim, crop_size=crop_size)
+        # Without a GPU the same actor decodes, and waits for nobody.
+        waited = 0.0 if settings.device == "cpu" else time.perf_counter() - self._free_since
+        try:
+            return work.embed_shard(
+                decoded,
+                self._backbone.embed,
+                embedding_dim=settings.embedding_dim,
+                crop_size=settings.crop_size,
+                wait_seconds=waited,
+            )
+        finally:
+            self._free_since = time.perf_counter()
 
 
 class PutShard:
@@ -114,4 +126,11 @@ class PutShard:
         about = describe_shard(rows, plan=plan, shard=shard, fingerprint=self._settings.fingerprint)
         created = put_shard(self._output, rows, about)
         seconds = time.perf_counter() - start
-        return work.summarise(embedded, plan=plan, shard=shard, put_seconds=seconds, already_committed=not created)
+        return work.summarise(
+            embedded,
+            plan=plan,
+            shard=shard,
+            put_seconds=seconds,
+            already_committed=not created,
+            put_throttles=take_throttles(),
+        )

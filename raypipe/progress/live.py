@@ -51,7 +51,9 @@ class Progress:
         self._line_seconds = line_seconds
         self._line_at = 0.0
         self._rate = RecentRate(record)
-        self._metrics = Metrics(num_planned_videos=record.num_planned_videos)
+        self._metrics = Metrics(
+            num_planned_videos=record.num_planned_videos, num_resumed_videos=record.num_resumed_videos
+        )
         # Redrawing, by the display's thread or by whatever prints on this one, must not see half an update.
         self._lock = RLock()
         self._live: Live | None = None

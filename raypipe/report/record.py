@@ -50,6 +50,8 @@ class ShardSummary:
     failures: tuple[VideoNote, ...] = ()  # the first few rows that are neither ok nor partial
     thumbnails: tuple[tuple[str, bytes], ...] = ()  # a few (video_id, JPEG)
     labels: dict[str, int] = field(default_factory=dict)  # of classify: best label -> videos
+    wait_seconds: float = 0.0  # of an actor on a GPU, for this shard to be decoded
+    num_throttles: int = 0  # replies of S3 that asked for fewer requests
     already_committed: bool = False  # another attempt or another driver had put it
     problem: str = ""  # one line when the shard could not be finished; its counts are then empty
 

@@ -25,6 +25,7 @@ from raypipe.errors import (
     RaypipeError,
     StorageError,
 )
+from raypipe.storage.throttles import counting_session
 
 # What keeps failing for a reason that may pass is tried again until RETRY_SECONDS after it began. One try is up to
 # MAX_ATTEMPTS requests, made by the client close together, and takes REQUEST_SECONDS at the most.
@@ -148,6 +149,7 @@ def _new_filesystem(
     return s3fs.S3FileSystem(
         skip_instance_cache=True,  # which keeps one per thread
         use_listings_cache=False,
+        session=counting_session(),
         config_kwargs={
             "retries": {"mode": "adaptive", "total_max_attempts": max_attempts},
             "connect_timeout": connect_timeout,

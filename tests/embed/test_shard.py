@@ -17,6 +17,7 @@ from raypipe import schema
 from raypipe.embed.packing import pack
 from raypipe.embed.shard import (
     FRAMES,
+    NUM_THROTTLES,
     decode_shard,
     decoded_table,
     embed_shard,
@@ -29,7 +30,7 @@ from raypipe.embed.shard import (
 from raypipe.errors import JobError, StorageError
 from raypipe.sealed.plan import Video
 from raypipe.status import HAS_FRAMES, Status
-from raypipe.storage import Folder
+from raypipe.storage import Folder, throttles
 
 OUTCOMES = [("ok", 3), ("timeout", 0), ("partial", 1), ("decode_error", 0), ("ok", 5)]
 
@@ -222,3 +223,25 @@ def test_a_summary_adds_up() -> None:
     assert [name for name, _ in summary.thumbnails] == ["0.mp4", "4.mp4"]
     assert all(jpeg.startswith(b"\xff\xd8\xff") for _, jpeg in summary.thumbnails)
     assert summary.problem == ""
+    assert (summary.wait_seconds, summary.num_throttles) == (0.0, 0)
+
+
+def test_what_slowed_the_fetching_of_a_shard_goes_with_its_rows(folder: Folder) -> None:
+    upload(folder, {"a.mp4": content("ok"), "b.mp4": content("ok", seed=1)})
+    rows = planned([Video.of(stored) for stored in folder.list()])
+    throttles.take_throttles()
+    for _ in range(2):
+        throttles._count((None, {"ResponseMetadata": {"HTTPStatusCode": 503}}))
+    done = decode_shard(rows, FakeSandbox(), max_size_bytes=400)  # type: ignore[arg-type]
+    assert done[NUM_THROTTLES].to_pylist() == [2, 0]
+    assert decode_shard(rows, FakeSandbox(), max_size_bytes=400)[NUM_THROTTLES].to_pylist() == [0, 0]  # type: ignore[arg-type]
+
+
+def test_a_summary_tells_how_long_the_shard_was_waited_for_and_how_often_s3_slowed_it_down() -> None:
+    rows = decoded_table(
+        named(2), [decoded(seed=at) for at in range(2)], fetch_seconds=[0, 0], decode_seconds=[0, 0], num_throttles=3
+    )
+    done = embed_shard(rows, embed, embedding_dim=DIM, crop_size=CROP, wait_seconds=1.5)
+    summary = summarise(done, plan=0, shard=0, put_seconds=0, already_committed=False, put_throttles=4)
+    assert (summary.wait_seconds, summary.num_throttles) == (1.5, 7)
+    assert summary.stage_seconds.keys() == {"fetch", "decode", "embed", "put"}, "waiting is no work"

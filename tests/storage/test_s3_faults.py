@@ -23,6 +23,7 @@ from raypipe.errors import (
     StorageError,
 )
 from raypipe.storage import Folder, read_object, s3, s3_client
+from raypipe.storage.throttles import take_throttles
 
 VIDEO = b"0123456789"
 WRONG_CRC32 = base64.b64encode(struct.pack(">I", zlib.crc32(b"other"))).decode()
@@ -125,6 +126,24 @@ def test_a_failure_that_passes_is_outlasted(server: FaultyServer, status: int, c
     server.replies = [Reply(status, code=code)] * times + [Reply(body=VIDEO)]
     assert read() == VIDEO
     assert len(server.requests) == times + 1
+
+
+@pytest.mark.parametrize(
+    ("refusal", "expected"),
+    [
+        (Reply(503, code="SlowDown"), 2),
+        (Reply(429, code="TooManyRequests"), 2),
+        (Reply(400, code="Throttling"), 2),
+        (Reply(500, code="InternalError"), 0),
+        (Reply(reset=True), 0),
+    ],
+)
+def test_replies_that_ask_for_fewer_requests_are_counted(server: FaultyServer, refusal: Reply, expected: int) -> None:
+    take_throttles()
+    server.replies = [refusal] * 2 + [Reply(body=VIDEO)]
+    assert read() == VIDEO
+    assert take_throttles() == expected
+    assert take_throttles() == 0
 
 
 def test_connections_that_break_off_are_outlasted(server: FaultyServer) -> None:
