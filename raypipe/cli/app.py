@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from raypipe import __version__
 from raypipe.errors import RaypipeError, SetupError
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 _UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or the one that typer has of its own
 
 
@@ -78,7 +78,7 @@ def leave(run: Callable[[], int], *, debug: bool) -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         say("stopped: what is committed stays, and the same command resumes.")
-        code = _INTERRUPTED
+        code = INTERRUPTED
     raise SystemExit(code)
 
 

@@ -118,11 +118,25 @@ def doctor(
     input_uri: Input = None,
     output: Output = None,
     *,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Check a cluster from outside, then from within: http://HOST:8265."),
+    ] = None,
+    grafana: Annotated[
+        bool, typer.Option("--grafana", help="Only say where the files for Prometheus and Grafana are.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Check this machine or cluster: decoders, sandbox, weights, storage, Ray, GPUs; say how to mend each."""
 
     def run() -> int:
+        if grafana:
+            from raypipe.monitoring.files import how_to_use
+
+            typer.echo(how_to_use())
+            return 0
+        if address is not None:
+            return _doctor_there(address, input_uri=input_uri, output_uri=output)
         from rich.console import Console
 
         from raypipe.embed.doctor import checks_table, run_checks
@@ -132,6 +146,25 @@ def doctor(
         return 1 if any(check.state == "broken" for check in checks) else 0
 
     leave(run, debug=debug)
+
+
+def _doctor_there(address: str, *, input_uri: str | None, output_uri: str | None) -> int:
+    from rich.console import Console
+
+    from raypipe.embed.doctor import checks_table
+    from raypipe.remote.connection import connect
+    from raypipe.remote.doctor import check_api
+    from raypipe.remote.follow import Remote
+    from raypipe.remote.job import packed_doctor
+
+    client = connect(address)
+    checks = check_api(client)
+    Console().print(checks_table(checks))
+    remote = Remote(client)
+    with packed_doctor(input_uri=input_uri, output_uri=output_uri) as job:
+        remote.send(job)
+    code = remote.follow(job.submission_id, write=lambda text: typer.echo(text, nl=False))
+    return 1 if any(check.state == "broken" for check in checks) else code
 
 
 def _embed_config(

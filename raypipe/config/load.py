@@ -6,10 +6,11 @@ import re
 import reprlib
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from raypipe.errors import ConfigError
 
@@ -32,6 +33,18 @@ def _is_utf8(uri: str) -> str:
 Uri = Annotated[str, AfterValidator(_is_utf8)]
 Count = Literal["auto"] | int
 Gpus = Literal["auto"] | float
+
+
+def uris(section: BaseModel) -> dict[str, str]:
+    """The keys of a configuration that hold a location, below no other key, and their values."""
+    fields = type(section).model_fields.items()
+    found = {name: getattr(section, name) for name, field in fields if _is_utf8 in _validators(field)}
+    return {name: uri for name, uri in found.items() if uri is not None}
+
+
+def _validators(field: FieldInfo) -> list[object]:
+    annotated = [*field.metadata, *(part for kind in get_args(field.annotation) for part in get_args(kind)[1:])]
+    return [part.func for part in annotated if isinstance(part, AfterValidator)]
 
 
 def check_counts(*, concurrency: Count, gpus: Gpus, gpus_key: str) -> None:

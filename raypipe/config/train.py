@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from raypipe.config.load import Section
+from raypipe.config.load import Section, Uri
 
 Objective = Literal["classify", "masked_frame"]
 SelectBy = Literal["loss", "accuracy", "macro_f1"]
@@ -106,12 +106,12 @@ class TrainResourcesConfig(Section):
 class TrainConfig(Section):
     """Everything ``raypipe train`` reads."""
 
-    embeddings: str
-    output: str
-    labels: str | None = None
+    embeddings: Uri
+    output: Uri
+    labels: Uri | None = None
     labels_from: Literal["folder"] | None = None
     objective: Objective = "classify"
-    init_from: str | None = None
+    init_from: Uri | None = None
     problem_type: Literal["auto", "single_label", "multi_label"] = "auto"
     model: ClassifierConfig = ClassifierConfig()
     data: DataConfig = DataConfig()

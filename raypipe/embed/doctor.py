@@ -16,9 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from raypipe.batch import cluster
-from raypipe.embed.catalogue import find_videos
+from raypipe.embed.nodes import check_nodes, first_video, writable
 from raypipe.errors import RaypipeError
-from raypipe.storage import Folder
 from raypipe.video.protocol import DECODERS, DecodeRequest, Limits
 from raypipe.video.sandbox import DecodeSandbox, installed_decoders
 
@@ -42,10 +41,10 @@ def run_checks(*, input_uri: str | None = None, output_uri: str | None = None) -
     """Try everything that ``raypipe embed`` relies on; nothing is stored but the marker of a writable output."""
     checks = [_python(), *_decoders(), _weights(), _memory()]
     if input_uri:
-        checks.append(_storage("input", lambda: _first_video(input_uri)))
+        checks.append(_storage("input", lambda: first_video(input_uri)))
     if output_uri:
-        checks.append(_storage("output", lambda: _writable(output_uri)))
-    return [*checks, *_cluster(), _demo_server()]
+        checks.append(_storage("output", lambda: writable(output_uri)))
+    return [*checks, *_cluster(input_uri, output_uri), _demo_server()]
 
 
 def checks_table(checks: list[Check]) -> Table:
@@ -126,17 +125,7 @@ def _storage(name: str, probe: Callable[[], str]) -> Check:
         return Check(name, "broken", str(error))
 
 
-def _first_video(uri: str) -> str:
-    first = next(iter(find_videos(uri, output_uri="")), None)
-    return f"{uri} is listed; the first video is {first.video_id}" if first else f"{uri} is listed, and holds no video"
-
-
-def _writable(uri: str) -> str:
-    Folder(uri).check_writable()
-    return f"{uri} can be written, each object once"
-
-
-def _cluster() -> Iterator[Check]:
+def _cluster(input_uri: str | None, output_uri: str | None) -> Iterator[Check]:
     try:
         cluster.connect()
     except RaypipeError as error:
@@ -149,6 +138,10 @@ def _cluster() -> Iterator[Check]:
     yield Check(
         "gpu", "fine" if gpus else "note", f"{gpus:g} GPUs", "" if gpus else "Decode and embed share the processors."
     )
+    if nodes > 1:
+        for one in check_nodes(input_uri=input_uri, output_uri=output_uri):
+            found = ": ".join(part for part in (one.who, one.found, one.problem) if part)
+            yield Check("nodes", "broken" if one.problem else "fine", found)
 
 
 def _demo_server() -> Check:

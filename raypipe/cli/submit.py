@@ -1,0 +1,83 @@
+"""Send a job to a cluster: submit."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from raypipe.cli.app import INTERRUPTED, app, leave, say
+from raypipe.cli.options import Debug, Overrides
+
+if TYPE_CHECKING:
+    from raypipe.remote.follow import Remote
+
+Address = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The job API of the cluster: http://HOST:8265."),
+]
+
+
+@app.command()
+def submit(
+    config: Annotated[
+        Path | None, typer.Argument(help="A YAML file, named after its job: embed.yaml.", show_default=False)
+    ] = None,
+    *,
+    address: Address = None,
+    job: Annotated[
+        Literal["embed", "train", "classify", "index", "recommend"] | None,
+        typer.Option("--job", help="The job, where the file's name does not tell."),
+    ] = None,
+    overrides: Overrides = None,
+    working_dir: Annotated[
+        Path | None, typer.Option("--working-dir", help="A folder to send along, with CONFIG in it: a checkout, files.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Send it, print its id, and leave.")] = False,
+    status: Annotated[str | None, typer.Option("--status", metavar="ID", help="Say how a job is.")] = None,
+    follow: Annotated[str | None, typer.Option("--follow", metavar="ID", help="Follow a job that was sent.")] = None,
+    stop: Annotated[str | None, typer.Option("--stop", metavar="ID", help="Stop a job; its output resumes.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run embed, train, classify, index or recommend on a cluster; follow its log, leave with its exit code."""
+
+    def run() -> int:
+        from raypipe.errors import ConfigError
+        from raypipe.remote.connection import connect
+        from raypipe.remote.follow import Remote, one_line
+        from raypipe.remote.job import packed
+
+        asked = [one for one in (config, status, follow, stop) if one is not None]
+        if len(asked) != 1:
+            msg = "Give one of CONFIG, --status ID, --follow ID and --stop ID."
+            raise ConfigError(msg)
+        if config is None:
+            remote = Remote(connect(address))
+            if follow is not None:
+                return _follow(remote, follow)
+            ended = remote.stop(stop) if stop is not None else remote.details(str(status))
+            typer.echo(one_line(ended))
+            return 0
+        with packed(config, command=job, overrides=overrides or (), working_dir=working_dir) as sent:
+            for note in sent.notes:
+                say(f"note: {note}")
+            remote = Remote(connect(address))
+            remote.send(sent)
+        if no_wait:
+            typer.echo(sent.submission_id)
+            return 0
+        say(f"Sent {sent.submission_id}. Ctrl-C leaves it running.")
+        return _follow(remote, sent.submission_id)
+
+    leave(run, debug=debug)
+
+
+def _follow(remote: "Remote", submission_id: str) -> int:
+    from raypipe.remote.follow import one_line
+
+    try:
+        code = remote.follow(submission_id, write=lambda text: typer.echo(text, nl=False))
+    except KeyboardInterrupt:
+        say(f"The job goes on. raypipe submit --follow {submission_id}, or --stop {submission_id}.")
+        return INTERRUPTED
+    say(one_line(remote.details(submission_id)))
+    return code

@@ -1,0 +1,113 @@
+"""Send a job, follow it to its end, ask after it, stop it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+
+import aiohttp
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from raypipe import __version__
+from raypipe.errors import ConfigError, SetupError
+from raypipe.remote.connection import reached
+from raypipe.remote.job import Job
+
+_POLL_SECONDS = 0.5
+_LOST_SECONDS = 60.0  # without an answer: a forwarded port may be gone for a while, and the job goes on
+
+
+class Remote:
+    """The job API of a cluster, whose errors are one line each."""
+
+    def __init__(self, client: JobSubmissionClient) -> None:
+        self._client = client
+        self._address = client.get_address()
+
+    def send(self, job: Job) -> None:
+        """Upload what the job needs and start it."""
+        with reached(self._address):
+            self._client.submit_job(
+                entrypoint=job.entrypoint,
+                submission_id=job.submission_id,
+                runtime_env=job.runtime_env,
+                metadata={"raypipe": __version__},
+            )
+
+    def details(self, submission_id: str) -> JobDetails:
+        """What the cluster knows of a job.
+
+        Raises:
+            ConfigError: there is no such job; the message names the latest ones.
+        """
+        with reached(self._address):
+            jobs = {job.submission_id: job for job in self._client.list_jobs() if job.submission_id}
+        if submission_id not in jobs:
+            latest = sorted(jobs.values(), key=lambda job: job.start_time or 0)[-3:]
+            has = ", ".join(str(job.submission_id) for job in latest) or "none at all"
+            msg = f"No job {submission_id!r} at {self._address}. The latest there: {has}."
+            raise ConfigError(msg)
+        return jobs[submission_id]
+
+    def follow(self, submission_id: str, *, write: Callable[[str], None]) -> int:
+        """Write the job's log as it grows, and give its exit code once it has ended."""
+        written = 0
+        while True:
+            with suppress(RuntimeError, OSError, aiohttp.ClientError):  # the line broke: begin again, and skip
+                written = asyncio.run(self._tail(submission_id, written, write))
+            job = self._patiently(submission_id)
+            if job.status.is_terminal():
+                break
+            time.sleep(_POLL_SECONDS)
+        # What came between the end of the last line and that of the job.
+        with reached(self._address):
+            write(self._client.get_job_logs(submission_id)[written:])
+        return exit_code(job)
+
+    async def _tail(self, submission_id: str, written: int, write: Callable[[str], None]) -> int:
+        seen = 0
+        async for text in self._client.tail_job_logs(submission_id):
+            seen += len(text)
+            if seen > written:
+                write(text[len(text) - (seen - written) :])
+                written = seen
+        return written
+
+    def _patiently(self, submission_id: str) -> JobDetails:
+        deadline = time.monotonic() + _LOST_SECONDS
+        while True:
+            try:
+                return self.details(submission_id)
+            except ConfigError:
+                raise
+            except SetupError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
+
+    def stop(self, submission_id: str) -> JobDetails:
+        """Stop a job, and wait until it has ended; one that has ended before stays as it is."""
+        self.details(submission_id)
+        with reached(self._address):
+            self._client.stop_job(submission_id)
+        while not (job := self._patiently(submission_id)).status.is_terminal():
+            time.sleep(_POLL_SECONDS)
+        return job
+
+
+def exit_code(job: JobDetails) -> int:
+    """That of the command itself; 1 where it ended without one."""
+    if job.status == JobStatus.SUCCEEDED:
+        return 0
+    code = job.driver_exit_code or 1
+    return code if code > 0 else 128 - code
+
+
+def one_line(job: JobDetails) -> str:
+    """How a job is, for a terminal."""
+    seconds = ((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 1000
+    after = f" after {timedelta(seconds=round(seconds))}" if job.start_time else ""
+    state = f"{job.submission_id}: {job.status.lower()}{after}: {job.entrypoint}"
+    failed = job.status == JobStatus.FAILED and job.message
+    return f"{state}. {' '.join(job.message.split())[:300]}" if failed and job.message else state
