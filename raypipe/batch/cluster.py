@@ -5,11 +5,13 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import ray
 import ray.data
+from ray._private.state import state
 from ray.data import ActorPoolStrategy, Dataset
 
 from raypipe.batch.stages import RunSteps, Steps
@@ -49,6 +51,7 @@ def configure_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # all of a pool's actors have a shard
 
 
 def reason_of(error: Exception) -> str:
@@ -87,17 +90,55 @@ def machine() -> dict[str, object]:
     }
 
 
+def resources(labels: Mapping[str, str] = {}) -> dict[str, float]:
+    """The CPUs and GPUs of the nodes that have these labels.
+
+    Of what they have none of, it is what the largest node has that an autoscaler may add: work that waits brings it.
+    """
+    has = [node["Resources"] for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
+    may_have = [group.resources for group in _may_be_added()]  # their labels are not told
+    return {
+        kind: sum(node.get(kind, 0.0) for node in has) or max((float(node[kind]) for node in may_have), default=0.0)
+        for kind in ("CPU", "GPU")
+    }
+
+
+def is_growing() -> bool:
+    """Whether an autoscaler may add nodes."""
+    return bool(_may_be_added())
+
+
+def _may_be_added() -> list[Any]:
+    config = state.get_cluster_config()  # None where there is no autoscaler
+    groups = config.node_group_configs if config else []
+    return [group for group in groups if group.resources and group.max_count]
+
+
 def add_stage(
-    shards: Dataset, steps: Steps, num_actors: int, *, num_cpus: float, num_gpus: float | None = None
+    shards: Dataset,
+    steps: Steps,
+    num_actors: int,
+    *,
+    may_grow_to: int = 0,
+    num_cpus: float,
+    num_gpus: float | None = None,
+    labels: Mapping[str, str] = {},
 ) -> Dataset:
-    """One stage of actors; a shard waits for a free actor, not behind another shard in an actor's queue."""
+    """One stage of actors; a shard waits for a free actor, not behind another shard in an actor's queue.
+
+    There are ``num_actors`` from the start, and as many as ``may_grow_to`` where nodes that join have room for them.
+    """
+    where: dict[str, Any] = {"label_selector": dict(labels)} if labels else {}
     return shards.map_batches(
         RunSteps,
         fn_constructor_kwargs={"steps": steps},
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
+        compute=ActorPoolStrategy(
+            min_size=num_actors, max_size=max(num_actors, may_grow_to), max_tasks_in_flight_per_actor=1
+        ),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
+        **where,
     )

@@ -8,6 +8,7 @@ import ray
 import ray.data
 
 from raypipe.batch.cluster import add_stage
+from raypipe.batch.cluster import resources as available
 from raypipe.batch.stages import SUMMARY, SkipCommitted
 from raypipe.classify.stages import (
     ClassifyVideos,
@@ -28,6 +29,7 @@ class Placement:
 
     actors: int
     gpus_per_actor: float = 0.0
+    may_grow: bool = False
 
     @property
     def device(self) -> str:
@@ -41,15 +43,17 @@ def place(resources: ClassifyResourcesConfig) -> Placement:
     Raises:
         SetupError: the cluster has less than one actor needs.
     """
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    total = available()
+    cpus, gpus = total["CPU"], total["GPU"]
     wanted = resources.gpus
     gpus_per_actor = (1.0 if gpus else 0.0) if wanted == "auto" else wanted
     if gpus_per_actor > gpus or cpus < 1:
         msg = f"resources.gpus={wanted}: the cluster has {gpus:g} GPUs and {cpus:g} CPUs. Lower it, or add nodes."
         raise SetupError(msg)
     fitting = int(min(cpus, gpus // gpus_per_actor)) if gpus_per_actor else int(cpus)
-    return Placement(fitting if resources.concurrency == "auto" else resources.concurrency, gpus_per_actor)
+    if resources.concurrency == "auto":
+        return Placement(fitting, gpus_per_actor, may_grow=True)
+    return Placement(resources.concurrency, gpus_per_actor)
 
 
 def run_shards(
@@ -64,5 +68,7 @@ def run_shards(
     steps = ((SkipCommitted, put.output_uri), (ReadEmbeddings, read), (ClassifyVideos, model), (PutPredictions, put))
     actors = min(len(blocks), placement.actors)  # more actors than shards would only start and end
     gpus = placement.gpus_per_actor or None
-    for row in add_stage(ray.data.from_arrow(list(blocks)), steps, actors, num_cpus=1, num_gpus=gpus).iter_rows():
+    most = len(blocks) if placement.may_grow else 0
+    shards = ray.data.from_arrow(list(blocks))
+    for row in add_stage(shards, steps, actors, may_grow_to=most, num_cpus=1, num_gpus=gpus).iter_rows():
         yield row[SUMMARY]

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raypipe.config.load import Count, Gpus, Section, Uri, check_counts
 
@@ -67,6 +67,16 @@ class ResourcesConfig(Section):
     decode_cpus: float = Field(default=1, gt=0)
     embed_gpus: Gpus = "auto"
     concurrency: Count = "auto"
+    decode_on: dict[str, str] = Field(default_factory=dict)  # labels of nodes
+    embed_on: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("decode_on", "embed_on")
+    @classmethod
+    def _labels_are_plain(cls, labels: dict[str, str]) -> dict[str, str]:
+        if operators := [value for value in labels.values() if value.startswith("!") or "(" in value]:
+            msg = f"{operators[0]!r} is not the value of a label; give the value that the nodes have"
+            raise ValueError(msg)
+        return labels
 
     @model_validator(mode="after")
     def _counts_are_positive(self) -> Self:

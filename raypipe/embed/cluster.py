@@ -1,7 +1,8 @@
 """Divide a cluster among the stages of embed, and run shards through them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import ray
 import ray.data
 
 from raypipe.batch.cluster import add_stage
+from raypipe.batch.cluster import resources as available
 from raypipe.batch.stages import SUMMARY, SkipCommitted
 from raypipe.config import ResourcesConfig
 from raypipe.embed.stages import (
@@ -29,13 +31,16 @@ _PUTS_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How many actors there are of what. Without a GPU every actor decodes, embeds and puts."""
+    """How many actors there are of what, and on which nodes. Without a GPU every actor decodes, embeds and puts."""
 
     decode_actors: int
     decode_cpus: float
     gpu_actors: int = 0
     gpus_per_actor: float = 0.0
     device: str = "cpu"
+    may_grow: bool = False
+    decode_on: Mapping[str, str] = field(default_factory=dict)
+    embed_on: Mapping[str, str] = field(default_factory=dict)
 
 
 def place(resources: ResourcesConfig) -> Placement:
@@ -44,22 +49,33 @@ def place(resources: ResourcesConfig) -> Placement:
     Raises:
         SetupError: the cluster has less than one actor needs.
     """
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    cpus, gpus = available(resources.decode_on)["CPU"], available(resources.embed_on)["GPU"]
     wanted = resources.embed_gpus
     gpus_per_actor = (1.0 if gpus else 0.0) if wanted == "auto" else wanted
     if gpus_per_actor > gpus or resources.decode_cpus > cpus:
         msg = (
             f"resources.embed_gpus={wanted} and resources.decode_cpus={resources.decode_cpus:g}: the cluster has "
-            f"{gpus:g} GPUs and {cpus:g} CPUs. Lower them, or add nodes."
+            f"{gpus:g} GPUs and {cpus:g} CPUs{_where(resources)}. Lower them, or add nodes."
         )
         raise SetupError(msg)
     gpu_actors = int(gpus // gpus_per_actor) if gpus_per_actor else 0
     reserved = _PUT_CPUS * _PUTS_AT_ONCE if gpu_actors else 0.0
     fitting = max(1, int((cpus - reserved) // resources.decode_cpus))
-    decode_actors = fitting if resources.concurrency == "auto" else resources.concurrency
-    device = "cuda" if gpu_actors else "cpu"
-    return Placement(decode_actors, resources.decode_cpus, gpu_actors, gpus_per_actor, device)
+    return Placement(
+        decode_actors=fitting if resources.concurrency == "auto" else resources.concurrency,
+        decode_cpus=resources.decode_cpus,
+        gpu_actors=gpu_actors,
+        gpus_per_actor=gpus_per_actor,
+        device="cuda" if gpu_actors else "cpu",
+        may_grow=resources.concurrency == "auto",
+        decode_on=resources.decode_on,
+        embed_on=resources.embed_on,
+    )
+
+
+def _where(resources: ResourcesConfig) -> str:
+    labels = {**resources.decode_on, **resources.embed_on}
+    return f" on nodes with the labels {labels}" if labels else ""
 
 
 def dtype_where_it_runs(dtype: Literal["auto", "float32", "bfloat16"], placement: Placement) -> Dtype:
@@ -81,14 +97,29 @@ def run_shards(
     """Take every block through decode, embed and put; yield the summaries as shards finish, in any order."""
     shards: ray.data.Dataset = ray.data.from_arrow(list(blocks))
     busy = len(blocks)  # more actors than shards would only start and end
+    most = busy if placement.may_grow else 0
+    stage = partial(
+        add_stage,
+        num_actors=min(busy, placement.decode_actors),
+        may_grow_to=most,
+        num_cpus=placement.decode_cpus,
+        labels=placement.decode_on,
+    )
     decode_steps = ((SkipCommitted, put.output_uri), (DecodeVideos, decode))
     if placement.gpu_actors:
-        shards = add_stage(shards, decode_steps, min(busy, placement.decode_actors), num_cpus=placement.decode_cpus)
-        gpus = placement.gpus_per_actor
-        shards = add_stage(shards, ((EmbedFrames, embed),), min(busy, placement.gpu_actors), num_cpus=0, num_gpus=gpus)
+        shards = stage(shards, decode_steps)
+        shards = add_stage(
+            shards,
+            ((EmbedFrames, embed),),
+            min(busy, placement.gpu_actors),
+            may_grow_to=most,
+            num_cpus=0,
+            num_gpus=placement.gpus_per_actor,
+            labels=placement.embed_on,
+        )
         shards = add_stage(shards, ((PutShard, put),), min(busy, _PUTS_AT_ONCE), num_cpus=_PUT_CPUS)
     else:
         steps = (*decode_steps, (EmbedFrames, embed), (PutShard, put))
-        shards = add_stage(shards, steps, min(busy, placement.decode_actors), num_cpus=placement.decode_cpus)
+        shards = stage(shards, steps)
     for row in shards.iter_rows():
         yield row[SUMMARY]

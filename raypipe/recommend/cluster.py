@@ -9,7 +9,7 @@ import ray
 import ray.data
 
 from raypipe import schema
-from raypipe.batch.cluster import add_stage
+from raypipe.batch.cluster import add_stage, resources
 from raypipe.batch.rounds import finish_shards
 from raypipe.batch.stages import SUMMARY
 from raypipe.config.load import Count
@@ -58,14 +58,20 @@ def finish(work: Work, progress: UserProgress, *, concurrency: Count) -> None:
     Raises:
         JobError: some shards could not be finished; the same command continues.
     """
-    num_actors = int(ray.cluster_resources().get("CPU", 1)) if concurrency == "auto" else concurrency
-    finish_shards(lambda: _run_missing(work, num_actors=num_actors), progress.update, patience=2 * num_actors + 6)
+    num_actors = max(1, int(resources()["CPU"])) if concurrency == "auto" else concurrency
+    may_grow = concurrency == "auto"
+    finish_shards(
+        lambda: _run_missing(work, num_actors=num_actors, may_grow=may_grow),
+        progress.update,
+        patience=2 * num_actors + 6,
+    )
 
 
-def _run_missing(work: Work, *, num_actors: int) -> Iterator[ShardSummary]:
+def _run_missing(work: Work, *, num_actors: int, may_grow: bool) -> Iterator[ShardSummary]:
     steps = ((RecommendToUsers, work.settings),)
     for wave in _waves(work.missing_blocks()):
-        stage = add_stage(ray.data.from_arrow(list(wave)), steps, min(len(wave), num_actors), num_cpus=1)
+        shards, most = ray.data.from_arrow(list(wave)), len(wave) if may_grow else 0
+        stage = add_stage(shards, steps, min(len(wave), num_actors), may_grow_to=most, num_cpus=1)
         for row in stage.iter_rows():
             yield row[SUMMARY]
 
