@@ -5,17 +5,22 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
 import ray.data
-from ray._private.state import state
+from ray._private.authentication import authentication_token_setup
+from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, Dataset
 
 from raypipe.batch.stages import RunSteps, Steps
 from raypipe.errors import SetupError
+
+_POLL_SECONDS = 1.0
 
 
 def connect() -> None:
@@ -25,6 +30,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = logging.getLogger("raypipe").getEffectiveLevel() > logging.DEBUG
+    use_token()
     if quiet:  # Ray's native half reports how Ray Data always starts its actors as an error
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
@@ -43,6 +49,15 @@ def connect() -> None:
     configure_data()
     if quiet:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def use_token() -> None:
+    """Show a cluster the token that this user has, as those that ``ray start`` begins ask for; Ray itself would not.
+
+    ``RAY_AUTH_MODE`` decides where it is set.
+    """
+    logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)  # it says so each time
+    authentication_token_setup.maybe_enable_token_auth_if_token_available()
 
 
 def configure_data() -> None:
@@ -90,28 +105,41 @@ def machine() -> dict[str, object]:
     }
 
 
-def resources(labels: Mapping[str, str] = {}) -> dict[str, float]:
-    """The CPUs and GPUs of the nodes that have these labels.
-
-    Of what they have none of, it is what the largest node has that an autoscaler may add: work that waits brings it.
-    """
-    has = [node["Resources"] for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
-    may_have = [group.resources for group in _may_be_added()]  # their labels are not told
-    return {
-        kind: sum(node.get(kind, 0.0) for node in has) or max((float(node[kind]) for node in may_have), default=0.0)
-        for kind in ("CPU", "GPU")
-    }
+def resources(*, cpus_on: Mapping[str, str] = {}, gpus_on: Mapping[str, str] = {}) -> dict[str, float]:
+    """The CPUs and the GPUs of the nodes that are there; of those with these labels, where there are some."""
+    total = {"CPU": 0.0, "GPU": 0.0}
+    for node in ray.nodes():
+        for kind, labels in (("CPU", cpus_on), ("GPU", gpus_on)):
+            if node["Alive"] and labels.items() <= node["Labels"].items():
+                total[kind] += node["Resources"].get(kind, 0.0)
+    return total
 
 
-def is_growing() -> bool:
-    """Whether an autoscaler may add nodes."""
-    return bool(_may_be_added())
-
-
-def _may_be_added() -> list[Any]:
-    config = state.get_cluster_config()  # None where there is no autoscaler
-    groups = config.node_group_configs if config else []
-    return [group for group in groups if group.resources and group.max_count]
+def await_resources(
+    bundles: Sequence[Mapping[str, float]],
+    *,
+    cpus_on: Mapping[str, str] = {},
+    gpus_on: Mapping[str, str] = {},
+    wait_seconds: float,
+) -> dict[str, float]:
+    """What the cluster has, once that holds the bundles or the time is over; an autoscaler is asked for them."""
+    needed: Counter[str] = Counter()
+    for bundle in bundles:
+        needed.update(bundle)
+    deadline = time.monotonic() + wait_seconds
+    is_asked = False
+    while True:
+        has = resources(cpus_on=cpus_on, gpus_on=gpus_on)
+        if all(has[kind] >= count for kind, count in needed.items()) or time.monotonic() >= deadline:
+            break
+        if not is_asked:
+            labels = [dict(gpus_on if "GPU" in bundle else cpus_on) for bundle in bundles]
+            request_resources(bundles=[dict(bundle) for bundle in bundles], bundle_label_selectors=labels)
+            is_asked = True
+        time.sleep(_POLL_SECONDS)
+    if is_asked:
+        request_resources(bundles=[])  # what begins now asks by itself
+    return has
 
 
 def add_stage(

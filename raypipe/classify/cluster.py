@@ -7,8 +7,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raypipe.batch.cluster import add_stage
-from raypipe.batch.cluster import resources as available
+from raypipe.batch.cluster import add_stage, await_resources
 from raypipe.batch.stages import SUMMARY, SkipCommitted
 from raypipe.classify.stages import (
     ClassifyVideos,
@@ -43,9 +42,10 @@ def place(resources: ClassifyResourcesConfig) -> Placement:
     Raises:
         SetupError: the cluster has less than one actor needs.
     """
-    total = available()
-    cpus, gpus = total["CPU"], total["GPU"]
     wanted = resources.gpus
+    bundle = {"CPU": 1.0} if wanted in {"auto", 0} else {"CPU": 1.0, "GPU": float(wanted)}
+    has = await_resources([bundle], wait_seconds=resources.wait_seconds)
+    cpus, gpus = has["CPU"], has["GPU"]
     gpus_per_actor = (1.0 if gpus else 0.0) if wanted == "auto" else wanted
     if gpus_per_actor > gpus or cpus < 1:
         msg = f"resources.gpus={wanted}: the cluster has {gpus:g} GPUs and {cpus:g} CPUs. Lower it, or add nodes."

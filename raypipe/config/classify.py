@@ -19,6 +19,7 @@ class ClassifyResourcesConfig(Section):
 
     gpus: Gpus = "auto"
     concurrency: Count = "auto"
+    wait_seconds: float = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _counts_are_positive(self) -> Self:

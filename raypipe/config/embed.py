@@ -69,6 +69,7 @@ class ResourcesConfig(Section):
     concurrency: Count = "auto"
     decode_on: dict[str, str] = Field(default_factory=dict)  # labels of nodes
     embed_on: dict[str, str] = Field(default_factory=dict)
+    wait_seconds: float = Field(default=0, ge=0)
 
     @field_validator("decode_on", "embed_on")
     @classmethod

@@ -101,6 +101,7 @@ class TrainResourcesConfig(Section):
     num_workers: int = Field(default=1, ge=1)
     use_gpu: Literal["auto"] | bool = "auto"
     max_failures: int = Field(default=3, ge=0)
+    wait_seconds: float = Field(default=0, ge=0)
 
 
 class TrainConfig(Section):

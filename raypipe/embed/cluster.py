@@ -9,8 +9,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raypipe.batch.cluster import add_stage
-from raypipe.batch.cluster import resources as available
+from raypipe.batch.cluster import add_stage, await_resources
 from raypipe.batch.stages import SUMMARY, SkipCommitted
 from raypipe.config import ResourcesConfig
 from raypipe.embed.stages import (
@@ -49,13 +48,21 @@ def place(resources: ResourcesConfig) -> Placement:
     Raises:
         SetupError: the cluster has less than one actor needs.
     """
-    cpus, gpus = available(resources.decode_on)["CPU"], available(resources.embed_on)["GPU"]
     wanted = resources.embed_gpus
+    gpu_bundles = [] if wanted in {"auto", 0} else [{"GPU": float(wanted)}]
+    has = await_resources(
+        [{"CPU": resources.decode_cpus}, *gpu_bundles],
+        cpus_on=resources.decode_on,
+        gpus_on=resources.embed_on,
+        wait_seconds=resources.wait_seconds,
+    )
+    cpus, gpus = has["CPU"], has["GPU"]
     gpus_per_actor = (1.0 if gpus else 0.0) if wanted == "auto" else wanted
     if gpus_per_actor > gpus or resources.decode_cpus > cpus:
         msg = (
             f"resources.embed_gpus={wanted} and resources.decode_cpus={resources.decode_cpus:g}: the cluster has "
-            f"{gpus:g} GPUs and {cpus:g} CPUs{_where(resources)}. Lower them, or add nodes."
+            f"{gpus:g} GPUs and {cpus:g} CPUs{_where(resources)}. Lower them, add nodes, or raise "
+            "resources.wait_seconds where an autoscaler adds them."
         )
         raise SetupError(msg)
     gpu_actors = int(gpus // gpus_per_actor) if gpus_per_actor else 0

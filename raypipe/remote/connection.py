@@ -9,6 +9,7 @@ from typing import Any
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from raypipe.batch.cluster import use_token
 from raypipe.errors import ConfigError, SetupError
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own
@@ -31,6 +32,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         raise ConfigError(msg)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
+    use_token()
     with reached(address), _without(_OVERRULING):
         return JobSubmissionClient(address)
 
@@ -44,7 +46,7 @@ def reached(address: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         wrong = "refuses this token" if "failed" in str(error) else "wants a token"
-        msg = f"{address} {wrong}: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds the cluster's."
+        msg = f"{address} {wrong}: set RAY_AUTH_TOKEN_PATH to a file with the cluster's, and RAY_AUTH_MODE=token."
         raise SetupError(msg) from None
     except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout):
         msg = (

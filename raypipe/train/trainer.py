@@ -8,7 +8,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from raypipe.batch.cluster import is_growing, resources
+from raypipe.batch.cluster import await_resources
 from raypipe.config import TrainConfig
 from raypipe.errors import SetupError
 from raypipe.train.data import READ_CPUS, UnevenSplits, frames_dataset
@@ -31,11 +31,11 @@ def decide_gpu(config: TrainConfig) -> bool:
     Raises:
         SetupError: the cluster has too few GPUs or processors for the workers, which would wait for ever.
     """
-    total = resources()
-    cpus, gpus = total["CPU"], total["GPU"]
     num_workers, wanted = config.resources.num_workers, config.resources.use_gpu
-    if is_growing():  # more is there once it is asked for
-        return gpus > 0 if wanted == "auto" else wanted
+    worker = {"CPU": _WORKER_CPUS, "GPU": 1.0} if wanted is True else {"CPU": _WORKER_CPUS}
+    bundles = [*[worker] * num_workers, {"CPU": float(READ_CPUS)}]
+    has = await_resources(bundles, wait_seconds=config.resources.wait_seconds)
+    cpus, gpus = has["CPU"], has["GPU"]
     if wanted is True and gpus < num_workers:
         msg = (
             f"resources.use_gpu=true with num_workers={num_workers}: the cluster has {gpus:g} GPUs. "
