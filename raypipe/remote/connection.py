@@ -14,7 +14,11 @@ from raypipe.errors import ConfigError, SetupError
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own
 _OVERRULING = (ADDRESS_VARIABLE, "RAY_ADDRESS")  # Ray prefers them to the address that it is given
-_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+_TALKATIVE = (
+    "ray._private.runtime_env.packaging",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
 
 
 def connect(address: str | None) -> JobSubmissionClient:

@@ -1,0 +1,26 @@
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from ray_network import why_impossible
+from ray_nodes import RayCluster, ray_cluster
+
+from raypipe.storage import Folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """A head and two workers that no other file has killed anything of."""
+    if reason := why_impossible():
+        pytest.skip(reason)
+    with ray_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def place(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """An empty place in the cluster's bucket, which this process reaches too."""
+    for name, value in cluster.variables.items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    return Folder(f"s3://videos/{secrets.token_hex(8)}")

@@ -1,0 +1,106 @@
+"""``raypipe submit`` of embed, and what is left of it when nodes, the driver or somebody's patience end."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from cluster_jobs import check_embedded, embed_config, raypipe, send, submit, wait_for_shards
+from helpers import num_committed, upload, wait_until
+from ray_nodes import RayCluster, RayNode
+
+from raypipe.config import IndexConfig
+from raypipe.retrieval.versions import Versions
+from raypipe.storage import Folder
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+_NUM_VIDEOS = 40
+_NUM_SHARDS = _NUM_VIDEOS // 2
+
+
+def places(place: Folder) -> tuple[Folder, Folder]:
+    """Of the videos and of what is made of them."""
+    return Folder(place.child("in")), Folder(place.child("out"))
+
+
+def check_resumed(output: Folder, ids: list[str], *, committed: int) -> None:
+    """All of it is there, and nothing that was committed was done again."""
+    check_embedded(output, ids)
+    summary = json.loads(output.read("reports/00000/summary.json"))
+    assert summary["num_resumed_videos"] >= 2 * committed
+    assert summary["num_done_videos"] == len(ids)
+
+
+def test_a_bucket_is_embedded_and_indexed(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
+    videos, output = places(place)
+    ids = upload(videos, 8)
+    done = submit(cluster, embed_config(videos.uri, output), tmp_path)
+    assert done.wait() == 0, done.printed
+    assert f"{len(ids)} " in done.printed
+    assert output.uri in done.printed
+    check_embedded(output, ids)
+    verified = raypipe(cluster, "verify", output.uri)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "every promise holds" in verified.stdout
+    index = Folder(place.child("index"))
+    indexed = submit(cluster, IndexConfig(embeddings=output.uri, output=index.uri), tmp_path, job="index")
+    assert indexed.wait() == 0, indexed.printed
+    assert Versions(index).require_current()
+
+
+def test_a_worker_dies_and_another_comes_late(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
+    videos, output = places(place)
+    ids = upload(videos, _NUM_VIDEOS)
+    job = submit(cluster, embed_config(videos.uri, output), tmp_path)
+    wait_for_shards(job, output, 2)
+    cluster.lose(cluster.workers[0], kill=RayNode.kill_raylet)
+    assert num_committed(output) < _NUM_SHARDS
+    late = cluster.add_node()
+    cluster.wait_for_nodes(3)
+    wait_until(lambda: late.runs("RunSteps") or job.process.poll() is not None, what="work for the late node")
+    assert job.process.poll() is None, job.printed
+    assert job.wait() == 0, job.printed
+    check_embedded(output, ids)
+
+
+def test_a_killed_driver_and_the_same_again(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
+    videos, output = places(place)
+    ids = upload(videos, _NUM_VIDEOS)
+    config = embed_config(videos.uri, output)
+    job = submit(cluster, config, tmp_path)
+    wait_for_shards(job, output, 2)
+    assert cluster.head.kill_driver()
+    assert job.wait() == 128 + signal.SIGKILL, job.printed
+    committed = num_committed(output)
+    assert committed < _NUM_SHARDS
+    again = submit(cluster, config, tmp_path)
+    assert again.wait() == 0, again.printed
+    check_resumed(output, ids, committed=committed)
+
+
+def test_a_stopped_job_resumes(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
+    videos, output = places(place)
+    ids = upload(videos, _NUM_VIDEOS)
+    config = embed_config(videos.uri, output)
+    sent = send(cluster, config, tmp_path)
+    wait_for_shards(None, output, 2)
+    running = raypipe(cluster, "submit", "--address", cluster.address, "--status", sent)
+    assert "RUNNING" in running.stdout.upper(), running
+    stopped = raypipe(cluster, "submit", "--address", cluster.address, "--stop", sent)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "STOPPED" in stopped.stdout.upper(), stopped
+    committed = num_committed(output)
+    assert committed < _NUM_SHARDS
+    again = submit(cluster, config, tmp_path)
+    assert again.wait() == 0, again.printed
+    check_resumed(output, ids, committed=committed)
+
+
+def test_a_failing_job_says_why_and_gives_its_exit_code(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
+    config = embed_config("s3://no-such-bucket/in", Folder(place.child("out")))
+    done = submit(cluster, config, tmp_path)
+    assert done.wait() == 2, done.printed
+    assert "error: " in done.printed
+    assert "no-such-bucket" in done.printed
+    assert "Traceback" not in done.printed

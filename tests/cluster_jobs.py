@@ -1,0 +1,67 @@
+"""Jobs that ``raypipe submit`` sends to a cluster of several nodes, and what must come of them."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import yaml
+from helpers import num_committed, wait_until
+from pydantic import BaseModel
+from ray_network import Command
+from ray_nodes import RayCluster
+
+from raypipe import schema
+from raypipe.config import EmbedConfig, load_config
+from raypipe.embed.verify import verify
+from raypipe.sealed.dataset import read_embeddings
+from raypipe.storage import Folder
+
+# All ten frames of each video keep a processor busy for a while: time enough to break something.
+_SMALL = ("backbone.name=resnet18", "backbone.weights=random", "sampling.num_frames=10", "shard.max_videos=2")
+
+
+def embed_config(videos: str, output: Folder) -> EmbedConfig:
+    """A cheap configuration of embed, of two videos a shard."""
+    return load_config(EmbedConfig, values={"input": videos, "output": output.uri}, overrides=_SMALL)
+
+
+def submit(cluster: RayCluster, config: BaseModel, folder: Path, *, job: str = "embed") -> Command:
+    """Send a job from the head and follow it."""
+    return cluster.start_in("head", *_words(cluster, config, folder, job=job))
+
+
+def send(cluster: RayCluster, config: BaseModel, folder: Path, *, job: str = "embed") -> str:
+    """Send a job from the head, and give its id."""
+    sent = cluster.run_in("head", *_words(cluster, config, folder, job=job), "--no-wait")
+    assert sent.returncode == 0, sent.stderr
+    return sent.stdout.strip()
+
+
+def raypipe(cluster: RayCluster, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of raypipe on the head to its end."""
+    return cluster.run_in("head", sys.executable, "-m", "raypipe", *words)
+
+
+def _words(cluster: RayCluster, config: BaseModel, folder: Path, *, job: str) -> tuple[str, ...]:
+    file = folder / f"{job}.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    return (sys.executable, "-m", "raypipe", "submit", str(file), "--address", cluster.address)
+
+
+def wait_for_shards(command: Command | None, output: Folder, count: int) -> None:
+    """Until so many are committed; a command that ended before will commit none."""
+
+    def are_there() -> bool:
+        ended = command is not None and command.process.poll() is not None
+        return num_committed(output) >= count or ended
+
+    wait_until(are_there, what=f"{count} shards")
+    assert num_committed(output) >= count, command and command.printed
+
+
+def check_embedded(output: Folder, ids: list[str]) -> None:
+    """Every video exactly one row, all of them ok, and every promise holds."""
+    assert verify(output).violations == []
+    rows = [row for t in read_embeddings(output, columns=[schema.VIDEO_ID, schema.STATUS]) for row in t.to_pylist()]
+    assert Counter((row[schema.VIDEO_ID], row[schema.STATUS]) for row in rows) == Counter((name, "ok") for name in ids)
