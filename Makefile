@@ -7,7 +7,7 @@ PINS_VENV := build/pins-venv
 # On a GPU machine name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
 TORCH ?= torch==2.13.0
 
-.PHONY: install install-dev demo test test-cluster lint bench pins clean
+.PHONY: install install-dev demo test test-long lint bench pins clean
 
 install: $(VENV)/.installed
 
@@ -28,11 +28,11 @@ demo: install
 	$(BIN)/raypipe demo $(ARGS)
 
 test: install-dev
-	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest -m "not cluster and not long"
 
-# Several Ray nodes, each in a network namespace: as root, else skipped.
-test-cluster: install-dev
-	$(BIN)/python -m pytest -m cluster
+# The rest: trainings that are killed, and several Ray nodes, each in a network namespace: as root, else skipped.
+test-long: install-dev
+	$(BIN)/python -m pytest -m "cluster or long"
 
 lint: install-dev
 	$(BIN)/ruff check

@@ -42,13 +42,16 @@ class Remote:
             ConfigError: there is no such job; the message names the latest ones.
         """
         with reached(self._address):
-            jobs = {job.submission_id: job for job in self._client.list_jobs() if job.submission_id}
-        if submission_id not in jobs:
-            latest = sorted(jobs.values(), key=lambda job: job.start_time or 0)[-3:]
-            has = ", ".join(str(job.submission_id) for job in latest) or "none at all"
-            msg = f"No job {submission_id!r} at {self._address}. The latest there: {has}."
-            raise ConfigError(msg)
-        return jobs[submission_id]
+            try:
+                return self._client.get_job_info(submission_id)
+            except RuntimeError as error:
+                if "status code 404" not in str(error):
+                    raise
+            jobs = [job for job in self._client.list_jobs() if job.submission_id]
+        latest = sorted(jobs, key=lambda job: job.start_time or 0)[-3:]
+        has = ", ".join(str(job.submission_id) for job in latest) or "none at all"
+        msg = f"No job {submission_id!r} at {self._address}. The latest there: {has}."
+        raise ConfigError(msg)
 
     def follow(self, submission_id: str, *, write: Callable[[str], None]) -> int:
         """Write the job's log as it grows, and give its exit code once it has ended."""

@@ -12,7 +12,10 @@ from train_runs import Trained, history, train_config
 from raypipe.storage import Folder
 from raypipe.train.checkpoint import Checkpoint, Checkpoints
 
-pytestmark = pytest.mark.timeout(600)  # three trainings in a row, each with all that Ray Train starts
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(600),
+]  # three trainings in a row, each with all that Ray Train starts
 
 _NUM_TRAIN = 72
 _WORKER = "ray::RayTrainWorker"

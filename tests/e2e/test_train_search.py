@@ -10,6 +10,9 @@ from raypipe.storage import Folder
 from raypipe.train.run import run_train
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.mark.timeout(600)  # three trainings and their starts
 def test_a_grid_keeps_the_best_and_resumes(trained: Trained, bucket: str) -> None:
     output = Folder(f"{bucket}/grid")
