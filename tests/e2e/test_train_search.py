@@ -9,7 +9,6 @@ from train_runs import Trained, train_config
 from raypipe.storage import Folder
 from raypipe.train.run import run_train
 
-
 pytestmark = pytest.mark.long
 
 
