@@ -55,27 +55,24 @@ class Remote:
 
     def follow(self, submission_id: str, *, write: Callable[[str], None]) -> int:
         """Write the job's log as it grows, and give its exit code once it has ended."""
-        written = 0
+        log = _Log(write)
         while True:
-            with suppress(RuntimeError, OSError, aiohttp.ClientError):  # the line broke: begin again, and skip
-                written = asyncio.run(self._tail(submission_id, written, write))
+            with suppress(RuntimeError, OSError, aiohttp.ClientError):  # the line broke
+                asyncio.run(self._tail(submission_id, log))
             job = self._patiently(submission_id)
             if job.status.is_terminal():
                 break
             time.sleep(_POLL_SECONDS)
         # What came between the end of the last line and that of the job.
         with reached(self._address):
-            write(self._client.get_job_logs(submission_id)[written:])
+            log.take(self._client.get_job_logs(submission_id), start=0)
         return exit_code(job)
 
-    async def _tail(self, submission_id: str, written: int, write: Callable[[str], None]) -> int:
-        seen = 0
+    async def _tail(self, submission_id: str, log: "_Log") -> None:
+        start = 0
         async for text in self._client.tail_job_logs(submission_id):
-            seen += len(text)
-            if seen > written:
-                write(text[len(text) - (seen - written) :])
-                written = seen
-        return written
+            log.take(text, start=start)
+            start += len(text)
 
     def _patiently(self, submission_id: str) -> JobDetails:
         deadline = time.monotonic() + _LOST_SECONDS
@@ -97,6 +94,20 @@ class Remote:
         while not (job := self._patiently(submission_id)).status.is_terminal():
             time.sleep(_POLL_SECONDS)
         return job
+
+
+class _Log:
+    """A log whose parts are written once, though it is read from its beginning again where the line broke."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._written = 0
+
+    def take(self, text: str, *, start: int) -> None:
+        """Write what is new of a part that begins at character ``start``."""
+        if new := text[max(0, self._written - start) :]:
+            self._write(new)
+            self._written = start + len(text)
 
 
 def exit_code(job: JobDetails) -> int:
