@@ -142,20 +142,26 @@ def await_resources(
     return has
 
 
+def pool(num_actors: int, *, num_shards: int, may_grow: bool = False) -> ActorPoolStrategy:
+    """So many actors from the start, and more where nodes that join have room; never more than there are shards.
+
+    A shard waits for a free actor, not behind another shard in an actor's queue.
+    """
+    at_first = min(num_actors, num_shards)
+    most = num_shards if may_grow else at_first
+    return ActorPoolStrategy(min_size=at_first, max_size=most, max_tasks_in_flight_per_actor=1)
+
+
 def add_stage(
     shards: Dataset,
     steps: Steps,
-    num_actors: int,
+    actors: ActorPoolStrategy,
     *,
-    may_grow_to: int = 0,
     num_cpus: float,
     num_gpus: float | None = None,
     labels: Mapping[str, str] = {},
 ) -> Dataset:
-    """One stage of actors; a shard waits for a free actor, not behind another shard in an actor's queue.
-
-    There are ``num_actors`` from the start, and as many as ``may_grow_to`` where nodes that join have room for them.
-    """
+    """One stage of actors, each on a node that has these labels."""
     where: dict[str, Any] = {"label_selector": dict(labels)} if labels else {}
     return shards.map_batches(
         RunSteps,
@@ -163,9 +169,7 @@ def add_stage(
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=ActorPoolStrategy(
-            min_size=num_actors, max_size=max(num_actors, may_grow_to), max_tasks_in_flight_per_actor=1
-        ),
+        compute=actors,
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         **where,

@@ -7,7 +7,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raypipe.batch.cluster import add_stage, await_resources
+from raypipe.batch.cluster import add_stage, await_resources, pool
 from raypipe.batch.stages import SUMMARY, SkipCommitted
 from raypipe.classify.stages import (
     ClassifyVideos,
@@ -66,9 +66,8 @@ def run_shards(
 ) -> Iterator[ShardSummary]:
     """Take every block through read, classify and put; yield the summaries as shards finish, in any order."""
     steps = ((SkipCommitted, put.output_uri), (ReadEmbeddings, read), (ClassifyVideos, model), (PutPredictions, put))
-    actors = min(len(blocks), placement.actors)  # more actors than shards would only start and end
+    actors = pool(placement.actors, num_shards=len(blocks), may_grow=placement.may_grow)
     gpus = placement.gpus_per_actor or None
-    most = len(blocks) if placement.may_grow else 0
     shards = ray.data.from_arrow(list(blocks))
-    for row in add_stage(shards, steps, actors, may_grow_to=most, num_cpus=1, num_gpus=gpus).iter_rows():
+    for row in add_stage(shards, steps, actors, num_cpus=1, num_gpus=gpus).iter_rows():
         yield row[SUMMARY]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raypipe.batch.cluster import add_stage, await_resources
+from raypipe.batch.cluster import add_stage, await_resources, pool
 from raypipe.batch.stages import SUMMARY, SkipCommitted
 from raypipe.config import ResourcesConfig
 from raypipe.embed.stages import (
@@ -103,30 +103,17 @@ def run_shards(
 ) -> Iterator[ShardSummary]:
     """Take every block through decode, embed and put; yield the summaries as shards finish, in any order."""
     shards: ray.data.Dataset = ray.data.from_arrow(list(blocks))
-    busy = len(blocks)  # more actors than shards would only start and end
-    most = busy if placement.may_grow else 0
-    stage = partial(
-        add_stage,
-        num_actors=min(busy, placement.decode_actors),
-        may_grow_to=most,
-        num_cpus=placement.decode_cpus,
-        labels=placement.decode_on,
-    )
+    actors = partial(pool, num_shards=len(blocks), may_grow=placement.may_grow)
+    cpus, decode_on = placement.decode_cpus, placement.decode_on
     decode_steps = ((SkipCommitted, put.output_uri), (DecodeVideos, decode))
     if placement.gpu_actors:
-        shards = stage(shards, decode_steps)
-        shards = add_stage(
-            shards,
-            ((EmbedFrames, embed),),
-            min(busy, placement.gpu_actors),
-            may_grow_to=most,
-            num_cpus=0,
-            num_gpus=placement.gpus_per_actor,
-            labels=placement.embed_on,
-        )
-        shards = add_stage(shards, ((PutShard, put),), min(busy, _PUTS_AT_ONCE), num_cpus=_PUT_CPUS)
+        gpus, embed_on = placement.gpus_per_actor, placement.embed_on
+        embed_steps, embedders = ((EmbedFrames, embed),), actors(placement.gpu_actors)
+        shards = add_stage(shards, decode_steps, actors(placement.decode_actors), num_cpus=cpus, labels=decode_on)
+        shards = add_stage(shards, embed_steps, embedders, num_cpus=0, num_gpus=gpus, labels=embed_on)
+        shards = add_stage(shards, ((PutShard, put),), pool(_PUTS_AT_ONCE, num_shards=len(blocks)), num_cpus=_PUT_CPUS)
     else:
         steps = (*decode_steps, (EmbedFrames, embed), (PutShard, put))
-        shards = stage(shards, steps)
+        shards = add_stage(shards, steps, actors(placement.decode_actors), num_cpus=cpus, labels=decode_on)
     for row in shards.iter_rows():
         yield row[SUMMARY]

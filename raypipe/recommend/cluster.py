@@ -9,7 +9,7 @@ import ray
 import ray.data
 
 from raypipe import schema
-from raypipe.batch.cluster import add_stage, resources
+from raypipe.batch.cluster import add_stage, pool, resources
 from raypipe.batch.rounds import finish_shards
 from raypipe.batch.stages import SUMMARY
 from raypipe.config.load import Count
@@ -70,8 +70,8 @@ def finish(work: Work, progress: UserProgress, *, concurrency: Count) -> None:
 def _run_missing(work: Work, *, num_actors: int, may_grow: bool) -> Iterator[ShardSummary]:
     steps = ((RecommendToUsers, work.settings),)
     for wave in _waves(work.missing_blocks()):
-        shards, most = ray.data.from_arrow(list(wave)), len(wave) if may_grow else 0
-        stage = add_stage(shards, steps, min(len(wave), num_actors), may_grow_to=most, num_cpus=1)
+        actors = pool(num_actors, num_shards=len(wave), may_grow=may_grow)
+        stage = add_stage(ray.data.from_arrow(list(wave)), steps, actors, num_cpus=1)
         for row in stage.iter_rows():
             yield row[SUMMARY]
 
