@@ -9,7 +9,7 @@ from cluster_jobs import check_embedded, embed_config, raypipe, send, submit, wa
 from helpers import num_committed, upload, wait_until
 from ray_nodes import RayCluster, RayNode
 
-from raypipe.config import IndexConfig
+from raypipe.config import EmbedConfig, IndexConfig
 from raypipe.retrieval.versions import Versions
 from raypipe.storage import Folder
 
@@ -24,8 +24,13 @@ def places(place: Folder) -> tuple[Folder, Folder]:
     return Folder(place.child("in")), Folder(place.child("out"))
 
 
-def check_resumed(output: Folder, ids: list[str], *, committed: int) -> None:
-    """All of it is there, and nothing that was committed was done again."""
+def resume(cluster: RayCluster, config: EmbedConfig, folder: Path, ids: list[str]) -> None:
+    """Submit the same again: all of it is there then, and nothing that was committed was done again."""
+    output = Folder(config.output)
+    committed = num_committed(output)
+    assert committed < _NUM_SHARDS
+    again = submit(cluster, config, folder)
+    assert again.wait() == 0, again.printed
     check_embedded(output, ids)
     summary = json.loads(output.read("reports/00000/summary.json"))
     assert summary["num_resumed_videos"] >= 2 * committed
@@ -72,11 +77,7 @@ def test_a_killed_driver_and_the_same_again(cluster: RayCluster, place: Folder, 
     wait_for_shards(job, output, 2)
     assert cluster.head.kill_driver()
     assert job.wait() == 128 + signal.SIGKILL, job.printed
-    committed = num_committed(output)
-    assert committed < _NUM_SHARDS
-    again = submit(cluster, config, tmp_path)
-    assert again.wait() == 0, again.printed
-    check_resumed(output, ids, committed=committed)
+    resume(cluster, config, tmp_path, ids)
 
 
 def test_a_stopped_job_resumes(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
@@ -90,11 +91,7 @@ def test_a_stopped_job_resumes(cluster: RayCluster, place: Folder, tmp_path: Pat
     stopped = raypipe(cluster, "submit", "--address", cluster.address, "--stop", sent)
     assert stopped.returncode == 0, stopped.stderr
     assert "STOPPED" in stopped.stdout.upper(), stopped
-    committed = num_committed(output)
-    assert committed < _NUM_SHARDS
-    again = submit(cluster, config, tmp_path)
-    assert again.wait() == 0, again.printed
-    check_resumed(output, ids, committed=committed)
+    resume(cluster, config, tmp_path, ids)
 
 
 def test_a_failing_job_says_why_and_gives_its_exit_code(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
