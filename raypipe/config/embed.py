@@ -19,6 +19,7 @@ class SamplingConfig(Section):
     fps: float = Field(default=1.0, gt=0)
     max_frames: int = Field(default=256, ge=1, le=65_536)
     nearest_keyframe: bool = False
+    loop_filter: bool = True
 
     @model_validator(mode="after")
     def _num_frames_fits(self) -> Self:

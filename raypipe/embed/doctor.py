@@ -23,7 +23,7 @@ from raypipe.video.sandbox import DecodeSandbox, installed_decoders
 
 State = Literal["fine", "note", "broken"]
 _STYLES: dict[State, str] = {"fine": "green", "note": "yellow", "broken": "red"}
-_TINY_REQUEST = DecodeRequest("uniform", 1, 1.0, 1, False, 32, 32, Limits(2**20, 60))  # noqa: FBT003
+_TINY_REQUEST = DecodeRequest("uniform", 1, 1.0, 1, False, True, 32, 32, Limits(2**20, 60))  # noqa: FBT003
 _MIN_SHM_BYTES = 2 * 1024**3
 
 

@@ -52,9 +52,10 @@ class Setup:
             "keyframes": ("max_frames",),
             "all": ("max_frames",),
         }[sampling.mode]
+        unfiltered = {} if sampling.loop_filter else {"loop_filter": False}
         return {
             "format": _FORMAT,
-            "sampling": {"mode": sampling.mode, **{key: getattr(sampling, key) for key in keys}},
+            "sampling": {"mode": sampling.mode, **{key: getattr(sampling, key) for key in keys}, **unfiltered},
             "resize_size": self.preprocessing.resize_size,
             "crop_size": self.preprocessing.crop_size,
             "backbone": self.config.backbone.name,
@@ -72,6 +73,7 @@ class Setup:
             fps=sampling.fps,
             max_frames=sampling.max_frames,
             nearest_keyframe=sampling.nearest_keyframe,
+            loop_filter=sampling.loop_filter,
             resize_size=self.preprocessing.resize_size,
             crop_size=self.preprocessing.crop_size,
             limits=Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds),

@@ -63,6 +63,7 @@ class EmbeddingSettings:
             fps=sampling.get("fps", 1.0),
             max_frames=sampling.get("max_frames", num_frames),
             nearest_keyframe=sampling.get("nearest_keyframe", False),
+            loop_filter=sampling.get("loop_filter", True),
             resize_size=self.settings["resize_size"],
             crop_size=self.settings["crop_size"],
             limits=Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds),

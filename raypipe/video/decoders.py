@@ -9,15 +9,18 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from raypipe.status import Status
-from raypipe.video.probe import VideoError, VideoFile, VideoIndex
+from raypipe.video.index import VideoIndex
+from raypipe.video.probe import VideoError, VideoFile
 from raypipe.video.protocol import DecodeRequest, Pixels
 from raypipe.video.sampling import Indices, Seconds, nearest, sample_timestamps, spread
 
 _MAX_SCALED_SIDE = 16_384
+_HVCC_LAYERS_BYTE = 21  # ISO/IEC 14496-15: numTemporalLayers
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +162,8 @@ def packets_to_decode(index: VideoIndex, wanted_packets: Indices) -> list[tuple[
 
 def _decode_groups(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
     index = video.index
-    ranges = iter(packets_to_decode(index, wanted.packets))
-    start, stop = next(ranges)
+    ranges = packets_to_decode(index, wanted.packets)
+    stops = {stop for _, stop in ranges}
     wanted_packets = set(wanted.packets.tolist())
     slots: dict[int, list[int]] = {}
     for slot, packet in enumerate(wanted.packets.tolist()):
@@ -171,19 +174,28 @@ def _decode_groups(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Non
             if frame.pts in slots:
                 writer.put(slots[frame.pts], frame, _seconds(index, frame.pts))
 
-    for position, packet in enumerate(video.packets()):
-        if position < start:
-            continue
+    may_skip = skips_exactly(video.stream.codec_context)
+    for position, packet in video.read(ranges):
         context = video.stream.codec_context
         if position in wanted_packets or not index.is_disposable[position]:
+            if may_skip:
+                context.skip_frame = "DEFAULT" if position in wanted_packets else "NONREF"
             take(context.decode(packet))
-        if position + 1 == stop:
+        if position + 1 in stops:
             take(context.decode(None))
             context.flush_buffers()
-            following = next(ranges, None)
-            if following is None:
-                return
-            start, stop = following
+
+
+def skips_exactly(context: VideoCodecContext) -> bool:
+    """Whether ``NONREF`` leaves out only frames that no other frame refers to.
+
+    In HEVC it also leaves out those that only higher temporal layers refer to; 'hvcC' says how many layers there are.
+    In MPEG-4, whose packets may hold two frames, it can leave out the wrong one.
+    """
+    if context.name == "hevc":
+        about = bytes(context.extradata or b"")
+        return len(about) > _HVCC_LAYERS_BYTE and about[0] == 1 and (about[_HVCC_LAYERS_BYTE] >> 3) & 7 == 1
+    return bool(context.name == "h264")
 
 
 def _decode_everything(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:

@@ -12,7 +12,8 @@ from av.video.frame import VideoFrame
 
 from raypipe.status import Status
 from raypipe.video.decoders import FrameWriter, Wanted, all_frames, scaled_size
-from raypipe.video.probe import VideoError, VideoFile, VideoIndex
+from raypipe.video.index import VideoIndex
+from raypipe.video.probe import VideoError, VideoFile
 from raypipe.video.sampling import Seconds, nearest
 
 

@@ -3,21 +3,21 @@
 Runs in the child process only, but for ``sniff_container``, which is pure.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from fractions import Fraction
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import av
 import av.container
 import numpy as np
-import numpy.typing as npt
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from raypipe.status import Status
+from raypipe.video.index import VideoIndex, index_stream
+from raypipe.video.located import read_located
 from raypipe.video.protocol import Limits
-from raypipe.video.sampling import Seconds
+from raypipe.video.sample_table import Samples, read_samples
 
 SNIFF_BYTES = 1024
 _KEEP_PACKETS_BYTES = 64 * 1024 * 1024
@@ -58,46 +58,17 @@ def sniff_container(head: bytes) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class VideoIndex:
-    """Every packet of a video stream in file order, which is decoding order, and what the container says of it.
-
-    Times are seconds from the first frame shown. P is the number of packets.
-    """
-
-    pts: npt.NDArray[np.int64]  # [P], in units of time_base
-    is_keyframe: npt.NDArray[np.bool_]  # [P]
-    is_disposable: npt.NDArray[np.bool_]  # [P]: no other frame refers to it
-    is_shown: npt.NDArray[np.bool_]  # [P]: False where an edit list cuts it, though others may refer to it
-    time_base: Fraction
-    container: str
-    codec: str
-    width: int
-    height: int
-    average_fps: float
-    duration_seconds: float  # what the container promises; a truncated file has less
-    end_seconds: float  # where the last frame that is there ends
-
-    @property
-    def first_pts(self) -> int:
-        """When the first frame is shown, in units of ``time_base``."""
-        return int(self.pts[self.is_shown].min())
-
-    @property
-    def pts_seconds(self) -> Seconds:
-        """[P], in decoding order."""
-        return (self.pts - self.first_pts).astype(np.float64) * float(self.time_base)
-
-
 class VideoFile:
     """One untrusted video, given as a nameless buffer.
+
+    Without ``loop_filter`` the codec leaves out its smoothing of block edges: quicker, and other pixels.
 
     Raises:
         VideoError: with ``forbidden_format``, ``no_video_stream`` or ``too_large``.
         av.error.FFmpegError: FFmpeg cannot read it.
     """
 
-    def __init__(self, file: BinaryIO, *, limits: Limits) -> None:
+    def __init__(self, file: BinaryIO, *, limits: Limits, loop_filter: bool = True) -> None:
         file.seek(0)
         head = file.read(SNIFF_BYTES)
         if not head:
@@ -109,18 +80,45 @@ class VideoFile:
         self.file = file
         self.container = container
         self._limits = limits
+        self._loop_filter = loop_filter
         self._kept: list[av.Packet[Any]] = []
+        self._samples: Samples | None = None
         self._input, self.stream = self._open()
-        self.index = self._index()
+        self._check_duration(self._promised_seconds())
+        self.index = self._locate() or self._scan()
+        self._check_duration(self.index.duration_seconds)
 
     def packets(self) -> Iterable["av.Packet[Any]"]:
         """The video's packets in file order, once more; ``stream`` is then the one they belong to."""
         if self._kept:
             kept, self._kept = self._kept, []
             return kept
-        self._input.close()
-        self._input, self.stream = self._open()
+        self._reopen()
         return _all_packets(self._input.demux(self.stream))
+
+    def read(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, "av.Packet[Any]"]]:
+        """The packets of ascending ranges ``[start, stop)`` of the index, and their positions there.
+
+        Raises:
+            SampleTableError: the index, made of the container's tables, is wrong; ``scan`` makes one that is right.
+        """
+        if self._samples is not None:
+            yield from read_located(self._input, self.stream, self._samples, ranges)
+            return
+        packets = enumerate(self.packets())
+        for start, stop in ranges:
+            for position, packet in packets:
+                if position >= start:
+                    yield position, packet
+                if position + 1 == stop:
+                    break
+
+    def scan(self) -> None:
+        """Index the file anew, by reading every packet."""
+        self._samples = None
+        self._reopen()
+        self.index = self._scan()
+        self._check_duration(self.index.duration_seconds)
 
     def close(self) -> None:
         """Free what FFmpeg holds."""
@@ -152,15 +150,42 @@ class VideoFile:
         context = stream.codec_context
         context.thread_count = 1
         context.thread_type = "NONE"
+        if not self._loop_filter:
+            context.options = {"skip_loop_filter": "all"}
         pixels, limit = context.width * context.height, self._limits.max_pixels
         if pixels > limit:
             msg = f"{context.width}x{context.height} is {pixels} pixels; decode.max_pixels is {limit}."
             raise VideoError(Status.TOO_LARGE, msg)
         return source, stream
 
-    def _index(self) -> VideoIndex:
+    def _reopen(self) -> None:
+        self._input.close()
+        self._input, self.stream = self._open()
+
+    def _locate(self) -> VideoIndex | None:
+        """The index of the container's own tables, reading no packet but the first; None where they do not tell all."""
+        if self.container != "mov":
+            return None
+        first = next(iter(_all_packets(self._input.demux(self.stream))), None)
+        samples = first and read_samples(self.file, self.stream, first, max_samples=self._limits.max_packets)
+        whole = samples and samples.within(self.file.seek(0, os.SEEK_END))
+        self._reopen()
+        if not samples or not whole or not whole.is_shown.any():
+            return None
+        self._samples = whole
+        return index_stream(
+            self.stream,
+            self.container,
+            pts=whole.pts,
+            is_keyframe=whole.is_keyframe,
+            is_disposable=whole.is_disposable,
+            is_shown=whole.is_shown,
+            promised_seconds=self._promised_seconds(),
+            is_cut=lambda *_: len(whole.pts) < len(samples.pts),
+        )
+
+    def _scan(self) -> VideoIndex:
         """Read every packet of every stream, decoding none."""
-        self._check_duration(self._promised_seconds())
         rows: list[tuple[int, bool, bool, bool]] = []
         kept_bytes = 0
         last_end = 0.0  # over all streams: a container's duration may be its audio's
@@ -181,40 +206,21 @@ class VideoFile:
             raise VideoError(Status.DECODE_ERROR, "The video stream holds no frame.")
         if kept_bytes > _KEEP_PACKETS_BYTES:
             self._kept = []
-        return self._describe(rows, last_end)
+        pts, is_keyframe, is_disposable, is_shown = zip(*rows, strict=True)
 
-    def _describe(self, rows: list[tuple[int, bool, bool, bool]], last_end: float) -> VideoIndex:
-        stream, context = self.stream, self.stream.codec_context
-        time_base = stream.time_base or Fraction(1, 90_000)
-        pts = np.array([row[0] for row in rows], dtype=np.int64)
-        is_shown = np.array([row[3] for row in rows], dtype=np.bool_)
-        shown_pts = pts[is_shown]
-        span = float((int(shown_pts.max()) - int(shown_pts.min())) * time_base)
-        rate = float(stream.average_rate or 0)
-        measured = (len(shown_pts) - 1) / span if span > 0 else 0.0
-        fps = measured or rate or 1.0
-        end = span + 1 / fps
-        promised = self._promised_seconds()
-        start = float(int(shown_pts.min()) * time_base)
-        if not stream.duration:
-            promised = max(0.0, promised - start)  # the container's, which counts from zero
-        # A file that was cut short ends well before what its header promises, in every stream.
-        is_cut = promised - max(last_end - start, end) > max(0.5, 0.05 * promised)
-        duration = promised if is_cut else end
-        self._check_duration(duration)
-        return VideoIndex(
-            pts=pts,
-            is_keyframe=np.array([row[1] for row in rows], dtype=np.bool_),
-            is_disposable=np.array([row[2] for row in rows], dtype=np.bool_),
-            is_shown=is_shown,
-            time_base=time_base,
-            container=self.container,
-            codec=context.name,
-            width=context.width,
-            height=context.height,
-            average_fps=fps,
-            duration_seconds=duration,
-            end_seconds=end,
+        def is_cut(promised: float, start: float, end: float) -> bool:
+            """A file that was cut short ends well before what its header promises, in every stream."""
+            return promised - max(last_end - start, end) > max(0.5, 0.05 * promised)
+
+        return index_stream(
+            self.stream,
+            self.container,
+            pts=np.array(pts, dtype=np.int64),
+            is_keyframe=np.array(is_keyframe, dtype=np.bool_),
+            is_disposable=np.array(is_disposable, dtype=np.bool_),
+            is_shown=np.array(is_shown, dtype=np.bool_),
+            promised_seconds=self._promised_seconds(),
+            is_cut=is_cut,
         )
 
     def _promised_seconds(self) -> float:

@@ -33,6 +33,7 @@ class DecodeRequest:
     fps: float
     max_frames: int
     nearest_keyframe: bool
+    loop_filter: bool
     resize_size: int  # the shorter side is scaled to this
     crop_size: int  # then a centred square of this is kept
     limits: Limits

@@ -23,7 +23,9 @@ import numpy as np
 from raypipe.status import Status
 from raypipe.video import decoders, isolation, other_decoders
 from raypipe.video.decoders import FrameWriter
-from raypipe.video.probe import VideoError, VideoFile, VideoIndex
+from raypipe.video.index import VideoIndex
+from raypipe.video.located import SampleTableError
+from raypipe.video.probe import VideoError, VideoFile
 from raypipe.video.protocol import MAX_MESSAGE_BYTES, DecodeRequest, Limits, Reply, SharedFrames
 
 _GRACE_SECONDS = 5
@@ -74,9 +76,10 @@ def rehearse(decoder: str, shared: SharedFrames) -> None:
             container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
         container.mux(stream.encode(None))
     limits = {"max_pixels": 64 * 64, "max_duration_seconds": 60.0}
-    asked = {"mode": "uniform", "num_frames": 1, "fps": 1.0, "max_frames": 1, "nearest_keyframe": False}
+    asked = {"mode": "uniform", "num_frames": 1, "fps": 1.0, "max_frames": 1}
     crop_size = shared.frames.shape[1]
-    request = {**asked, "resize_size": crop_size, "crop_size": crop_size, "limits": limits}
+    size = {"resize_size": crop_size, "crop_size": crop_size}
+    request = {**asked, **size, "nearest_keyframe": False, "loop_filter": True, "limits": limits}
     reply = decode_video(video, request, decoder=decoder, shared=shared)
     if reply.status != Status.OK:
         msg = f"{decoder} fails on a video of our own: {reply.error}"
@@ -93,8 +96,12 @@ def decode_video(file: BinaryIO, request: dict[str, Any], *, decoder: str, share
     """Decode one video into the shared memory; whatever is wrong with it is the reply's status."""
     asked = DecodeRequest(**{**request, "limits": Limits(**request["limits"])})
     try:
-        with contextlib.closing(VideoFile(file, limits=asked.limits)) as video:
-            return _decode_open(video, asked, decoder=decoder, shared=shared)
+        with contextlib.closing(VideoFile(file, limits=asked.limits, loop_filter=asked.loop_filter)) as video:
+            try:
+                return _decode_open(video, asked, decoder=decoder, shared=shared)
+            except SampleTableError:
+                video.scan()
+                return _decode_open(video, asked, decoder=decoder, shared=shared)
     except VideoError as error:
         return Reply(error.status, str(error))
     except MemoryError:
@@ -115,7 +122,7 @@ def _decode_open(video: VideoFile, asked: DecodeRequest, *, decoder: str, shared
         if error.status is not Status.DECODE_ERROR:
             return _reply(index, error.status, str(error))
         problem = str(error)
-    except MemoryError:
+    except (MemoryError, SampleTableError):
         raise
     except Exception as error:  # noqa: BLE001  # as above; the frames before the damage count
         problem = decoders.describe(error)

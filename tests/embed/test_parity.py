@@ -27,6 +27,7 @@ REQUEST = DecodeRequest(
     fps=1.0,
     max_frames=NUM_FRAMES,
     nearest_keyframe=False,
+    loop_filter=True,
     resize_size=RESIZE,
     crop_size=CROP,
     limits=Limits(max_pixels=2**25, max_duration_seconds=3600),

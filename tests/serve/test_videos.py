@@ -33,6 +33,7 @@ def job(tmp_path: Path, *overrides: str) -> Any:  # noqa: ANN401 - the embed job
     [
         ("sampling.num_frames=3",),
         ("sampling.num_frames=3", "sampling.nearest_keyframe=true"),
+        ("sampling.num_frames=3", "sampling.loop_filter=false"),
         ("sampling.mode=fps", "sampling.fps=2.5", "sampling.max_frames=19"),
         ("sampling.mode=keyframes", "sampling.max_frames=17"),
         ("sampling.mode=all", "sampling.max_frames=18"),
@@ -43,7 +44,7 @@ def test_what_is_asked_of_a_video_is_what_the_embed_job_asked(tmp_path: Path, ov
     asked = EmbeddingSettings("f", setup.settings).decode_request(setup.config.decode)
     expected = setup.decode_request
     keys = {"uniform": ("num_frames",), "fps": ("fps", "max_frames")}.get(asked.mode, ("max_frames",))
-    for name in ("mode", "nearest_keyframe", "resize_size", "crop_size", "limits", *keys):
+    for name in ("mode", "nearest_keyframe", "loop_filter", "resize_size", "crop_size", "limits", *keys):
         assert getattr(asked, name) == getattr(expected, name)
     assert asked.max_frames >= (asked.num_frames if asked.mode == "uniform" else 1)
 

@@ -185,6 +185,7 @@ def make_request(**changes: object) -> DecodeRequest:
         fps=5.0,
         max_frames=32,
         nearest_keyframe=False,
+        loop_filter=True,
         resize_size=64,
         crop_size=56,
         limits=limits,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from raypipe.status import Status
 from raypipe.video.decoders import FrameWriter, Wanted, packets_to_decode
-from raypipe.video.probe import VideoIndex
+from raypipe.video.index import VideoIndex
 from raypipe.video.protocol import DecodeRequest, Pixels
 from raypipe.video.sampling import nearest, sample_timestamps, spread
 
