@@ -13,6 +13,7 @@ from raypipe import schema
 from raypipe.embed import shard as work
 from raypipe.embed.catalogue import find_videos
 from raypipe.embed.packing import pack
+from raypipe.models.crops import Crops
 from raypipe.sealed.plan import Video, fingerprint, read_plan
 from raypipe.sealed.planner import Planner, Retry
 from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
@@ -66,8 +67,9 @@ def video(name: str = "a.mp4", *, etag: str = "e1", size_bytes: int = 10) -> Vid
 class FakeSandbox:
     """Decodes what ``content`` wrote, or any bytes to an error."""
 
-    def decode(self, file: BinaryIO) -> DecodedVideo:
+    def decode(self, file: BinaryIO, *, part: object = None) -> DecodedVideo:
         """Give what the bytes say."""
+        assert part is None
         word, number, seed = file.read().decode().split()
         return decoded(Status(word), num_frames=int(number), seed=int(seed))
 
@@ -84,9 +86,9 @@ def decoded(status: Status = Status.OK, *, num_frames: int = 3, seed: int = 0) -
     return DecodedVideo(status, error, "fake", pts, frames, "mov", "h264", 64, 48, num_frames / 10, 10.0)
 
 
-def embed(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def embed(frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:
     """A model: [N, CROP, CROP, 3] to [N, DIM]."""
-    pixels = frames.reshape(len(frames), CROP * CROP * 3).astype(np.float32) / 255
+    pixels = frames[:].reshape(len(frames), CROP * CROP * 3).astype(np.float32) / 255
     weights = np.random.default_rng(1).standard_normal((CROP * CROP * 3, DIM))
     return (pixels @ weights).astype(np.float32)
 

@@ -16,8 +16,9 @@ import pyarrow as pa
 from PIL import Image
 
 from raypipe import schema
-from raypipe.embed.fetch import Fetched, fetch_videos
+from raypipe.embed.fetch import decode_fetched, fetch_videos
 from raypipe.errors import JobError
+from raypipe.models.crops import Crops
 from raypipe.models.pooling import mean_embedding
 from raypipe.report import ShardSummary, VideoNote
 from raypipe.sealed.plan import Video
@@ -53,10 +54,10 @@ def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int)
     fetch_seconds: list[float] = []
     decode_seconds: list[float] = []
     for fetched in fetch_videos(shard_videos(rows), max_size_bytes=max_size_bytes):
-        start = time.perf_counter()
-        outcomes.append(_decode(fetched, sandbox))
-        decode_seconds.append(time.perf_counter() - start)
-        fetch_seconds.append(fetched.seconds)
+        outcome, fetching, decoding = decode_fetched(fetched, sandbox)
+        outcomes.append(outcome)
+        fetch_seconds.append(fetching)
+        decode_seconds.append(decoding)
     return decoded_table(
         rows,
         outcomes,
@@ -64,13 +65,6 @@ def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int)
         decode_seconds=decode_seconds,
         num_throttles=take_throttles(),
     )
-
-
-def _decode(fetched: Fetched, sandbox: DecodeSandbox) -> DecodedVideo:
-    if fetched.file is None:
-        return DecodedVideo(fetched.status, fetched.error, "", np.empty(0), np.empty((0, 0, 0, 3), np.uint8))
-    with fetched.file:
-        return sandbox.decode(fetched.file)
 
 
 def decoded_table(
@@ -81,12 +75,9 @@ def decoded_table(
     decode_seconds: list[float],
     num_throttles: int = 0,
 ) -> pa.Table:
-    frames = [outcome.frames for outcome in outcomes if len(outcome.frames)]
-    pixels = np.concatenate(frames) if frames else np.empty((0, 0, 0, 3), np.uint8)
-    ends = np.cumsum([0, *(outcome.frames.nbytes for outcome in outcomes)], dtype=np.int64)
+    """The plan's rows, what became of each video, and its frames where they lie: each video's are a chunk."""
     lengths = np.cumsum([0, *(len(outcome.frames) for outcome in outcomes)], dtype=np.int32)
     pts = np.concatenate([outcome.pts_seconds for outcome in outcomes]).astype(np.float32)
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(pixels.reshape(-1))]
     columns = {
         schema.VIDEO_ID: rows[schema.VIDEO_ID],
         schema.VIDEO_URI: rows[schema.VIDEO_URI],
@@ -107,11 +98,31 @@ def decoded_table(
         schema.DECODE_SECONDS: pa.array(decode_seconds, pa.float32()),
         schema.FRAME_PTS_SECONDS: pa.ListArray.from_arrays(lengths, pts),
         schema.THUMBNAIL: pa.array([thumbnail(outcome.frames) for outcome in outcomes], pa.binary()),
-        FRAMES: pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(outcomes), buffers),
+        FRAMES: pa.chunked_array([_as_bytes(outcome.frames) for outcome in outcomes], pa.large_binary()),
         FETCH_SECONDS: pa.array(fetch_seconds, pa.float32()),
         NUM_THROTTLES: pa.array([num_throttles, *[0] * (len(outcomes) - 1)], pa.int64()),
     }
     return pa.table(columns)
+
+
+def _as_bytes(frames: Pixels) -> pa.LargeBinaryArray:
+    """One value that lies over the frames, no copy of them."""
+    ends = np.array([0, frames.nbytes], dtype=np.int64)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(frames))]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
+
+
+def _frames_of(decoded: pa.Table, *, crop_size: int) -> Crops:
+    videos = []
+    for chunk in decoded[FRAMES].chunks:
+        _, ends_buffer, pixels = chunk.buffers()  # a slice of a larger table keeps the larger table's buffers
+        ends = np.frombuffer(ends_buffer, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        videos += [
+            np.frombuffer(pixels, np.uint8, stop - start, start).reshape(-1, crop_size, crop_size, 3)
+            for start, stop in pairwise(ends.tolist())
+            if stop > start
+        ]
+    return Crops(videos, crop_size=crop_size)
 
 
 def _texts(values: Iterable[str]) -> pa.Array:
@@ -130,7 +141,7 @@ def thumbnail(frames: Pixels) -> bytes | None:
 
 def embed_shard(
     decoded: pa.Table,
-    embed: Callable[[Pixels], Vectors],
+    embed: Callable[[Crops], Vectors],
     *,
     embedding_dim: int,
     crop_size: int,
@@ -145,11 +156,7 @@ def embed_shard(
     """
     start = time.perf_counter()
     lengths = decoded[schema.NUM_FRAMES].to_numpy()
-    column = decoded[FRAMES].combine_chunks()
-    first = column.offset  # a slice of a larger table keeps the larger table's buffers
-    ends = np.frombuffer(column.buffers()[1], dtype=np.int64)[first : first + len(column) + 1]
-    pixels = np.frombuffer(column.buffers()[2] or b"", dtype=np.uint8)[ends[0] : ends[-1]]
-    vectors = np.clip(embed(pixels.reshape(-1, crop_size, crop_size, 3)), -_FLOAT16_MAX, _FLOAT16_MAX)
+    vectors = np.clip(embed(_frames_of(decoded, crop_size=crop_size)), -_FLOAT16_MAX, _FLOAT16_MAX)
     if np.isnan(vectors).any():
         msg = "The backbone gave vectors that are not numbers. Choose other weights, or dtype float32."
         raise JobError(msg)

@@ -4,7 +4,7 @@ Credentials, region and endpoint come from the usual AWS variables and profiles,
 """
 
 from raypipe.storage.base import StoredObject
-from raypipe.storage.folder import Folder, read_object
+from raypipe.storage.folder import Folder, read_object, read_range
 from raypipe.storage.videos import list_videos
 
-__all__ = ["Folder", "StoredObject", "list_videos", "read_object"]
+__all__ = ["Folder", "StoredObject", "list_videos", "read_object", "read_range"]

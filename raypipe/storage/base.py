@@ -41,3 +41,6 @@ class Storage(Protocol):
 
     def read_object(self, uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
         """Copy the object into ``into`` if it still has this etag, and return its size in bytes."""
+
+    def read_range(self, uri: str, *, etag: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop - 1`` of the object, which has so many, if it still has this etag."""

@@ -135,6 +135,11 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
     return storage_of(uri).read_object(uri, etag=etag, max_size_bytes=max_size_bytes, into=into)
 
 
+def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
+    """Read bytes ``start`` to ``stop - 1`` of an object if its etag is still ``etag``; raises like ``read_object``."""
+    return storage_of(uri).read_range(uri, etag=etag, start=start, stop=stop)
+
+
 def place_of(uri: str) -> tuple[Folder, str]:
     """The folder of one object, and its name there.
 

@@ -4,12 +4,19 @@ Keys go to the client as they are: s3fs's own path functions take ``?versionId=`
 """
 
 import io
+from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO
 
 from botocore.exceptions import FlexibleChecksumError  # type: ignore[import-untyped]
 
-from raypipe.errors import ObjectChangedError, ObjectMissingError, ObjectTooLargeError, ObjectUnreadableError
+from raypipe.errors import (
+    ObjectChangedError,
+    ObjectError,
+    ObjectMissingError,
+    ObjectTooLargeError,
+    ObjectUnreadableError,
+)
 from raypipe.storage.base import StoredObject
 from raypipe.storage.s3_client import (
     FAILURES,
@@ -25,7 +32,7 @@ from raypipe.storage.s3_client import (
 from raypipe.storage.s3_list import list_objects
 from raypipe.storage.s3_put import delete, put, put_new
 
-__all__ = ["delete", "list_objects", "open_input", "put", "put_new", "read", "read_object", "stat"]
+__all__ = ["delete", "list_objects", "open_input", "put", "put_new", "read", "read_object", "read_range", "stat"]
 
 BODY_ATTEMPTS = 4
 CHUNK_BYTES = 1_048_576
@@ -127,14 +134,30 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
         pause(failures)
 
 
+def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
+    """Read a part in one request, which fails when the object has changed since it was listed."""
+
+    def check(reply: dict[str, Any]) -> None:
+        _check_etag(uri, reply, etag)
+        if reply["ContentLength"] != stop - start:  # a storage may not know ranges
+            msg = f"{uri} would give {reply['ContentLength']} bytes where {stop - start} were asked for."
+            raise ObjectUnreadableError(msg)
+
+    return _get(uri, check, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{etag}"')
+
+
 def _check_reply(uri: str, reply: dict[str, Any], *, etag: str, max_size_bytes: int) -> None:
+    _check_etag(uri, reply, etag)
+    if reply["ContentLength"] > max_size_bytes:
+        msg = f"{uri} has {reply['ContentLength']} bytes; the limit is {max_size_bytes}."
+        raise ObjectTooLargeError(msg)
+
+
+def _check_etag(uri: str, reply: dict[str, Any], etag: str) -> None:
     found = reply["ETag"].strip('"')
     if found != etag:  # a storage may not know If-Match
         msg = f"{uri} changed: its etag is {found}, the plan says {etag}."
         raise ObjectChangedError(msg)
-    if reply["ContentLength"] > max_size_bytes:
-        msg = f"{uri} has {reply['ContentLength']} bytes; the limit is {max_size_bytes}."
-        raise ObjectTooLargeError(msg)
 
 
 def _open(uri: str, **options: str) -> dict[str, Any]:
@@ -146,16 +169,20 @@ def _open(uri: str, **options: str) -> dict[str, Any]:
     return reply
 
 
-def _get(uri: str, **options: str) -> bytes:
+def _get(uri: str, check: Callable[[dict[str, Any]], None] = lambda _: None, **options: str) -> bytes:
     failures = 0
     while True:
         reply = _open(uri, **options)
         try:
+            check(reply)
             return wait(_drain(reply["Body"]), size_bytes=reply["ContentLength"])
         except FAILURES as error:
             failures += 1
             if failures == BODY_ATTEMPTS:
                 raise object_error(error, uri) from error
+        except ObjectError:
+            wait(reply["Body"].aclose())
+            raise
         pause(failures)
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import raypipe
 from raypipe.errors import SetupError
-from raypipe.video.protocol import MAX_MESSAGE_BYTES, DecodeRequest
+from raypipe.video.protocol import MAX_MESSAGE_BYTES, DecodeRequest, Ranges
 
 _START_SECONDS = 120
 _END_SECONDS = 2
@@ -60,17 +60,26 @@ class Child:
                 msg = f"The {decoder} decoder does not start: {reason}. Run raypipe doctor."
                 raise SetupError(msg) from None
 
-    def ask(self, file: BinaryIO, request: DecodeRequest, deadline: float) -> dict[str, Any]:
-        """Send one video and wait for the answer.
+    def ask(
+        self, file: BinaryIO, request: DecodeRequest, deadline: float, *, there: Ranges | None = None
+    ) -> dict[str, Any]:
+        """Send one video, of which all or only some ranges are ``there``, and wait for the answer.
 
         Raises:
             TimeoutError: the deadline passed.
             ChildDiedError: the child is gone.
         """
         self.videos += 1
-        message = {"request": asdict(request), "timeout_seconds": max(0.0, deadline - time.monotonic())}
+        return self._send({"request": asdict(request), "there": there}, deadline, [file.fileno()])
+
+    def go_on(self, deadline: float) -> dict[str, Any]:
+        """Say that the ranges it wants are there now, and wait for the answer; raises like ``ask``."""
+        return self._send({}, deadline, [])
+
+    def _send(self, message: dict[str, Any], deadline: float, fds: list[int]) -> dict[str, Any]:
+        message["timeout_seconds"] = max(0.0, deadline - time.monotonic())
         try:
-            socket.send_fds(self._socket, [json.dumps(message).encode()], [file.fileno()])
+            socket.send_fds(self._socket, [json.dumps(message).encode()], fds)
         except OSError:
             raise ChildDiedError from None
         return self._receive(deadline)

@@ -32,7 +32,7 @@ def read_located(
     following = len(samples.pts)  # what comes without a seek
     for start, stop in ranges:
         if not following <= start <= following + _READ_ON_PACKETS:
-            source.seek(int(samples.dts[start]), stream=stream)
+            source.seek(int(samples.pts[start]), stream=stream)
             packets, following = source.demux(stream), start
         wanted = start
         for packet in packets:

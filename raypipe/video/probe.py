@@ -17,12 +17,13 @@ from raypipe.status import Status
 from raypipe.video.index import VideoIndex, index_stream
 from raypipe.video.located import read_located
 from raypipe.video.protocol import Limits
+from raypipe.video.ranges import RangedFile
 from raypipe.video.sample_table import Samples, read_samples
 
 SNIFF_BYTES = 1024
 _KEEP_PACKETS_BYTES = 64 * 1024 * 1024
 _PACKET_BYTES = 640  # what a packet takes besides its content
-_READ_BUFFER_BYTES = 256 * 1024
+_READ_BUFFER_BYTES = 64 * 1024
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
 _MAGIC = (
     (b"\x1a\x45\xdf\xa3", "matroska"),
@@ -103,6 +104,8 @@ class VideoFile:
             SampleTableError: the index, made of the container's tables, is wrong; ``scan`` makes one that is right.
         """
         if self._samples is not None:
+            if isinstance(self.file, RangedFile):
+                self.file.expect([self._samples.extent(start, stop) for start, stop in ranges])
             yield from read_located(self._input, self.stream, self._samples, ranges)
             return
         packets = enumerate(self.packets())

@@ -1,6 +1,7 @@
 """What the decode child and its parent say to each other. Loads no video library."""
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,8 @@ _PTS_BYTES = 8
 
 DECODERS = ("pyav", "decord", "torchcodec")
 Pixels = npt.NDArray[np.uint8]
+Ranges = Sequence[tuple[int, int]]  # of bytes in a file, [start, stop), ascending
+WANT = "want"  # what a child says instead of a reply: these ranges of the file are not there yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,11 @@ class Samples:
         inside = self.offset + self.size_bytes <= file_bytes
         return self if inside.all() else Samples(**{name: column[inside] for name, column in vars(self).items()})
 
+    def extent(self, start: int, stop: int) -> tuple[int, int]:
+        """The bytes of the file that hold packets ``start`` to ``stop - 1``."""
+        offsets = self.offset[start:stop]
+        return int(offsets.min()), int((offsets + self.size_bytes[start:stop]).max())
+
 
 def read_samples(file: BinaryIO, stream: VideoStream, first: "av.Packet[Any]", *, max_samples: int) -> Samples | None:
     """The stream's packets, or None where the tables do not tell: fragments, repeated samples, damage.

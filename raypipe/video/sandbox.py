@@ -6,6 +6,7 @@ memory and one small JSON message, each checked before it is used. Whatever a vi
 
 import fcntl
 import importlib.util
+import itertools
 import math
 import mmap
 import os
@@ -13,7 +14,7 @@ import signal
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,10 @@ import numpy.typing as npt
 from raypipe.errors import ConfigError, SetupError
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.video.child import Child, ChildDiedError
-from raypipe.video.protocol import DECODERS, DecodeRequest, Pixels, Reply, SharedFrames
+from raypipe.video.protocol import DECODERS, WANT, DecodeRequest, Pixels, Ranges, Reply, SharedFrames
 
 _MAX_TEXT = 300
+_MAX_ASKS = 80  # a child asks less often, then for everything
 _FOUND_BY_DECODING = frozenset(
     {
         Status.OK,
@@ -52,6 +54,17 @@ class DecodedVideo:
     height: int = 0
     duration_seconds: float = 0.0
     average_fps: float = 0.0
+
+
+class PartialFile(Protocol):
+    """A video of which only a part is in its file."""
+
+    @property
+    def there(self) -> Ranges:
+        """What is."""
+
+    def bring(self, ranges: Ranges) -> None:
+        """Put these ranges of the video into the file; those that are there already are left."""
 
 
 class DecodeSandbox:
@@ -110,13 +123,16 @@ class DecodeSandbox:
         """The processes that run now."""
         return [child.process.pid for child in self._children.values()]
 
-    def decode(self, file: BinaryIO) -> DecodedVideo:
-        """Decode the video in an open file that has a file descriptor; bad data is a status, never an exception."""
+    def decode(self, file: BinaryIO, *, part: PartialFile | None = None) -> DecodedVideo:
+        """Decode the video in an open file that has a file descriptor; bad data is a status, never an exception.
+
+        Of a sparse file ``part`` says what is there, and brings what is not; what it raises is passed on.
+        """
         self._deadline = time.monotonic() + self._timeout_seconds
         first: DecodedVideo | None = None
         for decoder in self._decoders:
             try:
-                video = self._decode_with(decoder, file)
+                video = self._decode_with(decoder, file, part)
             except SetupError:
                 if first is None:
                     raise
@@ -131,12 +147,12 @@ class DecodeSandbox:
             raise SetupError(msg)
         return first
 
-    def _decode_with(self, decoder: str, file: BinaryIO) -> DecodedVideo:
+    def _decode_with(self, decoder: str, file: BinaryIO, part: PartialFile | None) -> DecodedVideo:
         was_killed = False
         while True:
             child = self._child(decoder)
             try:
-                video = self._read(child.ask(file, self._request, self._deadline), decoder)
+                video = self._read(self._converse(child, file, part), decoder)
             except TimeoutError:
                 self._discard(decoder)
                 return self._failed(Status.TIMEOUT, f"Not decoded within {self._timeout_seconds:g} s.", decoder)
@@ -153,9 +169,27 @@ class DecodeSandbox:
                 raise
             else:
                 is_worn = child.is_worn(self._max_videos_per_child, self._memory_bytes)
-                if video.status is Status.OUT_OF_MEMORY or is_worn:
+                if video.status in {Status.OUT_OF_MEMORY, Status.CRASHED} or is_worn:
                     self._discard(decoder)
                 return video
+
+    def _converse(self, child: Child, file: BinaryIO, part: PartialFile | None) -> dict[str, Any]:
+        """The child's last word on a video, once it was brought what it wanted of it."""
+        if part is None:
+            return child.ask(file, self._request, self._deadline)
+        message = child.ask(file, self._request, self._deadline, there=part.there)
+        size_bytes = os.fstat(file.fileno()).st_size
+        for _ in range(_MAX_ASKS):
+            if WANT not in message:
+                return message
+            ranges = sound_ranges(message[WANT], size_bytes)
+            if ranges is None:
+                break
+            start = time.monotonic()
+            part.bring(ranges)
+            self._deadline += time.monotonic() - start  # the network's time is not the video's
+            message = child.go_on(self._deadline)
+        return {}
 
     def _read(self, message: dict[str, Any], decoder: str) -> DecodedVideo:
         """Check everything the child said, then copy its frames out of its reach."""
@@ -222,6 +256,19 @@ def installed_decoders(decoder: str) -> tuple[str, ...]:
         msg = f"Decoder {decoder!r} is not installed. Choose one of {', '.join(('auto', *found))}."
         raise ConfigError(msg)
     return (decoder,)
+
+
+def sound_ranges(wanted: object, size_bytes: int) -> Ranges | None:
+    """What a child wants of a file, or None where it makes no sense."""
+    if not isinstance(wanted, list) or not all(isinstance(one, list) and len(one) == 2 for one in wanted):  # noqa: PLR2004
+        return None
+    edges = [edge for one in wanted for edge in one]
+    if not edges or not all(type(edge) is int for edge in edges):
+        return None
+    ascending = all(before < after for before, after in itertools.pairwise(edges))
+    return (
+        [(start, stop) for start, stop in wanted] if ascending and edges[0] >= 0 and edges[-1] <= size_bytes else None
+    )
 
 
 def ending(exit_code: int) -> str:

@@ -13,8 +13,9 @@ import os
 import pkgutil
 import signal
 import socket
+import sys
 from dataclasses import asdict
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import av.logging
@@ -26,7 +27,8 @@ from raypipe.video.decoders import FrameWriter
 from raypipe.video.index import VideoIndex
 from raypipe.video.located import SampleTableError
 from raypipe.video.probe import VideoError, VideoFile
-from raypipe.video.protocol import MAX_MESSAGE_BYTES, DecodeRequest, Limits, Reply, SharedFrames
+from raypipe.video.protocol import MAX_MESSAGE_BYTES, WANT, DecodeRequest, Limits, Ranges, Reply, SharedFrames
+from raypipe.video.ranges import RangedFile
 
 _GRACE_SECONDS = 5
 _DECODE = {
@@ -55,10 +57,10 @@ def main(arguments: list[str], *, network_left: bool) -> None:
         connection.send(json.dumps(held).encode())
         while (received := _receive(connection)) is not None:
             file, message = received
-            # The parent's deadline comes first; this one is for a child whose parent is gone.
-            signal.setitimer(signal.ITIMER_REAL, message["timeout_seconds"] + _GRACE_SECONDS)
+            _set_timer(message)
             with file:
-                reply = decode_video(file, message["request"], decoder=decoder, shared=shared)
+                source = _ranged(file, message["there"], connection) if message["there"] is not None else file
+                reply = decode_video(source, message["request"], decoder=decoder, shared=shared)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(json.dumps(asdict(reply)).encode())
 
@@ -90,6 +92,23 @@ def _receive(connection: socket.socket) -> tuple[BinaryIO, dict[str, Any]] | Non
     """The next video and what is asked of it, or None when the parent is gone."""
     data, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE_BYTES, 1)
     return (os.fdopen(fds[0], "rb"), json.loads(data)) if data else None
+
+
+def _set_timer(message: dict[str, Any]) -> None:
+    """The parent's deadline comes first; this one is for a child whose parent is gone."""
+    signal.setitimer(signal.ITIMER_REAL, message["timeout_seconds"] + _GRACE_SECONDS)
+
+
+def _ranged(file: BinaryIO, there: Ranges, connection: socket.socket) -> BinaryIO:
+    """A file of which the parent brings what is read of it."""
+
+    def ask(ranges: Ranges) -> None:
+        connection.send(json.dumps({WANT: ranges}).encode())
+        if not (data := connection.recv(MAX_MESSAGE_BYTES)):
+            sys.exit(0)  # the parent is gone
+        _set_timer(json.loads(data))
+
+    return cast("BinaryIO", RangedFile(file, there=there, ask=ask))
 
 
 def decode_video(file: BinaryIO, request: dict[str, Any], *, decoder: str, shared: SharedFrames) -> Reply:

@@ -1,15 +1,20 @@
 """Videos come in order, each with its own status, and no file stays open."""
 
+import functools
+import io
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import av
+import numpy as np
 import pytest
 from embed_outputs import replace_object, upload, video
 
 from raypipe.embed import fetch
-from raypipe.embed.fetch import Fetched, fetch_video, fetch_videos
+from raypipe.embed.fetch import Fetched, decode_fetched, fetch_video, fetch_videos
 from raypipe.errors import (
     ObjectChangedError,
     ObjectDeniedError,
@@ -22,6 +27,8 @@ from raypipe.errors import (
 from raypipe.sealed.plan import Video
 from raypipe.status import Status
 from raypipe.storage import Folder
+from raypipe.video.protocol import DecodeRequest, Limits
+from raypipe.video.sandbox import DecodeSandbox
 
 ANY_SIZE = 2**40
 
@@ -34,6 +41,30 @@ def stored_video(folder: Folder, name: str) -> Video:
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a listing that opens the folder each time, alike
+
+
+@functools.cache
+def noise_clip() -> bytes:
+    """Ten seconds of noise, a key frame each: about a megabyte."""
+    random = np.random.default_rng(0)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=12, options={"g": "1", "qmin": "2", "qmax": "3"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for _ in range(120):
+            image = random.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.fixture
+def sandbox_of_two() -> Iterator[DecodeSandbox]:
+    """Takes two frames of a video."""
+    limits = Limits(max_pixels=2**20, max_duration_seconds=60)
+    request = DecodeRequest("uniform", 2, 1.0, 2, False, True, 32, 32, limits)  # noqa: FBT003
+    with DecodeSandbox(request, decoder="pyav") as opened:
+        yield opened
 
 
 def content(fetched: Fetched) -> bytes:
@@ -195,3 +226,49 @@ def test_what_came_too_late_is_closed(monkeypatch: pytest.MonkeyPatch, taken: in
 
 def test_no_videos_are_none() -> None:
     assert list(fetch_videos([], max_size_bytes=1)) == []
+
+
+def test_of_a_large_video_only_what_is_read_is_fetched(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, sandbox_of_two: DecodeSandbox
+) -> None:
+    data = noise_clip()
+    upload(folder, {"v.mp4": data})
+    planned = stored_video(folder, "v.mp4")
+    whole, _, _ = decode_fetched(fetch_video(planned, max_size_bytes=ANY_SIZE), sandbox_of_two)
+    monkeypatch.setattr(fetch, "_WHOLE_BYTES", 100_000)
+    monkeypatch.setattr(fetch, "_HEAD_BYTES", 65_536)
+    monkeypatch.setattr(fetch, "_PIECE_BYTES", 50_000)
+    fetched = fetch_video(planned, max_size_bytes=ANY_SIZE)
+    decoded, fetch_seconds, decode_seconds = decode_fetched(fetched, sandbox_of_two)
+    assert decoded.status is Status.OK
+    np.testing.assert_array_equal(decoded.frames, whole.frames)
+    assert fetched.part is not None
+    assert sum(stop - start for start, stop in fetched.part.there) < len(data) / 2
+    assert fetch_seconds > fetched.seconds
+    assert decode_seconds > 0
+    assert fetched.file is not None
+    assert fetched.file.closed
+
+
+@pytest.mark.parametrize(
+    ("content", "status"), [(None, Status.MISSING), (b"another one", Status.CHANGED)], ids=["gone", "replaced"]
+)
+def test_a_large_video_that_changes_while_it_is_read_is_its_row(
+    folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    sandbox_of_two: DecodeSandbox,
+    content: bytes | None,
+    status: Status,
+) -> None:
+    monkeypatch.setattr(fetch, "_WHOLE_BYTES", 100_000)
+    monkeypatch.setattr(fetch, "_HEAD_BYTES", 65_536)
+    data = noise_clip()
+    upload(folder, {"v.mp4": data})
+    fetched = fetch_video(stored_video(folder, "v.mp4"), max_size_bytes=ANY_SIZE)
+    replace_object(folder, "v.mp4", content)
+    decoded, _, _ = decode_fetched(fetched, sandbox_of_two)
+    assert decoded.status is status
+    assert folder.child("v.mp4") in decoded.error
+    upload(folder, {"w.mp4": data})
+    again, _, _ = decode_fetched(fetch_video(stored_video(folder, "w.mp4"), max_size_bytes=ANY_SIZE), sandbox_of_two)
+    assert again.status is Status.OK

@@ -17,9 +17,10 @@ from raypipe.errors import (
     ObjectChangedError,
     ObjectMissingError,
     ObjectTooLargeError,
+    ObjectUnreadableError,
     StorageError,
 )
-from raypipe.storage import Folder, list_videos, read_object, s3_client
+from raypipe.storage import Folder, list_videos, read_object, read_range, s3_client
 
 ODD_NAMES = [
     "a b.mp4",
@@ -158,6 +159,22 @@ def test_read_object_refuses_one_that_is_gone_or_too_large(folder: Folder) -> No
         read_object(stored.uri, etag=stored.etag, max_size_bytes=15, into=into)
     assert into.getvalue() == b""
     assert read_object(stored.uri, etag=stored.etag, max_size_bytes=16, into=into) == 16
+
+
+def test_read_range_gives_a_part_of_what_was_listed(folder: Folder) -> None:
+    folder.put_new("v.mp4", b"0123456789")
+    [stored] = folder.list()
+    assert read_range(stored.uri, etag=stored.etag, start=0, stop=10) == b"0123456789"
+    assert read_range(stored.uri, etag=stored.etag, start=3, stop=4) == b"3"
+    with pytest.raises(ObjectUnreadableError):
+        read_range(stored.uri, etag=stored.etag, start=8, stop=12)
+    with pytest.raises(ObjectUnreadableError):
+        read_range(stored.uri, etag=stored.etag, start=10, stop=12)
+    with pytest.raises(ObjectMissingError):
+        read_range(stored.uri + "x", etag=stored.etag, start=0, stop=1)
+    overwrite(stored.uri, b"9876543210")
+    with pytest.raises(ObjectChangedError, match=re.escape(stored.uri)):
+        read_range(stored.uri, etag=stored.etag, start=0, stop=1)
 
 
 def test_check_writable_leaves_one_marker(folder: Folder) -> None:

@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 
@@ -22,7 +22,7 @@ from raypipe.errors import (
     ObjectUnreadableError,
     StorageError,
 )
-from raypipe.storage import Folder, read_object, s3, s3_client
+from raypipe.storage import Folder, read_object, read_range, s3, s3_client
 from raypipe.storage.throttles import take_throttles
 
 VIDEO = b"0123456789"
@@ -295,3 +295,27 @@ def test_keys_reach_the_storage_as_they_are(server: FaultyServer, monkeypatch: p
     for key in ("a//b/", "../a/./b", "x?versionId=3", "50%25+#"):
         read_object(f"s3://b/{key}", etag="planned", max_size_bytes=100, into=io.BytesIO())
     assert paths == ["/b/a//b/", "/b/../a/./b", "/b/x%3FversionId%3D3", "/b/50%2525%2B%23"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(body=VIDEO[2:5], etag="other"), ObjectChangedError),
+        (Reply(body=VIDEO), ObjectUnreadableError),  # the whole object, though a range was asked for
+    ],
+)
+def test_a_storage_that_knows_no_conditions_and_no_ranges_is_not_believed(
+    server: FaultyServer, reply: Reply, error: type[Exception]
+) -> None:
+    server.replies = [replace(reply, ranges=False)]
+    with pytest.raises(error):
+        read_range("s3://b/v.mp4", etag="planned", start=2, stop=5)
+    assert len(server.requests) == 1
+
+
+def test_a_range_that_breaks_off_is_asked_for_again(server: FaultyServer) -> None:
+    part = Reply(body=VIDEO[2:5], ranges=False)
+    server.replies = [replace(part, cut_at=1), part]
+    assert read_range("s3://b/v.mp4", etag="planned", start=2, stop=5) == VIDEO[2:5]
+    assert [headers["range"] for _, headers in server.requests] == ["bytes=2-4"] * 2
+    assert {headers["if-match"] for _, headers in server.requests} == {'"planned"'}

@@ -278,6 +278,21 @@ def as_file() -> Callable[[bytes], BinaryIO]:
 
 
 @pytest.fixture(scope="session")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Twenty seconds of noise, 12 frames a second, a key frame each, its tables first: some megabytes."""
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("long") / "clip.mp4"
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("mpeg4", rate=12, options={"g": "1", "qmin": "2", "qmax": "3"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for _ in range(240):
+            image = random.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
 def huge_picture() -> bytes:
     """A valid video of about a megabyte whose one frame is 16000 pixels wide and high, a byte each."""
     side = 16_000
