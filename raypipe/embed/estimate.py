@@ -13,7 +13,7 @@ from rich.table import Table
 
 from raypipe.config import EmbedConfig
 from raypipe.embed.catalogue import find_videos
-from raypipe.embed.fetch import fetch_video
+from raypipe.embed.fetch import decode_fetched, fetch_video
 from raypipe.embed.packing import pack
 from raypipe.embed.pipeline import Setup, prepare
 from raypipe.errors import ConfigError
@@ -113,14 +113,9 @@ def _probe(setup: Setup, new: list[Video], result: Estimate) -> None:
         sandbox.isolation()  # starts the child, which is not part of a video's time
         for video in chosen:
             fetched = fetch_video(video, max_size_bytes=decode.max_size_bytes)
-            result.fetch_seconds += fetched.seconds
-            if fetched.file is None:
-                result.kinds[str(fetched.status)] += 1
-                continue
-            start = time.perf_counter()
-            with fetched.file:
-                decoded = sandbox.decode(fetched.file)
-            result.decode_seconds += time.perf_counter() - start
+            decoded, fetching, decoding = decode_fetched(fetched, sandbox)
+            result.fetch_seconds += fetching
+            result.decode_seconds += decoding
             num_frames += len(decoded.frames)
             size = f"{decoded.container}/{decoded.codec} {decoded.width}x{decoded.height}"
             result.kinds[size if len(decoded.frames) else str(decoded.status)] += 1
