@@ -103,6 +103,7 @@ def _ranged(file: BinaryIO, there: Ranges, connection: socket.socket) -> BinaryI
     """A file of which the parent brings what is read of it."""
 
     def ask(ranges: Ranges) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the storage's time is not the video's
         connection.send(json.dumps({WANT: ranges}).encode())
         if not (data := connection.recv(MAX_MESSAGE_BYTES)):
             sys.exit(0)  # the parent is gone

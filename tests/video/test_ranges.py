@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from raypipe.errors import ObjectChangedError
 from raypipe.status import Status
-from raypipe.video import ranges
+from raypipe.video import ranges, worker
 from raypipe.video.child import Child
 from raypipe.video.protocol import DecodeRequest, Ranges
 from raypipe.video.ranges import BLOCK_BYTES, RangedFile
@@ -35,6 +36,7 @@ class Part:
     data: bytes
     there: list[tuple[int, int]] = field(default_factory=list)
     error: Exception | None = None
+    seconds: float = 0.0  # that it takes
     asked: list[Ranges] = field(default_factory=list)
 
     def bring(self, wanted: Ranges) -> None:
@@ -42,6 +44,7 @@ class Part:
         self.asked.append(wanted)
         if self.error and len(self.asked) > 1:
             raise self.error
+        Event().wait(self.seconds)
         for start, stop in wanted:
             os.pwrite(self.file.fileno(), self.data[start:stop], start)
 
@@ -138,6 +141,14 @@ def test_a_video_in_parts_gives_the_frames_of_the_whole(
     np.testing.assert_array_equal(video.frames, whole.frames)
     np.testing.assert_array_equal(video.pts_seconds, whole.pts_seconds)
     assert part.num_bytes < len(long_clip) / 2, (part.num_bytes, len(long_clip))
+
+
+def test_a_slow_storage_is_not_the_videos_time(request_: DecodeRequest, long_clip: bytes) -> None:
+    part = open_part(long_clip)
+    part.seconds = worker._GRACE_SECONDS + 1.5
+    with part.file, DecodeSandbox(request_, decoder="pyav", timeout_seconds=1) as opened:
+        assert opened.decode(part.file, part=part).status is Status.OK
+        assert part.asked
 
 
 @pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
