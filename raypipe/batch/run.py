@@ -3,6 +3,7 @@
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
@@ -79,7 +80,8 @@ def finish(
         raise
     except RaypipeError as error:
         record.close(outcome="failed", message=str(error))
-        put_report(output, record)
+        with suppress(RaypipeError):  # what ended the work may end this too, and is what has to be told
+            put_report(output, record)
         raise
     record.close(outcome="finished")
     return BatchRun(record, put_report(output, record))

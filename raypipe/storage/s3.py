@@ -16,6 +16,7 @@ from raypipe.errors import (
     ObjectMissingError,
     ObjectTooLargeError,
     ObjectUnreadableError,
+    StorageError,
 )
 from raypipe.storage.base import StoredObject
 from raypipe.storage.s3_client import (
@@ -38,6 +39,7 @@ BODY_ATTEMPTS = 4
 CHUNK_BYTES = 1_048_576
 _RANGE_NOT_SATISFIABLE = 416
 _PARTIAL_CONTENT = 206
+_NO_ETAG = "the reply has no etag, which S3 always gives."
 
 
 def stat(uri: str) -> StoredObject | None:
@@ -51,6 +53,9 @@ def stat(uri: str) -> StoredObject | None:
         if status_of(error) == 404:  # noqa: PLR2004
             return None
         raise storage_error(error, uri, "look at", permission="s3:GetObject and s3:ListBucket") from error
+    if "ETag" not in head:
+        msg = f"Cannot look at {uri}: {_NO_ETAG} Ask who runs that storage, or what lies before it."
+        raise StorageError(msg)
     return StoredObject(uri, key.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
 
 
@@ -98,7 +103,7 @@ class _RangeReader(io.RawIOBase):
         end = min(self._position + len(buffer), self._found.size_bytes)
         if end <= self._position:
             return 0
-        data = _get(self._found.uri, Range=f"bytes={self._position}-{end - 1}", IfMatch=f'"{self._found.etag}"')
+        data = read_range(self._found.uri, etag=self._found.etag, start=self._position, stop=end)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -162,11 +167,17 @@ def _check_etag(uri: str, reply: dict[str, Any], etag: str) -> None:
 
 def _open(uri: str, **options: str) -> dict[str, Any]:
     bucket, key = split(uri)
-    try:
-        reply: dict[str, Any] = call(partial(client().get_object, Bucket=bucket, Key=key, **options))
-    except FAILURES as error:
-        raise object_error(error, uri) from error
-    return reply
+    for failures in range(1, BODY_ATTEMPTS + 1):
+        try:
+            reply: dict[str, Any] = call(partial(client().get_object, Bucket=bucket, Key=key, **options))
+        except FAILURES as error:
+            raise object_error(error, uri) from error
+        if "ETag" in reply:
+            return reply
+        wait(reply["Body"].aclose())
+        pause(failures)
+    msg = f"{uri}: {_NO_ETAG}"
+    raise ObjectUnreadableError(msg)
 
 
 def _get(uri: str, check: Callable[[dict[str, Any]], None] = lambda _: None, **options: str) -> bytes:

@@ -59,6 +59,7 @@ class Child:
                 reason = lines[-1] if lines else f"no answer within {_START_SECONDS} s"
                 msg = f"The {decoder} decoder does not start: {reason}. Run raypipe doctor."
                 raise SetupError(msg) from None
+            self._own_bytes = resident_bytes(self.process.pid)  # its libraries
 
     def ask(
         self, file: BinaryIO, request: DecodeRequest, deadline: float, *, there: Ranges | None = None
@@ -86,7 +87,8 @@ class Child:
 
     def is_worn(self, max_videos: int, memory_bytes: int) -> bool:
         """Whether the child has served enough, or kept so much memory that the next video would suffer."""
-        return self.videos >= max_videos or resident_bytes(self.process.pid) > memory_bytes // 2
+        kept = resident_bytes(self.process.pid) - self._own_bytes
+        return self.videos >= max_videos or kept > memory_bytes // 2
 
     def end(self) -> int:
         """Kill the child, and give its exit code, negative for a signal."""

@@ -177,10 +177,9 @@ def _decode_groups(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Non
     may_skip = skips_exactly(video.stream.codec_context)
     for position, packet in video.read(ranges):
         context = video.stream.codec_context
-        if position in wanted_packets or not index.is_disposable[position]:
-            if may_skip:
-                context.skip_frame = "DEFAULT" if position in wanted_packets else "NONREF"
-            take(context.decode(packet))
+        if may_skip:
+            context.skip_frame = "DEFAULT" if position in wanted_packets else "NONREF"
+        take(context.decode(packet))
         if position + 1 in stops:
             take(context.decode(None))
             context.flush_buffers()
@@ -188,6 +187,8 @@ def _decode_groups(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Non
 
 def skips_exactly(context: VideoCodecContext) -> bool:
     """Whether ``NONREF`` leaves out only frames that no other frame refers to.
+
+    The decoder knows; what a container says of its packets is not so: one of AV1 can hold a hidden frame besides.
 
     In HEVC it also leaves out those that only higher temporal layers refer to; 'hvcC' says how many layers there are.
     In MPEG-4, whose packets may hold two frames, it can leave out the wrong one.

@@ -23,7 +23,6 @@ class VideoIndex:
 
     pts: Ticks  # [P], in units of time_base
     is_keyframe: Flags  # [P]
-    is_disposable: Flags  # [P]: no other frame refers to it
     is_shown: Flags  # [P]: False where an edit list cuts it, though others may refer to it
     time_base: Fraction
     container: str
@@ -51,7 +50,6 @@ def index_stream(
     *,
     pts: Ticks,
     is_keyframe: Flags,
-    is_disposable: Flags,
     is_shown: Flags,
     promised_seconds: float,
     is_cut: Callable[[float, float, float], bool],
@@ -74,7 +72,6 @@ def index_stream(
     return VideoIndex(
         pts=pts,
         is_keyframe=is_keyframe,
-        is_disposable=is_disposable,
         is_shown=is_shown,
         time_base=time_base,
         container=container,

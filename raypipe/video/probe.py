@@ -181,7 +181,6 @@ class VideoFile:
             self.container,
             pts=whole.pts,
             is_keyframe=whole.is_keyframe,
-            is_disposable=whole.is_disposable,
             is_shown=whole.is_shown,
             promised_seconds=self._promised_seconds(),
             is_cut=lambda *_: len(whole.pts) < len(samples.pts),
@@ -189,7 +188,7 @@ class VideoFile:
 
     def _scan(self) -> VideoIndex:
         """Read every packet of every stream, decoding none."""
-        rows: list[tuple[int, bool, bool, bool]] = []
+        rows: list[tuple[int, bool, bool]] = []
         kept_bytes = 0
         last_end = 0.0  # over all streams: a container's duration may be its audio's
         for packet in _all_packets(self._input.demux()):
@@ -199,17 +198,17 @@ class VideoFile:
             if packet.stream_index != self.stream.index:
                 continue
             shown = not packet.is_discard
-            rows.append((len(rows) if time is None else time, packet.is_keyframe, packet.is_disposable, shown))
+            rows.append((len(rows) if time is None else time, packet.is_keyframe, shown))
             if len(rows) > self._limits.max_packets:
                 raise VideoError(Status.TOO_LARGE, f"More than {self._limits.max_packets} frames.")
             kept_bytes += packet.size + _PACKET_BYTES
             if kept_bytes <= _KEEP_PACKETS_BYTES:
                 self._kept.append(packet)
-        if not any(row[3] for row in rows):
+        if not any(row[2] for row in rows):
             raise VideoError(Status.DECODE_ERROR, "The video stream holds no frame.")
         if kept_bytes > _KEEP_PACKETS_BYTES:
             self._kept = []
-        pts, is_keyframe, is_disposable, is_shown = zip(*rows, strict=True)
+        pts, is_keyframe, is_shown = zip(*rows, strict=True)
 
         def is_cut(promised: float, start: float, end: float) -> bool:
             """A file that was cut short ends well before what its header promises, in every stream."""
@@ -220,7 +219,6 @@ class VideoFile:
             self.container,
             pts=np.array(pts, dtype=np.int64),
             is_keyframe=np.array(is_keyframe, dtype=np.bool_),
-            is_disposable=np.array(is_disposable, dtype=np.bool_),
             is_shown=np.array(is_shown, dtype=np.bool_),
             promised_seconds=self._promised_seconds(),
             is_cut=is_cut,

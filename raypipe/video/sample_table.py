@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 _MAX_MOOV_BYTES = 256 * 1024**2
-_NOT_REFERRED_TO = 2  # sample_is_depended_on of 'sdtp'
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Samples:
     offset: Numbers  # [P] where each begins in the file
     size_bytes: Numbers  # [P]
     is_keyframe: Flags  # [P]
-    is_disposable: Flags  # [P]: no other frame refers to it
     is_shown: Flags  # [P]: False where an edit list cuts it
 
     def within(self, file_bytes: int) -> "Samples":
@@ -79,7 +77,6 @@ def _join(stream: VideoStream, tables: dict[bytes, memoryview], first: "av.Packe
         offset=offset,
         size_bytes=sizes[sample],
         is_keyframe=np.array([entry.is_keyframe for entry in entries], dtype=np.bool_),
-        is_disposable=_is_disposable(tables.get(b"sdtp"), len(sizes))[sample],
         is_shown=np.array([not entry.is_discard for entry in entries], dtype=np.bool_),
     )
 
@@ -177,11 +174,3 @@ def _composition_offsets(box: memoryview | None, num_samples: int) -> Numbers:
     told = np.repeat(values, counts)
     offsets[: len(told)] = told
     return offsets
-
-
-def _is_disposable(box: memoryview | None, num_samples: int) -> Flags:
-    flags = np.zeros(num_samples, dtype=np.bool_)
-    if box is not None:
-        told = np.frombuffer(box, dtype=np.uint8, offset=4)[:num_samples]
-        flags[: len(told)] = (told >> 2) & 3 == _NOT_REFERRED_TO
-    return flags

@@ -166,7 +166,6 @@ def make_index(pts: npt.NDArray[np.int64], is_keyframe: npt.NDArray[np.bool_]) -
     return VideoIndex(
         pts=pts,
         is_keyframe=is_keyframe,
-        is_disposable=~shown,
         is_shown=shown,
         time_base=Fraction(1, 25),
         container="mov",

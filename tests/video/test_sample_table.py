@@ -42,7 +42,7 @@ def both(data: bytes, request: DecodeRequest) -> tuple[VideoIndex, VideoIndex, b
 
 def check_alike(data: bytes, request: DecodeRequest) -> bool:
     index, scanned, is_located = both(data, request)
-    for name in ("pts", "is_keyframe", "is_disposable", "is_shown"):
+    for name in ("pts", "is_keyframe", "is_shown"):
         np.testing.assert_array_equal(getattr(index, name), getattr(scanned, name), err_msg=name)
     for name in ("duration_seconds", "end_seconds", "average_fps"):
         assert getattr(index, name) == pytest.approx(getattr(scanned, name)), name

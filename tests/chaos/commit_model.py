@@ -1,0 +1,202 @@
+"""An exhaustive model of the commit: drivers, a crash of each at every storage call, in every interleaving.
+
+A driver is the real code of ``raypipe.sealed``. A state is what is stored, how far each driver is, and which puts of
+dead drivers are still under way; one that was seen is not looked into again. When all drivers are done or dead, one
+more recovers, with whatever is under way still to come.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pyarrow as pa
+from chaos.memory_storage import BUCKET, Bucket, Reply, Request
+from chaos.stepped_drivers import Drivers, Position
+from embed_outputs import MARK, SETTINGS, VERSIONS, made_rows
+
+from raypipe import schema
+from raypipe.embed.packing import pack
+from raypipe.embed.verify import verify
+from raypipe.sealed import seal, sink
+from raypipe.sealed.dataset import read_rows
+from raypipe.sealed.plan import Video, plan_numbers, read_plan
+from raypipe.sealed.planner import Planner
+from raypipe.storage import Folder
+
+RECOVERY = "recovery"
+_OUTPUT = f"{BUCKET}out"
+_DEAD = Position("dead", None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run: what each driver finds in the input, the recovering one last, and how many of them may crash."""
+
+    listings: Mapping[str, tuple[Video, ...]]
+    max_crashes: int = 2
+    videos_per_shard: int = 2
+    bucket: Bucket = field(default_factory=Bucket)
+    are_rows_alike: bool = True  # False: no two drivers make the same bytes of a shard
+    is_doubling_right: bool = False  # an input that changes is planned again
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that the future depends on."""
+
+    bucket: Bucket
+    drivers: tuple[Position, ...]
+    under_way: frozenset[Request] = frozenset()  # puts whose sender died: each may arrive at any time, or never
+    crashes_left: int = 0
+    is_disturbed: bool = False  # something arrived while the last driver recovered
+
+
+class Model:
+    """The states of a case; ``violations`` is what was wrong in the first bad one, and ``trail`` the way there.
+
+    ``is_reduced`` leaves out orders that no other driver can tell apart: a call whose reply nothing can change comes at
+    once, and a crash comes at the put that it prevents.
+    """
+
+    def __init__(self, case: Case, *, is_reduced: bool = True) -> None:
+        self.case = case
+        self.is_reduced = is_reduced
+        self.violations: list[str] = []
+        self.trail: list[str] = []
+        self.ends: dict[tuple[Bucket, bool], list[str]] = {}
+        self.drivers = Drivers(self._drive)
+        self._rows: dict[tuple[str, str, int], pa.Table] = {}
+        self._schedules: dict[State, int] = {}
+
+    @property
+    def num_states(self) -> int:
+        """How many were visited."""
+        return len(self._schedules)
+
+    def explore(self) -> int:
+        """Visit every state, and count the schedules: the ways from the start to an end."""
+        with self.drivers.in_place():
+            drivers = tuple(self.drivers.start(name) for name in self.case.listings if name != RECOVERY)
+            return self._visit(State(self.case.bucket, drivers, crashes_left=self.case.max_crashes))
+
+    def _visit(self, state: State) -> int:
+        if state in self._schedules:
+            return self._schedules[state]
+        last = state.drivers[-1]
+        if last.driver == RECOVERY and last.request is None:
+            self._check_end(state)  # what is still under way may arrive, or never
+        count = 0
+        for label, move in self._moves(state):
+            if self.violations:
+                break
+            self.trail.append(label)
+            count += self._visit(move)
+            self.violations += self.drivers.problems if not self.violations else []
+            if not self.violations:
+                self.trail.pop()
+        self._schedules[state] = max(1, count)
+        return self._schedules[state]
+
+    def _moves(self, state: State) -> Iterator[tuple[str, State]]:
+        """What may happen next, and the state that it leads to."""
+        waiting = [(at, position) for at, position in enumerate(state.drivers) if position.request is not None]
+        if self.is_reduced and (settled := [one for one in waiting if _is_settled(state.bucket, one[1].request)]):
+            yield self._reply(state, *settled[0])
+            return
+        is_recovering = state.drivers[-1].driver == RECOVERY
+        for request in state.under_way:
+            bucket, _ = state.bucket.answer(request)
+            arrived = replace(state, bucket=bucket, under_way=state.under_way - {request}, is_disturbed=is_recovering)
+            yield f"{request.key} arrives late", arrived
+        if not waiting and not is_recovering:
+            yield "recovery", replace(state, drivers=(self.drivers.start(RECOVERY),))
+        for at, position in sorted(waiting, key=lambda one: one[1].num_calls):  # drivers side by side first: races
+            yield self._reply(state, at, position)
+            yield from self._faults(state, at, position)
+
+    def _reply(self, state: State, at: int, position: Position) -> tuple[str, State]:
+        assert position.request is not None
+        bucket, reply = state.bucket.answer(position.request)
+        label = f"{position.driver}: {position.request.operation} {position.request.key}"
+        return label, self._go_on(state, at, bucket, reply)
+
+    def _go_on(self, state: State, at: int, bucket: Bucket, reply: Reply) -> State:
+        after = self.drivers.step(state.drivers[at], reply)
+        return replace(state, bucket=bucket, drivers=(*state.drivers[:at], after, *state.drivers[at + 1 :]))
+
+    def _faults(self, state: State, at: int, position: Position) -> Iterator[tuple[str, State]]:
+        """A lost reply, and a crash before the call, once it is applied, and while it is under way."""
+        request = position.request
+        assert request is not None
+        bucket, reply = state.bucket.answer(request)
+        does_create = request.operation == "put" and reply is True
+        who = f"{position.driver}: {request.operation} {request.key}"
+        if does_create:
+            yield f"{who}, sent twice", self._go_on(state, at, bucket, reply=False)
+        if state.crashes_left and position.driver != RECOVERY and (does_create or not self.is_reduced):
+            drivers = (*state.drivers[:at], _DEAD, *state.drivers[at + 1 :])
+            crashed = replace(state, drivers=drivers, crashes_left=state.crashes_left - 1)
+            yield f"{who}, died before", crashed
+            if does_create:
+                yield f"{who}, died after", replace(crashed, bucket=bucket)
+                yield f"{who}, died under way", replace(crashed, under_way=state.under_way | {request})
+
+    def _drive(self, driver: str) -> None:
+        """The job, as ``raypipe.embed.pipeline`` and ``raypipe.batch.run`` do it, but for Ray and the videos."""
+        output = Folder(_OUTPUT)
+        planner = Planner(output, SETTINGS, f"{BUCKET}in")
+        planner.load()
+        packing = partial(pack, max_videos=self.case.videos_per_shard, max_frames=64, frames_per_video=1, slots=1)
+        planner.store(planner.new_videos(self.case.listings[driver]), pack=packing)
+        numbers = seal.unsealed_plans(output)
+        for block in seal.missing_shards(output, numbers):
+            number, shard = block[schema.GENERATION][0].as_py(), block[schema.SHARD][0].as_py()
+            rows = self._rows_of(driver, block, number)
+            sink.put_shard(output, rows, sink.describe_shard(rows, plan=number, shard=shard, fingerprint=MARK))
+        for number in numbers:
+            seal.seal(output, number, versions=VERSIONS)
+
+    def _rows_of(self, driver: str, block: pa.Table, number: int) -> pa.Table:
+        """What the driver makes of a shard."""
+        maker = "all" if self.case.are_rows_alike else driver
+        key = (maker, sink.shard_digest(block), number)
+        if key not in self._rows:
+            rows = made_rows(block, ["ok"] * block.num_rows)
+            at = rows.schema.get_field_index(schema.DECODER)
+            self._rows[key] = rows.set_column(at, rows.schema.field(at), pa.array([maker] * block.num_rows))
+        return self._rows[key]
+
+    def _check_end(self, state: State) -> None:
+        end = state.bucket, state.is_disturbed
+        if end not in self.ends:
+            with self.drivers.looking_at(state.bucket):
+                self.ends[end] = list(self._problems(Folder(_OUTPUT), is_disturbed=state.is_disturbed))
+        self.violations += self.ends[end]
+
+    def _problems(self, output: Folder, *, is_disturbed: bool) -> Iterator[str]:
+        """What breaks a promise. A recovery that was disturbed may have left something to the next one."""
+        if not is_disturbed:
+            yield from verify(output).violations
+        self._drive(RECOVERY)
+        if violations := verify(output).violations:
+            yield from violations
+            return
+        plans = [read_plan(output, number).videos for number in plan_numbers(output)]
+        planned = sorted(pair for videos in plans for pair in _pairs(videos))
+        if not self.case.is_doubling_right and len(planned) != len(set(planned)):
+            yield f"planned twice: {planned}"
+        wanted = sorted((video.video_id, video.etag) for video in self.case.listings[RECOVERY])
+        rows = sorted(pair for table in read_rows(output) for pair in _pairs(table))
+        if rows != wanted:
+            yield f"the rows are {rows}; wanted are {wanted}"
+
+
+def _pairs(rows: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(rows[schema.VIDEO_ID].to_pylist(), rows[schema.ETAG].to_pylist(), strict=True))
+
+
+def _is_settled(bucket: Bucket, request: Request | None) -> bool:
+    """Whether nothing can change the reply, and the call changes nothing: what is there stays."""
+    if request is None or request.operation == "list" or (request.operation == "put" and not bucket.is_create_only):
+        return False
+    return bucket.holds(request.key)

@@ -1,0 +1,189 @@
+"""Try to break raypipe, at length: ``python -m chaos.run`` in ``tests/``. Prints a table, and keeps it in RESULTS.md.
+
+Everything is drawn from ``--seed``, which the table names: the same seed tries the same again. ``--only`` takes parts:
+commit, storage, hostile.
+"""
+
+import argparse
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from chaos.bombs import bombs
+from chaos.boundaries import SPANS, Scene, Tally, at_random, impatient, prepared_scene, strike_all
+from chaos.commit_model import RECOVERY, Case, Model
+from chaos.fault_proxy import FAULTS, FaultProxy
+from chaos.hostile import MEMORY_BYTES, SLACK_BYTES, TIMEOUT_SECONDS, Findings, feed_reference, running_feeder
+from chaos.hostile_files import damaged_files
+from chaos.references import reference_files, running_canary
+from embed_outputs import video
+
+from raypipe.demo.s3_server import local_s3
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+_HEADER = ("what", "tried", "expected", "found", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    tried: str
+    expected: str
+    found: str
+    problems: tuple[str, ...]
+    seconds: float = 0.0
+
+
+def commit_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """The model of the commit: larger cases, and nothing left out of a small one."""
+    a, b, changed = video("a"), video("b"), video("a", etag="e2")
+    names = ("first", "second", "third")
+    cases = {
+        "two drivers, two shards": (Case(dict.fromkeys((*names[:2], RECOVERY), (a, b)), videos_per_shard=1), True),
+        "two drivers, one sees a video more": (Case({"first": (a,), "second": (a, b), RECOVERY: (a, b)}), True),
+        "two drivers, a video changes": (
+            Case({"first": (a,), "second": (changed,), RECOVERY: (changed,)}, is_doubling_right=True),
+            True,
+        ),
+        "three drivers": (Case(dict.fromkeys((*names, RECOVERY), (a,)), max_crashes=options.crashes), True),
+        "two drivers, no two make the same bytes": (
+            Case(dict.fromkeys((*names[:2], RECOVERY), (a,)), are_rows_alike=False),
+            True,
+        ),
+        "two drivers, no order left out": (Case(dict.fromkeys((*names[:2], RECOVERY), (a,))), False),
+    }
+    for name, (case, is_reduced) in cases.items():
+        model = Model(case, is_reduced=is_reduced)
+        num_schedules = model.explore()
+        tried = f"{num_schedules:,} schedules, {model.num_states:,} states, crashes of {case.max_crashes}"
+        found = f"{len(model.violations)} of {len(model.ends)} ends"
+        yield Row(f"commit: {name}", tried, "0 lost, 0 doubled", found, (*model.trail, *model.violations))
+
+
+def storage_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """A fault at every call of a run on S3, of three lengths, and at random."""
+    with _scene(options) as (scene, proxy):
+        for fault in FAULTS:
+            tally = Tally()
+            for span in SPANS[: 1 if fault == "slow" else None]:
+                strike_all(scene, proxy, [fault], span=span, tally=tally, every=options.every)
+            yield _storage_row(
+                f"S3: {fault} at {'every call' if options.every == 1 else f'every {options.every}th call'}", tally
+            )
+        for fraction in (0.01, 0.1, 0.5):
+            tally = Tally()
+            for number in range(options.repeats):
+                choose = at_random("slow_down", fraction, options.seed + number)
+                scene.strike(proxy, choose, what=f"slow_down of {fraction:.0%}, {number}", tally=tally)
+            yield _storage_row(f"S3: slow_down of {fraction:.0%} of the calls", tally)
+
+
+@contextmanager
+def _scene(options: argparse.Namespace) -> Iterator[tuple[Scene, FaultProxy]]:
+    with tempfile.TemporaryDirectory() as folder, local_s3(Path(folder)) as server, impatient():
+        os.environ.update(server.environment())
+        with prepared_scene(server, secrets.token_hex(4), seed=options.seed) as scene:
+            yield scene
+
+
+def _storage_row(what: str, tally: Tally) -> Row:
+    again = sum(count for times, count in tally.num_commands.items() if times > 1)
+    tried = f"{tally.num_runs} runs, {tally.num_faults} faults"
+    found = f"{len(tally.problems)}; {again} runs needed the same command again"
+    return Row(what, tried, "0 lost, 0 doubled, vectors equal", found, tuple(tally.problems))
+
+
+def hostile_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Damaged files, bombs, and files that name others."""
+    with running_feeder() as feeder:
+        for number, file in enumerate(damaged_files(options.seed, options.files)):
+            feeder.feed(file, in_parts=number % 2 == 1)
+    yield _hostile_row("damaged files", feeder.findings)
+    with running_feeder() as feeder:
+        for file in bombs():
+            for in_parts in (False, True):
+                feeder.feed(file, in_parts=in_parts)
+    yield _hostile_row("bombs", feeder.findings)
+    with tempfile.TemporaryDirectory() as folder, running_canary(Path(folder)) as canary, running_feeder() as feeder:
+        for file in reference_files(canary):
+            feed_reference(feeder, file, canary)
+    findings = feeder.findings
+    found = f"{findings.num_connections} connections, {len(findings.problems)} problems"
+    expected = "0 connections to the canary server, 0 bytes of its file"
+    yield Row("playlists and references", f"{findings.num_files} files", expected, found, tuple(findings.problems))
+
+
+def _hostile_row(what: str, findings: Findings) -> Row:
+    statuses = ", ".join(f"{count} {status}" for status, count in findings.statuses.most_common())
+    limit = (MEMORY_BYTES + SLACK_BYTES) // 2**20
+    return Row(
+        what,
+        f"{findings.num_files} files: {statuses}",
+        f"each a row within {TIMEOUT_SECONDS:g} s + 1 s, no child above {limit} MiB, healthy frames equal",
+        f"{len(findings.problems)}; {findings.max_seconds:.2f} s, {findings.max_child_bytes // 2**20} MiB at the most",
+        tuple(findings.problems),
+    )
+
+
+_PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "commit": commit_rows,
+    "storage": storage_rows,
+    "hostile": hostile_rows,
+}
+
+
+def main() -> int:
+    """Run the parts; the exit code is 1 where something was found."""
+    parser = argparse.ArgumentParser(prog="chaos.run", description=__doc__)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
+    parser.add_argument("--only", nargs="+", choices=_PARTS, default=list(_PARTS))
+    parser.add_argument("--files", type=int, default=10_500, help="damaged files")
+    parser.add_argument("--every", type=int, default=1, help="strike every so many-th call")
+    parser.add_argument("--repeats", type=int, default=10, help="runs of faults at random")
+    parser.add_argument("--crashes", type=int, default=1, help="drivers of three that may crash")
+    options = parser.parse_args()
+    _print(f"seed {options.seed}")
+    rows: list[Row] = []
+    for name in options.only:
+        began = time.monotonic()
+        for row in _PARTS[name](options):
+            rows.append(Row(row.what, row.tried, row.expected, row.found, row.problems, time.monotonic() - began))
+            _print(_line(rows[-1]), *(f"    {problem}" for problem in row.problems[:20]))
+            began = time.monotonic()
+    _write(rows, options)
+    return int(any(row.problems for row in rows))
+
+
+def _write(rows: list[Row], options: argparse.Namespace) -> None:
+    """Keep the table; only that of a whole run replaces the last one."""
+    if list(options.only) != list(_PARTS):
+        return
+    head = f"| {' | '.join(_HEADER)} |\n|{'---|' * len(_HEADER)}\n"
+    about = (
+        "# What tries to break raypipe\n\n"
+        f"By `make chaos` on {datetime.now(UTC):%Y-%m-%d}, seed {options.seed}, {os.cpu_count()} processors.\n\n"
+    )
+    RESULTS.write_text(about + head + "".join(_line(row) + "\n" for row in rows))
+
+
+def _line(row: Row) -> str:
+    return f"| {row.what} | {row.tried} | {row.expected} | {row.found} | {row.seconds:.0f} |"
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

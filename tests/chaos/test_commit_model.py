@@ -1,0 +1,71 @@
+"""Whatever the order of two drivers, and wherever they crash, one more run leaves every video in one row."""
+
+import pytest
+from chaos.commit_model import RECOVERY, Case, Model
+from chaos.memory_storage import Bucket
+from embed_outputs import video
+
+from raypipe.sealed import planner
+from raypipe.sealed.plan import Plan, Video, plan_numbers, put_plan
+from raypipe.storage import Folder, folder
+
+A, B, REPLACED = video("a"), video("b"), video("a", etag="e2")
+ALIKE = Case({"first": (A, B), "second": (A, B), RECOVERY: (A, B)}, videos_per_shard=1)
+ONE_MORE = Case({"first": (A,), "second": (A, B), RECOVERY: (A, B)}, max_crashes=1)
+CHANGED = Case({"first": (A,), "second": (REPLACED,), RECOVERY: (REPLACED,)}, max_crashes=1, is_doubling_right=True)
+
+
+def explored(case: Case, *, is_reduced: bool = True) -> Model:
+    model = Model(case, is_reduced=is_reduced)
+    assert model.explore() > 100_000
+    assert not model.violations, [*model.trail, *model.violations]
+    return model
+
+
+@pytest.mark.parametrize("case", [ALIKE, ONE_MORE, CHANGED], ids=["alike", "one-more", "changed"])
+def test_nothing_is_lost_or_doubled_in_any_order(case: Case) -> None:
+    model = explored(case)
+    assert model.num_states > 10_000
+    assert model.ends
+
+
+def test_orders_that_are_left_out_lead_nowhere_else() -> None:
+    case = Case({"first": (A,), "second": (A,), RECOVERY: (A,)}, max_crashes=1)
+    assert explored(case).ends.keys() == explored(case, is_reduced=False).ends.keys()
+
+
+def _ignore_what_another_planned(patch: pytest.MonkeyPatch) -> None:
+    def store(self: planner.Planner, batch: list[Video], *, pack: planner.Callable[..., planner.pa.Table]) -> list[int]:
+        self.next_number = max((-1, *plan_numbers(self.output))) + 1
+        mark = planner.plans.fingerprint(self.settings)
+        while batch and not put_plan(self.output, Plan(self.next_number, pack(batch), mark, self.settings, "")):
+            self.next_number += 1
+        return [self.next_number]
+
+    patch.setattr(planner.Planner, "_store_batch", store)
+
+
+def _look_before_the_put(patch: pytest.MonkeyPatch) -> None:
+    def put_new(self: Folder, name: str, data: bytes) -> bool:
+        return not self.exists(name) and folder.storage_of(self.uri).put_new(self.child(name), data)
+
+    patch.setattr(Folder, "put_new", put_new)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "bucket"),
+    [
+        (_ignore_what_another_planned, Bucket()),
+        (_look_before_the_put, Bucket(is_create_only=False)),
+        (lambda _: None, Bucket(is_create_only=False)),
+    ],
+    ids=["planned-twice", "looked-before-put", "overwritten"],
+)
+def test_a_commit_that_is_broken_is_found(
+    monkeypatch: pytest.MonkeyPatch, breaks: "planner.Callable[[pytest.MonkeyPatch], None]", bucket: Bucket
+) -> None:
+    breaks(monkeypatch)
+    model = Model(Case(ONE_MORE.listings, max_crashes=0, bucket=bucket))
+    model.explore()
+    assert model.violations
+    assert model.trail

@@ -1,0 +1,47 @@
+"""A gateway before the storage that answers an error as if all were well: no traceback, and no wrong advice."""
+
+import io
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from chaos.fault_proxy import FaultProxy, running_proxy
+
+from raypipe.demo.s3_server import S3Server
+from raypipe.errors import CommitError, ObjectUnreadableError, StorageError
+from raypipe.sealed.sink import read_shard_file
+from raypipe.storage import Folder, read_object, s3_client
+
+
+@pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(s3_client, "MAX_PAUSE_SECONDS", 0)
+    with running_proxy(s3.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        yield proxy
+
+
+@pytest.fixture
+def folder(proxy: FaultProxy) -> Folder:
+    folder = Folder(f"s3://videos/{secrets.token_hex(8)}")
+    assert folder.put_new("a", b"some bytes")
+    proxy.tell(lambda _: "error_in_200")
+    return folder
+
+
+def test_asking_for_an_object(folder: Folder) -> None:
+    with pytest.raises(StorageError):
+        folder.exists("a")
+
+
+def test_reading_a_video(folder: Folder) -> None:
+    with pytest.raises(ObjectUnreadableError):
+        read_object(folder.child("a"), etag="e", max_size_bytes=100, into=io.BytesIO())
+
+
+def test_reading_a_footer(folder: Folder, proxy: FaultProxy) -> None:
+    proxy.tell(lambda call: "error_in_200" if call.operation == "get" else "")
+    with pytest.raises((CommitError, ObjectUnreadableError)) as caught:
+        read_shard_file(folder, "a")
+    assert "Move it away" not in str(caught.value)
