@@ -7,7 +7,7 @@ PINS_VENV := build/pins-venv
 # On a GPU machine name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
 TORCH ?= torch==2.13.0
 
-.PHONY: install install-dev demo test test-long lint bench pins clean
+.PHONY: install install-dev demo test test-long chaos lint bench pins clean
 
 install: $(VENV)/.installed
 
@@ -34,14 +34,19 @@ test: install-dev
 test-long: install-dev
 	$(BIN)/python -m pytest -m "cluster or long"
 
+# Tries to break it, at length: ARGS="--seed 7 --only hostile". What was found stands in tests/chaos/RESULTS.md.
+chaos: install-dev
+	cd tests && ../$(BIN)/python -m chaos.run $(ARGS)
+
 lint: install-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The quick form of every benchmark, a minute or so each; what one lacks it says in a line. The full forms: benchmarks/RESULTS.md.
 bench: install-dev
-	set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" --quick; done
 
 # Write both files of pins anew: what pyproject.toml allows today around this torch, without the +cpu of a version.
 pins:

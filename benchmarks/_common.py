@@ -1,38 +1,12 @@
-"""What the benchmarks share: generated videos, the machine's description, a table."""
+"""What the benchmarks share: the machine's description, medians, a table."""
 
 import os
 import platform
 import statistics
+import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-
-import av
-import numpy as np
-
-
-def make_videos(folder: Path, count: int, *, seconds: float = 20.0, width: int = 640, height: int = 360) -> int:
-    """Write H.264 videos of moving noise, 30 frames a second, a key frame every 2 s; give their size in bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        path = folder / f"video-{number:04d}.mp4"
-        if not path.exists():
-            _write(path, number, num_frames=int(seconds * 30), width=width, height=height)
-    return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _write(path: Path, seed: int, *, num_frames: int, width: int, height: int) -> None:
-    random = np.random.default_rng(seed)
-    small = random.integers(0, 256, (height // 8, width // 4, 3), dtype=np.uint8)
-    picture = np.kron(small, np.ones((8, 8, 1), dtype=np.uint8))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "g": "60", "crf": "26"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(num_frames):
-            left = (number * 3) % width
-            frame = np.ascontiguousarray(picture[:, left : left + width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def describe_machine() -> str:
@@ -47,6 +21,17 @@ def describe_machine() -> str:
         platform.machine(),
     )
     return f"{model}, {len(os.sched_getaffinity(0))} processors; Python {platform.python_version()}, {versions}"
+
+
+def videos_folder() -> Path:
+    """Where generated videos stay for the next run, unless a script is told of another folder."""
+    return Path(tempfile.gettempdir()) / "raypipe-benchmark-videos"
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The median, and in brackets the least and the most."""
+    middle, least, most = (f"{value:.{digits}f}" for value in (median(values), min(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({least} to {most})"
 
 
 def median(values: Sequence[float]) -> float:

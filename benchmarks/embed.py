@@ -1,216 +1,108 @@
-"""Embed against its floor and against Ray Data's documented pipeline, in one run on one machine, on processors.
+"""Embed against its floor, and the memory that it takes, in one run on one machine, on processors.
 
-    python benchmarks/embed.py [--videos 24] [--repeats 3] [--backbone resnet18]
+    python benchmarks/embed.py [--videos 200] [--repeats 5] [--backbones resnet18 resnet50] [--quick]
 
-The floor is decoding alone plus the model alone, each with every processor busy and nothing else: the same frames, in
-plain processes. raypipe is timed in steady state, from its first committed shard to its last, and as a whole with its
-start. ``documented`` is Ray Data's own recipe, ``read_videos(fps, resize) → map_batches → write_parquet``. All take
-one frame a second, the sampling that they have in common.
+The catalogue is mixed: 240p to 720p, 3 to 40 s, H.264 as x264 makes it by default, some with a key frame every 2 s,
+some VP9 and HEVC. 18 clips are encoded once and copied under many names, which costs a decoder the same. 16 uniform
+frames of each, raypipe's defaults otherwise: dtype ``auto``, shards, concurrency.
+
+The floor is decoding alone plus the model alone, each with every processor busy and nothing else: the same frames by
+the same functions, in plain processes without sandbox and Ray, what they cost shared evenly. A repeat is floor, then
+raypipe. Its steady state is the time from the first committed shard of each actor to the last commit of all, over the
+floor of the very shards committed in that time; ``until its own`` leaves out what an actor waits for the last one,
+which on a catalogue so small is much. ``processor time`` is that of the actors and their decode children over the
+floor's, which a busy machine hardly touches; Ray's own processes are not in it.
 """
 
 import argparse
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
-from _common import describe_machine, make_videos, median
+from _clips import MIXED, make_catalogue
+from _common import describe_machine, median, print_table, spread, videos_folder
+from _floor import SLOTS, Floor, measure_floor, settle
+from _steady import Run, embed_config, run_raypipe
 
-SLOTS = len(os.sched_getaffinity(0))
-FPS = 1
+from raypipe.models.backbone import build_network
 
-
-def config_for(videos: Path, output: Path, backbone: str):  # noqa: ANN201
-    """Embed at one frame a second, so that every way takes the same frames."""
-    from raypipe.config import EmbedConfig, load_config  # noqa: PLC0415
-
-    return load_config(
-        EmbedConfig,
-        values={"input": str(videos), "output": str(output)},
-        overrides=(
-            f"backbone.name={backbone}",
-            "backbone.weights=random",
-            "backbone.dtype=float32",
-            "sampling.mode=fps",
-            f"sampling.fps={FPS}",
-            "sampling.max_frames=64",
-            "shard.max_videos=1",
-        ),
-    )
+TARGET, TARGET_BYTES = 1.10, 1024**3
 
 
-def decode_some(paths: list[Path], config) -> tuple[int, float]:  # noqa: ANN001
-    """The floor of decoding: the decoder itself in this process, no sandbox, no Ray."""
-    import numpy as np  # noqa: PLC0415
-
-    from raypipe.embed.pipeline import prepare  # noqa: PLC0415
-    from raypipe.video.decoders import FrameWriter, choose_frames, decode_pyav  # noqa: PLC0415
-    from raypipe.video.probe import VideoFile  # noqa: PLC0415
-
-    request = prepare(config, dtype="float32").decode_request
-    frames = np.zeros((request.max_frames, request.crop_size, request.crop_size, 3), np.uint8)
-    count = 0
-    decoded_seconds = time.perf_counter()
-    for path in paths:
-        with path.open("rb") as file:
-            video = VideoFile(file, limits=request.limits)
-            wanted = choose_frames(video.index, request)
-            decode_pyav(video, wanted, FrameWriter(wanted, frames, request))
-            count += len(wanted.packets)
-            video.close()
-    return count, time.perf_counter() - decoded_seconds
-
-
-def embed_some(count: int, backbone: str) -> float:
-    """The floor of the model: one thread, nothing but batches."""
-    import numpy as np  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-
-    from raypipe.models.backbone import Backbone  # noqa: PLC0415
-    from raypipe.models.weights import resolve_weights  # noqa: PLC0415
-
-    torch.set_num_threads(1)
-    model = Backbone(resolve_weights(backbone, "random", read_bytes=lambda _: b"").state_dict, name=backbone)
-    frames = np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8)
-    model.embed(frames[:8])
-    start = time.perf_counter()
-    model.embed(frames)
-    return time.perf_counter() - start
-
-
-def floor(videos: Path, backbone: str, scratch: Path) -> tuple[float, float, int]:
-    """Seconds of decoding alone and of the model alone with every processor busy, and the number of frames."""
-    paths = sorted(videos.iterdir())
-    config = config_for(videos, scratch / "floor", backbone)
-    with ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn")) as pool:
-        decoded = list(pool.map(decode_some, [paths[slot::SLOTS] for slot in range(SLOTS)], [config] * SLOTS))
-        count = sum(frames for frames, _ in decoded)
-        share = -(-count // SLOTS)
-        embedded = list(pool.map(embed_some, [share] * SLOTS, [backbone] * SLOTS))
-    return max(seconds for _, seconds in decoded), max(embedded), count
-
-
-def run_raypipe(videos: Path, output: Path, backbone: str) -> tuple[float, float]:
-    """Seconds of the whole process, and of its steady state scaled to all videos."""
-    start = time.perf_counter()
-    command = [sys.executable, __file__, "--child", "raypipe", str(videos), str(output), backbone]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    whole = time.perf_counter() - start
-    return whole, float(done.stdout.strip().splitlines()[-1])
-
-
-def child(videos: str, output: str, backbone: str) -> None:
-    """Embed, and print the steady seconds: shards between the first to finish on each slot and the last."""
-    import ray  # noqa: PLC0415
-
-    from raypipe.embed import cluster, pipeline  # noqa: PLC0415
-
-    finished: list[tuple[float, int]] = []
-    run_shards = cluster.run_shards
-
-    def watched(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
-        for summary in run_shards(*args, **kwargs):
-            finished.append((time.perf_counter(), sum(summary.statuses.values())))
-            yield summary
-
-    pipeline.cluster.run_shards = watched
-    pipeline.run_embed(config_for(Path(videos), Path(output), backbone))
-    ray.shutdown()
-    # The first shard of every slot carries the start of its actor; what comes after them is the steady state. A shard
-    # is one video, so that those half done when it begins weigh little.
-    begin, rest = finished[SLOTS - 1][0], finished[SLOTS:]
-    total = sum(count for _, count in finished)
-    steady = (rest[-1][0] - begin) / sum(count for _, count in rest) * total
-    print(steady)
-
-
-def documented(videos: Path, output: Path, backbone: str) -> float:
-    """Ray Data's recipe, seconds of the whole process."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, __file__, "--child", "documented", str(videos), str(output), backbone], check=True)
-    return time.perf_counter() - start
-
-
-def documented_child(videos: str, output: str, backbone: str) -> None:
-    """``read_videos → map_batches → write_parquet``, as the documentation of Ray Data puts them together."""
-    import numpy as np  # noqa: PLC0415
-    import ray  # noqa: PLC0415
-
-    from raypipe.models.backbone import prepare_torchvision  # noqa: PLC0415
-
-    class Embedder:
-        def __init__(self) -> None:
-            import torch  # noqa: PLC0415
-
-            prepare_torchvision()
-            import torchvision  # noqa: PLC0415
-
-            self.torch = torch
-            self.model = getattr(torchvision.models, backbone)(weights=None).eval()
-            self.model.fc = torch.nn.Identity()
-
-        def __call__(self, batch):  # noqa: ANN001, ANN204
-            frames = self.torch.from_numpy(np.stack(batch["frame"])).permute(0, 3, 1, 2).float() / 255
-            with self.torch.inference_mode():
-                return {"embedding": self.model(frames).numpy()}
-
-    ray.init(num_cpus=SLOTS, include_dashboard=False, log_to_driver=False)
-    frames = ray.data.read_videos(videos, fps=FPS, resize=(224, 224))
-    frames.map_batches(Embedder, concurrency=1, batch_size=32).write_parquet(output)
-    ray.shutdown()
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=24)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--backbone", default="resnet18")
-    options = parser.parse_args()
+def measure(backbone: str, paths: list[Path], options: argparse.Namespace) -> list[tuple[Floor, Run]]:
+    """The floor and raypipe, in turn."""
     scratch = Path(tempfile.mkdtemp(prefix="raypipe-benchmark-"))
+    videos, name = paths[0].parent, f"backbone.name={backbone}"
     try:
-        videos = scratch / "videos"
-        make_videos(videos, options.videos, seconds=options.seconds)
-        floors, wholes, steadies, others = [], [], [], []
-        frames = 0
-        for repeat in range(options.repeats):
-            decode, model, frames = floor(videos, options.backbone, scratch)
-            floors.append((decode, model))
-            whole, steady = run_raypipe(videos, scratch / f"raypipe-{repeat}", options.backbone)
-            wholes.append(whole)
-            steadies.append(steady)
-            others.append(documented(videos, scratch / f"documented-{repeat}", options.backbone))
-        ratios = [steady / sum(pair) for steady, pair in zip(steadies, floors, strict=True)]
-        print(describe_machine())
-        what = f"{options.videos} videos of {options.seconds:g} s 360p H.264, {frames} frames"
-        print(f"{what}, {options.backbone} float32,")
-        print(f"{FPS} frame a second, medians of {options.repeats}\n")
-        print(f"| {'way':37} | seconds | of the floor |\n|{'-' * 39}|{'-' * 9}|{'-' * 14}|")
-        base = median([sum(pair) for pair in floors])
-        rows = (
-            ("decode alone, all processors", median([pair[0] for pair in floors])),
-            ("model alone, all processors", median([pair[1] for pair in floors])),
-            ("the floor: both", base),
-            ("raypipe, steady state", median(steadies)),
-            ("raypipe, whole process", median(wholes)),
-            ("Ray Data as documented, whole process", median(others)),
-        )
-        for name, seconds in rows:
-            print(f"| {name:37} | {seconds:7.1f} | {seconds / base:12.2f} |")
-        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"\nraypipe in steady state is {median(ratios):.2f} x its floor (each repeat: {each}).")
+        return [
+            (
+                measure_floor(paths, embed_config(videos, scratch / "none", name)),
+                run_raypipe(videos, scratch / f"out-{repeat}", name),
+            )
+            for repeat in range(options.repeats)
+        ]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def rows_of(measured: list[tuple[Floor, Run]]) -> list[tuple[str, ...]]:
+    """Seconds, and how often the floor."""
+    steady = [run.steady(floor) for floor, run in measured]
+    seconds = [
+        ("decode alone, all processors", [floor.decode_wall_seconds for floor, _ in measured]),
+        ("model alone, all processors", [floor.model_wall_seconds for floor, _ in measured]),
+        ("the floor: both", [floor.wall_seconds for floor, _ in measured]),
+    ]
+    base = median(seconds[-1][1])
+    whole = [run.seconds for _, run in measured]
+    return [
+        *((name, spread(values, 1), f"{median(values) / base:.2f}") for name, values in seconds),
+        ("raypipe, steady state until the last commit of all", "", spread([one.until_end for one in steady])),
+        ("raypipe, steady state until its own last commit", "", spread([one.until_own for one in steady])),
+        ("raypipe, steady state, processor time", "", spread([one.cpu for one in steady])),
+        ("raypipe, whole process", spread(whole, 1), f"{median(whole) / base:.2f}"),
+    ]
+
+
+def print_memory(backbone: str, measured: list[tuple[Floor, Run]], dtype: str) -> None:
+    """The most that one actor and its decode child held."""
+    peak = max((run.peak for _, run in measured), key=lambda one: one.together)
+    numbers = sum(tensor.numel() for tensor in build_network(backbone).state_dict().values())
+    model = numbers * (2 if dtype == "bfloat16" else 4)
+    parts = f"{peak.actor / 1e6:.0f} MB the actor, {peak.child / 1e6:.0f} MB its decode child"
+    print(f"\nMemory of one processor at its peak: {peak.together / 1e6:.0f} MB of PSS, {parts};")
+    met = "met" if peak.together <= TARGET_BYTES + model else "MISSED"
+    print(f"the model's numbers are {model / 1e6:.0f} MB of it. The target, 1 GiB beside the model, is {met}.")
+
+
+def main() -> None:
+    """Print a table for each backbone."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--backbones", nargs="+", default=["resnet18", "resnet50"])
+    parser.add_argument("--videos-folder", type=Path, default=videos_folder(), help="where the next run finds them")
+    parser.add_argument("--quick", action="store_true", help="once, 40 videos of 8 clips, resnet18")
+    options = parser.parse_args()
+    clips = MIXED[:8] if options.quick else MIXED
+    if options.quick:
+        options.videos, options.repeats, options.backbones = 40, 1, ["resnet18"]
+    paths = make_catalogue(options.videos_folder, options.videos, clips=clips)
+    print(describe_machine())
+    for backbone in options.backbones:
+        measured = measure(backbone, paths, options)
+        config = embed_config(paths[0].parent, Path("none"), f"backbone.name={backbone}")
+        dtype = settle(config)[1]
+        num_frames = sum(measured[0][0].num_frames.values())
+        print(
+            f"\n{len(paths)} videos of {len(clips)} kinds, 16 uniform frames, {num_frames} in all, {backbone} {dtype},"
+        )
+        print(f"{SLOTS} actors; medians of {options.repeats}, in brackets the least and the most\n")
+        print_table(("way", "seconds", "of the floor"), rows_of(measured))
+        ratio = median([run.steady(floor).until_end for floor, run in measured])
+        print(f"\nThe target, {TARGET} in steady state, is {'met' if ratio <= TARGET else 'MISSED'} with {ratio:.2f}.")
+        print_memory(backbone, measured, dtype)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        {"raypipe": child, "documented": documented_child}[sys.argv[2]](*sys.argv[3:])
-    else:
-        main()
+    main()

@@ -1,6 +1,6 @@
 """What pre-training without labels gives where labels are few: accuracy on held-out clips with it and without it.
 
-    python benchmarks/pretrain.py [--per-label 5] [--seeds 0 1 2] [--keep FOLDER]
+    python benchmarks/pretrain.py [--per-label 5] [--seeds 0 1 2] [--keep FOLDER] [--quick]
 
 400 generated clips of four classes that differ in the order of time alone; 80 of another seed are held out. A GPT-2
 predicts hidden frames of all 400, without a label (``objective=masked_frame``, once, at the defaults); another training
@@ -86,7 +86,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", default=str(WEIGHTS), help="of resnet18: a safetensors file, or random")
     parser.add_argument("--keep", type=Path, help="a folder for clips and embeddings, which the next run finds there")
+    parser.add_argument("--quick", action="store_true", help="80 clips, 20 held out, one seed: too few to be accurate")
     options = parser.parse_args()
+    if options.quick:
+        options.clips, options.held_out, options.seeds = 80, 20, [0]
     weights = weights_or_random(options.weights)
     scratch = Path(tempfile.mkdtemp(prefix="raypipe-benchmark-"))
     try:

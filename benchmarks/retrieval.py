@@ -1,6 +1,6 @@
 """How fast one core searches an index, with and without filters, and how much of the exact answer it finds.
 
-    python benchmarks/retrieval.py [--videos 1000000] [--dim 256] [--spread 1.5] [--keep FOLDER]
+    python benchmarks/retrieval.py [--videos 1000000] [--dim 256] [--spread 1.5] [--keep FOLDER] [--quick]
 
 The vectors are made up: clusters of about 200, some of them far more crowded than others, every hundredth vector nearly
 the one before it. ``--spread`` is how far they are from the centre of their cluster, which is at a distance of 1: the
@@ -120,7 +120,10 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=1.5)
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--keep", type=Path, help="a folder for the vectors, which the next run finds there")
+    parser.add_argument("--quick", action="store_true", help="100,000 vectors, 100 queries")
     options = parser.parse_args()
+    if options.quick:
+        options.videos, options.queries = 100_000, 100
     scratch = Path(tempfile.mkdtemp(prefix="raypipe-benchmark-"))
     folder = options.keep or scratch
     folder.mkdir(parents=True, exist_ok=True)

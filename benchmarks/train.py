@@ -1,6 +1,6 @@
 """The speed of ``raypipe train`` against a plain PyTorch loop over the same tensors, in one run on one machine.
 
-    python benchmarks/train.py [--rounds 3] [--epochs 5]
+    python benchmarks/train.py [--rounds 3] [--epochs 5] [--quick]
 
 Both learn the labels of synthetic embeddings, 16 frames of 512 numbers a video, with one model, batch size, optimizer,
 clipping, schedule, frame dropout and number of threads. The plain loop has every video padded in memory before it
@@ -194,9 +194,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round of two epochs, the default model")
     options = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     cases = (*CASES, GPU_CASE) if has_gpu else CASES
+    if options.quick:
+        options.rounds, options.epochs, cases = 1, 2, CASES[:1]
     scratch = Path(tempfile.mkdtemp(prefix="raypipe-benchmark-"))
     try:
         truth = write_embeddings(scratch / "embeddings", max(case.num_videos for case in cases))

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raypipe.errors import ConfigError, WeightsError
+from raypipe.models.crops import Crops
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Backbone:
         self._compiled = compile is True or (compile == "auto" and on_gpu)
         self._embedder: nn.Module = _compile(embedder, on_gpu=on_gpu) if self._compiled else embedder
 
-    def embed(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def embed(self, frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:
         """Embed RGB frames: ``[N, H, W, 3]`` to ``[N, embedding_dim]``, N ≥ 0; all of one size, cropped before.
 
         Raises:

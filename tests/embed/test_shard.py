@@ -28,6 +28,7 @@ from raypipe.embed.shard import (
     thumbnail,
 )
 from raypipe.errors import JobError, StorageError
+from raypipe.models.crops import Crops
 from raypipe.sealed.plan import Video
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, throttles
@@ -124,6 +125,19 @@ def test_every_frame_is_embedded_once_and_in_one_batch() -> None:
         found = np.array(done[schema.FRAME_EMBEDDINGS][at].as_py(), dtype=np.float32).reshape(frames, DIM)
         assert np.array_equal(found, vectors.astype(np.float16).astype(np.float32))
     assert FRAMES not in done.column_names
+
+
+def test_frames_are_embedded_where_they_were_decoded() -> None:
+    videos = [decoded(num_frames=2, seed=at) for at in range(3)]
+    rows = decoded_table(named(3), videos, fetch_seconds=[0] * 3, decode_seconds=[0] * 3)
+    seen: list[npt.NDArray[np.uint8]] = []
+
+    def see(frames: Crops) -> npt.NDArray[np.float32]:
+        seen.extend(frames[at : at + 2] for at in (0, 2, 4))
+        return embed(frames)
+
+    embed_shard(rows, see, embedding_dim=DIM, crop_size=CROP)
+    assert all(np.shares_memory(frames, video.frames) for frames, video in zip(seen, videos, strict=True))
 
 
 def test_a_shard_without_any_frame_is_embedded_too() -> None:

@@ -51,6 +51,18 @@ def test_a_file_says_what_it_holds(folder: Folder, rows: pa.Table) -> None:
     assert expected.num_rows == 4
 
 
+def test_only_columns_that_may_repeat_get_a_dictionary(folder: Folder, rows: pa.Table) -> None:
+    put(folder, rows)
+    group = pq.ParquetFile(io.BytesIO(folder.read(NAME))).metadata.row_group(0)
+    columns = {
+        column.path_in_schema.partition(".")[0]: column for column in map(group.column, range(group.num_columns))
+    }
+    for name in (schema.FRAME_EMBEDDINGS, schema.EMBEDDING, schema.FRAME_PTS_SECONDS, schema.THUMBNAIL):
+        assert (columns[name].has_dictionary_page, columns[name].is_stats_set) == (False, False), name
+    for name in (schema.VIDEO_ID, schema.STATUS):
+        assert (columns[name].has_dictionary_page, columns[name].is_stats_set) == (True, True), name
+
+
 def test_of_concurrent_commits_one_wins(folder: Folder, rows: pa.Table) -> None:
     together = threading.Barrier(6)
     thumbnail = rows.schema.get_field_index(schema.THUMBNAIL)

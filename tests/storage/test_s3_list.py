@@ -1,0 +1,107 @@
+"""Listing in parts, against a bucket in memory: every key once, whatever the keys and wherever they are divided."""
+
+import asyncio
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe.storage import Folder, s3_list, s3_page
+from raypipe.storage.s3_ranges import boundary
+
+NAMES = st.text(st.sampled_from("019abz-./~é\U0001f600"), min_size=1, max_size=6)
+HEX = st.integers(0, 2**32 - 1).map(lambda number: f"v/{number:08x}.mp4")
+NUMBERED = st.integers(0, 3000).map(lambda number: f"a-video/{number:06d}.mp4")
+
+
+class Bucket:
+    """What S3 answers of these keys, as the client would read it."""
+
+    def __init__(self, keys: Sequence[str], *, server: str = "AmazonS3", knows_start_after: bool = True) -> None:
+        self.meta = self.events = self
+        self.keys = sorted(keys, key=str.encode)
+        self.headers = {"server": server}
+        self.knows_start_after = knows_start_after
+        self.num_requests = self.at_once = self.most_at_once = 0
+
+    def register(self, *_: object, **__: object) -> None:
+        """Nothing is read from XML here."""
+
+    async def list_objects_v2(self, **asked: Any) -> dict[str, Any]:  # noqa: ANN401 - keywords of the client
+        """One page."""
+        self.num_requests += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0.001)
+        self.at_once -= 1
+        assert "Delimiter" not in asked
+        keys = [key for key in self.keys if key.startswith(asked["Prefix"])]
+        after = asked.get("ContinuationToken", asked.get("StartAfter", "") if self.knows_start_after else "")
+        at = bisect_right(keys, after)
+        page = keys[at : at + asked["MaxKeys"]]
+        return {
+            "IsTruncated": at + len(page) < len(keys),
+            "NextContinuationToken": page[-1] if page else "",
+            s3_page.OBJECTS: [(key, len(key), '"e"') for key in page],
+            "ResponseMetadata": {"HTTPHeaders": self.headers},
+        }
+
+
+@contextmanager
+def listed_in_pages_of(count: int, bucket: Bucket) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s3_list, "client", lambda: bucket)
+        patch.setattr(s3_list, "PAGE_KEYS", count)
+        yield
+
+
+@settings(max_examples=80, deadline=None, database=None)
+@given(
+    keys=st.one_of(*(st.sets(kind, max_size=60) for kind in (NAMES, HEX, NUMBERED, NAMES | HEX))),
+    page=st.integers(1, 7),
+    knows_start_after=st.booleans(),
+)
+def test_each_key_is_listed_once(keys: set[str], page: int, knows_start_after: bool) -> None:  # noqa: FBT001
+    bucket = Bucket(list(keys), knows_start_after=knows_start_after)
+    with listed_in_pages_of(page, bucket):
+        found = Counter(stored.key for stored in Folder("s3://b").list())
+    assert found == Counter(key for key in keys if not key.endswith("/"))
+
+
+@pytest.mark.parametrize("form", ["v/{:06d}.mp4", "v/{:06x}.mp4", "v/{:03d}/{:06d}.mp4", "v/a-name-{1:05d}/b.mp4"])
+def test_a_long_listing_is_asked_for_side_by_side(form: str) -> None:
+    bucket = Bucket([form.format(number * 7 % 1000, number) for number in range(5000)])
+    with listed_in_pages_of(20, bucket):
+        found = sorted(stored.key for stored in Folder("s3://b/v").list())
+    assert [f"v/{key}" for key in found] == bucket.keys
+    assert bucket.most_at_once == s3_list.CONCURRENCY
+    assert bucket.num_requests <= 1.5 * 5000 / 20
+
+
+@pytest.mark.parametrize(("name", "server"), [("b", "SeaweedFS"), ("b--use1-az4--x-s3", "AmazonS3")])
+def test_keys_in_another_order_are_listed_one_page_after_another(name: str, server: str) -> None:
+    bucket = Bucket([f"{number:04d}" for number in range(200)], server=server)
+    with listed_in_pages_of(20, bucket):
+        assert sum(1 for _ in Folder(f"s3://{name}").list()) == 200
+    assert (bucket.most_at_once, bucket.num_requests) == (1, 10)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(keys=st.lists(NAMES | HEX | NUMBERED, min_size=3, max_size=3, unique=True).map(sorted), is_open=st.booleans())
+def test_a_boundary_is_between_what_was_seen_and_the_end(keys: list[str], is_open: bool) -> None:  # noqa: FBT001
+    first, last, until = keys[0], keys[1], "" if is_open else keys[2]
+    found = boundary(first=first, last=last, until=until, prefix="")
+    assert not found or (last < found and (is_open or found < until))
+
+
+def test_a_boundary_is_first_behind_all_that_looks_alike_and_then_in_the_middle_of_it() -> None:
+    first, last = "v/name-000000.mp4", "v/name-000999.mp4"
+    assert boundary(first=first, last=last, until="", prefix="v/") == "v/name-001"
+    assert boundary(first=first, last="v/name-001999.mp4", until="", prefix="v/") == "v/name-01"
+    assert boundary(first=first, last=last, until="v/name-01", prefix="v/") == "v/name-005"
+    assert boundary(first="v/0", last="v/9", until="", prefix="v/") == ""
