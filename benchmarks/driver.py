@@ -96,7 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--once", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="1,000 and 3,000 videos")
     options = parser.parse_args()
+    if options.quick:
+        options.videos = [1_000, 3_000]
     if options.once:
         run_once(options.once)
         return

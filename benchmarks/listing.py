@@ -84,7 +84,10 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(_SHAPES), choices=_SHAPES)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="20,000 videos")
     options = parser.parse_args()
+    if options.quick:
+        options.videos = 20_000
     if options.once:
         run_once(*options.once)
         return
