@@ -12,23 +12,23 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 from _clips import Clip, encode
 from _common import describe_machine, print_table, videos_folder
+from _decoding import EXACT
 
 from raypipe.demo.s3_server import local_s3
 from raypipe.embed import fetch
 from raypipe.sealed.plan import Video
 from raypipe.storage import Folder
-from raypipe.video.protocol import DecodeRequest, Limits
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
 
 TARGET = 0.05
 SCENE = Clip(30, 1920, 1080, options={"preset": "veryfast", "crf": "20"})
-LIMITS = Limits(max_pixels=2**25, max_duration_seconds=43_200)
 
 
 def make_long(folder: Path, minutes: int) -> Path:
@@ -66,17 +66,7 @@ def on_s3(path: Path) -> Iterator[Video]:
 
 def take(video: Video, *, nearest_keyframe: bool, whole: bool) -> tuple[DecodedVideo, float, float, float]:
     """The decoded video, the share of its bytes that was fetched, and the seconds of fetching and decoding."""
-    request = DecodeRequest(
-        mode="uniform",
-        num_frames=16,
-        fps=1,
-        max_frames=16,
-        nearest_keyframe=nearest_keyframe,
-        loop_filter=True,
-        resize_size=256,
-        crop_size=224,
-        limits=LIMITS,
-    )
+    request = replace(EXACT, nearest_keyframe=nearest_keyframe)
     fetch._WHOLE_BYTES = video.size_bytes if whole else 2**26  # noqa: SLF001 - the two ways of one function
     with DecodeSandbox(request, decoder="pyav", timeout_seconds=600) as sandbox:
         sandbox.isolation()

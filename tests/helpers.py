@@ -33,6 +33,19 @@ def keys(folder: Folder, prefix: str = "") -> list[str]:
     return sorted(stored.key for stored in folder.list(prefix))
 
 
+def make_noise(path: Path, *, num_frames: int) -> bytes:
+    """A video of noise, 12 frames a second, a key frame each, its tables first: some 12 kB a frame; and its bytes."""
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("mpeg4", rate=12, options={"g": "1", "qmin": "2", "qmax": "3"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for _ in range(num_frames):
+            image = random.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
 def make_video(*, shade: int, num_frames: int = 10, size: int = 64) -> bytes:
     """A small H.264 video of one shade that brightens; another shade gives other bytes."""
     data = io.BytesIO()

@@ -170,10 +170,12 @@ class VideoFile:
         if self.container != "mov":
             return None
         first = next(iter(_all_packets(self._input.demux(self.stream))), None)
+        at = self.file.tell()
         samples = first and read_samples(self.file, self.stream, first, max_samples=self._limits.max_packets)
         whole = samples and samples.within(self.file.seek(0, os.SEEK_END))
-        self._reopen()
+        self.file.seek(at)  # where FFmpeg takes it to be
         if not samples or not whole or not whole.is_shown.any():
+            self._reopen()
             return None
         self._samples = whole
         return index_stream(

@@ -26,7 +26,6 @@ class Samples:
     """The packets of one stream in file order, P of them; times are in units of the stream's time base."""
 
     pts: Numbers  # [P]
-    dts: Numbers  # [P]
     offset: Numbers  # [P] where each begins in the file
     size_bytes: Numbers  # [P]
     is_keyframe: Flags  # [P]
@@ -73,7 +72,6 @@ def _join(stream: VideoStream, tables: dict[bytes, memoryview], first: "av.Packe
         return None
     return Samples(
         pts=dts + shift + (first.pts - int(dts[at[0]]) - int(shift[at[0]])),
-        dts=dts,
         offset=offset,
         size_bytes=sizes[sample],
         is_keyframe=np.array([entry.is_keyframe for entry in entries], dtype=np.bool_),

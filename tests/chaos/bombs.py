@@ -9,7 +9,7 @@ from typing import Any
 
 import av
 from chaos.hostile_files import HostileFile, seed_clips
-from video.conftest import CLIPS, make_clip
+from video.conftest import CLIPS, blank_png, make_clip
 from video.test_canary import box
 
 _CONTAINER_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts"}
@@ -127,15 +127,7 @@ def _many_programs(data: bytes) -> bytes:
 
 
 def _huge_picture() -> bytes:
-    packer = zlib.compressobj(1)
-    row = bytes(1 + _SIDE)
-    pixels = b"".join([*(packer.compress(row) for _ in range(_SIDE)), packer.flush()])
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", _SIDE, _SIDE, 8, 0, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")]
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    )
-    # Its container says that it is small.
-    return _muxed("mov", "png", [(0, png)])
+    return _muxed("mov", "png", [(0, blank_png(_SIDE))])  # its container says that it is small
 
 
 def _strange_packets() -> bytes:

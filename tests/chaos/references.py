@@ -3,17 +3,15 @@
 Each is made plain, and behind the first bytes of a container, which would bring it past a look at those.
 """
 
-import http.server
 import struct
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from chaos.hostile_files import HostileFile, seed_clips
 from video.conftest import CLIPS, make_clip
-from video.test_canary import Canary, alias, bait_files, box, hls, replace_dref
+from video.test_canary import Canary, alias, bait_files, box, hls, replace_dref, running_canary
 
 _FRAGMENTS = (("movflags", "frag_keyframe+empty_moov+default_base_moof"),)
 _MAGIC = {
@@ -44,34 +42,9 @@ _PROTOCOLS = (
 )
 
 
-@contextmanager
-def running_canary(folder: Path) -> Iterator[Canary]:
-    """A file, and a server on loopback that notes each connection: bait that nobody may take."""
-    data = make_clip(replace(CLIPS["h264-ts"], width=192, height=144))  # other frames than those of any hostile file
-    path = folder / "canary.ts"
-    path.write_bytes(data)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def setup(self) -> None:
-            canary.asked.append("connection")
-            super().setup()
-
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name in the standard library
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        canary = Canary(path, f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield canary
-        server.shutdown()
-        thread.join()
+def large_canary(folder: Path) -> AbstractContextManager[Canary]:
+    """Bait whose frames are other ones than those of any hostile file."""
+    return running_canary(folder, make_clip(replace(CLIPS["h264-ts"], width=192, height=144)))
 
 
 def reference_files(canary: Canary) -> Iterator[HostileFile]:

@@ -22,7 +22,7 @@ from chaos.commit_model import RECOVERY, Case, Model
 from chaos.fault_proxy import FAULTS, FaultProxy
 from chaos.hostile import MEMORY_BYTES, SLACK_BYTES, TIMEOUT_SECONDS, Findings, feed_reference, running_feeder
 from chaos.hostile_files import damaged_files
-from chaos.references import reference_files, running_canary
+from chaos.references import large_canary, reference_files
 from embed_outputs import video
 
 from raypipe.demo.s3_server import local_s3
@@ -113,7 +113,7 @@ def hostile_rows(options: argparse.Namespace) -> Iterator[Row]:
             for in_parts in (False, True):
                 feeder.feed(file, in_parts=in_parts)
     yield _hostile_row("bombs", feeder.findings)
-    with tempfile.TemporaryDirectory() as folder, running_canary(Path(folder)) as canary, running_feeder() as feeder:
+    with tempfile.TemporaryDirectory() as folder, large_canary(Path(folder)) as canary, running_feeder() as feeder:
         for file in reference_files(canary):
             feed_reference(feeder, file, canary)
     findings = feeder.findings

@@ -8,7 +8,7 @@ from chaos import hostile
 from chaos.bombs import bombs
 from chaos.hostile import feed_reference, running_feeder
 from chaos.hostile_files import HostileFile, damaged_files, seed_clips
-from chaos.references import reference_files, running_canary
+from chaos.references import large_canary, reference_files
 from video.conftest import CLIPS, make_clip
 
 _NUM_DAMAGED = 220  # every clip under every kind of damage about once
@@ -33,7 +33,7 @@ def test_bombs() -> None:
 
 
 def test_files_that_name_others(tmp_path: Path) -> None:
-    with running_canary(tmp_path) as canary, running_feeder() as feeder:
+    with large_canary(tmp_path) as canary, running_feeder() as feeder:
         for file in reference_files(canary):
             feed_reference(feeder, file, canary)
     assert feeder.findings.problems == []
@@ -44,7 +44,7 @@ def test_files_that_name_others(tmp_path: Path) -> None:
 def test_what_goes_wrong_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A reader that is late, that gives other frames, and one that asks the server."""
     other = make_clip(CLIPS["h264-90"])
-    with running_canary(tmp_path) as canary, running_feeder(decoder="pyav") as feeder:
+    with large_canary(tmp_path) as canary, running_feeder(decoder="pyav") as feeder:
         monkeypatch.setattr(hostile, "TIMEOUT_SECONDS", -hostile.SLACK_SECONDS)
         monkeypatch.setattr(feeder, "_decode", lambda *_, **__: feeder._sandbox._failed(hostile.Status.TIMEOUT, "", ""))
         feeder.feed(HostileFile("late", b""))

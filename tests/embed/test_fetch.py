@@ -1,17 +1,15 @@
 """Videos come in order, each with its own status, and no file stays open."""
 
-import functools
-import io
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import av
 import numpy as np
 import pytest
 from embed_outputs import replace_object, upload, video
+from helpers import make_noise
 
 from raypipe.embed import fetch
 from raypipe.embed.fetch import Fetched, decode_fetched, fetch_video, fetch_videos
@@ -43,19 +41,10 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a listing that opens the folder each time, alike
 
 
-@functools.cache
-def noise_clip() -> bytes:
-    """Ten seconds of noise, a key frame each: about a megabyte."""
-    random = np.random.default_rng(0)
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=12, options={"g": "1", "qmin": "2", "qmax": "3"})
-        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
-        for _ in range(120):
-            image = random.integers(0, 256, (120, 160, 3), dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    return file.getvalue()
+@pytest.fixture(scope="module")
+def noise_clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Ten seconds, a key frame each: about a megabyte."""
+    return make_noise(tmp_path_factory.mktemp("noise") / "clip.mp4", num_frames=120)
 
 
 @pytest.fixture
@@ -65,6 +54,13 @@ def sandbox_of_two() -> Iterator[DecodeSandbox]:
     request = DecodeRequest("uniform", 2, 1.0, 2, False, True, 32, 32, limits)  # noqa: FBT003
     with DecodeSandbox(request, decoder="pyav") as opened:
         yield opened
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip of noise is a large video."""
+    monkeypatch.setattr(fetch, "_WHOLE_BYTES", 100_000)
+    monkeypatch.setattr(fetch, "_HEAD_BYTES", 65_536)
 
 
 def content(fetched: Fetched) -> bytes:
@@ -229,10 +225,9 @@ def test_no_videos_are_none() -> None:
 
 
 def test_of_a_large_video_only_what_is_read_is_fetched(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch, sandbox_of_two: DecodeSandbox
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, sandbox_of_two: DecodeSandbox, noise_clip: bytes
 ) -> None:
-    data = noise_clip()
-    upload(folder, {"v.mp4": data})
+    upload(folder, {"v.mp4": noise_clip})
     planned = stored_video(folder, "v.mp4")
     whole, _, _ = decode_fetched(fetch_video(planned, max_size_bytes=ANY_SIZE), sandbox_of_two)
     monkeypatch.setattr(fetch, "_WHOLE_BYTES", 100_000)
@@ -243,7 +238,7 @@ def test_of_a_large_video_only_what_is_read_is_fetched(
     assert decoded.status is Status.OK
     np.testing.assert_array_equal(decoded.frames, whole.frames)
     assert fetched.part is not None
-    assert sum(stop - start for start, stop in fetched.part.there) < len(data) / 2
+    assert sum(stop - start for start, stop in fetched.part.there) < len(noise_clip) / 2
     assert fetch_seconds > fetched.seconds
     assert decode_seconds > 0
     assert fetched.file is not None
@@ -253,22 +248,16 @@ def test_of_a_large_video_only_what_is_read_is_fetched(
 @pytest.mark.parametrize(
     ("content", "status"), [(None, Status.MISSING), (b"another one", Status.CHANGED)], ids=["gone", "replaced"]
 )
+@pytest.mark.usefixtures("in_parts")
 def test_a_large_video_that_changes_while_it_is_read_is_its_row(
-    folder: Folder,
-    monkeypatch: pytest.MonkeyPatch,
-    sandbox_of_two: DecodeSandbox,
-    content: bytes | None,
-    status: Status,
+    folder: Folder, sandbox_of_two: DecodeSandbox, noise_clip: bytes, content: bytes | None, status: Status
 ) -> None:
-    monkeypatch.setattr(fetch, "_WHOLE_BYTES", 100_000)
-    monkeypatch.setattr(fetch, "_HEAD_BYTES", 65_536)
-    data = noise_clip()
-    upload(folder, {"v.mp4": data})
+    upload(folder, {"v.mp4": noise_clip})
     fetched = fetch_video(stored_video(folder, "v.mp4"), max_size_bytes=ANY_SIZE)
     replace_object(folder, "v.mp4", content)
     decoded, _, _ = decode_fetched(fetched, sandbox_of_two)
     assert decoded.status is status
     assert folder.child("v.mp4") in decoded.error
-    upload(folder, {"w.mp4": data})
+    upload(folder, {"w.mp4": noise_clip})
     again, _, _ = decode_fetched(fetch_video(stored_video(folder, "w.mp4"), max_size_bytes=ANY_SIZE), sandbox_of_two)
     assert again.status is Status.OK

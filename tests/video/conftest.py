@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pytest
 from av.container import OutputContainer
+from helpers import make_noise
 
 from raypipe.video.protocol import DecodeRequest, Limits, Pixels, Reply, SharedFrames
 from raypipe.video.sampling import Seconds
@@ -279,30 +280,26 @@ def as_file() -> Callable[[bytes], BinaryIO]:
 
 @pytest.fixture(scope="session")
 def long_clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Twenty seconds of noise, 12 frames a second, a key frame each, its tables first: some megabytes."""
-    random = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("long") / "clip.mp4"
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("mpeg4", rate=12, options={"g": "1", "qmin": "2", "qmax": "3"})
-        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
-        for _ in range(240):
-            image = random.integers(0, 256, (120, 160, 3), dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path.read_bytes()
+    """Twenty seconds, a key frame each: some megabytes."""
+    return make_noise(tmp_path_factory.mktemp("long") / "clip.mp4", num_frames=240)
+
+
+def blank_png(side: int) -> bytes:
+    """A square picture of so many pixels a side, a byte each, and nothing in it."""
+    compressor = zlib.compressobj(1)
+    row = bytes(1 + side)
+    pixels = b"".join([*(compressor.compress(row) for _ in range(side)), compressor.flush()])
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
 
 
 @pytest.fixture(scope="session")
 def huge_picture() -> bytes:
     """A valid video of about a megabyte whose one frame is 16000 pixels wide and high, a byte each."""
     side = 16_000
-    compressor = zlib.compressobj(1)
-    row = bytes(1 + side)
-    pixels = b"".join([*(compressor.compress(row) for _ in range(side)), compressor.flush()])
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")]
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    )
+    png = blank_png(side)
     file = io.BytesIO()
     with av.open(file, "w", format="mov") as container:
         stream = container.add_mux_stream("png", rate=1, width=side, height=side)

@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -38,11 +39,10 @@ class Canary:
     asked: list[str] = field(default_factory=list)
 
 
-@pytest.fixture
-def canary(tmp_path: Path, make_clip: MakeClip) -> Iterator[Canary]:
+@contextmanager
+def running_canary(folder: Path, data: bytes) -> Iterator[Canary]:
     """Bait, with a server on loopback behind it."""
-    data = make_clip("h264-ts")
-    path = tmp_path / "canary.ts"
+    path = folder / "canary.ts"
     path.write_bytes(data)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -66,6 +66,13 @@ def canary(tmp_path: Path, make_clip: MakeClip) -> Iterator[Canary]:
         yield bait
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def canary(tmp_path: Path, make_clip: MakeClip) -> Iterator[Canary]:
+    """The bait of a test."""
+    with running_canary(tmp_path, make_clip("h264-ts")) as bait:
+        yield bait
 
 
 def hls(*targets: str) -> bytes:
