@@ -3,9 +3,10 @@
 import os
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from _processes import all_stats, below, read_proc
 
 _EVERY_SECONDS = 1.0
 _CHILD_MARK = b"raypipe.video"  # in the command line of every decode child
@@ -52,55 +53,20 @@ class MemoryWatch:
 def tree_cpu_seconds() -> float:
     """Processor time of this process, of its children, and of those that have ended."""
     own = os.getpid()
-    spent = sum(os.times()[:4])
-    ticks = sum(_cpu_ticks(pid) for pid, parent in _parents().items() if parent == own)
-    return spent + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _cpu_ticks(pid: int) -> int:
-    fields = _fields(pid)
-    return sum(map(int, fields[11:13])) if fields else 0
+    return sum(os.times()[:4]) + sum(stat.cpu_seconds for stat in all_stats().values() if stat.parent == own)
 
 
 def _actors(root: int) -> dict[int, list[int]]:
     """Below a process, those that have a decode child, and the children of each."""
-    parents = _parents()
     found: dict[int, list[int]] = {}
-    for pid, parent in parents.items():
-        if _is_below(pid, root, parents) and _CHILD_MARK in _read(f"/proc/{pid}/cmdline"):
-            found.setdefault(parent, []).append(pid)
+    for pid, stat in below(root, all_stats()).items():
+        if _CHILD_MARK in read_proc(pid, "cmdline"):
+            found.setdefault(stat.parent, []).append(pid)
     return found
 
 
-def _parents() -> dict[int, int]:
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        if fields := _fields(int(folder.name)):
-            parents[int(folder.name)] = int(fields[1])
-    return parents
-
-
-def _fields(pid: int) -> list[bytes]:
-    """Those of ``/proc/PID/stat`` from the state on."""
-    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-
-
-def _is_below(pid: int, root: int, parents: dict[int, int]) -> bool:
-    while pid in parents and pid != root:
-        pid = parents[pid]
-    return pid == root
-
-
 def _pss_bytes(pid: int) -> int:
-    for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+    for line in read_proc(pid, "smaps_rollup").splitlines():
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _read(path: str) -> bytes:
-    """A file of /proc; empty where the process has gone meanwhile."""
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""

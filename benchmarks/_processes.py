@@ -6,8 +6,9 @@ import re
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -44,30 +45,49 @@ def run_counting_cpu(command: Sequence[str]) -> tuple[str, dict[str, float]]:
 
 def _watch(seconds: dict[tuple[int, int], tuple[str, float]], ended: threading.Event) -> None:
     while not ended.wait(_POLL_SECONDS):
-        for process, (name, used) in _descendants(os.getpid()).items():
-            seconds[process] = name or seconds.get(process, ("unknown", 0.0))[0], used
+        for pid, stat in below(os.getpid(), all_stats()).items():
+            process = (pid, stat.started_at)  # numbers are used again
+            seconds[process] = _name(pid) or seconds.get(process, ("unknown", 0.0))[0], stat.cpu_seconds
 
 
-def _descendants(root: int) -> dict[tuple[int, int], tuple[str, float]]:
-    """(pid, start time) -> name and CPU seconds of every process below ``root``."""
-    stats: dict[int, tuple[list[str], str]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):  # it has ended
-                stats[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split(), _name(entry)
-    below = {root}
-    while new := {pid for pid, (fields, _) in stats.items() if int(fields[1]) in below} - below:
-        below |= new
-    return {
-        (pid, int(fields[19])): (name, (int(fields[11]) + int(fields[12])) / _TICKS)
-        for pid, (fields, name) in stats.items()
-        if pid in below - {root}
-    }
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What ``/proc/PID/stat`` says of a process."""
+
+    parent: int
+    cpu_seconds: float
+    started_at: int  # in ticks since the machine started
 
 
-def _name(entry: Path) -> str:
+def all_stats() -> dict[int, Stat]:
+    """Every process of the machine, by its number."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        if fields := read_proc(pid, "stat").rpartition(b")")[2].split():
+            found[pid] = Stat(int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[19]))
+    return found
+
+
+def below(root: int, stats: Mapping[int, Stat]) -> dict[int, Stat]:
+    """Those that ``root`` started, and all that they started."""
+    found = {root}
+    while new := {pid for pid, stat in stats.items() if stat.parent in found} - found:
+        found |= new
+    return {pid: stats[pid] for pid in found - {root}}
+
+
+def read_proc(pid: int, name: str) -> bytes:
+    """A file of a process; empty where it has gone meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _name(pid: int) -> str:
     """What a process is: Ray's workers by what they run, others by their script or program; "" where it has ended."""
-    words = (entry / "cmdline").read_text().replace("\0", " ").split()
+    words = read_proc(pid, "cmdline").decode(errors="replace").replace("\0", " ").split()
     if not words:
         return ""
     if words[0].startswith("ray::"):
