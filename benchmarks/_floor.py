@@ -82,18 +82,28 @@ def settle(config: EmbedConfig) -> tuple[DecodeRequest, Dtype]:
 
 def measure_floor(paths: Sequence[Path], config: EmbedConfig) -> Floor:
     """Decode every video and embed as many frames, in one process a processor."""
-    request, dtype = settle(config)
-    with ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn")) as pool:
-        decoded = list(pool.map(partial(decode_one, request=request), paths))
-        count = sum(frames for frames, _ in decoded)
-        share = -(-count // SLOTS)
-        seconds = list(pool.map(partial(embed_some, name=config.backbone.name, dtype=dtype), [share] * SLOTS))
-    names = [path.name for path in paths]
+    decoded = decode_all(paths, config)
+    num_frames = {name: frames for name, (frames, _) in decoded.items()}
+    share = -(-sum(num_frames.values()) // SLOTS)
+    work = partial(embed_some, name=config.backbone.name, dtype=settle(config)[1])
+    with _processes() as pool:
+        seconds = list(pool.map(work, [share] * SLOTS))
     return Floor(
-        decode=dict(zip(names, (seconds for _, seconds in decoded), strict=True)),
-        num_frames=dict(zip(names, (frames for frames, _ in decoded), strict=True)),
+        decode={name: spent for name, (_, spent) in decoded.items()},
+        num_frames=num_frames,
         per_frame=sum(seconds, Seconds()) * (1 / (SLOTS * share)),
     )
+
+
+def decode_all(paths: Sequence[Path], config: EmbedConfig) -> dict[str, tuple[int, Seconds]]:
+    """Frames and cost of each video, all processors busy with them; keys are file names."""
+    with _processes() as pool:
+        decoded = list(pool.map(partial(decode_one, request=settle(config)[0]), paths))
+    return dict(zip((path.name for path in paths), decoded, strict=True))
+
+
+def _processes() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn"))
 
 
 def decode_one(path: Path, request: DecodeRequest) -> tuple[int, Seconds]:

@@ -20,7 +20,7 @@ from raypipe.storage import Folder
 
 @dataclass(frozen=True)
 class Commit:
-    """A shard that was put."""
+    """A shard that was decoded, or put."""
 
     pid: int  # of the actor
     shard: int
@@ -33,6 +33,7 @@ class Run:
     """One run of raypipe."""
 
     seconds: float  # of the whole process, from its start to its end
+    decoded: Sequence[Commit]  # shards whose frames an actor has; of one actor a processor, moments before the commit
     commits: Sequence[Commit]
     videos_of: Mapping[int, Sequence[str]]  # the videos of a shard
     peak: Peak
@@ -79,10 +80,13 @@ def run_raypipe(videos: Path, output: Path, *overrides: str) -> Run:
         if process.wait():
             raise SystemExit(process.returncode)
     seconds = time.perf_counter() - start
-    commits = [Commit(*json.loads(line)) for line in log.read_text().splitlines()]
+    done: dict[str, list[Commit]] = {"decoded": [], "put": []}
+    for line in log.read_text().splitlines():
+        step, *commit = json.loads(line)
+        done[step].append(Commit(*commit))
     shards = read_plan(Folder(str(output)), 0).shards()
     videos_of = {shard: rows[schema.VIDEO_ID].to_pylist() for shard, rows in shards}
-    return Run(seconds, commits, videos_of, watch.peak)
+    return Run(seconds, done["decoded"], done["put"], videos_of, watch.peak)
 
 
 def _child(videos: str, output: str, log: str, *overrides: str) -> None:
@@ -90,18 +94,29 @@ def _child(videos: str, output: str, log: str, *overrides: str) -> None:
 
     from raypipe.embed import cluster, pipeline  # noqa: PLC0415
 
-    put_shard = cluster.PutShard
+    decode_videos, put_shard = cluster.DecodeVideos, cluster.PutShard
+
+    def note(step: str, shard: int) -> None:
+        with Path(log).open("a") as file:
+            file.write(json.dumps([step, os.getpid(), shard, time.time(), tree_cpu_seconds()]) + "\n")
+
+    class WatchedDecode(decode_videos):
+        """Says who decoded what, and when."""
+
+        def __call__(self, rows):  # noqa: ANN001, ANN204
+            decoded = super().__call__(rows)
+            note("decoded", rows[schema.SHARD][0].as_py())
+            return decoded
 
     class WatchedPut(put_shard):
         """Says who put what, and when."""
 
         def __call__(self, embedded):  # noqa: ANN001, ANN204
             summary = super().__call__(embedded)
-            with Path(log).open("a") as file:
-                file.write(json.dumps([os.getpid(), summary.shard, time.time(), tree_cpu_seconds()]) + "\n")
+            note("put", summary.shard)
             return summary
 
-    cluster.PutShard = WatchedPut
+    cluster.DecodeVideos, cluster.PutShard = WatchedDecode, WatchedPut
     pipeline.run_embed(embed_config(Path(videos), Path(output), *overrides))
     ray.shutdown()
 

@@ -163,7 +163,9 @@ def add_stage(
 ) -> Dataset:
     """One stage of actors, each on a node that has these labels."""
     where: dict[str, Any] = {"label_selector": dict(labels)} if labels else {}
-    return shards.map_batches(
+    # The public method refuses whole blocks on a GPU, and any batch size would cut or join the shards.
+    map_batches = shards.map_batches_internal if num_gpus else shards.map_batches
+    return map_batches(
         RunSteps,
         fn_constructor_kwargs={"steps": steps},
         batch_size=None,

@@ -24,8 +24,7 @@ from raypipe.errors import SetupError
 from raypipe.models.backbone import Dtype, resolve_dtype
 from raypipe.report import ShardSummary
 
-_PUT_CPUS = 0.1
-_PUTS_AT_ONCE = 4
+_PUTS_AT_ONCE = 4  # where a GPU embeds; they take no CPU from decoding, which is what a GPU waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,7 @@ def place(resources: ResourcesConfig) -> Placement:
         )
         raise SetupError(msg)
     gpu_actors = int(gpus // gpus_per_actor) if gpus_per_actor else 0
-    reserved = _PUT_CPUS * _PUTS_AT_ONCE if gpu_actors else 0.0
-    fitting = max(1, int((cpus - reserved) // resources.decode_cpus))
+    fitting = max(1, int(cpus // resources.decode_cpus))
     return Placement(
         decode_actors=fitting if resources.concurrency == "auto" else resources.concurrency,
         decode_cpus=resources.decode_cpus,
@@ -111,7 +109,7 @@ def run_shards(
         embed_steps, embedders = ((EmbedFrames, embed),), actors(placement.gpu_actors)
         shards = add_stage(shards, decode_steps, actors(placement.decode_actors), num_cpus=cpus, labels=decode_on)
         shards = add_stage(shards, embed_steps, embedders, num_cpus=0, num_gpus=gpus, labels=embed_on)
-        shards = add_stage(shards, ((PutShard, put),), pool(_PUTS_AT_ONCE, num_shards=len(blocks)), num_cpus=_PUT_CPUS)
+        shards = add_stage(shards, ((PutShard, put),), pool(_PUTS_AT_ONCE, num_shards=len(blocks)), num_cpus=0)
     else:
         steps = (*decode_steps, (EmbedFrames, embed), (PutShard, put))
         shards = add_stage(shards, steps, actors(placement.decode_actors), num_cpus=cpus, labels=decode_on)

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raypipe.errors import ConfigError, WeightsError
 from raypipe.models.crops import Crops
+from raypipe.models.staging import Staging
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class Backbone:
         embedder = _Embedder(network, mean=facts.mean, std=facts.std).to(self._device).eval().requires_grad_(False)  # noqa: FBT003
         # A compiled network is made for one shape: shorter batches are filled up.
         self._compiled = compile is True or (compile == "auto" and on_gpu)
+        self._staging: Staging | None = None
         self._embedder: nn.Module = _compile(embedder, on_gpu=on_gpu) if self._compiled else embedder
 
     def embed(self, frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:
@@ -129,13 +131,15 @@ class Backbone:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:  # noqa: PLR2004 - N, H, W, RGB
             msg = f"Frames are {frames.dtype}{list(frames.shape)}; give uint8[N, H, W, 3]."
             raise ValueError(msg)
-        embeddings = [torch.empty((0, self.embedding_dim), device=self._device)]
+        on_gpu = self._device.type == "cuda"
+        # Pinned, so that a batch's embeddings leave the device while the next is computed.
+        embeddings = torch.empty((len(frames), self.embedding_dim), pin_memory=on_gpu)
         start = 0
         with torch.inference_mode():
             while start < len(frames):
                 batch = frames[start : start + self.batch_size]
                 try:
-                    embeddings.append(self._embed_batch(batch))
+                    embeddings[start : start + len(batch)].copy_(self._embed_batch(batch), non_blocking=True)
                 except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                     if not _is_out_of_memory(error) or self.batch_size == 1:
                         raise
@@ -143,22 +147,31 @@ class Backbone:
                     start += len(batch)
                     continue
                 self._halve_batch_size(len(batch))  # here, where the exception no longer holds the batch's tensors
-            # The only wait for the device: until here batches are queued while it computes.
-            return cast("npt.NDArray[np.float32]", torch.cat(embeddings).cpu().numpy())
+        if on_gpu:  # the only wait for the device: until here batches are queued while it computes
+            torch.cuda.current_stream(self._device).synchronize()
+        return cast("npt.NDArray[np.float32]", embeddings.numpy())
 
     def _embed_batch(self, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
         size = self.batch_size if self._compiled else len(batch)
-        on_gpu = self._device.type == "cuda"
-        staging = torch.zeros((size, *batch.shape[1:]), dtype=torch.uint8, pin_memory=on_gpu)
-        staging.numpy()[: len(batch)] = batch
-        embeddings = self._embedder(staging.to(self._device, non_blocking=True))
-        return cast("torch.Tensor", embeddings)[: len(batch)]
+        if self._device.type == "cuda":
+            frames = self._on_gpu(batch)[:size]
+        else:
+            frames = torch.zeros((size, *batch.shape[1:]), dtype=torch.uint8)
+            frames.numpy()[: len(batch)] = batch
+        return cast("torch.Tensor", self._embedder(frames))[: len(batch)]
+
+    def _on_gpu(self, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
+        shape = (self.batch_size, *batch.shape[1:])
+        if self._staging is None or self._staging.shape != shape:
+            self._staging = Staging(shape, self._device)
+        return self._staging.put(batch)
 
     def _halve_batch_size(self, num_frames: int) -> None:
         tried = self.batch_size if self._compiled else num_frames
         self.batch_size = max(1, tried // 2)
         logger.warning("Out of memory with %d frames: batch_size is now %d.", tried, self.batch_size)
         if self._device.type == "cuda":
+            self._staging = None
             torch.cuda.empty_cache()
 
 

@@ -1,0 +1,55 @@
+"""With a GPU decode, embed and put are three stages: the same rows as from the one stage of a machine without."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from helpers import Configure, upload
+
+from raypipe import schema
+from raypipe.config import EmbedConfig
+from raypipe.embed.pipeline import run_embed
+from raypipe.embed.verify import verify
+from raypipe.sealed.dataset import read_embeddings
+from raypipe.storage import Folder
+
+_TESTS = Path(__file__).parents[1]
+
+
+def test_three_stages_give_the_rows_of_one(configure: Configure, tmp_path: Path) -> None:
+    videos, three, one = (Folder(str(tmp_path / name)) for name in ("in", "three", "one"))
+    ids = upload(videos, 12)
+    assert videos.put_new("broken.mp4", b"no video")
+    settings = ("shard.max_videos=2", "resources.concurrency=auto", "backbone.dtype=float32")
+    run_with_gpu(configure(videos.uri, three.uri, *settings), tmp_path)
+    run_embed(configure(videos.uri, one.uri, *settings))
+    assert verify(three).violations == []
+    assert set(rows_of(three)) == {*ids, "broken.mp4"}
+    assert rows_of(three) == rows_of(one)
+
+
+def run_with_gpu(config: EmbedConfig, folder: Path) -> None:
+    """On a Ray of its own, which has a GPU that is none."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump()))
+    command = [sys.executable, str(_TESTS / "gpu_driver.py"), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=without_address())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def without_address() -> dict[str, str]:
+    """The environment, but no other Ray in it."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def rows_of(output: Folder) -> dict[str, tuple[object, ...]]:
+    """What is told of each video, and its vectors."""
+    columns = (schema.STATUS, schema.FRAME_PTS_SECONDS, schema.EMBEDDING, schema.FRAME_EMBEDDINGS, schema.THUMBNAIL)
+    tables = read_embeddings(output, columns=[schema.VIDEO_ID, *columns])
+    return {
+        row[schema.VIDEO_ID]: tuple(repr(row[name]) for name in columns)
+        for table in tables
+        for row in table.to_pylist()
+    }
