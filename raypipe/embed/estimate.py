@@ -1,29 +1,25 @@
 """What an embed run would do and cost, from a listing and a probe of a few videos. Writes nothing."""
 
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from rich import box
 from rich.table import Table
 
 from raypipe.config import EmbedConfig
 from raypipe.embed.catalogue import find_videos
-from raypipe.embed.fetch import decode_fetched, fetch_video
 from raypipe.embed.packing import pack
 from raypipe.embed.pipeline import Setup, prepare
+from raypipe.embed.rates import Work, measure_rates
 from raypipe.errors import ConfigError
-from raypipe.models.backbone import Backbone, resolve_dtype
+from raypipe.models.backbone import resolve_dtype
 from raypipe.sealed.plan import Video
 from raypipe.sealed.planner import Planner
-from raypipe.video.sandbox import DecodeSandbox
 
-_PROBE_VIDEOS = 12
-_PROBE_FRAMES = 16
+_PROBE_VIDEOS = 30
+_RAY_SECONDS = 6.0  # until Ray is up and the work is planned, on a machine that does nothing else
 
 
 @dataclass
@@ -37,14 +33,15 @@ class Estimate:
     slots: int = 1
     num_probed: int = 0
     kinds: Counter[str] = field(default_factory=Counter)  # "mov/h264 1280x720", or a status, of the probe
-    fetch_seconds: float = 0.0  # of all new videos
+    fetch_seconds: float = 0.0  # of all new videos: what decoding waits for
     decode_seconds: float = 0.0
     embed_seconds: float = 0.0
+    start_seconds: float = 0.0  # of Ray and of the actors
 
     @property
     def wall_seconds(self) -> float:
-        """How long the work takes when every slot is busy; starting Ray comes on top."""
-        return (self.fetch_seconds + self.decode_seconds + self.embed_seconds) / self.slots
+        """From the command to the last commit, every slot busy all the time that there is work."""
+        return self.start_seconds + (self.fetch_seconds + self.decode_seconds + self.embed_seconds) / self.slots
 
     @property
     def bottleneck(self) -> str:
@@ -98,46 +95,18 @@ def _slots(config: EmbedConfig) -> int:
 
 
 def _probe(setup: Setup, new: list[Video], result: Estimate) -> None:
-    """Decode videos of every size, and embed their frames; extend both to the catalogue."""
-    decode, backbone = setup.config.decode, setup.config.backbone
+    """Measure videos of every size, and extend what they cost to the catalogue."""
     by_size = sorted(new, key=lambda video: video.size_bytes)
-    count = min(_PROBE_VIDEOS, len(by_size))
-    chosen = [by_size[int((at + 0.5) * len(by_size) / count)] for at in range(count)]
-    num_frames = 0
-    with DecodeSandbox(
-        setup.decode_request,
-        decoder=decode.decoder,
-        timeout_seconds=decode.timeout_seconds,
-        memory_bytes=decode.memory_bytes,
-    ) as sandbox:
-        sandbox.isolation()  # starts the child, which is not part of a video's time
-        for video in chosen:
-            fetched = fetch_video(video, max_size_bytes=decode.max_size_bytes)
-            decoded, fetching, decoding = decode_fetched(fetched, sandbox)
-            result.fetch_seconds += fetching
-            result.decode_seconds += decoding
-            num_frames += len(decoded.frames)
-            size = f"{decoded.container}/{decoded.codec} {decoded.width}x{decoded.height}"
-            result.kinds[size if len(decoded.frames) else str(decoded.status)] += 1
-    torch.set_num_threads(1)
-    model = Backbone(
-        setup.weights.state_dict,
-        name=backbone.name,
-        dtype=setup.dtype,
-        batch_size=backbone.batch_size,
-        compile=backbone.compile,
-    )
-    crop = setup.preprocessing.crop_size
-    frames = np.random.default_rng(0).integers(0, 256, (_PROBE_FRAMES, crop, crop, 3), dtype=np.uint8)
-    model.embed(frames)
-    start = time.perf_counter()
-    model.embed(frames)
-    result.embed_seconds = (time.perf_counter() - start) / _PROBE_FRAMES * num_frames
-    result.num_probed = count
-    scale = len(new) / count
-    result.fetch_seconds *= scale
-    result.decode_seconds *= scale
-    result.embed_seconds *= scale
+    result.num_probed = min(_PROBE_VIDEOS, len(by_size))
+    chosen = [by_size[int((at + 0.5) * len(by_size) / result.num_probed)] for at in range(result.num_probed)]
+    work = Work(setup.decode_request, setup.config.decode, setup.config.backbone, setup.weights, setup.dtype)
+    rates = measure_rates(work, chosen, num_processes=result.slots)
+    scale = len(new) / result.num_probed
+    result.kinds = rates.kinds
+    result.start_seconds = _RAY_SECONDS + rates.ready_seconds
+    result.fetch_seconds = scale * rates.fetch_seconds
+    result.decode_seconds = scale * rates.decode_seconds
+    result.embed_seconds = scale * rates.embed_seconds
 
 
 def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Table:
@@ -160,7 +129,8 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Ta
     ):
         table.add_row(stage, f"{_duration(seconds)} of one processor  ({seconds / max(total, 1e-9):.0%})")
     table.add_row("bottleneck", result.bottleneck)
-    table.add_row("time", f"{_duration(result.wall_seconds)} on {result.slots} processors, all busy, with no GPU")
+    start = f"{_duration(result.start_seconds)} of it to start"
+    table.add_row("time", f"{_duration(result.wall_seconds)} on {result.slots} processors with no GPU, {start}")
     price = f" = {hourly_price * result.wall_seconds / 3600:,.2f} at {hourly_price:g} an hour" if hourly_price else ""
     table.add_row("cost", f"{result.wall_seconds / 3600:,.3f} machine hours{price}")
     return table
