@@ -68,6 +68,6 @@ def run_shards(
     steps = ((SkipCommitted, put.output_uri), (ReadEmbeddings, read), (ClassifyVideos, model), (PutPredictions, put))
     actors = pool(placement.actors, num_shards=len(blocks), may_grow=placement.may_grow)
     gpus = placement.gpus_per_actor or None
-    shards = ray.data.from_arrow(list(blocks))
+    shards = ray.data.from_blocks(list(blocks))
     for row in add_stage(shards, steps, actors, num_cpus=1, num_gpus=gpus).iter_rows():
         yield row[SUMMARY]

@@ -100,7 +100,7 @@ def run_shards(
     put: PutSettings,
 ) -> Iterator[ShardSummary]:
     """Take every block through decode, embed and put; yield the summaries as shards finish, in any order."""
-    shards: ray.data.Dataset = ray.data.from_arrow(list(blocks))
+    shards: ray.data.Dataset = ray.data.from_blocks(list(blocks))
     actors = partial(pool, num_shards=len(blocks), may_grow=placement.may_grow)
     cpus, decode_on = placement.decode_cpus, placement.decode_on
     decode_steps = ((SkipCommitted, put.output_uri), (DecodeVideos, decode))

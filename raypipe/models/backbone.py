@@ -5,9 +5,12 @@ import importlib
 import importlib.machinery
 import importlib.util
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
 from raypipe.errors import ConfigError, WeightsError
 from raypipe.models.crops import Crops
@@ -221,7 +225,29 @@ def prepare_torchvision() -> torch.library.Library | None:
 
 def _models() -> Any:  # noqa: ANN401 - torchvision ships no types
     prepare_torchvision()
-    return importlib.import_module("torchvision.models")
+    with _compiler_deferred():
+        return importlib.import_module("torchvision.models")
+
+
+@contextmanager
+def _compiler_deferred() -> Iterator[None]:
+    """Let an import do without torch's compiler, whose own takes some two seconds of every process.
+
+    ``torchvision.ops`` imports it for one question of a function that no network here calls; who calls it gets the
+    compiler's answer.
+    """
+    name = "torch._dynamo.utils"
+    if name in sys.modules:
+        yield
+        return
+    stand_in: Any = ModuleType(name)
+    stand_in.is_compile_supported = lambda kind: importlib.import_module(name).is_compile_supported(kind)
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 def _default_weights(name: str) -> Any:  # noqa: ANN401 - torchvision ships no types
@@ -243,10 +269,24 @@ def head_name(name: str) -> str:
 def build_network(name: str) -> nn.Module:
     """Build the network without its head and without memory for its tensors (on the ``meta`` device)."""
     _check_name(name)
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         network = cast("nn.Module", _models().get_model(name, weights=None))
     network.set_submodule(head_name(name), nn.Identity())
     return network.eval()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no random numbers: for tensors without memory that is nothing but an import of torch's compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401 - torch's own signature
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Call ``func``, unless it draws."""
+        return args[0] if func in {torch.Tensor.normal_, torch.Tensor.uniform_} else func(*args, **(kwargs or {}))
 
 
 def _load_network(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) -> nn.Module:

@@ -71,7 +71,7 @@ def _run_missing(work: Work, *, num_actors: int, may_grow: bool) -> Iterator[Sha
     steps = ((RecommendToUsers, work.settings),)
     for wave in _waves(work.missing_blocks()):
         actors = pool(num_actors, num_shards=len(wave), may_grow=may_grow)
-        stage = add_stage(ray.data.from_arrow(list(wave)), steps, actors, num_cpus=1)
+        stage = add_stage(ray.data.from_blocks(list(wave)), steps, actors, num_cpus=1)
         for row in stage.iter_rows():
             yield row[SUMMARY]
 
