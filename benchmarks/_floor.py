@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from raypipe.config import EmbedConfig
-from raypipe.models.backbone import Dtype
+from raypipe.models.backbones import Dtype
 from raypipe.video.protocol import DecodeRequest
 
 SLOTS = len(os.sched_getaffinity(0))
@@ -74,7 +74,7 @@ class Floor:
 def settle(config: EmbedConfig) -> tuple[DecodeRequest, Dtype]:
     """What raypipe asks of a video under this configuration, and the dtype that it computes in here."""
     from raypipe.embed.pipeline import prepare  # noqa: PLC0415
-    from raypipe.models.backbone import resolve_dtype  # noqa: PLC0415
+    from raypipe.models.backbones import resolve_dtype  # noqa: PLC0415
 
     dtype = resolve_dtype(config.backbone.dtype, "cpu")
     return prepare(config, dtype=dtype).decode_request, dtype
@@ -119,7 +119,8 @@ def embed_some(count: int, name: str, dtype: Dtype) -> Seconds:
     import numpy as np  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    from raypipe.models.backbone import Backbone, preprocessing  # noqa: PLC0415
+    from raypipe.models.backbone import Backbone  # noqa: PLC0415
+    from raypipe.models.networks import preprocessing  # noqa: PLC0415
     from raypipe.models.weights import resolve_weights  # noqa: PLC0415
 
     torch.set_num_threads(1)

@@ -24,7 +24,7 @@ from _common import describe_machine, median, print_table, spread, videos_folder
 from _floor import SLOTS, Floor, measure_floor, settle
 from _steady import Run, embed_config, run_raypipe
 
-from raypipe.models.backbone import build_network
+from raypipe.models.networks import build_network
 
 TARGET, TARGET_BYTES = 1.10, 1024**3
 

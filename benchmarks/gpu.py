@@ -31,7 +31,8 @@ from _common import describe_machine, median, print_table, spread, videos_folder
 from _floor import SLOTS, decode_all
 from _steady import Run, embed_config, run_raypipe
 
-from raypipe.models.backbone import Backbone, prepare_torchvision, preprocessing
+from raypipe.models.backbone import Backbone
+from raypipe.models.networks import prepare_torchvision, preprocessing
 from raypipe.models.weights import resolve_weights
 
 MODEL_TARGET, TARGET = 0.9, 0.85

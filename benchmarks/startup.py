@@ -72,6 +72,7 @@ def _child(videos: str, output: str, log: str) -> None:
 
         return call
 
+    from raypipe.cli.app import leave  # noqa: PLC0415
     from raypipe.embed import cluster, pipeline  # noqa: PLC0415
 
     note("imported")
@@ -94,7 +95,8 @@ def _child(videos: str, output: str, log: str) -> None:
     pipeline.connect = noted("Ray is up", pipeline.connect)
     pipeline.plan_new = noted("planned", pipeline.plan_new)
     pipeline.finish = noted("sealed", pipeline.finish)
-    pipeline.run_embed(embed_config(Path(videos), Path(output), "backbone.name=resnet18"))
+    config = embed_config(Path(videos), Path(output), "backbone.name=resnet18")
+    leave(lambda: bool(pipeline.run_embed(config).record.problems), debug=False)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from raypipe.embed.stages import (
     PutShard,
 )
 from raypipe.errors import SetupError
-from raypipe.models.backbone import Dtype, resolve_dtype
+from raypipe.models.backbones import Dtype, resolve_dtype
 from raypipe.report import ShardSummary
 
 _PUTS_AT_ONCE = 4  # where a GPU embeds; they take no CPU from decoding, which is what a GPU waits for

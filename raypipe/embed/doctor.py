@@ -99,7 +99,7 @@ def _decoders() -> Iterator[Check]:
 def _weights() -> Check:
     import torch  # noqa: PLC0415  # seconds, and only a check of weights needs it
 
-    from raypipe.models.backbone import pretrained_url  # noqa: PLC0415
+    from raypipe.models.networks import pretrained_url  # noqa: PLC0415
 
     url = pretrained_url("resnet50")
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)

@@ -14,7 +14,7 @@ from raypipe.embed.packing import pack
 from raypipe.embed.pipeline import Setup, prepare
 from raypipe.embed.rates import Work, measure_rates
 from raypipe.errors import ConfigError
-from raypipe.models.backbone import resolve_dtype
+from raypipe.models.backbones import resolve_dtype
 from raypipe.sealed.plan import Video
 from raypipe.sealed.planner import Planner
 

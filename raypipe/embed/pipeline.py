@@ -2,27 +2,31 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from rich.console import Console
 
+from raypipe.batch.beside import beside
 from raypipe.batch.cluster import connect, machine
 from raypipe.batch.run import BatchRun, RunShards, finish, start_record
 from raypipe.config import EmbedConfig
+from raypipe.config.embed import BackboneConfig
 from raypipe.embed import cluster
 from raypipe.embed.catalogue import find_videos
 from raypipe.embed.cluster import Placement
 from raypipe.embed.packing import pack
 from raypipe.embed.stages import DecodeSettings, EmbedSettings, PutSettings
 from raypipe.errors import ConfigError
-from raypipe.models.backbone import Dtype, Preprocessing, embedding_dim, preprocessing
-from raypipe.models.weights import Weights, resolve_weights
+from raypipe.models.backbones import Dtype, Preprocessing, embedding_dim
 from raypipe.sealed.plan import fingerprint, plan_numbers, read_plan
 from raypipe.sealed.planner import Planner
 from raypipe.storage import Folder
 from raypipe.storage.folder import read_uri
 from raypipe.video.protocol import DecodeRequest, Limits
+
+if TYPE_CHECKING:
+    from raypipe.models.weights import Weights
 
 _FORMAT = 1  # of the rows; a change that old rows do not fit raises it
 
@@ -34,7 +38,7 @@ class Setup:
     config: EmbedConfig
     output: Folder
     preprocessing: Preprocessing
-    weights: Weights
+    weights: "Weights"
     dtype: Dtype
 
     @property
@@ -86,12 +90,21 @@ def prepare(config: EmbedConfig, *, dtype: Dtype) -> Setup:
     Raises:
         SetupError: the backbone, its weights or the output folder cannot be had.
     """
+    return _settle(config, *_network(config.backbone), dtype=dtype)
+
+
+def _network(backbone: BackboneConfig) -> "tuple[Weights, Preprocessing]":
+    from raypipe.models.networks import preprocessing  # noqa: PLC0415 - torch: seconds, in which Ray can start
+    from raypipe.models.weights import resolve_weights  # noqa: PLC0415
+
+    return resolve_weights(backbone.name, backbone.weights, read_bytes=read_uri), preprocessing(backbone.name)
+
+
+def _settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessing, *, dtype: Dtype) -> Setup:
     output = Folder(config.output)
-    backbone = config.backbone
-    weights = resolve_weights(backbone.name, backbone.weights, read_bytes=read_uri)
-    if backbone.dtype == "auto" and (numbers := plan_numbers(output)):
+    if config.backbone.dtype == "auto" and (numbers := plan_numbers(output)):
         dtype = read_plan(output, numbers[0]).settings.get("dtype", dtype)
-    return Setup(config, output, preprocessing(backbone.name), weights, dtype)
+    return Setup(config, output, preprocessing, weights, dtype)
 
 
 def run_embed(config: EmbedConfig, *, console: Console | None = None) -> BatchRun:
@@ -102,9 +115,10 @@ def run_embed(config: EmbedConfig, *, console: Console | None = None) -> BatchRu
         JobError: some shards could not be finished; the same call continues.
     """
     Folder(config.output).check_writable()
+    network = beside(partial(_network, config.backbone))
     connect()
     placement = cluster.place(config.resources)
-    setup = prepare(config, dtype=cluster.dtype_where_it_runs(config.backbone.dtype, placement))
+    setup = _settle(config, *network.result(), dtype=cluster.dtype_where_it_runs(config.backbone.dtype, placement))
     plan_new(setup, slots=placement.decode_actors)
     record = start_record(
         setup.output,

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from raypipe import schema
 from raypipe.config import DecodeConfig
 from raypipe.config.embed import BackboneConfig
-from raypipe.models.backbone import Dtype, embedding_dim
+from raypipe.models.backbones import Dtype, embedding_dim
 from raypipe.models.weights import Weights
 from raypipe.sealed.plan import Video, plan_table
 from raypipe.status import HAS_FRAMES

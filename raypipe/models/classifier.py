@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from raypipe.models.backbone import prepare_torchvision
 from raypipe.models.frames import Array, Frames, Predictions, by_length, pad_frames
+from raypipe.models.networks import prepare_torchvision
 
 prepare_torchvision()  # transformers imports torchvision where there is one
 

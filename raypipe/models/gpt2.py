@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 
 from raypipe.config import Gpt2Size
 from raypipe.errors import ConfigError, WeightsError
-from raypipe.models.backbone import prepare_torchvision
+from raypipe.models.networks import prepare_torchvision
 
 prepare_torchvision()  # transformers imports torchvision where there is one
 

@@ -21,7 +21,8 @@ import safetensors.torch
 import torch
 
 from raypipe.errors import RaypipeError, WeightsError
-from raypipe.models.backbone import build_network, head_name, pretrained_url
+from raypipe.models.backbones import head_name
+from raypipe.models.networks import build_network, pretrained_url
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 

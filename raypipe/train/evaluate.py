@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from raypipe.models.adapters import VideoModel
-from raypipe.models.backbone import resolve_dtype
+from raypipe.models.backbones import resolve_dtype
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig
 from raypipe.models.frames import by_length
 from raypipe.train.network import Batch, Objective, make_batch

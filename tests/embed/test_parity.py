@@ -13,7 +13,9 @@ from helpers import make_video
 
 from raypipe import schema
 from raypipe.embed.shard import decode_shard, embed_shard, output_rows
-from raypipe.models.backbone import Backbone, Dtype, prepare_torchvision
+from raypipe.models.backbone import Backbone
+from raypipe.models.backbones import Dtype
+from raypipe.models.networks import prepare_torchvision
 from raypipe.models.weights import resolve_weights
 from raypipe.storage import Folder
 from raypipe.video.protocol import DecodeRequest, Limits

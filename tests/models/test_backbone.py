@@ -21,20 +21,11 @@ import torch
 from torch import nn
 
 from raypipe.errors import ConfigError, StorageError, WeightsError
-from raypipe.models import backbone as backbone_module
+from raypipe.models import backbones as backbones_module
 from raypipe.models import weights as weights_module
-from raypipe.models.backbone import (
-    BACKBONES,
-    CPU_BATCH_SIZE,
-    Backbone,
-    Preprocessing,
-    build_network,
-    embedding_dim,
-    prepare_torchvision,
-    preprocessing,
-    pretrained_url,
-    resolve_dtype,
-)
+from raypipe.models.backbone import CPU_BATCH_SIZE, Backbone
+from raypipe.models.backbones import BACKBONES, Preprocessing, embedding_dim, resolve_dtype
+from raypipe.models.networks import build_network, prepare_torchvision, preprocessing, pretrained_url
 from raypipe.models.weights import Weights, resolve_weights, weight_shapes
 
 StateDict = dict[str, torch.Tensor]
@@ -141,10 +132,11 @@ def test_unknown_name_is_told_with_the_choices(use: Callable[[str], object]) -> 
 
 def test_importing_loads_no_torchvision_and_preparing_makes_it_importable() -> None:
     code = (
-        "import sys; import raypipe.models.backbone as b, raypipe.models.weights;"
+        "import sys; import raypipe.models.networks as n, raypipe.models.weights;"
         "assert 'torchvision' not in sys.modules;"
-        "assert b.embedding_dim('vgg11') == 4096; assert 'torchvision' not in sys.modules;"
-        "b.prepare_torchvision(); b.prepare_torchvision(); import torchvision.models"
+        "import raypipe.models.backbone as b; assert b.embedding_dim('vgg11') == 4096;"
+        "assert 'torchvision' not in sys.modules;"
+        "n.prepare_torchvision(); n.prepare_torchvision(); import torchvision.models"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
     prepare_torchvision.__wrapped__()  # where the operators exist it declares nothing, which would raise
@@ -283,7 +275,7 @@ def test_a_state_dict_of_another_backbone_is_refused(trained: Weights) -> None:
     ],
 )
 def test_auto_dtype_is_what_the_processor_has(flags: set[str], dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone_module, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(backbones_module, "_cpu_flags", lambda: frozenset(flags))
     assert resolve_dtype("auto", "cpu") == dtype
     assert resolve_dtype("float32", "cpu") == "float32"
     assert resolve_dtype("bfloat16", "cpu") == "bfloat16"
@@ -515,3 +507,24 @@ def test_random_embeddings_are_finite_and_tell_images_apart(name: str) -> None:
     pairs = [cosines(embeddings[i : i + 1], embeddings[j : j + 1])[0] for i in range(4) for j in range(i)]
     assert max(pairs) < 0.95
     assert np.mean(pairs) < 0.8
+
+
+def run_python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_driver_starts_without_torch() -> None:
+    assert run_python("import raypipe.embed.pipeline, sys; print('torch' in sys.modules)") == "False"
+
+
+def test_a_processor_embeds_without_torchs_compiler_and_whoever_needs_it_has_it() -> None:
+    embed = (
+        "import sys, importlib, numpy as np; "
+        "from raypipe.models.backbone import Backbone; from raypipe.models.weights import resolve_weights; "
+        "state = resolve_weights('resnet18', 'random', read_bytes=lambda _: b'').state_dict; "
+        "Backbone(state, name='resnet18').embed(np.zeros((1, 224, 224, 3), np.uint8)); "
+        "print('torch._dynamo' in sys.modules, 'torch._dynamo.utils' in sys.modules); "
+    )
+    ask = "print(importlib.import_module('torchvision.ops.roi_align').is_compile_supported('cpu') in {True, False}); "
+    assert run_python(embed + ask + "print('torch._dynamo' in sys.modules)") == "False False\nTrue\nTrue"
