@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.classify.catalogue import row_version
 from raypipe.errors import CommitError, JobError
 from raypipe.report import ShardSummary, VideoNote
+from raypipe.sealed.footer import read_parquet
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
 
@@ -64,9 +64,9 @@ def read_shard(rows: pa.Table, embeddings: Folder, *, embedding_dim: int) -> pa.
 
 def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_dim: int) -> pa.Table:
     """The rows of one file that are planned, in the plan's order."""
+    columns = [schema.VIDEO_ID, schema.GENERATION, schema.ETAG, *_OF_THE_FILE]
+    table = read_parquet(embeddings, name, columns=columns)
     try:
-        with embeddings.open_input(name) as source:
-            table = pq.read_table(source, columns=[schema.VIDEO_ID, schema.GENERATION, schema.ETAG, *_OF_THE_FILE])
         positions = pc.index_in(planned[schema.VIDEO_ID], value_set=table[schema.VIDEO_ID].combine_chunks())
         found = table.take(positions)
         versions = map(row_version, found[schema.GENERATION].to_pylist(), found[schema.ETAG].to_pylist())
@@ -74,7 +74,7 @@ def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_di
         if dim == embedding_dim and list(versions) == planned[schema.ETAG].to_pylist():
             return found
         reason = f"its rows of {dim} numbers are not those that were planned"
-    except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
+    except (pa.ArrowException, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())
     msg = f"{embeddings.child(name)} is not what was sealed: {reason}. Run raypipe verify {embeddings}."
     raise CommitError(msg)

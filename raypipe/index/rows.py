@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.errors import CommitError, ConfigError
 from raypipe.sealed.dataset import planned_rows
+from raypipe.sealed.footer import read_parquet
 from raypipe.sealed.plan import data_name
 from raypipe.status import Status
 from raypipe.storage import Folder
@@ -59,7 +59,7 @@ class IndexedRows:
                 yield batch
 
     def _read(self, file: _File) -> Batch:
-        table = _read_columns(self.embeddings, file.name, (schema.EMBEDDING, schema.THUMBNAIL))
+        table = read_parquet(self.embeddings, file.name, columns=(schema.EMBEDDING, schema.THUMBNAIL))
         if table.num_rows != len(file.is_indexed):
             raise _not_sealed(self.embeddings, file.name, f"it has {table.num_rows} rows")
         rows = table.filter(pa.array(file.is_indexed))
@@ -102,19 +102,11 @@ def _names(embeddings: Folder, manifests: Sequence[dict[str, Any]]) -> Iterator[
 
 
 def _read_counted(embeddings: Folder, name: str, ids: pa.Array) -> tuple[str, npt.NDArray[np.bool_], pa.Table]:
-    table = _read_columns(embeddings, name, (*OF_THE_ROWS, schema.STATUS))
+    table = read_parquet(embeddings, name, columns=(*OF_THE_ROWS, schema.STATUS))
     is_counted = pc.is_in(table[schema.VIDEO_ID], value_set=ids).to_numpy()
     if is_counted.sum() != len(ids):
         raise _not_sealed(embeddings, name, f"of its {len(ids)} planned videos it holds {is_counted.sum()}")
     return name, is_counted, table
-
-
-def _read_columns(embeddings: Folder, name: str, columns: Sequence[str]) -> pa.Table:
-    try:
-        with embeddings.open_input(name) as source:
-            return pq.read_table(source, columns=list(columns)).select(list(columns))
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise _not_sealed(embeddings, name, " ".join(str(error).split())) from None
 
 
 def _not_sealed(embeddings: Folder, name: str, reason: str) -> CommitError:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.errors import CommitError, ConfigError, JobError
+from raypipe.sealed.footer import read_parquet
 from raypipe.sealed.plan import digest, job_of, plan_numbers, read_plan
 from raypipe.sealed.seal import read_manifest, sealed_plans
 from raypipe.storage import Folder
@@ -56,7 +57,7 @@ def read_rows(output: Folder, *, columns: Sequence[str] | None = None) -> Iterat
     """Yield the rows that count, a table for each file: for a ``video_id`` those of its highest generation alone.
 
     Raises:
-        JobError: the output is not sealed.
+        JobError: the output is not sealed, or a file is damaged.
     """
     yield from _read_rows(output, sealed_manifests(output), columns)
 
@@ -65,7 +66,7 @@ def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> 
     """Yield the rows that count of an output of ``raypipe embed``.
 
     Raises:
-        JobError: it is not sealed.
+        JobError: it is not sealed, or a file is damaged.
         ConfigError: another job's output.
     """
     yield from _read_rows(output, embeddings_manifests(output), columns)
@@ -78,8 +79,7 @@ def _read_rows(output: Folder, manifests: list[dict[str, Any]], columns: Sequenc
     for manifest in reversed(manifests):
         ids: list[bytes] = []
         for file in manifest["files"]:
-            with output.open_input(file["name"]) as source:
-                table = pq.read_table(source, columns=read)
+            table = read_parquet(output, file["name"], columns=read)
             present = _ids(table)
             ids += present
             yield table.filter(_not_among(superseded, present)).select(table.column_names if wanted is None else wanted)

@@ -1,14 +1,16 @@
-"""A Parquet file that says in its footer what it is."""
+"""A Parquet file that says in its footer what it is, and whose pages are held against their checksums."""
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import raypipe
+from raypipe.errors import CommitError
+from raypipe.storage import Folder
 
 METADATA = b"raypipe"
 
@@ -28,3 +30,21 @@ def parquet_bytes(table: pa.Table, about: Mapping[str, Any]) -> bytes:
         write_statistics=plain,
     )
     return sink.getvalue()
+
+
+def read_parquet(folder: Folder, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a file, or these columns of it.
+
+    Raises:
+        CommitError: it is damaged, or lacks a column.
+        ObjectError: it cannot be read.
+    """
+    wanted = None if columns is None else list(columns)
+    try:
+        with folder.open_input(name) as source:
+            table = pq.read_table(source, columns=wanted, page_checksum_verification=True)
+        return table if wanted is None else table.select(wanted)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        msg = f"{folder.child(name)} is not what was sealed: {reason}. Run raypipe verify {folder}."
+        raise CommitError(msg) from None

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raypipe import schema
-from raypipe.errors import CommitError, ConfigError
+from raypipe.errors import ConfigError
 from raypipe.sealed import plan as plans
+from raypipe.sealed.footer import read_parquet
 from raypipe.sealed.plan import Plan, Video, digest
 from raypipe.status import HAS_FRAMES, TRANSIENT
 from raypipe.storage import Folder
@@ -154,14 +154,9 @@ def failed_videos(output: Folder, *, retry: Retry, key: Key) -> set[bytes]:
 
 def _failed_keys(output: Folder, name: str, retry: Retry, key: Key) -> list[str]:
     statuses = _FAILED[retry]
-    try:
-        with output.open_input(name) as file:
-            columns = pq.read_table(file, columns=[key, schema.STATUS]).to_pydict()
-        return [
-            failed
-            for failed, status in zip(columns[key], columns[schema.STATUS], strict=True)
-            if (status in statuses if statuses is not None else status not in HAS_FRAMES)
-        ]
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        msg = f"{output.child(name)} cannot be read: {' '.join(str(error).split())}. Run raypipe verify."
-        raise CommitError(msg) from None
+    columns = read_parquet(output, name, columns=[key, schema.STATUS]).to_pydict()
+    return [
+        failed
+        for failed, status in zip(columns[key], columns[schema.STATUS], strict=True)
+        if (status in statuses if statuses is not None else status not in HAS_FRAMES)
+    ]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 from ray.data import DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig
 
 from raypipe import schema
 from raypipe.errors import CommitError
+from raypipe.sealed.footer import read_parquet
 from raypipe.storage import Folder
 from raypipe.train.samples import FILE, INDEX, TARGETS, blocks
 
@@ -64,15 +64,14 @@ def read_frames(samples: pa.Table, *, embeddings_uri: str) -> pa.Table:
     """Read the frames of samples, no column besides; ``frame_embeddings`` is list<fixed_size_list<float16, D>>[T].
 
     Raises:
-        CommitError: a file does not hold a video that it held.
+        CommitError: a file is damaged, or does not hold a video that it held.
         ObjectError: a file cannot be read.
     """
     output = Folder(embeddings_uri)
     parts = []
     for name in pc.unique(samples[FILE]).to_pylist():
         wanted = samples.filter(pc.equal(samples[FILE], name))
-        with output.open_input(name) as source:
-            rows = pq.read_table(source, columns=[schema.VIDEO_ID, FRAMES])
+        rows = read_parquet(output, name, columns=[schema.VIDEO_ID, FRAMES])
         at = pc.index_in(wanted[schema.VIDEO_ID], rows[schema.VIDEO_ID])
         if at.null_count:
             msg = f"{output.child(name)} lacks {at.null_count} videos that it held. Run raypipe verify {output}."

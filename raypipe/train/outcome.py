@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.report import ClassMetrics, Mistake, TrainingRecord
 from raypipe.report.training_record import MAX_MISTAKES
+from raypipe.sealed.footer import read_parquet
 from raypipe.storage import Folder
 from raypipe.train.samples import FILE
 from raypipe.train.scores import f1
@@ -101,8 +101,7 @@ def _thumbnails(embeddings_uri: str, videos: pa.Table) -> dict[str, bytes]:
     output = Folder(embeddings_uri)
     found: dict[str, bytes] = {}
     for name in pc.unique(videos[FILE]).to_pylist():
-        with output.open_input(name) as source:
-            rows = pq.read_table(source, columns=[schema.VIDEO_ID, schema.THUMBNAIL])
+        rows = read_parquet(output, name, columns=[schema.VIDEO_ID, schema.THUMBNAIL])
         rows = rows.filter(pc.is_in(rows[schema.VIDEO_ID], videos[schema.VIDEO_ID].combine_chunks()))
         found |= dict(zip(rows[schema.VIDEO_ID].to_pylist(), rows[schema.THUMBNAIL].to_pylist(), strict=True))
     return found

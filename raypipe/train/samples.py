@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.config import TrainConfig
 from raypipe.errors import ConfigError
 from raypipe.sealed.dataset import embedding_dim, embeddings_manifests, planned_rows
+from raypipe.sealed.footer import read_parquet
 from raypipe.sealed.plan import data_name
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
@@ -131,8 +131,7 @@ def _catalogue(output: Folder, manifests: list[dict[str, Any]]) -> pa.Table:
 
 def _with_frames(output: Folder, names: list[str]) -> set[str]:
     def read(name: str) -> list[str]:
-        with output.open_input(name) as source:
-            rows = pq.read_table(source, columns=[schema.VIDEO_ID, schema.NUM_FRAMES])
+        rows = read_parquet(output, name, columns=[schema.VIDEO_ID, schema.NUM_FRAMES])
         ids: list[str] = rows.filter(pc.greater(rows[schema.NUM_FRAMES], 0))[schema.VIDEO_ID].to_pylist()
         return ids
 

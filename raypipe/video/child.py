@@ -4,6 +4,7 @@ import contextlib
 import json
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import raypipe
 from raypipe.errors import SetupError
@@ -31,7 +32,12 @@ class ChildDiedError(Exception):
 
 
 class Child:
-    """One child process and the socket to it."""
+    """One child process and the socket to it.
+
+    Raises:
+        ChildDiedError: somebody killed it before it could decode.
+        SetupError: it does not start.
+    """
 
     def __init__(self, decoder: str, *, memory_fd: int, memory_bytes: int, crop_size: int, max_frames: int) -> None:
         self.videos = 0
@@ -52,13 +58,14 @@ class Child:
             self._socket = ours
             try:
                 self.isolation: dict[str, bool] = self._receive(time.monotonic() + _START_SECONDS)
-            except (TimeoutError, ChildDiedError):
+            except TimeoutError:
                 self.end()
-                log.seek(0)
-                lines = log.read().decode(errors="replace").strip().splitlines()
-                reason = lines[-1] if lines else f"no answer within {_START_SECONDS} s"
-                msg = f"The {decoder} decoder does not start: {reason}. Run raypipe doctor."
-                raise SetupError(msg) from None
+                raise _not_started(decoder, log, f"no answer within {_START_SECONDS} s") from None
+            except ChildDiedError:
+                exit_code = self.wait()
+                if exit_code == -signal.SIGKILL:
+                    raise
+                raise _not_started(decoder, log, f"it ended with {exit_code}") from None
             self._own_bytes = resident_bytes(self.process.pid)  # its libraries
 
     def ask(
@@ -117,6 +124,12 @@ class Child:
             if isinstance(message, dict):
                 return message
         return {}
+
+
+def _not_started(decoder: str, log: IO[bytes], reason: str) -> SetupError:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return SetupError(f"The {decoder} decoder does not start: {lines[-1] if lines else reason}. Run raypipe doctor.")
 
 
 def resident_bytes(pid: int) -> int:

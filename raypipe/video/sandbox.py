@@ -4,6 +4,7 @@ No video library is loaded here. A video goes in as a nameless file descriptor a
 memory and one small JSON message, each checked before it is used. Whatever a video does to its child costs one row.
 """
 
+import contextlib
 import fcntl
 import importlib.util
 import itertools
@@ -25,6 +26,7 @@ from raypipe.video.child import Child, ChildDiedError
 from raypipe.video.protocol import DECODERS, WANT, DecodeRequest, Pixels, Ranges, Reply, SharedFrames
 
 _MAX_TEXT = 300
+_START_ATTEMPTS = 5
 _MAX_ASKS = 80  # a child asks less often, then for everything
 _FOUND_BY_DECODING = frozenset(
     {
@@ -228,15 +230,22 @@ class DecodeSandbox:
     def _child(self, decoder: str) -> Child:
         if decoder not in self._children:
             start = time.monotonic()
-            self._children[decoder] = Child(
-                decoder,
-                memory_fd=self._memory_fd,
-                memory_bytes=self._memory_bytes,
-                crop_size=self._request.crop_size,
-                max_frames=self._request.max_frames,
-            )
+            self._children[decoder] = self._start_child(decoder)
             self._deadline += time.monotonic() - start  # loading libraries is not the video's time
         return self._children[decoder]
+
+    def _start_child(self, decoder: str) -> Child:
+        for _ in range(_START_ATTEMPTS):
+            with contextlib.suppress(ChildDiedError):  # killed by somebody else, such as the kernel for memory
+                return Child(
+                    decoder,
+                    memory_fd=self._memory_fd,
+                    memory_bytes=self._memory_bytes,
+                    crop_size=self._request.crop_size,
+                    max_frames=self._request.max_frames,
+                )
+        msg = f"The {decoder} decoder was killed {_START_ATTEMPTS} times as it started, as if for memory. Give it more."
+        raise SetupError(msg)
 
     def _discard(self, decoder: str) -> None:
         self._children.pop(decoder).end()

@@ -1,7 +1,7 @@
 """Try to break raypipe, at length: ``python -m chaos.run`` in ``tests/``. Prints a table, and keeps it in RESULTS.md.
 
 Everything is drawn from ``--seed``, which the table names: the same seed tries the same again. ``--only`` takes parts:
-commit, storage, hostile.
+commit, storage, hostile, kills.
 """
 
 import argparse
@@ -17,15 +17,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from chaos.bombs import bombs
-from chaos.boundaries import SPANS, Scene, Tally, at_random, impatient, prepared_scene, strike_all
+from chaos.boundaries import BUCKET, SPANS, Scene, Tally, at_random, impatient, prepared_scene, strike_all
 from chaos.commit_model import RECOVERY, Case, Model
 from chaos.fault_proxy import FAULTS, FaultProxy
 from chaos.hostile import MEMORY_BYTES, SLACK_BYTES, TIMEOUT_SECONDS, Findings, feed_reference, running_feeder
 from chaos.hostile_files import damaged_files
+from chaos.kill_runs import NUM_VIDEOS, ground
+from chaos.kill_runs import Tally as Kills
 from chaos.references import large_canary, reference_files
 from embed_outputs import video
 
 from raypipe.demo.s3_server import local_s3
+from raypipe.storage import Folder
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEADER = ("what", "tried", "expected", "found", "seconds")
@@ -134,10 +137,33 @@ def _hostile_row(what: str, findings: Findings) -> Row:
     )
 
 
+def kill_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Processes killed, or stopped for a while, in run after run of the whole job on a real Ray and a real S3."""
+    tally = Kills()
+    with tempfile.TemporaryDirectory() as folder, local_s3(Path(folder)) as server:
+        os.environ.update(server.environment())
+        place = Folder(f"s3://{BUCKET}/{secrets.token_hex(4)}")
+        with ground(place, Path(folder), seed=options.seed) as here:
+            while tally.num_kills < options.kills:
+                here.run(tally, max_blows=options.kills - tally.num_kills + options.kills // 10)
+                _print(f"    run {tally.num_runs}: {tally.num_kills} killed, {len(tally.problems)} problems")
+    blows = ", ".join(f"{count} {name}" for name, count in tally.blows.most_common())
+    statuses = ", ".join(f"{count} {status}" for status, count in tally.statuses.most_common())
+    runs = f"{tally.num_runs} runs of {NUM_VIDEOS} videos, {tally.num_commands} commands"
+    yield Row(
+        "processes killed or stopped",
+        f"{tally.num_kills} kills in {runs}: {blows}",
+        "0 lost, 0 doubled, 0 that need a person, vectors equal",
+        f"{len(tally.problems)}; rows before a retry: {statuses}",
+        tuple(tally.problems),
+    )
+
+
 _PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "commit": commit_rows,
     "storage": storage_rows,
     "hostile": hostile_rows,
+    "kills": kill_rows,
 }
 
 
@@ -149,6 +175,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=10_500, help="damaged files")
     parser.add_argument("--every", type=int, default=1, help="strike every so many-th call")
     parser.add_argument("--repeats", type=int, default=10, help="runs of faults at random")
+    parser.add_argument("--kills", type=int, default=500, help="processes of embed to kill")
     parser.add_argument("--crashes", type=int, default=1, help="drivers of three that may crash")
     options = parser.parse_args()
     _print(f"seed {options.seed}")

@@ -199,7 +199,9 @@ def test_a_failure_whose_object_is_gone_from_the_listing_is_not_planned(folder: 
 def test_a_file_that_a_retry_cannot_read_is_named(folder: Folder) -> None:
     store(folder, video("a"))
     assert folder.put_new("data/00000-000000.parquet", b"hello")
-    with pytest.raises(CommitError, match=r"data/00000-000000\.parquet cannot be read: [^\n]*Run raypipe verify\.$"):
+    with pytest.raises(
+        CommitError, match=r"data/00000-000000\.parquet is not what was sealed: [^\n]*Run raypipe verify "
+    ):
         store(folder, video("a"), retry="all")
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -145,6 +145,42 @@ def test_killed_twice_is_out_of_memory(pyav: DecodeSandbox, clip: BinaryIO, monk
     assert pyav.decode(clip).status is Status.OUT_OF_MEMORY
     assert len(set(pids)) == 2
     assert pyav.decode(clip).status is Status.OK
+
+
+def kill_as_they_start(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
+    """Have so many children killed before they can say a word; the pids of all that start."""
+    started: list[int] = []
+    popen = subprocess.Popen
+
+    def start(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+        process = popen(*args, **options)
+        started.append(process.pid)
+        if len(started) <= count:
+            process.kill()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    return started
+
+
+def test_a_child_that_is_killed_as_it_starts_is_started_again(
+    request_: DecodeRequest, clip: BinaryIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = kill_as_they_start(monkeypatch, 2)
+    with DecodeSandbox(request_, decoder="pyav") as sandbox:
+        assert sandbox.decode(clip).status == Status.OK
+    assert len(started) == 3
+
+
+def test_children_that_are_killed_one_after_the_other_as_they_start(
+    request_: DecodeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_as_they_start(monkeypatch, 1000)
+    with (
+        DecodeSandbox(request_, decoder="pyav") as sandbox,
+        pytest.raises(SetupError, match="was killed 5 times as it started, as if for memory"),
+    ):
+        sandbox.isolation()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])

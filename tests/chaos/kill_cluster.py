@@ -1,0 +1,105 @@
+"""A Ray of its own, and the processes below it that can be killed, or stopped for a while."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from helpers import pids_of, wait_until
+
+# What each victim's command line holds. The actor is the Ray worker: without a GPU one does all that a shard needs.
+VICTIMS = {
+    "decode child": ("raypipe.video.worker",),
+    "Ray worker": ("ray::", "RunSteps"),
+    "raylet": ("/raylet/raylet",),
+    "GCS": ("/gcs/gcs_server",),
+    "driver": ("-m raypipe embed",),
+}
+
+
+class Cluster:
+    """One node, which begins again when somebody has killed it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._log = folder / "ray.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def address(self) -> str:
+        """Where a driver finds it; started where it does not run."""
+        if not self.is_whole():
+            self.end()
+            self._start()
+        return (self._folder / "ray_current_cluster").read_text().strip()
+
+    def is_whole(self) -> bool:
+        """Whether its processes are all there."""
+        alive = self._process is not None and self._process.poll() is None
+        return alive and all(pids_of(*VICTIMS[name], str(self._folder)) for name in ("raylet", "GCS"))
+
+    def end(self) -> None:
+        """SIGKILL for everything of it."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGCONT)
+                os.killpg(self._process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        for words in ((str(self._folder),), ("ray::",), VICTIMS["decode child"]):
+            for pid in pids_of(*words):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _start(self) -> None:
+        known = self._folder / "ray_current_cluster"
+        known.unlink(missing_ok=True)
+        options = ("--port=0", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--block")
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--head",
+            *options,
+            f"--temp-dir={self._folder}",
+        ]
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        wait_until(lambda: known.exists() and self.is_whole(), what="a Ray")
+
+
+@contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """A cluster that is gone when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="k", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(Path(folder))
+        try:
+            yield cluster
+        finally:
+            cluster.end()
+
+
+def strike(victim: str, number: int, *, seconds: float | None) -> int:
+    """SIGKILL one process of these, or SIGSTOP it and SIGCONT it later; its pid, or 0 where there is none."""
+    pids = sorted(pids_of(*VICTIMS[victim]))
+    if not pids:
+        return 0
+    pid = pids[number % len(pids)]
+    try:
+        os.kill(pid, signal.SIGKILL if seconds is None else signal.SIGSTOP)
+    except ProcessLookupError:
+        return 0
+    return pid
+
+
+def wake(pids: Sequence[int]) -> None:
+    """SIGCONT for those that are still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)

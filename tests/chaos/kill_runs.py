@@ -1,0 +1,173 @@
+"""Kill at random while embed runs, give the same command again until it ends well, and compare with a run in peace.
+
+Which process, when, and whether it is killed or only stopped for a while, is drawn from a seed; what it was doing then
+is not, since processes take their own time.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chaos.kill_cluster import Cluster, running_cluster, strike, wake
+from helpers import Driver, num_committed, upload
+
+from raypipe import schema
+from raypipe.config import EmbedConfig, load_config
+from raypipe.embed.verify import verify
+from raypipe.sealed.dataset import read_embeddings
+from raypipe.status import TRANSIENT, Status
+from raypipe.storage import Folder
+
+NUM_VIDEOS = 40
+_MAX_COMMANDS = 40
+_HANG_SECONDS = 150.0  # without a shard, a blow or an end
+_CHEAP = (
+    "backbone.name=resnet18",
+    "backbone.weights=random",
+    "sampling.num_frames=2",
+    "shard.max_videos=1",
+    "decode.timeout_seconds=6",
+    "decode.decoder=pyav",
+)
+# Of a hundred blows: a driver and a cluster cost a start, a worker its imports, a decode child next to nothing.
+_WEIGHTS = {"decode child": 60, "Ray worker": 26, "driver": 10, "raylet": 2, "GCS": 2}
+
+
+@dataclass
+class Tally:
+    """What was tried, and what came of it."""
+
+    blows: Counter[str] = field(default_factory=Counter)  # "SIGKILL driver" -> times
+    num_runs: int = 0
+    num_commands: int = 0
+    endings: Counter[str] = field(default_factory=Counter)  # of commands that were not killed and did not end well
+    statuses: Counter[str] = field(default_factory=Counter)  # of rows before they were retried
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def num_kills(self) -> int:
+        """Blows that ended a process."""
+        return sum(count for name, count in self.blows.items() if name.startswith("SIGKILL"))
+
+
+class Ground:
+    """A cluster, an input, and the vectors of a run in peace."""
+
+    def __init__(self, cluster: Cluster, place: Folder, logs: Path, *, seed: int) -> None:
+        self._cluster, self._logs, self._random = cluster, logs, random.Random(seed)
+        self._videos = Folder(place.child("in"))
+        self._place = place
+        self._num_outputs = 0
+        self.ids = upload(self._videos, NUM_VIDEOS)
+        self.expected = self._vectors(self._in_peace(self._new_output(), Tally()))
+
+    def run(self, tally: Tally, *, max_blows: int) -> None:
+        """One output, from nothing to sealed, under so many blows at the most."""
+        output = self._new_output()
+        left = max_blows
+        tally.num_runs += 1
+        for _ in range(_MAX_COMMANDS):
+            driver = self._start(output)
+            tally.num_commands += 1
+            left -= self._beat(driver, output, tally, left)
+            code = driver.wait()
+            if code == 0:
+                break
+            if code > 0:
+                tally.endings[driver.log.read_text().strip().rpartition("\n")[2][:80]] += 1
+        else:
+            tally.problems.append(f"run {tally.num_runs}: needs a person after {_MAX_COMMANDS} commands")
+            return
+        self._check(output, tally)
+
+    def _start(self, output: Folder, retry: str | None = None) -> Driver:
+        values = {"input": self._videos.uri, "output": output.uri, "retry": retry}
+        config = load_config(EmbedConfig, values=values, overrides=_CHEAP)
+        return Driver("embed", config, self._cluster.address(), self._logs / f"{time.time_ns()}.log")
+
+    def _beat(self, driver: Driver, output: Folder, tally: Tally, left: int) -> int:
+        """Strike until the driver ends or the blows are used up, and see that it goes on."""
+        num_blows = 0
+        stopped: dict[int, float] = {}  # pid -> when it may go on
+        committed, moved_at, may_strike_worker = num_committed(output), time.monotonic(), True
+        victim, seconds = self._draw(may_strike_worker=True)
+        next_blow = time.monotonic() + self._random.uniform(0, 8)  # also while it starts
+        while driver.process.poll() is None:
+            now = time.monotonic()
+            over = [pid for pid, until in stopped.items() if until <= now]
+            wake(over)
+            for pid in over:
+                del stopped[pid]
+            if (count := num_committed(output)) > committed:
+                committed, moved_at, may_strike_worker = count, now, True
+            if now - moved_at > _HANG_SECONDS:
+                tally.problems.append(
+                    f"run {tally.num_runs}: hangs with {committed} shards: {driver.log.read_text()[-300:]}"
+                )
+                driver.kill()
+                break
+            is_due = now >= next_blow and num_blows < left
+            # What is drawn waits until it is there: else a start would meet nothing but blows at the cluster.
+            if is_due and (pid := strike(victim, self._random.randrange(100), seconds=seconds)):
+                num_blows, moved_at = num_blows + 1, now
+                may_strike_worker = may_strike_worker and victim != "Ray worker"
+                tally.blows[f"{'SIGKILL' if seconds is None else 'SIGSTOP'} {victim}"] += 1
+                if seconds is not None:
+                    stopped[pid] = now + seconds
+                victim, seconds = self._draw(may_strike_worker=may_strike_worker)
+                next_blow = now + self._random.expovariate(2)
+            time.sleep(0.02)
+        wake(list(stopped))
+        return num_blows
+
+    def _draw(self, *, may_strike_worker: bool) -> tuple[str, float | None]:
+        """Whom, and for how many seconds where it is not for good."""
+        weights = {name: weight for name, weight in _WEIGHTS.items() if may_strike_worker or name != "Ray worker"}
+        victim = self._random.choices(list(weights), list(weights.values()))[0]
+        return victim, self._random.choice((None, None, None, self._random.uniform(0.2, 9)))
+
+    def _in_peace(self, output: Folder, tally: Tally, retry: str | None = None) -> Folder:
+        driver = self._start(output, retry)
+        if driver.wait():
+            tally.problems.append(f"run {tally.num_runs}: in peace it ends with {driver.log.read_text()[-300:]}")
+        return output
+
+    def _check(self, output: Folder, tally: Tally) -> None:
+        where = f"run {tally.num_runs}"
+        found = self._vectors(output)
+        tally.statuses.update(status for status, _ in found.values())
+        tally.problems += [f"{where}: {violation}" for violation in verify(output).violations]
+        tally.problems += [f"{where}: {name} is lost" for name in self.expected if name not in found]
+        bad = {status for status, _ in found.values()} - {Status.OK} - TRANSIENT
+        tally.problems += [f"{where}: rows that are {status}" for status in bad]
+        if any(status != Status.OK for status, _ in found.values()):
+            found = self._vectors(self._in_peace(output, tally, retry="transient"))
+        for name, (status, vectors) in found.items():
+            if status != Status.OK or not np.array_equal(vectors, self.expected[name][1]):
+                tally.problems.append(f"{where}: {name} is {status}, or has other vectors")
+
+    def _vectors(self, output: Folder) -> dict[str, tuple[str, Any]]:
+        """The status of each video, and its frames' vectors; a video twice is a violation that ``verify`` tells."""
+        columns = [schema.VIDEO_ID, schema.STATUS, schema.FRAME_EMBEDDINGS]
+        rows = [row for table in read_embeddings(output, columns=columns) for row in table.to_pylist()]
+        assert len(rows) == len({row[schema.VIDEO_ID] for row in rows}), "a video has two rows"
+        return {row[schema.VIDEO_ID]: (row[schema.STATUS], np.array(row[schema.FRAME_EMBEDDINGS])) for row in rows}
+
+    def _new_output(self) -> Folder:
+        self._num_outputs += 1
+        return Folder(self._place.child(f"out-{self._num_outputs}"))
+
+
+@contextmanager
+def ground(place: Folder, logs: Path, *, seed: int) -> Iterator[Ground]:
+    """Where to strike: the cluster runs until the block ends."""
+    with pytest.MonkeyPatch.context() as patch, running_cluster() as cluster:
+        patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # a driver whose cluster is gone waits for it
+        yield Ground(cluster, place, logs, seed=seed)
