@@ -17,7 +17,7 @@ VICTIMS = {
     "Ray worker": ("ray::", "RunSteps"),
     "raylet": ("/raylet/raylet",),
     "GCS": ("/gcs/gcs_server",),
-    "driver": ("-m raypipe embed",),
+    "driver": ("raypipe\0embed\0",),  # /proc parts arguments by zero bytes
 }
 
 

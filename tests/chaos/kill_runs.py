@@ -25,7 +25,7 @@ from raypipe.sealed.dataset import read_embeddings
 from raypipe.status import TRANSIENT, Status
 from raypipe.storage import Folder
 
-NUM_VIDEOS = 40
+NUM_VIDEOS = 120
 _MAX_COMMANDS = 40
 _HANG_SECONDS = 150.0  # without a shard, a blow or an end
 _CHEAP = (
@@ -122,7 +122,7 @@ class Ground:
                 if seconds is not None:
                     stopped[pid] = now + seconds
                 victim, seconds = self._draw(may_strike_worker=may_strike_worker)
-                next_blow = now + self._random.expovariate(2)
+                next_blow = now + self._random.expovariate(3)
             time.sleep(0.02)
         wake(list(stopped))
         return num_blows

@@ -1,7 +1,7 @@
 """Try to break raypipe, at length: ``python -m chaos.run`` in ``tests/``. Prints a table, and keeps it in RESULTS.md.
 
 Everything is drawn from ``--seed``, which the table names: the same seed tries the same again. ``--only`` takes parts:
-commit, storage, hostile, kills.
+commit, storage, hostile, kills, stock.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from chaos.hostile_files import damaged_files
 from chaos.kill_runs import NUM_VIDEOS, ground
 from chaos.kill_runs import Tally as Kills
 from chaos.references import large_canary, reference_files
+from chaos.stock import through_ray_data
 from embed_outputs import video
 
 from raypipe.demo.s3_server import local_s3
@@ -125,6 +126,13 @@ def hostile_rows(options: argparse.Namespace) -> Iterator[Row]:
     yield Row("playlists and references", f"{findings.num_files} files", expected, found, tuple(findings.problems))
 
 
+def stock_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """What Ray Data by itself makes of damaged files; nothing of it is raypipe's to mend."""
+    ending, num_healthy, count = through_ray_data(options.seed, 50)
+    tried = f"{count} damaged files among {count} healthy ones, read_videos to write_parquet"
+    yield Row("stock Ray Data", tried, f"{count} healthy videos written", f"{num_healthy}; it {ending}", ())
+
+
 def _hostile_row(what: str, findings: Findings) -> Row:
     statuses = ", ".join(f"{count} {status}" for status, count in findings.statuses.most_common())
     limit = (MEMORY_BYTES + SLACK_BYTES) // 2**20
@@ -164,6 +172,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "storage": storage_rows,
     "hostile": hostile_rows,
     "kills": kill_rows,
+    "stock": stock_rows,
 }
 
 
