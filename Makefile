@@ -34,7 +34,7 @@ test: install-dev
 test-long: install-dev
 	$(BIN)/python -m pytest -m "cluster or long"
 
-# Tries to break it, at length: ARGS="--seed 7 --only hostile". What was found stands in tests/chaos/RESULTS.md.
+# Tries to break it, at length: ARGS="--seed 7 --only hostile"; --record keeps what was found in tests/chaos/RESULTS.md.
 chaos: install-dev
 	cd tests && ../$(BIN)/python -m chaos.run $(ARGS)
 

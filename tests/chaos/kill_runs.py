@@ -37,7 +37,8 @@ _CHEAP = (
     "decode.decoder=pyav",
 )
 # Of a hundred blows: a driver and a cluster cost a start, a worker its imports, a decode child next to nothing.
-_WEIGHTS = {"decode child": 60, "Ray worker": 26, "driver": 10, "raylet": 2, "GCS": 2}
+_SOFT = "decode child"
+_WEIGHTS = {_SOFT: 78, "Ray worker": 14, "driver": 6, "raylet": 1, "GCS": 1}
 
 
 @dataclass
@@ -65,6 +66,8 @@ class Ground:
         self._videos = Folder(place.child("in"))
         self._place = place
         self._num_outputs = 0
+        self._committed = 0  # shards of the output at hand
+        self._may_strike_hard = True
         self.ids = upload(self._videos, NUM_VIDEOS)
         self.expected = self._vectors(self._in_peace(self._new_output(), Tally()))
 
@@ -72,6 +75,7 @@ class Ground:
         """One output, from nothing to sealed, under so many blows at the most."""
         output = self._new_output()
         left = max_blows
+        self._committed = 0
         tally.num_runs += 1
         for _ in range(_MAX_COMMANDS):
             driver = self._start(output)
@@ -96,41 +100,39 @@ class Ground:
         """Strike until the driver ends or the blows are used up, and see that it goes on."""
         num_blows = 0
         stopped: dict[int, float] = {}  # pid -> when it may go on
-        committed, moved_at, may_strike_worker = num_committed(output), time.monotonic(), True
-        victim, seconds = self._draw(may_strike_worker=True)
-        next_blow = time.monotonic() + self._random.uniform(0, 8)  # also while it starts
+        victim, seconds = self._draw()
+        moved_at = time.monotonic()
+        next_blow = moved_at + self._random.uniform(0, 8)  # also while it starts
         while driver.process.poll() is None:
             now = time.monotonic()
             over = [pid for pid, until in stopped.items() if until <= now]
             wake(over)
-            for pid in over:
-                del stopped[pid]
-            if (count := num_committed(output)) > committed:
-                committed, moved_at, may_strike_worker = count, now, True
+            stopped = {pid: until for pid, until in stopped.items() if pid not in over}
+            if (count := num_committed(output)) > self._committed:
+                self._committed, moved_at, self._may_strike_hard = count, now, True
             if now - moved_at > _HANG_SECONDS:
-                tally.problems.append(
-                    f"run {tally.num_runs}: hangs with {committed} shards: {driver.log.read_text()[-300:]}"
-                )
+                said = driver.log.read_text()[-300:]
+                tally.problems.append(f"run {tally.num_runs}: hangs with {count} shards: {said}")
                 driver.kill()
                 break
             is_due = now >= next_blow and num_blows < left
             # What is drawn waits until it is there: else a start would meet nothing but blows at the cluster.
             if is_due and (pid := strike(victim, self._random.randrange(100), seconds=seconds)):
                 num_blows, moved_at = num_blows + 1, now
-                may_strike_worker = may_strike_worker and victim != "Ray worker"
                 tally.blows[f"{'SIGKILL' if seconds is None else 'SIGSTOP'} {victim}"] += 1
                 if seconds is not None:
                     stopped[pid] = now + seconds
-                victim, seconds = self._draw(may_strike_worker=may_strike_worker)
-                next_blow = now + self._random.expovariate(3)
-            time.sleep(0.02)
+                self._may_strike_hard = self._may_strike_hard and victim == _SOFT
+                victim, seconds = self._draw()
+                next_blow = now + self._random.expovariate(1.5)
+            time.sleep(0.05)
         wake(list(stopped))
         return num_blows
 
-    def _draw(self, *, may_strike_worker: bool) -> tuple[str, float | None]:
-        """Whom, and for how many seconds where it is not for good."""
-        weights = {name: weight for name, weight in _WEIGHTS.items() if may_strike_worker or name != "Ray worker"}
-        victim = self._random.choices(list(weights), list(weights.values()))[0]
+    def _draw(self) -> tuple[str, float | None]:
+        """Whom, and for how many seconds where it is not for good; hard only once something was done since the last."""
+        names = list(_WEIGHTS) if self._may_strike_hard else [_SOFT]
+        victim = self._random.choices(names, [_WEIGHTS[name] for name in names])[0]
         return victim, self._random.choice((None, None, None, self._random.uniform(0.2, 9)))
 
     def _in_peace(self, output: Folder, tally: Tally, retry: str | None = None) -> Folder:

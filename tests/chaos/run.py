@@ -1,4 +1,4 @@
-"""Try to break raypipe, at length: ``python -m chaos.run`` in ``tests/``. Prints a table, and keeps it in RESULTS.md.
+"""Try to break raypipe, at length: ``python -m chaos.run`` in ``tests/``. Prints a table; RESULTS.md keeps the last.
 
 Everything is drawn from ``--seed``, which the table names: the same seed tries the same again. ``--only`` takes parts:
 commit, storage, hostile, kills, stock.
@@ -10,7 +10,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from chaos.commit_model import RECOVERY, Case, Model
 from chaos.fault_proxy import FAULTS, FaultProxy
 from chaos.hostile import MEMORY_BYTES, SLACK_BYTES, TIMEOUT_SECONDS, Findings, feed_reference, running_feeder
 from chaos.hostile_files import damaged_files
+from chaos.kill_cluster import VICTIMS
 from chaos.kill_runs import NUM_VIDEOS, ground
 from chaos.kill_runs import Tally as Kills
 from chaos.references import large_canary, reference_files
@@ -32,7 +33,14 @@ from raypipe.demo.s3_server import local_s3
 from raypipe.storage import Folder
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-_HEADER = ("what", "tried", "expected", "found", "seconds")
+_HEAD = (
+    "# What tries to break raypipe",
+    "",
+    "By `make chaos ARGS=--record`, part by part; the same seed tries the same again.",
+    "",
+    "| part | what | tried | expected | found | seconds | seed | day |",
+    "|---|---|---|---|---|---|---|---|",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,6 @@ class Row:
     expected: str
     found: str
     problems: tuple[str, ...]
-    seconds: float = 0.0
 
 
 def commit_rows(options: argparse.Namespace) -> Iterator[Row]:
@@ -155,6 +162,7 @@ def kill_rows(options: argparse.Namespace) -> Iterator[Row]:
             while tally.num_kills < options.kills:
                 here.run(tally, max_blows=options.kills - tally.num_kills + options.kills // 10)
                 _print(f"    run {tally.num_runs}: {tally.num_kills} killed, {len(tally.problems)} problems")
+    tally.problems += [f"no {name} was struck" for name in VICTIMS if not any(name in blow for blow in tally.blows)]
     blows = ", ".join(f"{count} {name}" for name, count in tally.blows.most_common())
     statuses = ", ".join(f"{count} {status}" for status, count in tally.statuses.most_common())
     runs = f"{tally.num_runs} runs of {NUM_VIDEOS} videos, {tally.num_commands} commands"
@@ -181,6 +189,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos.run", description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
     parser.add_argument("--only", nargs="+", choices=_PARTS, default=list(_PARTS))
+    parser.add_argument(
+        "--record", action="store_true", help="keep the rows in RESULTS.md, in place of the parts' last"
+    )
     parser.add_argument("--files", type=int, default=10_500, help="damaged files")
     parser.add_argument("--every", type=int, default=1, help="strike every so many-th call")
     parser.add_argument("--repeats", type=int, default=10, help="runs of faults at random")
@@ -188,31 +199,33 @@ def main() -> int:
     parser.add_argument("--crashes", type=int, default=1, help="drivers of three that may crash")
     options = parser.parse_args()
     _print(f"seed {options.seed}")
-    rows: list[Row] = []
-    for name in options.only:
+    is_sound = True
+    for part in options.only:
+        lines: list[str] = []
         began = time.monotonic()
-        for row in _PARTS[name](options):
-            rows.append(Row(row.what, row.tried, row.expected, row.found, row.problems, time.monotonic() - began))
-            _print(_line(rows[-1]), *(f"    {problem}" for problem in row.problems[:20]))
+        for row in _PARTS[part](options):
+            lines.append(_line(part, row, seconds=time.monotonic() - began, seed=options.seed))
+            _print(lines[-1], *(f"    {problem}" for problem in row.problems[:20]))
+            is_sound = is_sound and not row.problems
             began = time.monotonic()
-    _write(rows, options)
-    return int(any(row.problems for row in rows))
+        if options.record:
+            _record(part, lines)
+    return int(not is_sound)
 
 
-def _write(rows: list[Row], options: argparse.Namespace) -> None:
-    """Keep the table; only that of a whole run replaces the last one."""
-    if list(options.only) != list(_PARTS):
-        return
-    head = f"| {' | '.join(_HEADER)} |\n|{'---|' * len(_HEADER)}\n"
-    about = (
-        "# What tries to break raypipe\n\n"
-        f"By `make chaos` on {datetime.now(UTC):%Y-%m-%d}, seed {options.seed}, {os.cpu_count()} processors.\n\n"
-    )
-    RESULTS.write_text(about + head + "".join(_line(row) + "\n" for row in rows))
+def _record(part: str, lines: Sequence[str]) -> None:
+    """Keep the rows of a part; those of the others stay."""
+    kept = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    others = [
+        line for line in kept if line.startswith("| ") and line not in _HEAD and not line.startswith(f"| {part} |")
+    ]
+    rows = sorted([*others, *lines], key=lambda line: list(_PARTS).index(line.split(" | ")[0].removeprefix("| ")))
+    RESULTS.write_text("\n".join([*_HEAD, *rows]) + "\n")
 
 
-def _line(row: Row) -> str:
-    return f"| {row.what} | {row.tried} | {row.expected} | {row.found} | {row.seconds:.0f} |"
+def _line(part: str, row: Row, *, seconds: float, seed: int) -> str:
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
+    return f"| {part} | {row.what} | {row.tried} | {row.expected} | {row.found} | {seconds:.0f} | {seed} | {day} |"
 
 
 def _print(*lines: str) -> None:
