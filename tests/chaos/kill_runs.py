@@ -25,7 +25,6 @@ from raypipe.sealed.dataset import read_embeddings
 from raypipe.status import TRANSIENT, Status
 from raypipe.storage import Folder
 
-NUM_VIDEOS = 120
 _MAX_COMMANDS = 40
 _HANG_SECONDS = 150.0  # without a shard, a blow or an end
 _CHEAP = (
@@ -61,14 +60,14 @@ class Tally:
 class Ground:
     """A cluster, an input, and the vectors of a run in peace."""
 
-    def __init__(self, cluster: Cluster, place: Folder, logs: Path, *, seed: int) -> None:
+    def __init__(self, cluster: Cluster, place: Folder, logs: Path, *, seed: int, num_videos: int) -> None:
         self._cluster, self._logs, self._random = cluster, logs, random.Random(seed)
         self._videos = Folder(place.child("in"))
         self._place = place
         self._num_outputs = 0
         self._committed = 0  # shards of the output at hand
         self._may_strike_hard = True
-        self.ids = upload(self._videos, NUM_VIDEOS)
+        self.ids = upload(self._videos, num_videos)
         self.expected = self._vectors(self._in_peace(self._new_output(), Tally()))
 
     def run(self, tally: Tally, *, max_blows: int) -> None:
@@ -168,8 +167,8 @@ class Ground:
 
 
 @contextmanager
-def ground(place: Folder, logs: Path, *, seed: int) -> Iterator[Ground]:
+def ground(place: Folder, logs: Path, *, seed: int, num_videos: int) -> Iterator[Ground]:
     """Where to strike: the cluster runs until the block ends."""
     with pytest.MonkeyPatch.context() as patch, running_cluster() as cluster:
         patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # a driver whose cluster is gone waits for it
-        yield Ground(cluster, place, logs, seed=seed)
+        yield Ground(cluster, place, logs, seed=seed, num_videos=num_videos)

@@ -23,8 +23,8 @@ from chaos.fault_proxy import FAULTS, FaultProxy
 from chaos.hostile import MEMORY_BYTES, SLACK_BYTES, TIMEOUT_SECONDS, Findings, feed_reference, running_feeder
 from chaos.hostile_files import damaged_files
 from chaos.kill_cluster import VICTIMS
-from chaos.kill_runs import NUM_VIDEOS, ground
 from chaos.kill_runs import Tally as Kills
+from chaos.kill_runs import ground
 from chaos.references import large_canary, reference_files
 from chaos.stock import through_ray_data
 from embed_outputs import video
@@ -41,6 +41,7 @@ _HEAD = (
     "| part | what | tried | expected | found | seconds | seed | day |",
     "|---|---|---|---|---|---|---|---|",
 )
+_KILLED_VIDEOS = 120  # of a run in which processes are killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +159,14 @@ def kill_rows(options: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder, local_s3(Path(folder)) as server:
         os.environ.update(server.environment())
         place = Folder(f"s3://{BUCKET}/{secrets.token_hex(4)}")
-        with ground(place, Path(folder), seed=options.seed) as here:
+        with ground(place, Path(folder), seed=options.seed, num_videos=_KILLED_VIDEOS) as here:
             while tally.num_kills < options.kills:
                 here.run(tally, max_blows=options.kills - tally.num_kills + options.kills // 10)
                 _print(f"    run {tally.num_runs}: {tally.num_kills} killed, {len(tally.problems)} problems")
     tally.problems += [f"no {name} was struck" for name in VICTIMS if not any(name in blow for blow in tally.blows)]
     blows = ", ".join(f"{count} {name}" for name, count in tally.blows.most_common())
     statuses = ", ".join(f"{count} {status}" for status, count in tally.statuses.most_common())
-    runs = f"{tally.num_runs} runs of {NUM_VIDEOS} videos, {tally.num_commands} commands"
+    runs = f"{tally.num_runs} runs of {_KILLED_VIDEOS} videos, {tally.num_commands} commands"
     yield Row(
         "processes killed or stopped",
         f"{tally.num_kills} kills in {runs}: {blows}",
