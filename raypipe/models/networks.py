@@ -69,21 +69,32 @@ def _models() -> Any:  # noqa: ANN401 - torchvision ships no types
 def _compiler_deferred() -> Iterator[None]:
     """Let an import do without torch's compiler, whose own takes some two seconds of every process.
 
-    ``torchvision.ops`` imports it for one question of a function that no network here calls; who calls it gets the
-    compiler's answer.
+    ``torchvision.ops`` imports it for one question of a function that no network here calls. Whoever asks that or
+    anything else meanwhile has the compiler imported, and its answer.
     """
     name = "torch._dynamo.utils"
     if name in sys.modules:
         yield
         return
     stand_in: Any = ModuleType(name)
-    stand_in.is_compile_supported = lambda kind: importlib.import_module(name).is_compile_supported(kind)
+
+    def leave() -> None:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+
+    def ask(attribute: str) -> Any:  # noqa: ANN401
+        if attribute.startswith("__"):  # what an import looks for
+            raise AttributeError(attribute)
+        leave()
+        return getattr(importlib.import_module(name), attribute)
+
+    stand_in.is_compile_supported = lambda kind: ask("is_compile_supported")(kind)  # noqa: PLW0108 - asked when called
+    stand_in.__getattr__ = ask
     sys.modules[name] = stand_in
     try:
         yield
     finally:
-        if sys.modules.get(name) is stand_in:
-            del sys.modules[name]
+        leave()
 
 
 def _default_weights(name: str) -> Any:  # noqa: ANN401 - torchvision ships no types

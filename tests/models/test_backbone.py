@@ -518,6 +518,16 @@ def test_a_driver_starts_without_torch() -> None:
     assert run_python("import raypipe.embed.pipeline, sys; print('torch' in sys.modules)") == "False"
 
 
+def test_the_compiler_is_there_for_whoever_needs_it_meanwhile() -> None:
+    code = (
+        "import torch; from raypipe.models.networks import _compiler_deferred\n"
+        "with _compiler_deferred():\n"
+        "    import torch._dynamo\n"
+        "print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())"
+    )
+    assert run_python(code) == "2.0"
+
+
 def test_a_processor_embeds_without_torchs_compiler_and_whoever_needs_it_has_it() -> None:
     embed = (
         "import sys, importlib, numpy as np; "
