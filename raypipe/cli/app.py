@@ -4,7 +4,6 @@
 than --max-failed-fraction allows · 130 stopped by Ctrl-C.
 """
 
-import gc
 import logging
 import sys
 import traceback
@@ -80,7 +79,6 @@ def leave(run: Callable[[], int], *, debug: bool) -> NoReturn:
     except KeyboardInterrupt:
         say("stopped: what is committed stays, and the same command resumes.")
         code = INTERRUPTED
-    gc.freeze()  # the collection at the end would look at all that Ray and torch hold, for a second and more
     raise SystemExit(code)
 
 
