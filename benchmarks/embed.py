@@ -19,9 +19,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from _clips import MIXED, make_catalogue
-from _common import describe_machine, median, print_table, spread, videos_folder
+from _common import describe_machine, median, print_table, spread
 from _floor import SLOTS, Floor, measure_floor, settle
+from _mixed import mixed_catalogue, parse_options
 from _steady import Run, embed_config, run_raypipe
 
 from raypipe.models.networks import build_network
@@ -77,26 +77,16 @@ def print_memory(backbone: str, measured: list[tuple[Floor, Run]], dtype: str) -
 
 def main() -> None:
     """Print a table for each backbone."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--backbones", nargs="+", default=["resnet18", "resnet50"])
-    parser.add_argument("--videos-folder", type=Path, default=videos_folder(), help="where the next run finds them")
-    parser.add_argument("--quick", action="store_true", help="once, 40 videos of 8 clips, resnet18")
-    options = parser.parse_args()
-    clips = MIXED[:8] if options.quick else MIXED
-    if options.quick:
-        options.videos, options.repeats, options.backbones = 40, 1, ["resnet18"]
-    paths = make_catalogue(options.videos_folder, options.videos, clips=clips)
+    options = parse_options(__doc__, videos=200, repeats=5, backbones=("resnet18", "resnet50"))
+    paths = mixed_catalogue(options)
     print(describe_machine())
     for backbone in options.backbones:
         measured = measure(backbone, paths, options)
         config = embed_config(paths[0].parent, Path("none"), f"backbone.name={backbone}")
         dtype = settle(config)[1]
         num_frames = sum(measured[0][0].num_frames.values())
-        print(
-            f"\n{len(paths)} videos of {len(clips)} kinds, 16 uniform frames, {num_frames} in all, {backbone} {dtype},"
-        )
+        kinds = f"{len(paths)} videos of {len(options.clips)} kinds"
+        print(f"\n{kinds}, 16 uniform frames, {num_frames} in all, {backbone} {dtype},")
         print(f"{SLOTS} actors; medians of {options.repeats}, in brackets the least and the most\n")
         print_table(("way", "seconds", "of the floor"), rows_of(measured))
         ratio = median([run.steady(floor).until_end for floor, run in measured])

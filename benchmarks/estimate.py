@@ -6,13 +6,12 @@ The catalogue of ``embed.py``, 16 uniform frames, raypipe's defaults otherwise. 
 run, from the start of its process to its end.
 """
 
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
 
-from _clips import MIXED, make_catalogue
-from _common import describe_machine, median, print_table, spread, videos_folder
+from _common import describe_machine, median, print_table, spread
+from _mixed import mixed_catalogue, parse_options
 from _steady import embed_config, run_raypipe
 
 from raypipe.embed.estimate import estimate
@@ -38,17 +37,8 @@ def measure(videos: Path, backbone: str, repeats: int) -> list[tuple[float, floa
 
 def main() -> None:
     """Print one row for each backbone."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--backbones", nargs="+", default=["resnet18", "resnet50"])
-    parser.add_argument("--videos-folder", type=Path, default=videos_folder(), help="where the next run finds them")
-    parser.add_argument("--quick", action="store_true", help="once, 40 videos of 8 clips, resnet18")
-    options = parser.parse_args()
-    clips = MIXED[:8] if options.quick else MIXED
-    if options.quick:
-        options.videos, options.repeats, options.backbones = 40, 1, ["resnet18"]
-    videos = make_catalogue(options.videos_folder, options.videos, clips=clips)[0].parent
+    options = parse_options(__doc__, videos=200, repeats=3, backbones=("resnet18", "resnet50"))
+    videos = mixed_catalogue(options)[0].parent
     print(describe_machine())
     rows = []
     for backbone in options.backbones:

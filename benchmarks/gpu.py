@@ -12,12 +12,10 @@ shard to the last commit of all; the larger of both floors for the shards decode
 against. All processors count, also those that no decode actor has.
 """
 
-import argparse
 import contextlib
 import importlib
 import io
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from _clips import MIXED, make_catalogue
-from _common import describe_machine, median, print_table, spread, videos_folder
+from _common import describe_machine, median, print_table, spread
 from _floor import SLOTS, decode_all
+from _mixed import mixed_catalogue, parse_options
 from _steady import Run, embed_config, run_raypipe
 
 from raypipe.models.backbone import Backbone
@@ -111,7 +109,7 @@ def embed_rows(backbone: str, paths: list[Path], *, repeats: int, per_frame: flo
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     model = len(paths) * 16 * per_frame
-    met = "met" if statistics.median(shares) >= TARGET else "MISSED"
+    met = "met" if median(shares) >= TARGET else "MISSED"
     return [
         ("decode alone, all processors", f"{spread(floors, 1)} s", ""),
         ("model alone", f"{model:.1f} s", ""),
@@ -122,21 +120,12 @@ def embed_rows(backbone: str, paths: list[Path], *, repeats: int, per_frame: flo
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=4000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--backbones", nargs="+", default=["resnet50"])
-    parser.add_argument("--videos-folder", type=Path, default=videos_folder(), help="where the next run finds them")
-    parser.add_argument("--quick", action="store_true", help="once, 1000 videos of 8 clips")
-    options = parser.parse_args()
+    options = parse_options(__doc__, videos=4000, repeats=3, backbones=("resnet50",), quick_videos=1000)
     if not torch.cuda.is_available():
         print("No GPU here: nothing was measured.")
         return
-    clips = MIXED[:8] if options.quick else MIXED
-    if options.quick:
-        options.videos, options.repeats = 1000, 1
     print(f"{describe_machine()}; {torch.cuda.get_device_name()}")
-    paths = make_catalogue(options.videos_folder, options.videos, clips=clips)
+    paths = mixed_catalogue(options)
     for backbone in options.backbones:
         best, own = best_of_torch(backbone), ours(backbone)
         ratio = median(own) / median(best)
@@ -147,7 +136,7 @@ def main() -> None:
             ("Backbone.embed, from and to the host", spread(own, 0), f"{ratio:.2f}; {MODEL_TARGET}: {met}"),
         ]
         print_table(("way", "frames a second", "of it; target"), rows)
-        print(f"\n{len(paths)} videos of {len(clips)} kinds, 16 uniform frames; medians of {options.repeats}\n")
+        print(f"\n{len(paths)} videos of {len(options.clips)} kinds, 16 uniform frames; medians of {options.repeats}\n")
         print_table(
             ("what", "", "target"), embed_rows(backbone, paths, repeats=options.repeats, per_frame=1 / median(own))
         )

@@ -72,11 +72,11 @@ def _child(videos: str, output: str, log: str) -> None:
 
         return call
 
-    from raypipe.cli.app import leave  # noqa: PLC0415
+    from raypipe.batch import cluster as batch_cluster  # noqa: PLC0415
     from raypipe.embed import cluster, pipeline  # noqa: PLC0415
 
     note("imported")
-    run_steps, put_shard = cluster.add_stage.__globals__["RunSteps"], cluster.PutShard
+    run_steps, put_shard = batch_cluster.RunSteps, cluster.PutShard
 
     class WatchedSteps(run_steps):
         """Says when an actor begins and when it can work."""
@@ -91,12 +91,11 @@ def _child(videos: str, output: str, log: str) -> None:
 
         __call__ = noted("first commit", put_shard.__call__)
 
-    cluster.add_stage.__globals__["RunSteps"], cluster.PutShard = WatchedSteps, WatchedPut
+    batch_cluster.RunSteps, cluster.PutShard = WatchedSteps, WatchedPut
     pipeline.connect = noted("Ray is up", pipeline.connect)
     pipeline.plan_new = noted("planned", pipeline.plan_new)
     pipeline.finish = noted("sealed", pipeline.finish)
-    config = embed_config(Path(videos), Path(output), "backbone.name=resnet18")
-    leave(lambda: bool(pipeline.run_embed(config).record.problems), debug=False)
+    pipeline.run_embed(embed_config(Path(videos), Path(output), "backbone.name=resnet18"))
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from raypipe import schema
 from raypipe.classify.catalogue import row_version
-from raypipe.errors import CommitError, JobError
+from raypipe.errors import JobError
 from raypipe.report import ShardSummary, VideoNote
-from raypipe.sealed.footer import read_parquet
+from raypipe.sealed.footer import not_sealed, read_parquet
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
 
@@ -76,8 +76,7 @@ def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_di
         reason = f"its rows of {dim} numbers are not those that were planned"
     except (pa.ArrowException, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())
-    msg = f"{embeddings.child(name)} is not what was sealed: {reason}. Run raypipe verify {embeddings}."
-    raise CommitError(msg)
+    raise not_sealed(embeddings, name, reason)
 
 
 def frame_embeddings(rows: pa.Table) -> list[Vectors]:

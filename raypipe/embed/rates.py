@@ -12,15 +12,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from raypipe import schema
 from raypipe.config import DecodeConfig
 from raypipe.config.embed import BackboneConfig
+from raypipe.embed.shard import decode_shard, embed_shard, output_rows
+from raypipe.models.backbone import Backbone
 from raypipe.models.backbones import Dtype, embedding_dim
 from raypipe.models.weights import Weights
 from raypipe.sealed.plan import Video, plan_table
 from raypipe.status import HAS_FRAMES
 from raypipe.video.protocol import DecodeRequest
+from raypipe.video.sandbox import DecodeSandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,6 @@ def measure_rates(work: Work, videos: Sequence[Video], *, num_processes: int) ->
 
 
 def _measure(work: Work, started_at: float, videos: Sequence[Video]) -> Rates:
-    import torch  # noqa: PLC0415 - in the processes alone
-
-    from raypipe.embed.shard import decode_shard, embed_shard, output_rows  # noqa: PLC0415
-    from raypipe.models.backbone import Backbone  # noqa: PLC0415
-    from raypipe.video.sandbox import DecodeSandbox  # noqa: PLC0415
-
     torch.set_num_threads(1)
     backbone, decode = work.backbone, work.decode
     model = Backbone(

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe import schema
-from raypipe.errors import CommitError, ConfigError
+from raypipe.errors import ConfigError
 from raypipe.sealed.dataset import planned_rows
-from raypipe.sealed.footer import read_parquet
+from raypipe.sealed.footer import not_sealed, read_parquet
 from raypipe.sealed.plan import data_name
 from raypipe.status import Status
 from raypipe.storage import Folder
@@ -61,12 +61,12 @@ class IndexedRows:
     def _read(self, file: _File) -> Batch:
         table = read_parquet(self.embeddings, file.name, columns=(schema.EMBEDDING, schema.THUMBNAIL))
         if table.num_rows != len(file.is_indexed):
-            raise _not_sealed(self.embeddings, file.name, f"it has {table.num_rows} rows")
+            raise not_sealed(self.embeddings, file.name, f"it has {table.num_rows} rows")
         rows = table.filter(pa.array(file.is_indexed))
         vectors = rows[schema.EMBEDDING].combine_chunks()
         kind = vectors.type
         if not pa.types.is_fixed_size_list(kind) or kind.list_size != self.embedding_dim or vectors.null_count:
-            raise _not_sealed(self.embeddings, file.name, f"its embeddings are {kind}, or some are missing")
+            raise not_sealed(self.embeddings, file.name, f"its embeddings are {kind}, or some are missing")
         matrix = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
         return matrix.reshape(len(vectors), self.embedding_dim), rows[schema.THUMBNAIL].to_pylist()
 
@@ -105,12 +105,8 @@ def _read_counted(embeddings: Folder, name: str, ids: pa.Array) -> tuple[str, np
     table = read_parquet(embeddings, name, columns=(*OF_THE_ROWS, schema.STATUS))
     is_counted = pc.is_in(table[schema.VIDEO_ID], value_set=ids).to_numpy()
     if is_counted.sum() != len(ids):
-        raise _not_sealed(embeddings, name, f"of its {len(ids)} planned videos it holds {is_counted.sum()}")
+        raise not_sealed(embeddings, name, f"of its {len(ids)} planned videos it holds {is_counted.sum()}")
     return name, is_counted, table
-
-
-def _not_sealed(embeddings: Folder, name: str, reason: str) -> CommitError:
-    return CommitError(f"{embeddings.child(name)} is not what was sealed: {reason}. Run raypipe verify {embeddings}.")
 
 
 def _read_ahead(read: Callable[[_ItemT], _ReadT], items: Iterable[_ItemT]) -> Iterator[_ReadT]:

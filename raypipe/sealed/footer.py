@@ -45,6 +45,9 @@ def read_parquet(folder: Folder, name: str, *, columns: Sequence[str] | None = N
             table = pq.read_table(source, columns=wanted, page_checksum_verification=True)
         return table if wanted is None else table.select(wanted)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        msg = f"{folder.child(name)} is not what was sealed: {reason}. Run raypipe verify {folder}."
-        raise CommitError(msg) from None
+        raise not_sealed(folder, name, " ".join(str(error).split()).rstrip(".")) from None
+
+
+def not_sealed(folder: Folder, name: str, reason: str) -> CommitError:
+    """What to raise of a file whose rows are not those that were committed."""
+    return CommitError(f"{folder.child(name)} is not what was sealed: {reason}. Run raypipe verify {folder}.")

@@ -136,7 +136,8 @@ def hostile_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def stock_rows(options: argparse.Namespace) -> Iterator[Row]:
     """What Ray Data by itself makes of damaged files; nothing of it is raypipe's to mend."""
-    ending, num_healthy, count = through_ray_data(options.seed, 50)
+    count = 50
+    ending, num_healthy = through_ray_data(options.seed, count)
     tried = f"{count} damaged files among {count} healthy ones, read_videos to write_parquet"
     yield Row("stock Ray Data", tried, f"{count} healthy videos written", f"{num_healthy}; it {ending}", ())
 
