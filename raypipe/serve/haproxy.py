@@ -5,6 +5,7 @@ before Ray starts. Where Ray runs already, its own settings hold.
 """
 
 import importlib.util
+import math
 import os
 import shlex
 import shutil
@@ -15,27 +16,31 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from raypipe.config.serve import LimitsConfig
+from raypipe.serve.haproxy_start import Bounds
+from raypipe.serve.limits import LOAD_SECONDS
+
+_GRACE_SECONDS = 5  # for an error that says more than HAProxy's
 _PREFIX = "RAY_SERVE_HAPROXY_"
 _FOLDER_PREFIX = "raypipe-"  # short: a socket's path has 107 bytes, and Serve adds a node's id of 56
 _START = """#!/bin/sh
-exec {python} -I -S {program} {binary} {max_in_flight} {private_ports} "$@"
+exec {python} -I -S {program} {binary} {bounds} {private_ports} "$@"
 """
 
 
 @contextmanager
-def haproxy(host: str, *, max_in_flight: int) -> Iterator[bool]:
+def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
     """Have Serve start HAProxy for what listens on ``host``, until the block ends; false where there is none.
 
-    It lets ``max_in_flight`` requests through to each replica at once, and refuses the others itself.
+    It lets ``limits.max_in_flight`` requests through to each replica at once, refuses the others itself, and waits for
+    the rest of a request, or for the answer of a replica, a little longer than a replica has for its answer.
     """
     binary = None if ":" in host or ray_runs() else find_binary()
     if binary is None or "RAY_SERVE_ENABLE_HA_PROXY" in os.environ:
         yield os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
         return
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
-    settings = {
-        name: value for name, value in _settings(binary, folder, max_in_flight).items() if name not in os.environ
-    }
+    settings = {name: value for name, value in _settings(binary, folder, limits).items() if name not in os.environ}
     try:
         os.environ.update(settings)
         yield True
@@ -65,7 +70,7 @@ def find_binary() -> str | None:
     return shutil.which("haproxy")
 
 
-def _settings(binary: str, folder: Path, max_in_flight: int) -> dict[str, str]:
+def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]:
     metrics, stats, fallback = _free_ports(3)
     start = folder / "haproxy"
     program = shlex.quote(str(Path(__file__).with_name("haproxy_start.py")))
@@ -75,7 +80,7 @@ def _settings(binary: str, folder: Path, max_in_flight: int) -> dict[str, str]:
             python=python,
             program=program,
             binary=quoted,
-            max_in_flight=max_in_flight,
+            bounds=",".join(map(str, _bounds(limits))),
             private_ports=f"{metrics},{stats}",
         )
     )
@@ -101,6 +106,11 @@ def _settings(binary: str, folder: Path, max_in_flight: int) -> dict[str, str]:
         f"{_PREFIX}SERVER_STATE_BASE": str(folder),
         f"{_PREFIX}SERVER_STATE_FILE": str(folder / "server-state"),
     }
+
+
+def _bounds(limits: LimitsConfig) -> Bounds:
+    deadlines = (limits.deadline_seconds, limits.video_deadline_seconds, LOAD_SECONDS)
+    return Bounds(limits.max_in_flight, *(math.ceil(seconds) + _GRACE_SECONDS for seconds in deadlines))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Starts HAProxy in place of itself, after a change to the configuration that Ray Serve wrote.
 
-A program of its own, started by Serve: ``haproxy_start.py BINARY MAX_IN_FLIGHT PRIVATE_PORTS HAPROXY_ARGUMENTS…``. It
-imports nothing of raypipe, so that it takes no time.
+A program of its own, started by Serve: ``haproxy_start.py BINARY BOUNDS PRIVATE_PORTS HAPROXY_ARGUMENTS…``, ``BOUNDS``
+being four numbers with commas between. It imports nothing of raypipe, so that it takes no time.
 """
 
 import os
@@ -11,32 +11,56 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _BIND = re.compile(r"( *bind )\*?:(\d+)$")
 _USE_BACKEND = re.compile(r"( *)use_backend (\S+) if (\S+)$")
+_DEFAULTS = re.compile(r"defaults\s*$")
+_BACKEND = re.compile(r"backend \S*raypipe\S*\s*$")
 _SERVER = re.compile(r" *server \S+ \S+ check(?!.* backup).*$")
 _PROBES = "{ path /healthz /readyz /metrics }"
+_VIDEOS = "{ path_beg /v1/embed /v1/classify }"
+_LOADS = "{ path_beg /v1/admin/ }"
 _BODY = (
     r"{\"error\": {\"code\": \"overloaded\", \"message\": \"All replicas are busy. Try again after 1 s.\"}, "
     r"\"request_id\": \"%[var(txn.request_id),json(utf8s)]\"}"
 )
 
 
-def rewrite(text: str, *, max_in_flight: int | None, private_ports: set[str]) -> str:
+class Bounds(NamedTuple):
+    """What one replica answers at once, and the whole seconds after which a request to one that hangs is given up."""
+
+    max_in_flight: int
+    seconds: int
+    video_seconds: int
+    load_seconds: int
+
+
+def rewrite(text: str, *, bounds: Bounds | None, private_ports: set[str]) -> str:
     """Bind the given ports to loopback, give no server more at once than it answers, and refuse the rest with 429.
 
     Serve lets only the front end have an address: HAProxy's own pages would be open to every network of the machine.
-    And a replica refuses in a fifth of the time that an answer takes, where HAProxy needs a hundredth. With None
-    for ``max_in_flight`` all it does is bind.
+    And a replica refuses in a fifth of the time that an answer takes, where HAProxy needs a hundredth. A client that
+    sends its request slowly takes no place in a replica before it has come; a replica that hangs, and cannot keep
+    its own deadline, keeps no client for longer. Without ``bounds`` all it does is bind.
     """
-    return "\n".join(line for old in text.split("\n") for line in _lines(old, max_in_flight, private_ports))
+    return "\n".join(line for old in text.split("\n") for line in _lines(old, bounds, private_ports))
 
 
-def _lines(line: str, max_in_flight: int | None, private_ports: set[str]) -> Iterator[str]:
+def _lines(line: str, bounds: Bounds | None, private_ports: set[str]) -> Iterator[str]:
     if (bind := _BIND.match(line)) and bind[2] in private_ports:
         yield f"{bind[1]}127.0.0.1:{bind[2]}"
-    elif max_in_flight is None:
+    elif bounds is None:
         yield line
+    elif _DEFAULTS.match(line):
+        yield line
+        yield "    option http-buffer-request"
+        yield f"    timeout http-request {bounds.seconds}s"
+    elif _BACKEND.match(line):
+        yield line
+        yield f"    http-request set-timeout server {bounds.seconds}s"
+        yield f"    http-request set-timeout server {bounds.video_seconds}s if {_VIDEOS}"
+        yield f"    http-request set-timeout server {bounds.load_seconds}s if {_LOADS}"
     elif use := _USE_BACKEND.match(line):
         indent, backend, condition = use.groups()
         yield f"{indent}http-request set-var(txn.request_id) req.hdr(x-request-id)"
@@ -48,20 +72,21 @@ def _lines(line: str, max_in_flight: int | None, private_ports: set[str]) -> Ite
         )
         yield line
     elif _SERVER.match(line):
-        yield f"{line} maxconn {max_in_flight}"
+        yield f"{line} maxconn {bounds.max_in_flight}"
     else:
         yield line
 
 
 def main(arguments: list[str]) -> None:
     """Rewrite the file behind ``-f``, and become HAProxy; what that does not accept of it is left out."""
-    binary, max_in_flight, ports, *given = arguments
+    binary, numbers, ports, *given = arguments
     path = Path(given[given.index("-f") + 1])
     text = path.read_text()
     private_ports = set(ports.split(","))
-    limited = rewrite(text, max_in_flight=int(max_in_flight), private_ports=private_ports)
+    bounds = Bounds(*map(int, numbers.split(",")))
+    limited = rewrite(text, bounds=bounds, private_ports=private_ports)
     if not _is_accepted(binary, limited, path.parent):
-        limited = rewrite(text, max_in_flight=None, private_ports=private_ports)
+        limited = rewrite(text, bounds=None, private_ports=private_ports)
     path.write_text(limited)
     os.execv(binary, [binary, *given])  # noqa: S606 - as Serve would have started it
 

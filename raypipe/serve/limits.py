@@ -21,7 +21,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 REQUEST_ID = b"x-request-id"
 CLIENT_LEFT, SERVER_FAILED = 499, 500
 _MAX_ID = 200
-_LOAD_SECONDS = 900.0  # a large index comes from a bucket in minutes
+LOAD_SECONDS = 900.0  # a large index comes from a bucket in minutes
 _logger = logging.getLogger(__name__)
 
 
@@ -114,7 +114,7 @@ class Limits:
 
     def _deadline_seconds(self, endpoint: str) -> float:
         if endpoint in LOADING:
-            return _LOAD_SECONDS
+            return LOAD_SECONDS
         return self._config.video_deadline_seconds if is_video(endpoint) else self._config.deadline_seconds
 
     async def _within(self, deadline_seconds: float, exchange: "_Exchange") -> None:

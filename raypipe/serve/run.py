@@ -40,7 +40,7 @@ def serve_until_stopped(config: ServeConfig, *, say: Callable[[str], None]) -> N
     check_host(config.host, os.environ.get(TOKEN_VARIABLE))
     _check_port(config.host, config.port)
     Versions(Folder(config.index)).require_current()
-    with haproxy(config.host, max_in_flight=config.limits.max_in_flight) as is_fast, _running(config) as abilities:
+    with haproxy(config.host, config.limits) as is_fast, _running(config) as abilities:
         url = base_url(config)
         _wait_until_ready(url)
         say(f"Serving {config.index} on {url} ({'HAProxy' if is_fast else 'Ray Serve proxy'}).")

@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.timeout(600)
 TOKEN = "s3cret"  # noqa: S105 - a test's
 _REPLICA = "ServeReplica:raypipe:Api"
 _MAX_IN_FLIGHT = 4
+CRLF = "\r\n"
 _MAX_GROWTH_BYTES = 100_000_000
 
 
@@ -144,6 +147,43 @@ def test_a_replica_is_killed_under_load(command: tuple[Command, Endpoint], clien
         after = load.num_answered
         wait_until(lambda: load.num_answered > max(4000, after + 500), what="4000 answers")
     assert len(load.failures) <= load.num_answered / 1000, load.failures[:10]
+    assert client.index()["num_videos"] == 2012
+
+
+@pytest.mark.skipif(find_binary() is None, reason="no HAProxy, and a replica's own deadline frees its places")
+def test_slow_clients_take_no_places(command: tuple[Command, Endpoint]) -> None:
+    started, endpoint = command
+    wait_until(lambda: len(started.replicas()) == 2, what="both replicas")
+    begun = f"POST /v1/recommend HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 99\r\n"
+    with ExitStack() as open_connections:
+        slow = [
+            open_connections.enter_context(socket.create_connection(("127.0.0.1", endpoint.config.port), timeout=60))
+            for _ in range(4 * _MAX_IN_FLIGHT)
+        ]
+        for number, one in enumerate(slow):
+            one.sendall(f"{begun}{'' if number % 2 else CRLF}".encode() + b"X")
+        with Load(endpoint.url, [get("/v1/videos?limit=10")], connections=2, token=TOKEN) as load:
+            wait_until(lambda: load.num_answered > 300, what="300 answers")
+        assert load.failures == []
+        assert set(load.statuses) == {200}
+        assert {one.recv(12) for one in slow} == {b"HTTP/1.1 408"}
+
+
+@pytest.mark.skipif(find_binary() is None, reason="no HAProxy, and Serve ends a replica that hangs, after 100 s")
+def test_a_replica_that_hangs_keeps_nobody_for_long(command: tuple[Command, Endpoint], client: Client) -> None:
+    started, endpoint = command
+    wait_until(lambda: len(started.replicas()) == 2, what="both replicas")
+    before = started.replicas()
+    with Load(endpoint.url, [get("/v1/videos?limit=10")], connections=_MAX_IN_FLIGHT, token=TOKEN) as load:
+        wait_until(lambda: load.num_answered > 500, what="500 answers")
+        os.kill(min(before), signal.SIGSTOP)
+        after = load.num_answered
+        wait_until(lambda: load.num_answered > after + 2000, what="2000 answers of the other")
+    # What it held is answered by HAProxy: a client's own timeout would have the status 0.
+    assert set(load.statuses) <= {200, 500}
+    assert load.statuses[500] <= _MAX_IN_FLIGHT
+    os.kill(min(before), signal.SIGKILL)
+    wait_until(lambda: len(started.replicas() - before) == 1, what="a new replica")
     assert client.index()["num_videos"] == 2012
 
 

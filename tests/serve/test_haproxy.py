@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from raypipe.config.serve import LimitsConfig
 from raypipe.serve.haproxy import find_binary, haproxy, ray_runs
-from raypipe.serve.haproxy_start import rewrite
+from raypipe.serve.haproxy_start import Bounds, rewrite
 
+LIMITS = LimitsConfig(max_in_flight=7, deadline_seconds=0.5)
 CONFIG = """defaults
     mode http
     timeout connect 5s
@@ -45,7 +47,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_what_is_rewritten() -> None:
     text = CONFIG.format(metrics=1, front=2, stats=3)
-    changed = rewrite(text, max_in_flight=7, private_ports={"1", "3"})
+    changed = rewrite(text, bounds=Bounds(7, 8, 9, 10), private_ports={"1", "3"})
     before, after = text.splitlines(), changed.splitlines()
     gone, new = [line for line in before if line not in after], [line for line in after if line not in before]
     assert gone == [
@@ -53,11 +55,16 @@ def test_what_is_rewritten() -> None:
         "    server SERVE_REPLICA_raypipe-Api-1 127.0.0.1:30000 check observe layer4 error-limit 3 on-error mark-down",
         "  bind *:3",
     ]
-    refusal = new.pop(3)
+    refusal = new.pop(5)
     assert new == [
+        "    option http-buffer-request",
+        "    timeout http-request 8s",
         "    bind 127.0.0.1:1",
         "    http-request set-var(txn.request_id) req.hdr(x-request-id)",
         "    http-request set-var(txn.request_id) uuid if !{ req.hdr(x-request-id) -m found }",
+        "    http-request set-timeout server 8s",
+        "    http-request set-timeout server 9s if { path_beg /v1/embed /v1/classify }",
+        "    http-request set-timeout server 10s if { path_beg /v1/admin/ }",
         f"{gone[1]} maxconn 7",
         "  bind 127.0.0.1:3",
     ]
@@ -74,7 +81,7 @@ def test_only_the_front_end_is_open_and_what_haproxy_does_not_know_is_left_out(
     is_accepted: bool,  # noqa: FBT001 - of the table
 ) -> None:
     before = dict(os.environ)
-    with haproxy("127.0.0.1", max_in_flight=7) as is_fast:
+    with haproxy("127.0.0.1", LIMITS) as is_fast:
         assert is_fast
         set_here = {name: value for name, value in os.environ.items() if before.get(name) != value}
         ports = {name: set_here[f"RAY_SERVE_HAPROXY_{name.upper()}_PORT"] for name in ("metrics", "stats")}
@@ -90,7 +97,8 @@ def test_only_the_front_end_is_open_and_what_haproxy_does_not_know_is_left_out(
             "*:8000",
             f"127.0.0.1:{ports['stats']}",
         ]
-        assert ("maxconn 7" in changed) == is_accepted
+        for bound in ("maxconn 7", "server 6s\n", "server 65s if", "server 905s if", "http-request 6s"):
+            assert (bound in changed) == is_accepted
         folder = binary.parent
         assert folder.stat().st_mode & 0o777 == 0o700
         node_id = "x" * 56
@@ -104,7 +112,7 @@ def test_where_it_cannot_be_set_it_is_left(monkeypatch: pytest.MonkeyPatch, host
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     before = dict(os.environ)
-    with haproxy(host, max_in_flight=7) as is_fast:
+    with haproxy(host, LIMITS) as is_fast:
         assert not is_fast
         assert dict(os.environ) == before
 
