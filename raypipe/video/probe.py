@@ -151,6 +151,8 @@ class VideoFile:
             raise VideoError(Status.NO_VIDEO_STREAM, f"No video stream; the streams are: {kinds}.")
         stream = next((one for one in streams if one is best), streams[0])
         context = stream.codec_context
+        if context is None:
+            raise VideoError(Status.DECODE_ERROR, "FFmpeg has no decoder for the codec of its video.")
         context.thread_count = 1
         context.thread_type = "NONE"
         if not self._loop_filter:

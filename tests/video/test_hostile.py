@@ -136,6 +136,15 @@ def test_sound_alone(pyav: DecodeSandbox, make_clip: MakeClip, decode_in: Callab
     assert (video.status, video.error) == (Status.NO_VIDEO_STREAM, "No video stream; the streams are: audio.")
 
 
+def test_a_codec_that_nobody_knows(
+    pyav: DecodeSandbox, make_clip: MakeClip, decode_in: Callable[..., DecodedVideo]
+) -> None:
+    data = make_clip("h264", num_frames=6).replace(b"avc1", b"?1?1")
+    result = decode_in(pyav, data)
+    assert result.status is Status.DECODE_ERROR
+    assert result.error == "FFmpeg has no decoder for the codec of its video."
+
+
 @pytest.mark.parametrize("name", CUT)
 def test_a_file_that_was_cut_short(
     pyav: DecodeSandbox,

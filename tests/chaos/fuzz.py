@@ -1,0 +1,63 @@
+"""Fuzzing of what reads a container before anything is decoded: ``python -m chaos.fuzz FOLDER LIBFUZZER_OPTIONS…``.
+
+A file must end as an index that holds together, or as an error that becomes its row. FOLDER keeps the files that
+reached something new; the first are a healthy video of every container and codec.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+import atheris
+import av
+import numpy as np
+
+with atheris.instrument_imports(include=["raypipe.video.sample_table", "raypipe.video.probe", "raypipe.video.index"]):
+    from raypipe.video.index import VideoIndex
+    from raypipe.video.probe import VideoError, VideoFile
+from chaos.hostile_files import seed_clips  # which imports it too: after it is watched
+
+from raypipe.video.protocol import Limits
+from raypipe.video.sampling import nearest, sample_timestamps
+
+_LIMITS = Limits(max_packets=20_000, max_duration_seconds=3600, max_pixels=1920 * 1080)
+
+
+def read(data: bytes) -> None:
+    """Read one file; whatever it raises besides what is a row is a finding."""
+    try:
+        video = VideoFile(io.BytesIO(data), limits=_LIMITS)
+    except (VideoError, av.error.FFmpegError, MemoryError):
+        return
+    try:
+        _check(video.index)
+    finally:
+        video.close()
+
+
+def _check(index: VideoIndex) -> None:
+    assert len(index.pts) == len(index.is_keyframe) == len(index.is_shown) > 0
+    assert index.is_shown.any()
+    assert np.isfinite([index.duration_seconds, index.end_seconds, index.average_fps]).all()
+    for mode in ("uniform", "fps"):
+        wanted = sample_timestamps(index.duration_seconds, mode=mode, num_frames=16, fps=2.0, max_frames=64)
+        assert 0 < len(wanted) <= 64
+        assert (np.diff(wanted) >= 0).all()
+        shown = np.sort(index.pts_seconds[index.is_shown])
+        chosen = nearest(shown, wanted)
+        assert ((chosen >= 0) & (chosen < len(shown))).all()
+
+
+def main() -> None:
+    """Fuzz until libFuzzer's options say that it is enough."""
+    corpus = Path(sys.argv[1])
+    corpus.mkdir(exist_ok=True)
+    for name, data in seed_clips().items():
+        (corpus / name).write_bytes(data)
+    av.logging.set_level(None)
+    atheris.Setup(sys.argv, read)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
