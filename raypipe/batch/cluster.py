@@ -70,9 +70,11 @@ def configure_data() -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The last line of what Ray says, which is the exception that a worker raised."""
+    """The last line of what Ray says, which is the exception that a worker raised; without the name of one of ours."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return lines[-1].strip().rstrip(".")[:300] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return re.sub(r"^raypipe\.errors\.\w+: ", "", lines[-1].strip()).rstrip(".")[:300]
 
 
 @contextmanager

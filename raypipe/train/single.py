@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from raypipe.batch.cluster import connect, reason_of
 from raypipe.config import TrainConfig
-from raypipe.errors import JobError, ObjectError, RaypipeError
+from raypipe.errors import JobError, ObjectError, RaypipeError, StorageError
 from raypipe.models.classifier_files import COMPLETE, MODEL_FOLDER
 from raypipe.progress import TrainingProgress
 from raypipe.report import TrainingRecord, write_training_report
@@ -58,7 +59,8 @@ def train_once(config: TrainConfig, *, console: Console | None = None) -> Traini
         _train(setup, story, use_gpu=use_gpu, console=console)
     except RaypipeError as error:
         record = replace(so_far(record, story), outcome="failed", message=str(error), finished_at=time.time())
-        write_training_report(record, output.put)
+        with suppress(StorageError):  # of the two, what ended the training is what has to be said
+            write_training_report(record, output.put)
         raise
     record = replace(so_far(record, story), outcome="finished", finished_at=time.time())
     record = describe_outcome(record, setup, story.ended or {})

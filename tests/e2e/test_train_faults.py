@@ -1,12 +1,14 @@
 """Kill everything that can be killed while train runs; the outcome is that of a training that nothing disturbed."""
 
 import signal
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from embed_outputs import replace_object
 from helpers import Driver, StartDriver, keys, kill_one, pids_of, wait_until
+from memory_disk import memory_disk
 from train_runs import Trained, history, train_config
 
 from raypipe.storage import Folder
@@ -20,6 +22,7 @@ pytestmark = [
 _NUM_TRAIN = 72
 _WORKER = "ray::RayTrainWorker"
 _EVERY_STEP = {"minutes": 1e-6}
+_FIRST_KB, _ENOUGH_KB = 400, 100_000  # some checkpoints, and all of them
 _PER_EPOCH = 36 + 1  # checkpoints: one for each step and one for the end
 _MEASURED = ("epoch", "step", "train_loss", "validation_loss", "accuracy", "macro_f1", "learning_rate")
 
@@ -121,6 +124,30 @@ def test_a_killed_worker_ends_or_goes_on(trained: Trained, bucket: str, start_dr
     printed = driver.log.read_text()
     assert "workers were started again from checkpoint " in printed
     check_as_undisturbed(output, trained)
+
+
+def test_a_disk_that_is_full_until_there_is_room(trained: Trained, tmp_path: Path, start_driver: StartDriver) -> None:
+    with memory_disk(tmp_path / "disk") as disk:
+        output = Folder(str(disk.path / "model"))
+        resources = {"use_gpu": False, "max_failures": 0}
+        config = train_config(trained.embeddings, output, checkpoint=_EVERY_STEP, resources=resources)
+        disk.resize(_FIRST_KB)
+        driver = start_driver(config, job="train")
+        assert driver.wait() == 1
+        printed = driver.log.read_text()
+        said = [line for line in printed.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1
+        assert said[0].startswith("error: The workers failed more than 0 times: Cannot create ")
+        assert "No space left on device" in said[0]
+        assert "Traceback" not in printed
+        wait_for_no_worker()
+        assert Checkpoints(output).latest() is not None
+
+        disk.resize(_ENOUGH_KB)
+        driver = start_driver(config, job="train")
+        assert driver.wait() == 0, driver.log.read_text()
+        assert "going on from checkpoint " in driver.log.read_text()
+        check_as_undisturbed(output, trained)
 
 
 def test_one_of_two_workers_is_killed(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
