@@ -1,12 +1,14 @@
 """Try to break raypipe, at length: ``python -m chaos.run`` in ``tests/``. Prints a table; RESULTS.md keeps the last.
 
 Everything is drawn from ``--seed``, which the table names: the same seed tries the same again. ``--only`` takes parts:
-commit, storage, hostile, kills, stock.
+commit, storage, hostile, fuzz, kills, stock. For fuzz, ``pip install atheris`` first.
 """
 
 import argparse
 import os
+import re
 import secrets
+import subprocess
 import sys
 import tempfile
 import time
@@ -41,6 +43,7 @@ _HEAD = (
     "| part | what | tried | expected | found | seconds | seed | day |",
     "|---|---|---|---|---|---|---|---|",
 )
+_FUZZ_MEMORY_MB = 2048
 _KILLED_VIDEOS = 120  # of a run in which processes are killed
 
 
@@ -134,6 +137,21 @@ def hostile_rows(options: argparse.Namespace) -> Iterator[Row]:
     yield Row("playlists and references", f"{findings.num_files} files", expected, found, tuple(findings.problems))
 
 
+def fuzz_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Files that reach ever more of what reads a container, in a process of its own: it may die of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        limits = (f"-max_total_time={options.fuzz_seconds}", "-timeout=10", f"-rss_limit_mb={_FUZZ_MEMORY_MB}")
+        command = [sys.executable, "-m", "chaos.fuzz", folder, f"-seed={options.seed}", *limits, "-print_final_stats=1"]
+        command += [f"-artifact_prefix={RESULTS.parent}/"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    executed = re.search(r"number_of_executed_units: (\d+)", ended.stderr)
+    reached = re.findall(r" cov: (\d+)", ended.stderr)
+    tried = f"{int(executed[1]):,} files, {reached[-1]} branches" if executed and reached else "nothing"
+    problems = tuple(ended.stderr.splitlines()[-20:]) if ended.returncode or not executed else ()
+    expected = "an index that holds together, or an error that is a row"
+    yield Row("containers, led by coverage", tried, expected, f"{int(bool(problems))} findings", problems)
+
+
 def stock_rows(options: argparse.Namespace) -> Iterator[Row]:
     """What Ray Data by itself makes of damaged files; nothing of it is raypipe's to mend."""
     count = 50
@@ -181,6 +199,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "commit": commit_rows,
     "storage": storage_rows,
     "hostile": hostile_rows,
+    "fuzz": fuzz_rows,
     "kills": kill_rows,
     "stock": stock_rows,
 }
@@ -198,6 +217,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="strike every so many-th call")
     parser.add_argument("--repeats", type=int, default=10, help="runs of faults at random")
     parser.add_argument("--kills", type=int, default=500, help="processes of embed to kill")
+    parser.add_argument("--fuzz-seconds", type=int, default=300)
     parser.add_argument("--crashes", type=int, default=1, help="drivers of three that may crash")
     options = parser.parse_args()
     _print(f"seed {options.seed}")

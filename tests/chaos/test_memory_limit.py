@@ -1,0 +1,70 @@
+"""A node that runs out of memory for a while: Ray kills the worker, and the run ends as one that nothing disturbed."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from chaos.kill_cluster import VICTIMS, running_cluster
+from chaos.kill_runs import CHEAP
+from helpers import Driver, num_committed, pids_of, upload, wait_until
+
+from raypipe import schema
+from raypipe.config import EmbedConfig, load_config
+from raypipe.embed.verify import verify
+from raypipe.sealed.dataset import read_embeddings
+from raypipe.storage import Folder
+
+pytestmark = pytest.mark.long
+
+_NUM_VIDEOS = 120
+_ROOM = 0.15  # of the machine's memory: what Ray and the worker may take
+# Takes a share of the machine's memory at every line that it reads, and gives it back at its end.
+_BALLOON = "import sys\nheld = [b'1' * int(line) for line in sys.stdin]"
+
+
+def memory(name: str) -> int:
+    """Bytes, of /proc/meminfo."""
+    found = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(found.split()[1]) * 1024
+
+
+@contextmanager
+def balloon() -> Iterator[subprocess.Popen[str]]:
+    """A process that takes as many bytes as each line says that is written to it."""
+    with subprocess.Popen([sys.executable, "-c", _BALLOON], stdin=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_node_that_runs_out_of_memory(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
+    upload(videos, _NUM_VIDEOS)
+    total = memory("MemTotal")
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{1 - memory('MemAvailable') / total + _ROOM:.3f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    config = load_config(EmbedConfig, values={"input": videos.uri, "output": output.uri}, overrides=CHEAP)
+    with running_cluster() as cluster:
+        driver = Driver("embed", config, cluster.address(), tmp_path / "driver.log")
+        try:
+            wait_until(lambda: num_committed(output) > 0, what="a shard")
+            before = set(pids_of(*VICTIMS["Ray worker"]))
+            with balloon() as taken:
+
+                def is_killed() -> bool:
+                    if memory("MemAvailable") > total // 10:
+                        print(total // 50, file=taken.stdin, flush=True)
+                    return not before & set(pids_of(*VICTIMS["Ray worker"]))
+
+                wait_until(is_killed, what="the end of the worker")
+                assert num_committed(output) < _NUM_VIDEOS
+            assert driver.wait() == 0, driver.log.read_text()
+        finally:
+            driver.kill()
+    assert verify(output).violations == []
+    rows = [row for table in read_embeddings(output, columns=[schema.STATUS]) for row in table.to_pylist()]
+    assert [row[schema.STATUS] for row in rows] == ["ok"] * _NUM_VIDEOS
