@@ -19,7 +19,9 @@ from raypipe.sealed.plan import Video
 from raypipe.sealed.planner import Planner
 
 _PROBE_VIDEOS = 30
-_RAY_SECONDS = 6.0  # until Ray is up and the work is planned, on a machine that does nothing else
+# Ray's start, the actors' and the end of all, in times of what a process of the probe takes until it is ready: both are
+# imports and processes that start, so a slow machine is slow at both. By benchmarks/startup.py on two processors.
+_START_PER_READY = 4.0
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Estimate:
     fetch_seconds: float = 0.0  # of all new videos: what decoding waits for
     decode_seconds: float = 0.0
     embed_seconds: float = 0.0
-    start_seconds: float = 0.0  # of Ray and of the actors
+    start_seconds: float = 0.0  # of Ray and of the actors, and the end of both
 
     @property
     def wall_seconds(self) -> float:
@@ -103,7 +105,7 @@ def _probe(setup: Setup, new: list[Video], result: Estimate) -> None:
     rates = measure_rates(work, chosen, num_processes=result.slots)
     scale = len(new) / result.num_probed
     result.kinds = rates.kinds
-    result.start_seconds = _RAY_SECONDS + rates.ready_seconds
+    result.start_seconds = _START_PER_READY * rates.ready_seconds
     result.fetch_seconds = scale * rates.fetch_seconds
     result.decode_seconds = scale * rates.decode_seconds
     result.embed_seconds = scale * rates.embed_seconds

@@ -24,6 +24,7 @@ from chaos.commit_model import RECOVERY, Case, Model
 from chaos.fault_proxy import FAULTS, FaultProxy
 from chaos.hostile import MEMORY_BYTES, SLACK_BYTES, TIMEOUT_SECONDS, Findings, feed_reference, running_feeder
 from chaos.hostile_files import damaged_files
+from chaos.hostile_job import embed_hostile_files
 from chaos.kill_cluster import VICTIMS
 from chaos.kill_runs import Tally as Kills
 from chaos.kill_runs import ground
@@ -123,6 +124,13 @@ def hostile_rows(options: argparse.Namespace) -> Iterator[Row]:
         for number, file in enumerate(damaged_files(options.seed, options.files)):
             feeder.feed(file, in_parts=number % 2 == 1)
     yield _hostile_row("damaged files", feeder.findings)
+    outcome = embed_hostile_files(options.seed, options.job_files)
+    statuses = ", ".join(f"{count} {status}" for status, count in outcome.statuses.most_common())
+    tried = f"{outcome.num_files} files in one command: {statuses}"
+    expected = "a row each, the healthy ones ok, 0 Ray workers dead"
+    yield Row(
+        "damaged and healthy files through embed", tried, expected, f"{len(outcome.problems)}", tuple(outcome.problems)
+    )
     with running_feeder() as feeder:
         for file in bombs():
             for in_parts in (False, True):
@@ -214,6 +222,7 @@ def main() -> int:
         "--record", action="store_true", help="keep the rows in RESULTS.md, in place of the parts' last"
     )
     parser.add_argument("--files", type=int, default=10_500, help="damaged files")
+    parser.add_argument("--job-files", type=int, default=3_000, help="damaged files through the whole job")
     parser.add_argument("--every", type=int, default=1, help="strike every so many-th call")
     parser.add_argument("--repeats", type=int, default=10, help="runs of faults at random")
     parser.add_argument("--kills", type=int, default=500, help="processes of embed to kill")
