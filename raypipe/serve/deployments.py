@@ -15,7 +15,7 @@ from raypipe.serve.api import MAX_LABELS
 from raypipe.serve.http_errors import HttpError, as_http_error
 from raypipe.serve.service import EmbeddedVideo
 from raypipe.serve.sources import Prefixes, Source
-from raypipe.serve.videos import EmbeddingSettings, VideoDecoder, embed_videos
+from raypipe.serve.videos import Embedded, EmbeddingSettings, VideoDecoder, embed_videos
 from raypipe.storage import Folder
 from raypipe.video.protocol import Pixels
 from raypipe.video.sandbox import DecodedVideo
@@ -51,7 +51,7 @@ class Embedder:
         loop = asyncio.get_running_loop()
         try:
             video = await loop.run_in_executor(self._decoding, self._decode, source)
-            (embedding, frame_embeddings), batch_size = await self._embed_frames(video.frames)
+            (embedding, frame_embeddings), batch_size = await self._embed_one(video.frames)
         except (RaypipeError, HttpError) as error:
             return as_http_error(error)
         duration = video.duration_seconds or None
@@ -64,6 +64,12 @@ class Embedder:
         finally:
             self._decoders.put(decoder)
 
+    async def _embed_one(self, frames: Pixels) -> tuple[Embedded, int]:
+        embedded, batch_size = await self._embed_frames(frames)
+        if isinstance(embedded, HttpError):
+            raise embedded
+        return embedded, batch_size
+
     @serve.batch(max_batch_size=EMBED_BATCH, batch_wait_timeout_s=_BATCH_WAIT_SECONDS)
     async def _embed_frames(self, videos: list[Pixels]) -> list[Any]:
         embedded = await asyncio.to_thread(embed_videos, videos, self._backbone)
@@ -71,7 +77,7 @@ class Embedder:
 
     async def check_health(self) -> None:
         """Embed one frame."""
-        await self._embed_frames(np.zeros((1, self._crop_size, self._crop_size, 3), np.uint8))
+        await self._embed_one(np.zeros((1, self._crop_size, self._crop_size, 3), np.uint8))
 
 
 class Classifier:

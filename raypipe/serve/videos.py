@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FLOAT16_MAX = 65_504.0
 _NEEDED = ("backbone", "weights", "sampling", "resize_size", "crop_size", "dtype")
 Vectors = npt.NDArray[np.float32]
+Embedded = tuple[Vectors, npt.NDArray[np.float16]]  # the embedding [D], and the vectors [T, D] of the frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +122,17 @@ class VideoDecoder:
         self._sandbox.close()
 
 
-def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors, npt.NDArray[np.float16]]]:  # noqa: ANN401 - importing its type takes seconds
+def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[Embedded | HttpError]:  # noqa: ANN401 - importing its type takes seconds
     """Embed the frames of several videos together: the embedding [D] and the vectors [T, D] of each.
 
-    Raises:
-        HttpError: a vector is not made of numbers.
+    A video whose vectors are not numbers gets an error in their place, and the others do not suffer from it.
     """
     vectors = np.clip(backbone.embed(np.concatenate(videos)), -_FLOAT16_MAX, _FLOAT16_MAX)
-    if np.isnan(vectors).any():
-        raise HttpError(500, "The backbone gave vectors that are not numbers.")
     parts = np.split(vectors, np.cumsum([len(frames) for frames in videos])[:-1])
-    return [(mean_embedding(part), part.astype(np.float16)) for part in parts]
+    return [_embedded(part) for part in parts]
+
+
+def _embedded(vectors: Vectors) -> Embedded | HttpError:
+    if np.isnan(vectors).any():
+        return HttpError(500, "The backbone gave vectors that are not numbers.")
+    return mean_embedding(vectors), vectors.astype(np.float16)

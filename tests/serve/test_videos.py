@@ -81,8 +81,11 @@ def test_videos_are_decoded_and_embedded_together_as_alone(tmp_path: Path) -> No
     finally:
         decoder.close()
     together = embed_videos([named.frames, sent.frames], backbone)
-    for frames, (embedding, frame_embeddings) in zip((named.frames, sent.frames), together, strict=True):
+    for frames, embedded in zip((named.frames, sent.frames), together, strict=True):
         [alone] = embed_videos([frames], backbone)
+        assert not isinstance(embedded, HttpError)
+        assert not isinstance(alone, HttpError)
+        embedding, frame_embeddings = embedded
         assert frame_embeddings.shape == (2, 512)
         assert frame_embeddings.dtype == np.float16
         assert embedding == pytest.approx(alone[0], abs=1e-5)
@@ -101,13 +104,18 @@ def test_other_weights_than_those_of_the_index_are_refused(tmp_path: Path) -> No
         about.resolve_weights(str(tmp_path / "none.pth"))
 
 
-def test_numbers_that_are_none_are_not_answered() -> None:
+def test_numbers_that_are_none_are_answered_to_nobody_and_spoil_no_other_video() -> None:
     class Broken:
         def embed(self, frames: Any) -> Any:  # noqa: ANN401 - arrays
-            return np.full((len(frames), 4), np.nan, np.float32)
+            return np.where(frames[:, 0, 0, :1] == 0, np.nan, np.ones((1, 4), np.float32))
 
-    with pytest.raises(HttpError, match="not numbers"):
-        embed_videos([np.zeros((1, 2, 2, 3), np.uint8)], Broken())
+    black, white = (np.full((2, 2, 2, 3), shade, np.uint8) for shade in (0, 255))
+    before, poisoned, after = embed_videos([white, black, white], Broken())
+    assert isinstance(poisoned, HttpError)
+    assert "not numbers" in poisoned.message
+    for embedded in (before, after):
+        assert not isinstance(embedded, HttpError)
+        assert embedded[0] == pytest.approx([0.5] * 4)
 
 
 def test_an_error_travels_between_processes() -> None:
