@@ -13,7 +13,7 @@ from rich.console import Console
 
 from raypipe.batch.cluster import connect, reason_of
 from raypipe.config import TrainConfig
-from raypipe.errors import JobError, ObjectError, RaypipeError, StorageError
+from raypipe.errors import JobError, ObjectError, RaypipeError
 from raypipe.models.classifier_files import COMPLETE, MODEL_FOLDER
 from raypipe.progress import TrainingProgress
 from raypipe.report import TrainingRecord, write_training_report
@@ -59,7 +59,7 @@ def train_once(config: TrainConfig, *, console: Console | None = None) -> Traini
         _train(setup, story, use_gpu=use_gpu, console=console)
     except RaypipeError as error:
         record = replace(so_far(record, story), outcome="failed", message=str(error), finished_at=time.time())
-        with suppress(StorageError):  # of the two, what ended the training is what has to be said
+        with suppress(RaypipeError):  # what ended the training may end this too, and is what has to be told
             write_training_report(record, output.put)
         raise
     record = replace(so_far(record, story), outcome="finished", finished_at=time.time())

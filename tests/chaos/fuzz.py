@@ -39,11 +39,11 @@ def _check(index: VideoIndex) -> None:
     assert len(index.pts) == len(index.is_keyframe) == len(index.is_shown) > 0
     assert index.is_shown.any()
     assert np.isfinite([index.duration_seconds, index.end_seconds, index.average_fps]).all()
+    shown = np.sort(index.pts_seconds[index.is_shown])
     for mode in ("uniform", "fps"):
         wanted = sample_timestamps(index.duration_seconds, mode=mode, num_frames=16, fps=2.0, max_frames=64)
         assert 0 < len(wanted) <= 64
         assert (np.diff(wanted) >= 0).all()
-        shown = np.sort(index.pts_seconds[index.is_shown])
         chosen = nearest(shown, wanted)
         assert ((chosen >= 0) & (chosen < len(shown))).all()
 

@@ -3,13 +3,11 @@
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
-from chaos.hostile import MEMORY_BYTES, TIMEOUT_SECONDS
+from chaos.hostile import MEMORY_BYTES, TIMEOUT_SECONDS, Findings
 from chaos.hostile_files import damaged_files, seed_clips
-from chaos.kill_cluster import VICTIMS, running_cluster
+from chaos.kill_cluster import NUM_CPUS, VICTIMS, running_cluster
 from helpers import Driver, pids_of
 
 from raypipe import schema
@@ -20,7 +18,6 @@ from raypipe.status import Status
 from raypipe.storage import Folder
 
 _HEALTHY_EVERY = 20
-_NUM_CPUS = 2  # of the cluster, so the actors that a run has
 _OVERRIDES = (
     "backbone.name=resnet18",
     "backbone.weights=random",
@@ -31,28 +28,19 @@ _OVERRIDES = (
 )
 
 
-@dataclass
-class Outcome:
-    """What a run made of them, and what should not have been."""
-
-    num_files: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-
-
-def embed_hostile_files(seed: int, count: int) -> Outcome:
+def embed_hostile_files(seed: int, count: int) -> Findings:
     """So many damaged files, a healthy one after every twentieth; all of them a row after one command."""
-    outcome = Outcome()
+    findings = Findings()
     with tempfile.TemporaryDirectory(prefix="hostile") as scratch, running_cluster() as cluster:
         videos, output = Path(scratch, "in"), Folder(f"{scratch}/out")
         videos.mkdir()
         healthy = seed_clips()["mp4-h264"]
-        for number, file in enumerate(islice(damaged_files(seed, count), count)):
+        for number, file in enumerate(damaged_files(seed, count)):
             (videos / f"{number:05}.mp4").write_bytes(file.data)
             if number % _HEALTHY_EVERY == 0:
                 (videos / f"{number:05}-healthy.mp4").write_bytes(healthy)
         names = {path.name for path in videos.iterdir()}
-        outcome.num_files = len(names)
+        findings.num_files = len(names)
         config = load_config(EmbedConfig, values={"input": str(videos), "output": output.uri}, overrides=_OVERRIDES)
         driver = Driver("embed", config, cluster.address(), Path(scratch, "driver.log"))
         actors: set[int] = set()
@@ -63,20 +51,20 @@ def embed_hostile_files(seed: int, count: int) -> Outcome:
         finally:
             driver.kill()
         if driver.process.returncode:
-            outcome.problems.append(f"it ends with {driver.process.returncode}: {driver.log.read_text()[-300:]}")
-            return outcome
-        if len(actors) > _NUM_CPUS:
-            outcome.problems.append(f"{len(actors) - _NUM_CPUS} Ray workers died")
-        _check(output, names, outcome)
-    return outcome
+            findings.problems.append(f"it ends with {driver.process.returncode}: {driver.log.read_text()[-300:]}")
+            return findings
+        if len(actors) > NUM_CPUS:  # an actor a processor, and more only in place of others
+            findings.problems.append(f"{len(actors) - NUM_CPUS} Ray workers died")
+        _check(output, names, findings)
+    return findings
 
 
-def _check(output: Folder, names: set[str], outcome: Outcome) -> None:
-    outcome.problems += verify(output).violations
+def _check(output: Folder, names: set[str], findings: Findings) -> None:
+    findings.problems += verify(output).violations
     columns = [schema.VIDEO_ID, schema.STATUS]
     rows = [row for table in read_embeddings(output, columns=columns) for row in table.to_pylist()]
-    outcome.statuses.update(row[schema.STATUS] for row in rows)
+    findings.statuses.update(row[schema.STATUS] for row in rows)
     found = Counter(row[schema.VIDEO_ID] for row in rows)
-    outcome.problems += [f"{name} has {found[name]} rows" for name in names | set(found) if found[name] != 1]
+    findings.problems += [f"{name} has {found[name]} rows" for name in names | set(found) if found[name] != 1]
     ill = [row for row in rows if "healthy" in row[schema.VIDEO_ID] and row[schema.STATUS] != Status.OK]
-    outcome.problems += [f"{row[schema.VIDEO_ID]} is {row[schema.STATUS]}" for row in ill]
+    findings.problems += [f"{row[schema.VIDEO_ID]} is {row[schema.STATUS]}" for row in ill]

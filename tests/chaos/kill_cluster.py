@@ -11,6 +11,7 @@ from pathlib import Path
 
 from helpers import pids_of, wait_until
 
+NUM_CPUS = 2
 # What each victim's command line holds. The actor is the Ray worker: without a GPU one does all that a shard needs.
 VICTIMS = {
     "decode child": ("raypipe.video.worker",),
@@ -61,7 +62,13 @@ class Cluster:
     def _start(self) -> None:
         known = self._folder / "ray_current_cluster"
         known.unlink(missing_ok=True)
-        options = ("--port=0", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--block")
+        options = (
+            "--port=0",
+            f"--num-cpus={NUM_CPUS}",
+            "--include-dashboard=false",
+            "--disable-usage-stats",
+            "--block",
+        )
         command = [
             str(Path(sys.executable).with_name("ray")),
             "start",

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,13 +125,11 @@ def hostile_rows(options: argparse.Namespace) -> Iterator[Row]:
         for number, file in enumerate(damaged_files(options.seed, options.files)):
             feeder.feed(file, in_parts=number % 2 == 1)
     yield _hostile_row("damaged files", feeder.findings)
-    outcome = embed_hostile_files(options.seed, options.job_files)
-    statuses = ", ".join(f"{count} {status}" for status, count in outcome.statuses.most_common())
-    tried = f"{outcome.num_files} files in one command: {statuses}"
+    findings = embed_hostile_files(options.seed, options.job_files)
+    tried = f"{findings.num_files} files in one command: {_counts(findings.statuses)}"
     expected = "a row each, the healthy ones ok, 0 Ray workers dead"
-    yield Row(
-        "damaged and healthy files through embed", tried, expected, f"{len(outcome.problems)}", tuple(outcome.problems)
-    )
+    found = f"{len(findings.problems)}"
+    yield Row("damaged and healthy files through embed", tried, expected, found, tuple(findings.problems))
     with running_feeder() as feeder:
         for file in bombs():
             for in_parts in (False, True):
@@ -169,11 +168,10 @@ def stock_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _hostile_row(what: str, findings: Findings) -> Row:
-    statuses = ", ".join(f"{count} {status}" for status, count in findings.statuses.most_common())
     limit = (MEMORY_BYTES + SLACK_BYTES) // 2**20
     return Row(
         what,
-        f"{findings.num_files} files: {statuses}",
+        f"{findings.num_files} files: {_counts(findings.statuses)}",
         f"each a row within {TIMEOUT_SECONDS:g} s + 1 s, no child above {limit} MiB, healthy frames equal",
         f"{len(findings.problems)}; {findings.max_seconds:.2f} s, {findings.max_child_bytes // 2**20} MiB at the most",
         tuple(findings.problems),
@@ -191,16 +189,18 @@ def kill_rows(options: argparse.Namespace) -> Iterator[Row]:
                 here.run(tally, max_blows=options.kills - tally.num_kills + options.kills // 10)
                 _print(f"    run {tally.num_runs}: {tally.num_kills} killed, {len(tally.problems)} problems")
     tally.problems += [f"no {name} was struck" for name in VICTIMS if not any(name in blow for blow in tally.blows)]
-    blows = ", ".join(f"{count} {name}" for name, count in tally.blows.most_common())
-    statuses = ", ".join(f"{count} {status}" for status, count in tally.statuses.most_common())
     runs = f"{tally.num_runs} runs of {_KILLED_VIDEOS} videos, {tally.num_commands} commands"
     yield Row(
         "processes killed or stopped",
-        f"{tally.num_kills} kills in {runs}: {blows}",
+        f"{tally.num_kills} kills in {runs}: {_counts(tally.blows)}",
         "0 lost, 0 doubled, 0 that need a person, vectors equal",
-        f"{len(tally.problems)}; rows before a retry: {statuses}",
+        f"{len(tally.problems)}; rows before a retry: {_counts(tally.statuses)}",
         tuple(tally.problems),
     )
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counter.most_common())
 
 
 _PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {

@@ -25,7 +25,6 @@ pytestmark = pytest.mark.timeout(600)
 TOKEN = "s3cret"  # noqa: S105 - a test's
 _REPLICA = "ServeReplica:raypipe:Api"
 _MAX_IN_FLIGHT = 4
-CRLF = "\r\n"
 _MAX_GROWTH_BYTES = 100_000_000
 
 
@@ -161,7 +160,7 @@ def test_slow_clients_take_no_places(command: tuple[Command, Endpoint]) -> None:
             for _ in range(4 * _MAX_IN_FLIGHT)
         ]
         for number, one in enumerate(slow):
-            one.sendall(f"{begun}{'' if number % 2 else CRLF}".encode() + b"X")
+            one.sendall((begun + ("" if number % 2 else "\r\n") + "X").encode())
         with Load(endpoint.url, [get("/v1/videos?limit=10")], connections=2, token=TOKEN) as load:
             wait_until(lambda: load.num_answered > 300, what="300 answers")
         assert load.failures == []

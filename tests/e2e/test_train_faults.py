@@ -50,6 +50,15 @@ def wait_for_checkpoint(driver: Driver, output: Folder, number: int) -> None:
     wait_until(is_there, timeout_seconds=240, what=f"checkpoint {number}")
 
 
+def only_error(driver: Driver) -> str:
+    """The one line that says why a driver ended; no traceback stands beside it."""
+    printed = driver.log.read_text()
+    assert "Traceback" not in printed
+    said = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    return said[0]
+
+
 def wait_for_no_worker() -> None:
     wait_until(lambda: not pids_of(_WORKER), what="the end of the workers")
 
@@ -109,12 +118,9 @@ def test_a_killed_worker_ends_or_goes_on(trained: Trained, bucket: str, start_dr
     wait_for_checkpoint(driver, output, 10)
     assert kill_one(_WORKER)
     assert driver.wait() == 1
-    printed = driver.log.read_text()
-    said = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert said[0].startswith("error: The workers failed more than 0 times: ")
-    assert said[0].endswith("The same command goes on from the last checkpoint.")
-    assert "Traceback" not in printed
+    said = only_error(driver)
+    assert said.startswith("error: The workers failed more than 0 times: ")
+    assert said.endswith("The same command goes on from the last checkpoint.")
     first = middle(output)
 
     driver = start(1)
@@ -134,12 +140,9 @@ def test_a_disk_that_is_full_until_there_is_room(trained: Trained, tmp_path: Pat
         disk.resize(_FIRST_KB)
         driver = start_driver(config, job="train")
         assert driver.wait() == 1
-        printed = driver.log.read_text()
-        said = [line for line in printed.splitlines() if line.startswith("error: ")]
-        assert len(said) == 1
-        assert said[0].startswith("error: The workers failed more than 0 times: Cannot create ")
-        assert "No space left on device" in said[0]
-        assert "Traceback" not in printed
+        said = only_error(driver)
+        assert said.startswith("error: The workers failed more than 0 times: Cannot create ")
+        assert "No space left on device" in said
         wait_for_no_worker()
         assert Checkpoints(output).latest() is not None
 
