@@ -110,8 +110,9 @@ def num_committed(output: Folder) -> int:
     return sum(1 for _ in output.list("data/"))
 
 
-def pids_of(*words: str) -> list[int]:
-    """Processes that descend from this one, and whose command line holds all the words: not those of another suite."""
+def pids_of(*words: str, below: int | None = None) -> list[int]:
+    """Processes that descend from this one, or from another, and whose command line holds all the words."""
+    ancestor = os.getpid() if below is None else below
     parents: dict[int, int] = {}
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -120,7 +121,7 @@ def pids_of(*words: str) -> list[int]:
             command = (entry / "cmdline").read_bytes().decode(errors="replace")
             if all(word in command for word in words):
                 found.append(int(entry.name))
-    return [pid for pid in found if os.getpid() in _line_of(pid, parents)]
+    return [pid for pid in found if ancestor in _line_of(pid, parents)]
 
 
 def _line_of(pid: int, parents: Mapping[int, int]) -> set[int]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from chaos.hostile import MEMORY_BYTES, TIMEOUT_SECONDS, Findings
 from chaos.hostile_files import damaged_files, seed_clips
-from chaos.kill_cluster import NUM_CPUS, VICTIMS, running_cluster
-from helpers import Driver, pids_of
+from chaos.kill_cluster import NUM_CPUS, running_cluster
+from helpers import Driver
 
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
@@ -46,7 +46,7 @@ def embed_hostile_files(seed: int, count: int) -> Findings:
         actors: set[int] = set()
         try:
             while driver.process.poll() is None:
-                actors.update(pids_of(*VICTIMS["Ray worker"]))
+                actors.update(cluster.pids("Ray worker"))
                 time.sleep(0.1)
         finally:
             driver.kill()

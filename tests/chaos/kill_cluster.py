@@ -12,18 +12,19 @@ from pathlib import Path
 from helpers import pids_of, wait_until
 
 NUM_CPUS = 2
+_DRIVER = "driver"  # the only victim that is no process of the cluster
 # What each victim's command line holds. The actor is the Ray worker: without a GPU one does all that a shard needs.
 VICTIMS = {
     "decode child": ("raypipe.video.worker",),
     "Ray worker": ("ray::", "RunSteps"),
     "raylet": ("/raylet/raylet",),
     "GCS": ("/gcs/gcs_server",),
-    "driver": ("raypipe\0embed\0",),  # /proc parts arguments by zero bytes
+    _DRIVER: ("raypipe\0embed\0",),  # /proc parts arguments by zero bytes
 }
 
 
 class Cluster:
-    """One node, which begins again when somebody has killed it."""
+    """One node, which begins again when somebody has killed it; another Ray of these tests is not its own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,10 +41,19 @@ class Cluster:
     def is_whole(self) -> bool:
         """Whether its processes are all there."""
         alive = self._process is not None and self._process.poll() is None
-        return alive and all(pids_of(*VICTIMS[name], str(self._folder)) for name in ("raylet", "GCS"))
+        return alive and all(self.pids(name) for name in ("raylet", "GCS"))
+
+    def pids(self, victim: str) -> list[int]:
+        """The processes of this kind, sorted."""
+        words = VICTIMS[victim]
+        return sorted(pids_of(*words) if victim == _DRIVER else self._own(*words))
+
+    def _own(self, *words: str) -> list[int]:
+        return [] if self._process is None else pids_of(*words, below=self._process.pid)
 
     def end(self) -> None:
         """SIGKILL for everything of it."""
+        own = self._own()
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGCONT)
@@ -54,10 +64,9 @@ class Cluster:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
-        for words in ((str(self._folder),), ("ray::",), VICTIMS["decode child"]):
-            for pid in pids_of(*words):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in own:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _start(self) -> None:
         known = self._folder / "ray_current_cluster"
@@ -92,9 +101,9 @@ def running_cluster() -> Iterator[Cluster]:
             cluster.end()
 
 
-def strike(victim: str, number: int, *, seconds: float | None) -> int:
+def strike(cluster: Cluster, victim: str, number: int, *, seconds: float | None) -> int:
     """SIGKILL one process of these, or SIGSTOP it and SIGCONT it later; its pid, or 0 where there is none."""
-    pids = sorted(pids_of(*VICTIMS[victim]))
+    pids = cluster.pids(victim)
     if not pids:
         return 0
     pid = pids[number % len(pids)]

@@ -112,7 +112,7 @@ class Ground:
                 break
             is_due = now >= next_blow and num_blows < left
             # What is drawn waits until it is there: else a start would meet nothing but blows at the cluster.
-            if is_due and (pid := strike(victim, self._random.randrange(100), seconds=seconds)):
+            if is_due and (pid := strike(self._cluster, victim, self._random.randrange(100), seconds=seconds)):
                 num_blows, moved_at = num_blows + 1, now
                 tally.blows[f"{'SIGKILL' if seconds is None else 'SIGSTOP'} {victim}"] += 1
                 if seconds is not None:

@@ -1,8 +1,14 @@
 """The short form of the killers."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from chaos.kill_cluster import VICTIMS
 from chaos.kill_runs import Tally, ground
 
 from raypipe.storage import Folder
@@ -12,7 +18,17 @@ pytestmark = pytest.mark.long
 
 def test_whatever_is_killed_nothing_is_lost(bucket: str, tmp_path: Path) -> None:
     tally = Tally()
-    with ground(Folder(bucket), tmp_path, seed=1, num_videos=24) as here:
+    with another_ray() as other, ground(Folder(bucket), tmp_path, seed=1, num_videos=24) as here:
         here.run(tally, max_blows=12)
     assert tally.problems == []
     assert tally.blows.total() >= 4
+    assert other.returncode == 0, "the killers took a process of another cluster"
+
+
+@contextmanager
+def another_ray() -> Iterator[subprocess.Popen[bytes]]:
+    """A process whose command line is that of all the victims in a cluster, but which is of no cluster."""
+    words = chain.from_iterable(words for victim, words in VICTIMS.items() if victim != "driver")
+    with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as process:
+        yield process
+        process.communicate(b"\n")

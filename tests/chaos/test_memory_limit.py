@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chaos.kill_cluster import VICTIMS, running_cluster
+from chaos.kill_cluster import running_cluster
 from chaos.kill_runs import CHEAP
-from helpers import Driver, num_committed, pids_of, upload, wait_until
+from helpers import Driver, num_committed, upload, wait_until
 
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
@@ -52,13 +52,13 @@ def test_a_node_that_runs_out_of_memory(bucket: str, tmp_path: Path, monkeypatch
         driver = Driver("embed", config, cluster.address(), tmp_path / "driver.log")
         try:
             wait_until(lambda: num_committed(output) > 0, what="a shard")
-            before = set(pids_of(*VICTIMS["Ray worker"]))
+            before = set(cluster.pids("Ray worker"))
             with balloon() as taken:
 
                 def is_killed() -> bool:
                     if memory("MemAvailable") > total // 10:
                         print(total // 50, file=taken.stdin, flush=True)
-                    return not before & set(pids_of(*VICTIMS["Ray worker"]))
+                    return not before & set(cluster.pids("Ray worker"))
 
                 wait_until(is_killed, what="the end of the worker")
                 assert num_committed(output) < _NUM_VIDEOS
