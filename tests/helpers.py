@@ -111,7 +111,7 @@ def num_committed(output: Folder) -> int:
 
 
 def pids_of(*words: str, below: int | None = None) -> list[int]:
-    """Processes that descend from this one, or from another, and whose command line holds all the words."""
+    """Processes that descend from this one, or from ``below``, and whose command line holds all the words."""
     ancestor = os.getpid() if below is None else below
     parents: dict[int, int] = {}
     found = []

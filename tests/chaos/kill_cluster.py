@@ -12,14 +12,14 @@ from pathlib import Path
 from helpers import pids_of, wait_until
 
 NUM_CPUS = 2
-_DRIVER = "driver"  # the only victim that is no process of the cluster
+DRIVER = "driver"  # the only victim that is no process of the cluster
 # What each victim's command line holds. The actor is the Ray worker: without a GPU one does all that a shard needs.
 VICTIMS = {
     "decode child": ("raypipe.video.worker",),
     "Ray worker": ("ray::", "RunSteps"),
     "raylet": ("/raylet/raylet",),
     "GCS": ("/gcs/gcs_server",),
-    _DRIVER: ("raypipe\0embed\0",),  # /proc parts arguments by zero bytes
+    DRIVER: ("raypipe\0embed\0",),  # /proc parts arguments by zero bytes
 }
 
 
@@ -46,24 +46,25 @@ class Cluster:
     def pids(self, victim: str) -> list[int]:
         """The processes of this kind, sorted."""
         words = VICTIMS[victim]
-        return sorted(pids_of(*words) if victim == _DRIVER else self._own(*words))
+        return sorted(pids_of(*words) if victim == DRIVER else self._own(*words))
 
     def _own(self, *words: str) -> list[int]:
         return [] if self._process is None else pids_of(*words, below=self._process.pid)
 
     def end(self) -> None:
         """SIGKILL for everything of it."""
-        own = self._own()
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGCONT)
-                os.killpg(self._process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(20)
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        if self._process is None:
+            return
+        own = self._own()  # while their parents are there to tell them by
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGCONT)
+            os.killpg(self._process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(20)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
         for pid in own:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

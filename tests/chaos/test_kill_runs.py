@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from chaos.kill_cluster import VICTIMS
+from chaos.kill_cluster import DRIVER, VICTIMS
 from chaos.kill_runs import Tally, ground
 
 from raypipe.storage import Folder
@@ -28,7 +28,7 @@ def test_whatever_is_killed_nothing_is_lost(bucket: str, tmp_path: Path) -> None
 @contextmanager
 def another_ray() -> Iterator[subprocess.Popen[bytes]]:
     """A process whose command line is that of all the victims in a cluster, but which is of no cluster."""
-    words = chain.from_iterable(words for victim, words in VICTIMS.items() if victim != "driver")
+    words = chain.from_iterable(words for victim, words in VICTIMS.items() if victim != DRIVER)
     with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as process:
         yield process
         process.communicate(b"\n")

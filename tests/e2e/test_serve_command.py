@@ -28,18 +28,6 @@ _MAX_IN_FLIGHT = 4
 _MAX_GROWTH_BYTES = 100_000_000
 
 
-def above(pid: int) -> list[int]:
-    """The process that started this one, the one that started that, and so on."""
-    parents = []
-    while pid > 1:
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            break
-        parents.append(pid)
-    return parents
-
-
 class Command:
     """A running ``raypipe serve``; what it printed is in ``log``."""
 
@@ -66,7 +54,7 @@ class Command:
 
     def replicas(self) -> set[int]:
         """The processes of its ingress, and not those of another endpoint that the tests run."""
-        return {pid for pid in pids_of(_REPLICA) if self.process.pid in above(pid)}
+        return set(pids_of(_REPLICA, below=self.process.pid))
 
     def stop(self) -> int:
         if self.process.poll() is None:
