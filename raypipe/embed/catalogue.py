@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from raypipe import schema
-from raypipe.errors import ConfigError
+from raypipe.errors import ConfigError, ObjectDeniedError, ObjectError, StorageError
 from raypipe.sealed.plan import Video
 from raypipe.storage import Folder, list_videos
 from raypipe.storage.folder import normalise, place_of, storage_of
@@ -21,7 +21,7 @@ def find_videos(input_uri: str, *, output_uri: str) -> Iterator[Video]:
 
     Raises:
         ConfigError: the manifest cannot be read, lacks a column, gives one id to two videos, or two ids to one.
-        StorageError: the input cannot be listed.
+        StorageError: the input cannot be listed, or none of the named objects be read.
     """
     if input_uri.lower().endswith(TABLE_ENDINGS):
         yield from _manifest_videos(input_uri)
@@ -64,8 +64,28 @@ def _locate(folder: Folder, video_uri: str) -> str:
 
 
 def _stat(video_uri: str, video_id: str) -> Video:
-    """Ask for one named object; one that is gone is planned all the same, and becomes a row that says so."""
-    stored = storage_of(video_uri).stat(video_uri)
+    """Ask for one named object; one that is gone or denied is planned all the same, and becomes a row that says so."""
+    try:
+        stored = storage_of(video_uri).stat(video_uri)
+    except StorageError:
+        if not _is_denied(video_uri):
+            raise
+        stored = None
     if stored is None:
         return Video(video_id, video_uri, "", 0)
     return Video(video_id, stored.uri, stored.etag, stored.size_bytes)
+
+
+def _is_denied(video_uri: str) -> bool:
+    """Tell whether this object alone may not be read: S3 gives the reason to a GET, and to no HEAD.
+
+    Raises:
+        StorageError: no object can be read.
+    """
+    try:
+        storage_of(video_uri).read(video_uri, tail_bytes=1)
+    except ObjectDeniedError:
+        return True
+    except ObjectError:
+        pass
+    return False

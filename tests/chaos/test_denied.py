@@ -1,0 +1,62 @@
+"""A manifest names an object that these credentials may not read: a row, where wrong credentials end the command."""
+
+from collections.abc import Iterator
+
+import pytest
+from chaos.fault_proxy import Call, Choose, FaultProxy, running_proxy
+from embed_outputs import PACK, content, finish, places, planner, upload
+
+from raypipe.demo.s3_server import S3Server
+from raypipe.embed.catalogue import find_videos
+from raypipe.embed.verify import verify
+from raypipe.errors import StorageError
+from raypipe.storage import Folder, s3_client
+
+
+@pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(s3_client, "MAX_PAUSE_SECONDS", 0)
+    with running_proxy(s3.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        yield proxy
+
+
+@pytest.fixture
+def source(proxy: FaultProxy, bucket: str) -> Folder:  # noqa: ARG001 - what is put goes through it
+    source, _ = places(Folder(bucket))
+    upload(source, {"a.mp4": content(), "b.mp4": content(seed=1)})
+    assert source.put_new("all.csv", b"video_uri\na.mp4\nb.mp4\n")
+    return source
+
+
+def of_b(fault: str, *operations: str) -> Choose:
+    """What the proxy does to these requests for ``b.mp4``."""
+
+    def choose(call: Call) -> str:
+        return fault if call.operation in operations and call.key.endswith("b.mp4") else ""
+
+    return choose
+
+
+def test_one_denied_object_is_a_row(source: Folder, proxy: FaultProxy, bucket: str) -> None:
+    _, output = places(Folder(bucket))
+    proxy.tell(of_b("denied", "head", "get"))
+    planner(output).store(find_videos(source.child("all.csv"), output_uri=output.uri), pack=PACK)
+    finish(output)
+    assert verify(output).statuses == {"access_denied": 1, "ok": 1}
+
+
+@pytest.mark.parametrize(("fault", "advice"), [("skewed", "clock"), ("expired", "Renew"), ("internal_error", "again")])
+def test_what_is_wrong_with_every_object_ends_the_command(
+    source: Folder, proxy: FaultProxy, fault: str, advice: str
+) -> None:
+    proxy.tell(of_b(fault, "head", "get"))
+    with pytest.raises(StorageError, match=advice):
+        list(find_videos(source.child("all.csv"), output_uri=""))
+
+
+def test_a_head_alone_that_is_denied_is_a_missing_permission(source: Folder, proxy: FaultProxy) -> None:
+    proxy.tell(of_b("denied", "head"))
+    with pytest.raises(StorageError, match="s3:GetObject and s3:ListBucket"):
+        list(find_videos(source.child("all.csv"), output_uri=""))
