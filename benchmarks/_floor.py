@@ -29,6 +29,10 @@ class Seconds:
     def __mul__(self, times: float) -> "Seconds":
         return Seconds(self.wall * times, self.cpu * times)
 
+    def halfway(self, other: "Seconds") -> "Seconds":
+        """The mean of two measures of the same."""
+        return (self + other) * 0.5
+
 
 class Stopwatch:
     """Seconds since it was made."""
@@ -70,6 +74,11 @@ class Floor:
         """Both: they share the processors."""
         return self.decode_wall_seconds + self.model_wall_seconds
 
+    def halfway(self, other: "Floor") -> "Floor":
+        """The mean of this and of the floor measured after the work that both are held against."""
+        decode = {name: spent.halfway(other.decode[name]) for name, spent in self.decode.items()}
+        return Floor(decode, self.num_frames, self.per_frame.halfway(other.per_frame))
+
 
 def settle(config: EmbedConfig) -> tuple[DecodeRequest, Dtype]:
     """What raypipe asks of a video under this configuration, and the dtype that it computes in here."""
@@ -81,10 +90,10 @@ def settle(config: EmbedConfig) -> tuple[DecodeRequest, Dtype]:
 
 
 def measure_floor(paths: Sequence[Path], config: EmbedConfig) -> Floor:
-    """Decode every video and embed as many frames, in one process a processor."""
+    """Decode every video, and embed a quarter as many frames as they have, in one process a processor."""
     decoded = decode_all(paths, config)
     num_frames = {name: frames for name, (frames, _) in decoded.items()}
-    share = -(-sum(num_frames.values()) // SLOTS)
+    share = -(-sum(num_frames.values()) // (4 * SLOTS))
     work = partial(embed_some, name=config.backbone.name, dtype=settle(config)[1])
     with _processes() as pool:
         seconds = list(pool.map(work, [share] * SLOTS))

@@ -2,8 +2,8 @@
 
     python benchmarks/_peers.py WAY JOB
 
-All run raypipe's own ``Backbone``, the fastest form of the model known here, in the same dtype and batches, and write
-Parquet with a row for each frame. Each says after every batch how many frames are done.
+All but ``ray-data-documented`` run raypipe's own ``Backbone``, the fastest form of the model known here, in the same
+dtype and batches; all write Parquet with a row for each frame. Each says after every batch how many frames are done.
 """
 
 import json
@@ -33,23 +33,47 @@ class Job:
     settings: dict[str, Any]
 
     def embedder(self, num_threads: int) -> Callable[[np.ndarray], np.ndarray]:
-        """Frames [N, 224, 224, 3] to vectors [N, D], marked when they are done."""
-        import torch  # noqa: PLC0415
-
+        """Frames [N, 224, 224, 3] to vectors [N, D] by raypipe's network, marked when they are done."""
         from raypipe.models.backbone import Backbone  # noqa: PLC0415
         from raypipe.models.weights import resolve_weights  # noqa: PLC0415
 
-        torch.set_num_threads(num_threads)
         weights = resolve_weights(self.backbone, "random", read_bytes=lambda _: b"")
-        model = Backbone(weights.state_dict, name=self.backbone, dtype=self.dtype)
+        return self._marked(Backbone(weights.state_dict, name=self.backbone, dtype=self.dtype).embed, num_threads)
+
+    def plain_embedder(self, num_threads: int) -> Callable[[np.ndarray], np.ndarray]:
+        """The same by torchvision's network and transforms as documentation uses them: float32, nothing folded."""
+        import torch  # noqa: PLC0415
+
+        from raypipe.models.networks import prepare_torchvision  # noqa: PLC0415
+
+        prepare_torchvision()
+        from torchvision import models  # noqa: PLC0415
+
+        transform = models.get_model_weights(self.backbone).DEFAULT.transforms(resize_size=SIZE, crop_size=SIZE)
+        network = models.get_model(self.backbone, weights=None)
+        network.fc = torch.nn.Identity()
+        network.eval()
 
         def embed(frames: np.ndarray) -> np.ndarray:
-            vectors = model.embed(frames)
+            with torch.inference_mode():
+                return network(transform(torch.from_numpy(frames).permute(0, 3, 1, 2))).numpy()
+
+        return self._marked(embed, num_threads)
+
+    def _marked(
+        self, embed: Callable[[np.ndarray], np.ndarray], num_threads: int
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        import torch  # noqa: PLC0415
+
+        torch.set_num_threads(num_threads)
+
+        def embed_and_mark(frames: np.ndarray) -> np.ndarray:
+            vectors = embed(frames)
             with Path(self.marks).open("a") as file:
                 file.write(f"{time.time()} {len(frames)}\n")
             return vectors
 
-        return embed
+        return embed_and_mark
 
 
 def uniform_frames(path: str) -> np.ndarray:
@@ -61,13 +85,22 @@ def uniform_frames(path: str) -> np.ndarray:
     return reader.get_batch(wanted).asnumpy()
 
 
+def ray_data_documented(job: Job) -> None:
+    """``read_videos → map_batches → write_parquet`` and torchvision's network, as documentation puts them together."""
+    _ray_data(job, job.plain_embedder)
+
+
 def ray_data(job: Job) -> None:
-    """``read_videos → map_batches → write_parquet``, as the documentation of Ray Data puts them together."""
+    """The same with raypipe's network."""
+    _ray_data(job, job.embedder)
+
+
+def _ray_data(job: Job, make_embedder: Callable[[int], Callable[[np.ndarray], np.ndarray]]) -> None:
     import ray  # noqa: PLC0415
 
     class Embedder:
         def __init__(self) -> None:
-            self.embed = job.embedder(job.settings["threads"])
+            self.embed = make_embedder(job.settings["threads"])
 
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {"path": batch["path"], "embedding": self.embed(np.stack(batch["frame"]))}
@@ -156,7 +189,13 @@ def _daft_embedder(job: Job):  # noqa: ANN202
     return Embedder
 
 
-WAYS = {"ray-data": ray_data, "data-loader": data_loader, "daft-frames": daft_frames, "daft-udf": daft_udf}
+WAYS = {
+    "ray-data-documented": ray_data_documented,
+    "ray-data": ray_data,
+    "data-loader": data_loader,
+    "daft-frames": daft_frames,
+    "daft-udf": daft_udf,
+}
 
 
 def read_marks(path: Path) -> tuple[int, float]:

@@ -7,8 +7,10 @@ some VP9 and HEVC. 18 clips are encoded once and copied under many names, which 
 frames of each, raypipe's defaults otherwise: dtype ``auto``, shards, concurrency.
 
 The floor is decoding alone plus the model alone, each with every processor busy and nothing else: the same frames by
-the same functions, in plain processes without sandbox and Ray, what they cost shared evenly. A repeat is floor, then
-raypipe. Its steady state is the time from the first committed shard of each actor to the last commit of all, over the
+the same functions, in plain processes without sandbox and Ray, what they cost shared evenly. It is measured before and
+after every run of raypipe, which is held against the mean of both: the pace of a shared machine wanders.
+
+raypipe's steady state is the time from the first committed shard of each actor to the last commit of all, over the
 floor of the very shards committed in that time; ``until its own`` leaves out what an actor waits for the last one,
 which on a catalogue so small is much. ``processor time`` is that of the actors and their decode children over the
 floor's, which a busy machine hardly touches; Ray's own processes are not in it.
@@ -33,16 +35,18 @@ def measure(backbone: str, paths: list[Path], options: argparse.Namespace) -> li
     """The floor and raypipe, in turn."""
     scratch = Path(tempfile.mkdtemp(prefix="raypipe-benchmark-"))
     videos, name = paths[0].parent, f"backbone.name={backbone}"
+    config = embed_config(videos, scratch / "none", name)
+    measured = []
     try:
-        return [
-            (
-                measure_floor(paths, embed_config(videos, scratch / "none", name)),
-                run_raypipe(videos, scratch / f"out-{repeat}", name),
-            )
-            for repeat in range(options.repeats)
-        ]
+        before = measure_floor(paths, config)
+        for repeat in range(options.repeats):
+            run = run_raypipe(videos, scratch / f"out-{repeat}", name)
+            after = measure_floor(paths, config)
+            measured.append((before.halfway(after), run))
+            before = after
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    return measured
 
 
 def rows_of(measured: list[tuple[Floor, Run]]) -> list[tuple[str, ...]]:

@@ -5,8 +5,9 @@
 The catalogue is that of ``embed.py``. Two samplings, each with every way that has it: one frame a second (raypipe,
 Ray Data's ``read_videos(fps, resize) → map_batches → write_parquet``, Daft's ``read_video_frames``), and 16 uniform
 frames (raypipe, a ``DataLoader`` whose workers decode with decord, a Daft class that decodes with decord). Every way
-runs raypipe's own network, the fastest form of it known here, at one dtype, and writes its vectors as Parquet. Ways
-that can be set in several ways are tried in all of them once, on a part of the catalogue, and take part with the best.
+writes its vectors as Parquet and runs raypipe's own network, the fastest form of it known here, at one dtype; Ray
+Data's pipeline once more with torchvision's network as it is, which is how documentation has it. Ways that can be set
+in several ways are tried in all of them once, on a part of the catalogue, and take part with the best.
 
 ``whole`` is the process from its start to its end. ``steady`` is, for the others, the pace of their last three quarters
 of the vectors, scaled to all: what was decoded ahead before is a gift to them. For raypipe it is that of ``embed.py``:
@@ -84,9 +85,10 @@ def ways(daft_python: str | None) -> dict[str, list[Peer]]:
     """Who takes part, by sampling."""
     actors = [{**_ONE, "cpus": 1}, {**_ONE, "cpus": 0}, {**_EACH, "cpus": 0}]
     ray_data = [{**one, "processors": SLOTS} for one in actors]
+    documented = Peer("Ray Data as documented", "ray-data-documented", list(ray_data))
     loaders = [{"workers": SLOTS, "threads": SLOTS}, {"workers": SLOTS, "threads": 1}]
     daft = [{**one, "processes": processes} for one in (_ONE, _EACH) for processes in (False, True)]
-    fps = [Peer("Ray Data as documented", "ray-data", ray_data)]
+    fps = [documented, Peer("Ray Data, raypipe's network", "ray-data", ray_data)]
     uniform = [Peer("DataLoader + decord", "data-loader", loaders)]
     if daft_python:
         fps.append(Peer("Daft, read_video_frames", "daft-frames", daft, daft_python))
@@ -166,7 +168,7 @@ def main() -> None:
                 print("\nSo few videos show that it runs, and not who is quicker.")
                 continue
             for peer, row in zip(peers, rows[1:], strict=True):
-                target, ratio = RAY_DATA_TARGET if peer.way == "ray-data" else 1.0, float(row[-1])
+                target, ratio = RAY_DATA_TARGET if peer.way == "ray-data-documented" else 1.0, float(row[-1])
                 verdict = "met" if ratio >= target and ratio > 1 else "MISSED"
                 print(f"\n{peer.name}, best with {peer.settings[0]}:")
                 print(f"raypipe is {ratio} x as fast in steady state; the target, {target:g}, is {verdict}.")
