@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+Embed = Callable[[np.ndarray], np.ndarray]  # uint8 frames [N, 224, 224, 3] to vectors [N, D]
 SIZE = 224
 UNIFORM = 16
 
@@ -32,18 +33,19 @@ class Job:
     dtype: str
     settings: dict[str, Any]
 
-    def embedder(self, num_threads: int) -> Callable[[np.ndarray], np.ndarray]:
-        """Frames [N, 224, 224, 3] to vectors [N, D] by raypipe's network, marked when they are done."""
+    def embedder(self, num_threads: int) -> Embed:
+        """By raypipe's network; frames are marked when they are done."""
         from raypipe.models.backbone import Backbone  # noqa: PLC0415
         from raypipe.models.weights import resolve_weights  # noqa: PLC0415
 
         weights = resolve_weights(self.backbone, "random", read_bytes=lambda _: b"")
         return self._marked(Backbone(weights.state_dict, name=self.backbone, dtype=self.dtype).embed, num_threads)
 
-    def plain_embedder(self, num_threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    def plain_embedder(self, num_threads: int) -> Embed:
         """The same by torchvision's network and transforms as documentation uses them: float32, nothing folded."""
         import torch  # noqa: PLC0415
 
+        from raypipe.models.backbones import head_name  # noqa: PLC0415
         from raypipe.models.networks import prepare_torchvision  # noqa: PLC0415
 
         prepare_torchvision()
@@ -51,7 +53,7 @@ class Job:
 
         transform = models.get_model_weights(self.backbone).DEFAULT.transforms(resize_size=SIZE, crop_size=SIZE)
         network = models.get_model(self.backbone, weights=None)
-        network.fc = torch.nn.Identity()
+        network.set_submodule(head_name(self.backbone), torch.nn.Identity())
         network.eval()
 
         def embed(frames: np.ndarray) -> np.ndarray:
@@ -60,9 +62,7 @@ class Job:
 
         return self._marked(embed, num_threads)
 
-    def _marked(
-        self, embed: Callable[[np.ndarray], np.ndarray], num_threads: int
-    ) -> Callable[[np.ndarray], np.ndarray]:
+    def _marked(self, embed: Embed, num_threads: int) -> Embed:
         import torch  # noqa: PLC0415
 
         torch.set_num_threads(num_threads)
@@ -95,7 +95,7 @@ def ray_data(job: Job) -> None:
     _ray_data(job, job.embedder)
 
 
-def _ray_data(job: Job, make_embedder: Callable[[int], Callable[[np.ndarray], np.ndarray]]) -> None:
+def _ray_data(job: Job, make_embedder: Callable[[int], Embed]) -> None:
     import ray  # noqa: PLC0415
 
     class Embedder:

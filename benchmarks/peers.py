@@ -85,10 +85,12 @@ def ways(daft_python: str | None) -> dict[str, list[Peer]]:
     """Who takes part, by sampling."""
     actors = [{**_ONE, "cpus": 1}, {**_ONE, "cpus": 0}, {**_EACH, "cpus": 0}]
     ray_data = [{**one, "processors": SLOTS} for one in actors]
-    documented = Peer("Ray Data as documented", "ray-data-documented", list(ray_data))
     loaders = [{"workers": SLOTS, "threads": SLOTS}, {"workers": SLOTS, "threads": 1}]
     daft = [{**one, "processes": processes} for one in (_ONE, _EACH) for processes in (False, True)]
-    fps = [documented, Peer("Ray Data, raypipe's network", "ray-data", ray_data)]
+    fps = [
+        Peer("Ray Data as documented", "ray-data-documented", ray_data),
+        Peer("Ray Data, raypipe's network", "ray-data", ray_data),
+    ]
     uniform = [Peer("DataLoader + decord", "data-loader", loaders)]
     if daft_python:
         fps.append(Peer("Daft, read_video_frames", "daft-frames", daft, daft_python))

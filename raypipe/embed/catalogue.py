@@ -84,8 +84,6 @@ def _is_denied(video_uri: str) -> bool:
     """
     try:
         storage_of(video_uri).read(video_uri, tail_bytes=1)
-    except ObjectDeniedError:
-        return True
-    except ObjectError:
-        pass
+    except ObjectError as error:
+        return isinstance(error, ObjectDeniedError)
     return False

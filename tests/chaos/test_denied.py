@@ -1,25 +1,13 @@
 """A manifest names an object that these credentials may not read: a row, where wrong credentials end the command."""
 
-from collections.abc import Iterator
-
 import pytest
-from chaos.fault_proxy import Call, Choose, FaultProxy, running_proxy
+from chaos.fault_proxy import Call, Choose, FaultProxy
 from embed_outputs import PACK, content, finish, places, planner, upload
 
-from raypipe.demo.s3_server import S3Server
 from raypipe.embed.catalogue import find_videos
 from raypipe.embed.verify import verify
 from raypipe.errors import StorageError
-from raypipe.storage import Folder, s3_client
-
-
-@pytest.fixture
-def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
-    monkeypatch.setattr(s3_client, "MAX_PAUSE_SECONDS", 0)
-    with running_proxy(s3.endpoint_url) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
-        yield proxy
+from raypipe.storage import Folder
 
 
 @pytest.fixture

@@ -2,24 +2,13 @@
 
 import io
 import secrets
-from collections.abc import Iterator
 
 import pytest
-from chaos.fault_proxy import FaultProxy, running_proxy
+from chaos.fault_proxy import FaultProxy
 
-from raypipe.demo.s3_server import S3Server
 from raypipe.errors import CommitError, ObjectUnreadableError, StorageError
 from raypipe.sealed.sink import read_shard_file
-from raypipe.storage import Folder, read_object, s3_client
-
-
-@pytest.fixture
-def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
-    monkeypatch.setattr(s3_client, "MAX_PAUSE_SECONDS", 0)
-    with running_proxy(s3.endpoint_url) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
-        yield proxy
+from raypipe.storage import Folder, read_object
 
 
 @pytest.fixture
