@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from report_pages import HOSTILE, Page
+from support.report_pages import HOSTILE, Page
 
 from raypipe.report import RunRecord, ShardSummary, VideoNote, summarize, write_report
 from raypipe.report.charts import nice_step

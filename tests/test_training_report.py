@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from report_pages import HOSTILE, Page
+from support.report_pages import HOSTILE, Page
 
 from raypipe.report import ClassMetrics, EpochMetrics, Mistake, TrainingRecord, Trial, write_training_report
 from raypipe.report.curves import MAX_POINTS, thinned

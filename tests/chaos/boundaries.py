@@ -17,7 +17,7 @@ from aiobotocore.retries.adaptive import AsyncClientRateLimiter  # type: ignore[
 from botocore.retries.standard import ExponentialBackoff  # type: ignore[import-untyped]
 from chaos.fault_proxy import Choose, FaultProxy, running_proxy
 from chaos.job import Vectors, run_again_until_done, run_job, vectors_of
-from embed_outputs import content, upload
+from support.embed_outputs import content, upload
 
 from raypipe.demo import s3_server
 from raypipe.demo.s3_server import S3Server

@@ -12,7 +12,7 @@ from functools import partial
 import pyarrow as pa
 from chaos.memory_storage import BUCKET, Bucket, Reply, Request
 from chaos.stepped_drivers import Drivers, Position
-from embed_outputs import MARK, SETTINGS, VERSIONS, made_rows
+from support.embed_outputs import MARK, SETTINGS, VERSIONS, made_rows
 
 from raypipe import schema
 from raypipe.embed.packing import pack

@@ -8,7 +8,7 @@ from pathlib import Path
 from chaos.hostile import MEMORY_BYTES, TIMEOUT_SECONDS, Findings
 from chaos.hostile_files import damaged_files, seed_clips
 from chaos.kill_cluster import NUM_CPUS, running_cluster
-from helpers import Driver
+from support.processes import Driver
 
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config

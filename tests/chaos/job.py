@@ -1,6 +1,6 @@
 """The embed job as ``raypipe.embed.pipeline`` runs it, but in this process, without Ray, and with a tiny model.
 
-Its videos are those of ``embed_outputs``: bytes that say what becomes of them.
+Its videos are those of ``support.embed_outputs``: bytes that say what becomes of them.
 """
 
 from collections import Counter
@@ -9,8 +9,8 @@ from io import StringIO
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-from embed_outputs import CROP, DIM, MARK, PACK, SETTINGS, FakeSandbox, embed
 from rich.console import Console
+from support.embed_outputs import CROP, DIM, MARK, PACK, SETTINGS, FakeSandbox, embed
 
 from raypipe import schema
 from raypipe.batch.run import finish, start_record

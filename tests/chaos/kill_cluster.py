@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from helpers import pids_of, wait_until
+from support.processes import pids_of, wait_until
 
 NUM_CPUS = 2
 DRIVER = "driver"  # the only victim that is no process of the cluster

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from chaos.kill_cluster import Cluster, running_cluster, strike, wake
-from helpers import Driver, num_committed, upload
+from support.folders import num_committed
+from support.processes import Driver
+from support.videos import upload
 
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config

@@ -9,7 +9,7 @@ import pytest
 from chaos import job
 from chaos.boundaries import SPANS, Scene, Tally, at_random, from_call, impatient, prepared_scene
 from chaos.fault_proxy import FAULTS, FaultProxy
-from embed_outputs import embed
+from support.embed_outputs import embed
 
 from raypipe.demo.s3_server import S3Server
 from raypipe.embed import fetch

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, tzinfo
 
 import pytest
 from chaos.job import run_job, vectors_of
-from embed_outputs import content, upload
+from support.embed_outputs import content, upload
 
 from raypipe.sealed import plan, seal
 from raypipe.storage import Folder

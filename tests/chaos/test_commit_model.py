@@ -3,7 +3,7 @@
 import pytest
 from chaos.commit_model import RECOVERY, Case, Model
 from chaos.memory_storage import Bucket
-from embed_outputs import video
+from support.embed_outputs import video
 
 from raypipe.sealed import planner
 from raypipe.sealed.plan import Plan, Video, plan_numbers, put_plan

@@ -2,7 +2,7 @@
 
 import pytest
 from chaos.fault_proxy import Call, Choose, FaultProxy
-from embed_outputs import PACK, content, finish, places, planner, upload
+from support.embed_outputs import PACK, content, finish, places, planner, upload
 
 from raypipe.embed.catalogue import find_videos
 from raypipe.embed.verify import verify

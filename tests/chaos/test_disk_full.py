@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from chaos.job import run_job, vectors_of
-from embed_outputs import content, upload
-from memory_disk import PAGE_KB, memory_disk
+from support.embed_outputs import content, upload
+from support.memory_disk import PAGE_KB, memory_disk
 
 from raypipe.errors import RaypipeError
 from raypipe.storage import Folder

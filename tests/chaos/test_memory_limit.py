@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from chaos.kill_cluster import running_cluster
 from chaos.kill_runs import CHEAP
-from helpers import Driver, num_committed, upload, wait_until
+from support.folders import num_committed
+from support.processes import Driver, wait_until
+from support.videos import upload
 
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config

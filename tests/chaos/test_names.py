@@ -1,7 +1,7 @@
 """Keys that look like playlists, addresses, paths or commands: each is a video like any other, and a row."""
 
 from chaos.job import run_job, vectors_of
-from embed_outputs import content
+from support.embed_outputs import content
 
 from raypipe.storage import Folder
 

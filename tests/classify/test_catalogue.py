@@ -4,10 +4,10 @@ from collections import defaultdict
 from itertools import pairwise
 
 import pytest
-from classify_outputs import plan_new
-from embed_outputs import DIM, content, embed_all, make_output, places, replace_object, upload
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.classify_outputs import plan_new
+from support.embed_outputs import DIM, content, embed_all, make_output, places, replace_object, upload
 
 from raypipe import schema
 from raypipe.classify.catalogue import EmbeddedVideo, find_embedded, frames_per_video, pack

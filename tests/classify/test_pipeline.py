@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from classify_outputs import DIM, QUESTION, classified_rows, plan_new, save_model
-from embed_outputs import MARK, PACK, commit_statuses, make_output, planner, replace_object
+from support.classify_outputs import DIM, QUESTION, classified_rows, plan_new, save_model
+from support.embed_outputs import MARK, PACK, commit_statuses, make_output, planner, replace_object
 
 from raypipe.classify.pipeline import plan_new as plan_job
 from raypipe.classify.pipeline import prepare

@@ -6,11 +6,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from classify_outputs import NAMES, QUESTION, FakeModel, classified_rows, classify_all, plan_new
-from embed_outputs import DIM, commit_statuses, content, embed_all, places, planner, replace_object, upload, video
-from embed_outputs import PACK as EMBED_PACK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.classify_outputs import NAMES, QUESTION, FakeModel, classified_rows, classify_all, plan_new
+from support.embed_outputs import (
+    DIM,
+    commit_statuses,
+    content,
+    embed_all,
+    places,
+    planner,
+    replace_object,
+    upload,
+    video,
+)
+from support.embed_outputs import PACK as EMBED_PACK
 
 from raypipe import schema
 from raypipe.classify import shard as work

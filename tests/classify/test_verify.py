@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from classify_outputs import NAMES, classify_all
-from embed_outputs import make_output, replace_object
+from support.classify_outputs import NAMES, classify_all
+from support.embed_outputs import make_output, replace_object
 
 from raypipe import schema
 from raypipe.classify.verify import verify

@@ -2,8 +2,8 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from ray_network import why_impossible
-from ray_nodes import RayCluster, ray_cluster
+from support.cluster.network import why_impossible
+from support.cluster.nodes import RayCluster, ray_cluster
 
 from raypipe.storage import Folder
 

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers import make_video
-from ray_network import why_impossible, without_proxies
-from ray_nodes import BIN
+from support.cluster.network import why_impossible, without_proxies
+from support.cluster.nodes import BIN
+from support.videos import make_video
 
 from raypipe.embed.verify import verify
 from raypipe.storage import Folder

@@ -3,9 +3,9 @@
 import sys
 
 import pytest
-from cluster_jobs import raypipe
-from helpers import upload
-from ray_nodes import RayCluster
+from support.cluster.jobs import raypipe
+from support.cluster.nodes import RayCluster
+from support.videos import upload
 
 from raypipe.storage import Folder
 

@@ -5,9 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster_jobs import check_embedded, embed_config, raypipe, send, submit, wait_for_shards
-from helpers import num_committed, upload, wait_until
-from ray_nodes import RayCluster, RayNode
+from support.cluster.jobs import check_embedded, embed_config, raypipe, send, submit, wait_for_shards
+from support.cluster.nodes import RayCluster, RayNode
+from support.folders import num_committed
+from support.processes import wait_until
+from support.videos import upload
 
 from raypipe.config import EmbedConfig, IndexConfig
 from raypipe.retrieval.versions import Versions

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from ray_nodes import BIN, RayCluster
+from support.cluster.nodes import BIN, RayCluster
 
 pytestmark = pytest.mark.cluster
 

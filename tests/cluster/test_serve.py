@@ -6,10 +6,10 @@ from urllib.parse import quote
 
 import pytest
 import yaml
-from helpers import wait_until
-from ray_nodes import BIN, SERVE_PORT, RayCluster, RayNode, ask
-from serve_load import Load, Request, get
-from served_index import make_items, put_index
+from support.cluster.nodes import BIN, SERVE_PORT, RayCluster, RayNode, ask
+from support.load import Load, Request, get
+from support.processes import wait_until
+from support.served_index import make_items, put_index
 
 from raypipe import schema
 from raypipe.storage import Folder

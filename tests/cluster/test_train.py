@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from cluster_jobs import submit
-from helpers import keys, wait_until
-from ray_nodes import RayCluster
-from train_runs import embed_all, history, train_config, video_ids
+from support.cluster.jobs import submit
+from support.cluster.nodes import RayCluster
+from support.folders import keys
+from support.processes import wait_until
+from support.train_runs import embed_all, history, train_config, video_ids
 
 from raypipe.storage import Folder
 

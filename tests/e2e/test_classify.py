@@ -7,8 +7,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from classify_outputs import NAMES, save_model
-from helpers import Configure, StartDriver, make_video, num_committed, upload, wait_until
+from support.classify_outputs import NAMES, save_model
+from support.folders import num_committed
+from support.processes import Configure, StartDriver, wait_until
+from support.videos import make_video, upload
 
 from raypipe import cli, schema
 from raypipe.classify.pipeline import run_classify

@@ -9,8 +9,9 @@ import polars as pl
 import pyarrow.dataset
 import pyarrow.fs
 import pytest
-from helpers import Configure, make_video, upload
 from s3fs import S3FileSystem
+from support.processes import Configure
+from support.videos import make_video, upload
 
 from raypipe import schema
 from raypipe.demo.s3_server import S3Server

@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
-from helpers import Configure, StartDriver, kill_one, num_committed, upload, wait_until
+from support.folders import num_committed
+from support.processes import Configure, StartDriver, kill_one, wait_until
+from support.videos import upload
 
 from raypipe import schema
 from raypipe.embed import pipeline

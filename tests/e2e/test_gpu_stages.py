@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import yaml
-from helpers import Configure, upload
+from support import TESTS
+from support.processes import Configure
+from support.videos import upload
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
@@ -14,8 +16,6 @@ from raypipe.embed.pipeline import run_embed
 from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
-
-_TESTS = Path(__file__).parents[1]
 
 
 def test_three_stages_give_the_rows_of_one(configure: Configure, tmp_path: Path) -> None:
@@ -34,8 +34,8 @@ def run_with_gpu(config: EmbedConfig, folder: Path) -> None:
     """On a Ray of its own, which has a GPU that is none."""
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
-    command = [sys.executable, str(_TESTS / "gpu_driver.py"), str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=without_address())
+    command = [sys.executable, "-m", "support.gpu_driver", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS, env=without_address())
     assert done.returncode == 0, done.stdout + done.stderr
 
 

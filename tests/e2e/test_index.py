@@ -8,8 +8,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from helpers import keys
-from train_runs import embed_all, video_ids
+from support.folders import keys
+from support.train_runs import embed_all, video_ids
 
 from raypipe import cli
 from raypipe.demo.s3_server import S3Server

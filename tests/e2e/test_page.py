@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser_pages import Watch, chromium, guarded_server
-from helpers import make_video
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect
-from report_pages import HOSTILE
-from served_apps import Endpoint
+from support.browser import Watch, chromium, guarded_server
+from support.endpoints import Endpoint
+from support.report_pages import HOSTILE
+from support.videos import make_video
 
 WIDE: ViewportSize = {"width": 1280, "height": 850}
 PHONE: ViewportSize = {"width": 360, "height": 740}

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import StartDriver, num_committed, wait_until
-from train_runs import embed_all, video_ids
+from support.folders import num_committed
+from support.processes import StartDriver, wait_until
+from support.train_runs import embed_all, video_ids
 
 from raypipe import cli
 from raypipe.config import IndexConfig, RecommendConfig

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from helpers import make_video
-from served_apps import LABELS, Endpoint
+from support.endpoints import LABELS, Endpoint
+from support.videos import make_video
 
 from raypipe.client import AnswerError
 

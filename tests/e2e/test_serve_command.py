@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from helpers import pids_of, wait_until
-from serve_load import Load, get, post
-from served_apps import NUM_EMBEDDED, Endpoint, Source, free_port, serve_config
+from support.endpoints import NUM_EMBEDDED, Endpoint, Source, free_port, serve_config
+from support.load import Load, get, post
+from support.processes import pids_of, wait_until
 
 from raypipe import schema
 from raypipe.client import AnswerError, Client

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from helpers import wait_until
-from serve_load import Load, Request, get, post
-from served_apps import Endpoint
-from served_index import damage
+from support.endpoints import Endpoint
+from support.load import Load, Request, get, post
+from support.processes import wait_until
+from support.served_index import damage
 
 from raypipe.retrieval.versions import Versions
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from served_apps import Endpoint
-from served_index import CATEGORIES
+from support.endpoints import Endpoint
+from support.served_index import CATEGORIES
 
 pytestmark = pytest.mark.timeout(1800)
 _NUM_REQUESTS = int(os.environ.get("RAYPIPE_RANDOM_REQUESTS", "2000"))

@@ -16,10 +16,10 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from helpers import keys
+from support.folders import keys
+from support.train_runs import LABELS, NUM_VIDEOS, Trained, embed_all, frames_of, history, train_config, video_ids
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
-from train_runs import LABELS, NUM_VIDEOS, Trained, embed_all, frames_of, history, train_config, video_ids
 
 from raypipe import cli, schema
 from raypipe.classify.pipeline import run_classify

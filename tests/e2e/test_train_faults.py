@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from embed_outputs import replace_object
-from helpers import Driver, StartDriver, keys, kill_one, pids_of, wait_until
-from memory_disk import memory_disk
-from train_runs import Trained, history, train_config
+from support.embed_outputs import replace_object
+from support.folders import keys
+from support.memory_disk import memory_disk
+from support.processes import Driver, StartDriver, kill_one, pids_of, wait_until
+from support.train_runs import Trained, history, train_config
 
 from raypipe.storage import Folder
 from raypipe.train.checkpoint import Checkpoint, Checkpoints

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from helpers import keys
-from train_runs import Trained, train_config
+from support.folders import keys
+from support.train_runs import Trained, train_config
 
 from raypipe.storage import Folder
 from raypipe.train.run import run_train

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embed_outputs import DIM, PACK, content, finish, places, planner, replace_object, upload
+from support.embed_outputs import DIM, PACK, content, finish, places, planner, replace_object, upload
 
 from raypipe.embed.catalogue import find_videos
 from raypipe.embed.fetch import fetch_video

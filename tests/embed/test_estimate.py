@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from helpers import make_video
+from support.videos import make_video
 
 from raypipe.config import EmbedConfig, load_config
 from raypipe.embed.estimate import Estimate, estimate

@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
-from embed_outputs import replace_object, upload, video
-from helpers import make_noise
+from support.embed_outputs import replace_object, upload, video
+from support.videos import make_noise
 
 from raypipe.embed import fetch
 from raypipe.embed.fetch import Fetched, decode_fetched, fetch_video, fetch_videos

@@ -4,9 +4,9 @@ import random
 from itertools import pairwise
 
 import pyarrow as pa
-from embed_outputs import MARK, SETTINGS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.embed_outputs import MARK, SETTINGS
 
 from raypipe import schema
 from raypipe.embed.packing import pack

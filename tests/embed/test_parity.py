@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import torch
-from helpers import make_video
+from support.videos import make_video
 
 from raypipe import schema
 from raypipe.embed.shard import decode_shard, embed_shard, output_rows

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from embed_outputs import CROP, DIM, FakeSandbox, content, decoded, embed, upload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.embed_outputs import CROP, DIM, FakeSandbox, content, decoded, embed, upload
 
 from raypipe import schema
 from raypipe.embed.packing import pack

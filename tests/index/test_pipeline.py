@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from classify_outputs import FakeModel, classified_rows
-from classify_outputs import plan_new as plan_labels
-from embed_outputs import (
+from support.classify_outputs import FakeModel, classified_rows
+from support.classify_outputs import plan_new as plan_labels
+from support.embed_outputs import (
     MARK,
     SETTINGS,
     VERSIONS,
@@ -22,8 +22,8 @@ from embed_outputs import (
     replace_object,
     upload,
 )
-from train_runs import DIM, video_ids
-from train_runs import embed_all as embed_numbers
+from support.train_runs import DIM, video_ids
+from support.train_runs import embed_all as embed_numbers
 
 from raypipe.classify import shard as classifying
 from raypipe.config import IndexConfig

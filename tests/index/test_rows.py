@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embed_outputs import (
+from support.embed_outputs import (
     DIM,
     commit_statuses,
     content,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import DIM, random_videos, tiny_classifier, tiny_masked_frame
+from support.tiny_models import DIM, random_videos, tiny_classifier, tiny_masked_frame
 
 from raypipe.models.adapters import VideoModel, add_lora, freeze, merge_lora
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier

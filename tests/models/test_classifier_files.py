@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from embed_outputs import replace_object
-from tiny_models import DIM, NAMES, tiny_classifier, tiny_masked_frame
+from support.embed_outputs import replace_object
+from support.tiny_models import DIM, NAMES, tiny_classifier, tiny_masked_frame
 
 from raypipe.errors import FingerprintError, WeightsError
 from raypipe.models.classifier_files import (

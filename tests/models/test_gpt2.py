@@ -9,7 +9,7 @@ import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import torch
-from tiny_models import DIM, random_videos, tiny_classifier
+from support.tiny_models import DIM, random_videos, tiny_classifier
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from raypipe.config import ClassifierConfig, Gpt2Size

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embed_outputs import replace_object
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.embed_outputs import replace_object
 
 from raypipe.errors import ConfigError
 from raypipe.recommend.history import HistoryFile

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from embed_outputs import replace_object
+from support.embed_outputs import replace_object
 
 from raypipe.errors import CommitError, FingerprintError, RaypipeError
 from raypipe.recommend import output as stored

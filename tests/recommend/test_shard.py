@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from train_runs import embed_all, video_ids
+from support.train_runs import embed_all, video_ids
 
 from raypipe.config import IndexConfig, RankingConfig
 from raypipe.index.pipeline import run_index

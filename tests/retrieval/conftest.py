@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from retrieval_catalogue import Catalogue, make_catalogue
+from support.catalogues import Catalogue, make_catalogue
 
 from raypipe.config import IndexSettings
 from raypipe.storage import Folder

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retrieval_vectors import KINDS, clustered, eligible_among, settings_of, true_neighbours, units
+from support.vectors import KINDS, clustered, eligible_among, settings_of, true_neighbours, units
 
 from raypipe.errors import IndexVersionError
 from raypipe.retrieval import ann as ann_module

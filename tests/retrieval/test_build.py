@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from retrieval_catalogue import Catalogue, make_catalogue
+from support.catalogues import Catalogue, make_catalogue
 
 from raypipe.config import IndexSettings
 from raypipe.errors import JobError

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from retrieval_vectors import eligible_among
+from support.vectors import eligible_among
 
 from raypipe.retrieval.candidates import Boost, Popular, Ranking, first, pick
 from raypipe.retrieval.rerank import Caps

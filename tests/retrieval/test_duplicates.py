@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from retrieval_vectors import KINDS, clustered, settings_of, units
+from support.vectors import KINDS, clustered, settings_of, units
 
 from raypipe.retrieval import duplicates
 from raypipe.retrieval.ann import Ann

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from retrieval_vectors import clustered
+from support.vectors import clustered
 
 from raypipe.retrieval.exact import best, dots, neighbours, widen
 

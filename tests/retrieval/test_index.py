@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from retrieval_catalogue import Catalogue
+from support.catalogues import Catalogue
 
 from raypipe.errors import IndexVersionError, QueryError
 from raypipe.retrieval.index import VideoIndex

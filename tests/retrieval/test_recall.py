@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from retrieval_vectors import clustered, eligible_among, settings_of
+from support.vectors import clustered, eligible_among, settings_of
 
 from raypipe.retrieval.ann import Ann
 from raypipe.retrieval.exact import neighbours

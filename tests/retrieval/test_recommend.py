@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retrieval_vectors import KINDS, clustered, index_of, units
+from support.vectors import KINDS, clustered, index_of, units
 
 from raypipe.errors import QueryError
 from raypipe.retrieval import ann as ann_module

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from retrieval_vectors import units
+from support.vectors import units
 
 from raypipe.retrieval.rerank import Caps, choose, complete, freshness, percentile_rank
 

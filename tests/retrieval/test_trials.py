@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from retrieval_vectors import clustered
+from support.vectors import clustered
 
 from raypipe.retrieval.trials import TARGET_RECALL, Trials, least_nprobe, make_trials, trial_queries
 

@@ -12,9 +12,9 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from helpers import keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.folders import keys
 
 from raypipe.errors import IndexVersionError
 from raypipe.retrieval import fetching

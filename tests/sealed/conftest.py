@@ -2,7 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from embed_outputs import make_output
+from support.embed_outputs import make_output
 
 from raypipe.storage import Folder
 

@@ -2,7 +2,9 @@
 
 import pyarrow as pa
 import pytest
-from embed_outputs import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.embed_outputs import (
     DIM,
     commit_statuses,
     content,
@@ -13,8 +15,6 @@ from embed_outputs import (
     replace_object,
     upload,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from raypipe import schema
 from raypipe.errors import CommitError, JobError

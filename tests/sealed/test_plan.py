@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embed_outputs import MARK, SETTINGS, video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.embed_outputs import MARK, SETTINGS, video
 
 from raypipe import schema
 from raypipe.embed.packing import pack

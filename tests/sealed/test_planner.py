@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from embed_outputs import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.embed_outputs import (
     PACK,
     SETTINGS,
     commit_statuses,
@@ -25,8 +27,6 @@ from embed_outputs import (
     upload,
     video,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from raypipe.embed.verify import verify
 from raypipe.errors import CommitError, ConfigError, FingerprintError

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from embed_outputs import content, finish, places, plan_new, replace_object, upload
+from support.embed_outputs import content, finish, places, plan_new, replace_object, upload
 
 from raypipe.errors import CommitError
 from raypipe.sealed.seal import read_manifest, seal, unsealed_plans

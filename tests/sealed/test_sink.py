@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embed_outputs import DIM, MARK, commit, made_rows, video
+from support.embed_outputs import DIM, MARK, commit, made_rows, video
 
 from raypipe import schema
 from raypipe.embed.packing import pack

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embed_outputs import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.embed_outputs import (
     DIM,
     PACK,
     SETTINGS,
@@ -26,8 +28,6 @@ from embed_outputs import (
     upload,
     video,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from raypipe import schema
 from raypipe.embed.verify import verify
@@ -124,7 +124,7 @@ def test_a_copy_of_a_sealed_output_holds_every_promise(output: Folder) -> None:
 def test_vectors_of_nothing_but_zeros_have_no_direction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Folder(str(tmp_path))
     planner(output).store([video()], pack=PACK)
-    monkeypatch.setattr("embed_outputs.embed", lambda frames: np.zeros((len(frames), DIM), np.float32))
+    monkeypatch.setattr("support.embed_outputs.embed", lambda frames: np.zeros((len(frames), DIM), np.float32))
     commit_statuses(output, {})
     assert verify(output).violations == []
 
@@ -135,7 +135,8 @@ def test_vectors_of_any_size_keep_their_promises(tmp_path: Path, monkeypatch: py
     planner(output).store([video()], pack=PACK)
     numbers = np.random.default_rng(0)
     monkeypatch.setattr(
-        "embed_outputs.embed", lambda frames: (numbers.standard_normal((len(frames), DIM)) * scale).astype(np.float32)
+        "support.embed_outputs.embed",
+        lambda frames: (numbers.standard_normal((len(frames), DIM)) * scale).astype(np.float32),
     )
     commit_statuses(output, {})
     assert verify(output).violations == []

@@ -1,8 +1,8 @@
 from collections.abc import Iterator
 
 import pytest
-from served_index import make_items, put_index
-from served_routes import Ask, FakeClassifier, FakeEmbedder, serve
+from support.routes import Ask, FakeClassifier, FakeEmbedder, serve
+from support.served_index import make_items, put_index
 
 from raypipe.config.serve import LimitsConfig
 from raypipe.retrieval.versions import Versions

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
-from classify_outputs import save_model
 from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
-from served_index import DIM, damage, make_items, put_version
+from support.classify_outputs import save_model
+from support.served_index import DIM, damage, make_items, put_version
 
 from raypipe.config import ServeConfig, load_config
 from raypipe.errors import ConfigError, FingerprintError, IndexVersionError, WeightsError

@@ -2,7 +2,7 @@ import fcntl
 from pathlib import Path
 
 import pytest
-from served_index import put_index
+from support.served_index import put_index
 
 from raypipe.retrieval.query import Query
 from raypipe.retrieval.versions import Versions

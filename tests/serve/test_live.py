@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
-from served_index import damage, put_index
+from support.processes import wait_until
+from support.served_index import damage, put_index
 
 from raypipe.errors import IndexVersionError, StorageError
 from raypipe.retrieval.query import Query

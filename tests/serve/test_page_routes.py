@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from served_index import damage, put_index
-from served_routes import Ask, FakeEmbedder, answer, error, serve
+from support.routes import Ask, FakeEmbedder, answer, error, serve
+from support.served_index import damage, put_index
 
 from raypipe.retrieval.versions import Versions
 from raypipe.serve.live import LiveIndex

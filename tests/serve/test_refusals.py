@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from served_index import DIM
-from served_routes import VIDEO, Ask, answer, error
+from support.routes import VIDEO, Ask, answer, error
+from support.served_index import DIM
 
 
 @pytest.mark.parametrize(

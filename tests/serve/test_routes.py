@@ -3,8 +3,8 @@
 from urllib.parse import quote
 
 import pytest
-from served_index import CATEGORIES
-from served_routes import Ask, answer, error
+from support.routes import Ask, answer, error
+from support.served_index import CATEGORIES
 
 from raypipe.retrieval.query import Query
 from raypipe.serve.live import LiveIndex

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from served_index import make_items
+from support.served_index import make_items
 
 from raypipe.config.serve import LimitsConfig
 from raypipe.serve.access import Access

@@ -1,8 +1,8 @@
 """The endpoints for videos that the catalogue does not hold, with models that know their answers."""
 
 import pytest
-from served_index import DIM
-from served_routes import VIDEO, Ask, FakeClassifier, FakeEmbedder, answer, error, serve
+from support.routes import VIDEO, Ask, FakeClassifier, FakeEmbedder, answer, error, serve
+from support.served_index import DIM
 
 from raypipe.serve.http_errors import HttpError
 from raypipe.serve.live import LiveIndex

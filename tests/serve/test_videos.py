@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.videos import make_video
 
 from raypipe.config import DecodeConfig, EmbedConfig, load_config
 from raypipe.embed.pipeline import prepare

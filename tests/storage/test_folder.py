@@ -8,9 +8,9 @@ from threading import Barrier
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import fill, keys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.folders import fill, keys
 
 from raypipe.errors import (
     ConfigError,

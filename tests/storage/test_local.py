@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import fill, keys
+from support.folders import fill, keys
 from typing_extensions import Buffer
 
 from raypipe.errors import (

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import fill, keys
+from support.folders import fill, keys
 
 from raypipe.errors import (
     StorageError,

@@ -1,5 +1,5 @@
 import pytest
-from helpers import fill
+from support.folders import fill
 
 from raypipe.errors import ConfigError, StorageError
 from raypipe.storage import Folder, list_videos

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from embed_outputs import replace_object
-from helpers import keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import DIM, tiny_classifier
+from support.embed_outputs import replace_object
+from support.folders import keys
+from support.tiny_models import DIM, tiny_classifier
 
 from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import VideoClassifier

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import NAMES, Half
-from train_loops import (
+from support import TESTS
+from support.tiny_models import NAMES, Half
+from support.train_loops import (
     copy_weights,
     labelled_videos,
     make_loop,
@@ -407,11 +408,11 @@ def test_a_worker_without_samples_makes_a_batch_of_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two workers say, each in a process of its own, and one alone: ``train_team.py`` in this folder's parent."""
+    """What two workers say, each in a process of its own, and one alone: ``support/train_team.py``."""
     folder = tmp_path_factory.mktemp("team")
-    script = Path(__file__).parents[1] / "train_team.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(folder)],
+        [sys.executable, "-m", "support.train_team", str(folder)],
+        cwd=TESTS,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

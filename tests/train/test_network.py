@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import GPT2, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
+from support.tiny_models import GPT2, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 from torch import nn
 
 from raypipe.config import ClassifierConfig, OptimizerConfig

@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import tiny_classifier
+from support.tiny_models import tiny_classifier
 
 from raypipe.models.adapters import freeze
 from raypipe.train.optim import learning_rate, make_optimizer, rate_at, set_rate

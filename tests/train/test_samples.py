@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from embed_outputs import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.embed_outputs import (
     DIM,
     MARK,
     commit_statuses,
@@ -18,8 +20,6 @@ from embed_outputs import (
     replace_object,
     upload,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from raypipe.config import TrainConfig, load_config
 from raypipe.errors import ConfigError, JobError

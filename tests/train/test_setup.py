@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from embed_outputs import replace_object
-from tiny_models import GPT2, tiny_classifier, tiny_masked_frame
+from support.embed_outputs import replace_object
+from support.tiny_models import GPT2, tiny_classifier, tiny_masked_frame
 from transformers import GPT2Model
 
 from raypipe.config import TrainConfig, load_config

@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 from av.container import OutputContainer
-from helpers import make_noise
+from support.videos import make_noise
 
 from raypipe.video.protocol import DecodeRequest, Limits, Pixels, Reply, SharedFrames
 from raypipe.video.sampling import Seconds

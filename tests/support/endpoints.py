@@ -10,10 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from classify_outputs import save_model
-from helpers import upload
 from ray import serve
-from served_index import make_items, put_version
 
 from raypipe import schema
 from raypipe.client import Client
@@ -23,6 +20,9 @@ from raypipe.sealed.dataset import embeddings_manifests, read_embeddings
 from raypipe.serve.app import build_app
 from raypipe.serve.run import base_url
 from raypipe.storage import Folder
+from support.classify_outputs import save_model
+from support.served_index import make_items, put_version
+from support.videos import upload
 
 CHEAP = ("backbone.name=resnet18", "backbone.weights=random", "sampling.num_frames=2", "resources.concurrency=1")
 NUM_EMBEDDED, NUM_MADE_UP = 12, 2000

@@ -9,7 +9,6 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-from served_index import DIM, EMBEDDINGS, make_items
 
 from raypipe.serve.access import Access
 from raypipe.serve.lane import Lane
@@ -19,6 +18,7 @@ from raypipe.serve.metrics import Metrics
 from raypipe.serve.routes import build_application
 from raypipe.serve.service import EmbeddedVideo, Service
 from raypipe.serve.sources import Source
+from support.served_index import DIM, EMBEDDINGS, make_items
 
 VIDEO = b"\0\0\0\x18ftyp of a video"
 Ask = Callable[..., httpx.Response]

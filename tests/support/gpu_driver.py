@@ -1,4 +1,4 @@
-"""Embed on a Ray that believes it has a GPU: ``python gpu_driver.py CONFIG``; the model runs on a processor."""
+"""Embed on a Ray that believes it has a GPU: ``python -m support.gpu_driver CONFIG``; the model runs on a processor."""
 
 import sys
 from dataclasses import replace

@@ -1,6 +1,6 @@
-"""Two workers of one training in processes of their own, for ``train/test_loop.py``: ``train_team.py FOLDER``.
+"""Train with two workers, each in its own process: ``python -m support.train_team FOLDER``.
 
-Everything that needs two processes happens here at once, as their start costs more than all the rest.
+Everything in ``train/test_loop.py`` that needs two processes runs here at once: most of the time is their start.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import train_loops as loops
 from torch import distributed, multiprocessing
 
+import support.train_loops as loops
 from raypipe.models.classifier_files import digests
 from raypipe.train.loop import Loop
 

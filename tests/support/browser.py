@@ -11,10 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
-from helpers import wait_until
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
-from served_apps import free_port
-from served_index import put_index
 
 from raypipe.config.serve import LimitsConfig
 from raypipe.retrieval.versions import Versions
@@ -26,6 +23,9 @@ from raypipe.serve.metrics import Metrics
 from raypipe.serve.routes import build_application
 from raypipe.serve.service import Service
 from raypipe.storage import Folder
+from support.endpoints import free_port
+from support.processes import wait_until
+from support.served_index import put_index
 
 ARGUMENTS = (
     "--no-sandbox",  # tests may run as root, where the sandbox does not start

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from embed_outputs import CROP, SETTINGS, VERSIONS, commit, decoded, planner, video
 
 from raypipe import schema
 from raypipe.config import TrainConfig
@@ -19,6 +18,7 @@ from raypipe.embed.packing import pack
 from raypipe.sealed.plan import fingerprint
 from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
 from raypipe.storage import Folder
+from support.embed_outputs import CROP, SETTINGS, VERSIONS, commit, decoded, planner, video
 
 DIM = 16
 LABELS = ("cat", "dog", "fish", "horse")

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from helpers import wait_until
-from ray_network import Command, Machine, Network, command_line, environment, network, without_proxies
-
 from raypipe.demo import s3_server
 from raypipe.demo.s3_server import S3Server
+from support.cluster.network import Command, Machine, Network, command_line, environment, network, without_proxies
+from support.processes import wait_until
 
 BIN = Path(sys.executable).parent
 _GCS_PORT, _API_PORT, SERVE_PORT = 6379, 8265, 8000

@@ -6,16 +6,17 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-from helpers import num_committed, wait_until
 from pydantic import BaseModel
-from ray_network import Command
-from ray_nodes import RayCluster
 
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
 from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
+from support.cluster.network import Command
+from support.cluster.nodes import RayCluster
+from support.folders import num_committed
+from support.processes import wait_until
 
 # All ten frames of each video keep a processor busy for a while: time enough to break something.
 _SMALL = ("backbone.name=resnet18", "backbone.weights=random", "sampling.num_frames=10", "shard.max_videos=2")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from tiny_models import DIM, NAMES, Half, shake, tiny_config
 
 from raypipe.config import CheckpointConfig, OptimizerConfig
 from raypipe.models.adapters import VideoModel
@@ -20,6 +19,7 @@ from raypipe.train.samples import INDEX, TARGETS
 from raypipe.train.shard import Shard
 from raypipe.train.state import LoopSettings
 from raypipe.train.team import Team
+from support.tiny_models import DIM, NAMES, Half, shake, tiny_config
 
 
 def block_of(

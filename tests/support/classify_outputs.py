@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from embed_outputs import DIM, VERSIONS
 
 from raypipe import schema
 from raypipe.classify import catalogue
@@ -22,6 +21,7 @@ from raypipe.sealed.planner import Planner
 from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
 from raypipe.sealed.sink import describe_shard, put_shard
 from raypipe.storage import Folder
+from support.embed_outputs import DIM, VERSIONS
 
 NAMES = ["cat", "dog", "fish", "horse"]
 SETTINGS = {"job": "classify", "format": 1, "model": "m"}
