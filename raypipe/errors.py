@@ -18,14 +18,57 @@
         ├── ObjectTooLargeError
         └── ObjectUnreadableError
 
-Bad data is a row; bad setup is an exception. A message is one line: the value, the choices, what to do.
+Bad data is a row; bad setup is an exception. A message is one line: what happened, the value, the choices, what to do.
 """
+
+import difflib
+from collections.abc import Iterable
+
+_MAX_SHOWN_CHOICES = 40
 
 
 class RaypipeError(Exception):
-    """Base of all; ``exit_code`` is what the command line ends with."""
+    """Base class of all; ``exit_code`` is what the command line ends with.
+
+    ``str(error)`` is one line for people: ``message``, then the choices, then ``remedy``. The fields hold the same
+    facts for programs, which must not depend on the wording:
+
+    Attributes:
+        key: The configuration key, column, argument or file that is wrong.
+        value: What it holds.
+        expected: What it should hold or held before, if that is one value.
+        choices: What it may hold, if that is a list; a close match to ``value`` is suggested.
+        remedy: What to do, as a sentence.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        key: str = "",
+        value: object = None,
+        expected: object = None,
+        choices: Iterable[str] = (),
+        remedy: str = "",
+    ) -> None:
+        self.key = key
+        self.value = value
+        self.expected = expected
+        self.choices = tuple(choices)
+        self.remedy = remedy
+        super().__init__(" ".join(part for part in (message, offer(value, self.choices), remedy) if part))
+
+
+def offer(value: object, choices: tuple[str, ...]) -> str:
+    """Return the sentences that suggest a close match to ``value`` and list the choices; empty without choices."""
+    if not choices:
+        return ""
+    near = difflib.get_close_matches(value.rpartition(".")[2], choices, n=1) if isinstance(value, str) else []
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    more = f" and {len(choices) - _MAX_SHOWN_CHOICES} more" if len(choices) > _MAX_SHOWN_CHOICES else ""
+    return f"{hint}Choose one of {', '.join(choices[:_MAX_SHOWN_CHOICES])}{more}."
 
 
 class SetupError(RaypipeError):
