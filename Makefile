@@ -7,7 +7,7 @@ PINS_VENV := build/pins-venv
 # On a GPU machine name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
 TORCH ?= torch==2.13.0
 
-.PHONY: install install-dev demo test test-long chaos lint bench pins clean
+.PHONY: install install-dev demo test test-long chaos lint messages bench pins clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ lint: install-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Rewrite the golden file of every sentence that raypipe says.
+messages: install-dev
+	cd tests && ../$(BIN)/python -m support.messages
 
 # The quick form of every benchmark, a minute or so each; what one lacks it says in a line. The full forms: benchmarks/RESULTS.md.
 bench: install-dev

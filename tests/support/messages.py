@@ -16,11 +16,10 @@ _TWO_WORDS = re.compile(r"[A-Za-z]{2,}[,:;]? \S*[A-Za-z{]")
 # Pages and displays, not errors: tests of them read what they show.
 _DISPLAYS = ("cli", "demo", "monitoring", "progress", "report")
 _DISPLAY_FILES = ("view.py", "metrics.py", "haproxy_start.py", "haproxy.py", "estimate_table.py", "checks_table.py")
-_CODE = ("Bearer ", "{operator}(Tensor", "pa.")  # begins a text that a program reads
+_CODE = ("Bearer ", "{operator}(Tensor", "pa.", "import ")  # begins a text that a program reads
 # A word of prose: not part of a path, key, option, command or quoted name, and not an acronym or a variable.
-_WORD = re.compile(
-    r"(?<![\w./:=\-'\"`<\[({%|$@\\*])(?<!raypipe )(?!raypipe\b)[A-Za-z]?[a-z]+(?![\w./:=\-'\"`>(\[|*]\S)(?![\w\-='\"`>(\[|*])"
-)
+_BEFORE, _AFTER = r"(?<![\w./:=\-'\"`<\[({%|$@\\*])(?<!raypipe )(?!raypipe\b)", r"(?![\w\-='\"`>(\[|*]|[./:]\S)"
+_WORD = re.compile(f"{_BEFORE}[A-Za-z]?[a-z]+{_AFTER}")
 
 
 def files() -> list[Path]:
@@ -47,11 +46,9 @@ def reworded(source: str) -> str:
 
 def golden_text() -> str:
     """Return what the golden file has to hold."""
-    parts = []
-    for path in files():
-        if found := messages(path.read_text(encoding="utf-8")):
-            parts.append("\n".join([f"[{path.relative_to(SOURCE)}]", *(repr(one)[1:-1] for one in found)]))
-    return "\n\n".join(parts) + "\n"
+    found = {path.relative_to(SOURCE): messages(path.read_text(encoding="utf-8")) for path in files()}
+    sections = ("\n".join([f"[{name}]", *(repr(one)[1:-1] for one in said)]) for name, said in found.items() if said)
+    return "\n\n".join(sections) + "\n"
 
 
 def _sentences(tree: ast.Module) -> Iterator[ast.Constant | ast.JoinedStr]:
