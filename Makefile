@@ -3,11 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PINS_VENV := build/pins-venv
+# Two processes, each of which takes whole files.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # What pip is given for torch, in a call of its own and first: any later resolver would pick the largest build it finds.
 # On a GPU machine name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
 TORCH ?= torch==2.13.0
 
-.PHONY: install install-dev demo test test-long chaos lint messages bench pins clean
+.PHONY: install install-dev demo test test-slow test-nightly coverage mutations chaos lint messages bench pins clean
 
 install: $(VENV)/.installed
 
@@ -27,14 +29,31 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 demo: install
 	$(BIN)/raypipe demo $(ARGS)
 
+# Minutes: every unit and property test, and one real run of every job.
 test: install-dev
-	$(BIN)/python -m pytest -m "not cluster and not long"
+	$(BIN)/python -m pytest -m "not slow and not nightly" $(PARALLEL) $(ARGS)
 
-# The rest: trainings that are killed, and several Ray nodes, each in a network namespace: as root, else skipped.
-test-long: install-dev
-	$(BIN)/python -m pytest -m "cluster or long"
+# The other tests with real processes: faults, kills, the endpoint as a command, the browser.
+test-slow: install-dev
+	$(BIN)/python -m pytest -m "slow and not nightly" $(ARGS)
 
-# Tries to break it, at length: ARGS="--seed 7 --only hostile"; --record keeps what was found in tests/chaos/RESULTS.md.
+# Hours: several nodes (as root, else skipped), random killers, search grids, long chaos runs; ends with a summary table.
+test-nightly: install-dev
+	cd tests && ../$(BIN)/python -m support.nightly $(ARGS)
+
+# Line coverage of raypipe/ by `make test`, subprocesses and Ray workers included; each line: build/coverage/html.
+coverage: install-dev
+	rm -rf build/coverage
+	$(BIN)/coverage run -m pytest -m "not slow and not nightly"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report
+
+# Apply each patch of tests/mutations/ to a copy of the tree: the tests that it names have to fail there.
+mutations: install-dev
+	cd tests && ../$(BIN)/python -m mutations.run $(ARGS)
+
+# Try to break it, at length: ARGS="--seed 7 --only hostile"; --record keeps the table in tests/chaos/RESULTS.md.
 chaos: install-dev
 	cd tests && ../$(BIN)/python -m chaos.run $(ARGS)
 

@@ -1,6 +1,15 @@
+import pytest
+
 pytest_plugins = (
+    "support.time_limits",
     "support.fixtures.scheduling",
     "support.fixtures.stored",
     "support.fixtures.ray_session",
-    "support.fixtures.jobs",
 )
+_LONGEST = "e2e/test_every_job.py"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest file: one of two processes runs it while the other one runs the rest."""
+    items.sort(key=lambda item: _LONGEST not in item.nodeid)

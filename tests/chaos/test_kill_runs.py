@@ -13,7 +13,7 @@ from chaos.kill_runs import Tally, ground
 
 from raypipe.storage import Folder
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.nightly
 
 
 def test_whatever_is_killed_nothing_is_lost(bucket: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.nightly
 
 _NUM_VIDEOS = 120
 _ROOM = 0.15  # of the machine's memory: what Ray and the worker may take

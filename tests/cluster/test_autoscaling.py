@@ -15,7 +15,7 @@ from support.videos import make_video
 from raypipe.embed.verify import verify
 from raypipe.storage import Folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(300)]
 
 _ALONE = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-euc")
 _HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # that Ray's own fake provider expects

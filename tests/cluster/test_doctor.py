@@ -9,7 +9,7 @@ from support.videos import upload
 
 from raypipe.storage import Folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 
 def test_every_node_is_looked_at(cluster: RayCluster, place: Folder) -> None:

@@ -15,7 +15,7 @@ from raypipe.config import EmbedConfig, IndexConfig
 from raypipe.retrieval.versions import Versions
 from raypipe.storage import Folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 _NUM_VIDEOS = 40
 _NUM_SHARDS = _NUM_VIDEOS // 2

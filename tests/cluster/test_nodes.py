@@ -5,7 +5,7 @@ import json
 import pytest
 from support.cluster.nodes import BIN, RayCluster
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.nightly
 
 _WHERE = """
 import ray

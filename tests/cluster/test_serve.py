@@ -14,7 +14,7 @@ from support.served_index import make_items, put_index
 from raypipe import schema
 from raypipe.storage import Folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 _REPLICA = "ray::ServeReplica:raypipe:Api"
 _MOST_FAILED = 0.001

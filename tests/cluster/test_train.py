@@ -11,7 +11,7 @@ from support.train_runs import embed_all, history, train_config, video_ids
 
 from raypipe.storage import Folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 _WORKER = "ray::RayTrainWorker"
 _NUM_TRAIN = 72

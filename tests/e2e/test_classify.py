@@ -22,6 +22,7 @@ from raypipe.errors import FingerprintError
 from raypipe.sealed.dataset import embeddings_manifests, read_rows
 from raypipe.storage import Folder
 
+pytestmark = pytest.mark.slow
 _DIM = 512  # of resnet18
 
 
@@ -80,6 +81,7 @@ def test_a_catalogue_is_classified_and_then_what_is_new(
         )
 
 
+@pytest.mark.nightly  # the kill of a driver of a batch job is in test_faults.py
 def test_killed_drivers(bucket: str, configure: Configure, start_driver: StartDriver, tmp_path: Path) -> None:
     videos, embeddings, output = (Folder(f"{bucket}/{name}") for name in ("in", "embeddings", "labels"))
     ids = upload(videos, 24)

@@ -21,6 +21,8 @@ from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
 
+pytestmark = pytest.mark.slow
+
 
 def statuses(output: Folder) -> Counter[tuple[str, str]]:
     columns = [schema.VIDEO_ID, schema.STATUS]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from support import TESTS
 from support.processes import Configure
@@ -16,6 +17,8 @@ from raypipe.embed.pipeline import run_embed
 from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
+
+pytestmark = pytest.mark.slow
 
 
 def test_three_stages_give_the_rows_of_one(configure: Configure, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.versions import Versions
 from raypipe.storage import Folder
 
+pytestmark = pytest.mark.slow
 # A build that is killed at the first object whose name ends so, before that is there.
 KILLED = """
 import os, signal, sys

@@ -11,6 +11,7 @@ from support.endpoints import Endpoint
 from support.report_pages import HOSTILE
 from support.videos import make_video
 
+pytestmark = pytest.mark.slow
 WIDE: ViewportSize = {"width": 1280, "height": 850}
 PHONE: ViewportSize = {"width": 360, "height": 740}
 TOKEN = "a-token.of~signs"  # noqa: S105 - of the server that a test starts

@@ -26,6 +26,7 @@ from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.versions import Versions
 from raypipe.storage import Folder
 
+pytestmark = pytest.mark.slow
 IDS = video_ids(60)
 RANKINGS: list[dict[str, Any]] = [
     {"top_k": 7},
@@ -133,6 +134,7 @@ def test_bad_rows_are_rows(bucket: str, index: Folder, cache: Path, ray_address:
         assert (row["video_ids"] is None) == (said is not None)
 
 
+@pytest.mark.nightly
 def test_killed_drivers(bucket: str, index: Folder, cache: Path, start_driver: StartDriver) -> None:
     """Each user gets one row, of the version that the first driver began with."""
     users = histories(300, seed=1)

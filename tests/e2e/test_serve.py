@@ -14,6 +14,7 @@ from support.videos import make_video
 
 from raypipe.client import AnswerError
 
+pytestmark = pytest.mark.slow
 _JSON = {"Content-Type": "application/json"}
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from support.endpoints import NUM_EMBEDDED, Endpoint, Source, free_port, serve_config
+from support.endpoints import NUM_EMBEDDED, Endpoint, Source, serve_config
 from support.load import Load, get, post
-from support.processes import pids_of, wait_until
+from support.processes import free_port, pids_of, wait_until
 
 from raypipe import schema
 from raypipe.client import AnswerError, Client
 from raypipe.serve.haproxy import find_binary
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = "s3cret"  # noqa: S105 - a test's
 _REPLICA = "ServeReplica:raypipe:Api"
 _MAX_IN_FLIGHT = 4
@@ -56,10 +56,16 @@ class Command:
         """The processes of its ingress, and not those of another endpoint that the tests run."""
         return set(pids_of(_REPLICA, below=self.process.pid))
 
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        return self.process.wait(120)
+    def check_clean_end(self, number: signal.Signals, port: str) -> None:
+        """Send the signal: the command ends with 0, and nothing that it started is left."""
+        replicas = self.replicas()
+        assert replicas
+        self.process.send_signal(number)
+        assert self.process.wait(120) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/healthz")
+        wait_until(lambda: not pids_of(port, "haproxy.cfg"), what="the end of HAProxy")
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in replicas), what="the end of the replicas")
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +81,11 @@ def command(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         started.wait_until_ready()
         ids = source.items[schema.VIDEO_ID].to_pylist()[:NUM_EMBEDDED]
         yield started, Endpoint(f"http://127.0.0.1:{config.port}", config, ids, source)
+        started.check_clean_end(signal.SIGINT, str(config.port))
     finally:
         if started.process.poll() is None:
-            started.stop()
+            started.process.send_signal(signal.SIGINT)
+            started.process.wait(120)
 
 
 @pytest.fixture
@@ -105,8 +113,9 @@ def test_the_token_is_asked_for(command: tuple[Command, Endpoint]) -> None:
     for path in ("/v1/index", "/v1/videos", "/v1/none", "/none"):
         response = httpx.get(f"{url}{path}")
         assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")
-    with pytest.raises(AnswerError, match="is wrong"):
+    with pytest.raises(AnswerError) as caught:
         Client(url, "other").index()
+    assert caught.value.status == 401
     for path in ("/", "/page/app.js", "/healthz", "/readyz", "/metrics", "/openapi.json"):
         assert httpx.get(f"{url}{path}").status_code == 200
 
@@ -192,68 +201,13 @@ def resident_bytes(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_cleanly(source: Source, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.nightly  # SIGINT ends the other tests' endpoint, in the same way
+def test_sigterm_ends_it_cleanly(source: Source, tmp_path: Path) -> None:
     port = str(free_port())
-    given = (
-        "--index",
-        source.index.uri,
-        "--port",
-        port,
-        "--set",
-        "embedder.enabled=false",
-        "--set",
-        f"cache={tmp_path}",
-    )
-    started = Command(tmp_path, *given)
+    given = ("--index", source.index.uri, "--port", port, "--set", "embedder.enabled=false")
+    started = Command(tmp_path, *given, "--set", f"cache={tmp_path}")
     started.wait_until_ready()
-    assert (
-        "Without /v1/embed and /v1/classify. This server embeds no videos: embedder.enabled is false." in started.said()
-    )
+    assert "embedder.enabled" in started.said()
     assert httpx.get(f"http://127.0.0.1:{port}/v1/index").json()["can_embed"] is False
-    mine = started.replicas()
-    assert mine
-    started.process.send_signal(number)
-    assert started.process.wait(120) == 0
+    started.check_clean_end(signal.SIGTERM, port)
     assert started.said().count("\n") == 3
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/healthz")
-    wait_until(lambda: not pids_of(port, "haproxy.cfg"), what="the end of HAProxy")
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in mine), what="the end of the replica")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "variables", "expected"),
-    [
-        ((), {}, "error: 'index' is missing: give --index or the key 'index' in the YAML file."),
-        (("--index", "{empty}"), {}, "error: {empty} holds no index. Run raypipe index with it as --output."),
-        (
-            ("--index", "{index}", "--host", "::"),
-            {},
-            "error: host='::' is open to other machines without a token. Set ",
-        ),
-        (
-            ("--index", "{index}"),
-            {"RAYPIPE_API_TOKEN": ""},
-            "error: RAYPIPE_API_TOKEN is empty or holds what no header",
-        ),
-        (("--index", "{index}", "--port", "{taken}"), {}, "error: Cannot listen on 127.0.0.1 port {taken}: Address "),
-        (
-            ("--index", "{index}", "--set", "embedder.enabled=true", "--set", "embedder.weights=/none.pth"),
-            {},
-            "error: Cannot read the weights '/none.pth': ",
-        ),
-        (("--index", "{index}", "--model", "{empty}"), {}, "error: {empty} holds no model: "),
-    ],
-)
-def test_what_is_wrong_is_said_in_one_line_before_anything_starts(
-    endpoint: Endpoint, tmp_path: Path, arguments: tuple[str, ...], variables: dict[str, str], expected: str
-) -> None:
-    names = {"empty": tmp_path / "empty", "index": endpoint.source.index.uri, "taken": endpoint.config.port}
-    given = [argument.format(**names) for argument in arguments]
-    if "--port" not in given:
-        given += ["--port", str(free_port())]
-    failed = Command(tmp_path, *given, **variables)
-    assert failed.process.wait(120) == 2
-    assert failed.said().startswith(expected.format(**names))
-    assert failed.said().count("\n") == 1

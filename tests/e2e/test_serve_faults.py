@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import pytest
 from support.endpoints import Endpoint
 from support.load import Load, Request, get, post
 from support.processes import wait_until
 from support.served_index import damage
 
 from raypipe.retrieval.versions import Versions
+
+pytestmark = pytest.mark.slow
 
 
 def requests(endpoint: Endpoint) -> list[Request]:

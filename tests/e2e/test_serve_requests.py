@@ -17,7 +17,7 @@ import pytest
 from support.endpoints import Endpoint
 from support.served_index import CATEGORIES
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 _NUM_REQUESTS = int(os.environ.get("RAYPIPE_RANDOM_REQUESTS", "2000"))
 _NUM_EXAMPLES = int(os.environ.get("RAYPIPE_SCHEMA_EXAMPLES", "10"))
 _STARTED = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)

@@ -30,6 +30,7 @@ from raypipe.sealed.dataset import read_rows
 from raypipe.storage import Folder
 from raypipe.train.run import run_train
 
+pytestmark = pytest.mark.slow
 _NUM_TRAIN = 72
 _MODEL_FILES = ("README.md", "complete.json", "config.json", "model.safetensors")
 _LOAD = """
@@ -160,6 +161,7 @@ def test_a_trained_model_labels_the_catalogue(trained: Trained, bucket: str, tmp
         )
 
 
+@pytest.mark.nightly  # two trainings; the loop of a masked-frame model is in train/test_loop.py
 def test_a_classifier_starts_from_a_masked_frame_model(trained: Trained, bucket: str) -> None:
     first, second, labels = (Folder(f"{bucket}/{name}") for name in ("first", "second", "labels"))
     config = train_config(trained.embeddings, first, objective="masked_frame", optimizer={"epochs": 2})

@@ -15,10 +15,7 @@ from support.train_runs import Trained, history, train_config
 from raypipe.storage import Folder
 from raypipe.train.checkpoint import Checkpoint, Checkpoints
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(600),
-]  # three trainings in a row, each with all that Ray Train starts
+pytestmark = pytest.mark.timeout(600)  # several trainings in a row, each with all that Ray Train starts
 
 _NUM_TRAIN = 72
 _WORKER = "ray::RayTrainWorker"
@@ -77,6 +74,30 @@ def check_as_undisturbed(output: Folder, trained: Trained) -> None:
     assert all(torch.allclose(model[name], expected_model[name], atol=1e-5) for name in expected_model)
 
 
+def tear(output: Folder, number: int) -> None:
+    """Cut off the end of a checkpoint's weights."""
+    name = f"checkpoints/{number:06d}/model.safetensors"
+    replace_object(output, name, output.read(name)[:-100])
+
+
+@pytest.mark.slow
+def test_killed_in_an_epoch_then_torn(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
+    output = Folder(f"{bucket}/model")
+    config = train_config(trained.embeddings, output, checkpoint=_EVERY_STEP)
+    driver = start_driver(config, job="train")
+    wait_for_checkpoint(driver, output, 10)
+    driver.kill()
+    wait_for_no_worker()
+    killed = middle(output)
+    assert killed.seen.sum() == killed.state["num_videos"]
+    tear(output, killed.number)
+    driver = start_driver(config, job="train")
+    assert driver.wait() == 0, driver.log.read_text()
+    assert f"checkpoint {killed.number - 1}, epoch " in driver.log.read_text()
+    check_as_undisturbed(output, trained)
+
+
+@pytest.mark.nightly
 def test_stopped_then_killed_then_damaged(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
     output = Folder(f"{bucket}/model")
     config = train_config(trained.embeddings, output, checkpoint=_EVERY_STEP)
@@ -99,14 +120,14 @@ def test_stopped_then_killed_then_damaged(trained: Trained, bucket: str, start_d
     assert killed.seen.sum() == killed.state["num_videos"]
 
     replace_object(output, f"checkpoints/{killed.number:06d}/complete.json", None)
-    before = f"checkpoints/{killed.number - 1:06d}/model.safetensors"
-    replace_object(output, before, output.read(before)[:-100])
+    tear(output, killed.number - 1)
     driver = start_driver(config, job="train")
     assert driver.wait() == 0, driver.log.read_text()
     assert f"going on from checkpoint {killed.number - 2}, epoch " in driver.log.read_text()
     check_as_undisturbed(output, trained)
 
 
+@pytest.mark.nightly
 def test_a_killed_worker_ends_or_goes_on(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
     output = Folder(f"{bucket}/model")
 
@@ -133,6 +154,7 @@ def test_a_killed_worker_ends_or_goes_on(trained: Trained, bucket: str, start_dr
     check_as_undisturbed(output, trained)
 
 
+@pytest.mark.nightly
 def test_a_disk_that_is_full_until_there_is_room(trained: Trained, tmp_path: Path, start_driver: StartDriver) -> None:
     with memory_disk(tmp_path / "disk") as disk:
         output = Folder(str(disk.path / "model"))
@@ -154,6 +176,7 @@ def test_a_disk_that_is_full_until_there_is_room(trained: Trained, tmp_path: Pat
         check_as_undisturbed(output, trained)
 
 
+@pytest.mark.nightly
 def test_one_of_two_workers_is_killed(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
     """Two workers share the videos, which do not fit into their memory: they are read again in every epoch."""
     output = Folder(f"{bucket}/model")

@@ -9,7 +9,7 @@ from support.train_runs import Trained, train_config
 from raypipe.storage import Folder
 from raypipe.train.run import run_train
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.nightly
 
 
 @pytest.mark.timeout(600)  # three trainings and their starts

@@ -23,8 +23,7 @@ from raypipe.serve.metrics import Metrics
 from raypipe.serve.routes import build_application
 from raypipe.serve.service import Service
 from raypipe.storage import Folder
-from support.endpoints import free_port
-from support.processes import wait_until
+from support.processes import free_port, wait_until
 from support.served_index import put_index
 
 ARGUMENTS = (

@@ -1,5 +1,6 @@
 """The embed job by hand, without Ray: objects whose bytes say what becomes of them, and a model of a few numbers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from raypipe.sealed.plan import Video, fingerprint, read_plan
 from raypipe.sealed.planner import Planner, Retry
 from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
 from raypipe.sealed.sink import describe_shard, put_shard
+from raypipe.sealed.verify import Violation
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, s3_client
 from raypipe.video.sandbox import DecodedVideo
@@ -174,3 +176,9 @@ def make_output(folder: Folder) -> Folder:
     upload(source, {"new.mp4": content("partial", num_frames=2, seed=9)})
     assert embed_all(source, output) == [1]
     return output
+
+
+def names_violation(found: Sequence[Violation], check: str, *data: object) -> bool:
+    """Tell whether a violation of this check names all the data, each as a word of its own."""
+    words = [rf"(?<![\w.-]){re.escape(str(item))}(?![\w-])" for item in data]
+    return any(one.check == check and all(re.search(word, one) for word in words) for one in found)

@@ -1,7 +1,6 @@
 """An endpoint with everything: an index of embedded videos, what embeds more of them, and a classifier."""
 
 import secrets
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from raypipe.serve.app import build_app
 from raypipe.serve.run import base_url
 from raypipe.storage import Folder
 from support.classify_outputs import save_model
+from support.processes import free_port
 from support.served_index import make_items, put_version
 from support.videos import upload
 
@@ -63,13 +63,6 @@ class Source:
         return put_version(
             self.index, self.items, self.embeddings, thumbnails=self.thumbnails, about=self.about, live=live
         )
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def make_source(work: Path) -> Source:
@@ -116,11 +109,18 @@ def serve_config(source: Source, cache: Path, **keys: Any) -> ServeConfig:  # no
 
 
 @contextmanager
-def served_here(config: ServeConfig, source: Source) -> Iterator[Endpoint]:
-    """Run the application on the Ray that this process is connected to, behind Serve's own proxy."""
+def served(config: ServeConfig) -> Iterator[str]:
+    """Run the application on the Ray of this process, behind Serve's own proxy, and yield its address."""
     serve.start(http_options={"host": config.host, "port": config.port})
     try:
         serve.run(build_app(config), name="raypipe", route_prefix="/")
-        yield Endpoint(base_url(config), config, source.items[schema.VIDEO_ID].to_pylist()[:NUM_EMBEDDED], source)
+        yield base_url(config)
     finally:
         serve.shutdown()
+
+
+@contextmanager
+def served_here(config: ServeConfig, source: Source) -> Iterator[Endpoint]:
+    """Serve a source on the Ray of this process."""
+    with served(config) as url:
+        yield Endpoint(url, config, source.items[schema.VIDEO_ID].to_pylist()[:NUM_EMBEDDED], source)
