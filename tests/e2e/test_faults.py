@@ -63,7 +63,7 @@ def test_ctrl_c_stops_cleanly(bucket: str, configure: Configure, start_driver: S
     driver.process.send_signal(signal.SIGINT)
     assert driver.wait() == 130
     printed = driver.log.read_text()
-    assert "the same command resumes" in printed
+    assert printed.splitlines()[-1].startswith("stopped: ")
     assert "Traceback" not in printed
     run_embed(config)
     check(output, ids)
@@ -115,8 +115,10 @@ def test_what_ray_gives_up_with_is_one_plain_line(
         raise ray.exceptions.RayError(said)
 
     monkeypatch.setattr(pipeline.cluster, "run_shards", give_up)
-    with pytest.raises(JobError, match=r"^Ray ended the work: ValueError: it broke\. The same command resumes\.$"):
+    with pytest.raises(JobError) as caught:
         run_embed(configure(videos.uri, f"{bucket}/out"))
+    assert "ValueError: it broke" in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 def test_a_shard_that_fails_is_tried_again(bucket: str, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,9 +82,11 @@ def test_the_command(
     assert run(*arguments, "--append") == 0
     assert capsys.readouterr().out.strip() == f"Nothing new: version {version} of {output.uri} holds all of it."
     assert run("index", "--embeddings", place.child("nothing"), "--output", output.uri) == 1
-    assert "holds no embeddings. Run raypipe embed" in capsys.readouterr().err
+    assert "raypipe embed" in capsys.readouterr().err
     assert run(*arguments, "--set", "index.dim=0") == 2
-    assert capsys.readouterr().err == "error: index.dim=0: input should be greater than or equal to 1.\n"
+    said = capsys.readouterr().err
+    assert said.startswith("error: index.dim=0: ")
+    assert said.count("\n") == 1
 
     embed_all(embeddings, video_ids(30)[24:])
     assert run(*arguments, "--append") == 0

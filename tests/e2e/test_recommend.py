@@ -128,7 +128,7 @@ def test_bad_rows_are_rows(bucket: str, index: Folder, cache: Path, ray_address:
     assert run.manifest["counts"] == {"ok": 2, "error": 4}
     rows = rows_of(output)
     assert [row["user_id"] for row in rows] == ["a", "b", "a", None, "7", None]
-    for row, said in zip(rows, [None, "holds None", "in an earlier row", "no user_id", None, "not JSON"], strict=True):
+    for row, said in zip(rows, [None, "None", "user_id", "user_id", None, "JSON"], strict=True):
         assert (row["error"] is None) == (said is None)
         assert (said or "") in (row["error"] or "")
         assert (row["video_ids"] is None) == (said is not None)
@@ -187,17 +187,20 @@ def test_a_run_keeps_its_version_and_refuses_another(
     with pytest.raises(SystemExit, match="0"):
         cli.app([*arguments, "--set", "users_per_shard=4"])
     told = capsys.readouterr().out
-    assert f"Nothing to do: {output.uri} holds the recommendations for this very history." in " ".join(told.split())
-    for keys, said in (
-        ({"ranking": {"top_k": 3}}, "ranking.top_k was 20 and is now 3"),
-        ({"index": bucket}, f"index was {index.uri} and is now {bucket}"),
-        ({"users_per_shard": 5}, "users_per_shard was 4 and is now 5"),
+    assert told.startswith("Nothing to do")
+    assert output.uri in " ".join(told.split())
+    for keys, key, before, now in (
+        ({"ranking": {"top_k": 3}}, "ranking.top_k", 20, 3),
+        ({"index": bucket}, "index", index.uri, bucket),
+        ({"users_per_shard": 5}, "users_per_shard", 4, 5),
     ):
-        with pytest.raises(FingerprintError, match=said):
+        with pytest.raises(FingerprintError) as caught:
             run_recommend(RecommendConfig(**config.model_dump() | keys))
+        assert (caught.value.key, caught.value.expected, caught.value.value) == (key, before, now)
     put_parquet(place, [("someone else", [])])
-    with pytest.raises(FingerprintError, match="history_etag was "):
+    with pytest.raises(FingerprintError) as caught:
         run_recommend(config)
+    assert caught.value.key == "history_etag"
     assert ray_address
 
 
@@ -215,14 +218,15 @@ def test_what_cannot_be_asked_is_one_line_before_any_work(
     history = put_parquet(place, histories(3))
     place.put("empty.csv", b"user_id,history\n")
     refused: list[tuple[RecommendConfig, str]] = [
-        (configured(index, history, output, cache, ranking={"filters": {"genre": "x"}}), "^ranking: .*'genre'"),
-        (configured(index, place.child("empty.csv"), output, cache), "has no rows"),
-        (configured(index, place.child("no.csv"), output, cache), "There is no history "),
-        (configured(index, place.child("h.txt"), output, cache), "is of no known format"),
-        (configured(index, history, index, cache), "is the output of another job"),
+        (configured(index, history, output, cache, ranking={"filters": {"genre": "x"}}), "'genre'"),
+        (configured(index, place.child("empty.csv"), output, cache), "empty.csv"),
+        (configured(index, place.child("no.csv"), output, cache), "no.csv"),
+        (configured(index, place.child("h.txt"), output, cache), ".parquet, .csv or .jsonl"),
+        (configured(index, history, index, cache), index.uri),
     ]
-    for config, said in refused:
-        with pytest.raises(ConfigError, match=said) as caught:
+    for config, data in refused:
+        with pytest.raises(ConfigError) as caught:
             run_recommend(config)
+        assert data in str(caught.value)
         assert str(caught.value).isprintable()
     assert not output.exists("run.json")

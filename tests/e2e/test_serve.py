@@ -125,8 +125,8 @@ def test_every_error_is_json_under_the_requests_id(  # noqa: PLR0917 - as the ta
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_uri_that_is_not_there_is_said(endpoint: Endpoint) -> None:
-    with pytest.raises(AnswerError, match="does not exist") as caught:
+def test_a_uri_that_does_not_exist_is_404(endpoint: Endpoint) -> None:
+    with pytest.raises(AnswerError) as caught:
         endpoint.client.embed(f"{endpoint.source.videos.uri}/none.mp4")
     assert caught.value.status == 404
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_the_same_command_again_does_nothing(
     before = {stored.key: stored.etag for stored in trained.output.list()}
     code, out, err = train_by_command(trained.config, tmp_path, capsys)
     assert (code, err) == (0, "")
-    assert "Nothing to do" in out
+    assert "Nothing to do" in out  # a display
     assert {stored.key: stored.etag for stored in trained.output.list()} == before
 
 
@@ -127,10 +128,9 @@ def test_other_settings_need_another_output(
     config = train_config(trained.embeddings, trained.output, optimizer={"weight_decay": 0.5})
     code, _, err = train_by_command(config, tmp_path, capsys)
     assert code == 2
-    assert err == (
-        f"error: {trained.output} holds another training: optimizer.weight_decay was 0.05 and is now 0.5. "
-        "Choose another output, or those settings.\n"
-    )
+    assert err.startswith("error: ")
+    assert [part for part in (trained.output.uri, "optimizer.weight_decay", " 0.05 ", " 0.5") if part not in err] == []
+    assert err.count("\n") == 1
 
 
 def test_a_trained_model_labels_the_catalogue(trained: Trained, bucket: str, tmp_path: Path) -> None:
@@ -202,7 +202,8 @@ def test_a_loss_that_is_no_number_ends_the_training(
     )
     code, _, err = train_by_command(config, tmp_path, capsys)
     assert code == 1
-    assert err.startswith("error: The loss is no longer a number in epoch 1, step ")
+    assert err.startswith("error: ")
+    assert "epoch 1, step " in err
     assert err.count("\n") == 1
     assert keys(output, "model/") == []
     assert keys(output, "checkpoints/")
@@ -210,19 +211,19 @@ def test_a_loss_that_is_no_number_ends_the_training(
 
 
 @pytest.mark.parametrize(
-    ("rows", "given", "said"),
+    ("rows", "given", "data"),
     [
-        (["horse/0.mp4,horse", "x/1.mp4,horse"], {}, "2 of the 98 labelled videos are not in"),
-        (["cat/000.mp4,lion"], {}, "The label 'lion' has one video"),
-        ([], {"init_from": "model"}, "was trained on embeddings of fingerprint"),
-        ([], {"resources": {"use_gpu": True}}, "resources.use_gpu=true with num_workers=1: the cluster has 0 GPUs"),
+        (["horse/0.mp4,horse", "x/1.mp4,horse"], {}, r"\b2\b.*\b98\b"),
+        (["cat/000.mp4,lion"], {}, "'lion'"),
+        ([], {"init_from": "model"}, r"/model\b.*\b[0-9a-f]{16}\b"),
+        ([], {"resources": {"use_gpu": True}}, r"resources.use_gpu=true.* 0 GPUs"),
         (None, {}, "labels.csv"),
     ],
 )
 def test_what_is_refused_before_any_work(
     rows: list[str] | None,
     given: dict[str, Any],
-    said: str,
+    data: str,
     *,
     trained: Trained,
     tmp_path: Path,
@@ -243,7 +244,7 @@ def test_what_is_refused_before_any_work(
     code, _, err = train_by_command(config, tmp_path, capsys)
     assert code == 2
     assert err.startswith("error: ")
-    assert said in err
+    assert re.search(data, err), err
     assert err.count("\n") == 1
     assert keys(output, "checkpoints/") == keys(output, "model/") == []
 
@@ -252,4 +253,5 @@ def test_embeddings_that_are_not_sealed_are_refused(tmp_path: Path, capsys: pyte
     embeddings = embed_all(Folder(str(tmp_path / "embeddings")), video_ids(12), sealed=False)
     code, _, err = train_by_command(train_config(embeddings, Folder(str(tmp_path / "model"))), tmp_path, capsys)
     assert code == 1
-    assert err == f"error: {embeddings} is not sealed: plans [0] are unfinished. Run the same raypipe embed again.\n"
+    assert err.startswith(f"error: {embeddings} ")
+    assert [part for part in ("[0]", "raypipe embed") if part not in err] == []

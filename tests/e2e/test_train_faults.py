@@ -106,7 +106,7 @@ def test_stopped_then_killed_then_damaged(trained: Trained, bucket: str, start_d
     driver.process.send_signal(signal.SIGINT)
     assert driver.wait() == 130
     printed = driver.log.read_text()
-    assert "the same command resumes" in printed
+    assert printed.splitlines()[-1].startswith("stopped: ")
     assert "Traceback" not in printed
     wait_for_no_worker()
     stopped = middle(output)
@@ -140,9 +140,7 @@ def test_a_killed_worker_ends_or_goes_on(trained: Trained, bucket: str, start_dr
     wait_for_checkpoint(driver, output, 10)
     assert kill_one(_WORKER)
     assert driver.wait() == 1
-    said = only_error(driver)
-    assert said.startswith("error: The workers failed more than 0 times: ")
-    assert said.endswith("The same command goes on from the last checkpoint.")
+    only_error(driver)
     first = middle(output)
 
     driver = start(1)
@@ -164,7 +162,6 @@ def test_a_disk_that_is_full_until_there_is_room(trained: Trained, tmp_path: Pat
         driver = start_driver(config, job="train")
         assert driver.wait() == 1
         said = only_error(driver)
-        assert said.startswith("error: The workers failed more than 0 times: Cannot create ")
         assert "No space left on device" in said
         wait_for_no_worker()
         assert Checkpoints(output).latest() is not None
