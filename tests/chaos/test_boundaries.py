@@ -16,6 +16,7 @@ from raypipe.embed import fetch
 from raypipe.errors import RaypipeError
 
 Prepared = tuple[Scene, FaultProxy]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,14 @@ def explored(case: Case, *, is_reduced: bool = True) -> Model:
     return model
 
 
-@pytest.mark.parametrize("case", [ALIKE, ONE_MORE, CHANGED], ids=["alike", "one-more", "changed"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(ALIKE, id="alike"),
+        pytest.param(ONE_MORE, id="one-more", marks=pytest.mark.slow),
+        pytest.param(CHANGED, id="changed", marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_lost_or_doubled_in_any_order(case: Case) -> None:
     model = explored(case)
     assert model.num_states > 10_000

@@ -11,6 +11,7 @@ from chaos.hostile_files import HostileFile, damaged_files, seed_clips
 from chaos.references import large_canary, reference_files
 from video.conftest import CLIPS, make_clip
 
+pytestmark = pytest.mark.slow
 _NUM_DAMAGED = 220  # every clip under every kind of damage about once
 
 

@@ -43,6 +43,7 @@ PARTS = {
     "tests": Part(("pytest", "..", "-m", "nightly")),
     "requests": Part(("pytest", "e2e/test_serve_requests.py"), _LONG),
     "mutations": Part(("mutations.run",)),
+    "reword": Part(("mutations.reword",)),
     "commit": chaos("commit"),
     "storage": chaos("storage"),
     "hostile": chaos("hostile"),

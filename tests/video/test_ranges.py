@@ -143,6 +143,7 @@ def test_a_video_in_parts_gives_the_frames_of_the_whole(
     assert part.num_bytes < len(long_clip) / 2, (part.num_bytes, len(long_clip))
 
 
+@pytest.mark.slow  # it waits for longer than a decode may take
 def test_a_slow_storage_is_not_the_videos_time(request_: DecodeRequest, long_clip: bytes) -> None:
     part = open_part(long_clip)
     part.seconds = worker._GRACE_SECONDS + 1.5

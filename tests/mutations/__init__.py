@@ -1,0 +1,1 @@
+"""Broken promises, and the tests that must notice."""

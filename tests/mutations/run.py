@@ -1,0 +1,127 @@
+"""Check that the tests fail when a promise is broken: ``python -m mutations.run`` in ``tests/``.
+
+Each ``*.patch`` in this folder breaks one promise. Its head says which one, and which tests must fail:
+
+    Promise: a commit never replaces an object that exists
+    Tier: test
+    Killed by: tests/storage/test_folder.py::test_put_new_never_overwrites
+
+The named tests run in a copy of the working tree: first as it is, where they must pass, then with the patch applied,
+where each of them must fail. The exit code is 1 if a mutation survives.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from support import TESTS
+
+ROOT = TESTS.parent
+TIERS = ("test", "slow")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A patch, and what its head says."""
+
+    path: Path
+    promise: str
+    tier: str
+    tests: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "Mutation":
+        """Read a patch file."""
+        head = path.read_text(encoding="utf-8").partition("\n--- ")[0].splitlines()
+        fields = [line.partition(": ") for line in head]
+        promise, tier = (next(text for key, _, text in fields if key == name) for name in ("Promise", "Tier"))
+        assert tier in TIERS, f"{path.name}: the tier is {tier!r}; choose one of {', '.join(TIERS)}"
+        return cls(path, promise, tier, tuple(text for key, _, text in fields if key == "Killed by"))
+
+
+def copy_tree(folder: Path) -> None:
+    """Copy what git knows or would add."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def apply(mutation: Mutation, folder: Path, *options: str) -> None:
+    """Apply a patch in the copy."""
+    subprocess.run(["git", "apply", *options, str(mutation.path)], cwd=folder, check=True)
+
+
+def failed_tests(tests: Sequence[str], folder: Path) -> set[str]:
+    """Run tests in the copy, and return those of which at least one case failed."""
+    results = folder / "results.xml"
+    results.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "--tb=no", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [*command, f"--junitxml={results}"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode not in {0, 1}:  # a test that does not exist, or a program that cannot be imported
+        sys.exit(f"pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+    failed = failures(results)
+    return {test for test in tests if any(one == test or one.startswith(f"{test}[") for one in failed)}
+
+
+def failures(results: Path) -> set[str]:
+    """Return the ids of the tests that failed, by a result file of pytest."""
+    return {
+        f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
+        for case in ET.parse(results).iter("testcase")  # noqa: S314 - pytest wrote it
+        if case.find("failure") is not None or case.find("error") is not None
+    }
+
+
+def main() -> int:
+    """Try every mutation."""
+    parser = argparse.ArgumentParser(prog="mutations.run", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--only", nargs="+", default=[], help="names of patches, without .patch")
+    parser.add_argument("--tier", nargs="+", choices=TIERS, default=TIERS)
+    options = parser.parse_args()
+    mutations = [Mutation.read(path) for path in sorted(Path(__file__).parent.glob("*.patch"))]
+    mutations = [
+        one for one in mutations if one.tier in options.tier and (not options.only or one.path.stem in options.only)
+    ]
+    table = Table("mutation", "promise", "tier", "result", "seconds", title="mutations")
+    console, survivors = Console(), 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_tree(folder)
+        named = sorted({test for one in mutations for test in one.tests})
+        if broken := failed_tests(named, folder):
+            sys.exit(f"Without any mutation, these tests fail: {', '.join(sorted(broken))}")
+        for one in mutations:
+            began = time.monotonic()
+            apply(one, folder)
+            left = set(one.tests) - failed_tests(one.tests, folder)
+            apply(one, folder, "--reverse")
+            survivors += bool(left) or not one.tests
+            result = f"SURVIVED {', '.join(sorted(left))}" if left else "killed"
+            table.add_row(one.path.stem, one.promise, one.tier, result, f"{time.monotonic() - began:.0f}")
+            console.print(f"{one.path.stem}: {result}", highlight=False)
+    console.print(table)
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
