@@ -32,8 +32,9 @@ class HistoryFile:
     def find(cls, folder: Folder, name: str) -> "HistoryFile":
         """Raises ConfigError where there is no such file."""
         if (stored := folder.stat(name)) is None:
-            msg = f"There is no history {folder.child(name)}. Give a .parquet, .csv or .jsonl with user_id and history."
-            raise ConfigError(msg)
+            uri, remedy = folder.child(name), "Give a .parquet, .csv or .jsonl with user_id and history."
+            msg = f"There is no history {uri}."
+            raise ConfigError(msg, key="history", value=uri, remedy=remedy)
         return cls(folder, name, stored)
 
     def blocks(self, num_rows: int, *, only_ids: bool = False) -> Iterator[pa.Table]:
@@ -42,44 +43,46 @@ class HistoryFile:
         Raises:
             ConfigError: the file cannot be read, lacks a column, or is no longer what it was.
         """
-        with self._problems(), self.folder.open_input(self.name) as source:
+        uri = self.folder.child(self.name)
+        with self._problems(uri), self.folder.open_input(self.name) as source:
             self._check_same()
             if self.name.lower().endswith(".parquet"):
-                yield from _parquet_blocks(source, [USER_ID] if only_ids else [USER_ID, HISTORY], num_rows)
+                yield from _parquet_blocks(source, uri, [USER_ID] if only_ids else [USER_ID, HISTORY], num_rows)
             elif self.name.lower().endswith(".csv"):
-                yield from _csv_blocks(source, num_rows)
+                yield from _csv_blocks(source, uri, num_rows)
             else:
                 yield from _json_blocks(source, num_rows)
             self._check_same()
 
     def _check_same(self) -> None:
         if (found := self.folder.stat(self.name)) is None or found.etag != self.stored.etag:
-            msg = "it changed while it was read. Run the same command again."
-            raise ValueError(msg)
+            uri, found_etag = self.folder.child(self.name), found and found.etag
+            msg, remedy = f"The history {uri} changed while it was read.", "Run the same command again."
+            raise ConfigError(msg, key=uri, value=found_etag, expected=self.stored.etag, remedy=remedy)
 
     @contextmanager
-    def _problems(self) -> Iterator[None]:
+    def _problems(self, uri: str) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, ObjectError, OSError, ValueError) as error:
-            msg = f"Cannot read the history {self.folder.child(self.name)}: {' '.join(str(error).split())}"
-            raise ConfigError(msg) from None
+            msg = f"Cannot read the history {uri}: {' '.join(str(error).split())}"
+            raise ConfigError(msg, key=uri) from None
 
 
-def _parquet_blocks(source: BinaryIO, columns: list[str], num_rows: int) -> Iterator[pa.Table]:
+def _parquet_blocks(source: BinaryIO, uri: str, columns: list[str], num_rows: int) -> Iterator[pa.Table]:
     file = pq.ParquetFile(source)
-    _check_columns(file.schema_arrow.names)
+    _check_columns(uri, file.schema_arrow.names)
     for batch in file.iter_batches(batch_size=num_rows, columns=columns):  # across row groups
         yield pa.Table.from_batches([batch])
 
 
-def _csv_blocks(source: BinaryIO, num_rows: int) -> Iterator[pa.Table]:
+def _csv_blocks(source: BinaryIO, uri: str, num_rows: int) -> Iterator[pa.Table]:
     csv.field_size_limit(sys.maxsize)  # a long history is one field
     lines = io.TextIOWrapper(source, "utf-8-sig", errors="surrogateescape", newline="")
     try:
         reader = csv.reader(lines)
         names = next(reader, [])
-        _check_columns(names)
+        _check_columns(uri, names)
         rows = _csv_rows(reader, names)
         while block := list(islice(rows, num_rows)):
             columns = dict(zip((USER_ID, HISTORY, ERROR), zip(*block, strict=True), strict=True))
@@ -121,9 +124,9 @@ def _json_blocks(source: BinaryIO, num_rows: int) -> Iterator[pa.Table]:
         yield pa.table({LINE: pa.array(block, pa.large_binary())})
 
 
-def _check_columns(names: list[str]) -> None:
+def _check_columns(uri: str, names: list[str]) -> None:
     for name in (USER_ID, HISTORY):
-        if names.count(name) != 1:
+        if (count := names.count(name)) != 1:
             found = ", ".join(names) or "none"
-            msg = f"it has {names.count(name)} columns {name!r}, and needs one; its columns are {found}."
-            raise ValueError(msg)
+            msg = f"{uri} has {count} columns {name!r}, and needs one; its columns are {found}."
+            raise ConfigError(msg, key=name, value=count, expected=1)

@@ -61,8 +61,7 @@ def read_run(output: Folder) -> Run | None:
             return run
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         pass
-    msg = f"{output.child(RUN)} is not of raypipe recommend. Choose another output."
-    raise CommitError(msg)
+    raise _not_ours(output.child(RUN))
 
 
 def put_run(output: Folder, run: Run) -> Run:
@@ -83,8 +82,9 @@ def put_run(output: Folder, run: Run) -> Run:
         return run
     stored = read_run(output)
     if stored is None:
-        msg = f"{output.child(RUN)} is gone. Run the same command again."
-        raise CommitError(msg)
+        uri = output.child(RUN)
+        msg = f"{uri} is gone."
+        raise CommitError(msg, key=uri, remedy="Run the same command again.")
     check_settings(stored, run.settings)
     return stored
 
@@ -96,13 +96,12 @@ def check_settings(stored: Run, settings: Mapping[str, Any]) -> None:
         FingerprintError: other settings, another history or another index; the message names them.
     """
     before, now = _flat(stored.settings), _flat(settings)
-    if differ := [
-        f"{key} was {before.get(key)} and is now {now.get(key)}"
-        for key in sorted({*before, *now} - {"index_version"})
-        if before.get(key) != now.get(key)
-    ]:
-        msg = f"The output holds recommendations of something else: {'; '.join(differ)}. Choose another output."
-        raise FingerprintError(msg)
+    keys = sorted({*before, *now} - {"index_version"})
+    if differ := [key for key in keys if before.get(key) != now.get(key)]:
+        what = "; ".join(f"{key} was {before.get(key)} and is now {now.get(key)}" for key in differ)
+        msg, first = f"The output holds recommendations of something else: {what}.", differ[0]
+        remedy = "Choose another output."
+        raise FingerprintError(msg, key=first, value=now.get(first), expected=before.get(first), remedy=remedy)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,8 +148,9 @@ def check_shard(output: Folder, shard: int, *, fingerprint: str) -> dict[str, in
             return {str(kind): int(count) for kind, count in about["counts"].items()}
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         pass
-    msg = f"{output.child(name)} is not shard {shard} of this run: something else wrote it. Move it away and run again."
-    raise CommitError(msg)
+    uri = output.child(name)
+    msg = f"{uri} is not shard {shard} of this run: something else wrote it."
+    raise CommitError(msg, key=uri, remedy="Move it away and run again.")
 
 
 def seal(output: Folder, run: Run, *, versions: Mapping[str, str]) -> dict[str, Any]:
@@ -166,8 +166,9 @@ def seal(output: Folder, run: Run, *, versions: Mapping[str, str]) -> dict[str, 
     for one in counted:
         counts.update(one)
     if counts.total() != run.num_users:
-        msg = f"{output} has {counts.total()} rows for {run.num_users} users. Choose another output and run again."
-        raise CommitError(msg)
+        found, remedy = counts.total(), "Choose another output and run again."
+        msg = f"{output} has {found} rows for {run.num_users} users."
+        raise CommitError(msg, key=output.uri, value=found, expected=run.num_users, remedy=remedy)
     files = {stored.key: stored for stored in output.list("data/")}
     manifest = {
         "job": "recommend",
@@ -205,5 +206,8 @@ def read_manifest(output: Folder) -> dict[str, Any] | None:
             return manifest
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         pass
-    msg = f"{output.child(MANIFEST)} is not of raypipe recommend. Choose another output."
-    raise CommitError(msg)
+    raise _not_ours(output.child(MANIFEST))
+
+
+def _not_ours(uri: str) -> CommitError:
+    return CommitError(f"{uri} is not of raypipe recommend.", key=uri, remedy="Choose another output.")

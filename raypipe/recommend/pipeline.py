@@ -73,8 +73,8 @@ def prepare(config: RecommendConfig) -> Setup:
     """
     output = Folder(config.output)
     if plan_numbers(output) or output.exists(CURRENT):
-        msg = f"{output} is the output of another job. Choose another output."
-        raise ConfigError(msg)
+        msg = f"{output} is the output of another job."
+        raise ConfigError(msg, key="output", value=output.uri, remedy="Choose another output.")
     return Setup(config, HistoryFile.find(*table_place(config.history, what="history")), output)
 
 
@@ -120,12 +120,12 @@ def _begin(setup: Setup, run: Run | None) -> tuple[Run, frozenset[int]]:
         index.recommend(query_of(config.ranking, ()))
     except QueryError as error:
         msg = f"ranking: {error}"
-        raise ConfigError(msg) from None
+        raise ConfigError(msg, key="ranking") from None
     blocks = setup.history.blocks(config.users_per_shard, only_ids=True)
     num_users, repeated = repeated_rows(user.user_id for block in blocks for user in parse(block))
     if not num_users:
-        msg = f"{settings['history']} has no rows. Give one for each user."
-        raise ConfigError(msg)
+        msg = f"{settings['history']} has no rows."
+        raise ConfigError(msg, key="history", value=settings["history"], remedy="Give one for each user.")
     if run is None:
         run = stored.put_run(setup.output, Run(settings, num_users, -(-num_users // config.users_per_shard)))
     return run, repeated

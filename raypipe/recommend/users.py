@@ -31,7 +31,7 @@ def parse(block: pa.Table) -> Iterator[User]:
         yield from users
         return
     for user, is_repeated in zip(users, block[IS_REPEATED].to_pylist(), strict=True):
-        error = user.error or "this user_id stands in an earlier row too"
+        error = user.error or f"this {USER_ID} is in an earlier row too"
         yield User(user.user_id, error=error) if is_repeated else user
 
 
@@ -47,9 +47,9 @@ def _user_of_json(line: bytes) -> User:
     except (ValueError, RecursionError) as error:
         return User(None, error=f"the line is not JSON: {error}")
     if not isinstance(row, dict):
-        return User(None, error=f"the line holds {_short(row)}, not user_id and history")
+        return User(None, error=f"the line holds {_short(row)}, not {USER_ID} and {HISTORY}")
     if HISTORY not in row:
-        return _user(row.get(USER_ID), None, "it has no history")
+        return _user(row.get(USER_ID), None, f"it has no {HISTORY}")
     return _user(row.get(USER_ID), row[HISTORY], None)
 
 
@@ -57,9 +57,9 @@ def _user(user_id: Any, history: Any, error: str | None) -> User:  # noqa: ANN40
     try:
         known = _text(user_id)
     except ValueError:
-        return User(None, error=error or f"user_id is {_short(user_id)}; it should be a text or a whole number")
+        return User(None, error=error or f"{USER_ID} is {_short(user_id)}; it should be a text or a whole number")
     if error or not known:
-        return User(known or None, error=error or "it has no user_id")
+        return User(known or None, error=error or f"it has no {USER_ID}")
     try:
         return User(known, parse_history(history))
     except (TypeError, ValueError) as problem:
@@ -82,17 +82,17 @@ def parse_history(history: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever t
             try:
                 ids = json.loads(text)
             except (ValueError, RecursionError) as error:
-                msg = f"history {_short(history)} is not a JSON array: {error}"
+                msg = f"{HISTORY} {_short(history)} is not a JSON array: {error}"
                 raise ValueError(msg) from None
         else:
             ids = [part.strip() for part in text.split("|")] if "|" in text else text.split()
             ids = [part for part in ids if part]
     if not isinstance(ids, list):
-        msg = f"history is {_short(history)}; it should be a list of video ids"
+        msg = f"{HISTORY} is {_short(history)}; it should be a list of video ids"
         raise TypeError(msg)
     if all(type(video_id) is str for video_id in ids) and "".join(ids).isascii():  # the usual case, at once
         return tuple(ids)
-    return tuple(_text(video_id, what="history") for video_id in ids)
+    return tuple(_text(video_id, what=HISTORY) for video_id in ids)
 
 
 def _text(value: Any, *, what: str = USER_ID) -> str:  # noqa: ANN401 - whatever the file holds

@@ -114,11 +114,8 @@ class Folder:
         """
         data = b"An output folder of raypipe.\n"
         if self.put_new(MARKER, data) and self.put_new(MARKER, data):
-            msg = (
-                f"{self.uri} overwrites an object that exists, where raypipe asks for create-only (If-None-Match: *). "
-                "Upgrade that storage, or choose another output."
-            )
-            raise StorageError(msg)
+            msg = f"{self.uri} overwrites an existing object although raypipe asks for create-only (If-None-Match: *)."
+            raise StorageError(msg, key=self.uri, remedy="Upgrade that storage, or choose another output.")
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:

@@ -149,7 +149,7 @@ def _cannot_create(uri: str, error: OSError) -> StorageError:
         advice = "That file system may lack hard links, which create a file only once; choose another output."
     else:
         advice = "Check its permissions and free space, or choose another output."
-    return StorageError(f"Cannot create {uri!r}: {error.strerror}. {advice}")
+    return StorageError(f"Cannot create {uri!r}: {error.strerror}.", key=uri, remedy=advice)
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
@@ -159,7 +159,7 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
         _check_etag(uri, etag, status)
         if status.st_size > max_size_bytes:
             msg = f"{uri} has {status.st_size} bytes; the limit is {max_size_bytes}."
-            raise ObjectTooLargeError(msg)
+            raise ObjectTooLargeError(msg, key=uri, value=status.st_size)
         copied = 0
         while chunk := _read_chunk(file, uri):
             into.write(chunk)

@@ -155,7 +155,7 @@ def _check_reply(uri: str, reply: dict[str, Any], *, etag: str, max_size_bytes: 
     _check_etag(uri, reply, etag)
     if reply["ContentLength"] > max_size_bytes:
         msg = f"{uri} has {reply['ContentLength']} bytes; the limit is {max_size_bytes}."
-        raise ObjectTooLargeError(msg)
+        raise ObjectTooLargeError(msg, key=uri, value=reply["ContentLength"])
 
 
 def _check_etag(uri: str, reply: dict[str, Any], etag: str) -> None:

@@ -187,7 +187,7 @@ def storage_error(error: Exception, uri: str, action: str, *, permission: str = 
         advice = "Run the same command again; if it keeps failing, ask who runs that storage."
     bucket, _ = split(uri)
     where = f"{uri} (bucket {bucket!r})" if bucket else "S3"
-    return StorageError(f"Cannot {action} {where}: {_reason(error)} {advice}")
+    return StorageError(f"Cannot {action} {where}: {_reason(error)}", key=uri, remedy=advice)
 
 
 def object_error(error: Exception, uri: str) -> RaypipeError:

@@ -40,16 +40,11 @@ def read_text_columns(
             table = pyarrow.csv.read_csv(data, parse_options=newlines, convert_options=as_text)
         else:
             table = _read_json_lines(data, columns)
-        for column in required:
-            if column not in table.column_names:
-                found = ", ".join(table.column_names) or "none"
-                msg = f"{folder.child(name)} has no column {column!r}; its columns are {found}."
-                raise ConfigError(msg)
+        _check_required(folder.child(name), table.column_names, required)
         names = [column for column in columns if column in table.column_names]
         return table.select(names).cast(pa.schema([(column, pa.string()) for column in names]))
     except (pa.ArrowException, ObjectError, OSError, KeyError, ValueError) as error:
-        msg = f"Cannot read the {what} {folder.child(name)}: {' '.join(str(error).split())}"
-        raise ConfigError(msg) from None
+        raise _unreadable(folder.child(name), what, error) from None
 
 
 def _read_json_lines(lines: Iterable[bytes], columns: Sequence[str]) -> pa.Table:
@@ -86,8 +81,9 @@ def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
         ConfigError: its ending is of no known format.
     """
     if not uri.lower().endswith(TABLE_ENDINGS):
-        msg = f"{what}={uri!r} is of no known format. Give a file that ends in {', '.join(TABLE_ENDINGS)}."
-        raise ConfigError(msg)
+        remedy = f"Give a file that ends in {', '.join(TABLE_ENDINGS)}."
+        msg = f"{what}={uri!r} has an unknown format."
+        raise ConfigError(msg, key=what, value=uri, remedy=remedy)
     return place_of(uri)
 
 
@@ -112,17 +108,24 @@ def read_table(folder: Folder, name: str, *, text: Sequence[str], required: Sequ
         columns = {column: _typed(column, table[column], as_text=column in text) for column in table.column_names}
         return pa.table(columns)
     except (pa.ArrowException, ObjectError, OSError, KeyError, ValueError) as error:
-        msg = f"Cannot read the {what} {folder.child(name)}: {' '.join(str(error).split())}"
-        raise ConfigError(msg) from None
+        raise _unreadable(folder.child(name), what, error) from None
+
+
+def _unreadable(uri: str, what: str, error: Exception) -> ConfigError:
+    return ConfigError(f"Cannot read the {what} {uri}: {' '.join(str(error).split())}", key=uri)
 
 
 def _check_columns(uri: str, names: Sequence[str], required: Sequence[str]) -> None:
     if repeated := [column for at, column in enumerate(names) if column in names[:at]]:
-        msg = f"{uri} has two columns {repeated[0]!r}. Rename one of them."
-        raise ConfigError(msg)
+        msg, count = f"{uri} has two columns {repeated[0]!r}.", names.count(repeated[0])
+        raise ConfigError(msg, key=repeated[0], value=count, expected=1, remedy="Rename one of them.")
+    _check_required(uri, names, required)
+
+
+def _check_required(uri: str, names: Sequence[str], required: Sequence[str]) -> None:
     if missing := [column for column in required if column not in names]:
         msg = f"{uri} has no column {missing[0]!r}; its columns are {', '.join(names) or 'none'}."
-        raise ConfigError(msg)
+        raise ConfigError(msg, key=missing[0], value=0, expected=1)
 
 
 def _read_csv(data: io.BytesIO, text: Sequence[str]) -> pa.Table:

@@ -39,8 +39,9 @@ def list_videos(input_uri: str, *, exclude_under: str = "") -> Iterator[StoredOb
     folder = Folder(input_uri)
     excluded = Folder(exclude_under).uri if exclude_under else ""
     if folder.uri == excluded:
-        msg = f"Input and output are both {excluded!r}. Give the output its own folder, such as {excluded}/embeddings."
-        raise ConfigError(msg)
+        msg = f"Input and output are both {excluded!r}."
+        remedy = f"Give the output its own folder, such as {excluded}/embeddings."
+        raise ConfigError(msg, key="output", value=excluded, remedy=remedy)
     skipped = (
         f"{excluded}/" if excluded.startswith(folder.child("")) else None
     )  # an output around the input hides nothing
@@ -71,8 +72,9 @@ def _glob(uri: str, wildcard: int) -> Iterator[StoredObject]:
     try:
         matches = re.compile(glob_translate(pattern)).match
     except (ValueError, re.error) as error:
-        msg = f"{uri!r} is not a pattern: {error}. '**' stands alone between slashes; [[] is a literal [."
-        raise ConfigError(msg) from None
+        msg = f"{uri!r} is not a pattern: {error}."
+        remedy = "'**' stands alone between slashes; [[] is a literal [."
+        raise ConfigError(msg, key="input", value=uri, remedy=remedy) from None
     for stored in Folder(root or "/").list(prefix):
         if matches(stored.key):
             yield stored

@@ -129,7 +129,8 @@ class Child:
 def _not_started(decoder: str, log: IO[bytes], reason: str) -> SetupError:
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
-    return SetupError(f"The {decoder} decoder does not start: {lines[-1] if lines else reason}. Run raypipe doctor.")
+    msg = f"The {decoder} decoder does not start: {lines[-1] if lines else reason}."
+    return SetupError(msg, key="decode.decoder", value=decoder, remedy="Run raypipe doctor.")
 
 
 def resident_bytes(pid: int) -> int:

@@ -73,7 +73,7 @@ class VideoFile:
         file.seek(0)
         head = file.read(SNIFF_BYTES)
         if not head:
-            raise VideoError(Status.DECODE_ERROR, "The file is empty.")
+            raise VideoError(Status.DECODE_ERROR, "The file is empty: 0 bytes.")
         container = sniff_container(head)
         if container is None:
             msg = f"Not a video container; begins with {head[:8]!r}. Choose one of {', '.join(CONTAINERS)}."

@@ -244,8 +244,8 @@ class DecodeSandbox:
                     crop_size=self._request.crop_size,
                     max_frames=self._request.max_frames,
                 )
-        msg = f"The {decoder} decoder was killed {_START_ATTEMPTS} times as it started, as if for memory. Give it more."
-        raise SetupError(msg)
+        msg = f"The {decoder} decoder was killed {_START_ATTEMPTS} times as it started, as if for memory."
+        raise SetupError(msg, key="decode.decoder", value=decoder, remedy="Give it more memory.")
 
     def _discard(self, decoder: str) -> None:
         self._children.pop(decoder).end()
@@ -262,8 +262,8 @@ def installed_decoders(decoder: str) -> tuple[str, ...]:
     if decoder == "auto" and found:
         return found
     if decoder not in found:
-        msg = f"Decoder {decoder!r} is not installed. Choose one of {', '.join(('auto', *found))}."
-        raise ConfigError(msg)
+        msg = f"Decoder {decoder!r} is not installed."
+        raise ConfigError(msg, key="decode.decoder", value=decoder, choices=("auto", *found))
     return (decoder,)
 
 

@@ -230,8 +230,9 @@ def test_an_error_of_every_object_is_a_storage_error(server: FaultyServer, statu
 
 def test_an_object_that_is_too_large_is_refused_before_its_body(server: FaultyServer) -> None:
     server.replies = [Reply(body=b"", size_bytes=10**12)]
-    with pytest.raises(ObjectTooLargeError, match="1000000000000"):
+    with pytest.raises(ObjectTooLargeError) as caught:
         read()
+    assert caught.value.value == 10**12
     assert len(server.requests) == 1
 
 
@@ -263,8 +264,9 @@ def test_put_new_does_not_wait_for_ever(server: FaultyServer, monkeypatch: pytes
     monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
     monkeypatch.setattr(s3_client, "REQUEST_SECONDS", 0.2)
     server.replies = [Reply(no_continue=True)]
-    with pytest.raises(StorageError, match=r"Cannot create s3://b/x .*TimeoutError"):
+    with pytest.raises(StorageError, match="TimeoutError") as caught:
         Folder("s3://b").put_new("x", b"data")
+    assert caught.value.key == "s3://b/x"
 
 
 @pytest.mark.parametrize(
@@ -277,8 +279,9 @@ def test_put_new_does_not_wait_for_ever(server: FaultyServer, monkeypatch: pytes
 )
 def test_a_missing_permission_is_named(server: FaultyServer, call: Callable[[], object], permission: str) -> None:
     server.replies = [Reply(403, code="AccessDenied")]
-    with pytest.raises(StorageError, match=rf"bucket 'b'.*{permission}[^\n]*$"):
+    with pytest.raises(StorageError, match=r"^[^\n]*'b'[^\n]*$") as caught:
         call()
+    assert permission in caught.value.remedy
 
 
 def test_a_page_of_a_listing_is_asked_for_again(server: FaultyServer) -> None:

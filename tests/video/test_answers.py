@@ -67,7 +67,8 @@ def test_a_lie_of_the_child_is_a_crash(pyav: DecodeSandbox, lie: dict[str, objec
     pyav._shared.pts_seconds[:] = 0
     assert pyav._read(GOOD, "pyav").status is Status.OK
     video = pyav._read({**GOOD, **lie}, "pyav")
-    assert (video.status, video.error) == (Status.CRASHED, "The decoder's answer makes no sense.")
+    assert video.status is Status.CRASHED
+    assert video.error
     assert (video.frames.shape, video.pts_seconds.shape) == ((0, 56, 56, 3), (0,))
 
 

@@ -1,6 +1,7 @@
 """Broken and malicious files: each one is a status, and the videos after it come out as ever."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -90,6 +91,11 @@ def check_form(video: DecodedVideo) -> None:
     assert "StopIteration" not in video.error
 
 
+def numbers_in(text: str) -> list[str]:
+    """Return the numbers in a text as they are written."""
+    return re.findall(r"\d+(?:\.\d+)?", text)
+
+
 def test_files_that_broke_parsers(auto: DecodeSandbox, assets: Path, healthy: Callable[[DecodeSandbox], None]) -> None:
     files = sorted((assets / "hostile").iterdir())
     statuses: Counter[Status] = Counter()
@@ -107,33 +113,34 @@ def test_files_that_broke_parsers(auto: DecodeSandbox, assets: Path, healthy: Ca
 
 
 @pytest.mark.parametrize(
-    ("data", "status", "error"),
+    ("data", "status", "pattern"),
     [
-        (b"", Status.DECODE_ERROR, "The file is empty."),
-        (b"\0", Status.FORBIDDEN_FORMAT, r"Not a video container; begins with b'\x00'"),
-        (b"hello, world\n" * 99, Status.FORBIDDEN_FORMAT, "begins with b'hello, w'"),
-        (b"<html><body>404</body></html>", Status.FORBIDDEN_FORMAT, "Choose one of mov, matroska"),
-        (b'{"error": "Not Found"}', Status.FORBIDDEN_FORMAT, "Not a video container"),
-        (b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\0" * 99, Status.FORBIDDEN_FORMAT, "Not a video container"),
-        (b"GIF89a" + b"\0" * 99, Status.FORBIDDEN_FORMAT, "Not a video container"),
-        (b"RIFF\0\0\0\0WAVEfmt " + b"\0" * 99, Status.FORBIDDEN_FORMAT, "Not a video container"),
-        (b"\0\0\0\x18ftypmp42", Status.DECODE_ERROR, "Invalid data"),
+        (b"", Status.DECODE_ERROR, r"\b0\b"),
+        (b"\0", Status.FORBIDDEN_FORMAT, re.escape(r"b'\x00'")),
+        (b"hello, world\n" * 99, Status.FORBIDDEN_FORMAT, "b'hello, w'"),
+        (b"<html><body>404</body></html>", Status.FORBIDDEN_FORMAT, "mov, matroska"),
+        (b'{"error": "Not Found"}', Status.FORBIDDEN_FORMAT, '{"error"'),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\0" * 99, Status.FORBIDDEN_FORMAT, re.escape(r"b'\xff\xd8\xff\xe0")),
+        (b"GIF89a" + b"\0" * 99, Status.FORBIDDEN_FORMAT, "b'GIF89a"),
+        (b"RIFF\0\0\0\0WAVEfmt " + b"\0" * 99, Status.FORBIDDEN_FORMAT, "b'RIFF"),
+        (b"\0\0\0\x18ftypmp42", Status.DECODE_ERROR, "Invalid data"),  # FFmpeg's sentence
         (b"\x1a\x45\xdf\xa3" + b"\0" * 999, Status.DECODE_ERROR, ""),
     ],
     ids=lambda value: repr(value)[:20],
 )
 def test_what_is_no_video(
-    pyav: DecodeSandbox, decode_in: Callable[..., DecodedVideo], data: bytes, status: Status, error: str
+    pyav: DecodeSandbox, decode_in: Callable[..., DecodedVideo], data: bytes, status: Status, pattern: str
 ) -> None:
     video = decode_in(pyav, data)
     check_form(video)
     assert video.status is status
-    assert error in video.error
+    assert re.search(pattern, video.error)
 
 
 def test_sound_alone(pyav: DecodeSandbox, make_clip: MakeClip, decode_in: Callable[..., DecodedVideo]) -> None:
     video = decode_in(pyav, make_clip(video=False, audio=True))
-    assert (video.status, video.error) == (Status.NO_VIDEO_STREAM, "No video stream; the streams are: audio.")
+    assert video.status is Status.NO_VIDEO_STREAM
+    assert "audio" in video.error
 
 
 def test_a_codec_that_nobody_knows(
@@ -142,7 +149,7 @@ def test_a_codec_that_nobody_knows(
     data = make_clip("h264", num_frames=6).replace(b"avc1", b"?1?1")
     result = decode_in(pyav, data)
     assert result.status is Status.DECODE_ERROR
-    assert result.error == "FFmpeg has no decoder for the codec of its video."
+    assert "FFmpeg" in result.error
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -162,9 +169,9 @@ def test_a_file_that_was_cut_short(
             assert video.status in {Status.DECODE_ERROR, Status.NO_VIDEO_STREAM}
         elif name in PROMISE and 40 <= percent <= 70:
             assert video.status is Status.PARTIAL, percent
-            assert "of 7 frames: the file ends at" in video.error
             assert video.duration_seconds == pytest.approx(4, abs=0.01)
             count = len(video.frames)
+            assert {str(count), "7", f"{video.duration_seconds:.2f}"} <= set(numbers_in(video.error))
             # The last one may be damaged, or the last before the cut instead of the one after it.
             np.testing.assert_allclose(video.pts_seconds[:-1], whole.pts_seconds[: count - 1], atol=1e-3)
             np.testing.assert_array_equal(video.frames[:-1], whole.frames[: count - 1])
@@ -177,7 +184,7 @@ def test_a_file_cut_before_the_first_frame_asked_for(
     with DecodeSandbox(make_request(num_frames=1), decoder="pyav") as opened:
         video = decode_in(opened, data[: len(data) * 4 // 10])
     assert video.status is Status.DECODE_ERROR
-    assert video.error.startswith("the file ends at")
+    assert f"{video.duration_seconds:.2f}" in numbers_in(video.error)
 
 
 def test_damaged_bytes(
@@ -204,11 +211,12 @@ def test_a_frame_that_is_too_large(
 ) -> None:
     video = decode_in(pyav, huge_picture)
     assert video.status is Status.TOO_LARGE
-    assert video.error == "16000x16000 is 256000000 pixels; decode.max_pixels is 16777216."
+    assert "decode.max_pixels" in video.error
+    assert set(numbers_in(video.error)) == {"16000", "256000000", "16777216"}
     # Thin, but scaled to the size asked for it would be as wide as this.
     thin = decode_in(pyav, make_clip("rgb", width=4096, height=2))
     assert thin.status is Status.TOO_LARGE
-    assert "131072x64" in thin.error
+    assert {"131072", "64"} <= set(numbers_in(thin.error))
 
 
 def test_a_video_that_is_too_long(
@@ -216,7 +224,8 @@ def test_a_video_that_is_too_long(
 ) -> None:
     video = decode_in(pyav, make_clip(times=(0, 4000 * 12), num_frames=2))
     assert video.status is Status.TOO_LARGE
-    assert "decode.max_duration_seconds is 3600" in video.error
+    assert "decode.max_duration_seconds" in video.error
+    assert "3600" in numbers_in(video.error)
 
 
 def test_a_size_that_changes_midway(
@@ -248,7 +257,8 @@ def test_more_frames_than_allowed(
     limits = replace(request.limits, max_packets=23)
     with DecodeSandbox(replace(request, limits=limits), decoder="pyav") as opened:
         video = decode_in(opened, make_clip())
-    assert (video.status, video.error) == (Status.TOO_LARGE, "More than 23 frames.")
+    assert video.status is Status.TOO_LARGE
+    assert numbers_in(video.error) == ["23"]
 
 
 def test_containers_by_their_first_bytes(make_clip: MakeClip) -> None:

@@ -73,7 +73,8 @@ def test_a_decoder_that_hangs(request_: DecodeRequest, clip: BinaryIO, timeout_s
         start = time.monotonic()
         video = opened.decode(clip)
         assert timeout_seconds <= time.monotonic() - start < timeout_seconds + 1
-        assert (video.status, video.error) == (Status.TIMEOUT, "Not decoded within 1 s.")
+        assert video.status is Status.TIMEOUT
+        assert re.search(r"\b1\b", video.error)
         assert not len(video.frames)
         assert not is_running(pid)
         assert opened.decode(clip).status is Status.OK
@@ -178,9 +179,10 @@ def test_children_that_are_killed_one_after_the_other_as_they_start(
     kill_as_they_start(monkeypatch, 1000)
     with (
         DecodeSandbox(request_, decoder="pyav") as sandbox,
-        pytest.raises(SetupError, match="was killed 5 times as it started, as if for memory"),
+        pytest.raises(SetupError, match=r"\b5\b") as caught,
     ):
         sandbox.isolation()
+    assert caught.value.value == "pyav"
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
@@ -189,7 +191,8 @@ def test_a_crash_costs_one_video(
 ) -> None:
     kill_when_asked(monkeypatch, number)
     video = pyav.decode(clip)
-    assert (video.status, video.error) == (Status.CRASHED, f"The decoder died: {number.name}.")
+    assert video.status is Status.CRASHED
+    assert number.name in video.error
     assert pyav.decode(clip).status is Status.OK
 
 
@@ -205,7 +208,8 @@ def test_a_child_that_exits_is_a_crash(request_: DecodeRequest, clip: BinaryIO) 
     with DecodeSandbox(StrangeRequest(**fields), decoder="pyav") as opened:
         video = opened.decode(clip)
     assert video.status is Status.CRASHED
-    assert re.fullmatch(r"The decoder died: exit code \d+\.", video.error)
+    assert re.search(r"\b\d+\b", video.error)
+    assert "SIG" not in video.error
 
 
 class InterruptedDecodingError(Exception):
@@ -308,9 +312,11 @@ def test_auto_goes_without_a_decoder_that_cannot_be_loaded(
     monkeypatch.syspath_prepend(tmp_path)
     with (
         DecodeSandbox(request_, decoder="decord") as alone,
-        pytest.raises(SetupError, match=r"decord.*no FFmpeg here.*raypipe doctor"),
+        pytest.raises(SetupError, match="no FFmpeg here") as caught,
     ):
         alone.isolation()
+    assert caught.value.value == "decord"
+    assert "raypipe doctor" in caught.value.remedy
     with DecodeSandbox(request_, decoder="auto") as opened, as_file(make_clip()[:1000]) as broken:
         assert opened.decode(broken).status is Status.DECODE_ERROR
         assert opened._decoders == ("pyav",)
@@ -319,8 +325,10 @@ def test_auto_goes_without_a_decoder_that_cannot_be_loaded(
 def test_decoders_by_name() -> None:
     assert installed_decoders("auto")[:2] == ("pyav", "decord")
     assert installed_decoders("decord") == ("decord",)
-    with pytest.raises(ConfigError, match=r"'vlc' is not installed. Choose one of auto, pyav, decord"):
+    with pytest.raises(ConfigError) as caught:
         installed_decoders("vlc")
+    assert (caught.value.key, caught.value.value) == ("decode.decoder", "vlc")
+    assert caught.value.choices[:3] == ("auto", "pyav", "decord")
 
 
 def test_a_video_that_needs_too_much_memory(
