@@ -31,18 +31,18 @@ def finish_shards(
                 problems[summary.plan, summary.shard] = summary.problem
             update(summary)
             if failures_in_row >= patience:
-                msg = f"{failures_in_row} shards failed in a row: {summary.problem} Mend it; the same command resumes."
-                raise JobError(msg)
+                msg = f"{failures_in_row} shards failed in a row: {summary.problem}"
+                raise JobError(msg, remedy="Fix it; the same command resumes.")
         if not problems:
             return
     problem = next(iter(problems.values()))
-    msg = f"{len(problems)} shards failed {_MAX_ROUNDS} times: {problem} The same command tries them again."
-    raise JobError(msg)
+    msg = f"{len(problems)} shards failed {_MAX_ROUNDS} times: {problem}"
+    raise JobError(msg, remedy="The same command retries them.")
 
 
 def _translated(run_missing: Callable[[], Iterator[ShardSummary]]) -> Iterator[ShardSummary]:
     try:
         yield from run_missing()
     except RayError as error:
-        msg = f"Ray ended the work: {reason_of(error)}. The same command resumes."
-        raise JobError(msg) from error
+        msg = f"Ray ended the work: {reason_of(error)}."
+        raise JobError(msg, remedy="The same command resumes.") from error

@@ -96,8 +96,8 @@ def _run_missing(output: Folder, run_shards: RunShards) -> Iterator[ShardSummary
 def _seal_all(output: Folder, record: RunRecord) -> None:
     unsealed = [number for number in record.plans if not seal.seal(output, number, versions=record.versions)]
     if unsealed:
-        msg = f"Plans {unsealed} still miss shards. The same command tries them again."
-        raise JobError(msg)
+        msg = f"Plans {unsealed} still miss shards."
+        raise JobError(msg, value=unsealed, remedy="The same command retries them.")
 
 
 def put_report(output: Folder, record: RunRecord) -> str:

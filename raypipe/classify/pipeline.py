@@ -60,8 +60,8 @@ def prepare(config: ClassifyConfig) -> Setup:
     """
     embeddings, output = Folder(config.embeddings), Folder(config.output)
     if embeddings == output:
-        msg = f"{output} is both the embeddings and the output. Choose another output."
-        raise ConfigError(msg)
+        msg = f"{output} is both the embeddings and the output."
+        raise ConfigError(msg, key="output", value=str(output), remedy="Choose another output.")
     manifests = embeddings_manifests(embeddings)
     files = read_model(Folder(config.model))
     build_classifier(files)

@@ -69,14 +69,18 @@ def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_di
     try:
         positions = pc.index_in(planned[schema.VIDEO_ID], value_set=table[schema.VIDEO_ID].combine_chunks())
         found = table.take(positions)
-        versions = map(row_version, found[schema.GENERATION].to_pylist(), found[schema.ETAG].to_pylist())
+        versions = list(map(row_version, found[schema.GENERATION].to_pylist(), found[schema.ETAG].to_pylist()))
         dim = found.schema.field(schema.FRAME_EMBEDDINGS).type.value_type.list_size
-        if dim == embedding_dim and list(versions) == planned[schema.ETAG].to_pylist():
-            return found
-        reason = f"its rows of {dim} numbers are not those that were planned"
     except (pa.ArrowException, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-    raise not_sealed(embeddings, name, reason)
+        raise not_sealed(embeddings, name, " ".join(str(error).split())) from None
+    if dim != embedding_dim:
+        reason = f"its vectors have {dim} numbers, not {embedding_dim}"
+        raise not_sealed(embeddings, name, reason, value=dim, expected=embedding_dim)
+    names = (schema.VIDEO_ID, schema.ETAG)
+    for version, video_id, wanted in zip(versions, *(planned[name].to_pylist() for name in names), strict=True):
+        if version != wanted:
+            raise not_sealed(embeddings, name, f"it has no version {wanted!r} of {video_id!r}", expected=wanted)
+    return found
 
 
 def frame_embeddings(rows: pa.Table) -> list[Vectors]:
@@ -115,8 +119,8 @@ def _answers(
         said = model.classify(vectors, frame_scores=question.frame_scores, batch_size=question.batch_size)
         probabilities, frame_scores = said.probabilities, said.frame_scores
     if not all(np.isfinite(numbers).all() for numbers in (probabilities, *(frame_scores or ()))):
-        msg = "The model gave scores that are not numbers. Train it again, with a lower learning rate."
-        raise JobError(msg)
+        msg = "The model returned scores that are not finite."
+        raise JobError(msg, key=schema.SCORE, remedy="Train it again, with a lower learning rate.")
     ranked = np.argsort(-probabilities, axis=1, kind="stable")
     best = ranked[:, : question.top_k]
     top_labels = [[names[number] for number in numbers] for numbers in best]

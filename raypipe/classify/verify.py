@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe import schema
-from raypipe.sealed.verify import RowChecks, Verification
+from raypipe.sealed.verify import RowChecks, Verification, Violation
 from raypipe.sealed.verify import verify as verify_output
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
@@ -20,33 +20,35 @@ def verify(output: Folder) -> Verification:
     return verify_output(output, RowChecks("classify", lambda _: schema.predictions_schema(), (), _problems))
 
 
-def _problems(rows: pa.Table) -> Iterator[str]:
+def _problems(rows: pa.Table) -> Iterator[Violation]:
     listed = rows.to_pylist()
     if len({row[schema.FRAME_SCORES] is None for row in listed if row[schema.STATUS] in HAS_FRAMES}) > 1:
-        yield "only some of its videos have scores of their frames."
+        yield Violation("some_frame_scores", "only some of its videos have scores of their frames.")
     for row in listed:
         has_frames = row[schema.STATUS] in HAS_FRAMES
         given = [row[name] is not None for name in _ANSWERS]
         if (row[schema.NUM_FRAMES] > 0) != has_frames or given != [has_frames] * len(given):
-            yield f"{row[schema.VIDEO_ID]!r} is {row[schema.STATUS]}, which its frames, label or scores do not fit."
+            said = f"{row[schema.VIDEO_ID]!r} is {row[schema.STATUS]}, which its frames, label or scores do not fit."
+            yield Violation("answer", said)
         elif not has_frames and row[schema.FRAME_SCORES] is not None:
-            yield f"{row[schema.VIDEO_ID]!r} has scores of frames, and no frames."
+            yield Violation("frame_scores", f"{row[schema.VIDEO_ID]!r} has scores of frames, and no frames.")
         elif has_frames:
-            yield from (f"{row[schema.VIDEO_ID]!r} {problem}" for problem in _answer_problems(row))
+            for problem in _answer_problems(row):
+                yield Violation(problem.check, f"{row[schema.VIDEO_ID]!r} {problem}")
 
 
-def _answer_problems(row: dict[str, Any]) -> Iterator[str]:
+def _answer_problems(row: dict[str, Any]) -> Iterator[Violation]:
     names, scores, of_frames = row[schema.TOP_LABELS], row[schema.TOP_SCORES], row[schema.FRAME_SCORES]
     if of_frames is not None and len(of_frames) != row[schema.NUM_FRAMES]:
-        yield f"has {len(of_frames)} scores of {row[schema.NUM_FRAMES]} frames."
+        yield Violation("frame_scores", f"has {len(of_frames)} scores of {row[schema.NUM_FRAMES]} frames.")
     if not all(_is_number(score) for score in of_frames or ()):
-        yield "has a score of a frame that is not finite."
+        yield Violation("frame_score", "has a score of a frame that is not finite.")
     if not all(_is_number(score) and 0 <= score <= 1 for score in (row[schema.SCORE], *scores)):
-        yield "has a score that is not between 0 and 1."
+        yield Violation("score", "has a score that is not between 0 and 1.")
     elif len(names) != len(scores) or (names[:1], scores[:1]) != ([row[schema.LABEL]], [row[schema.SCORE]]):
-        yield "has a label or a score that is not the first of its best ones."
+        yield Violation("best_label", "has a label or a score that is not the first of its best ones.")
     elif scores != sorted(scores, reverse=True) or len(set(names)) != len(names):
-        yield "has best labels that are not in order."
+        yield Violation("label_order", "has best labels that are not in order.")
 
 
 def _is_number(value: float | None) -> bool:

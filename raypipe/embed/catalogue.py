@@ -39,15 +39,18 @@ def _manifest_videos(uri: str) -> Iterator[Video]:
     uri_of: dict[str, str] = {}
     for video_id, video_uri in zip(ids, uris, strict=True):
         if not video_id or not video_uri:
-            msg = f"{uri}: a row lacks its video_uri or video_id. Every row needs a video_uri."
-            raise ConfigError(msg)
+            column, empty = (schema.VIDEO_ID, video_id) if video_uri else (schema.VIDEO_URI, video_uri)
+            msg = f"{uri}: a row has no {column}."
+            raise ConfigError(msg, key=column, value=empty, remedy="Fill it in every row.")
         located = _locate(folder, video_uri)
         if uri_of.setdefault(video_id, located) != located:
-            msg = f"{uri}: video_id {video_id!r} names {uri_of[video_id]!r} and {located!r}. Give each video its own."
-            raise ConfigError(msg)
+            both = (uri_of[video_id], located)
+            msg = f"{uri}: video_id {video_id!r} names {both[0]!r} and {both[1]!r}."
+            raise ConfigError(msg, key=schema.VIDEO_ID, value=both, remedy="Give each video its own.")
         if named.setdefault(located, video_id) != video_id:
-            msg = f"{uri}: {located!r} is both {named[located]!r} and {video_id!r}. Give each video one video_id."
-            raise ConfigError(msg)
+            both = (named[located], video_id)
+            msg = f"{uri}: {located!r} is both {both[0]!r} and {both[1]!r}."
+            raise ConfigError(msg, key=schema.VIDEO_URI, value=both, remedy="Give each video one video_id.")
     rows = iter(named.items())
     with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
         while some := list(islice(rows, _STATS_AHEAD)):
@@ -58,8 +61,8 @@ def _locate(folder: Folder, video_uri: str) -> str:
     """The normalised URI; one without a scheme is relative to the manifest's folder."""
     located = normalise(video_uri if "://" in video_uri or video_uri.startswith("/") else folder.child(video_uri))
     if located.startswith("s3://") and not any(located.split("/", 3)[3:]):
-        msg = f"{video_uri!r} names a bucket and no video. Write s3://BUCKET/KEY."
-        raise ConfigError(msg)
+        msg = f"{video_uri!r} names a bucket and no video."
+        raise ConfigError(msg, key=schema.VIDEO_URI, value=video_uri, remedy="Write s3://BUCKET/KEY.")
     return located
 
 

@@ -70,8 +70,9 @@ def estimate(config: EmbedConfig) -> Estimate:
         new.append(video)
         result.size_bytes += video.size_bytes
     if not result.num_found and not planner.known:
-        msg = f"No video under {config.input!r}. Give a folder, a prefix, a glob or a manifest that names some."
-        raise ConfigError(msg)
+        msg = f"No video under {config.input!r}."
+        remedy = "Give a folder, a prefix, a glob or a manifest that names some."
+        raise ConfigError(msg, key="input", value=config.input, remedy=remedy)
     result.num_new = len(new)
     if new:
         shard = config.shard

@@ -157,8 +157,9 @@ def plan_new(setup: Setup, *, slots: int) -> None:
     )
     planner.store(planner.new_videos(found, retry=config.retry), pack=packing)
     if not planner.known:
-        msg = f"No video under {config.input!r}. Give a folder, a prefix, a glob or a manifest that names some."
-        raise ConfigError(msg)
+        msg = f"No video under {config.input!r}."
+        remedy = "Give a folder, a prefix, a glob or a manifest that names some."
+        raise ConfigError(msg, key="input", value=config.input, remedy=remedy)
 
 
 def _work(setup: Setup, placement: Placement) -> RunShards:

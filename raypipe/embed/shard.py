@@ -158,8 +158,9 @@ def embed_shard(
     lengths = decoded[schema.NUM_FRAMES].to_numpy()
     vectors = np.clip(embed(_frames_of(decoded, crop_size=crop_size)), -_FLOAT16_MAX, _FLOAT16_MAX)
     if np.isnan(vectors).any():
-        msg = "The backbone gave vectors that are not numbers. Choose other weights, or dtype float32."
-        raise JobError(msg)
+        msg = "The backbone returned vectors with NaN."
+        remedy = "Choose other weights, or dtype float32."
+        raise JobError(msg, key=schema.FRAME_EMBEDDINGS, remedy=remedy)
     stops = np.cumsum([0, *lengths], dtype=np.int32)
     means = mean_embeddings(vectors, stops)
     flat = pa.array(vectors.astype(np.float16).reshape(-1))

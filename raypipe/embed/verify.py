@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raypipe import schema
-from raypipe.sealed.verify import RowChecks, Verification
+from raypipe.sealed.verify import RowChecks, Verification, Violation
 from raypipe.sealed.verify import verify as verify_output
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
@@ -28,7 +28,7 @@ def _schema_of(rows: pa.Table) -> pa.Schema:
     return schema.embeddings_schema(getattr(of_type, "list_size", 1))
 
 
-def _problems(rows: pa.Table) -> Iterator[str]:
+def _problems(rows: pa.Table) -> Iterator[Violation]:
     names = (schema.VIDEO_ID, schema.STATUS, schema.NUM_FRAMES, schema.FRAME_PTS_SECONDS)
     frames = rows[schema.FRAME_EMBEDDINGS].combine_chunks()
     embeddings = rows[schema.EMBEDDING].combine_chunks()
@@ -38,12 +38,13 @@ def _problems(rows: pa.Table) -> Iterator[str]:
         has_frames, has_embedding = status in HAS_FRAMES, embeddings[at].is_valid
         listed = (num_frames, len(pts), len(frames[at].values))
         if len(set(listed)) != 1 or (num_frames > 0) != has_frames or has_embedding != has_frames:
-            yield f"{video_id!r} has {listed} frames, times and vectors, which do not fit together or its status."
+            said = f"{video_id!r} has {listed} frames, times and vectors, which do not fit together or its status."
+            yield Violation("frames", said)
         elif has_frames:
             embedding = np.array(embeddings[at].as_py(), dtype=np.float32)
-            problem = _check_vectors(_matrix(frames[at].values, len(embedding)), embedding, np.array(pts, dtype=float))
-            if problem:
-                yield f"{video_id!r} {problem}"
+            vectors = _matrix(frames[at].values, len(embedding))
+            for problem in _check_vectors(vectors, embedding, np.array(pts, dtype=float)):
+                yield Violation(problem.check, f"{video_id!r} {problem}")
 
 
 def _matrix(vectors: pa.FixedSizeListArray, embedding_dim: int) -> npt.NDArray[np.float32]:
@@ -57,16 +58,17 @@ def _matrix(vectors: pa.FixedSizeListArray, embedding_dim: int) -> npt.NDArray[n
 
 def _check_vectors(
     vectors: npt.NDArray[np.float32], embedding: npt.NDArray[np.float32], pts_seconds: npt.NDArray[np.float64]
-) -> str:
+) -> Iterator[Violation]:
+    """Yield the first problem, if there is one."""
     if not all(np.isfinite(numbers).all() for numbers in (vectors, embedding, pts_seconds)):
-        return "has a vector or a time that is not finite."
+        yield Violation("not_finite", "has a vector or a time that is not finite.")
+        return
     mean = vectors.mean(axis=0, dtype=np.float64)
     length, rounding = float(np.linalg.norm(mean)), _FLOAT16_STEP * len(mean) ** 0.5
     norm = float(np.linalg.norm(embedding))
     if norm == 0 and length <= rounding:
-        return ""  # of nothing but zeros there is no direction
+        return  # zeros have no direction
     if abs(norm - 1) > _NORM_TOLERANCE:
-        return f"has an embedding of length {norm:.4f}, not 1."
-    if np.linalg.norm(mean - length * embedding) > _MEAN_TOLERANCE * length + rounding:
-        return "has an embedding that is not the mean of its frames."
-    return ""
+        yield Violation("embedding_length", f"has an embedding of length {norm:.4f}, not 1.")
+    elif np.linalg.norm(mean - length * embedding) > _MEAN_TOLERANCE * length + rounding:
+        yield Violation("embedding_mean", "has an embedding that is not the mean of its frames.")

@@ -24,15 +24,15 @@ def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
     sealed = sealed_plans(output)
     numbers = plan_numbers(output)  # listed after the manifests: another driver may add both
     if not numbers:
-        msg = f"{output} holds no plan. Give a folder that was the --output of a job."
-        raise JobError(msg)
+        msg = f"{output} holds no plan."
+        raise JobError(msg, key=str(output), remedy="Give a folder that was the --output of a job.")
     if numbers != list(range(len(numbers))) or sealed - set(numbers):
-        msg = f"{output} has lost a plan: it holds {numbers}. Run raypipe verify."
-        raise JobError(msg)
+        msg = f"{output} has lost a plan: it holds {numbers}."
+        raise JobError(msg, key=str(output), value=numbers, remedy=f"Run raypipe verify {output}.")
     if unsealed := [number for number in numbers if number not in sealed]:
         job = job_of(read_plan(output, unsealed[0]).settings)
-        msg = f"{output} is not sealed: plans {unsealed} are unfinished. Run the same raypipe {job} again."
-        raise JobError(msg)
+        msg = f"{output} is not sealed: plans {unsealed} are unfinished."
+        raise JobError(msg, key=str(output), value=unsealed, remedy=f"Run the same raypipe {job} again.")
     return [read_manifest(output, number) for number in numbers]
 
 
@@ -44,12 +44,12 @@ def embeddings_manifests(output: Folder) -> list[dict[str, Any]]:
         ConfigError: another job's output.
     """
     if not plan_numbers(output):
-        msg = f"{output} holds no embeddings. Run raypipe embed with it as --output."
-        raise JobError(msg)
+        msg = f"{output} holds no embeddings."
+        raise JobError(msg, key=str(output), remedy="Run raypipe embed with it as --output.")
     manifests = sealed_manifests(output)
     if (job := job_of(manifests[0]["settings"])) != "embed":
-        msg = f"{output} is what raypipe {job} wrote. Give the output of raypipe embed."
-        raise ConfigError(msg)
+        msg = f"{output} is an output of raypipe {job}."
+        raise ConfigError(msg, key=str(output), value=job, remedy="Give an output of raypipe embed.")
     return manifests
 
 
@@ -121,5 +121,6 @@ def embedding_dim(embeddings: Folder, manifests: list[dict[str, Any]]) -> int:
         with embeddings.open_input(name) as source:
             return int(pq.read_schema(source).field(schema.EMBEDDING).type.list_size)
     except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
-        msg = f"{embeddings.child(name)} holds no embeddings: {' '.join(str(error).split())}. Run raypipe verify."
-        raise CommitError(msg) from None
+        uri = embeddings.child(name)
+        msg = f"{uri} holds no embeddings: {' '.join(str(error).split())}."
+        raise CommitError(msg, key=uri, remedy=f"Run raypipe verify {embeddings}.") from None

@@ -48,6 +48,10 @@ def read_parquet(folder: Folder, name: str, *, columns: Sequence[str] | None = N
         raise not_sealed(folder, name, " ".join(str(error).split()).rstrip(".")) from None
 
 
-def not_sealed(folder: Folder, name: str, reason: str) -> CommitError:
-    """What to raise of a file whose rows are not those that were committed."""
-    return CommitError(f"{folder.child(name)} is not what was sealed: {reason}. Run raypipe verify {folder}.")
+def not_sealed(folder: Folder, name: str, reason: str, *, value: object = None, expected: object = None) -> CommitError:
+    """Return the error to raise when a file's rows are not those that were committed."""
+    uri = folder.child(name)
+    remedy = f"Run raypipe verify {folder}."
+    return CommitError(
+        f"{uri} is not what was sealed: {reason}.", key=uri, value=value, expected=expected, remedy=remedy
+    )

@@ -134,8 +134,9 @@ def read_plan(output: Folder, number: int) -> Plan:
         _check_sound(table, about)
         return Plan(number, _in_order(table), about["fingerprint"], about["settings"], about["input"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        msg = f"{output.child(name)} is not a plan of raypipe: {' '.join(str(error).split())}"
-        raise CommitError(msg) from None
+        uri = output.child(name)
+        msg = f"{uri} is not a plan of raypipe: {' '.join(str(error).split())}"
+        raise CommitError(msg, key=uri) from None
 
 
 def _in_order(videos: pa.Table) -> pa.Table:
@@ -178,19 +179,17 @@ def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:
     """Refuse to mix rows that do not compare.
 
     Raises:
-        FingerprintError: the plan's rows are made with other settings; the message names them.
+        FingerprintError: the plan's rows are made with other settings. ``expected`` holds the settings that differ
+            as they were, ``value`` as they are now.
     """
     if plan.fingerprint == fingerprint(settings):
         return
-    keys = sorted({*plan.settings, *settings})
-    differ = [
-        f"{key} was {_short(plan.settings.get(key))} and is now {_short(settings.get(key))}"
-        for key in keys
-        if plan.settings.get(key) != settings.get(key)
-    ]
-    what = "; ".join(differ) or plan.fingerprint
-    msg = f"The output holds rows of other settings: {what}. Choose another output, or those settings."
-    raise FingerprintError(msg)
+    keys = [key for key in sorted({*plan.settings, *settings}) if plan.settings.get(key) != settings.get(key)]
+    was, now = ({key: some.get(key) for key in keys} for some in (plan.settings, settings))
+    differ = "; ".join(f"{key} was {_short(was[key])} and is now {_short(now[key])}" for key in keys)
+    msg = f"The output holds rows of other settings: {differ or plan.fingerprint}."
+    remedy = "Choose another output, or those settings."
+    raise FingerprintError(msg, value=now, expected=was, remedy=remedy)
 
 
 def _short(value: object) -> str:

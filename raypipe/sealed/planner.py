@@ -86,11 +86,9 @@ class Planner:
         """Within one input an id is one URI; of another input it may be another video, whose row it would supersede."""
         other = self.other_ids.get(digest(video.video_id), video.video_uri) if self.other_ids else video.video_uri
         if other != video.video_uri:
-            msg = (
-                f"video_id {video.video_id!r} is {other!r} in {self.output} and would become {video.video_uri!r}. "
-                "Choose another output, or give a manifest with ids of its own."
-            )
-            raise ConfigError(msg)
+            msg = f"video_id {video.video_id!r} is {other!r} in {self.output} and would become {video.video_uri!r}."
+            remedy = "Choose another output, or give a manifest with ids of its own."
+            raise ConfigError(msg, key=schema.VIDEO_ID, value=video.video_uri, expected=other, remedy=remedy)
 
     def store(self, videos: Iterable[VideoT], *, pack: Callable[[list[VideoT]], pa.Table]) -> list[int]:
         """Store plans for the videos; those that another driver plans meanwhile are left to it.

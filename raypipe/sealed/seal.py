@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.errors import CommitError
-from raypipe.sealed.plan import Plan, data_name, parse_data_name, plan_numbers, read_plan
+from raypipe.sealed.plan import Plan, data_name, parse_data_name, plan_name, plan_numbers, read_plan
 from raypipe.sealed.sink import ShardFile, check_shard, shard_digest
 from raypipe.storage import Folder, StoredObject
 
@@ -75,9 +75,10 @@ def seal(output: Folder, number: int, *, versions: Mapping[str, str]) -> bool:
     found = check_files(output, plan)
     num_rows = sum(file.num_rows for file in found.values())
     if num_rows != plan.videos.num_rows or set(files) != set(found):
-        planned = f"{plan.videos.num_rows} videos in {len(found)} shards"
-        msg = f"Plan {number} has {planned}; stored are {num_rows} rows in {len(files)} files. Run raypipe verify."
-        raise CommitError(msg)
+        planned, stored = (plan.videos.num_rows, len(found)), (num_rows, len(files))
+        msg = "Plan {} has {} videos in {} shards; stored are {} rows in {} files.".format(number, *planned, *stored)
+        uri, remedy = output.child(plan_name(number)), f"Run raypipe verify {output}."
+        raise CommitError(msg, key=uri, value=stored, expected=planned, remedy=remedy)
     statuses: Counter[str] = Counter()
     for file in found.values():
         statuses.update(file.statuses)
@@ -136,4 +137,4 @@ def read_manifest(output: Folder, number: int) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         pass
     msg = f"{output.child(name)} is not the manifest of plan {number}."
-    raise CommitError(msg)
+    raise CommitError(msg, key=output.child(name))

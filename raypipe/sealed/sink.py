@@ -16,6 +16,8 @@ from raypipe.sealed.footer import METADATA, parquet_bytes
 from raypipe.sealed.plan import data_name
 from raypipe.storage import Folder
 
+_MOVE_AWAY = "Move it away and run the same command again."
+
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
@@ -73,13 +75,12 @@ def check_shard(output: Folder, plan: int, shard: int, *, shard_digest: str, fin
         CommitError: the file is not this shard.
     """
     found = read_shard_file(output, data_name(plan, shard))
-    asked = (plan, shard, shard_digest, fingerprint)
-    if (found.plan, found.shard, found.shard_digest, found.fingerprint) != asked:
-        msg = (
-            f"{output.child(data_name(plan, shard))} is not shard {shard} of plan {plan}: something else wrote it. "
-            "Move it away and run the same command again."
-        )
-        raise CommitError(msg)
+    planned = (plan, shard, shard_digest, fingerprint)
+    held = (found.plan, found.shard, found.shard_digest, found.fingerprint)
+    if held != planned:
+        uri = output.child(data_name(plan, shard))
+        msg = f"{uri} is not shard {shard} of plan {plan}: something else wrote it."
+        raise CommitError(msg, key=uri, value=held, expected=planned, remedy=_MOVE_AWAY)
     return found
 
 
@@ -93,9 +94,9 @@ def read_shard_file(output: Folder, name: str) -> ShardFile:
         with output.open_input(name) as file:
             return _parse_about(json.loads(pq.read_schema(file).metadata[METADATA]))
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        msg = f"{output.child(name)} is not a file of raypipe: {reason}. Move it away and run the same command again."
-        raise CommitError(msg) from None
+        uri = output.child(name)
+        msg = f"{uri} is not a file of raypipe: {' '.join(str(error).split())}."
+        raise CommitError(msg, key=uri, remedy=_MOVE_AWAY) from None
 
 
 def _parse_about(metadata: dict[str, Any]) -> ShardFile:

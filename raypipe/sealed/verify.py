@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +32,18 @@ _READS_AT_ONCE = 8
 _REQUIRED = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.STATUS, schema.GENERATION, schema.NUM_FRAMES)
 
 
+class Violation(str):
+    """What is wrong with an output, as a sentence; ``check`` names the check that found it, for programs."""
+
+    __slots__ = ("check",)
+    check: str
+
+    def __new__(cls, check: str, sentence: str) -> Self:
+        violation = super().__new__(cls, sentence)
+        violation.check = check
+        return violation
+
+
 @dataclass(frozen=True, slots=True)
 class RowChecks:
     """What a job promises of the rows of its files."""
@@ -38,7 +51,7 @@ class RowChecks:
     job: str
     schema_of: Callable[[pa.Table], pa.Schema]  # the columns and types that a file should have
     required: tuple[str, ...]  # columns that hold no null, beside those that every job's rows have
-    problems: Callable[[pa.Table], Iterator[str]]  # what is wrong with rows whose columns are right
+    problems: Callable[[pa.Table], Iterator[Violation]]  # what is wrong with rows whose columns are right
 
 
 @dataclass
@@ -50,7 +63,7 @@ class Verification:
     num_rows: int = 0
     num_frames: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
-    violations: list[str] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
 
 
 def verify(output: Folder, checks: RowChecks) -> Verification:
@@ -63,17 +76,18 @@ def verify(output: Folder, checks: RowChecks) -> Verification:
     sealed = sealed_plans(output)
     numbers = plan_numbers(output)
     if not numbers:
-        result.violations.append(f"{output} holds no plan.")
+        result.violations.append(Violation("no_plan", f"{output} holds no plan."))
     present = set(numbers)
     if num_lost := max({-1, *numbers, *sealed}) + 1 - len(present):
         lost = next(number for number in count() if number not in present)
-        result.violations.append(f"{num_lost} plans are lost, the first is {plan_name(lost)}.")
+        said = f"{num_lost} plans are lost, the first is {plan_name(lost)}."
+        result.violations.append(Violation("lost_plans", said))
     first: Plan | None = None
     for number in numbers:
         try:
             plan = read_plan(output, number)
         except (CommitError, ObjectError) as error:
-            result.violations.append(str(error))
+            result.violations.append(Violation("plan", str(error)))
             continue
         first = first or plan
         result.num_plans += 1
@@ -82,7 +96,7 @@ def verify(output: Folder, checks: RowChecks) -> Verification:
     for stored in output.list("data/"):
         name = parse_data_name(stored.key)
         if name is None or name[0] not in numbers:
-            result.violations.append(f"{stored.key} belongs to no plan.")
+            result.violations.append(Violation("unplanned_file", f"{stored.key} belongs to no plan."))
     return result
 
 
@@ -96,14 +110,16 @@ def stored_job(output: Folder) -> str:
     return job_of({})
 
 
-def _check_plan(plan: Plan, first: Plan) -> Iterator[str]:
+def _check_plan(plan: Plan, first: Plan) -> Iterator[Violation]:
+    has = f"Plan {plan.number} has the fingerprint {plan.fingerprint}"
     if plan.fingerprint != fingerprint(plan.settings):
-        yield f"Plan {plan.number} has the fingerprint {plan.fingerprint}, which is not that of its settings."
+        yield Violation("plan_settings", f"{has}, which is not that of its settings.")
     if plan.fingerprint != first.fingerprint:
-        yield f"Plan {plan.number} has the fingerprint {plan.fingerprint}; plan {first.number} has {first.fingerprint}."
+        yield Violation("plan_fingerprint", f"{has}; plan {first.number} has {first.fingerprint}.")
     repeated = [video for video, times in Counter(plan.videos[schema.VIDEO_ID].to_pylist()).items() if times > 1]
     if repeated:
-        yield f"Plan {plan.number} holds {len(repeated)} videos twice, the first {repeated[0]!r}."
+        said = f"Plan {plan.number} holds {len(repeated)} videos twice, the first {repeated[0]!r}."
+        yield Violation("repeated_video", said)
 
 
 def _check_shards(output: Folder, plan: Plan, checks: RowChecks, result: Verification) -> None:
@@ -111,11 +127,13 @@ def _check_shards(output: Folder, plan: Plan, checks: RowChecks, result: Verific
     shards = dict(plan.shards())
     if missing := sorted(set(shards) - set(files)):
         rows = sum(shards[shard].num_rows for shard in missing)
-        result.violations.append(
+        said = (
             f"Plan {plan.number}: {len(missing)} of {len(shards)} shards are missing ({rows} videos), the first is "
             f"{data_name(plan.number, missing[0])}. Run the same raypipe {checks.job} again."
         )
-    result.violations += [f"{files[shard].key} is no shard of its plan." for shard in sorted(set(files) - set(shards))]
+        result.violations.append(Violation("missing_shards", said))
+    for shard in sorted(set(files) - set(shards)):
+        result.violations.append(Violation("extra_shard", f"{files[shard].key} is not a shard of its plan."))
     found = Verification()
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         present = [shard for shard in shards if shard in files]
@@ -134,25 +152,25 @@ def _check_shards(output: Folder, plan: Plan, checks: RowChecks, result: Verific
 
 def _check_manifest(
     output: Folder, plan: Plan, files: dict[int, StoredObject], found: Verification, job: str
-) -> Iterator[str]:
+) -> Iterator[Violation]:
     name = manifest_name(plan.number)
     if not output.exists(name):
-        yield f"Plan {plan.number} is not sealed. Run the same raypipe {job} again."
+        yield Violation("unsealed", f"Plan {plan.number} is not sealed. Run the same raypipe {job} again.")
         return
     try:
         manifest = read_manifest(output, plan.number)
     except (CommitError, ObjectError) as error:
-        yield str(error)
+        yield Violation("manifest", str(error))
         return
     rows = {data_name(plan.number, shard): table.num_rows for shard, table in plan.shards()}
     stored = {file.key: (file.etag, file.size_bytes, rows.get(file.key)) for file in files.values()}
     sealed = {file["name"]: (file["etag"], file["size_bytes"], file["num_rows"]) for file in manifest["files"]}
     for key in sorted(stored.keys() | sealed.keys()):
-        now, then = stored.get(key, "not there"), sealed.get(key, "nothing of it")
+        now, then = stored.get(key, "missing"), sealed.get(key, "missing")
         if now != then:
-            yield f"{key} is {now}; {name} says {then} (etag, bytes, rows)."
+            yield Violation("sealed_file", f"{key} is {now}; {name} says {then} (etag, bytes, rows).")
     if len(sealed) != len(manifest["files"]):
-        yield f"{name} names a file twice."
+        yield Violation("repeated_file", f"{name} lists a file twice.")
     held = {
         "fingerprint": plan.fingerprint,
         "settings": plan.settings,
@@ -163,7 +181,8 @@ def _check_manifest(
     }
     for key, value in held.items():
         if manifest[key] != value:
-            yield f"{name} says {key} {manifest[key]}; the plan and its files hold {value}."
+            said = f"{name} says {key} {manifest[key]}; the plan and its files hold {value}."
+            yield Violation("sealed_totals", said)
 
 
 def _check_file(output: Folder, plan: Plan, shard: int, planned: pa.Table, checks: RowChecks) -> Verification:
@@ -174,43 +193,47 @@ def _check_file(output: Folder, plan: Plan, shard: int, planned: pa.Table, check
         rows = pq.read_table(io.BytesIO(output.read(name)), page_checksum_verification=True)
         rows.validate(full=True)
     except (CommitError, ObjectError, pa.ArrowException, OSError, ValueError) as error:
-        checked.violations.append(f"{name} cannot be read: {' '.join(str(error).split())}")
+        said = f"{name} cannot be read: {' '.join(str(error).split())}"
+        checked.violations.append(Violation("unreadable_file", said))
         return checked
     if problems := list(_check_columns(rows, checks)):
-        checked.violations += [f"{name} {problem}" for problem in problems]
+        checked.violations += [Violation(problem.check, f"{name} {problem}") for problem in problems]
         return checked
     checked.num_rows = rows.num_rows
     checked.statuses = Counter(rows[schema.STATUS].to_pylist())
     checked.num_frames = sum(rows[schema.NUM_FRAMES].to_pylist())
     problems += [*_check_rows(rows, plan, planned), *checks.problems(rows)]
-    checked.violations += [f"{name}: {problem}" for problem in problems]
+    checked.violations += [Violation(problem.check, f"{name}: {problem}") for problem in problems]
     if (about.plan, about.shard, about.fingerprint) != (plan.number, shard, plan.fingerprint):
-        checked.violations.append(f"{name} says it is shard {about.shard} of plan {about.plan}, {about.fingerprint}.")
+        said = f"{name} says it is shard {about.shard} of plan {about.plan}, {about.fingerprint}."
+        checked.violations.append(Violation("footer_identity", said))
     held = (shard_digest(rows), dict(checked.statuses), checked.num_frames)
     if (about.shard_digest, about.statuses, about.num_frames) != held:
-        checked.violations.append(f"{name}: its footer's digest and counts are not those of its rows.")
+        said = f"{name}: its footer's digest and counts are not those of its rows."
+        checked.violations.append(Violation("footer_totals", said))
     return checked
 
 
-def _check_columns(rows: pa.Table, checks: RowChecks) -> Iterator[str]:
+def _check_columns(rows: pa.Table, checks: RowChecks) -> Iterator[Violation]:
     wanted = checks.schema_of(rows)
     if missing := [column for column in wanted.names if column not in rows.column_names]:
-        yield f"lacks the columns {', '.join(missing)}."
+        yield Violation("missing_columns", f"lacks the columns {', '.join(missing)}.")
         return
     for field_ in wanted:
         found = rows.schema.field(field_.name).type
         if found != field_.type:
-            yield f"has {found} in its column {field_.name}, not {field_.type}."
+            yield Violation("column_type", f"has {found} in its column {field_.name}, not {field_.type}.")
     for column in (*_REQUIRED, *checks.required):
         if rows[column].null_count:
-            yield f"has rows that lack their {column}."
+            yield Violation("null", f"has rows without {column}.")
 
 
-def _check_rows(rows: pa.Table, plan: Plan, planned: pa.Table) -> Iterator[str]:
+def _check_rows(rows: pa.Table, plan: Plan, planned: pa.Table) -> Iterator[Violation]:
     columns = [name for name in planned.column_names if name in rows.column_names]
     if not rows.select(columns).equals(planned.select(columns)):
-        yield f"its {rows.num_rows} rows are not the {planned.num_rows} videos that the plan gives this shard."
+        said = f"its {rows.num_rows} rows are not the {planned.num_rows} videos that the plan gives this shard."
+        yield Violation("planned_rows", said)
     if set(rows[schema.GENERATION].to_pylist()) - {plan.number}:
-        yield f"its rows are not all of generation {plan.number}."
+        yield Violation("generation", f"its rows are not all of generation {plan.number}.")
     if unknown := set(rows[schema.STATUS].to_pylist()) - set(map(str, Status)):
-        yield f"unknown statuses {sorted(unknown)}."
+        yield Violation("status", f"unknown statuses {sorted(unknown)}.")

@@ -68,21 +68,27 @@ def test_a_newer_embedding_is_found_in_the_place_of_the_older(folder: Folder) ->
 def test_only_sealed_embeddings_are_taken(folder: Folder) -> None:
     embeddings = make_output(folder)
     output = Folder(folder.child("labels"))
-    with pytest.raises(JobError, match="holds no embeddings"):
+    with pytest.raises(JobError) as caught:
         embeddings_manifests(output)
+    assert (caught.value.key, caught.value.value) == (output.uri, None)
     assert plan_new(embeddings, output) == [0]
-    with pytest.raises(JobError, match=r"is not sealed: plans \[0\] are unfinished\. Run the same raypipe classify "):
+    with pytest.raises(JobError) as caught:
         embeddings_manifests(output)
+    assert (caught.value.key, caught.value.value) == (output.uri, [0])
+    assert "raypipe classify" in caught.value.remedy
     replace_object(embeddings, "manifests/00001.json", None)
-    with pytest.raises(JobError, match=r"plans \[1\] are unfinished\. Run the same raypipe embed again"):
+    with pytest.raises(JobError) as caught:
         embeddings_manifests(embeddings)
+    assert (caught.value.key, caught.value.value) == (embeddings.uri, [1])
+    assert "raypipe embed" in caught.value.remedy
 
 
 def test_other_settings_for_the_same_output_are_refused(folder: Folder) -> None:
     embeddings, output = make_output(folder), Folder(folder.child("labels"))
     plan_new(embeddings, output)
-    with pytest.raises(FingerprintError, match="model was m and is now n"):
+    with pytest.raises(FingerprintError) as caught:
         plan_new(embeddings, output, settings={"job": "classify", "format": 1, "model": "n"})
+    assert (caught.value.expected["model"], caught.value.value["model"]) == ("m", "n")
 
 
 def test_an_id_of_other_embeddings_is_refused(folder: Folder) -> None:
@@ -92,13 +98,20 @@ def test_an_id_of_other_embeddings_is_refused(folder: Folder) -> None:
         embed_all(source, embeddings)
     output = Folder(folder.child("labels"))
     plan_new(places_of[0][1], output)
-    with pytest.raises(ConfigError, match=r"video_id 'same.mp4' is .*first.* would become .*second.*another output"):
+    with pytest.raises(ConfigError, match=r"'same\.mp4'") as caught:
         plan_new(places_of[1][1], output)
+    first, second = (source.child("same.mp4") for source, _ in places_of)
+    assert caught.value.key == schema.VIDEO_ID
+    assert (caught.value.expected, caught.value.value) == (first, second)
+    assert caught.value.remedy
 
 
 def test_a_file_that_holds_no_embeddings_is_named(folder: Folder) -> None:
     embeddings = make_output(folder)
     manifests = embeddings_manifests(embeddings)
-    replace_object(embeddings, manifests[-1]["files"][0]["name"], b"PAR1")
-    with pytest.raises(CommitError, match=r"holds no embeddings: .*Run raypipe verify\.$"):
+    name = manifests[-1]["files"][0]["name"]
+    replace_object(embeddings, name, b"PAR1")
+    with pytest.raises(CommitError) as caught:
         embedding_dim(embeddings, manifests)
+    assert caught.value.key == embeddings.child(name)
+    assert "raypipe verify" in caught.value.remedy

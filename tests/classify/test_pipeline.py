@@ -46,9 +46,12 @@ def test_the_model_and_the_embeddings_make_the_fingerprint(embeddings: Folder, t
     plan_job(setup, slots=1)
     assert [read_plan(setup.output, 0).videos.num_rows, read_plan(setup.output, 0).input] == [7, embeddings.uri]
     plan_job(setup, slots=1)
-    for changed in (configured(embeddings, other), configured(embeddings, model, top_k=2)):
-        with pytest.raises(FingerprintError, match=r"^The output holds rows of other settings: (model|top_k) was "):
-            plan_job(prepare(changed), slots=1)
+    for changed, key in ((configured(embeddings, other), "model"), (configured(embeddings, model, top_k=2), "top_k")):
+        again = prepare(changed)
+        with pytest.raises(FingerprintError) as caught:
+            plan_job(again, slots=1)
+        assert caught.value.expected == {key: setup.settings[key]}
+        assert caught.value.value == {key: again.settings[key]}
 
 
 @pytest.mark.parametrize("mark", [None, MARK])
@@ -58,28 +61,31 @@ def test_a_model_of_these_embeddings_is_taken(embeddings: Folder, tmp_path: Path
 
 def test_what_does_not_fit_is_one_line_and_exit_code_2(embeddings: Folder, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused: list[tuple[ClassifyConfig, type[RaypipeError], str]] = [
+    nothing, nowhere = (str(tmp_path / name) for name in ("empty", "nowhere"))
+    # The configuration, and the key, the value and the expected value that its error names.
+    refused: list[tuple[ClassifyConfig, type[RaypipeError], tuple[object, ...]]] = [
         (
             configured(embeddings, save_model(tmp_path / "of other", mark="0" * 16)),
             FingerprintError,
-            rf"of other was trained on embeddings of fingerprint 0000000000000000; these have {MARK}\. ",
+            ("embedding_fingerprint", MARK, "0" * 16),
         ),
         (
             configured(embeddings, save_model(tmp_path / "wide", dim=DIM + 1)),
             FingerprintError,
-            r"wide takes embeddings of 9 numbers; these have 8\. ",
+            ("embedding_dim", DIM, DIM + 1),
         ),
-        (configured(embeddings, tmp_path / "empty"), WeightsError, "holds no model"),
-        (configured(embeddings, tmp_path / "nowhere"), WeightsError, "holds no model"),
+        (configured(embeddings, nothing), WeightsError, (nothing, None, None)),
+        (configured(embeddings, nowhere), WeightsError, (nowhere, None, None)),
         (
             configured(embeddings, save_model(tmp_path / "model"), output=f"{embeddings.uri}/"),
             ConfigError,
-            "is both the embeddings and the output",
+            ("output", embeddings.uri, None),
         ),
     ]
-    for config, kind, said in refused:
-        with pytest.raises(kind, match=said) as caught:
+    for config, kind, fields in refused:
+        with pytest.raises(kind) as caught:
             prepare(config)
+        assert (caught.value.key, caught.value.value, caught.value.expected) == fields
         assert caught.value.exit_code == 2
         assert "\n" not in str(caught.value)
     assert not Path(f"{embeddings.uri}-labels").exists()
@@ -103,11 +109,14 @@ def test_predictions_are_no_embeddings(embeddings: Folder, tmp_path: Path) -> No
     config = configured(embeddings, save_model(tmp_path / "model"))
     output = Folder(config.output)
     plan_new(embeddings, output)
-    with pytest.raises(JobError, match="is not sealed"):
+    with pytest.raises(JobError) as caught:
         prepare(configured(output, config.model))
+    assert (caught.value.key, caught.value.value) == (output.uri, [0])
     replace_object(embeddings, "manifests/00000.json", None)
-    with pytest.raises(JobError, match=r"plans \[0\] are unfinished\. Run the same raypipe embed again\.$"):
+    with pytest.raises(JobError) as caught:
         prepare(config)
+    assert (caught.value.key, caught.value.value) == (embeddings.uri, [0])
+    assert "raypipe embed" in caught.value.remedy
 
 
 def test_the_rows_are_what_the_model_says(embeddings: Folder, tmp_path: Path) -> None:

@@ -153,23 +153,30 @@ def test_a_summary_counts_labels_and_time(folder: Folder) -> None:
 def test_probabilities_that_are_none_end_the_shard(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, embeddings = one_shard(folder, {"a.mp4": content()})
     monkeypatch.setattr(FakeModel, "logits", lambda *_: np.full(4, np.nan))
-    with pytest.raises(JobError, match="gave scores that are not numbers"):
+    with pytest.raises(JobError) as caught:
         classified_rows(rows, embeddings, FakeModel())
+    assert caught.value.key == schema.SCORE
 
 
 def test_a_file_that_is_not_what_was_sealed_is_named(tmp_path: Path) -> None:
     rows, embeddings = one_shard(Folder(str(tmp_path)), {"a.mp4": content(), "b.mp4": content(seed=2)})
     name = rows[schema.EMBEDDINGS_FILE][0].as_py()
-    with pytest.raises(CommitError, match=r"its rows of 8 numbers are not those that were planned"):
+    uri = embeddings.child(name)
+    with pytest.raises(CommitError) as caught:
         work.read_shard(rows, embeddings, embedding_dim=9)
+    assert (caught.value.key, caught.value.value, caught.value.expected) == (uri, 8, 9)
     at = rows.schema.get_field_index(schema.ETAG)
     other = rows.set_column(at, schema.ETAG, pa.array(["0-x"] * rows.num_rows))
-    with pytest.raises(CommitError, match=r"is not what was sealed: .* Run raypipe verify "):
+    with pytest.raises(CommitError) as caught:
         work.read_shard(other, embeddings, embedding_dim=DIM)
+    assert (caught.value.key, caught.value.expected) == (uri, "0-x")
+    assert f"raypipe verify {embeddings}" in caught.value.remedy
     at = rows.schema.get_field_index(schema.VIDEO_ID)
     stranger = rows.set_column(at, schema.VIDEO_ID, pa.array(["z"] * rows.num_rows))
-    with pytest.raises(CommitError, match="is not what was sealed"):
+    with pytest.raises(CommitError, match="'z'") as caught:
         work.read_shard(stranger, embeddings, embedding_dim=DIM)
+    assert (caught.value.key, caught.value.expected) == (uri, rows[schema.ETAG][0].as_py())
     replace_object(embeddings, name, b"PAR1")
-    with pytest.raises(CommitError, match="is not what was sealed"):
+    with pytest.raises(CommitError) as caught:
         work.read_shard(rows, embeddings, embedding_dim=DIM)
+    assert (caught.value.key, caught.value.expected) == (uri, None)

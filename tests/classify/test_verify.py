@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.classify_outputs import NAMES, classify_all
-from support.embed_outputs import make_output, replace_object
+from support.embed_outputs import make_output, names_violation, replace_object
 
 from raypipe import schema
 from raypipe.classify.verify import verify
@@ -44,32 +44,32 @@ def test_an_output_of_classify_is_known_as_one(output: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("video_id", "column", "change", "said"),
+    ("video_id", "column", "change", "expected"),
     [
-        (OK, schema.LABEL, lambda _: None, "'0.mp4' is ok, which its frames, label or scores do not fit."),
-        (FAILED, schema.LABEL, lambda _: "cat", "'5.mp4' is timeout, which its frames, label or scores do not fit."),
-        (FAILED, schema.FRAME_SCORES, lambda _: [], "'5.mp4' has scores of frames, and no frames."),
-        (OK, schema.NUM_FRAMES, lambda _: 0, "'0.mp4' is ok, which its frames, label or scores do not fit."),
-        (OK, schema.FRAME_SCORES, lambda old: old[:2], "'0.mp4' has 2 scores of 3 frames."),
-        (OK, schema.FRAME_SCORES, lambda old: [float("inf"), *old[1:]], "has a score of a frame that is not finite."),
-        ("1.mp4", schema.FRAME_SCORES, lambda _: None, "only some of its videos have scores of their frames."),
-        (OK, schema.SCORE, lambda _: 2.0, "'0.mp4' has a score that is not between 0 and 1."),
-        (OK, schema.TOP_SCORES, lambda old: [*old[:-1], float("nan")], "has a score that is not between 0 and 1."),
-        (OK, schema.LABEL, lambda old: NAMES[NAMES.index(old) - 1], "is not the first of its best ones."),
-        (OK, schema.TOP_LABELS, lambda old: old[:1], "is not the first of its best ones."),
-        (OK, schema.TOP_SCORES, lambda old: [old[0], *reversed(old[1:])], "has best labels that are not in order."),
-        (OK, schema.TOP_LABELS, lambda old: old[:1] * 3, "has best labels that are not in order."),
-        (OK, schema.ETAG, lambda _: "1-x", "are not the 2 videos that the plan gives this shard."),
-        (OK, schema.STATUS, lambda _: "fine", "unknown statuses ['fine']."),
+        (OK, schema.LABEL, lambda _: None, ("answer", "'0.mp4'", "ok")),
+        (FAILED, schema.LABEL, lambda _: "cat", ("answer", "'5.mp4'", "timeout")),
+        (FAILED, schema.FRAME_SCORES, lambda _: [], ("frame_scores", "'5.mp4'")),
+        (OK, schema.NUM_FRAMES, lambda _: 0, ("answer", "'0.mp4'", "ok")),
+        (OK, schema.FRAME_SCORES, lambda old: old[:2], ("frame_scores", "'0.mp4'", 2, 3)),
+        (OK, schema.FRAME_SCORES, lambda old: [float("inf"), *old[1:]], ("frame_score", "'0.mp4'")),
+        ("1.mp4", schema.FRAME_SCORES, lambda _: None, ("some_frame_scores",)),
+        (OK, schema.SCORE, lambda _: 2.0, ("score", "'0.mp4'")),
+        (OK, schema.TOP_SCORES, lambda old: [*old[:-1], float("nan")], ("score", "'0.mp4'")),
+        (OK, schema.LABEL, lambda old: NAMES[NAMES.index(old) - 1], ("best_label", "'0.mp4'")),
+        (OK, schema.TOP_LABELS, lambda old: old[:1], ("best_label", "'0.mp4'")),
+        (OK, schema.TOP_SCORES, lambda old: [old[0], *reversed(old[1:])], ("label_order", "'0.mp4'")),
+        (OK, schema.TOP_LABELS, lambda old: old[:1] * 3, ("label_order", "'0.mp4'")),
+        (OK, schema.ETAG, lambda _: "1-x", ("planned_rows", 2)),
+        (OK, schema.STATUS, lambda _: "fine", ("status", "'fine'")),
     ],
 )
 def test_what_is_wrong_is_named(
-    output: Folder, video_id: str, column: str, change: Callable[[Any], Any], said: str
+    output: Folder, video_id: str, column: str, change: Callable[[Any], Any], expected: tuple[Any, ...]
 ) -> None:
     corrupt(output, video_id, column, change)
-    assert [violation for violation in verify(output).violations if said in violation]
+    assert names_violation(verify(output).violations, *expected)
 
 
 def test_a_missing_file_names_the_command(output: Folder) -> None:
     replace_object(output, "data/00000-000000.parquet", None)
-    assert any("Run the same raypipe classify again." in violation for violation in verify(output).violations)
+    assert names_violation(verify(output).violations, "missing_shards", "raypipe classify")

@@ -31,21 +31,28 @@ def test_a_plan_is_sealed_when_nothing_is_missing(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("corrupt", "error"),
+    ("corrupt", "key", "expected", "value"),
     [
-        (lambda output: replace_object(output, FIRST, b"hello"), "is not a file of raypipe"),
-        (lambda output: replace_object(output, FIRST, output.read(SECOND)), "is not shard 0 of plan 0"),
+        (lambda output: replace_object(output, FIRST, b"hello"), FIRST, None, None),
+        (lambda output: replace_object(output, FIRST, output.read(SECOND)), FIRST, (0, 0), (0, 1)),  # plan and shard
         (
             lambda output: output.put_new("data/00000-000099.parquet", b""),
-            "Plan 0 has 6 videos in 3 shards; stored are ",
+            "plans/00000.parquet",
+            (6, 3),  # videos and shards
+            (6, 4),
         ),
     ],
 )
-def test_a_broken_file_is_not_sealed(output: Folder, corrupt: Callable[[Folder], object], error: str) -> None:
+def test_a_broken_file_is_not_sealed(
+    output: Folder, corrupt: Callable[[Folder], object], key: str, expected: object, value: object
+) -> None:
     replace_object(output, MANIFEST, None)
     corrupt(output)
-    with pytest.raises(CommitError, match=error):
+    with pytest.raises(CommitError) as caught:
         seal(output, 0, versions={})
+    assert caught.value.key == output.child(key)
+    fields = (caught.value.expected, caught.value.value)
+    assert tuple(field and field[:2] for field in fields) == (expected, value)
     assert unsealed_plans(output) == [0]
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_a_late_attempt_finds_its_shard_committed(folder: Folder, rows: pa.Table
     assert folder.stat(NAME) == before
 
 
-OTHERS = {
+OTHERS: dict[str, Callable[[Folder], bool]] = {
     "other videos": lambda folder: commit(folder, made_rows(planned_rows("x", "y"), ["ok", "ok"]), plan=2, shard=3),
     "other order": lambda folder: put(folder, made_rows(PLANNED, STATUSES).take([1, 0, 2, 3])),
     "fewer rows": lambda folder: put(folder, made_rows(PLANNED, STATUSES).slice(0, 3)),
@@ -107,10 +108,12 @@ def test_another_shard_under_the_name_is_refused(folder: Folder, rows: pa.Table,
     assert OTHERS[kind](folder)
     with pytest.raises(CommitError) as caught:
         put(folder, rows)
-    assert str(caught.value) == (
-        f"{folder.uri}/{NAME} is not shard 3 of plan 2: something else wrote it. "
-        "Move it away and run the same command again."
-    )
+    stored = read_shard_file(folder, NAME)
+    assert caught.value.key == f"{folder.uri}/{NAME}"
+    assert caught.value.expected == (2, 3, shard_digest(rows), MARK)
+    assert caught.value.value == (2, 3, stored.shard_digest, stored.fingerprint)
+    assert (stored.shard_digest != shard_digest(rows)) == (kind != "other settings")
+    assert caught.value.remedy
 
 
 def test_a_copy_of_another_shard_under_the_name_is_refused(folder: Folder, rows: pa.Table) -> None:
@@ -120,8 +123,11 @@ def test_a_copy_of_another_shard_under_the_name_is_refused(folder: Folder, rows:
     for at, data in enumerate(copies):
         place = Folder(folder.child(f"copy-{at}"))
         assert place.put_new(NAME, data)
-        with pytest.raises(CommitError, match="is not shard 3 of plan 2"):
+        with pytest.raises(CommitError) as caught:
             put(place, rows)
+        digest = shard_digest(rows)
+        assert (caught.value.key, caught.value.expected) == (place.child(NAME), (2, 3, digest, MARK))
+        assert caught.value.value == (*[(2, 4), (1, 3)][at], digest, MARK)
 
 
 def parquet(rows: pa.Table, metadata: Any) -> bytes:  # noqa: ANN401 - any JSON
@@ -156,10 +162,9 @@ def test_a_foreign_file_under_the_name_is_refused(folder: Folder, rows: pa.Table
     assert folder.put_new(NAME, data)
     with pytest.raises(CommitError) as caught:
         put(folder, rows)
-    message = str(caught.value)
-    assert message.startswith(f"{folder.uri}/{NAME} is not a file of raypipe: ")
-    assert message.endswith("Move it away and run the same command again.")
-    assert "\n" not in message
+    assert (caught.value.key, caught.value.value) == (f"{folder.uri}/{NAME}", None)
+    assert caught.value.remedy
+    assert "\n" not in str(caught.value)
 
 
 def test_the_digest_is_of_ids_uris_and_etags_in_order() -> None:
