@@ -55,8 +55,8 @@ class Client:
     def __init__(self, base_url: str, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            msg = f"{base_url!r} is no address of a server. Write http://HOST:PORT."
-            raise ConfigError(msg)
+            msg = f"{base_url!r} is not the address of a server."
+            raise ConfigError(msg, key="base_url", value=base_url, remedy="Write http://HOST:PORT.")
         self.base_url = base_url.rstrip("/")
         self._token = token
         self._timeout_seconds = timeout_seconds
@@ -132,8 +132,9 @@ class Client:
         try:
             data = video.read_bytes()
         except OSError as error:
-            msg = f"Cannot read {str(video)!r}: {error.strerror}. A URI that the server should read is a str."
-            raise ConfigError(msg) from None
+            msg = f"Cannot read {str(video)!r}: {error.strerror}."
+            remedy = "Pass a URI that the server should read as a str."
+            raise ConfigError(msg, key=str(video), remedy=remedy) from None
         return self._parse(self._send("POST", path, query, data, _BYTES))
 
     def _send(
@@ -160,7 +161,7 @@ class Client:
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             msg = f"Cannot ask {self.base_url}: {reason}."
-            raise ClientError(msg) from error
+            raise ClientError(msg, key=self.base_url) from error
 
     def _parse(self, body: bytes) -> Answer:
         try:
@@ -169,7 +170,7 @@ class Client:
             answer = None
         if not isinstance(answer, dict):
             msg = f"{self.base_url} does not answer like raypipe serve: {body[:100]!r}."
-            raise ClientError(msg)
+            raise ClientError(msg, key=self.base_url, value=body)
         return answer
 
 

@@ -31,56 +31,54 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
+def assert_is_an_error(said: str, *named: str) -> None:
+    """Check that it is one line, and names what is wrong."""
+    assert said.startswith("error: ")
+    assert said.endswith("\n")
+    assert said.count("\n") == 1
+    assert [one for one in named if one not in said] == []
+
+
 @pytest.mark.parametrize("command", ["embed", "plan"])
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "named"),
     [
-        ((), "error: 'input' is missing: give --input or the key 'input' in the YAML file."),
-        (("--input", "x"), "error: 'output' is missing: give --output or the key 'output' in the YAML file."),
-        (
-            (*GIVEN, "--set", "samplng.mode=all"),
-            "error: Unknown key 'samplng'. Did you mean 'sampling'? Choose one of ",
-        ),
-        ((*GIVEN, "--set", "shard.max_videos=x"), "error: shard.max_videos='x': input should be a valid integer."),
-        ((*GIVEN, "--set", "fps"), "error: --set 'fps' is not key=value. Example: "),
-        ((*GIVEN, "--retry", "some"), "error: retry='some': input should be 'none', 'transient' or 'all'."),
-        ((*GIVEN, "--max-failed-fraction", "2"), "error: max_failed_fraction=2.0: input should be less than or "),
-        (("nowhere.yaml", *GIVEN), "error: Cannot read the configuration 'nowhere.yaml': No such file or directory. "),
-        ((*GIVEN, "--max-failed-fraction", "x"), "error: Invalid value for '--max-failed-fraction': "),
-        ((*GIVEN, "--inptu", "x"), "error: No such option: --inptu (Possible options: --input). Run "),
-        (("--input",), "error: Option '--input' requires an argument. Run "),
-        (("a.yaml", "b.yaml"), "error: Got unexpected extra argument"),
+        ((), ("'input'", "--input")),
+        (("--input", "x"), ("'output'", "--output")),
+        ((*GIVEN, "--set", "samplng.mode=all"), ("'samplng'", "'sampling'")),
+        ((*GIVEN, "--set", "shard.max_videos=x"), ("shard.max_videos='x'", "integer")),
+        ((*GIVEN, "--set", "fps"), ("--set 'fps'", "backbone.name=resnet18")),
+        ((*GIVEN, "--retry", "some"), ("retry='some'", "none, transient, all")),
+        ((*GIVEN, "--max-failed-fraction", "2"), ("max_failed_fraction=2.0",)),
+        (("nowhere.yaml", *GIVEN), ("'nowhere.yaml'", "No such file or directory")),
+        ((*GIVEN, "--max-failed-fraction", "x"), ("'--max-failed-fraction'", "--help")),
+        ((*GIVEN, "--inptu", "x"), ("--inptu", "--input", "--help")),
+        (("--input",), ("'--input'", "--help")),
+        (("a.yaml", "b.yaml"), ("b.yaml", "--help")),
     ],
 )
 def test_a_setup_error_is_one_line_and_exit_code_2(
-    capsys: pytest.CaptureFixture[str], command: str, arguments: tuple[str, ...], expected: str
+    capsys: pytest.CaptureFixture[str], command: str, arguments: tuple[str, ...], named: tuple[str, ...]
 ) -> None:
     assert run(command, *arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith(expected)
-    assert said.err.endswith("\n")
-    assert said.err.count("\n") == 1
+    assert_is_an_error(said.err, *named)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "named"),
     [
-        ((), "error: 'embeddings' is missing: give --embeddings or the key 'embeddings' in the YAML file.\n"),
-        (("--embeddings", "e"), "error: 'model' is missing: give --model or the key 'model' in the YAML file.\n"),
-        (
-            ("--embeddings", "e", "--model", "m", "--output", "o", "--set", "topk=3"),
-            "error: Unknown key 'topk'. Did you mean 'top_k'? Choose one of embeddings, model, output, top_k, frame_",
-        ),
+        ((), ("'embeddings'", "--embeddings")),
+        (("--embeddings", "e"), ("'model'", "--model")),
+        (("--embeddings", "e", "--model", "m", "--output", "o", "--set", "topk=3"), ("'topk'", "'top_k'", "frame_")),
     ],
 )
 def test_what_classify_lacks_is_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], expected: str
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], named: tuple[str, ...]
 ) -> None:
     assert run("classify", *arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(expected)
-    assert said.count("\n") == 1
+    assert_is_an_error(capsys.readouterr().err, *named)
 
 
 def test_classify_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +95,7 @@ def test_classify_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> No
         (("embde",), r"error: No such command 'embde'\. Did you mean 'embed'\? Run raypipe --help\.\n"),
         (("--nope",), r"error: No such option: --nope\. Run raypipe --help\.\n"),
         (("verify",), r"error: Missing argument 'OUTPUT'\. Run raypipe verify --help\.\n"),
-        (("verify", "gs://bucket/x"), r"error: Cannot use 'gs://bucket/x' as a storage\. Choose one of .*\n"),
+        (("verify", "gs://bucket/x"), r"error: .*'gs://bucket/x'.*s3://BUCKET/PREFIX.*\n"),
     ],
 )
 def test_a_wrong_command_is_one_line(
@@ -111,7 +109,7 @@ def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]
     assert run("embed", "--debug") == 2
     said = capsys.readouterr().err
     assert said.startswith("Traceback (most recent call last):")
-    assert said.endswith("\nerror: 'input' is missing: give --input or the key 'input' in the YAML file.\n")
+    assert_is_an_error(said.splitlines(keepends=True)[-1], "'input'", "--input")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +150,8 @@ def test_a_job_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_verify_names_what_is_broken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run("verify", str(tmp_path)) == 1
     said = capsys.readouterr()
-    assert said.err == f"violation: {tmp_path} holds no plan.\n"
+    assert said.err.startswith(f"violation: {tmp_path} ")
+    assert said.err.count("\n") == 1
     assert said.out.endswith("1 violations.\n")
 
 

@@ -1,6 +1,8 @@
 """The client against a real HTTP server that says what the test wants."""
 
+import errno
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -117,9 +119,10 @@ def test_what_is_asked(start: Start, tmp_path: Path) -> None:
 def test_an_error_is_the_servers_message(start: Start) -> None:
     body = {"error": {"code": "overloaded", "message": "Too much."}, "request_id": "id-1"}
     client, _ = start(body, 429, Retry_After="3")
-    with pytest.raises(AnswerError, match=r"^Too much\.$") as caught:
+    with pytest.raises(AnswerError) as caught:
         client.index()
     error = caught.value
+    assert str(error) == "Too much."
     assert (error.status, error.code, error.request_id, error.retry_after_seconds) == (429, "overloaded", "id-1", 3.0)
     assert isinstance(error, RaypipeError)
 
@@ -136,8 +139,10 @@ def test_a_proxys_error_is_one_too(start: Start, raw: bytes) -> None:
 @pytest.mark.parametrize("raw", [b"<html>", b"", b"[1]", b"null"])
 def test_what_is_no_answer_is_refused(start: Start, raw: bytes) -> None:
     client, _ = start(raw=raw)
-    with pytest.raises(ClientError, match="does not answer like raypipe serve"):
+    with pytest.raises(ClientError) as caught:
         client.index()
+    assert (caught.value.key, caught.value.value) == (client.base_url, raw)
+    assert repr(raw) in str(caught.value)
 
 
 def test_a_redirect_is_not_followed_with_the_token(start: Start) -> None:
@@ -164,16 +169,24 @@ def test_a_server_that_is_not_there_is_one_line() -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         client = Client(f"http://127.0.0.1:{one.getsockname()[1]}")
-        with pytest.raises(ClientError, match=r"^Cannot ask http://127\.0\.0\.1:\d+: .*refused.*\.$"):
+        with pytest.raises(ClientError) as caught:
             client.index()
+    assert (caught.value.key, caught.value.value) == (client.base_url, None)
+    assert client.base_url in str(caught.value)
+    assert os.strerror(errno.ECONNREFUSED) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "file:///etc/passwd", "http://h/?a=1"])
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"Write http://HOST:PORT\."):
+    with pytest.raises(ConfigError) as caught:
         Client(url)
+    assert (caught.value.key, caught.value.value) == ("base_url", url)
+    assert "http://HOST:PORT" in caught.value.remedy
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Cannot read .*none\.mp4"):
+    with pytest.raises(ConfigError) as caught:
         Client("http://127.0.0.1:1").embed(tmp_path / "none.mp4")
+    assert caught.value.key == str(tmp_path / "none.mp4")
+    assert os.strerror(errno.ENOENT) in str(caught.value)

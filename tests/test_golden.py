@@ -13,13 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from golden.make import EXPECTED, frame_vectors, read, verified
 from pydantic import BaseModel
-from support import TESTS
-from support.embed_outputs import PACK, planner, video
-from support.folders import keys
-from support.train_runs import history
 
+from golden.make import EXPECTED, frame_vectors, read, verified
 from raypipe.classify import pipeline as classify
 from raypipe.classify.verify import verify as verify_predictions
 from raypipe.config import ClassifyConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
@@ -39,6 +35,10 @@ from raypipe.train.optim import make_optimizer
 from raypipe.train.samples import find_samples
 from raypipe.train.setup import check_same_run, prepare, run_facts
 from raypipe.train.story import earlier_record
+from support import TESTS
+from support.embed_outputs import PACK, planner, video
+from support.folders import keys
+from support.train_runs import history
 
 VERSIONS = sorted(path for path in (TESTS / "golden").glob("v*") if path.is_dir())
 VERIFY: dict[str, Callable[[Folder], Verification]] = {"embed": verify_embeddings, "predictions": verify_predictions}

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.report_pages import HOSTILE, Page
 
 from raypipe.report import RunRecord, ShardSummary, VideoNote, summarize, write_report
 from raypipe.report.charts import nice_step
@@ -24,6 +23,7 @@ from raypipe.report.record import MAX_FAILURE_KINDS, MAX_FAILURES, MAX_PROBLEMS,
 from raypipe.report.text import error_kind, format_bytes, format_rate, format_seconds, format_share, redact, visible
 from raypipe.report.timeline import MAX_BUCKETS, Bucket, Timeline
 from raypipe.status import HAS_FRAMES, Status
+from support.report_pages import HOSTILE, Page
 
 START = 1_700_000_000.0
 untimed = settings(deadline=None)  # how fast a shared machine is, is no law

@@ -1,6 +1,7 @@
 """The limit on the time of a test, tried on a suite that the test makes."""
 
 import pytest
+
 from support import TESTS
 
 pytest_plugins = ["pytester"]

@@ -13,7 +13,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from support.report_pages import HOSTILE, Page
 
 from raypipe.report import ClassMetrics, EpochMetrics, Mistake, TrainingRecord, Trial, write_training_report
 from raypipe.report.curves import MAX_POINTS, thinned
@@ -22,6 +21,7 @@ from raypipe.report.text import shorten, visible
 from raypipe.report.training_record import MAX_MISTAKES, confused_pairs
 from raypipe.report.training_summary import summarize_training
 from raypipe.report.training_text import format_loss, format_metric, format_parameters
+from support.report_pages import HOSTILE, Page
 
 START = 1_700_000_000.0
 few = settings(deadline=None, max_examples=50)  # each example writes whole pages

@@ -1,10 +1,8 @@
 """What ``raypipe classify`` reads."""
 
-from typing import Self
+from pydantic import Field
 
-from pydantic import Field, model_validator
-
-from raypipe.config.load import Count, Gpus, Section, Uri, check_counts
+from raypipe.config.load import Count, Gpus, Section, Uri
 
 
 class PredictionShardConfig(Section):
@@ -20,11 +18,6 @@ class ClassifyResourcesConfig(Section):
     gpus: Gpus = "auto"
     concurrency: Count = "auto"
     wait_seconds: float = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _counts_are_positive(self) -> Self:
-        check_counts(concurrency=self.concurrency, gpus=self.gpus, gpus_key="gpus")
-        return self
 
 
 class ClassifyConfig(Section):

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from raypipe.config.load import Count, Gpus, Section, Uri, check_counts
+from raypipe.config.load import Count, Gpus, Section, Uri
 
 SamplingMode = Literal["uniform", "fps", "keyframes", "all"]
 DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
@@ -76,14 +76,9 @@ class ResourcesConfig(Section):
     @classmethod
     def _labels_are_plain(cls, labels: dict[str, str]) -> dict[str, str]:
         if operators := [value for value in labels.values() if value.startswith("!") or "(" in value]:
-            msg = f"{operators[0]!r} is not the value of a label; give the value that the nodes have"
+            msg = f"{operators[0]!r} is not a label value; give the value that the nodes have"
             raise ValueError(msg)
         return labels
-
-    @model_validator(mode="after")
-    def _counts_are_positive(self) -> Self:
-        check_counts(concurrency=self.concurrency, gpus=self.embed_gpus, gpus_key="embed_gpus")
-        return self
 
 
 class EmbedConfig(Section):

@@ -1,16 +1,17 @@
-"""Read a configuration from YAML, command line and overrides, and say in one line what is wrong with it."""
+"""Read a configuration from YAML, command line and overrides; what is wrong with it is one ConfigError."""
 
 import copy
-import difflib
 import re
 import reprlib
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from raypipe.errors import ConfigError
 
@@ -31,8 +32,8 @@ def _is_utf8(uri: str) -> str:
 
 
 Uri = Annotated[str, AfterValidator(_is_utf8)]
-Count = Literal["auto"] | int
-Gpus = Literal["auto"] | float
+Count = Literal["auto"] | Annotated[int, Field(ge=1)]
+Gpus = Literal["auto"] | Annotated[float, Field(ge=0)]
 
 
 def uris(section: BaseModel) -> dict[str, str]:
@@ -47,16 +48,6 @@ def _validators(field: FieldInfo) -> list[object]:
     return [part.func for part in annotated if isinstance(part, AfterValidator)]
 
 
-def check_counts(*, concurrency: Count, gpus: Gpus, gpus_key: str) -> None:
-    """Raise ValueError where there would be no actor, or less than no GPU for each."""
-    if concurrency != "auto" and concurrency < 1:
-        msg = f"concurrency {concurrency} must be auto or at least 1"
-        raise ValueError(msg)
-    if gpus != "auto" and gpus < 0:
-        msg = f"{gpus_key} {gpus} must be auto, 0 (no GPU) or more"
-        raise ValueError(msg)
-
-
 def load_config(
     model: type[ConfigT],
     path: str | Path | None = None,
@@ -67,7 +58,8 @@ def load_config(
     """Read a YAML file, lay ``values`` and then ``key.sub=value`` overrides over it, and check the result.
 
     Raises:
-        ConfigError: the file, a key or a value is wrong; the message names it and the choices.
+        ConfigError: the file, a key or a value is wrong; ``key`` names it, ``value`` and ``choices`` are given where
+            it has any.
     """
     tree = _read_yaml(path) if path is not None else {}
     tree.update({key: copy.deepcopy(value) for key, value in values.items() if value is not None})
@@ -76,16 +68,16 @@ def load_config(
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_one_line(model, error)) from None
+        raise _first_problem(model, error) from None
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as its readers take it: 1e-4 is a number, and a key that stands there twice is an error."""
+    """YAML as its readers take it: 1e-4 is a number, and a key that appears twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - PyYAML's own signature
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := [key for at, key in enumerate(keys) if key in keys[:at]]:
-            reason = f"the key {twice[0]!r} stands there twice"
+            reason = f"the key {twice[0]!r} appears twice"
             raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
@@ -102,63 +94,74 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         tree = _parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        msg = f"Cannot read the configuration {str(path)!r}: {error.strerror}. Give the path of a YAML file."
-        raise ConfigError(msg) from None
+        msg = f"Cannot read the configuration {str(path)!r}: {error.strerror}."
+        raise ConfigError(msg, key=str(path), remedy="Give the path of a YAML file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         msg = f"{str(path)!r} is not YAML: {reason}"
-        raise ConfigError(msg) from None
+        raise ConfigError(msg, key=str(path)) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         msg = f"{str(path)!r} holds a {type(tree).__name__}; a configuration is a mapping of keys to values."
-        raise ConfigError(msg)
+        raise ConfigError(msg, key=str(path), value=tree)
     return tree
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        msg = f"--set {override!r} is not key=value. Example: --set backbone.name=resnet18"
-        raise ConfigError(msg)
+        msg = f"--set {override!r} is not key=value."
+        raise ConfigError(msg, key="--set", value=override, remedy="Example: --set backbone.name=resnet18.")
     try:
         value = _parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     *sections, leaf = key.strip().split(".")
-    for section in sections:
+    for depth, section in enumerate(sections, start=1):
         node = tree[section] = {} if tree.get(section) is None else tree[section]
         if not isinstance(node, dict):
-            msg = f"--set {override!r}: {section!r} holds {node!r}, which has no key below it."
-            raise ConfigError(msg)
+            above = ".".join(sections[:depth])
+            msg = f"--set {override!r}: {above!r} holds {_short(node)}, which has no keys."
+            raise ConfigError(msg, key=above, value=node)
         tree = node
     tree[leaf] = value
 
 
-def _one_line(model: type[BaseModel], error: ValidationError) -> str:
-    """Say the first problem of a validation: the key, its value, the choices."""
+def _first_problem(model: type[BaseModel], error: ValidationError) -> ConfigError:
+    """Return the first problem of a validation as an error that holds the key, its value and the choices."""
     problems = error.errors(include_url=False)
     first = problems[0]
+    kind, value = first["type"], first["input"]
     path = _field_path(model, first["loc"])
     key = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(model, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"Unknown key {key!r}.{hint} Choose one of {', '.join(known)}."
-    if first["type"] == "missing":
-        return (
-            f"{key!r} is missing: give --{key.replace('.', '-').replace('_', '-')} or the key {key!r} in the YAML file."
-        )
-    if first["type"] == "model_type":
-        return f"{key}={_short(first['input'])}: it should hold keys: {', '.join(_keys_at(model, path))}."
-    # A union gives one problem for each of its members: together they are the choices.
-    reasons = [_reason(problem["msg"]) for problem in problems if _field_path(model, problem["loc"]) == path]
+    if kind == "extra_forbidden":
+        return ConfigError(f"Unknown key {key!r}.", key=key, value=key, choices=_keys_at(model, path[:-1]))
+    if kind == "invalid_key":  # YAML reads on, 1 and 2024-05-31 as something else than text
+        key = ".".join([*path[:-1], str(value)])
+        return ConfigError(f"The key {key!r} is not text.", key=key, value=value, choices=_keys_at(model, path[:-1]))
+    if kind == "missing":
+        option = key.replace(".", "-").replace("_", "-")
+        remedy = f"Give --{option}, or the key {key!r} in the YAML file."
+        return ConfigError(f"{key!r} is missing.", key=key, remedy=remedy)
+    if kind == "model_type":
+        msg = f"{key}={_short(value)} should be a section with keys."
+        return ConfigError(msg, key=key, value=value, choices=_keys_at(model, path))
+    same = [problem for problem in problems if _field_path(model, problem["loc"]) == path]
+    return _wrong_value(same, key=key, choices=_literals(_annotation_at(model, path)))
+
+
+def _wrong_value(problems: list[ErrorDetails], *, key: str, choices: list[str]) -> ConfigError:
+    """Say what a value should be: a union gives one problem for each of its members, together they are the choices."""
+    value = problems[0]["input"]
+    if all(problem["type"] == "literal_error" for problem in problems):
+        return ConfigError(f"{key}={_short(value)} is not valid.", key=key, value=value, choices=choices)
+    reasons = [_reason(problem["msg"]) for problem in problems]
     reason = " or ".join([reasons[0], *(other.removeprefix("input should be ") for other in reasons[1:])])
-    if first["type"] == "value_error" and isinstance(first["input"], dict):
-        where = f"{key}: " if key else "The configuration: "
-        return f"{where}{reason}."  # of several keys, which it names with their values
-    return f"{key}={_short(first['input'])}: {reason}."
+    is_section = problems[0]["type"] == "value_error" and isinstance(value, dict)
+    # Of a section the reason names the keys that do not fit together, with their values.
+    where = (key or "The configuration") if is_section else f"{key}={_short(value)}"
+    return ConfigError(f"{where}: {reason}.", key=key, value=value)
 
 
 def _short(value: object) -> str:
@@ -184,9 +187,26 @@ def _field_path(model: type[BaseModel], location: tuple[int | str, ...]) -> list
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    annotation = _annotation_at(model, path)
+    return list(annotation.model_fields) if _is_section(annotation) else []
+
+
+def _annotation_at(model: type[BaseModel], path: list[str]) -> Any:  # noqa: ANN401 - a type or a form of typing
+    annotation: Any = model
     for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+        field = annotation.model_fields.get(part) if _is_section(annotation) else None
+        annotation = field.annotation if field is not None else None
+    return annotation
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _literals(annotation: object) -> list[str]:
+    """Return the values that a ``Literal`` or a union of them allows."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    if get_origin(annotation) in {Union, UnionType}:
+        return [value for member in get_args(annotation) for value in _literals(member)]
+    return []

@@ -2,17 +2,17 @@
 
 import datetime as dt
 import json
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from raypipe.config.load import Count, Section, Uri, check_counts
+from raypipe.config.load import Count, Section, Uri
 
 
 def _iso(value: object) -> str:
     if isinstance(value, dt.date):
         return value.isoformat()
-    msg = f"{value!r} is none"
+    msg = f"{value!r} is not JSON"
     raise TypeError(msg)
 
 
@@ -51,8 +51,3 @@ class RecommendConfig(Section):
     users_per_shard: int = Field(default=1_000, ge=1)
     cache: str | None = None
     concurrency: Count = "auto"
-
-    @model_validator(mode="after")
-    def _counts_are_positive(self) -> Self:
-        check_counts(concurrency=self.concurrency, gpus="auto", gpus_key="gpus")
-        return self

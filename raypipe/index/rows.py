@@ -61,12 +61,15 @@ class IndexedRows:
     def _read(self, file: _File) -> Batch:
         table = read_parquet(self.embeddings, file.name, columns=(schema.EMBEDDING, schema.THUMBNAIL))
         if table.num_rows != len(file.is_indexed):
-            raise not_sealed(self.embeddings, file.name, f"it has {table.num_rows} rows")
+            found, expected = table.num_rows, len(file.is_indexed)
+            reason = f"it has {found} rows, not {expected}"
+            raise not_sealed(self.embeddings, file.name, reason, value=found, expected=expected)
         rows = table.filter(pa.array(file.is_indexed))
         vectors = rows[schema.EMBEDDING].combine_chunks()
         kind = vectors.type
         if not pa.types.is_fixed_size_list(kind) or kind.list_size != self.embedding_dim or vectors.null_count:
-            raise not_sealed(self.embeddings, file.name, f"its embeddings are {kind}, or some are missing")
+            reason = f"its embeddings are {kind}, or some are missing"
+            raise not_sealed(self.embeddings, file.name, reason, value=str(kind), expected=self.embedding_dim)
         matrix = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
         return matrix.reshape(len(vectors), self.embedding_dim), rows[schema.THUMBNAIL].to_pylist()
 
@@ -88,8 +91,9 @@ def find_rows(embeddings: Folder, manifests: Sequence[dict[str, Any]], *, embedd
         tables.append(table.filter(pa.array(is_ok)).select(OF_THE_ROWS))
     items = pa.concat_tables(tables).combine_chunks()
     if not items.num_rows:
-        msg = f"{embeddings} holds no video of status ok ({num_left_out} of others). Look at them with raypipe verify."
-        raise ConfigError(msg)
+        msg = f"{embeddings} holds no video of status ok ({num_left_out} of others)."
+        remedy = "Look at them with raypipe verify."
+        raise ConfigError(msg, key=str(embeddings), value=num_left_out, remedy=remedy)
     return IndexedRows(embeddings, embedding_dim, items, num_left_out, tuple(files))
 
 
@@ -104,8 +108,10 @@ def _names(embeddings: Folder, manifests: Sequence[dict[str, Any]]) -> Iterator[
 def _read_counted(embeddings: Folder, name: str, ids: pa.Array) -> tuple[str, npt.NDArray[np.bool_], pa.Table]:
     table = read_parquet(embeddings, name, columns=(*OF_THE_ROWS, schema.STATUS))
     is_counted = pc.is_in(table[schema.VIDEO_ID], value_set=ids).to_numpy()
-    if is_counted.sum() != len(ids):
-        raise not_sealed(embeddings, name, f"of its {len(ids)} planned videos it holds {is_counted.sum()}")
+    found, expected = int(is_counted.sum()), len(ids)
+    if found != expected:
+        reason = f"of its {expected} planned videos it holds {found}"
+        raise not_sealed(embeddings, name, reason, value=found, expected=expected)
     return name, is_counted, table
 
 

@@ -138,12 +138,12 @@ def _load_network(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) 
         keys = network.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         msg = f"state_dict does not fit {name}: {' '.join(str(error).split())}"
-        raise WeightsError(msg) from None
+        raise WeightsError(msg, key="state_dict", expected=name) from None
     # Folding removes the counters, which weights need not hold.
     wrong = [key for key in keys.missing_keys + keys.unexpected_keys if not key.endswith(".num_batches_tracked")]
     if wrong:
         msg = f"state_dict does not fit {name}: {wrong[0]!r} is missing or not the backbone's."
-        raise WeightsError(msg)
+        raise WeightsError(msg, key="state_dict", expected=name)
     return network
 
 

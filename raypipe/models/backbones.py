@@ -36,8 +36,8 @@ class Preprocessing:
 def check_name(name: str) -> None:
     """Raise ConfigError unless this is the name of a backbone."""
     if name not in BACKBONES:
-        msg = f"Unknown backbone {name!r}. Choose one of {', '.join(BACKBONES)}."
-        raise ConfigError(msg)
+        msg = f"Unknown backbone {name!r}."
+        raise ConfigError(msg, key="backbone.name", value=name, choices=BACKBONES)
 
 
 def head_name(name: str) -> str:

@@ -40,11 +40,9 @@ def read_model(folder: Folder) -> ModelFiles:
     try:
         files = {name: source.read(name) for name in (CONFIG, WEIGHTS)}
     except ObjectMissingError:
-        msg = (
-            f"{folder} holds no model: no {CONFIG} and {WEIGHTS} in it or in {MODEL_FOLDER}/. Give the finished "
-            "--output of raypipe train, or a folder of save_pretrained."
-        )
-        raise WeightsError(msg) from None
+        msg = f"{folder} holds no model: no {CONFIG} and {WEIGHTS} in it or in {MODEL_FOLDER}/."
+        remedy = "Give the finished --output of raypipe train, or a folder of save_pretrained."
+        raise WeightsError(msg, key=folder.uri, remedy=remedy) from None
     except ObjectError as error:
         msg = f"Cannot read the model in {source}: {error}"
         raise WeightsError(msg) from None
@@ -65,8 +63,8 @@ def _check_complete(source: Folder, files: Mapping[str, bytes]) -> None:
         said = {}
     for name, data in files.items():
         if said.get(name) != hashlib.sha256(data).hexdigest():
-            msg = f"{source.child(name)} is not the file that {COMPLETE} names. Train again, or restore it."
-            raise WeightsError(msg)
+            msg = f"{source.child(name)} is not the file that {COMPLETE} names."
+            raise WeightsError(msg, key=source.child(name), remedy="Train again, or restore it.")
 
 
 def digests(files: Mapping[str, bytes]) -> bytes:
@@ -84,14 +82,15 @@ def build_model(files: ModelFiles) -> VideoModel:
     config = read_config(files)
     kind = _KINDS.get((config.architectures or [""])[0])
     if kind is None:
-        msg = f"{files.source} holds a {config.architectures}. Choose a folder of one of {', '.join(_KINDS)}."
-        raise WeightsError(msg)
+        msg = f"{files.source} does not hold a model of raypipe: architectures is {config.architectures}."
+        raise WeightsError(msg, key="architectures", value=config.architectures, choices=_KINDS)
     model = kind(config)
     try:
         model.load_state_dict(safetensors.torch.load(files.files[WEIGHTS]))
     except (SafetensorError, RuntimeError) as error:
-        msg = f"{files.source}/{WEIGHTS} is damaged or does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}"
-        raise WeightsError(msg) from None
+        uri = f"{files.source}/{WEIGHTS}"
+        msg = f"{uri} is corrupt or does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}"
+        raise WeightsError(msg, key=uri) from None
     model.eval()
     return model
 
@@ -100,8 +99,9 @@ def build_classifier(files: ModelFiles) -> VideoClassifier:
     """Build a classifier; raises like ``build_model``, and for a model that has not learned any labels."""
     model = build_model(files)
     if not isinstance(model, VideoClassifier):
-        msg = f"{files.source} has learned no labels (objective masked_frame). Train with init_from={files.source!r}."
-        raise WeightsError(msg)
+        msg = f"{files.source} has learned no labels (objective masked_frame)."
+        remedy = f"Train with init_from={files.source!r}."
+        raise WeightsError(msg, key="objective", value="masked_frame", expected="classify", remedy=remedy)
     return model
 
 
@@ -118,8 +118,9 @@ def read_config(files: ModelFiles) -> VideoClassifierConfig:
             raise ValueError(msg)  # noqa: TRY301 - one message for all that may be wrong
         return VideoClassifierConfig.from_dict(tree)
     except Exception as error:  # noqa: BLE001 - a damaged file makes transformers raise nearly anything
-        msg = f"{files.source}/{CONFIG} is not the configuration of a raypipe model: {' '.join(str(error).split())}"
-        raise WeightsError(msg) from None
+        uri = f"{files.source}/{CONFIG}"
+        msg = f"{uri} is not the configuration of a raypipe model: {' '.join(str(error).split())}"
+        raise WeightsError(msg, key=uri) from None
 
 
 def check_embeddings(files: ModelFiles, fingerprint: str, embedding_dim: int) -> None:
@@ -130,14 +131,11 @@ def check_embeddings(files: ModelFiles, fingerprint: str, embedding_dim: int) ->
     """
     learned = read_config(files)
     if learned.embedding_dim != embedding_dim:
-        msg = (
-            f"{files.source} takes embeddings of {learned.embedding_dim} numbers; these have {embedding_dim}. Embed "
-            "with the backbone that it was trained on, or train again."
-        )
-        raise FingerprintError(msg)
-    if learned.embedding_fingerprint not in {None, fingerprint}:
-        msg = (
-            f"{files.source} was trained on embeddings of fingerprint {learned.embedding_fingerprint}; these have "
-            f"{fingerprint}. Embed with the same settings, or train again."
-        )
-        raise FingerprintError(msg)
+        msg = f"{files.source} takes embeddings of {learned.embedding_dim} numbers; these have {embedding_dim}."
+        remedy = "Embed with the backbone that it was trained on, or train again."
+        expected = learned.embedding_dim
+        raise FingerprintError(msg, key="embedding_dim", value=embedding_dim, expected=expected, remedy=remedy)
+    if (before := learned.embedding_fingerprint) not in {None, fingerprint}:
+        msg = f"{files.source} was trained on embeddings of fingerprint {before}; these have {fingerprint}."
+        remedy = "Embed with the same settings, or train again."
+        raise FingerprintError(msg, key="embedding_fingerprint", value=fingerprint, expected=before, remedy=remedy)

@@ -50,10 +50,9 @@ def resolve_gpt2(gpt2: str | Gpt2Size) -> Gpt2:
     if folder.is_dir():
         return _load(folder)
     if gpt2 not in HUB_NAMES:
-        msg = (
-            f"model.gpt2={gpt2!r} is no folder. Choose a folder, one of {', '.join(HUB_NAMES)}, or sizes (n_layer: 2)."
-        )
-        raise ConfigError(msg)
+        msg = f"model.gpt2={gpt2!r} is neither a folder nor a published model."
+        remedy = "Or give the path of a folder, or sizes (n_layer: 2)."
+        raise ConfigError(msg, key="model.gpt2", value=gpt2, choices=HUB_NAMES, remedy=remedy)
     return _load(_download(gpt2))
 
 
@@ -62,11 +61,9 @@ def _download(name: str) -> Path:
     try:  # asked for the files one by one, it tries each for half a minute or more
         return Path(snapshot_download(name, allow_patterns=[_CONFIG, "model*.safetensors*"]))
     except Exception as error:  # the hub's client raises nearly anything
-        msg = (
-            f"Cannot download GPT-2 {name!r}: {_reason(error)}. Download that folder elsewhere and set model.gpt2 to "
-            "its path, or give sizes (n_layer: 2)."
-        )
-        raise WeightsError(msg) from error
+        msg = f"Cannot download GPT-2 {name!r}: {_reason(error)}."
+        remedy = "Download that folder elsewhere and set model.gpt2 to its path, or give sizes (n_layer: 2)."
+        raise WeightsError(msg, key="model.gpt2", value=name, remedy=remedy) from error
 
 
 def _load(folder: Path) -> Gpt2:
@@ -77,13 +74,13 @@ def _load(folder: Path) -> Gpt2:
                 folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # a damaged file makes transformers raise nearly anything
-        msg = f"Cannot load GPT-2 from {str(folder)!r}: {_reason(error)}. {_ADVICE}"
-        raise WeightsError(msg) from error
+        msg = f"Cannot load GPT-2 from {str(folder)!r}: {_reason(error)}."
+        raise WeightsError(msg, key="model.gpt2", value=str(folder), remedy=_ADVICE) from error
     model, about = loaded
     # transformers begins at random what it does not find
     if missing := sorted(key for key in about["missing_keys"] if not key.startswith(_VOCABULARY)):
-        msg = f"Cannot load GPT-2 from {str(folder)!r}: it lacks {len(missing)} weights, {missing[0]} first. {_ADVICE}"
-        raise WeightsError(msg)
+        msg = f"Cannot load GPT-2 from {str(folder)!r}: it lacks {len(missing)} weights, {missing[0]!r} first."
+        raise WeightsError(msg, key="model.gpt2", value=str(folder), remedy=_ADVICE)
     weights = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(_VOCABULARY)}
     return Gpt2(config.to_dict(), weights)
 

@@ -26,6 +26,8 @@ from raypipe.models.networks import build_network, pretrained_url
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
+_ENDINGS = (".safetensors", ".pth", ".pt")
+_GIVE = f"Give `weights: default`, `weights: random`, or the path or URI of a {', '.join(_ENDINGS)}."
 _SEED = 0
 
 
@@ -71,11 +73,9 @@ def _read_default(name: str) -> Mapping[str, object]:
     except (OSError, HTTPException, RuntimeError) as error:  # the last is a wrong hash
         if isinstance(error, HTTPError):
             error.close()  # it is the response too, and holds its socket
-        msg = (
-            f"Cannot download the weights {url}: {_one_line(error)} "
-            f"Put that file into {folder} by hand, or use `weights: random` for a dry run."
-        )
-        raise WeightsError(msg) from error
+        msg = f"Cannot download the weights {url}: {_one_line(error)}"
+        remedy = f"Put that file into {folder} by hand, or use `weights: random` for a dry run."
+        raise WeightsError(msg, key=url, remedy=remedy) from error
     return state_dict
 
 
@@ -83,58 +83,74 @@ def _read(source: str, read_bytes: Callable[[str], bytes]) -> Mapping[str, objec
     try:
         data = read_bytes(source)
     except (OSError, RaypipeError) as error:
-        msg = f"Cannot read the weights {source!r}: {_one_line(error)} Give default, random, a path or a URI."
-        raise WeightsError(msg) from error
+        msg = f"Cannot read the weights {source!r}: {_one_line(error)}"
+        raise WeightsError(msg, key=source, remedy=_GIVE) from error
     return _parse(data, source=source)
 
 
 def _parse(data: bytes, *, source: str) -> Mapping[str, object]:
-    if not source.endswith((".safetensors", ".pth", ".pt")):
-        msg = f"The weights {source!r} are of no known format. Give default, random, or a .safetensors, .pth or .pt."
-        raise WeightsError(msg)
+    if not source.endswith(_ENDINGS):
+        msg = f"The weights {source!r} have an unknown format."
+        raise WeightsError(msg, key=source, remedy=_GIVE)
     try:
         if source.endswith(".safetensors"):
             tree: object = safetensors.torch.load(data)
         else:
             tree = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        msg = f"The weights {source!r} are no plain state dict; pickled code is not run. Save them as .safetensors."
-        raise WeightsError(msg) from None
+        msg = f"The weights {source!r} are not a plain state dict; pickled code is not run."
+        raise WeightsError(msg, key=source, remedy="Save them as .safetensors.") from None
     except Exception as error:  # a damaged file makes the parsers raise nearly anything
-        msg = f"The weights {source!r} are damaged: {_one_line(error)} Save or download them again."
-        raise WeightsError(msg) from error
+        msg = f"The weights {source!r} are corrupt: {_one_line(error)}"
+        raise WeightsError(msg, key=source, remedy="Save or download them again.") from error
     while isinstance(tree, Mapping) and isinstance(tree.get("state_dict"), Mapping):
         tree = tree["state_dict"]
     if not isinstance(tree, Mapping):
-        msg = f"The weights {source!r} hold a {type(tree).__name__}, not a state dict. Save model.state_dict()."
-        raise WeightsError(msg)
+        kind = type(tree).__name__
+        msg = f"The weights {source!r} hold a {kind}, not a state dict."
+        raise WeightsError(msg, key=source, value=kind, remedy="Save model.state_dict().")
     return {str(key).removeprefix("module."): value for key, value in tree.items()}
 
 
 def _fit(tree: Mapping[str, object], *, name: str, source: str) -> Arrays:
     """Take what the backbone needs of a state dict, in the network's order; the first that does not fit is raised."""
     shapes = weight_shapes(name)
-    problem = next((problem for key, shape in shapes.items() if (problem := _misfit(tree.get(key), key, shape))), "")
-    for key in tree:
-        if not problem and key not in shapes and not _is_unused(name, key):
-            problem = f"{key!r} is no tensor of it"
-    if problem:
-        msg = f"The weights {source!r} do not fit {name}: {problem}. Give weights of {name}, or name their backbone."
-        raise WeightsError(msg)
+    unknown = (key for key in tree if key not in shapes and not _is_unused(name, key))
+    misfits = [
+        *(misfit for key, shape in shapes.items() if (misfit := _misfit(tree.get(key), key, shape))),
+        *(_Misfit(key, "is not one of its tensors") for key in unknown),
+    ]
+    if misfits:
+        first = misfits[0]
+        msg = f"The weights {source!r} do not fit {name}: {first.key!r} {first.problem}."
+        remedy = f"Give weights of {name}, or name their backbone."
+        raise WeightsError(msg, key=first.key, value=first.value, expected=first.expected, remedy=remedy)
     return {key: _float32(tree[key]) for key in shapes}
 
 
-def _misfit(value: object, key: str, shape: tuple[int, ...]) -> str:
-    if value is None:
-        return f"{key!r} is missing"
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
-        kind = f"{value.layout} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
-        return f"{key!r} is {kind}, not a dense tensor of floats"
-    if tuple(value.shape) != shape:
-        return f"{key!r} has shape {tuple(value.shape)} instead of {shape}"
-    if not value.isfinite().all():
-        return f"{key!r} holds NaN or infinity"
-    return ""
+@dataclass(frozen=True, slots=True)
+class _Misfit:
+    """Why a tensor does not fit."""
+
+    key: str
+    problem: str
+    value: object = None
+    expected: object = None
+
+
+def _misfit(tensor: object, key: str, shape: tuple[int, ...]) -> _Misfit | None:
+    if tensor is None:
+        return _Misfit(key, "is missing", expected=shape)
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+        kind = f"{tensor.layout} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        return _Misfit(key, f"is {kind}, not a dense tensor of floats", value=kind)
+    if (found := tuple(tensor.shape)) != shape:
+        return _Misfit(key, f"has shape {found} instead of {shape}", value=found, expected=shape)
+    is_finite = tensor.isfinite()
+    if not is_finite.all():
+        number = str(tensor[~is_finite][0].item())
+        return _Misfit(key, f"holds {number}, which is not finite", value=number)
+    return None
 
 
 def _float32(value: object) -> npt.NDArray[np.float32]:

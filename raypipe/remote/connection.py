@@ -29,11 +29,13 @@ def connect(address: str | None) -> JobSubmissionClient:
         SetupError: nothing answers there, it is no job API, or it wants another token.
     """
     if not address:
-        msg = f"No cluster: give --address http://HOST:8265, or set {ADDRESS_VARIABLE}."
-        raise ConfigError(msg)
+        remedy = f"Give --address http://HOST:8265, or set {ADDRESS_VARIABLE}."
+        msg = "No cluster address."
+        raise ConfigError(msg, key="--address", remedy=remedy)
     if not address.startswith(("http://", "https://")):
-        msg = f"--address {address!r} is not the address of a job API: give http://HOST:8265, that of Ray's dashboard."
-        raise ConfigError(msg)
+        msg = f"--address {address!r} is not the address of a job API."
+        remedy = "Give the address of Ray's dashboard: http://HOST:8265."
+        raise ConfigError(msg, key="--address", value=address, remedy=remedy)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     use_token()
@@ -43,24 +45,30 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 @contextmanager
 def reached(address: str) -> Iterator[None]:
-    """What goes wrong between here and the job API, as SetupError."""
+    """Turn what goes wrong between here and the job API into a SetupError whose ``key`` is the address.
+
+    Its ``value`` is the HTTP status where that was 401 (no token was sent) or 403 (another token is wanted).
+    """
     import requests  # noqa: PLC0415 - Ray needs it to get as far as here, and says so where it is missing
 
     try:
         yield
     except AuthenticationError as error:
-        wrong = "refuses this token" if "failed" in str(error) else "wants a token"
-        msg = f"{address} {wrong}: set RAY_AUTH_TOKEN_PATH to a file with the cluster's, and RAY_AUTH_MODE=token."
-        raise SetupError(msg) from None
+        status, wrong = (403, "refuses this token") if "failed" in str(error) else (401, "wants a token")
+        remedy = "Set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, and RAY_AUTH_MODE=token."
+        msg = f"{address} {wrong} ({status})."
+        raise SetupError(msg, key=address, value=status, remedy=remedy) from None
     except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout):
-        msg = (
-            f"Nothing answers at {address}. Start the cluster, or forward its dashboard to here: "
-            "ray attach -p 8265 cluster.yaml, or kubectl port-forward service/HEAD 8265."
+        remedy = (
+            "Start the cluster, or forward its dashboard to here: ray attach -p 8265 cluster.yaml, "
+            "or kubectl port-forward service/HEAD 8265."
         )
-        raise SetupError(msg) from None
+        msg = f"Nothing answers at {address}."
+        raise SetupError(msg, key=address, remedy=remedy) from None
     except (requests.exceptions.RequestException, RuntimeError, KeyError, TypeError) as error:
-        msg = f"{address} is not a job API that can be used: {' '.join(str(error).split())[:300]}"
-        raise SetupError(msg) from None
+        reason = " ".join(str(error).split())[:300]
+        msg = f"{address} is not a job API that can be used: {reason}"
+        raise SetupError(msg, key=address, value=reason) from None
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Remote:
         """What the cluster knows of a job.
 
         Raises:
-            ConfigError: there is no such job; the message names the latest ones.
+            ConfigError: there is no such job; ``choices`` are the latest ones.
         """
         with reached(self._address):
             try:
@@ -49,9 +49,9 @@ class Remote:
                     raise
             jobs = [job for job in self._client.list_jobs() if job.submission_id]
         latest = sorted(jobs, key=lambda job: job.start_time or 0)[-3:]
-        has = ", ".join(str(job.submission_id) for job in latest) or "none at all"
-        msg = f"No job {submission_id!r} at {self._address}. The latest there: {has}."
-        raise ConfigError(msg)
+        msg = f"No job {submission_id!r} at {self._address}."
+        choices = [str(job.submission_id) for job in latest]
+        raise ConfigError(msg, key="submission_id", value=submission_id, choices=choices)
 
     def follow(self, submission_id: str, *, write: Callable[[str], None]) -> int:
         """Write the job's log as it grows, and give its exit code once it has ended."""

@@ -86,17 +86,20 @@ def _job(command: str, words: Sequence[str], working_dir: Path, notes: tuple[str
 def _command_of(path: Path) -> str:
     first = "".join(char if char.isalpha() else " " for char in path.stem).split()
     if not first or first[0] not in CONFIGS:
-        msg = f"Which job is {str(path)!r}? Name the file after it, as embed.yaml, or give --job {'|'.join(CONFIGS)}."
-        raise ConfigError(msg)
+        msg = f"The name of {str(path)!r} does not tell its job."
+        remedy = "Give --job, or name the file after its job, as in embed.yaml."
+        raise ConfigError(msg, key="--job", value=path.stem, choices=CONFIGS, remedy=remedy)
     return first[0]
 
 
 def _notes(config: BaseModel, *, has_files: bool) -> tuple[str, ...]:
     local = {key: value for key, value in uris(config).items() if "://" not in value}
-    relative = [f"{key}: {value}" for key, value in local.items() if not PurePath(value).is_absolute()]
+    relative = [(key, value) for key, value in local.items() if not PurePath(value).is_absolute()]
     if relative and not has_files:
-        msg = f"The cluster does not have {', '.join(relative)}: give a URI, or --working-dir to send files along."
-        raise ConfigError(msg)
+        key, value = relative[0]
+        msg = f"The cluster does not have {', '.join(f'{key}: {value}' for key, value in relative)}."
+        remedy = "Give a URI, or --working-dir to send files along."
+        raise ConfigError(msg, key=key, value=value, remedy=remedy)
     shared = [f"{key}: {value}" for key, value in local.items() if PurePath(value).is_absolute()]
     return tuple(f"{one} is a path of the cluster's machines, all of which must see it." for one in shared)
 
@@ -104,9 +107,9 @@ def _notes(config: BaseModel, *, has_files: bool) -> tuple[str, ...]:
 def _within(path: Path, folder: Path) -> str:
     if not folder.is_dir():
         msg = f"--working-dir {str(folder)!r} is not a folder."
-        raise ConfigError(msg)
+        raise ConfigError(msg, key="--working-dir", value=str(folder))
     try:
         return path.resolve().relative_to(folder.resolve()).as_posix()
     except ValueError:
         msg = f"{str(path)!r} is not in --working-dir {str(folder)!r}, and only that folder is sent."
-        raise ConfigError(msg) from None
+        raise ConfigError(msg, key=str(path), expected=str(folder)) from None

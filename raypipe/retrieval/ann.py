@@ -88,10 +88,9 @@ class Ann:
         """
         index = quantised.read(path)
         if (index.ntotal, index.d) != vectors.shape:
-            msg = (
-                f"The index {path} holds {index.ntotal} vectors of {index.d} numbers; its vectors are {vectors.shape}."
-            )
-            raise IndexVersionError(msg)
+            found = index.ntotal, index.d
+            msg = f"The index {path} holds {found[0]} vectors of {found[1]} numbers; its vectors are {vectors.shape}."
+            raise IndexVersionError(msg, key=str(path), value=found, expected=vectors.shape)
         return cls(index, vectors, nprobe=nprobe, trained_on=trained_on, recall_at_10=recall_at_10)
 
     def save(self, path: Path) -> None:

@@ -61,13 +61,14 @@ def build_version(
 
 def _check(items: pa.Table) -> None:
     if not items.num_rows:
-        msg = "There is no video to index: no embedding has status ok. Run raypipe embed, or give another output of it."
-        raise JobError(msg)
+        msg = "There is no video to index: no embedding has status ok."
+        raise JobError(msg, key=schema.STATUS, remedy="Run raypipe embed, or give another output of it.")
     counts = pc.value_counts(items[schema.VIDEO_ID].combine_chunks())
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
-        msg = f"The video {twice[0]['values'].as_py()!r} is there {twice[0]['counts'].as_py()} times; each counts once."
-        raise JobError(msg)
+        video_id, count = twice[0]["values"].as_py(), twice[0]["counts"].as_py()
+        msg = f"The video {video_id!r} is there {count} times; each counts once."
+        raise JobError(msg, key=schema.VIDEO_ID, value=video_id)
 
 
 def _drifted(base: Mapping[str, Any], num_videos: int, settings: IndexSettings) -> bool:
@@ -84,8 +85,7 @@ def _learn(batches: Batches, num_videos: int, settings: IndexSettings) -> Projec
             usable &= chance.random(len(usable)) < LEARN_FROM / num_videos
         moments.add(embeddings[usable])
     if not moments.count:
-        msg = f"None of the {num_videos} embeddings can be indexed: each is zero or not finite. Embed them again."
-        raise JobError(msg)
+        raise _none_usable(num_videos)
     return moments.fit(settings.dim, whitening=settings.whitening)
 
 
@@ -135,22 +135,25 @@ def _write(work: Path, batches: Batches, num_videos: int, projection: Projection
     ):
         for embeddings, pictures in batches():
             if embeddings.shape[1] != projection.embedding_dim:
-                msg = (
-                    f"An embedding has {embeddings.shape[1]} numbers, those of the index {projection.embedding_dim}. "
-                    "Build it without --append, or give embeddings of the same backbone."
-                )
-                raise JobError(msg)
+                found, expected = embeddings.shape[1], projection.embedding_dim
+                msg = f"An embedding has {found} numbers, those of the index {expected}."
+                remedy = "Build it without --append, or give embeddings of the same backbone."
+                raise JobError(msg, key=schema.EMBEDDING, value=found, expected=expected, remedy=remedy)
             usable.append(is_usable(embeddings))
             vectors.add(projection.apply(embeddings[usable[-1]]))
             thumbnails.add([one for one, use in zip(pictures, usable[-1], strict=True) if use])
     mask = np.concatenate([np.zeros(0, np.bool_), *usable])
     if len(mask) != num_videos:
-        msg = f"{num_videos} videos had {len(mask)} embeddings: they changed meanwhile. Run the same command again."
-        raise JobError(msg)
+        msg = f"{num_videos} videos had {len(mask)} embeddings: they changed during the build."
+        raise JobError(msg, value=len(mask), expected=num_videos, remedy="Run the same command again.")
     if not mask.any():
-        msg = f"None of the {num_videos} embeddings can be indexed: each is zero or not finite. Embed them again."
-        raise JobError(msg)
+        raise _none_usable(num_videos)
     return mask
+
+
+def _none_usable(num_videos: int) -> JobError:
+    msg = f"None of the {num_videos} embeddings can be indexed: each is zero or not finite."
+    return JobError(msg, key=schema.EMBEDDING, remedy="Embed them again.")
 
 
 def _with_groups(items: pa.Table, groups: npt.NDArray[np.int64]) -> pa.Table:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-Kind = Literal["text", "true or false", "whole number", "number", "time"]
+Kind = Literal["text", "boolean", "integer", "number", "time"]
 
 MICROSECONDS = 1_000_000
 _UTC = pa.timestamp("us", tz="UTC")
@@ -21,9 +21,9 @@ def kind_of(column_type: pa.DataType) -> Kind | None:
     if types.is_large_string(column_type):
         return "text"
     if types.is_boolean(column_type):
-        return "true or false"
+        return "boolean"
     if types.is_integer(column_type):
-        return "whole number"
+        return "integer"
     if types.is_floating(column_type):
         return "number"
     return "time" if types.is_timestamp(column_type) or types.is_date(column_type) else None
@@ -63,9 +63,9 @@ def comparable(array: pa.Array) -> pa.Array:
     kind = kind_of(array.type)
     if kind == "time":
         return array.cast(_UTC).cast(pa.int64())
-    if kind == "true or false":
+    if kind == "boolean":
         return array.cast(pa.int8())
-    if kind == "whole number":
+    if kind == "integer":
         return array.cast(pa.int64())
     return array.cast(pa.float64()) if kind == "number" else array
 
@@ -73,7 +73,7 @@ def comparable(array: pa.Array) -> pa.Array:
 def as_numbers(array: pa.Array) -> npt.NDArray[np.float64] | None:
     """Float64, a time in seconds since 1970, NaN for null; None for what is no number."""
     kind = kind_of(array.type)
-    if kind not in {"number", "whole number", "time"}:
+    if kind not in {"number", "integer", "time"}:
         return None
     whole = comparable(array).cast(pa.float64(), safe=False)
     numbers: npt.NDArray[np.float64] = whole.fill_null(math.nan).to_numpy(zero_copy_only=False)

@@ -26,11 +26,10 @@ Operand: TypeAlias = str | int | float
 _COMPARE = {"gt": pc.greater, "gte": pc.greater_equal, "lt": pc.less, "lte": pc.less_equal}
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_SHOWN = 20  # names in a message
 _EXPECTED: Mapping[Kind, str] = {
     "text": "text",
-    "true or false": "true or false",
-    "whole number": "numbers",
+    "boolean": "true or false",
+    "integer": "numbers",
     "number": "numbers",
     "time": "times: write 2024-05-31 or 2024-05-31T12:00:00Z",
 }
@@ -94,27 +93,25 @@ def _compare(array: pa.Array, condition: Condition) -> pa.BooleanArray:
 
 def _conditions(items: "Items", column: str, value: Any) -> list[Condition]:  # noqa: ANN401 - it came from outside
     if column not in items.columns:
-        names = sorted(items.columns)
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        msg = f"Cannot filter by {column!r}. Choose one of {', '.join(names[:_SHOWN])}{more}."
-        raise QueryError(msg)
+        msg = f"Cannot filter by {column!r}."
+        raise QueryError(msg, key="filters", value=column, choices=sorted(items.columns))
     kind = kind_of(items.columns[column])
     if isinstance(value, Mapping):
         if not value or not set(value) <= set(_COMPARE):
             given = ", ".join(map(repr, value)) or "no operator"
-            msg = f"The filter of {column!r} has {given}. Choose among {', '.join(_COMPARE)}."
-            raise QueryError(msg)
+            msg = f"The filter of {column!r} has {given}."
+            raise QueryError(msg, key=column, value=[*value], choices=_COMPARE)
         return [_range(column, kind, name, _operand(column, kind, operand)) for name, operand in value.items()]
     several = isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (str, bytes))
     operands = {_operand(column, kind, one) for one in (value if several else [value])}
-    if kind == "whole number":
+    if kind == "integer":
         operands = {int(one) for one in operands if not isinstance(one, str) and _is_int64(one)}
     return [Condition(column, "in", tuple(sorted(operands)))]
 
 
 def _range(column: str, kind: Kind | None, name: str, operand: Operand) -> Condition:
     """Whole numbers as a closed range, which is exact for 3.5, and for more than 64 bits hold."""
-    if kind != "whole number" or isinstance(operand, str):
+    if kind != "integer" or isinstance(operand, str):
         return Condition(column, name, (operand,))
     if name in {"gt", "gte"}:
         smallest = math.floor(operand) + 1 if name == "gt" else math.ceil(operand)
@@ -136,10 +133,10 @@ def _operand(column: str, kind: Kind | None, value: Any) -> Operand:  # noqa: AN
     match kind, value:
         case "text", str():
             return value.encode(errors="replace").decode()  # half a surrogate pair is in no catalogue
-        case ("true or false", bool()):
+        case ("boolean", bool()):
             return int(value)
-        case ("whole number" | "number", int() | float()) if not isinstance(value, bool) and _is_finite(value):
-            return value if kind == "whole number" else float(value)
+        case ("integer" | "number", int() | float()) if not isinstance(value, bool) and _is_finite(value):
+            return value if kind == "integer" else float(value)
         case "time", str():
             try:
                 return _microseconds(value)
@@ -147,7 +144,7 @@ def _operand(column: str, kind: Kind | None, value: Any) -> Operand:  # noqa: AN
                 pass
     expected = _EXPECTED[kind] if kind else "nothing to compare with"
     msg = f"The filter of {column!r} compares with {reprlib.repr(value)}; that column holds {expected}."
-    raise QueryError(msg)
+    raise QueryError(msg, key=column, value=value, expected=kind)
 
 
 def _is_finite(value: float) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from raypipe.errors import IndexVersionError, ObjectError, ObjectMissingError
 from raypipe.storage import Folder, read_object
 
-_ADVICE = "Roll back, or build again."
+REMEDY = "Roll back, or build the index again."
 
 Files = Mapping[str, Mapping[str, Any]]  # as a manifest names them: size_bytes and sha256 of each
 
@@ -38,15 +38,17 @@ def check_files(place: Path, files: Files) -> None:
     for name, said in files.items():
         path = place / name
         try:
-            size_bytes = path.stat().st_size
-            found = size_and_sha256(path) if size_bytes == said["size_bytes"] else (size_bytes, "")
+            _require(path, "size in bytes", path.stat().st_size, said["size_bytes"])
+            _require(path, "SHA-256", size_and_sha256(path)[1], said["sha256"])
         except OSError as error:
-            msg = f"{path} cannot be read: {error.strerror}. {_ADVICE}"
-            raise IndexVersionError(msg) from None
-        if found != (said["size_bytes"], said["sha256"]):
-            what = f"has {found[0]} bytes, not {said['size_bytes']}" if not found[1] else "is not the file that was put"
-            msg = f"{path} {what}. {_ADVICE}"
-            raise IndexVersionError(msg)
+            msg = f"{path} cannot be read: {error.strerror}."
+            raise IndexVersionError(msg, key=str(path), remedy=REMEDY) from error
+
+
+def _require(path: Path, name: str, found: object, expected: object) -> None:
+    if found != expected:
+        msg = f"{path} has changed: its {name} is {found}, not {expected}."
+        raise IndexVersionError(msg, key=str(path), value=found, expected=expected, remedy=REMEDY)
 
 
 def fetch_files(source: Folder, files: Files, *, target: Path, also: Mapping[str, bytes]) -> None:
@@ -75,8 +77,8 @@ def fetch_files(source: Folder, files: Files, *, target: Path, also: Mapping[str
                 (temporary / name).write_bytes(data)
             temporary.rename(target)
     except OSError as error:
-        msg = f"Cannot keep an index in {target}: {error.strerror}. Check its permissions and free space."
-        raise IndexVersionError(msg) from None
+        msg = f"Cannot keep an index in {target}: {error.strerror}."
+        raise IndexVersionError(msg, key=str(target), remedy="Check its permissions and free space.") from None
 
 
 def _has(target: Path, files: Files, also: Mapping[str, bytes]) -> bool:
@@ -96,8 +98,8 @@ def _download(source: Folder, name: str, size_bytes: int, path: Path) -> None:
         with path.open("xb+") as file:
             read_object(found.uri, etag=found.etag, max_size_bytes=size_bytes, into=file)
     except ObjectError as error:
-        msg = f"{str(error).rstrip('.')}. {_ADVICE}"
-        raise IndexVersionError(msg) from None
+        msg = f"{str(error).rstrip('.')}."
+        raise IndexVersionError(msg, key=source.child(name), remedy=REMEDY) from error
 
 
 @contextmanager

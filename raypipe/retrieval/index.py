@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from raypipe import schema
 from raypipe.errors import IndexVersionError, QueryError
 from raypipe.retrieval.ann import Ann
 from raypipe.retrieval.candidates import Boost, Ranking
@@ -48,14 +49,17 @@ class VideoIndex:
         if len(items) != len(vectors) or projection.dim != vectors.shape[1]:
             msg = (
                 f"The files of {folder} do not fit one another: {len(items)} items, vectors {vectors.shape}, "
-                f"a projection to {projection.dim} numbers. Build the index again."
+                f"a projection to {projection.dim} numbers."
             )
-            raise IndexVersionError(msg)
+            expected = len(items), projection.dim
+            raise IndexVersionError(
+                msg, key=str(folder), value=vectors.shape, expected=expected, remedy="Build the index again."
+            )
         try:
             said = int(manifest["nprobe"]), int(manifest["trained"]["num_videos"]), float(manifest["recall_at_10"])
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"The manifest of {folder} lacks {error}. Build the index again."
-            raise IndexVersionError(msg) from None
+            msg = f"The manifest of {folder} lacks {error}."
+            raise IndexVersionError(msg, key=str(folder / MANIFEST), remedy="Build the index again.") from None
         nprobe, trained_on, recall = said
         ann = Ann.open(folder / SEARCH, vectors, nprobe=nprobe, trained_on=trained_on, recall_at_10=recall)
         return cls(manifest=manifest, items=items, vectors=vectors, projection=projection, ann=ann)
@@ -81,7 +85,7 @@ class VideoIndex:
         """
         if self.items.position(video_id) is None:
             msg = f"The index holds no video {video_id!r}."
-            raise QueryError(msg)
+            raise QueryError(msg, key=schema.VIDEO_ID, value=video_id)
         return self.recommend(Query(history=(video_id,), top_k=top_k, **options))
 
     def ranking(self, name: str) -> Ranking | None:
@@ -112,7 +116,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / MANIFEST).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         msg = f"Cannot read {folder / MANIFEST}: {' '.join(str(error).split())}"
-        raise IndexVersionError(msg) from None
+        raise IndexVersionError(msg, key=str(folder / MANIFEST)) from None
 
 
 def _mapped(path: Path) -> Vectors:
@@ -120,8 +124,9 @@ def _mapped(path: Path) -> Vectors:
         vectors: Vectors = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except (OSError, ValueError, EOFError) as error:
         msg = f"Cannot read the vectors {path}: {' '.join(str(error).split())}"
-        raise IndexVersionError(msg) from None
+        raise IndexVersionError(msg, key=str(path)) from None
     if vectors.dtype != np.float16 or vectors.ndim != 2:  # noqa: PLR2004 - rows of numbers
-        msg = f"{path} holds no vectors: {vectors.dtype}{vectors.shape}, not float16 [videos, numbers]."
-        raise IndexVersionError(msg)
+        found = f"{vectors.dtype}{vectors.shape}"
+        msg = f"{path} holds no vectors: {found}, not float16 [videos, numbers]."
+        raise IndexVersionError(msg, key=str(path), value=found)
     return vectors

@@ -34,11 +34,13 @@ class Items:
             IndexVersionError: it has no ``video_id``, or not as many thumbnails as rows.
         """
         if schema.VIDEO_ID not in table.column_names:
-            msg = f"The items of this index have no column {schema.VIDEO_ID!r}, only {', '.join(table.column_names)}."
-            raise IndexVersionError(msg)
+            names = table.column_names
+            msg = f"The items of this index have no column {schema.VIDEO_ID!r}, only {', '.join(names)}."
+            raise IndexVersionError(msg, key=schema.VIDEO_ID, value=names)
         if thumbnails is not None and len(thumbnails) != table.num_rows:
-            msg = f"This index has {table.num_rows} items and {len(thumbnails)} thumbnails. Build it again."
-            raise IndexVersionError(msg)
+            found, expected = len(thumbnails), table.num_rows
+            msg = f"This index has {expected} items and {found} thumbnails."
+            raise IndexVersionError(msg, key=THUMBNAILS, value=found, expected=expected, remedy="Build it again.")
         self._arrays = {name: plain_column(table[name]) for name in table.column_names}
         self._ids = self._arrays[schema.VIDEO_ID]
         self._thumbnails = thumbnails
@@ -62,7 +64,7 @@ class Items:
             return cls(table, thumbnails)
         except (pa.ArrowException, OSError, KeyError) as error:
             msg = f"Cannot read the items of {folder}: {' '.join(str(error).split())}"
-            raise IndexVersionError(msg) from None
+            raise IndexVersionError(msg, key=str(folder)) from None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -164,6 +166,6 @@ class Items:
     def duplicate_groups(self) -> npt.NDArray[np.int64]:
         """The smallest row of each video's group of near-duplicates, -1 for a video alone."""
         array = self._arrays.get(DUPLICATE_GROUP)
-        if array is None or kind_of(array.type) != "whole number":
+        if array is None or kind_of(array.type) != "integer":
             return np.full(len(self), -1, np.int64)
         return np.asarray(array.cast(pa.int64()).fill_null(-1))

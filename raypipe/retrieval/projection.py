@@ -71,12 +71,12 @@ class Projection:
             mean, matrix = arrays["mean"], arrays["matrix"]
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             msg = f"Cannot read the projection {path}: {' '.join(str(error).split())}"
-            raise IndexVersionError(msg) from None
+            raise IndexVersionError(msg, key=str(path)) from None
         fits = mean.ndim == 1 and matrix.ndim == 2 and matrix.shape[0] == mean.shape[0] and matrix.size  # noqa: PLR2004
         of_float32 = {mean.dtype, matrix.dtype} == {np.dtype(np.float32)}
         if not (fits and of_float32 and np.isfinite(mean).all() and np.isfinite(matrix).all()):
             msg = f"{path} holds no projection: mean {mean.dtype}{mean.shape}, matrix {matrix.dtype}{matrix.shape}."
-            raise IndexVersionError(msg)
+            raise IndexVersionError(msg, key=str(path))
         return cls(mean, matrix)
 
 
@@ -112,7 +112,7 @@ class Moments:
             ValueError: nothing was added.
         """
         if not self.count:
-            msg = "A projection cannot be fitted to no embeddings."
+            msg = f"Cannot fit a projection to {self.count} embeddings."
             raise ValueError(msg)
         offset = self._sum / self.count
         covariance = self._products / self.count - np.outer(offset, offset)

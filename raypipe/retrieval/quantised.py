@@ -88,7 +88,7 @@ def read(path: Path) -> FaissIndex:
         return _faiss.read_index(str(path))
     except RuntimeError as error:
         msg = f"Cannot read the index {path}: {' '.join(str(error).split())}"
-        raise IndexVersionError(msg) from None
+        raise IndexVersionError(msg, key=str(path)) from None
 
 
 def write(index: FaissIndex, path: Path) -> None:

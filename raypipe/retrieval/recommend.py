@@ -105,7 +105,7 @@ def _projected(index: "VideoIndex", embeddings: npt.NDArray[np.float32] | None) 
     expected = index.projection.embedding_dim
     if given.ndim != 2 or given.shape[1] != expected or not np.isfinite(given).all():  # noqa: PLR2004 - rows of numbers
         msg = f"The embeddings are {given.shape}; this index takes any number of finite ones of {expected} numbers."
-        raise QueryError(msg)
+        raise QueryError(msg, key="embeddings", value=given.shape, expected=expected)
     return index.projection.apply(given)
 
 
@@ -140,9 +140,9 @@ def _caps(index: "VideoIndex", query: Query) -> Caps:
     if query.max_per_category is not None:
         categories = index.items.codes(query.category_column)
         if categories is None:
-            choices = ", ".join(sorted(index.items.columns))
-            msg = f"There is no column {query.category_column!r} to count categories by. Choose one of {choices}."
-            raise QueryError(msg)
+            column, choices = query.category_column, sorted(index.items.columns)
+            msg = f"There is no column {column!r} to count categories by."
+            raise QueryError(msg, key="category_column", value=column, choices=choices)
     groups = index.items.duplicate_groups if query.one_per_duplicate_group else None
     return Caps(categories, groups, query.max_per_category or 1)
 
@@ -154,8 +154,8 @@ def _boosts(index: "VideoIndex", query: Query) -> dict[str, Boost]:
             ranking = index.ranking(name)
             if ranking is None:
                 column = BOOST_COLUMNS[name]
-                msg = f"The catalogue has no column {column!r} of numbers or times for {name}. Leave {name} at 0."
-                raise QueryError(msg)
+                msg = f"The catalogue has no column {column!r} of numbers or times for {name}."
+                raise QueryError(msg, key=column, remedy=f"Leave {name} at 0.")
             boosts[name] = Boost(weight, ranking)
     return boosts
 
@@ -163,19 +163,20 @@ def _boosts(index: "VideoIndex", query: Query) -> dict[str, Boost]:
 def _check(query: Query) -> None:
     if query.top_k < 1:
         msg = f"top_k is {query.top_k}; ask for 1 or more."
-        raise QueryError(msg)
+        raise QueryError(msg, key="top_k", value=query.top_k)
     if query.max_per_category is not None and query.max_per_category < 1:
         msg = f"max_per_category is {query.max_per_category}; give 1 or more, or leave it out."
-        raise QueryError(msg)
+        raise QueryError(msg, key="max_per_category", value=query.max_per_category)
     for name in ("diversity", "freshness", "popularity"):
         if not 0 <= (value := getattr(query, name)) <= 1:
             msg = f"{name} is {value}; give a number from 0 to 1."
-            raise QueryError(msg)
+            raise QueryError(msg, key=name, value=value)
     if query.weights is None:
         return
     if len(query.weights) != len(query.history):
-        msg = f"There are {len(query.weights)} weights for {len(query.history)} watched videos; give one for each."
-        raise QueryError(msg)
+        found, expected = len(query.weights), len(query.history)
+        msg = f"There are {found} weights for {expected} watched videos; give one for each."
+        raise QueryError(msg, key="weights", value=found, expected=expected)
     if wrong := [weight for weight in query.weights if not 0 <= weight < math.inf]:
         msg = f"A weight is {wrong[0]}; give finite numbers from 0."
-        raise QueryError(msg)
+        raise QueryError(msg, key="weights", value=wrong[0])

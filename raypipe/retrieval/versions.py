@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from raypipe.errors import IndexVersionError, ObjectError, ObjectMissingError
-from raypipe.retrieval.fetching import check_files, fetch_files, size_and_sha256
+from raypipe.retrieval.fetching import REMEDY, check_files, fetch_files, size_and_sha256
 from raypipe.retrieval.items import ITEMS, THUMBNAILS
 from raypipe.retrieval.projection import PROJECTION
 from raypipe.storage import Folder
@@ -81,8 +81,8 @@ class Versions:
             IndexVersionError: there is none.
         """
         if (version := self.current()) is None:
-            msg = f"{self.folder} holds no index. Run raypipe index with it as --output."
-            raise IndexVersionError(msg)
+            msg = f"{self.folder} holds no index."
+            raise IndexVersionError(msg, key=str(self.folder), remedy="Run raypipe index with it as --output.")
         return version
 
     def read_manifest(self, version: str) -> dict[str, Any]:
@@ -97,23 +97,24 @@ class Versions:
             manifest = json.loads(data)
             checked = _Manifest.model_validate(manifest)
         except ObjectMissingError:
-            msg = f"{self.folder} has no version {version}. Choose one of {', '.join(self.list()) or 'none'}."
-            raise IndexVersionError(msg) from None
+            msg = f"{self.folder} has no version {version}."
+            choices = self.list()[::-1]
+            raise IndexVersionError(msg, key=str(self.folder), value=version, choices=choices) from None
         except ObjectError as error:
             raise IndexVersionError(str(error)) from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            msg = f"{place} is damaged: {where!r}: {first['msg']}. Roll back, or build again."
-            raise IndexVersionError(msg) from None
+            raise _damaged(place, f"{where!r}: {first['msg']}") from None
         except (ValueError, RecursionError) as error:
-            msg = f"{place} is damaged: {' '.join(str(error).split())}. Roll back, or build again."
-            raise IndexVersionError(msg) from None
+            raise _damaged(place, " ".join(str(error).split())) from None
         missing = [name for name in FILES if name not in checked.files]
-        if checked.id != version or missing or MANIFEST in checked.files:
-            what = f"it is of {checked.id!r}" if checked.id != version else f"its files lack {', '.join(missing)}"
-            msg = f"{place} is damaged: {what}. Roll back, or build again."
-            raise IndexVersionError(msg)
+        if checked.id != version:
+            raise _damaged(place, f"it is of {checked.id!r}")
+        if missing:
+            raise _damaged(place, f"its files lack {', '.join(missing)}")
+        if MANIFEST in checked.files:
+            raise _damaged(place, f"its files include {MANIFEST} itself")
         return dict(manifest)
 
     def put(self, version: str, local_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,8 +149,9 @@ class Versions:
 
     def _refuse_unless(self, same: bool, name: str) -> None:  # noqa: FBT001 - read at its calls
         if not same:
-            msg = f"{self.folder.child(name)} is there already, and is another file. Run the same command again."
-            raise IndexVersionError(msg)
+            uri = self.folder.child(name)
+            msg = f"{uri} exists already and is a different file."
+            raise IndexVersionError(msg, key=uri, remedy="Run the same command again.")
 
     def fetch(self, version: str, cache: Path) -> Path:
         """A folder of this machine with every file of a version, checked: in the cache, or where a local index is.
@@ -176,9 +178,10 @@ class Versions:
         for name, said in self.read_manifest(version)["files"].items():
             found = self.folder.stat(self._name(version, name))
             if found is None or found.size_bytes != said["size_bytes"]:
-                size = "missing" if found is None else f"of {found.size_bytes} bytes, not {said['size_bytes']}"
-                msg = f"{self.folder.child(self._name(version, name))} is {size}. Roll back, or build again."
-                raise IndexVersionError(msg)
+                uri, expected = self.folder.child(self._name(version, name)), said["size_bytes"]
+                value = None if found is None else found.size_bytes
+                msg = f"{uri} {'is missing' if found is None else f'has {value} bytes, not {expected}'}."
+                raise IndexVersionError(msg, key=uri, value=value, expected=expected, remedy=REMEDY)
         self.folder.put(CURRENT, f"{version}\n".encode())
 
     def rollback(self) -> str:
@@ -190,8 +193,10 @@ class Versions:
         version = self.require_current()
         previous: str | None = self.read_manifest(version)["previous"]
         if previous is None:
-            msg = f"{self.folder}: {version} has no version before it to go back to. Choose one of {self.list()}."
-            raise IndexVersionError(msg)
+            uri = self.folder.child(self._name(version, MANIFEST))
+            others = [other for other in reversed(self.list()) if other != version]
+            msg = f"{self.folder}: {version} has no version before it to go back to."
+            raise IndexVersionError(msg, key=uri, choices=others)
         self.set_current(previous)
         return previous
 
@@ -207,8 +212,11 @@ class Versions:
 
     def _checked_id(self, version: str, *, of: str) -> str:
         if not _ID.fullmatch(version):
-            msg = (
-                f"{self.folder.child(of)}: {version[:100]!r} is no version. An id looks like 20240531T120000-0a1b2c3d."
-            )
-            raise IndexVersionError(msg)
+            uri = self.folder.child(of)
+            msg = f"{uri}: {version[:100]!r} is not a version id. An id looks like 20240531T120000-0a1b2c3d."
+            raise IndexVersionError(msg, key=uri, value=version)
         return version
+
+
+def _damaged(uri: str, reason: str) -> IndexVersionError:
+    return IndexVersionError(f"{uri} is damaged: {reason}.", key=uri, remedy=REMEDY)

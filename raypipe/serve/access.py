@@ -34,11 +34,11 @@ def check_host(host: str, token: str | None, *, is_known: bool = False) -> None:
         ConfigError: there is no token, and other machines reach the host; or the token cannot be sent in a header.
     """
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
-        msg = f"{TOKEN_VARIABLE} is empty or holds what no header can carry. Choose printable ASCII without spaces."
-        raise ConfigError(msg)
+        msg = f"{TOKEN_VARIABLE} is empty or cannot be sent in a header."
+        raise ConfigError(msg, key=TOKEN_VARIABLE, remedy="Choose printable ASCII without spaces at its ends.")
     if token is None and not is_known and not is_loopback(host):
-        msg = f"host={host!r} is open to other machines without a token. Set {TOKEN_VARIABLE}, or host to 127.0.0.1."
-        raise ConfigError(msg)
+        msg = f"host={host!r} is open to other machines without a token."
+        raise ConfigError(msg, key="host", value=host, remedy=f"Set {TOKEN_VARIABLE}, or host to 127.0.0.1.")
 
 
 def digest_of(token: str | None) -> bytes | None:

@@ -117,8 +117,8 @@ def find_abilities(config: ServeConfig) -> Abilities:
     if manifest is None:
         why = f"There was no index in {config.index} when this server started, to say how its videos were embedded."
         if insisted:
-            msg = f"{why} Run raypipe index first, or leave out embedder.enabled=true and model."
-            raise ConfigError(msg)
+            remedy = "Run raypipe index first, or leave out embedder.enabled=true and model."
+            raise ConfigError(why, key="index", value=config.index, remedy=remedy)
         return Abilities(None, why)
     if config.model is not None:
         _check_model(config.model, manifest)

@@ -99,8 +99,8 @@ class LiveIndex:
             before = self.live
             version = self._current()
             if version is None:
-                msg = "There is no index yet: CURRENT is missing. Run raypipe index."
-                raise IndexVersionError(msg)
+                msg = "There is no index yet: CURRENT is missing."
+                raise IndexVersionError(msg, key="CURRENT", remedy="Run raypipe index.")
             live = self._take(version)
             return live, before is None or live.version != before.version
 

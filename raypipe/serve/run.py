@@ -95,11 +95,9 @@ def _check_cpus(config: ServeConfig, abilities: "Abilities", available: float) -
     models = (abilities.embeddings is not None) + abilities.has_classifier
     needed = of(config.replicas) + models * of(config.model_replicas)
     if needed > available:
-        msg = (
-            f"The replicas need {needed:g} CPUs, and there are {available:g}. Lower replicas.num_cpus and "
-            "model_replicas.num_cpus, which only share out what there is."
-        )
-        raise ConfigError(msg)
+        msg = f"The replicas need {needed:g} CPUs, and there are {available:g}."
+        remedy = "Lower replicas.num_cpus and model_replicas.num_cpus, which only share out what there is."
+        raise ConfigError(msg, key="replicas.num_cpus", value=needed, expected=available, remedy=remedy)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -109,8 +107,9 @@ def _check_port(host: str, port: int) -> None:
         try:
             one.bind((host, port))
         except OSError as error:
-            msg = f"Cannot listen on {host} port {port}: {error.strerror}. Choose another with --host and --port."
-            raise ConfigError(msg) from None
+            msg = f"Cannot listen on {host} port {port}: {error.strerror}."
+            remedy = "Choose another with --host and --port."
+            raise ConfigError(msg, key="port", value=port, remedy=remedy) from None
 
 
 def _wait_until_ready(url: str) -> None:

@@ -97,7 +97,7 @@ def _copy_beneath(folder: str, name: str, into: BinaryIO, max_size_bytes: int) -
         raise _missing(uri) from None
     except OSError as error:  # a link (ELOOP), or no permission
         msg = f"{_shown(uri)} may not be read: {error.strerror}."
-        raise ObjectDeniedError(msg) from None
+        raise ObjectDeniedError(msg, key=uri) from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
@@ -108,7 +108,7 @@ def _copy_beneath(folder: str, name: str, into: BinaryIO, max_size_bytes: int) -
             copied += len(chunk)
             if copied > max_size_bytes:
                 msg = f"{_shown(uri)} has {status.st_size} bytes; the limit is {max_size_bytes}."
-                raise ObjectTooLargeError(msg)
+                raise ObjectTooLargeError(msg, key=uri, value=status.st_size, expected=max_size_bytes)
             into.write(chunk)
 
 
@@ -120,7 +120,7 @@ def _step(at: int, part: str, flags: int) -> int:
 
 
 def _missing(uri: str) -> ObjectMissingError:
-    return ObjectMissingError(f"{_shown(uri)} does not exist.")
+    return ObjectMissingError(f"{_shown(uri)} does not exist.", key=uri)
 
 
 def _shown(uri: str) -> str:

@@ -43,10 +43,9 @@ class EmbeddingSettings:
         embeddings = manifest.get("embeddings") or {}
         settings = embeddings.get("settings") or {}
         if missing := [name for name in _NEEDED if name not in settings]:
-            msg = (
-                f"The index does not say how its videos were embedded: {', '.join(missing)} is missing. Build it again."
-            )
-            raise IndexVersionError(msg)
+            msg = f"The index does not say how its videos were embedded: it lacks {', '.join(missing)}."
+            key = f"embeddings.settings.{missing[0]}"
+            raise IndexVersionError(msg, key=key, remedy="Build it again with raypipe index.")
         return cls(str(embeddings.get("fingerprint", "")), settings)
 
     @property
@@ -81,11 +80,13 @@ class EmbeddingSettings:
 
         found = resolve_weights(self.backbone, weights, read_bytes=read_uri)
         if found.digest != self.settings["weights"]:
+            made = str(self.settings["weights"])
             msg = (
                 f"The weights {weights!r} are not those of the index: their digest is {found.digest[:16]}…, the index "
-                f"was embedded with {str(self.settings['weights'])[:16]}…. Give embedder.weights, or enabled=false."
+                f"was embedded with {made[:16]}…."
             )
-            raise FingerprintError(msg)
+            remedy = "Set embedder.weights to those of the index, or embedder.enabled to false."
+            raise FingerprintError(msg, key="embedder.weights", value=found.digest, expected=made, remedy=remedy)
         return found
 
 

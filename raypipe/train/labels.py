@@ -21,35 +21,37 @@ def read_labels(uri: str, *, split_column: str) -> pa.Table:
         ConfigError: the file cannot be read, lacks a column or a value, or names an unknown split, or two of a video.
     """
     if not uri.lower().endswith(TABLE_ENDINGS):
-        msg = f"labels={uri!r} is of no known format. Give a {', '.join(TABLE_ENDINGS)} with video_id and label."
-        raise ConfigError(msg)
+        msg = f"labels={uri!r} has an unknown format."
+        remedy = f"Give a {', '.join(TABLE_ENDINGS)} with video_id and label."
+        raise ConfigError(msg, key="labels", value=uri, remedy=remedy)
     folder, name = place_of(uri)
     wanted = (schema.VIDEO_ID, schema.LABEL)
     table = read_text_columns(folder, name, (*wanted, split_column), required=wanted, what="labels")
     for column in table.column_names:
         if lacking := table.num_rows - int(pc.sum(pc.not_equal(table[column], "")).as_py() or 0):
-            msg = f"{uri}: {lacking} rows lack their {column}. Every row needs a {' and a '.join(table.column_names)}."
-            raise ConfigError(msg)
+            msg = f"{uri}: {lacking} rows lack their {column}."
+            raise ConfigError(msg, key=column, remedy=f"Every row needs a {' and a '.join(table.column_names)}.")
     if not table.num_rows:
-        msg = f"{uri} has no rows. Give a row for each video and label."
-        raise ConfigError(msg)
+        msg = f"{uri} has no rows."
+        raise ConfigError(msg, key=uri, remedy="Give a row for each video and label.")
     if split_column in table.column_names:
         table = table.rename_columns([*wanted, SPLIT])
-        table = table.set_column(2, SPLIT, _splits(table[SPLIT], uri))
+        table = table.set_column(2, SPLIT, _splits(table[SPLIT], uri, name=split_column))
         splits = table.group_by(schema.VIDEO_ID).aggregate([(SPLIT, "count_distinct")])
         several = splits.filter(pc.greater(splits[f"{SPLIT}_count_distinct"], 1))[schema.VIDEO_ID]
         if len(several):
-            msg = f"{uri}: {several[0].as_py()!r} is in several splits. Give each video one split."
-            raise ConfigError(msg)
+            video_id = several[0].as_py()
+            msg = f"{uri}: {video_id!r} is in several splits."
+            raise ConfigError(msg, key=schema.VIDEO_ID, value=video_id, remedy="Give each video one split.")
     return table.group_by(table.column_names, use_threads=False).aggregate([])
 
 
-def _splits(column: pa.ChunkedArray, uri: str) -> pa.Array:
+def _splits(column: pa.ChunkedArray, uri: str, *, name: str) -> pa.Array:
     known = pc.index_in(column, pa.array(list(SPLITS)))
     if known.null_count:
         unknown = column.filter(pc.is_null(known))[0].as_py()
-        msg = f"{uri}: unknown split {unknown!r}. Choose one of train, validation, test."
-        raise ConfigError(msg)
+        msg = f"{uri}: unknown split {unknown!r}."
+        raise ConfigError(msg, key=name, value=unknown, choices=dict.fromkeys(SPLITS.values()))
     return pa.array(list(SPLITS.values())).take(known.combine_chunks() if hasattr(known, "combine_chunks") else known)
 
 
@@ -62,6 +64,6 @@ def folder_labels(video_ids: pa.ChunkedArray) -> pa.Table:
     labels = [parent.rpartition("/")[2] for parent, _, _ in (id_.rpartition("/") for id_ in video_ids.to_pylist())]
     if "" in labels:
         video_id = video_ids[labels.index("")].as_py()
-        msg = f"labels_from=folder: {video_id!r} lies in no folder that could be its label. Give --labels FILE."
-        raise ConfigError(msg)
+        msg = f"labels_from=folder: {video_id!r} is not in a folder that could be its label."
+        raise ConfigError(msg, key="labels_from", value=video_id, remedy="Give --labels FILE.")
     return pa.table({schema.VIDEO_ID: video_ids, schema.LABEL: pa.array(labels, pa.string())})

@@ -289,6 +289,6 @@ class Loop:
         number = max(self._team.gather(self.state.best_checkpoint), key=lambda found: -1 if found is None else found)
         best = None if number is None else self._checkpoints.read(number)
         if best is None:
-            msg = f"Checkpoint {number}, of the best epoch, is not whole. Train again with another output."
-            raise JobError(msg)
+            msg = f"Checkpoint {number}, of the best epoch, is not whole."
+            raise JobError(msg, key="best_checkpoint", value=number, remedy="Train again with another output.")
         self.model.load_state_dict(dict(best.model))

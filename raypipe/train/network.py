@@ -43,8 +43,9 @@ def classifier_config(
     drops = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), model.dropout)
     sizes = {**gpt2, **drops}
     if heads := sizes["n_embd"] % sizes["n_head"]:
-        msg = f"model.gpt2: n_embd {sizes['n_embd']} leaves {heads} over when divided among {sizes['n_head']} heads."
-        raise ConfigError(msg)
+        width = sizes["n_embd"]
+        msg = f"model.gpt2: n_embd {width} leaves {heads} over when divided among {sizes['n_head']} heads."
+        raise ConfigError(msg, key="model.gpt2.n_embd", value=width)
     return VideoClassifierConfig(
         embedding_dim=embedding_dim,
         gpt2=sizes,
@@ -71,9 +72,9 @@ def build(start: Start, *, seed: int) -> VideoModel:
         elif start.gpt2.weights:
             model.encoder.gpt2.load_state_dict(dict(start.gpt2.weights))
     except RuntimeError as error:
-        source = f"init_from={start.init_from.source!r}" if start.init_from else "model.gpt2"
-        msg = f"{source} does not fit: {' '.join(str(error).split())[:300]}"
-        raise WeightsError(msg) from None
+        key, source = ("init_from", start.init_from.source) if start.init_from else ("model.gpt2", start.model.gpt2)
+        msg = f"{key}={str(source)!r} does not fit: {' '.join(str(error).split())[:300]}"
+        raise WeightsError(msg, key=key, value=source) from None
     if start.model.lora.rank:
         add_lora(model, **start.model.lora.model_dump())
     freeze(model, start.model.freeze)

@@ -56,6 +56,6 @@ def put_model(output: Folder, model: VideoModel, *, metrics: Mapping[str, Any]) 
         folder.put_new(name, data)
     folder.put_new(COMPLETE, digests(files))
     if read_model(folder).files != files:
-        msg = f"{folder} holds another model. Choose another output."
-        raise CommitError(msg)
+        msg = f"{folder} holds another model."
+        raise CommitError(msg, key=folder.uri, remedy="Choose another output.")
     return folder.uri

@@ -72,7 +72,7 @@ def find_samples(config: TrainConfig) -> Samples:
         labels = labels.filter(pc.not_equal(labels[SPLIT], "test"))
     if not labels.num_rows:
         msg = f"No labelled video of {config.labels or 'the folders'} has embeddings in {output}."
-        raise ConfigError(msg)
+        raise ConfigError(msg, key="labels", value=config.labels)
     label_names = tuple(sorted(pc.unique(labels[schema.LABEL]).to_pylist()))
     numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names)).to_numpy().astype(np.int64)
     at_unique, videos = np.unique(labels["at"].to_numpy(), return_inverse=True)
@@ -83,8 +83,9 @@ def find_samples(config: TrainConfig) -> Samples:
     targets = pa.ListArray.from_arrays(pa.array([0, *stops], pa.int32()), pa.array(numbers[order], pa.int32()))
     rows = catalogue.take(pa.array(at_unique)).select([FILE, schema.VIDEO_ID]).append_column(TARGETS, targets)
     if not multi_label and len(label_names) == 1:
-        msg = f"Every video has the label {label_names[0]!r}: there is nothing to tell apart. Give a second label."
-        raise ConfigError(msg)
+        msg = f"Every video has the label {label_names[0]!r}: there is nothing to tell apart."
+        remedy = "Give a second label, or set problem_type=multi_label."
+        raise ConfigError(msg, key=schema.LABEL, value=label_names[0], remedy=remedy)
     return _samples(
         output,
         manifests,
@@ -100,8 +101,9 @@ def find_samples(config: TrainConfig) -> Samples:
 def _unlabelled(config: TrainConfig, output: Folder, manifests: list[dict[str, Any]], catalogue: pa.Table) -> Samples:
     rows = catalogue.filter(catalogue[schema.STATUS])
     if not rows.num_rows:
-        msg = f"No video in {output} has frames. Look at the statuses with raypipe verify."
-        raise ConfigError(msg)
+        msg = f"No video in {output} has frames."
+        remedy = "Look at the statuses with raypipe verify."
+        raise ConfigError(msg, key="embeddings", value=output.uri, remedy=remedy)
     videos = np.arange(rows.num_rows)
     fraction = config.data.validation_fraction if rows.num_rows > 1 else 0.0
     held_out = stratified(videos, np.zeros_like(videos), fraction=fraction, seed=config.seed, names=["video"])
@@ -144,19 +146,21 @@ def _check_known(config: TrainConfig, labels: pa.Table, at: pa.Array) -> int:
     num_labelled = pc.count_distinct(labels[schema.VIDEO_ID]).as_py()
     if len(unknown) > config.data.max_unknown_fraction * num_labelled:
         first = ", ".join(repr(video_id) for video_id in unknown[:_NAMED].to_pylist())
+        allowed = config.data.max_unknown_fraction
         msg = (
             f"{len(unknown)} of the {num_labelled} labelled videos are not in {config.embeddings}: {first}"
-            f"{', …' if len(unknown) > _NAMED else ''}. A video_id is the key below the input of raypipe embed; "
-            f"data.max_unknown_fraction={config.data.max_unknown_fraction:g} allows fewer."
+            f"{', …' if len(unknown) > _NAMED else ''}. data.max_unknown_fraction={allowed:g} allows fewer."
         )
-        raise ConfigError(msg)
+        remedy = "A video_id is the key below the input of raypipe embed."
+        raise ConfigError(msg, key="data.max_unknown_fraction", value=allowed, remedy=remedy)
     return len(unknown)
 
 
 def _is_multi_label(config: TrainConfig, several: bool) -> bool:  # noqa: FBT001 - what the labels show
     if several and config.problem_type == "single_label":
-        msg = "problem_type=single_label: a video has several labels. Choose multi_label, or give each video one."
-        raise ConfigError(msg)
+        msg = "problem_type=single_label: a video has several labels."
+        remedy = "Choose multi_label, or give each video one."
+        raise ConfigError(msg, key="problem_type", value=config.problem_type, remedy=remedy)
     return several if config.problem_type == "auto" else config.problem_type == "multi_label"
 
 
@@ -173,8 +177,9 @@ def _held_out(
     held_out = np.zeros(videos.max() + 1, dtype=bool)
     held_out[videos] = pc.equal(labels[SPLIT], "validation").to_numpy()
     if held_out.all():
-        msg = f"{config.labels}: no video is in the split train. Choose train, validation or test for each."
-        raise ConfigError(msg)
+        msg = f"{config.labels}: no video is in the split train."
+        remedy = "Choose train, validation or test for each."
+        raise ConfigError(msg, key=config.data.split_column, expected="train", remedy=remedy)
     return held_out
 
 

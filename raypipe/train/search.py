@@ -50,8 +50,8 @@ def grid(config: TrainConfig) -> list[Point]:
         ConfigError: a key or a value is wrong, or there are too many combinations.
     """
     if (count := math.prod(map(len, config.search.values()))) > MAX_TRIALS:
-        msg = f"search has {count} combinations; the most are {MAX_TRIALS}. Give fewer choices."
-        raise ConfigError(msg)
+        msg = f"search has {count} combinations; the most are {MAX_TRIALS}."
+        raise ConfigError(msg, key="search", value=count, remedy="Give fewer choices.")
     points = []
     for number, choices in enumerate(product(*config.search.values())):
         settings = dict(zip(config.search, choices, strict=True))
@@ -62,8 +62,8 @@ def grid(config: TrainConfig) -> list[Point]:
             for section in sections:
                 node = node.setdefault(section, {})
                 if not isinstance(node, dict):
-                    msg = f"search: {key!r} lies below {section!r}, which holds {node!r}. Give sizes, or another key."
-                    raise ConfigError(msg)
+                    msg = f"search: {key!r} is below {section!r}, which holds {node!r}."
+                    raise ConfigError(msg, key=key, value=node, remedy="Give sizes, or another key.")
             node[leaf] = value
         points.append(Point(f"{number:03d}", settings, load_config(TrainConfig, values=tree)))
     return points

@@ -17,6 +17,7 @@ from raypipe.train.samples import Samples, class_counts, facts
 
 RUN = "run.json"
 _FREE = {"output", "checkpoint", "resources"}  # keys that may change from one command to the next
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,9 @@ def prepare(config: TrainConfig, samples: Samples) -> Setup:
     _check_freeze(config, gpt2)
     lora = config.model.lora.rank > 0
     if lora and config.model.freeze != "none":
-        msg = f"model.freeze={config.model.freeze!r} with model.lora: adapters freeze GPT-2 themselves. Choose one."
-        raise ConfigError(msg)
+        msg = f"model.freeze={config.model.freeze!r} with model.lora: adapters freeze GPT-2 themselves."
+        remedy = "Set either model.freeze or model.lora.rank."
+        raise ConfigError(msg, key="model.freeze", value=config.model.freeze, remedy=remedy)
     start = Start(
         config=classifier_config(
             gpt2.config,
@@ -86,8 +88,9 @@ def prepare(config: TrainConfig, samples: Samples) -> Setup:
 def _check_freeze(config: TrainConfig, gpt2: Gpt2) -> None:
     blocks = config.model.freeze.removeprefix("all_but_last_")
     if blocks.isdigit() and int(blocks) > gpt2.config["n_layer"]:
-        msg = f"model.freeze={config.model.freeze!r}: this GPT-2 has {gpt2.config['n_layer']} blocks. Choose fewer."
-        raise ConfigError(msg)
+        most = f"all_but_last_{gpt2.config['n_layer']}"
+        msg = f"model.freeze={config.model.freeze!r}: this GPT-2 has {gpt2.config['n_layer']} blocks."
+        raise ConfigError(msg, key="model.freeze", value=config.model.freeze, remedy=f"Choose {most} or less.")
 
 
 def run_facts(setup: Setup) -> dict[str, Any]:
@@ -116,19 +119,20 @@ def check_same_run(output: Folder, facts_now: Mapping[str, Any]) -> None:
         then = json.loads(output.read(RUN))
         before, now = _leaves(then), _leaves(json.loads(data))
     except (ObjectError, AttributeError, TypeError, ValueError) as error:
-        msg = f"{output.child(RUN)} is not that of a training: {' '.join(str(error).split())}. Choose another output."
-        raise CommitError(msg) from None
+        msg = f"{output.child(RUN)} is not that of a training: {' '.join(str(error).split())}."
+        raise CommitError(msg, key=output.child(RUN), remedy="Choose another output.") from None
     differ = [
-        f"{key.partition('.')[2] or key} was {before.get(key)!r} and is now {now.get(key)!r}"
+        (key.partition(".")[2] or key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
     if differ:
-        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""  # noqa: PLR2004
-        msg = (
-            f"{output} holds another training: {'; '.join(differ[:3])}{more}. Choose another output, or those settings."
-        )
-        raise FingerprintError(msg)
+        told = "; ".join(f"{key} was {was!r} and is now {is_now!r}" for key, was, is_now in differ[:_NAMED])
+        more = f"; and {len(differ) - _NAMED} more" if len(differ) > _NAMED else ""
+        msg = f"{output} holds another training: {told}{more}."
+        key, was, is_now = differ[0]
+        remedy = "Choose another output, or those settings."
+        raise FingerprintError(msg, key=key, value=is_now, expected=was, remedy=remedy)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from raypipe import schema
 from raypipe.errors import ConfigError
 
 
@@ -29,11 +30,9 @@ def stratified(
     for label in np.argsort(counts, kind="stable").tolist():
         members = members_of[label]
         if len(members) == 1:
-            msg = (
-                f"The label {names[label]!r} has one video, which cannot be both learned from and held out. Give it "
-                "more, leave it out, name a split column, or set data.validation_fraction=0."
-            )
-            raise ConfigError(msg)
+            msg = f"The label {names[label]!r} has one video, which cannot be both learned from and held out."
+            remedy = "Give it more, leave it out, name a split column, or set data.validation_fraction=0."
+            raise ConfigError(msg, key=schema.LABEL, value=names[label], remedy=remedy)
         wanted = np.clip(round(fraction * len(members)), 1, max(1, len(members) - 1)) - held_out[members].sum()
         held_out[random.permutation(members[is_free[members]])[: max(0, wanted)]] = True
         is_free[members] = False

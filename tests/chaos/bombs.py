@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import av
+
 from chaos.hostile_files import HostileFile, seed_clips
 from video.conftest import CLIPS, blank_png, make_clip
 from video.test_canary import box

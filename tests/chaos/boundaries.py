@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from aiobotocore.retries.adaptive import AsyncClientRateLimiter  # type: ignore[import-untyped]
 from botocore.retries.standard import ExponentialBackoff  # type: ignore[import-untyped]
+
 from chaos.fault_proxy import Choose, FaultProxy, running_proxy
 from chaos.job import Vectors, run_again_until_done, run_job, vectors_of
-from support.embed_outputs import content, upload
-
 from raypipe.demo import s3_server
 from raypipe.demo.s3_server import S3Server
 from raypipe.status import TRANSIENT, Status
 from raypipe.storage import Folder, s3_client
+from support.embed_outputs import content, upload
 
 BUCKET = "videos"
 SPANS = (1, 3, 40)  # calls of a command that a fault lasts for: one, as many as the client tries at once, all

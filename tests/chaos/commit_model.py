@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyarrow as pa
+
 from chaos.memory_storage import BUCKET, Bucket, Reply, Request
 from chaos.stepped_drivers import Drivers, Position
-from support.embed_outputs import MARK, SETTINGS, VERSIONS, made_rows
-
 from raypipe import schema
 from raypipe.embed.packing import pack
 from raypipe.embed.verify import verify
@@ -22,6 +21,7 @@ from raypipe.sealed.dataset import read_rows
 from raypipe.sealed.plan import Video, plan_numbers, read_plan
 from raypipe.sealed.planner import Planner
 from raypipe.storage import Folder
+from support.embed_outputs import MARK, SETTINGS, VERSIONS, made_rows
 
 RECOVERY = "recovery"
 _OUTPUT = f"{BUCKET}out"

@@ -1,8 +1,8 @@
 from collections.abc import Iterator
 
 import pytest
-from chaos.fault_proxy import FaultProxy, running_proxy
 
+from chaos.fault_proxy import FaultProxy, running_proxy
 from raypipe.demo.s3_server import S3Server
 from raypipe.storage import s3_client
 

@@ -16,7 +16,6 @@ with atheris.instrument_imports(include=["raypipe.video.sample_table", "raypipe.
     from raypipe.video.index import VideoIndex
     from raypipe.video.probe import VideoError, VideoFile
 from chaos.hostile_files import seed_clips  # which imports it too: after it is watched
-
 from raypipe.video.protocol import Limits
 from raypipe.video.sampling import nearest, sample_timestamps
 

@@ -13,15 +13,15 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pytest
-from chaos.hostile_files import HostileFile, seed_clips
-from video.conftest import decode, make_request
-from video.test_canary import Canary
 
+from chaos.hostile_files import HostileFile, seed_clips
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.video import sandbox as sandbox_module
 from raypipe.video.child import Child
 from raypipe.video.protocol import DecodeRequest
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+from video.conftest import decode, make_request
+from video.test_canary import Canary
 
 TIMEOUT_SECONDS = 5.0
 MEMORY_BYTES = 1024**3

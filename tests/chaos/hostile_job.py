@@ -8,14 +8,13 @@ from pathlib import Path
 from chaos.hostile import MEMORY_BYTES, TIMEOUT_SECONDS, Findings
 from chaos.hostile_files import damaged_files, seed_clips
 from chaos.kill_cluster import NUM_CPUS, running_cluster
-from support.processes import Driver
-
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
 from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.status import Status
 from raypipe.storage import Folder
+from support.processes import Driver
 
 _HEALTHY_EVERY = 20
 _OVERRIDES = (

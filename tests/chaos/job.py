@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 from rich.console import Console
-from support.embed_outputs import CROP, DIM, MARK, PACK, SETTINGS, FakeSandbox, embed
 
 from raypipe import schema
 from raypipe.batch.run import finish, start_record
@@ -26,6 +25,7 @@ from raypipe.sealed.planner import Planner, Retry
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
 from raypipe.video.sandbox import DecodedVideo
+from support.embed_outputs import CROP, DIM, MARK, PACK, SETTINGS, FakeSandbox, embed
 
 _MAX_RUNS = 4
 _MAX_SIZE_BYTES = 2**20

@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chaos.kill_cluster import Cluster, running_cluster, strike, wake
-from support.folders import num_committed
-from support.processes import Driver
-from support.videos import upload
 
+from chaos.kill_cluster import Cluster, running_cluster, strike, wake
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
 from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.status import TRANSIENT, Status
 from raypipe.storage import Folder
+from support.folders import num_committed
+from support.processes import Driver
+from support.videos import upload
 
 _MAX_COMMANDS = 40
 _HANG_SECONDS = 150.0  # without a shard, a blow or an end

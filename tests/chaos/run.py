@@ -31,10 +31,9 @@ from chaos.kill_runs import Tally as Kills
 from chaos.kill_runs import ground
 from chaos.references import large_canary, reference_files
 from chaos.stock import through_ray_data
-from support.embed_outputs import video
-
 from raypipe.demo.s3_server import local_s3
 from raypipe.storage import Folder
+from support.embed_outputs import video
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = (

@@ -9,8 +9,8 @@ from typing import Self
 
 import greenlet
 import pytest
-from chaos.memory_storage import Bucket, MemoryStorage, Reply, Request, StoredStorage
 
+from chaos.memory_storage import Bucket, MemoryStorage, Reply, Request, StoredStorage
 from raypipe.sealed import dataset, plan, planner, seal, sink, verify
 from raypipe.storage import folder
 

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
+
 from chaos.hostile_files import damaged_files, seed_clips
 
 SECONDS = 180.0

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from chaos import job
 from chaos.boundaries import SPANS, Scene, Tally, at_random, from_call, impatient, prepared_scene
 from chaos.fault_proxy import FAULTS, FaultProxy
-from support.embed_outputs import embed
-
 from raypipe.demo.s3_server import S3Server
 from raypipe.embed import fetch
 from raypipe.errors import RaypipeError
+from support.embed_outputs import embed
 
 Prepared = tuple[Scene, FaultProxy]
 pytestmark = pytest.mark.slow

@@ -5,11 +5,11 @@ import time
 from datetime import UTC, datetime, tzinfo
 
 import pytest
-from chaos.job import run_job, vectors_of
-from support.embed_outputs import content, upload
 
+from chaos.job import run_job, vectors_of
 from raypipe.sealed import plan, seal
 from raypipe.storage import Folder
+from support.embed_outputs import content, upload
 
 _DAY_SECONDS = 86_400.0
 

@@ -1,13 +1,13 @@
 """Whatever the order of two drivers, and wherever they crash, one more run leaves every video in one row."""
 
 import pytest
+
 from chaos.commit_model import RECOVERY, Case, Model
 from chaos.memory_storage import Bucket
-from support.embed_outputs import video
-
 from raypipe.sealed import planner
 from raypipe.sealed.plan import Plan, Video, plan_numbers, put_plan
 from raypipe.storage import Folder, folder
+from support.embed_outputs import video
 
 A, B, REPLACED = video("a"), video("b"), video("a", etag="e2")
 ALIKE = Case({"first": (A, B), "second": (A, B), RECOVERY: (A, B)}, videos_per_shard=1)

@@ -1,13 +1,13 @@
 """A manifest names an object that these credentials may not read: a row, where wrong credentials end the command."""
 
 import pytest
-from chaos.fault_proxy import Call, Choose, FaultProxy
-from support.embed_outputs import PACK, content, finish, places, planner, upload
 
+from chaos.fault_proxy import Call, Choose, FaultProxy
 from raypipe.embed.catalogue import find_videos
 from raypipe.embed.verify import verify
 from raypipe.errors import StorageError
 from raypipe.storage import Folder
+from support.embed_outputs import PACK, content, finish, places, planner, upload
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_one_denied_object_is_a_row(source: Folder, proxy: FaultProxy, bucket: s
 
 @pytest.mark.parametrize(
     ("fault", "code"),
-    [("skewed", "RequestTimeTooSkewed"), ("expired", "ExpiredToken"), ("internal_error", "InternalError")],
+    [("skewed", "RequestTimeTooSkewed"), ("expired", "ExpiredToken"), ("internal_error", "500")],
 )
 def test_what_is_wrong_with_every_object_ends_the_command(
     source: Folder, proxy: FaultProxy, fault: str, code: str

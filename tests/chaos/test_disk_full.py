@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from chaos.job import run_job, vectors_of
-from support.embed_outputs import content, upload
-from support.memory_disk import PAGE_KB, memory_disk
-
 from raypipe.errors import RaypipeError
 from raypipe.storage import Folder
+from support.embed_outputs import content, upload
+from support.memory_disk import PAGE_KB, memory_disk
 
 
 def test_a_disk_that_is_full_until_there_is_room(tmp_path: Path) -> None:

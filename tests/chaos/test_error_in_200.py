@@ -4,8 +4,8 @@ import io
 import secrets
 
 import pytest
-from chaos.fault_proxy import FaultProxy
 
+from chaos.fault_proxy import FaultProxy
 from raypipe.errors import CommitError, ObjectUnreadableError, StorageError
 from raypipe.sealed.sink import read_shard_file
 from raypipe.storage import Folder, read_object

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from chaos import hostile
 from chaos.bombs import bombs
 from chaos.hostile import feed_reference, running_feeder

@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+
 from chaos.kill_cluster import DRIVER, VICTIMS
 from chaos.kill_runs import Tally, ground
-
 from raypipe.storage import Folder
 
 pytestmark = pytest.mark.nightly

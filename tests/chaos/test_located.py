@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from chaos.hostile_files import seed_clips
-from video.conftest import decode, make_request
 
+from chaos.hostile_files import seed_clips
 from raypipe.video.probe import VideoFile
+from video.conftest import decode, make_request
 
 _MP4 = ("mp4-h264", "mp4-hevc", "mp4-vp9", "mp4-mpeg4", "mp4-faststart-h264", "mp4-fragmented-h264")
 

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from chaos.kill_cluster import running_cluster
 from chaos.kill_runs import CHEAP
-from support.folders import num_committed
-from support.processes import Driver, wait_until
-from support.videos import upload
-
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
 from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
+from support.folders import num_committed
+from support.processes import Driver, wait_until
+from support.videos import upload
 
 pytestmark = pytest.mark.nightly
 

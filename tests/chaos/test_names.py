@@ -1,9 +1,8 @@
 """Keys that look like playlists, addresses, paths or commands: each is a video like any other, and a row."""
 
 from chaos.job import run_job, vectors_of
-from support.embed_outputs import content
-
 from raypipe.storage import Folder
+from support.embed_outputs import content
 
 NAMES = (
     *("a.m3u8", "b.mp4.m3u8", "c.ffconcat", "d.sdp", "e.mpd", "f%d.ts", "g.concat", "-i", "--output=x.mp4"),

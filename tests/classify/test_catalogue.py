@@ -6,14 +6,14 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.classify_outputs import plan_new
-from support.embed_outputs import DIM, content, embed_all, make_output, places, replace_object, upload
 
 from raypipe import schema
 from raypipe.classify.catalogue import EmbeddedVideo, find_embedded, frames_per_video, pack
 from raypipe.errors import CommitError, ConfigError, FingerprintError, JobError
 from raypipe.sealed.dataset import embedding_dim, embeddings_manifests
 from raypipe.storage import Folder
+from support.classify_outputs import plan_new
+from support.embed_outputs import DIM, content, embed_all, make_output, places, replace_object, upload
 
 FILES = st.dictionaries(st.sampled_from([f"data/{number}" for number in range(9)]), st.integers(1, 7), min_size=1)
 LIMITS = {"max_videos": st.integers(1, 9), "max_frames": st.integers(1, 60), "frames_per_video": st.integers(1, 9)}

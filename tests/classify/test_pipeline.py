@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.classify_outputs import DIM, QUESTION, classified_rows, plan_new, save_model
-from support.embed_outputs import MARK, PACK, commit_statuses, make_output, planner, replace_object
 
 from raypipe.classify.pipeline import plan_new as plan_job
 from raypipe.classify.pipeline import prepare
@@ -17,6 +15,8 @@ from raypipe.sealed.plan import Video, fingerprint, plan_numbers, read_plan
 from raypipe.sealed.seal import missing_shards
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
+from support.classify_outputs import DIM, QUESTION, classified_rows, plan_new, save_model
+from support.embed_outputs import MARK, PACK, commit_statuses, make_output, planner, replace_object
 
 
 @pytest.fixture

@@ -8,6 +8,15 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from raypipe import schema
+from raypipe.classify import shard as work
+from raypipe.classify.verify import verify
+from raypipe.errors import CommitError, JobError
+from raypipe.sealed.dataset import read_embeddings, read_rows
+from raypipe.sealed.seal import missing_shards
+from raypipe.status import HAS_FRAMES, Status
+from raypipe.storage import Folder
 from support.classify_outputs import NAMES, QUESTION, FakeModel, classified_rows, classify_all, plan_new
 from support.embed_outputs import (
     DIM,
@@ -21,15 +30,6 @@ from support.embed_outputs import (
     video,
 )
 from support.embed_outputs import PACK as EMBED_PACK
-
-from raypipe import schema
-from raypipe.classify import shard as work
-from raypipe.classify.verify import verify
-from raypipe.errors import CommitError, JobError
-from raypipe.sealed.dataset import read_embeddings, read_rows
-from raypipe.sealed.seal import missing_shards
-from raypipe.status import HAS_FRAMES, Status
-from raypipe.storage import Folder
 
 
 def rows_of(output: Folder) -> dict[str, dict[str, Any]]:

@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.classify_outputs import NAMES, classify_all
-from support.embed_outputs import make_output, names_violation, replace_object
 
 from raypipe import schema
 from raypipe.classify.verify import verify
 from raypipe.sealed.verify import stored_job
 from raypipe.storage import Folder
+from support.classify_outputs import NAMES, classify_all
+from support.embed_outputs import make_output, names_violation, replace_object
 
 OK, FAILED = "0.mp4", "5.mp4"
 

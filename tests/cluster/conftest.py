@@ -2,10 +2,10 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from support.cluster.network import why_impossible
-from support.cluster.nodes import RayCluster, ray_cluster
 
 from raypipe.storage import Folder
+from support.cluster.network import why_impossible
+from support.cluster.nodes import RayCluster, ray_cluster
 
 
 @pytest.fixture(scope="module")

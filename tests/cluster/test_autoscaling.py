@@ -8,12 +8,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support.cluster.network import why_impossible, without_proxies
-from support.cluster.nodes import BIN
-from support.videos import make_video
 
 from raypipe.embed.verify import verify
 from raypipe.storage import Folder
+from support.cluster.network import why_impossible, without_proxies
+from support.cluster.nodes import BIN
+from support.videos import make_video
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(300)]
 

@@ -3,11 +3,11 @@
 import sys
 
 import pytest
+
+from raypipe.storage import Folder
 from support.cluster.jobs import raypipe
 from support.cluster.nodes import RayCluster
 from support.videos import upload
-
-from raypipe.storage import Folder
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 

@@ -5,15 +5,15 @@ import signal
 from pathlib import Path
 
 import pytest
+
+from raypipe.config import EmbedConfig, IndexConfig
+from raypipe.retrieval.versions import Versions
+from raypipe.storage import Folder
 from support.cluster.jobs import check_embedded, embed_config, raypipe, send, submit, wait_for_shards
 from support.cluster.nodes import RayCluster, RayNode
 from support.folders import num_committed
 from support.processes import wait_until
 from support.videos import upload
-
-from raypipe.config import EmbedConfig, IndexConfig
-from raypipe.retrieval.versions import Versions
-from raypipe.storage import Folder
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from support.cluster.nodes import BIN, RayCluster
 
 pytestmark = pytest.mark.nightly

@@ -6,13 +6,13 @@ from urllib.parse import quote
 
 import pytest
 import yaml
+
+from raypipe import schema
+from raypipe.storage import Folder
 from support.cluster.nodes import BIN, SERVE_PORT, RayCluster, RayNode, ask
 from support.load import Load, Request, get
 from support.processes import wait_until
 from support.served_index import make_items, put_index
-
-from raypipe import schema
-from raypipe.storage import Folder
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 

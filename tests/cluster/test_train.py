@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+
+from raypipe.storage import Folder
 from support.cluster.jobs import submit
 from support.cluster.nodes import RayCluster
 from support.folders import keys
 from support.processes import wait_until
 from support.train_runs import embed_all, history, train_config, video_ids
-
-from raypipe.storage import Folder
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 

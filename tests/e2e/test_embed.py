@@ -10,8 +10,6 @@ import pyarrow.dataset
 import pyarrow.fs
 import pytest
 from s3fs import S3FileSystem
-from support.processes import Configure
-from support.videos import make_video, upload
 
 from raypipe import schema
 from raypipe.demo.s3_server import S3Server
@@ -20,6 +18,8 @@ from raypipe.embed.pipeline import run_embed
 from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
+from support.processes import Configure
+from support.videos import make_video, upload
 
 pytestmark = pytest.mark.slow
 

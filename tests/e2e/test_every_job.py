@@ -16,13 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import expect
-from support.browser import Watch, chromium
-from support.endpoints import FREE_OF_CHARGE, served
-from support.fixtures.ray_session import CHEAP
-from support.folders import keys
-from support.processes import free_port
-from support.train_runs import history
-from support.videos import make_video
 
 from raypipe import cli, schema
 from raypipe.batch.run import BatchRun
@@ -49,6 +42,13 @@ from raypipe.retrieval.versions import Versions
 from raypipe.sealed.dataset import read_embeddings, read_rows
 from raypipe.storage import Folder
 from raypipe.train.run import run_train
+from support.browser import Watch, chromium
+from support.endpoints import FREE_OF_CHARGE, served
+from support.fixtures.ray_session import CHEAP
+from support.folders import keys
+from support.processes import free_port
+from support.train_runs import history
+from support.videos import make_video
 
 LABELS = ("dark", "light")  # the folders of the videos
 IDS = [f"{LABELS[number % 2]}/{number:02d}.mp4" for number in range(24)]

@@ -10,9 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
-from support.folders import num_committed
-from support.processes import Configure, StartDriver, kill_one, wait_until
-from support.videos import upload
 
 from raypipe import schema
 from raypipe.embed import pipeline
@@ -22,6 +19,9 @@ from raypipe.errors import JobError
 from raypipe.report import ShardSummary
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
+from support.folders import num_committed
+from support.processes import Configure, StartDriver, kill_one, wait_until
+from support.videos import upload
 
 pytestmark = pytest.mark.slow
 _NUM_VIDEOS = 24

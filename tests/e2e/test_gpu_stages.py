@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import TESTS
-from support.processes import Configure
-from support.videos import upload
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
@@ -17,6 +14,9 @@ from raypipe.embed.pipeline import run_embed
 from raypipe.embed.verify import verify
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.storage import Folder
+from support import TESTS
+from support.processes import Configure
+from support.videos import upload
 
 pytestmark = pytest.mark.slow
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from support.folders import keys
-from support.train_runs import embed_all, video_ids
 
 from raypipe import cli
 from raypipe.demo.s3_server import S3Server
 from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.versions import Versions
 from raypipe.storage import Folder
+from support.folders import keys
+from support.train_runs import embed_all, video_ids
 
 pytestmark = pytest.mark.slow
 # A build that is killed at the first object whose name ends so, before that is there.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect
+
 from support.browser import Watch, chromium, guarded_server
 from support.endpoints import Endpoint
 from support.report_pages import HOSTILE

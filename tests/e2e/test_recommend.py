@@ -11,9 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.folders import num_committed
-from support.processes import StartDriver, wait_until
-from support.train_runs import embed_all, video_ids
 
 from raypipe import cli
 from raypipe.config import IndexConfig, RecommendConfig
@@ -25,6 +22,9 @@ from raypipe.recommend.shard import query_of
 from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.versions import Versions
 from raypipe.storage import Folder
+from support.folders import num_committed
+from support.processes import StartDriver, wait_until
+from support.train_runs import embed_all, video_ids
 
 pytestmark = pytest.mark.slow
 IDS = video_ids(60)

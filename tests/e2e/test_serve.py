@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from support.endpoints import LABELS, Endpoint
-from support.videos import make_video
 
 from raypipe.client import AnswerError
+from support.endpoints import LABELS, Endpoint
+from support.videos import make_video
 
 pytestmark = pytest.mark.slow
 _JSON = {"Content-Type": "application/json"}

@@ -13,13 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from support.endpoints import NUM_EMBEDDED, Endpoint, Source, serve_config
-from support.load import Load, get, post
-from support.processes import free_port, pids_of, wait_until
 
 from raypipe import schema
 from raypipe.client import AnswerError, Client
 from raypipe.serve.haproxy import find_binary
+from support.endpoints import NUM_EMBEDDED, Endpoint, Source, serve_config
+from support.load import Load, get, post
+from support.processes import free_port, pids_of, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = "s3cret"  # noqa: S105 - a test's

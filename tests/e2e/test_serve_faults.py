@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
+
+from raypipe.retrieval.versions import Versions
 from support.endpoints import Endpoint
 from support.load import Load, Request, get, post
 from support.processes import wait_until
 from support.served_index import damage
-
-from raypipe.retrieval.versions import Versions
 
 pytestmark = pytest.mark.slow
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from support.endpoints import Endpoint
 from support.served_index import CATEGORIES
 

@@ -17,8 +17,6 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from support.folders import keys
-from support.train_runs import LABELS, NUM_VIDEOS, Trained, embed_all, frames_of, history, train_config, video_ids
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
@@ -30,6 +28,8 @@ from raypipe.models.classifier_files import build_model, read_model
 from raypipe.sealed.dataset import read_rows
 from raypipe.storage import Folder
 from raypipe.train.run import run_train
+from support.folders import keys
+from support.train_runs import LABELS, NUM_VIDEOS, Trained, embed_all, frames_of, history, train_config, video_ids
 
 pytestmark = pytest.mark.slow
 _NUM_TRAIN = 72

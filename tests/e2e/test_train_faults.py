@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
+from raypipe.storage import Folder
+from raypipe.train.checkpoint import Checkpoint, Checkpoints
 from support.embed_outputs import replace_object
 from support.folders import keys
 from support.memory_disk import memory_disk
 from support.processes import Driver, StartDriver, kill_one, pids_of, wait_until
 from support.train_runs import Trained, history, train_config
-
-from raypipe.storage import Folder
-from raypipe.train.checkpoint import Checkpoint, Checkpoints
 
 pytestmark = pytest.mark.timeout(600)  # several trainings in a row, each with all that Ray Train starts
 

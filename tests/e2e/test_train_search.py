@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from support.folders import keys
-from support.train_runs import Trained, train_config
 
 from raypipe.storage import Folder
 from raypipe.train.run import run_train
+from support.folders import keys
+from support.train_runs import Trained, train_config
 
 pytestmark = pytest.mark.nightly
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.embed_outputs import DIM, PACK, content, finish, places, planner, replace_object, upload
 
 from raypipe.embed.catalogue import find_videos
 from raypipe.embed.fetch import fetch_video
@@ -17,6 +16,7 @@ from raypipe.sealed.dataset import read_embeddings
 from raypipe.sealed.plan import Video
 from raypipe.status import Status
 from raypipe.storage import Folder
+from support.embed_outputs import DIM, PACK, content, finish, places, planner, replace_object, upload
 
 NAMES = ["a.mp4", "b/c.MOV", "b/d/e"]
 ODD_NAMES = [

@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
-from support.videos import make_video
 
 from raypipe.config import EmbedConfig, load_config
 from raypipe.embed.estimate import Estimate, estimate
 from raypipe.errors import ConfigError
 from raypipe.storage import Folder
+from support.videos import make_video
 
 
 @pytest.fixture

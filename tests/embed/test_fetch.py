@@ -8,8 +8,6 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
-from support.embed_outputs import replace_object, upload, video
-from support.videos import make_noise
 
 from raypipe.embed import fetch
 from raypipe.embed.fetch import Fetched, decode_fetched, fetch_video, fetch_videos
@@ -27,6 +25,8 @@ from raypipe.status import Status
 from raypipe.storage import Folder
 from raypipe.video.protocol import DecodeRequest, Limits
 from raypipe.video.sandbox import DecodeSandbox
+from support.embed_outputs import replace_object, upload, video
+from support.videos import make_noise
 
 ANY_SIZE = 2**40
 

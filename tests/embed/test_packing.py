@@ -6,12 +6,12 @@ from itertools import pairwise
 import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.embed_outputs import MARK, SETTINGS
 
 from raypipe import schema
 from raypipe.embed.packing import pack
 from raypipe.embed.shard import shard_videos
 from raypipe.sealed.plan import Plan, Video
+from support.embed_outputs import MARK, SETTINGS
 
 GIB = 1024**3
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import torch
-from support.videos import make_video
 
 from raypipe import schema
 from raypipe.embed.shard import decode_shard, embed_shard, output_rows
@@ -20,6 +19,7 @@ from raypipe.models.weights import resolve_weights
 from raypipe.storage import Folder
 from raypipe.video.protocol import DecodeRequest, Limits
 from raypipe.video.sandbox import DecodeSandbox
+from support.videos import make_video
 
 NUM_FRAMES = 4
 CROP, RESIZE = 224, 256  # of ResNet-18's default weights

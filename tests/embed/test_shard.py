@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.embed_outputs import CROP, DIM, FakeSandbox, content, decoded, embed, upload
 
 from raypipe import schema
 from raypipe.embed.packing import pack
@@ -32,6 +31,7 @@ from raypipe.models.crops import Crops
 from raypipe.sealed.plan import Video
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, throttles
+from support.embed_outputs import CROP, DIM, FakeSandbox, content, decoded, embed, upload
 
 OUTCOMES = [("ok", 3), ("timeout", 0), ("partial", 1), ("decode_error", 0), ("ok", 5)]
 

@@ -19,8 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
-from support import TESTS
-from support.videos import make_video
 
 import raypipe
 from raypipe import schema
@@ -36,6 +34,8 @@ from raypipe.sealed.verify import Verification
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
 from raypipe.train.checkpoint import Checkpoints
+from support import TESTS
+from support.videos import make_video
 
 EXPECTED = "expected.json"
 PARTS = ("embed", "predictions", "model", "checkpoint", "index")

@@ -30,5 +30,6 @@ def test_the_example_holds_every_key_with_its_default() -> None:
     ],
 )
 def test_what_index_cannot_do_is_refused(key: str) -> None:
-    with pytest.raises(ConfigError, match=key.partition("=")[0]):
+    with pytest.raises(ConfigError) as raised:
         load_config(IndexConfig, values={"embeddings": "e", "output": "o"}, overrides=[key])
+    assert raised.value.key == key.partition("=")[0]

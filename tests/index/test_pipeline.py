@@ -8,6 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
+from raypipe.classify import shard as classifying
+from raypipe.config import IndexConfig
+from raypipe.errors import ConfigError, FingerprintError, IndexVersionError, JobError, RaypipeError
+from raypipe.index.pipeline import run_index
+from raypipe.retrieval.index import VideoIndex
+from raypipe.retrieval.versions import Versions
+from raypipe.sealed.plan import fingerprint
+from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
+from raypipe.sealed.sink import describe_shard, put_shard
+from raypipe.storage import Folder
 from support.classify_outputs import FakeModel, classified_rows
 from support.classify_outputs import plan_new as plan_labels
 from support.embed_outputs import (
@@ -24,17 +35,6 @@ from support.embed_outputs import (
 )
 from support.train_runs import DIM, video_ids
 from support.train_runs import embed_all as embed_numbers
-
-from raypipe.classify import shard as classifying
-from raypipe.config import IndexConfig
-from raypipe.errors import ConfigError, FingerprintError, IndexVersionError, JobError, RaypipeError
-from raypipe.index.pipeline import run_index
-from raypipe.retrieval.index import VideoIndex
-from raypipe.retrieval.versions import Versions
-from raypipe.sealed.plan import fingerprint
-from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
-from raypipe.sealed.sink import describe_shard, put_shard
-from raypipe.storage import Folder
 
 OTHER_SETTINGS = {**SETTINGS, "backbone": "other"}
 
@@ -172,30 +172,29 @@ def test_what_does_not_fit_is_one_line_before_any_work(tmp_path: Path) -> None:
     plan_new(places(place)[0].uri, unsealed)
     colliding = Folder(place.child("c"))
     colliding.put("c.csv", b"video_id,score\na,1\n")
-    refused: list[tuple[IndexConfig, type[RaypipeError], str]] = [
-        (configured(unsealed, output), JobError, r"unsealed is not sealed: plans \[0\] are unfinished\. "),
-        (configured(nothing, output), JobError, "nothing holds no embeddings"),
-        (configured(labels, output), ConfigError, "is what raypipe classify wrote. Give the output of raypipe embed"),
-        (configured(embeddings, embeddings), ConfigError, "is the output of a batch job, and no index"),
-        (configured(embeddings, labels), ConfigError, "is the output of a batch job, and no index"),
-        (configured(embeddings, output, labels=embeddings.uri), ConfigError, "is what raypipe embed wrote. Give the o"),
-        (configured(embeddings, output, labels=unsealed_labels.uri), JobError, "unsealed labels is not sealed: plans "),
-        (
-            configured(embeddings, output, labels=other_labels.uri),
-            FingerprintError,
-            rf"other labels holds labels of embeddings of fingerprint 0{{16}}; those of .* have {MARK}\. Classify ",
-        ),
-        (
-            configured(embeddings, output, catalogue=colliding.child("c.csv")),
-            ConfigError,
-            "has a column 'score', which",
-        ),
-        (configured(embeddings, output, catalogue=colliding.child("d.csv")), ConfigError, "Cannot read the catalogue "),
+
+    def of(**keys: str) -> IndexConfig:
+        return configured(embeddings, output, **keys)
+
+    refused: list[tuple[IndexConfig, type[RaypipeError], str, object, str]] = [
+        (configured(unsealed, output), JobError, unsealed.uri, [0], "raypipe embed again"),
+        (configured(nothing, output), JobError, nothing.uri, None, "raypipe embed"),
+        (configured(labels, output), ConfigError, labels.uri, "classify", "raypipe embed"),
+        (configured(embeddings, embeddings), ConfigError, embeddings.uri, None, ""),
+        (configured(embeddings, labels), ConfigError, labels.uri, None, ""),
+        (of(labels=embeddings.uri), ConfigError, embeddings.uri, "embed", "raypipe classify"),
+        (of(labels=unsealed_labels.uri), JobError, unsealed_labels.uri, [0], "raypipe classify"),
+        (of(labels=other_labels.uri), FingerprintError, other_labels.uri, "0" * 16, "raypipe classify"),
+        (of(catalogue=colliding.child("c.csv")), ConfigError, "score", None, "video_uri"),
+        (of(catalogue=colliding.child("d.csv")), ConfigError, colliding.child("d.csv"), None, ""),
     ]
-    for config, kind, said in refused:
-        with pytest.raises(kind, match=said) as caught:
+    for config, kind, key, value, remedy in refused:
+        with pytest.raises(kind) as raised:
             run_index(config)
-        assert str(caught.value).isprintable()
+        assert (raised.value.key, raised.value.value) == (key, value)
+        assert raised.value.expected == (MARK if kind is FingerprintError else None)
+        assert remedy in raised.value.remedy
+        assert str(raised.value).isprintable()
     assert not Path(output.uri).exists()
 
 
@@ -205,12 +204,12 @@ def test_embeddings_of_another_fingerprint_are_not_appended(tmp_path: Path) -> N
     first = run_index(configured(embeddings, output))
     other = Folder(place.child("other"))
     embed_numbers(other, video_ids(20), settings=OTHER_SETTINGS)
-    with pytest.raises(FingerprintError) as caught:
+    with pytest.raises(FingerprintError) as raised:
         run_index(configured(other, output, append=True))
-    assert str(caught.value) == (
-        f"Cannot append to version {first.manifest['id']}: it holds embeddings of fingerprint {MARK}; those of {other} "
-        f"have {fingerprint(OTHER_SETTINGS)}. Leave out --append to build all of it anew."
-    )
+    error = raised.value
+    assert (error.key, error.value, error.expected) == (first.manifest["id"], MARK, fingerprint(OTHER_SETTINGS))
+    assert str(other) in str(error)
+    assert "--append" in error.remedy
     run = run_index(configured(other, output))
     assert (run.manifest["num_videos"], run.manifest["previous"]) == (20, first.manifest["id"])
 

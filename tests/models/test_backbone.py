@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from raypipe.errors import ConfigError, StorageError, WeightsError
@@ -126,8 +127,9 @@ def test_preprocessing_is_what_the_weights_declare() -> None:
 
 @pytest.mark.parametrize("use", [embedding_dim, preprocessing, pretrained_url, build_network])
 def test_unknown_name_is_told_with_the_choices(use: Callable[[str], object]) -> None:
-    with pytest.raises(ConfigError, match=r"^Unknown backbone 'resnet5'\. Choose one of resnet18, .*, vgg19_bn\.$"):
+    with pytest.raises(ConfigError) as caught:
         use("resnet5")
+    assert (caught.value.key, caught.value.value, caught.value.choices) == ("backbone.name", "resnet5", BACKBONES)
 
 
 def test_importing_loads_no_torchvision_and_preparing_makes_it_importable() -> None:
@@ -175,9 +177,9 @@ def test_any_number_of_frames(trained: Weights, num_frames: int) -> None:
 
 def test_frames_of_another_shape_or_type_are_refused(trained: Weights) -> None:
     model = Backbone(trained.state_dict, name="resnet18")
-    with pytest.raises(ValueError, match=r"^Frames are uint8\[3, 64, 64\]; give uint8\[N, H, W, 3\]\.$"):
+    with pytest.raises(ValueError, match=r"uint8\[3, 64, 64\]"):
         model.embed(np.zeros((3, 64, 64), dtype=np.uint8))
-    with pytest.raises(ValueError, match="Frames are float32"):
+    with pytest.raises(ValueError, match=r"float32\[1, 64, 64, 3\]"):
         model.embed(np.zeros((1, 64, 64, 3), dtype=np.float32))
 
 
@@ -211,7 +213,7 @@ def test_out_of_memory_halves_the_batch_for_good(
         embeddings = model.embed(frames)
     np.testing.assert_allclose(embeddings, expected, rtol=1e-3, atol=1e-4)
     assert tried == [7, 3, 1, 1, 1, 1, 1, 1, 1]
-    assert "Out of memory with 7 frames: batch_size is now 3." in caplog.messages
+    assert (7, 3) in [record.args for record in caplog.records]
     model.embed(frames[:2])
     assert tried[-2:] == [1, 1]
 
@@ -258,10 +260,13 @@ def test_a_cpu_takes_few_frames_at_a_time(trained: Weights) -> None:
 
 
 def test_a_state_dict_of_another_backbone_is_refused(trained: Weights) -> None:
-    with pytest.raises(WeightsError, match=r"^state_dict does not fit resnet34: 'layer1\.2\.conv1\.weight' is missing"):
+    with pytest.raises(WeightsError, match=r"'layer1\.2\.conv1\.weight'") as caught:
         Backbone(trained.state_dict, name="resnet34")
-    with pytest.raises(WeightsError, match=r"^state_dict does not fit wide_resnet50_2: .*$"):
+    assert (caught.value.key, caught.value.expected) == ("state_dict", "resnet34")
+    with pytest.raises(WeightsError) as caught:
         Backbone(resolve("random", "resnet50").state_dict, name="wide_resnet50_2")
+    assert (caught.value.key, caught.value.expected) == ("state_dict", "wide_resnet50_2")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -336,41 +341,42 @@ def changed(**changes: torch.Tensor | None) -> StateDict:
 
 
 @pytest.mark.parametrize(
-    ("state_dict", "problem"),
+    ("state_dict", "key", "value", "expected"),
     [
-        (lambda: changed(layer1__0__conv1__weight=None), "'layer1.0.conv1.weight' is missing"),
-        (
-            lambda: changed(conv1__weight=torch.zeros(64, 1, 7, 7)),
-            "'conv1.weight' has shape (64, 1, 7, 7) instead of (64, 3, 7, 7)",
-        ),
-        (lambda: changed(layer5__weight=torch.zeros(2)), "'layer5.weight' is no tensor of it"),
-        (lambda: changed(bn1__bias=torch.full((64,), torch.nan)), "'bn1.bias' holds NaN or infinity"),
-        (
-            lambda: changed(bn1__bias=torch.zeros(64, dtype=torch.int8)),
-            "'bn1.bias' is torch.strided torch.int8, not a dense tensor of floats",
-        ),
-        (lambda: {"epoch": 3}, "'conv1.weight' is missing"),
+        (lambda: changed(layer1__0__conv1__weight=None), "layer1.0.conv1.weight", None, (64, 64, 3, 3)),
+        (lambda: changed(conv1__weight=torch.zeros(64, 1, 7, 7)), "conv1.weight", (64, 1, 7, 7), (64, 3, 7, 7)),
+        (lambda: changed(layer5__weight=torch.zeros(2)), "layer5.weight", None, None),
+        (lambda: changed(bn1__bias=torch.full((64,), torch.nan)), "bn1.bias", "nan", None),
+        (lambda: changed(bn1__bias=torch.full((64,), -torch.inf)), "bn1.bias", "-inf", None),
+        (lambda: changed(bn1__bias=torch.zeros(64, dtype=torch.int8)), "bn1.bias", "torch.strided torch.int8", None),
+        (lambda: {"epoch": 3}, "conv1.weight", None, (64, 3, 7, 7)),
     ],
 )
-def test_the_first_misfit_is_named(state_dict: Callable[[], Any], problem: str, tmp_path: Path) -> None:
+def test_the_first_misfit_is_named(
+    state_dict: Callable[[], Any], key: str, value: object, expected: object, tmp_path: Path
+) -> None:
     path = save(state_dict(), tmp_path / "w.pth")
     with pytest.raises(WeightsError) as raised:
         resolve(path)
-    message = f"The weights {path!r} do not fit resnet18: {problem}. Give weights of resnet18, or name their backbone."
-    assert str(raised.value) == message
+    error = raised.value
+    assert (error.key, error.value, error.expected) == (key, value, expected)
+    assert all(token in str(error) for token in (repr(path), repr(key), "resnet18"))
+    assert str(error).isprintable()
 
 
 @pytest.mark.parametrize(
-    ("file", "data", "message"),
+    ("file", "data", "cause", "remedy"),
     [
-        ("w.onnx", b"", "are of no known format. Give default, random, or a .safetensors, .pth or .pt."),
-        ("w.safetensors", b"not weights", "are damaged: "),
-        ("w.pth", b"", "are damaged: "),
-        ("w.pth", b"not weights", "are no plain state dict; pickled code is not run. Save them as .safetensors."),
-        ("w.pth", [1, 2], "hold a list, not a state dict. Save model.state_dict()."),
+        ("w.onnx", b"", None, ".safetensors, .pth, .pt"),
+        ("w.safetensors", b"not weights", SafetensorError, ""),
+        ("w.pth", b"", EOFError, ""),
+        ("w.pth", b"not weights", None, " .safetensors."),
+        ("w.pth", [1, 2], None, "model.state_dict()"),
     ],
 )
-def test_a_file_that_holds_no_weights_is_told(file: str, data: object, message: str, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_weights_is_told(
+    file: str, data: object, cause: type[Exception] | None, remedy: str, tmp_path: Path
+) -> None:
     path = tmp_path / file
     if isinstance(data, bytes):
         path.write_bytes(data)
@@ -378,8 +384,12 @@ def test_a_file_that_holds_no_weights_is_told(file: str, data: object, message: 
         save(data, path)
     with pytest.raises(WeightsError) as raised:
         resolve(str(path))
-    assert str(raised.value).startswith(f"The weights {str(path)!r} {message}")
-    assert "\n" not in str(raised.value)
+    error = raised.value
+    assert (error.key, error.value) == (str(path), "list" if isinstance(data, list) else None)
+    assert error.__cause__ is None if cause is None else isinstance(error.__cause__, cause)
+    assert remedy in error.remedy
+    assert repr(str(path)) in str(error)
+    assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"), StorageError("access denied")])
@@ -387,8 +397,10 @@ def test_weights_that_cannot_be_read_are_told(error: Exception) -> None:
     def fail(_uri: str) -> bytes:
         raise error
 
-    with pytest.raises(WeightsError, match=r"^Cannot read the weights 's3://bucket/w\.pth': .* Give default, random, "):
+    with pytest.raises(WeightsError, match=re.escape(str(error))) as raised:
         resolve_weights("resnet18", "s3://bucket/w.pth", read_bytes=fail)
+    assert raised.value.key == "s3://bucket/w.pth"
+    assert "`weights: random`" in raised.value.remedy
 
 
 class TouchesFile:
@@ -402,8 +414,10 @@ class TouchesFile:
 def test_pickled_code_is_refused(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     path = save({**trained_state_dict(), "x": TouchesFile(touched)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"are no plain state dict; pickled code is not run\."):
+    with pytest.raises(WeightsError) as raised:
         resolve(path)
+    assert raised.value.key == path
+    assert ".safetensors" in raised.value.remedy
     assert not touched.exists()
 
 
@@ -446,7 +460,8 @@ def test_a_damaged_file_in_the_cache_is_named(cache: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(WeightsError) as raised:
         resolve("default")
-    assert str(raised.value).startswith(f"The weights {str(file)!r} are damaged: ")
+    assert raised.value.key == str(file)
+    assert isinstance(raised.value.__cause__, EOFError)
 
 
 def test_default_weights_are_downloaded_once(
@@ -475,8 +490,10 @@ def test_a_download_with_another_hash_is_refused(
     folder, address = site
     save(trained_state_dict(), folder / "resnet18-00000000.pth")
     monkeypatch.setattr(weights_module, "pretrained_url", lambda _name: f"{address}/resnet18-00000000.pth")
-    with pytest.raises(WeightsError, match=r"resnet18-00000000\.pth: invalid hash value .*`weights: random`"):
+    with pytest.raises(WeightsError, match="invalid hash value") as raised:
         resolve("default")
+    assert raised.value.key.endswith("/resnet18-00000000.pth")
+    assert "`weights: random`" in raised.value.remedy
     assert list(cache.iterdir()) == []
 
 
@@ -487,10 +504,10 @@ def test_a_failed_download_says_what_to_do(
     monkeypatch.setattr(weights_module, "pretrained_url", lambda _name: url)
     with pytest.raises(WeightsError) as raised:
         resolve("default")
-    assert str(raised.value) == (
-        f"Cannot download the weights {url}: HTTP Error 404: File not found. "
-        f"Put that file into {cache} by hand, or use `weights: random` for a dry run."
-    )
+    assert raised.value.key == url
+    assert "HTTP Error 404" in str(raised.value)
+    assert str(cache) in raised.value.remedy
+    assert "`weights: random`" in raised.value.remedy
 
 
 def test_random_weights_are_always_the_same() -> None:

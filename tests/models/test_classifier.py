@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_models import DIM, NAMES, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 from torch import nn
 from transformers import AutoConfig, AutoModel, GPT2Config
 
@@ -25,6 +24,7 @@ from raypipe.models.classifier import (
     masked_mean,
 )
 from raypipe.models.frames import by_length, pad_frames, thin
+from support.tiny_models import DIM, NAMES, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -185,8 +185,9 @@ def test_labels_of_more_than_ten_keep_their_numbers() -> None:
 
 
 def test_more_frames_than_positions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^max_frames 17 is more than GPT-2's 16 positions\.$"):
+    with pytest.raises(ValueError, match="max_frames") as caught:
         tiny_config(max_frames=17, gpt2={"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16})
+    assert {"17", "16"} <= set(str(caught.value).split())
 
 
 def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.embed_outputs import replace_object
-from support.tiny_models import DIM, NAMES, tiny_classifier, tiny_masked_frame
 
-from raypipe.errors import FingerprintError, WeightsError
+from raypipe.errors import CommitError, FingerprintError, WeightsError
 from raypipe.models.classifier_files import (
     COMPLETE,
     CONFIG,
@@ -22,6 +20,8 @@ from raypipe.models.classifier_files import (
 )
 from raypipe.storage import Folder
 from raypipe.train.outputs import put_model
+from support.embed_outputs import replace_object
+from support.tiny_models import DIM, NAMES, tiny_classifier, tiny_masked_frame
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,11 +42,12 @@ def put(folder: Folder) -> Folder:
     return Folder(folder.child(MODEL_FOLDER))
 
 
-def problem(action: Callable[[], object]) -> str:
+def problem(action: Callable[[], object]) -> WeightsError:
     with pytest.raises(WeightsError) as caught:
         action()
     assert str(caught.value).isprintable()
-    return str(caught.value)
+    assert caught.value.key in str(caught.value)
+    return caught.value
 
 
 def test_an_output_and_a_saved_folder_give_the_same_model(folder: Folder, tmp_path: Path) -> None:
@@ -75,8 +76,9 @@ def test_a_digest_tells_models_apart(tmp_path: Path) -> None:
 def test_putting_the_same_model_again_is_no_error(folder: Folder) -> None:
     put(folder)
     put(folder)
-    with pytest.raises(Exception, match=r"holds another model\. Choose another output\."):
+    with pytest.raises(CommitError) as caught:
         put_model(folder, tiny_classifier(seed=1), metrics={})
+    assert caught.value.key == folder.child(MODEL_FOLDER)
 
 
 def test_a_masked_frame_model_is_built_as_one_and_not_as_a_classifier(tmp_path: Path) -> None:
@@ -84,22 +86,25 @@ def test_a_masked_frame_model_is_built_as_one_and_not_as_a_classifier(tmp_path: 
     put_model(folder, model, metrics={})
     files = read_model(folder)
     assert type(build_model(files)) is type(model)
-    said = problem(lambda: build_classifier(files))
-    assert said == (
-        f"{files.source} has learned no labels (objective masked_frame). Train with init_from={files.source!r}."
-    )
+    error = problem(lambda: build_classifier(files))
+    assert (error.key, error.value, error.expected) == ("objective", "masked_frame", "classify")
+    assert f"init_from={files.source!r}" in error.remedy
 
 
 def test_a_folder_without_a_model_is_named(folder: Folder) -> None:
-    said = problem(lambda: read_model(folder))
-    assert said.startswith(f"{folder} holds no model: no config.json and model.safetensors in it or in model/. Give ")
+    error = problem(lambda: read_model(folder))
+    assert error.key == folder.uri
+    assert all(name in str(error) for name in ("config.json", "model.safetensors", "model/"))
+    assert "raypipe train" in error.remedy
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 def test_half_a_model_is_none(folder: Folder, name: str) -> None:
     inner = put(folder)
     replace_object(inner, name, None)
-    assert " holds no model: " in problem(lambda: read_model(folder))
+    error = problem(lambda: read_model(folder))
+    assert error.key == folder.uri
+    assert "raypipe train" in error.remedy
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
@@ -108,64 +113,78 @@ def test_a_file_of_another_content_is_refused(folder: Folder, name: str) -> None
     data = bytearray(inner.read(name))
     data[-20] ^= 1
     replace_object(inner, name, bytes(data))
-    said = problem(lambda: read_model(folder))
-    assert said == f"{inner.child(name)} is not the file that {COMPLETE} names. Train again, or restore it."
+    error = problem(lambda: read_model(folder))
+    assert error.key == inner.child(name)
+    assert COMPLETE in str(error)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"sha256": {}}', b"\xff"])
 def test_a_list_of_files_that_is_damaged_is_refused(tmp_path: Path, data: bytes) -> None:
     inner = put(Folder(str(tmp_path)))
     replace_object(inner, COMPLETE, data)
-    assert f" is not the file that {COMPLETE} names." in problem(lambda: read_model(Folder(str(tmp_path))))
+    error = problem(lambda: read_model(Folder(str(tmp_path))))
+    assert error.key == inner.child(CONFIG)
+    assert COMPLETE in str(error)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -4])
 def test_weights_that_are_cut_short_are_refused(folder: Folder, tmp_path: Path, keep: int) -> None:
     saved(folder, tmp_path)
     replace_object(folder, WEIGHTS, folder.read(WEIGHTS)[:keep])
-    said = problem(lambda: build_model(read_model(folder)))
-    assert said.startswith(f"{folder}/{WEIGHTS} is damaged or does not fit its {CONFIG}: ")
+    error = problem(lambda: build_model(read_model(folder)))
+    assert error.key == folder.child(WEIGHTS)
+    assert CONFIG in str(error)
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "file", "tokens"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2', not 'raypipe_video_classifier'"),
-        ({"max_frames": 99}, "max_frames 99 is more than GPT-2's 16 positions."),
-        ({"gpt2": 7}, "is not the configuration of a raypipe model: "),
-        ({"embedding_dim": DIM + 1}, f"is damaged or does not fit its {CONFIG}: "),
-        ({"id2label": {"0": "cat", "1": "dog"}}, f"is damaged or does not fit its {CONFIG}: "),
-        ({"architectures": ["GPT2Model"]}, "Choose a folder of one of VideoClassifier, MaskedFrameModel."),
-        ({"architectures": None}, "Choose a folder of one of VideoClassifier, MaskedFrameModel."),
-        ({"architectures": ["MaskedFrameModel"]}, f"is damaged or does not fit its {CONFIG}: "),
+        ({"model_type": "gpt2"}, CONFIG, ("model_type", "'gpt2'", "'raypipe_video_classifier'")),
+        ({"max_frames": 99}, CONFIG, ("max_frames", "99", "16")),
+        ({"gpt2": 7}, CONFIG, ()),
+        ({"embedding_dim": DIM + 1}, WEIGHTS, (CONFIG,)),
+        ({"id2label": {"0": "cat", "1": "dog"}}, WEIGHTS, (CONFIG,)),
+        ({"architectures": ["MaskedFrameModel"]}, WEIGHTS, (CONFIG,)),
     ],
 )
-def test_a_configuration_of_something_else_is_refused(tmp_path: Path, change: dict[str, object], expected: str) -> None:
+def test_a_configuration_of_something_else_is_refused(
+    tmp_path: Path, change: dict[str, object], file: str, tokens: tuple[str, ...]
+) -> None:
     folder = saved(Folder(str(tmp_path / "model")), tmp_path)
     tree = json.loads(folder.read(CONFIG))
     replace_object(folder, CONFIG, json.dumps({**tree, **change}).encode())
-    assert expected in problem(lambda: build_model(read_model(folder)))
+    error = problem(lambda: build_model(read_model(folder)))
+    assert error.key == folder.child(file)
+    said = str(error).replace(folder.uri, "")
+    assert all(token in said for token in tokens)
+
+
+@pytest.mark.parametrize("architectures", [["GPT2Model"], None])
+def test_a_model_of_another_kind_is_refused_with_the_choices(tmp_path: Path, architectures: list[str] | None) -> None:
+    folder = saved(Folder(str(tmp_path / "model")), tmp_path)
+    tree = json.loads(folder.read(CONFIG))
+    replace_object(folder, CONFIG, json.dumps({**tree, "architectures": architectures}).encode())
+    error = problem(lambda: build_model(read_model(folder)))
+    assert (error.key, error.value) == ("architectures", architectures)
+    assert error.choices == ("VideoClassifier", "MaskedFrameModel")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 9999])
 def test_a_configuration_that_is_no_json_is_refused(tmp_path: Path, data: bytes) -> None:
     folder = saved(Folder(str(tmp_path / "model")), tmp_path)
     replace_object(folder, CONFIG, data)
-    said = problem(lambda: build_model(read_model(folder)))
-    assert said.startswith(f"{folder}/{CONFIG} is not the configuration of a raypipe model: ")
+    assert problem(lambda: build_model(read_model(folder))).key == folder.child(CONFIG)
 
 
 def test_a_model_is_for_embeddings_of_one_fingerprint_and_size(tmp_path: Path) -> None:
     files = read_model(saved(Folder(str(tmp_path / "model")), tmp_path))
     check_embeddings(files, "abc", DIM)
-    with pytest.raises(
-        FingerprintError, match=r"takes embeddings of 8 numbers; these have 512\. Embed with the backbone"
-    ):
+    with pytest.raises(FingerprintError) as caught:
         check_embeddings(files, "abc", 512)
-    with pytest.raises(
-        FingerprintError, match=r"was trained on embeddings of fingerprint abc; these have abd\. Embed "
-    ):
+    assert (caught.value.key, caught.value.value, caught.value.expected) == ("embedding_dim", 512, DIM)
+    with pytest.raises(FingerprintError) as caught:
         check_embeddings(files, "abd", DIM)
+    assert (caught.value.key, caught.value.value, caught.value.expected) == ("embedding_fingerprint", "abd", "abc")
 
 
 def test_a_model_that_names_no_fingerprint_takes_any(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import torch
-from support.tiny_models import DIM, random_videos, tiny_classifier
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from raypipe.config import ClassifierConfig, Gpt2Size
@@ -17,6 +16,7 @@ from raypipe.errors import ConfigError, WeightsError
 from raypipe.models.classifier import VideoClassifier
 from raypipe.models.gpt2 import HUB_NAMES, resolve_gpt2
 from raypipe.train.network import Start, build, classifier_config
+from support.tiny_models import DIM, random_videos, tiny_classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,12 +69,15 @@ def built(gpt2: str, *, max_frames: int = 11) -> VideoClassifier:
     return made
 
 
-def problem(gpt2: str | Path) -> str:
+def problem(gpt2: str | Path) -> WeightsError:
+    """The error of a GPT-2 that cannot be had: one line that names it."""
     with pytest.raises(WeightsError) as caught:
         resolve_gpt2(str(gpt2))
-    message = str(caught.value)
-    assert message.isprintable()
-    return message
+    error = caught.value
+    assert str(error).isprintable()
+    assert (error.key, error.value) == ("model.gpt2", str(gpt2))
+    assert repr(str(gpt2)) in str(error)
+    return error
 
 
 def test_sizes_have_no_weights() -> None:
@@ -122,18 +125,16 @@ def test_a_tilde_is_the_home_folder(saved: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_unknown_name_is_refused_with_the_choices() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_gpt2("gpt5")
-    assert str(caught.value) == (
-        f"model.gpt2='gpt5' is no folder. Choose a folder, one of {', '.join(HUB_NAMES)}, or sizes (n_layer: 2)."
-    )
+    error = caught.value
+    assert (error.key, error.value, error.choices) == ("model.gpt2", "gpt5", HUB_NAMES)
+    assert "n_layer: 2" in error.remedy
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line_that_says_what_to_do(unreachable_hub: Path) -> None:
-    message = problem("gpt2-medium")
-    assert message.startswith("Cannot download GPT-2 'gpt2-medium': ")
-    assert "Connection refused" in message
-    assert message.endswith(
-        "Download that folder elsewhere and set model.gpt2 to its path, or give sizes (n_layer: 2)."
-    )
+    error = problem("gpt2-medium")
+    assert "Connection refused" in str(error)
+    assert "model.gpt2" in error.remedy
+    assert "n_layer: 2" in error.remedy
     assert not list(unreachable_hub.rglob("*.safetensors"))
 
 
@@ -147,20 +148,20 @@ def test_what_was_downloaded_is_used_where_the_hub_cannot_be_reached(unreachable
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    assert problem(tmp_path).startswith(f"Cannot load GPT-2 from '{tmp_path}': ")
-    assert problem(tmp_path).endswith("Give a folder of save_pretrained: config.json and model.safetensors of a GPT-2.")
+    remedy = problem(tmp_path).remedy
+    assert all(token in remedy for token in ("save_pretrained", "config.json", "model.safetensors"))
 
 
 def test_pickled_weights_are_not_read(saved: Path) -> None:
     torch.save(safetensors.torch.load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
     (saved / "model.safetensors").unlink()
-    assert problem(saved).startswith("Cannot load GPT-2 from ")
+    assert "save_pretrained" in problem(saved).remedy
 
 
 def test_a_file_that_is_cut_short_is_refused(saved: Path) -> None:
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert problem(saved).startswith("Cannot load GPT-2 from ")
+    assert "save_pretrained" in problem(saved).remedy
 
 
 def test_weights_that_are_missing_do_not_begin_at_random(saved: Path) -> None:
@@ -168,15 +169,17 @@ def test_weights_that_are_missing_do_not_begin_at_random(saved: Path) -> None:
     stored = safetensors.torch.load_file(weights)
     kept = {key: tensor for key, tensor in stored.items() if ".h.1.mlp." not in key}
     safetensors.torch.save_file(kept, weights, metadata={"format": "pt"})
-    assert "it lacks 4 weights, h.1.mlp.c_fc.bias first." in problem(saved)
+    said = str(problem(saved)).replace(str(saved), "")
+    assert "'h.1.mlp.c_fc.bias'" in said
+    assert "4" in said.split()
 
 
 def test_another_model_is_no_gpt2(tmp_path: Path) -> None:
     tiny_classifier().save_pretrained(tmp_path)
-    assert problem(tmp_path).startswith("Cannot load GPT-2 from ")
+    assert "save_pretrained" in problem(tmp_path).remedy
 
 
 def test_sizes_that_do_not_fit_the_weights_are_refused(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
-    assert problem(saved).startswith("Cannot load GPT-2 from ")
+    assert "save_pretrained" in problem(saved).remedy

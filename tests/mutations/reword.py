@@ -10,9 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from support.messages import SOURCE, files, reworded
-
 from mutations.run import copy_tree, failures
+from support.messages import SOURCE, files, reworded
 
 _GOLDEN_TEST = "tests/test_messages.py::test_every_sentence_is_in_the_golden_file"
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
 from support import TESTS
 
 ROOT = TESTS.parent

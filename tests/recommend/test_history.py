@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.embed_outputs import replace_object
 
 from raypipe.errors import ConfigError
 from raypipe.recommend.history import HistoryFile
 from raypipe.recommend.users import HISTORY, USER_ID, User, parse
 from raypipe.storage import Folder
+from support.embed_outputs import replace_object
 
 Rows = list[tuple[str, list[str]]]
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), min_size=1)

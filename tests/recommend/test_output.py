@@ -5,12 +5,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from support.embed_outputs import replace_object
 
 from raypipe.errors import CommitError, FingerprintError, RaypipeError
 from raypipe.recommend import output as stored
 from raypipe.recommend.output import Run
 from raypipe.storage import Folder
+from support.embed_outputs import replace_object
 
 SETTINGS: dict[str, Any] = {
     "job": "recommend",

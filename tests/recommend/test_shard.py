@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from support.train_runs import embed_all, video_ids
 
 from raypipe.config import IndexConfig, RankingConfig
 from raypipe.index.pipeline import run_index
@@ -13,6 +12,7 @@ from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.query import Query
 from raypipe.retrieval.versions import Versions
 from raypipe.storage import Folder
+from support.train_runs import embed_all, video_ids
 
 
 @pytest.fixture(scope="module")

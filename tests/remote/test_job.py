@@ -26,8 +26,11 @@ def test_the_name_of_the_file_tells_the_job(tmp_path: Path, name: str) -> None:
 
 def test_a_file_of_another_name_wants_to_be_told(tmp_path: Path) -> None:
     path = write(tmp_path, "mine.yaml", **EMBED)
-    with pytest.raises(ConfigError, match=r"Which job is .*mine.yaml.*--job embed\|train"), packed(path):
+    with pytest.raises(ConfigError) as caught, packed(path):
         pass
+    assert (caught.value.key, caught.value.value) == ("--job", "mine")
+    assert repr(str(path)) in str(caught.value)
+    assert {"embed", "train"} <= set(caught.value.choices)
     with packed(path, command="embed") as job:
         assert job.entrypoint == "python -m raypipe embed job.yaml"
 
@@ -49,15 +52,18 @@ def test_what_is_sent_is_the_checked_configuration_and_this_very_code(tmp_path: 
 
 
 def test_what_is_wrong_is_said_before_anything_is_sent(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="inputt"), packed(write(tmp_path, "embed.yaml", **EMBED, inputt="a")):
+    with pytest.raises(ConfigError) as caught, packed(write(tmp_path, "embed.yaml", **EMBED, inputt="a")):
         pass
+    assert caught.value.key == "inputt"
 
 
 def test_a_file_of_this_machine_is_refused_unless_its_folder_is_sent(tmp_path: Path) -> None:
     keys = {"embeddings": "s3://embeddings/v1/", "output": "s3://models/v1/", "labels": "labels.csv"}
     path = write(tmp_path, "train.yaml", **keys)
-    with pytest.raises(ConfigError, match=r"does not have labels: labels.csv.*--working-dir"), packed(path):
+    with pytest.raises(ConfigError) as caught, packed(path):
         pass
+    assert (caught.value.key, caught.value.value) == ("labels", "labels.csv")
+    assert "--working-dir" in caught.value.remedy
     with packed(path, working_dir=tmp_path) as job:
         assert job.entrypoint == "python -m raypipe train train.yaml"
         assert job.runtime_env["working_dir"] == str(tmp_path.resolve())
@@ -66,7 +72,7 @@ def test_a_file_of_this_machine_is_refused_unless_its_folder_is_sent(tmp_path: P
 def test_an_absolute_path_is_sent_with_a_note(tmp_path: Path) -> None:
     with packed(write(tmp_path, "embed.yaml", input="/mnt/videos", output="s3://embeddings/v1/")) as job:
         [note] = job.notes
-        assert note.startswith("input: /mnt/videos is a path of the cluster's machines")
+        assert note.startswith("input: /mnt/videos ")
 
 
 def test_a_checkout_is_sent_as_it_is(tmp_path: Path) -> None:
@@ -81,7 +87,10 @@ def test_a_checkout_is_sent_as_it_is(tmp_path: Path) -> None:
 def test_the_file_lies_in_the_folder_that_is_sent(tmp_path: Path) -> None:
     path = write(tmp_path, "embed.yaml", **EMBED)
     (tmp_path / "other").mkdir()
-    with pytest.raises(ConfigError, match="only that folder is sent"), packed(path, working_dir=tmp_path / "other"):
+    with pytest.raises(ConfigError) as caught, packed(path, working_dir=tmp_path / "other"):
         pass
-    with pytest.raises(ConfigError, match="is not a folder"), packed(path, working_dir=tmp_path / ".." / "nowhere"):
+    assert (caught.value.key, caught.value.expected) == (str(path), str(tmp_path / "other"))
+    nowhere = tmp_path / ".." / "nowhere"
+    with pytest.raises(ConfigError) as caught, packed(path, working_dir=nowhere):
         pass
+    assert (caught.value.key, caught.value.value) == ("--working-dir", str(nowhere))

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
-from support.catalogues import Catalogue, make_catalogue
 
 from raypipe.config import IndexSettings
 from raypipe.storage import Folder
+from support.catalogues import Catalogue, make_catalogue
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.vectors import KINDS, clustered, eligible_among, settings_of, true_neighbours, units
 
 from raypipe.errors import IndexVersionError
 from raypipe.retrieval import ann as ann_module
 from raypipe.retrieval import trials
 from raypipe.retrieval.ann import Ann
 from raypipe.retrieval.trials import trial_queries
+from support.vectors import KINDS, clustered, eligible_among, settings_of, true_neighbours, units
 
 VECTORS = clustered(2_000, dim=24)
 VECTORS[1_500:1_850] = VECTORS[3]  # more equal ones than are asked of faiss at first: the position decides
@@ -92,7 +92,7 @@ def test_more_than_there_are(ann: Ann) -> None:
 
 
 def test_a_query_of_other_numbers_is_refused(ann: Ann) -> None:
-    with pytest.raises(ValueError, match=r"query is \(23,\); the vectors have 24 numbers"):
+    with pytest.raises(ValueError, match=r"\(23,\).* 24 "):
         ann.search(np.ones((1, 23), np.float32), top_k=3)
 
 
@@ -109,11 +109,13 @@ def test_saved_and_opened_it_finds_the_same(ann: Ann, tmp_path: Path) -> None:
 def test_what_is_no_index_of_these_vectors_is_refused(ann: Ann, tmp_path: Path) -> None:
     path = tmp_path / "index.faiss"
     ann.save(path)
-    with pytest.raises(IndexVersionError, match=r"holds 2000 vectors of 24 numbers; its vectors are \(1999, 24\)"):
+    with pytest.raises(IndexVersionError) as raised:
         Ann.open(path, VECTORS[:-1], nprobe=1)
+    assert (raised.value.key, raised.value.value, raised.value.expected) == (str(path), (2_000, 24), (1_999, 24))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(IndexVersionError, match="Cannot read the index"):
+    with pytest.raises(IndexVersionError) as raised:
         Ann.open(path, VECTORS, nprobe=1)
+    assert (raised.value.key, raised.value.value) == (str(path), None)
 
 
 @pytest.mark.parametrize("kind", ["ivf_sq8", "compact"])

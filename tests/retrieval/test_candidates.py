@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.vectors import eligible_among
 
 from raypipe.retrieval.candidates import Boost, Popular, Ranking, first, pick
 from raypipe.retrieval.rerank import Caps
+from support.vectors import eligible_among
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([0.0, 0.02, 0.5, 1.0]), st.integers(0, 99))

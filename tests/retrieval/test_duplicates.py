@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from support.vectors import KINDS, clustered, settings_of, units
 
 from raypipe.retrieval import duplicates
 from raypipe.retrieval.ann import Ann
 from raypipe.retrieval.duplicates import duplicate_groups
+from support.vectors import KINDS, clustered, settings_of, units
 
 
 def with_near_duplicates(num_vectors: int, *, copies: int, dim: int = 32) -> np.ndarray:

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from support.vectors import clustered
 
 from raypipe.retrieval.exact import best, dots, neighbours, widen
+from support.vectors import clustered
 
 HALVES = arrays.arrays(np.float16, (7, 5), elements=st.floats(width=16, allow_nan=False, allow_infinity=False))
 

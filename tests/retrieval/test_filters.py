@@ -137,33 +137,42 @@ def test_faiss_reads_the_bitmap_as_it_is() -> None:
     assert sorted(positions[positions >= 0].tolist()) == found.positions().tolist() == [*range(27, 60, 3)]
 
 
+COLUMNS = ("category", "live", "published_at", "video_id", "views")
+
+
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("asked", "key", "value", "allowed"),
     [
-        ({"genre": "a"}, r"filter by 'genre'\. Choose one of category, live, published_at, video_id, views\."),
-        ({"tags": "x"}, r"filter by 'tags'\. Choose one of category, live,"),
-        ({"category": 1}, "'category' compares with 1; that column holds text"),
-        ({"category": None}, "'category' compares with None; that column holds text"),
-        ({"category": ["a", 1]}, "'category' compares with 1; that column holds text"),
-        ({"category": ["a", ["b"]]}, r"'category' compares with \['b'\]; that column holds text"),
-        ({"category": b"a"}, "'category' compares with b'a'"),
-        ({"views": "7"}, "'views' compares with '7'; that column holds numbers"),
-        ({"views": True}, "'views' compares with True; that column holds numbers"),
-        ({"views": math.nan}, "'views' compares with nan"),
-        ({"views": {"gt": math.inf}}, "'views' compares with inf"),
-        ({"views": 10**400}, r"'views' compares with 10+\.\.\.0+; that"),
-        ({"views": {"over": 7}}, r"'views' has 'over'\. Choose among gt, gte, lt, lte\."),
-        ({"views": {"gt": [7]}}, r"'views' compares with \[7\]"),
-        ({"views": {}}, r"'views' has no operator\. Choose among gt"),
-        ({"live": 1}, "'live' compares with 1; that column holds true or false"),
-        ({"published_at": 7}, "'published_at' compares with 7; that column holds times: write 2024-05-31"),
-        ({"published_at": "May"}, "'published_at' compares with 'May'; that column holds times: write 2024-05-31"),
+        ({"genre": "a"}, "filters", "genre", COLUMNS),
+        ({"tags": "x"}, "filters", "tags", COLUMNS),
+        ({"category": 1}, "category", 1, "text"),
+        ({"category": None}, "category", None, "text"),
+        ({"category": ["a", 1]}, "category", 1, "text"),
+        ({"category": ["a", ["b"]]}, "category", ["b"], "text"),
+        ({"category": b"a"}, "category", b"a", "text"),
+        ({"views": "7"}, "views", "7", "integer"),
+        ({"views": True}, "views", True, "integer"),
+        ({"views": math.nan}, "views", math.nan, "integer"),
+        ({"views": {"gt": math.inf}}, "views", math.inf, "integer"),
+        ({"views": 10**400}, "views", 10**400, "integer"),
+        ({"views": {"over": 7}}, "views", ["over"], tuple(COMPARE)),
+        ({"views": {"gt": [7]}}, "views", [7], "integer"),
+        ({"views": {}}, "views", [], tuple(COMPARE)),
+        ({"live": 1}, "live", 1, "boolean"),
+        ({"published_at": 7}, "published_at", 7, "time"),
+        ({"published_at": "May"}, "published_at", "May", "time"),
     ],
 )
-def test_a_filter_that_cannot_be_answered_says_why(asked: dict[str, Any], message: str) -> None:
-    with pytest.raises(QueryError, match=message) as raised:
+def test_a_filter_that_cannot_be_answered_says_why(
+    asked: dict[str, Any], key: str, value: object, allowed: str | tuple[str, ...]
+) -> None:
+    with pytest.raises(QueryError) as raised:
         FilterMasks(a_few()).eligible(asked)
-    assert "\n" not in str(raised.value)
+    error = raised.value
+    assert (error.key, repr(error.value), error.choices or error.expected) == (key, repr(value), allowed)
+    assert str(error).isprintable()
+    assert len(str(error)) < 200  # a long value is shortened
+    assert ("2024-05-31" in str(error)) == (allowed == "time")  # how to write a time
 
 
 def test_times_are_iso_text_of_any_zone() -> None:
@@ -199,8 +208,11 @@ def test_values_at_their_limits(column: list[Any], asked: object, expected: list
 
 def test_of_many_columns_a_message_names_some() -> None:
     items = Items(pa.table({"video_id": ["a"], **{f"column{number:02d}": [1] for number in range(50)}}), None)
-    with pytest.raises(QueryError, match=r"column00, .*column19 and 31 more\.$"):
+    with pytest.raises(QueryError) as raised:
         FilterMasks(items).eligible({"x": 1})
+    assert raised.value.choices == tuple(sorted(items.columns))
+    assert "column00" in str(raised.value)
+    assert "column49" not in str(raised.value)
 
 
 def test_the_same_question_is_answered_from_memory_and_never_changed() -> None:

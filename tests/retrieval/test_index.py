@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.catalogues import Catalogue
 
 from raypipe.errors import IndexVersionError, QueryError
 from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.query import Query
+from support.catalogues import Catalogue
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,9 @@ def test_one_of_each_group_of_near_duplicates(index: VideoIndex) -> None:
 
 
 def test_an_unknown_video_has_no_similar_ones(index: VideoIndex) -> None:
-    with pytest.raises(QueryError, match="holds no video 'nothing'"):
+    with pytest.raises(QueryError) as raised:
         index.similar("nothing", top_k=5)
+    assert (raised.value.key, raised.value.value) == ("video_id", "nothing")
 
 
 @pytest.fixture
@@ -68,11 +69,13 @@ def copied(index_folder: Path, tmp_path: Path) -> Path:
 def test_files_that_do_not_fit_are_refused(copied: Path) -> None:
     vectors = np.load(copied / "vectors.npy", allow_pickle=False)
     np.save(copied / "vectors.npy", vectors[:-1])
-    with pytest.raises(IndexVersionError, match=r"do not fit one another: 600 items, vectors \(599, 16\)"):
+    with pytest.raises(IndexVersionError) as raised:
         VideoIndex.open(copied)
+    assert (raised.value.key, raised.value.value, raised.value.expected) == (str(copied), (599, 16), (600, 16))
     np.save(copied / "vectors.npy", vectors.astype(np.float32))
-    with pytest.raises(IndexVersionError, match=r"holds no vectors: float32\(600, 16\)"):
+    with pytest.raises(IndexVersionError) as raised:
         VideoIndex.open(copied)
+    assert (raised.value.key, raised.value.value) == (str(copied / "vectors.npy"), "float32(600, 16)")
 
 
 @pytest.mark.parametrize(
@@ -92,5 +95,6 @@ def test_a_damaged_file_is_refused(copied: Path, name: str, damage: str) -> None
 def test_a_manifest_says_how_to_search(copied: Path, key: str) -> None:
     manifest = json.loads((copied / "manifest.json").read_bytes())
     del manifest[key]
-    with pytest.raises(IndexVersionError, match=f"lacks '{key}'"):
+    with pytest.raises(IndexVersionError, match=f"'{key}'") as raised:
         VideoIndex.open(copied, manifest)
+    assert raised.value.key == str(copied / "manifest.json")

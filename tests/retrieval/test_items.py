@@ -119,8 +119,9 @@ def test_find_looks_into_titles_and_ids_in_any_case() -> None:
     assert items.find(None, {}, offset=1, limit=2) == ([1, 2], 4)
     assert items.find("", {"category": ["a", "b"]}, offset=2, limit=2) == ([2], 3)
     assert items.find("mp4", {}, offset=9, limit=2) == ([], 4)
-    with pytest.raises(QueryError, match=r"Cannot filter by 'genre'\. Choose one of category, title, video_id"):
+    with pytest.raises(QueryError) as raised:
         items.find("x", {"genre": "a"}, offset=0, limit=9)
+    assert (raised.value.value, raised.value.choices) == ("genre", ("category", "title", "video_id"))
 
 
 def test_values_are_the_most_frequent_first() -> None:
@@ -187,12 +188,16 @@ def test_damaged_files_are_one_line(tmp_path: Path, damaged: str) -> None:
     with ThumbnailWriter(tmp_path / "thumbnails.arrow") as writer:
         writer.add([None, b"x"])
     (tmp_path / damaged).write_bytes(b"ARROW1")
-    with pytest.raises(IndexVersionError, match=r"^Cannot read the items of [^\n]*$"):
+    with pytest.raises(IndexVersionError) as raised:
         Items.open(tmp_path)
+    assert raised.value.key == str(tmp_path)
+    assert str(raised.value).isprintable()
 
 
 def test_items_of_another_number_than_thumbnails_are_refused() -> None:
-    with pytest.raises(IndexVersionError, match="1 items and 2 thumbnails"):
+    with pytest.raises(IndexVersionError) as raised:
         Items(pa.table({"video_id": ["a"]}), pa.chunked_array([[b"x", b"y"]]))
-    with pytest.raises(IndexVersionError, match="no column 'video_id', only name"):
+    assert (raised.value.key, raised.value.value, raised.value.expected) == ("thumbnails.arrow", 2, 1)
+    with pytest.raises(IndexVersionError) as raised:
         Items(pa.table({"name": ["a"]}), None)
+    assert (raised.value.key, raised.value.value) == ("video_id", ["name"])

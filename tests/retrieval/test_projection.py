@@ -140,7 +140,7 @@ def test_what_has_no_direction_becomes_zero() -> None:
 def test_nothing_cannot_be_fitted() -> None:
     moments = Moments()
     moments.add(np.zeros((0, 3), np.float32))
-    with pytest.raises(ValueError, match="no embeddings"):
+    with pytest.raises(ValueError, match=r" 0 "):
         moments.fit(2, whitening=1.0)
 
 
@@ -170,8 +170,9 @@ GOOD = {"mean": np.zeros(4, np.float32), "matrix": np.ones((4, 2), np.float32)}
 )
 def test_a_file_that_is_no_projection_is_refused(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     safetensors.numpy.save_file(arrays, tmp_path / "p.safetensors")
-    with pytest.raises(IndexVersionError, match=r"p\.safetensors"):
+    with pytest.raises(IndexVersionError) as raised:
         Projection.load(tmp_path / "p.safetensors")
+    assert raised.value.key == str(tmp_path / "p.safetensors")
 
 
 def test_a_damaged_or_missing_file_is_one_line(tmp_path: Path) -> None:
@@ -179,5 +180,7 @@ def test_a_damaged_or_missing_file_is_one_line(tmp_path: Path) -> None:
     for data in (None, b"", b"\x08\0\0\0\0\0\0\0{}", b"x" * 100):
         if data is not None:
             path.write_bytes(data)
-        with pytest.raises(IndexVersionError, match=r"^Cannot read the projection [^\n]*$"):
+        with pytest.raises(IndexVersionError) as raised:
             Projection.load(path)
+        assert raised.value.key == str(path)
+        assert str(raised.value).isprintable()

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from support.vectors import clustered, eligible_among, settings_of
 
 from raypipe.retrieval.ann import Ann
 from raypipe.retrieval.exact import neighbours
 from raypipe.retrieval.trials import trial_queries
+from support.vectors import clustered, eligible_among, settings_of
 
 NUM_VECTORS = 200_000
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.vectors import units
 
 from raypipe.retrieval.rerank import Caps, choose, complete, freshness, percentile_rank
+from support.vectors import units
 
 DAY = 86_400.0
 

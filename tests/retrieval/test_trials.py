@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.vectors import clustered
 
 from raypipe.retrieval.trials import TARGET_RECALL, Trials, least_nprobe, make_trials, trial_queries
+from support.vectors import clustered
 
 
 @given(st.integers(1, 500), st.integers(1, 500))

@@ -2,9 +2,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.embed_outputs import make_output
 
 from raypipe.storage import Folder
+from support.embed_outputs import make_output
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from raypipe import schema
+from raypipe.errors import CommitError, JobError
+from raypipe.sealed.dataset import read_embeddings, sealed_manifests
+from raypipe.storage import Folder
 from support.embed_outputs import (
     DIM,
     commit_statuses,
@@ -15,11 +20,6 @@ from support.embed_outputs import (
     replace_object,
     upload,
 )
-
-from raypipe import schema
-from raypipe.errors import CommitError, JobError
-from raypipe.sealed.dataset import read_embeddings, sealed_manifests
-from raypipe.storage import Folder
 
 
 def rows(output: Folder, *columns: str) -> list[tuple[object, ...]]:

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.embed_outputs import MARK, SETTINGS, video
 
 from raypipe import schema
 from raypipe.embed.packing import pack
@@ -18,6 +17,7 @@ from raypipe.errors import CommitError, FingerprintError
 from raypipe.sealed import plan as plans
 from raypipe.sealed.plan import Plan, Video, check_fingerprint, fingerprint, parse_data_name, put_plan, read_plan
 from raypipe.storage import Folder
+from support.embed_outputs import MARK, SETTINGS, video
 
 GIB = 1024**3
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)

@@ -13,6 +13,15 @@ from typing import Any, BinaryIO
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from raypipe import schema
+from raypipe.embed.verify import verify
+from raypipe.errors import CommitError, ConfigError, FingerprintError
+from raypipe.sealed import plan as plans
+from raypipe.sealed.plan import Plan, Video, plan_numbers
+from raypipe.sealed.planner import Retry
+from raypipe.status import TRANSIENT, Status
+from raypipe.storage import Folder, StoredObject
 from support.embed_outputs import (
     PACK,
     SETTINGS,
@@ -27,15 +36,6 @@ from support.embed_outputs import (
     upload,
     video,
 )
-
-from raypipe import schema
-from raypipe.embed.verify import verify
-from raypipe.errors import CommitError, ConfigError, FingerprintError
-from raypipe.sealed import plan as plans
-from raypipe.sealed.plan import Plan, Video, plan_numbers
-from raypipe.sealed.planner import Retry
-from raypipe.status import TRANSIENT, Status
-from raypipe.storage import Folder, StoredObject
 
 NAMES = [f"{number}.mp4" for number in range(7)]
 QUICK = settings(

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import pytest
-from support.embed_outputs import content, finish, places, plan_new, replace_object, upload
 
 from raypipe.errors import CommitError
 from raypipe.sealed.seal import read_manifest, seal, unsealed_plans
 from raypipe.storage import Folder
+from support.embed_outputs import content, finish, places, plan_new, replace_object, upload
 
 FIRST, SECOND = "data/00000-000000.parquet", "data/00000-000001.parquet"
 MANIFEST = "manifests/00000.json"

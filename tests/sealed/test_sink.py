@@ -15,13 +15,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.embed_outputs import DIM, MARK, commit, made_rows, video
 
 from raypipe import schema
 from raypipe.embed.packing import pack
 from raypipe.errors import CommitError
 from raypipe.sealed.sink import ShardFile, check_shard, describe_shard, put_shard, read_shard_file, shard_digest
 from raypipe.storage import Folder
+from support.embed_outputs import DIM, MARK, commit, made_rows, video
 
 NAME = "data/00002-000003.parquet"
 STATUSES = ["ok", "timeout", "partial", "ok"]

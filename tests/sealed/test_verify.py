@@ -13,6 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from raypipe import schema
+from raypipe.embed.verify import verify
+from raypipe.sealed import plan as plans
+from raypipe.sealed.plan import Plan, plan_numbers, put_plan, read_plan
+from raypipe.sealed.seal import read_manifest
+from raypipe.storage import Folder
 from support.embed_outputs import (
     DIM,
     MARK,
@@ -29,13 +36,6 @@ from support.embed_outputs import (
     upload,
     video,
 )
-
-from raypipe import schema
-from raypipe.embed.verify import verify
-from raypipe.sealed import plan as plans
-from raypipe.sealed.plan import Plan, plan_numbers, put_plan, read_plan
-from raypipe.sealed.seal import read_manifest
-from raypipe.storage import Folder
 
 FIRST, SECOND, THIRD = (f"data/00000-00000{shard}.parquet" for shard in range(3))
 LAST = "data/00001-000000.parquet"

@@ -1,14 +1,14 @@
 from collections.abc import Iterator
 
 import pytest
-from support.routes import Ask, FakeClassifier, FakeEmbedder, serve
-from support.served_index import make_items, put_index
 
 from raypipe.config.serve import LimitsConfig
 from raypipe.retrieval.versions import Versions
 from raypipe.serve.live import LiveIndex
 from raypipe.serve.sources import Prefixes
 from raypipe.storage import Folder
+from support.routes import Ask, FakeClassifier, FakeEmbedder, serve
+from support.served_index import make_items, put_index
 
 NEVER_SECONDS = 1e6
 

@@ -2,13 +2,13 @@ import fcntl
 from pathlib import Path
 
 import pytest
-from support.served_index import put_index
 
 from raypipe.retrieval.query import Query
 from raypipe.retrieval.versions import Versions
 from raypipe.serve.cache import cache_of
 from raypipe.serve.live import LiveIndex
 from raypipe.storage import Folder
+from support.served_index import put_index
 
 
 def test_an_index_has_a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

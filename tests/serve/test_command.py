@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import free_port
 
 from raypipe import cli
 from raypipe.storage import Folder
+from support.processes import free_port
 
 
 @pytest.fixture

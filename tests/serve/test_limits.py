@@ -169,7 +169,10 @@ def test_what_nobody_foresaw_is_500_and_says_nothing(error: Exception, caplog: p
         assert watched.in_flight == 0
 
     asyncio.run(run())
-    assert "Request abc failed" in caplog.text
+    [record] = caplog.records
+    assert "abc" in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
 
 
 def test_what_a_caller_did_wrong_is_no_failure_of_the_server(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.routes import Ask, FakeEmbedder, answer, error, serve
-from support.served_index import damage, put_index
 
 from raypipe.retrieval.versions import Versions
 from raypipe.serve.live import LiveIndex
 from raypipe.storage import Folder
+from support.routes import Ask, FakeEmbedder, answer, error, serve
+from support.served_index import damage, put_index
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from support.routes import VIDEO, Ask, answer, error
 from support.served_index import DIM
 

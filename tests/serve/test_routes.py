@@ -3,11 +3,11 @@
 from urllib.parse import quote
 
 import pytest
-from support.routes import Ask, answer, error
-from support.served_index import CATEGORIES
 
 from raypipe.retrieval.query import Query
 from raypipe.serve.live import LiveIndex
+from support.routes import Ask, answer, error
+from support.served_index import CATEGORIES
 
 
 def test_index_says_what_is_served(ask: Ask, live_index: LiveIndex) -> None:

@@ -9,7 +9,6 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.served_index import make_items
 
 from raypipe.config.serve import LimitsConfig
 from raypipe.serve.access import Access
@@ -20,6 +19,7 @@ from raypipe.serve.metrics import Metrics
 from raypipe.serve.routes import build_application
 from raypipe.serve.service import Service
 from raypipe.serve.shortcut import Shortcut
+from support.served_index import make_items
 
 IDS = make_items(200)[0]["video_id"].to_pylist()
 JSON = {"Content-Type": "application/json"}

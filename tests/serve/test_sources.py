@@ -128,8 +128,10 @@ def test_what_lies_elsewhere_is_refused(inside: Path, canary: Canary, uri: str) 
     ],
 )
 def test_other_keys_and_buckets_are_refused(canary: Canary, uri: str) -> None:
-    with pytest.raises(HttpError, match="is not below a prefix"):
+    with pytest.raises(HttpError) as caught:
         Prefixes(["s3://videos/open/"]).allow(uri.format(port=canary.port))
+    assert (caught.value.status, caught.value.code) == (403, "forbidden_uri")
+    assert repr(uri.format(port=canary.port)) in caught.value.message
     assert canary.connections == []
 
 
@@ -166,8 +168,9 @@ def test_a_link_does_not_lead_out(inside: Path) -> None:
     (inside / "loop").symlink_to(inside / "loop")
     prefixes = Prefixes([str(inside)])
     for name in ("link.mp4", "folder/x", "loop"):
-        with pytest.raises((ObjectDeniedError, ObjectMissingError), match=r"may not be read|does not exist"):
+        with pytest.raises((ObjectDeniedError, ObjectMissingError)) as caught:
             read(prefixes, f"{inside}/{name}")
+        assert caught.value.key == f"{inside}/{name}"
 
 
 def test_the_prefix_itself_may_be_a_link(inside: Path) -> None:
@@ -180,15 +183,18 @@ def test_what_is_no_file_is_not_there(inside: Path) -> None:
     os.mkfifo(inside / "pipe")
     prefixes = Prefixes([str(inside)])
     for name in ("none.mp4", "deep", "pipe", "a.mp4/x", "none/x"):
-        with pytest.raises(ObjectMissingError, match="does not exist"):
+        with pytest.raises(ObjectMissingError) as caught:
             read(prefixes, f"{inside}/{name}")
+        assert caught.value.key == f"{inside}/{name}"
 
 
 def test_what_is_too_large_is_refused(inside: Path) -> None:
     prefixes = Prefixes([str(inside)])
     assert read(prefixes, f"{inside}/deep/é b.mp4", most=4) == b"deep"
-    with pytest.raises(ObjectTooLargeError, match="has 4 bytes; the limit is 3"):
+    with pytest.raises(ObjectTooLargeError) as caught:
         read(prefixes, f"{inside}/deep/é b.mp4", most=3)
+    error = caught.value
+    assert (error.key, error.value, error.expected) == (f"{inside}/deep/é b.mp4", 4, 3)
 
 
 def test_an_object_is_read_from_a_bucket(bucket: str, s3: S3Server, canary: Canary) -> None:  # noqa: ARG001

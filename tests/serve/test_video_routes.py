@@ -1,11 +1,11 @@
 """The endpoints for videos that the catalogue does not hold, with models that know their answers."""
 
 import pytest
-from support.routes import VIDEO, Ask, FakeClassifier, FakeEmbedder, answer, error, serve
-from support.served_index import DIM
 
 from raypipe.serve.http_errors import HttpError
 from raypipe.serve.live import LiveIndex
+from support.routes import VIDEO, Ask, FakeClassifier, FakeEmbedder, answer, error, serve
+from support.served_index import DIM
 
 
 def test_a_video_is_embedded_from_a_body_or_a_uri(ask: Ask, ids: list[str], embedder: FakeEmbedder) -> None:

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.folders import fill, keys
 
 from raypipe.errors import (
     ConfigError,
@@ -21,6 +20,7 @@ from raypipe.errors import (
     StorageError,
 )
 from raypipe.storage import Folder, list_videos, read_object, read_range, s3_client
+from support.folders import fill, keys
 
 ODD_NAMES = [
     "a b.mp4",

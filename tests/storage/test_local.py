@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.folders import fill, keys
 from typing_extensions import Buffer
 
 from raypipe.errors import (
@@ -15,6 +14,7 @@ from raypipe.errors import (
     StorageError,
 )
 from raypipe.storage import Folder, read_object
+from support.folders import fill, keys
 
 ANY_SIZE = 1 << 40
 

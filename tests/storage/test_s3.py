@@ -4,12 +4,12 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.folders import fill, keys
 
 from raypipe.errors import (
     StorageError,
 )
 from raypipe.storage import Folder, read_object, s3_client, s3_list, s3_put
+from support.folders import fill, keys
 
 
 def test_put_new_in_parts_creates_an_object_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 import pytest
-from support.folders import fill
 
 from raypipe.errors import ConfigError, StorageError
 from raypipe.storage import Folder, list_videos
+from support.folders import fill
 
 
 def videos(uri: str, exclude_under: str = "") -> list[str]:

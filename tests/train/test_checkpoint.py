@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.embed_outputs import replace_object
-from support.folders import keys
-from support.tiny_models import DIM, tiny_classifier
 
 from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import VideoClassifier
 from raypipe.storage import Folder
 from raypipe.train.checkpoint import Checkpoints, load_optimizer
 from raypipe.train.optim import make_optimizer, set_rate
+from support.embed_outputs import replace_object
+from support.folders import keys
+from support.tiny_models import DIM, tiny_classifier
 
 SEEN = np.array([True, False, True, True, False, False, True, False, True])
 STATE: dict[str, Any] = {"epoch": 2, "loss_sum": 0.1 + 0.2, "history": [{"accuracy": 1 / 3}], "best_checkpoint": None}

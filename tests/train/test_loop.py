@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -11,17 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import TESTS
-from support.tiny_models import NAMES, Half
-from support.train_loops import (
-    copy_weights,
-    labelled_videos,
-    make_loop,
-    make_model,
-    settings_of,
-    shaken,
-    untimed,
-)
 
 from raypipe.errors import JobError
 from raypipe.models.adapters import freeze
@@ -35,6 +25,17 @@ from raypipe.train.loop import Loop
 from raypipe.train.network import Start, build
 from raypipe.train.outputs import put_model
 from raypipe.train.shard import Window
+from support import TESTS
+from support.tiny_models import NAMES, Half
+from support.train_loops import (
+    copy_weights,
+    labelled_videos,
+    make_loop,
+    make_model,
+    settings_of,
+    shaken,
+    untimed,
+)
 
 TRAIN, VALIDATION = labelled_videos(30), labelled_videos(12, seed=1)
 REGULAR: Mapping[str, Any] = {"frame_dropout": 0.3, "label_smoothing": 0.1, "accumulate": 2, "batch_size": 3}
@@ -221,7 +222,8 @@ def test_embeddings_that_are_not_finite_end_the_training(tmp_path: Path) -> None
     loop.standardise()
     state = loop.run()
     assert (state.ended, state.epoch, state.step, state.history) == ("not_finite", 0, 0, [])
-    assert state.message.startswith("The loss is no longer a number in epoch 1, step 1. Lower ")
+    assert re.findall(r"\b\d+\b", state.message) == ["1", "1"]  # the epoch and the step
+    assert "optimizer.learning_rate" in state.message
 
 
 def test_held_out_embeddings_that_are_not_finite_end_the_training(tmp_path: Path) -> None:
@@ -322,8 +324,9 @@ def test_a_best_checkpoint_that_is_damaged_is_named(tmp_path: Path) -> None:
     loop = make_loop(settings_of(12, 0), tmp_path, train=TRAIN[:12])
     number = loop.run().best_checkpoint
     (tmp_path / "checkpoints" / f"{number:06d}" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(JobError, match=rf"^Checkpoint {number}, of the best epoch, is not whole\. Train again "):
+    with pytest.raises(JobError) as caught:
         loop.load_best()
+    assert (caught.value.key, caught.value.value) == ("best_checkpoint", number)
 
 
 def test_what_masked_frames_taught_is_where_classifying_begins(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_models import GPT2, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 from torch import nn
 
 from raypipe.config import ClassifierConfig, OptimizerConfig
@@ -16,6 +15,7 @@ from raypipe.models.gpt2 import Gpt2
 from raypipe.storage import Folder
 from raypipe.train.network import Objective, Start, build, classifier_config, drop_frames, hide_frames, make_batch
 from raypipe.train.outputs import put_model
+from support.tiny_models import GPT2, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 
 CPU = torch.device("cpu")
 MASKS = st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.floats(0.01, 0.99), st.integers(0, 999))
@@ -157,12 +157,13 @@ def test_a_model_begins_with_the_encoder_of_another(tmp_path: object) -> None:
 def test_an_encoder_of_other_sizes_is_refused(tmp_path: object) -> None:
     folder = Folder(str(tmp_path))
     put_model(folder, tiny_classifier(gpt2={**GPT2, "n_embd": 8}), metrics={})
-    with pytest.raises(WeightsError, match=r"^init_from='.*/model' does not fit: "):
+    with pytest.raises(WeightsError) as caught:
         build(start_of(init_from=read_model(folder)), seed=0)
+    assert (caught.value.key, caught.value.value) == ("init_from", folder.child("model"))
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^model\.gpt2: n_embd 16 leaves 1 over when divided among 3 heads\.$"):
+    with pytest.raises(ConfigError, match=r"\b3\b") as caught:
         classifier_config(
             {**GPT2, "n_head": 3},
             model=ClassifierConfig(),
@@ -172,3 +173,4 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
             label_names=["a", "b"],
             multi_label=False,
         )
+    assert (caught.value.key, caught.value.value) == ("model.gpt2.n_embd", 16)

@@ -5,10 +5,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny_models import tiny_classifier
 
 from raypipe.models.adapters import freeze
 from raypipe.train.optim import learning_rate, make_optimizer, rate_at, set_rate
+from support.tiny_models import tiny_classifier
 
 
 def test_matrices_decay_and_nothing_else_does() -> None:

@@ -1,5 +1,6 @@
 """What is learned from: sealed embeddings that count, with the labels that they have, and nothing else."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,11 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from raypipe.config import TrainConfig, load_config
+from raypipe.errors import ConfigError, JobError, RaypipeError
+from raypipe.storage import Folder
+from raypipe.train.samples import FILE, INDEX, TARGETS, Samples, blocks, class_counts, find_samples
 from support.embed_outputs import (
     DIM,
     MARK,
@@ -20,11 +26,6 @@ from support.embed_outputs import (
     replace_object,
     upload,
 )
-
-from raypipe.config import TrainConfig, load_config
-from raypipe.errors import ConfigError, JobError
-from raypipe.storage import Folder
-from raypipe.train.samples import FILE, INDEX, TARGETS, Samples, blocks, class_counts, find_samples
 
 Videos = Mapping[str, str]  # by video_id, the status that it ends with
 
@@ -65,12 +66,17 @@ def targets_of(samples: Samples) -> dict[str, list[str]]:
 
 
 def problem(
-    output: Folder, labels: str | None, *overrides: str, kind: type[Exception] = ConfigError, **values: object
-) -> str:
+    output: Folder, labels: str | None, *overrides: str, kind: type[RaypipeError] = ConfigError, **values: object
+) -> RaypipeError:
     with pytest.raises(kind) as caught:
         find(output, labels, *overrides, **values)
     assert str(caught.value).isprintable()
-    return str(caught.value)
+    return caught.value
+
+
+def counts(error: RaypipeError, output: Folder) -> list[str]:
+    """The whole numbers of an error, sorted, but for those in names, paths and settings."""
+    return sorted(re.findall(r"(?<![\w.=-])\d+(?![\w.-])", str(error).replace(output.uri, "")))
 
 
 FOUR = ok("a", "b", "c", "d")
@@ -138,32 +144,42 @@ def test_a_partial_video_is_a_sample(tmp_path: Path) -> None:
 def test_too_many_unknown_videos_are_refused_with_their_number(tmp_path: Path) -> None:
     output = embedded(tmp_path, FOUR)
     labels = f"{ABCD}\n" + "\n".join(f"gone-{at},x" for at in range(4))
-    said = problem(output, labels, "data.max_unknown_fraction=0.49")
-    assert said.startswith(f"4 of the 8 labelled videos are not in {output}: 'gone-0', 'gone-1', 'gone-2', …. A ")
-    assert said.endswith("data.max_unknown_fraction=0.49 allows fewer.")
+    error = problem(output, labels, "data.max_unknown_fraction=0.49")
+    assert (error.key, error.value) == ("data.max_unknown_fraction", 0.49)
+    assert "'gone-0', 'gone-1', 'gone-2', …" in str(error)
+    assert "'gone-3'" not in str(error)
+    assert "data.max_unknown_fraction=0.49" in str(error)
+    assert counts(error, output) == ["4", "8"]
     samples = find(output, labels, "data.max_unknown_fraction=0.5")
     assert samples.num_unknown == 4
     assert targets_of(samples).keys() == FOUR.keys()
 
 
 def test_one_unknown_video_counts_once(tmp_path: Path) -> None:
-    said = problem(embedded(tmp_path, FOUR), f"{ABCD}\ngone,x\ngone,y")
-    assert said.startswith("1 of the 5 labelled videos are not in ")
-    assert "'gone'. A " in said
+    output = embedded(tmp_path, FOUR)
+    error = problem(output, f"{ABCD}\ngone,x\ngone,y")
+    assert error.key == "data.max_unknown_fraction"
+    assert str(error).count("'gone'") == 1
+    assert "…" not in str(error)
+    assert counts(error, output) == ["1", "5"]
 
 
 def test_labels_that_fit_nothing_are_refused(tmp_path: Path) -> None:
     output = embedded(tmp_path, dict.fromkeys("ab", "crashed"))
-    assert problem(output, "a,x\nb,y").startswith("No labelled video of ")
-    said = problem(output, "q,x\nr,y", "data.max_unknown_fraction=1")
-    assert said.endswith(f"labels.csv has embeddings in {output}.")
+    for error in (problem(output, "a,x\nb,y"), problem(output, "q,x\nr,y", "data.max_unknown_fraction=1")):
+        assert (error.key, error.value) == ("labels", str(tmp_path / "labels.csv"))
+        assert output.uri in str(error)
 
 
 def test_what_is_not_sealed_is_refused(tmp_path: Path) -> None:
     output = embedded(tmp_path, FOUR, sealed=False)
-    assert " is not sealed: " in problem(output, ABCD, kind=JobError)
+    error = problem(output, ABCD, kind=JobError)
+    assert (error.key, error.value) == (output.uri, [0])
+    assert "raypipe embed" in error.remedy
     nowhere = Folder(str(tmp_path / "none"))
-    assert " holds no embeddings. " in problem(nowhere, None, kind=JobError, labels_from="folder")
+    error = problem(nowhere, None, kind=JobError, labels_from="folder")
+    assert (error.key, error.value) == (nowhere.uri, None)
+    assert "raypipe embed" in error.remedy
 
 
 def test_several_labels_of_a_video_are_found_or_refused(tmp_path: Path) -> None:
@@ -172,8 +188,9 @@ def test_several_labels_of_a_video_are_found_or_refused(tmp_path: Path) -> None:
     samples = find(output, labels)
     assert samples.multi_label
     assert targets_of(samples) == {"a": ["x", "z"], "b": ["y", "z"], "c": ["x"], "d": ["y"]}
-    said = problem(output, labels, "problem_type=single_label")
-    assert said == "problem_type=single_label: a video has several labels. Choose multi_label, or give each video one."
+    error = problem(output, labels, "problem_type=single_label")
+    assert (error.key, error.value) == ("problem_type", "single_label")
+    assert "multi_label" in error.remedy
     assert find(output, ABCD, "problem_type=multi_label").multi_label
 
 
@@ -183,7 +200,9 @@ def test_the_same_row_twice_is_no_second_label(tmp_path: Path) -> None:
 
 def test_one_label_alone_tells_nothing_apart(tmp_path: Path) -> None:
     output = embedded(tmp_path, FOUR)
-    assert problem(output, "a,x\nb,x").startswith("Every video has the label 'x': there is nothing to tell apart.")
+    error = problem(output, "a,x\nb,x")
+    assert (error.key, error.value) == ("label", "x")
+    assert "problem_type=multi_label" in error.remedy
     assert find(output, "a,x\nb,x", "problem_type=multi_label").label_names == ("x",)
 
 
@@ -200,15 +219,17 @@ def test_a_split_column_is_obeyed_and_test_is_left_out(tmp_path: Path) -> None:
     assert samples.train["video_id"].to_pylist() == ["a", "b"]
     assert samples.validation["video_id"].to_pylist() == ["c"]
     assert samples.label_names == ("x", "y")
-    assert problem(output, "a,x,val\nb,y,val").endswith(
-        "no video is in the split train. Choose train, validation or test for each."
-    )
-    assert " is in several splits. " in problem(output, "a,x,train\na,x,test\nb,y,train")
+    error = problem(output, "a,x,val\nb,y,val")
+    assert (error.key, error.value, error.expected) == ("split", None, "train")
+    error = problem(output, "a,x,train\na,x,test\nb,y,train")
+    assert (error.key, error.value) == ("video_id", "a")
 
 
 def test_a_label_of_one_video_is_refused_or_learned_alone(tmp_path: Path) -> None:
     output = embedded(tmp_path, FOUR)
-    assert problem(output, "a,x\nb,x\nc,q").startswith("The label 'q' has one video, ")
+    error = problem(output, "a,x\nb,x\nc,q")
+    assert (error.key, error.value) == ("label", "q")
+    assert "data.validation_fraction=0" in error.remedy
     samples = find(output, "a,x\nb,x\nc,q", "data.validation_fraction=0")
     assert (samples.train.num_rows, samples.validation.num_rows) == (3, 0)
 
@@ -228,7 +249,9 @@ def test_one_video_without_labels_is_learned_from(tmp_path: Path) -> None:
 
 def test_no_video_with_frames_is_refused(tmp_path: Path) -> None:
     output = embedded(tmp_path, {"a": "crashed"})
-    assert problem(output, None, objective="masked_frame").startswith(f"No video in {output} has frames. ")
+    error = problem(output, None, objective="masked_frame")
+    assert (error.key, error.value) == ("embeddings", output.uri)
+    assert "raypipe verify" in error.remedy
 
 
 def test_a_digest_is_of_what_is_learned_and_of_nothing_else(tmp_path: Path) -> None:

@@ -31,23 +31,25 @@ def test_a_key_below_sizes_changes_that_size_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("search", "said"),
+    ("search", "key", "value"),
     [
-        ({"optimizer__epochs": [0]}, r"^optimizer\.epochs=0: "),
-        ({"optimizer__epoch": [3]}, r"^Unknown key 'optimizer\.epoch'\. Did you mean 'epochs'\?"),
-        ({"seed__x": [3]}, r"^search: 'seed\.x' lies below 'seed', which holds 0\."),
-        ({"seed": list(range(MAX_TRIALS + 1))}, "^search has 257 combinations; the most are 256"),
+        ({"optimizer__epochs": [0]}, "optimizer.epochs", 0),
+        ({"optimizer__epoch": [3]}, "optimizer.epoch", "optimizer.epoch"),
+        ({"seed__x": [3]}, "seed.x", 0),
+        ({"seed": list(range(MAX_TRIALS + 1))}, "search", 257),
     ],
 )
-def test_a_grid_that_cannot_be_trained_is_refused(search: dict[str, list[object]], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_grid_that_cannot_be_trained_is_refused(search: dict[str, list[object]], key: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
         grid(config(**search))
+    assert (caught.value.key, caught.value.value) == (key, value)
 
 
 @pytest.mark.parametrize(
-    ("search", "said"),
-    [({"data__cache_bytes": [1]}, "cannot be searched"), ({"seed": []}, "has no choices")],
+    ("search", "key"),
+    [({"data__cache_bytes": [1]}, "'data.cache_bytes'"), ({"seed": []}, "'seed'")],
 )
-def test_a_search_that_makes_no_sense_is_refused(search: dict[str, list[object]], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_search_that_makes_no_sense_is_refused(search: dict[str, list[object]], key: str) -> None:
+    with pytest.raises(ConfigError, match=key) as caught:
         config(**search)
+    assert caught.value.key == "search"

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_models import DIM, random_videos
-from support.train_loops import block_of, read_of
 
 from raypipe.train.shard import Shard, Window, epoch_batches
 from raypipe.train.team import Team
+from support.tiny_models import DIM, random_videos
+from support.train_loops import block_of, read_of
 
 ALONE = Team(device=torch.device("cpu"))
 

@@ -18,12 +18,12 @@ import av
 import numpy as np
 import pytest
 from av.container import OutputContainer
-from support.videos import make_noise
 
 from raypipe.video.protocol import DecodeRequest, Limits, Pixels, Reply, SharedFrames
 from raypipe.video.sampling import Seconds
 from raypipe.video.sandbox import DecodeSandbox
 from raypipe.video.worker import decode_video
+from support.videos import make_noise
 
 FIRST_LEVEL, LEVEL_STEP = 24, 9  # the grey of frame 0, and how much lighter each next one is
 MARK = (255, 255, 255)
