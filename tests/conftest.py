@@ -1,5 +1,7 @@
 import pytest
 
+from support.properties import load_profile
+
 pytest_plugins = (
     "support.time_limits",
     "support.fixtures.scheduling",
@@ -7,6 +9,8 @@ pytest_plugins = (
     "support.fixtures.ray_session",
 )
 _LONGEST = "e2e/test_every_job.py"
+
+load_profile()
 
 
 @pytest.hookimpl(trylast=True)

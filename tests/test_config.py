@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from raypipe.config import ClassifyConfig, EmbedConfig, Gpt2Size, SamplingConfig, TrainConfig, load_config
 from raypipe.config.embed import ShardConfig
 from raypipe.errors import ConfigError
+from support.properties import examples
 
 EXAMPLE = Path(__file__).parents[1] / "jobs" / "embed.yaml"
 TRAIN_EXAMPLE = EXAMPLE.with_name("train.yaml")
@@ -400,7 +401,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=examples(200))
 @given(chosen=st.fixed_dictionaries({}, optional=VALID))
 def test_any_valid_value_survives_an_override(chosen: dict[str, Any]) -> None:
     config: Any = load(*(f"{key}={as_yaml(value)}" for key, value in chosen.items()))
@@ -412,7 +413,7 @@ def test_any_valid_value_survives_an_override(chosen: dict[str, Any]) -> None:
         assert isinstance(found, bool) == isinstance(value, bool)
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=examples(200))
 @given(override=st.text(max_size=40) | st.builds("{}={}".format, st.sampled_from(sorted(VALID)), st.text(max_size=40)))
 def test_any_text_is_taken_or_refused_in_one_line(override: str) -> None:
     try:

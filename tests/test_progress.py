@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
@@ -18,7 +18,6 @@ from raypipe.progress.view import Flow
 from raypipe.report import RunRecord, ShardSummary
 
 START = 1_700_000_000.0
-untimed = settings(deadline=None)  # how fast a shared machine is, is no law
 
 
 class FakeClock:
@@ -163,7 +162,6 @@ def test_rare_and_uneven_shards_still_give_a_steady_rate(clock: FakeClock) -> No
     assert rate.per_second()[0] == pytest.approx(2, rel=0.2)
 
 
-@untimed
 @given(st.lists(st.floats(0, 30), max_size=400))
 def test_the_window_stays_bounded(pauses: list[float]) -> None:
     clock = FakeClock()
@@ -214,7 +212,6 @@ def test_the_final_table_fits_and_names_what_matters(clock: FakeClock, width: in
     assert "[red]Ctrl-C[/red]\\x1b[2J." in text
 
 
-@untimed
 @given(st.lists(st.text("ab ", max_size=15).map(str.strip), max_size=12), st.integers(15, 60))
 def test_flow_breaks_between_pieces_only_and_loses_none(pieces: list[str], width: int) -> None:
     console, file = file_console(width)

@@ -23,11 +23,11 @@ from raypipe.report.record import MAX_FAILURE_KINDS, MAX_FAILURES, MAX_PROBLEMS,
 from raypipe.report.text import error_kind, format_bytes, format_rate, format_seconds, format_share, redact, visible
 from raypipe.report.timeline import MAX_BUCKETS, Bucket, Timeline
 from raypipe.status import HAS_FRAMES, Status
+from support.properties import examples
 from support.report_pages import HOSTILE, Page
 
 START = 1_700_000_000.0
-untimed = settings(deadline=None)  # how fast a shared machine is, is no law
-few = settings(untimed, max_examples=50)  # each example writes whole pages
+few = settings(max_examples=examples(50))  # each example writes whole pages
 JPEG = b"\xff\xd8\xff\xe0 a picture"
 
 
@@ -87,7 +87,6 @@ shards = st.builds(
 )
 
 
-@untimed
 @given(st.lists(shards, max_size=40))
 def test_totals_are_the_sums_of_what_was_added(summaries: list[ShardSummary]) -> None:
     record = RunRecord(num_resumed_videos=7, clock=lambda: START + 10**6)
@@ -117,7 +116,6 @@ def test_totals_are_the_sums_of_what_was_added(summaries: list[ShardSummary]) ->
     assert record.num_failed_videos == num_videos - sum(record.statuses[status] for status in HAS_FRAMES)
 
 
-@untimed
 @given(st.lists(shards, max_size=12), st.randoms(use_true_random=False))
 def test_slowest_and_thumbnails_do_not_depend_on_the_order_of_shards(
     summaries: list[ShardSummary], rng: random.Random
@@ -167,7 +165,6 @@ def test_long_names_errors_and_pictures_are_cut_short_or_left_out(clock: FakeClo
     assert [video_id for video_id, _ in record.thumbnails] == ["good"]
 
 
-@untimed
 @given(
     st.lists(st.tuples(st.floats(0, 10**6), st.integers(0, 100)), min_size=1, max_size=60),
     st.floats(0, 2 * 10**6),
@@ -387,7 +384,6 @@ def test_a_real_jpeg_is_kept_byte_for_byte(clock: FakeClock) -> None:
     assert record.thumbnails == [("a.mp4", buffer.getvalue())]
 
 
-@untimed
 @given(st.floats(1e-6, 1e12), st.integers(1, 8))
 def test_axis_steps_are_round_and_reach_the_largest_value(largest: float, num_steps: int) -> None:
     step = nice_step(largest, num_steps=num_steps)

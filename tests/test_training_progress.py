@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
@@ -15,7 +15,6 @@ from raypipe.progress.training import epoch_table
 from raypipe.report import EpochMetrics, TrainingRecord
 
 START = 1_700_000_000.0
-untimed = settings(deadline=None)  # how fast a shared machine is, is no law
 
 
 class FakeClock:
@@ -184,7 +183,6 @@ def test_the_live_display_begins_before_the_first_step() -> None:
     assert "waiting for the first step" in Text.from_ansi(file.getvalue()).plain
 
 
-@untimed
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9), st.integers(0, 5), st.floats(), st.floats()), max_size=9)
 )

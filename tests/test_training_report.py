@@ -21,10 +21,11 @@ from raypipe.report.text import shorten, visible
 from raypipe.report.training_record import MAX_MISTAKES, confused_pairs
 from raypipe.report.training_summary import summarize_training
 from raypipe.report.training_text import format_loss, format_metric, format_parameters
+from support.properties import examples
 from support.report_pages import HOSTILE, Page
 
 START = 1_700_000_000.0
-few = settings(deadline=None, max_examples=50)  # each example writes whole pages
+few = settings(max_examples=examples(50))  # each example writes whole pages
 JPEG = b"\xff\xd8\xff\xe0 a picture"
 DRAWN = {"d", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r", "width", "height", "fill-opacity"}
 

@@ -14,12 +14,13 @@ from raypipe.sealed.dataset import embedding_dim, embeddings_manifests
 from raypipe.storage import Folder
 from support.classify_outputs import plan_new
 from support.embed_outputs import DIM, content, embed_all, make_output, places, replace_object, upload
+from support.properties import examples
 
 FILES = st.dictionaries(st.sampled_from([f"data/{number}" for number in range(9)]), st.integers(1, 7), min_size=1)
 LIMITS = {"max_videos": st.integers(1, 9), "max_frames": st.integers(1, 60), "frames_per_video": st.integers(1, 9)}
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=examples(200))
 @given(files=FILES, limits=st.fixed_dictionaries({**LIMITS, "slots": st.integers(1, 4)}))
 def test_a_file_is_cut_only_at_the_limits(files: dict[str, int], limits: dict[str, int]) -> None:
     videos = [

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
@@ -30,6 +30,7 @@ from support.embed_outputs import (
     video,
 )
 from support.embed_outputs import PACK as EMBED_PACK
+from support.properties import examples
 
 
 def rows_of(output: Folder) -> dict[str, dict[str, Any]]:
@@ -77,7 +78,7 @@ def test_every_row_becomes_one_row_with_its_own_label(folder: Folder) -> None:
             ] * 4
 
 
-@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25))
 @given(
     generations=st.lists(
         st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from([*map(str, Status)]), min_size=1),

@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 
 import pyarrow as pa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
@@ -12,6 +12,7 @@ from raypipe.embed.packing import pack
 from raypipe.embed.shard import shard_videos
 from raypipe.sealed.plan import Plan, Video
 from support.embed_outputs import MARK, SETTINGS
+from support.properties import examples
 
 GIB = 1024**3
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -28,9 +29,7 @@ LIMITS = st.fixed_dictionaries(
         "slots": st.integers(1, 8),
     }
 )
-QUICK = settings(
-    max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=examples(150))
 
 
 @QUICK

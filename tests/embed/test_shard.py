@@ -32,6 +32,7 @@ from raypipe.sealed.plan import Video
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, throttles
 from support.embed_outputs import CROP, DIM, FakeSandbox, content, decoded, embed, upload
+from support.properties import examples
 
 OUTCOMES = [("ok", 3), ("timeout", 0), ("partial", 1), ("decode_error", 0), ("ok", 5)]
 
@@ -148,7 +149,7 @@ def test_a_shard_without_any_frame_is_embedded_too() -> None:
     assert summarise(done, plan=0, shard=0, put_seconds=0, already_committed=False).num_frames == 0
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=examples(60))
 @given(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=8), data=st.data(), chunks=st.integers(1, 3))
 def test_a_slice_of_a_shard_is_embedded_as_if_it_were_alone(
     outcomes: list[tuple[str, int]], data: st.DataObject, chunks: int
@@ -164,7 +165,7 @@ def test_a_slice_of_a_shard_is_embedded_as_if_it_were_alone(
     assert found.to_pylist() == expected.to_pylist()
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100))
 @given(lengths=st.lists(st.integers(0, 5), max_size=8), seed=st.integers(0, 2**32), scale=st.floats(1e-3, 1e3))
 def test_the_mean_is_that_of_numpy_at_length_one(lengths: list[int], seed: int, scale: float) -> None:
     vectors = (np.random.default_rng(seed).standard_normal((sum(lengths), DIM)) * scale).astype(np.float32)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.index.changes import Changes, compare
@@ -23,7 +23,6 @@ def items(videos: dict[str, int], **columns: list[Any]) -> pa.Table:
     )
 
 
-@settings(deadline=None)
 @given(contents, contents)
 def test_counts_are_those_of_sets(before: dict[str, int], now: dict[str, int]) -> None:
     changes = compare(items(before), items(now), same_plans=False)

@@ -24,6 +24,7 @@ from raypipe.models.classifier import (
     masked_mean,
 )
 from raypipe.models.frames import by_length, pad_frames, thin
+from support.properties import examples
 from support.tiny_models import DIM, NAMES, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,7 +45,7 @@ def alone(model: VideoClassifier, video: npt.NDArray[np.float16]) -> torch.Tenso
         return cast("torch.Tensor", model(torch.from_numpy(video)[None]).logits)[0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 @given(lengths=LENGTHS, seed=st.integers(0, 9))
 def test_padding_never_changes_a_logit(lengths: list[int], seed: int) -> None:
     videos = random_videos(lengths, seed=seed)
@@ -84,7 +85,7 @@ def test_a_mask_may_leave_out_any_frames() -> None:
         torch.testing.assert_close(logits, others, rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=examples(25))
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=9), batch_size=st.integers(1, 4), data=st.data())
 def test_classify_says_of_each_video_what_it_says_of_it_alone(
     lengths: list[int], batch_size: int, data: st.DataObject

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.models.crops import Crops
+from support.properties import examples
 
 SIZE = 2
 
@@ -13,7 +14,7 @@ def videos_of(lengths: list[int]) -> list[np.ndarray]:
     return [random.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8) for length in lengths]
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=examples(200))
 @given(lengths=st.lists(st.integers(0, 4), max_size=6), start=st.integers(0, 20), length=st.integers(0, 20))
 def test_a_slice_is_that_of_all_frames_in_one_array(lengths: list[int], start: int, length: int) -> None:
     videos = videos_of(lengths)

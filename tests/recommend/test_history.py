@@ -18,6 +18,7 @@ from raypipe.recommend.history import HistoryFile
 from raypipe.recommend.users import HISTORY, USER_ID, User, parse
 from raypipe.storage import Folder
 from support.embed_outputs import replace_object
+from support.properties import examples
 
 Rows = list[tuple[str, list[str]]]
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), min_size=1)
@@ -57,7 +58,7 @@ def test_every_format_gives_the_same_rows(folder: Folder, ending: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(
     rows=st.lists(st.tuples(texts, st.lists(texts, max_size=3)), max_size=9),
     num_rows=st.integers(1, 10),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.recommend.users import HISTORY, IS_REPEATED, LINE, USER_ID, User, parse, parse_history, repeated_rows
@@ -39,7 +39,6 @@ def test_a_history_is_a_list_or_a_text(history: Any, expected: tuple[str, ...]) 
     assert parse_history(history) == expected
 
 
-@settings(deadline=None)
 @given(st.lists(ids))
 def test_a_json_array_holds_any_ids(video_ids: list[str]) -> None:
     assert parse_history(json.dumps(video_ids)) == parse_history(video_ids) == tuple(video_ids)
@@ -123,7 +122,6 @@ def test_a_repeated_user_is_an_error() -> None:
     assert (second.user_id, second.video_ids, columns_in(second.error or "")) == ("a", (), [USER_ID])
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | st.sampled_from(["a", "b", "c", "d"])))
 def test_the_first_row_of_a_user_counts(users: list[str | None]) -> None:
     num_rows, repeated = repeated_rows(users)

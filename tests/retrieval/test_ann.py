@@ -11,6 +11,7 @@ from raypipe.retrieval import ann as ann_module
 from raypipe.retrieval import trials
 from raypipe.retrieval.ann import Ann
 from raypipe.retrieval.trials import trial_queries
+from support.properties import examples
 from support.vectors import KINDS, clustered, eligible_among, settings_of, true_neighbours, units
 
 VECTORS = clustered(2_000, dim=24)
@@ -33,7 +34,7 @@ def ann(request: pytest.FixtureRequest) -> Ann:
 
 
 @given(top_k=st.integers(1, 40), allowed=st.sampled_from([1.0, 0.5, 0.1, 0.01]), seed=st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_exactly_as_many_as_asked_and_only_eligible_ones(ann: Ann, top_k: int, allowed: float, seed: int) -> None:
     chance = np.random.default_rng(seed)
     mask = chance.random(len(VECTORS)) < allowed

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.config import IndexSettings
@@ -22,6 +22,7 @@ from raypipe.retrieval.projection import Projection, unit_length
 from raypipe.retrieval.versions import FILES, Versions
 from raypipe.storage import Folder
 from support.catalogues import Catalogue, make_catalogue
+from support.properties import examples
 
 SETTINGS = IndexSettings(dim=16)
 
@@ -102,7 +103,7 @@ def test_near_duplicates_are_grouped(catalogue: Catalogue, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
-@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25))
 @given(num_videos=st.integers(1, 50), dim=st.integers(1, 40), batch=st.integers(1, 60), data=st.data())
 def test_any_small_catalogue_is_built(
     *,

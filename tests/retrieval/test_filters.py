@@ -18,6 +18,7 @@ from raypipe.retrieval import filters as filters_module
 from raypipe.retrieval import items as items_module
 from raypipe.retrieval.filters import Eligible, FilterMasks
 from raypipe.retrieval.items import Items
+from support.properties import examples
 
 UTC = dt.UTC
 COMPARE = {"gt": "gt", "gte": "ge", "lt": "lt", "lte": "le"}
@@ -73,7 +74,7 @@ def passes(value: object, asked: object) -> bool:
     return any(value == one for one in (asked if isinstance(asked, list) else [asked]))
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=examples(200))
 @given(question=questions(), few=st.sampled_from([0, 2, 4096]))
 def test_filters_are_what_python_says_of_each_row(
     question: tuple[pa.Table, dict[str, Any], list[int]], few: int

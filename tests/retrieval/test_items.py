@@ -13,11 +13,12 @@ from raypipe.errors import IndexVersionError, QueryError
 from raypipe.retrieval import lookup
 from raypipe.retrieval.items import Items
 from raypipe.retrieval.writers import ThumbnailWriter
+from support.properties import examples
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100))
 @given(ids=st.lists(TEXTS, unique=True, max_size=60), others=st.lists(TEXTS, max_size=20))
 def test_positions_are_those_of_a_dict(ids: list[str], others: list[str]) -> None:
     items = Items(pa.table({"video_id": pa.array(ids, pa.string())}), None)

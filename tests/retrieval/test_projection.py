@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from raypipe.errors import IndexVersionError
 from raypipe.retrieval import projection as projection_module
 from raypipe.retrieval.projection import Moments, Projection, is_usable, unit_length
+from support.properties import examples
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -27,7 +28,7 @@ def fitted(embeddings: np.ndarray, *, dim: int, whitening: float = 1.0, batch: i
     return moments.fit(dim, whitening=whitening)
 
 
-@settings(max_examples=20, deadline=None, database=None)
+@settings(max_examples=examples(20))
 @given(seed=SEEDS, size=st.integers(2, 24))
 def test_whitened_embeddings_have_the_identity_as_covariance(seed: int, size: int) -> None:
     embeddings = made_up(200 * size + 500, size, seed=seed)
@@ -40,7 +41,7 @@ def test_whitened_embeddings_have_the_identity_as_covariance(seed: int, size: in
     np.testing.assert_allclose(covariance, np.eye(dim), atol=0.02)
 
 
-@settings(max_examples=20, deadline=None, database=None)
+@settings(max_examples=examples(20))
 @given(
     seed=SEEDS,
     num_videos=st.integers(1, 80),
@@ -61,7 +62,7 @@ def test_vectors_are_of_unit_length_whatever_the_numbers(
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None, database=None)
+@settings(max_examples=examples(20))
 @given(seed=SEEDS, batch=st.integers(1, 100))
 def test_batches_of_any_size_give_the_same(seed: int, batch: int) -> None:
     embeddings = made_up(100, 6, seed=seed)

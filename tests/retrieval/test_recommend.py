@@ -15,6 +15,7 @@ from raypipe.retrieval import candidates, trials
 from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.query import Query, Recommendations
 from raypipe.retrieval.rerank import freshness, percentile_rank
+from support.properties import examples
 from support.vectors import KINDS, clustered, index_of, units
 
 CATEGORIES = ("music", "news", "sport", None)
@@ -132,7 +133,7 @@ def check(index: VideoIndex, query: Query, answer: Recommendations) -> None:
 
 
 @given(data=st.data(), num_videos=st.integers(1, 90), seed=st.integers(0, 9), kind=st.sampled_from(list(KINDS)))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 def test_exactly_top_k_wherever_so_many_are_eligible(
     data: st.DataObject, num_videos: int, seed: int, kind: str
 ) -> None:
@@ -143,7 +144,7 @@ def test_exactly_top_k_wherever_so_many_are_eligible(
 
 
 @given(query=queries(200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 def test_the_best_first(index: VideoIndex, query: Query) -> None:
     """Without caps, diversity and boosts the answer is what sorting all eligible videos gives."""
     plain = replace(query, max_per_category=None, one_per_duplicate_group=False, diversity=0, freshness=0, popularity=0)
@@ -165,7 +166,7 @@ def test_the_best_first(index: VideoIndex, query: Query) -> None:
 
 
 @given(query=queries(200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 def test_why(index: VideoIndex, query: Query) -> None:
     answer = index.recommend(query)
     known = [one for one in query.history if index.items.position(one) is not None]
@@ -187,7 +188,7 @@ def test_why(index: VideoIndex, query: Query) -> None:
 
 
 @given(asked=st.lists(queries(200), min_size=2, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 def test_a_query_alone_and_among_others(index: VideoIndex, asked: list[Query]) -> None:
     together = [index.recommend(query) for query in asked]
     assert [index.recommend(query) for query in reversed(asked)] == together[::-1]

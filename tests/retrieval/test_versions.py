@@ -22,6 +22,7 @@ from raypipe.retrieval import versions as versions_module
 from raypipe.retrieval.versions import FILES, MANIFEST, Versions, new_version_id
 from raypipe.storage import Folder, read_object, s3_put
 from support.folders import keys
+from support.properties import examples
 
 SAID = {"num_videos": 3, "dim": 2, "embedding_dim": 4, "kind": "flat", "recall_at_10": 1.0, "columns": {"x": "string"}}
 
@@ -76,7 +77,7 @@ def test_what_is_in_the_cache_is_not_downloaded_again(bucket: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["local", "s3"])
-@settings(max_examples=25, deadline=None, database=None)
+@settings(max_examples=examples(25))
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
 def test_any_changed_byte_is_seen(
     kind: str, name: str, place: float, change: int, request: pytest.FixtureRequest

@@ -20,6 +20,7 @@ from support.embed_outputs import (
     replace_object,
     upload,
 )
+from support.properties import examples
 
 
 def rows(output: Folder, *columns: str) -> list[tuple[object, ...]]:
@@ -91,7 +92,7 @@ def test_a_manifest_that_is_none_is_refused(output: Folder) -> None:
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_no_changed_byte_of_a_page_becomes_another_row(
     tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
 ) -> None:

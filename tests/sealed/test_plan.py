@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
@@ -18,6 +18,7 @@ from raypipe.sealed import plan as plans
 from raypipe.sealed.plan import Plan, Video, check_fingerprint, fingerprint, parse_data_name, put_plan, read_plan
 from raypipe.storage import Folder
 from support.embed_outputs import MARK, SETTINGS, video
+from support.properties import examples
 
 GIB = 1024**3
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -26,9 +27,7 @@ VIDEOS = st.lists(
     max_size=40,
     unique_by=lambda one: (one.video_uri, one.etag),
 )
-QUICK = settings(
-    max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=examples(150))
 
 
 def packed(*videos: Video) -> pa.Table:
@@ -39,7 +38,7 @@ def plan(number: int = 0, *videos: Video, about: Mapping[str, Any] = SETTINGS) -
     return Plan(number, packed(*videos or [video()]), fingerprint(about), about, "s3://nowhere/")
 
 
-@settings(QUICK, max_examples=10)
+@settings(QUICK, max_examples=examples(10))
 @given(videos=VIDEOS.filter(len), settings_=st.dictionaries(NAMES, st.none() | st.booleans() | st.integers() | NAMES))
 def test_a_plan_is_read_as_it_was_stored(folder: Folder, videos: list[Video], settings_: dict[str, Any]) -> None:
     number = len(plans.plan_numbers(folder))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
@@ -36,11 +36,10 @@ from support.embed_outputs import (
     upload,
     video,
 )
+from support.properties import examples
 
 NAMES = [f"{number}.mp4" for number in range(7)]
-QUICK = settings(
-    max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=examples(40))
 
 
 def ids(output: Folder, *numbers: int) -> list[str]:

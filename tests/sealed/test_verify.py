@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
@@ -36,6 +36,7 @@ from support.embed_outputs import (
     upload,
     video,
 )
+from support.properties import examples
 
 FIRST, SECOND, THIRD = (f"data/00000-00000{shard}.parquet" for shard in range(3))
 LAST = "data/00001-000000.parquet"
@@ -407,7 +408,7 @@ def held(output: Folder) -> list[object]:
     return found
 
 
-@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200))
 @given(data=st.data())
 def test_garbage_is_a_violation_and_never_an_exception(template: Path, tmp_path: Path, data: st.DataObject) -> None:
     scratch = tmp_path / "scratch"

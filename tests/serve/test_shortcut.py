@@ -19,6 +19,7 @@ from raypipe.serve.metrics import Metrics
 from raypipe.serve.routes import build_application
 from raypipe.serve.service import Service
 from raypipe.serve.shortcut import Shortcut
+from support.properties import examples
 from support.served_index import make_items
 
 IDS = make_items(200)[0]["video_id"].to_pylist()
@@ -142,7 +143,7 @@ _REQUESTS = st.dictionaries(st.sampled_from(_FIELDS), _VALUES, max_size=4) | st.
 )
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=examples(150))
 @given(request=_REQUESTS)
 def test_any_request(ways: Ways, request: dict[str, Any]) -> None:
     ways.check("POST", "/v1/recommend", json=request)

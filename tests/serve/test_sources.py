@@ -15,6 +15,7 @@ from raypipe.errors import ConfigError, ObjectDeniedError, ObjectMissingError, O
 from raypipe.serve.http_errors import HttpError
 from raypipe.serve.sources import AllowedUri, Prefixes
 from raypipe.storage import Folder
+from support.properties import examples
 
 _LARGE = 1 << 30
 
@@ -135,7 +136,7 @@ def test_other_keys_and_buckets_are_refused(canary: Canary, uri: str) -> None:
     assert canary.connections == []
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=examples(300))
 @given(
     uri=st.text() | st.lists(st.sampled_from(["..", ".", "/", "s3:", "a", "open", "\\", "%2e%2e", ""])).map("/".join)
 )

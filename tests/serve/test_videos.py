@@ -18,6 +18,7 @@ from raypipe.models.backbone import Backbone
 from raypipe.serve.http_errors import HttpError, as_http_error
 from raypipe.serve.sources import AllowedUri, Prefixes
 from raypipe.serve.videos import EmbeddingSettings, VideoDecoder, embed_videos, mean_embedding
+from support.properties import examples
 from support.videos import make_video
 
 _CONFIG = ("backbone.name=resnet18", "backbone.weights=random")
@@ -49,7 +50,7 @@ def test_what_is_asked_of_a_video_is_what_the_embed_job_asked(tmp_path: Path, ov
     assert asked.max_frames >= (asked.num_frames if asked.mode == "uniform" else 1)
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=examples(50))
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_the_mean_is_that_of_the_embed_job_to_the_last_bit(lengths: list[int], seed: int) -> None:
     vectors = np.random.default_rng(seed).standard_normal((sum(lengths), 16)).astype(np.float32)

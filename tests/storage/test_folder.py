@@ -8,7 +8,7 @@ from threading import Barrier
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import (
@@ -43,7 +43,7 @@ def test_put_new_creates_an_object_once_and_leaves_it(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "s3"])
-@settings(max_examples=5, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5)
 @given(contents=st.lists(st.binary(max_size=5000), min_size=2, max_size=8, unique=True))
 def test_of_concurrent_puts_exactly_one_wins(
     kind: str, contents: list[bytes], tmp_path: Path, request: pytest.FixtureRequest

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raypipe.storage import Folder, s3_list, s3_page
 from raypipe.storage.s3_ranges import boundary
+from support.properties import examples
 
 NAMES = st.text(st.sampled_from("019abz-./~é\U0001f600"), min_size=1, max_size=6)
 HEX = st.integers(0, 2**32 - 1).map(lambda number: f"v/{number:08x}.mp4")
@@ -60,7 +61,7 @@ def listed_in_pages_of(count: int, bucket: Bucket) -> Iterator[None]:
         yield
 
 
-@settings(max_examples=80, deadline=None, database=None)
+@settings(max_examples=examples(80))
 @given(
     keys=st.one_of(*(st.sets(kind, max_size=60) for kind in (NAMES, HEX, NUMBERED, NAMES | HEX))),
     page=st.integers(1, 7),
@@ -91,7 +92,7 @@ def test_keys_in_another_order_are_listed_one_page_after_another(name: str, serv
     assert (bucket.most_at_once, bucket.num_requests) == (1, 10)
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=examples(300))
 @given(keys=st.lists(NAMES | HEX | NUMBERED, min_size=3, max_size=3, unique=True).map(sorted), is_open=st.booleans())
 def test_a_boundary_is_between_what_was_seen_and_the_end(keys: list[str], is_open: bool) -> None:  # noqa: FBT001
     first, last, until = keys[0], keys[1], "" if is_open else keys[2]

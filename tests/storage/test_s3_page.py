@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.storage.s3_page import OBJECTS, _take_objects
+from support.properties import examples
 
 _SPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 _MODEL = botocore.session.get_session().get_service_model("s3").operation_model("ListObjectsV2").output_shape
@@ -30,7 +31,7 @@ def read(body: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return whole, {**create_parser("rest-xml").parse(rest, _MODEL), **taken}
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=examples(60))
 @given(keys=st.lists(st.tuples(KEYS, st.integers(0, 2**45)), max_size=5), space=st.sampled_from(["", _SPACE]))
 def test_a_page_is_read_as_botocore_reads_it(keys: list[tuple[str, int]], space: str) -> None:
     contents = "".join(

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.errors import ConfigError
@@ -96,7 +96,6 @@ def test_parquet_types_become_the_one_of_their_kind(place: Folder) -> None:
     assert found["half"].to_pylist() == [1.5, None]
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | st.datetimes() | st.datetimes(timezones=st.just(UTC)), min_size=1, max_size=5))
 def test_iso_times_are_read_back(times: list[datetime | None]) -> None:
     texts = pa.array([None if time is None else time.isoformat() for time in times], pa.string())

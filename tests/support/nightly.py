@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from support import TESTS
+from support.properties import THOROUGH
 
 _RESULTS = TESTS.parent / "build" / "nightly"
 _LONG = {"RAYPIPE_RANDOM_REQUESTS": "10000", "RAYPIPE_SCHEMA_EXAMPLES": "100"}
@@ -41,6 +42,7 @@ def chaos(part: str, *, needs: str = "") -> Part:
 
 PARTS = {
     "tests": Part(("pytest", "..", "-m", "nightly")),
+    "properties": Part(("pytest", "..", "-m", "hypothesis"), {THOROUGH: "1"}),
     "requests": Part(("pytest", "e2e/test_serve_requests.py"), _LONG),
     "mutations": Part(("mutations.run",)),
     "reword": Part(("mutations.reword",)),

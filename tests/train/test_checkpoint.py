@@ -16,6 +16,7 @@ from raypipe.train.checkpoint import Checkpoints, load_optimizer
 from raypipe.train.optim import make_optimizer, set_rate
 from support.embed_outputs import replace_object
 from support.folders import keys
+from support.properties import examples
 from support.tiny_models import DIM, tiny_classifier
 
 SEEN = np.array([True, False, True, True, False, False, True, False, True])
@@ -123,7 +124,7 @@ def test_what_is_not_whole_is_passed_over_for_the_one_before(
     assert Checkpoints(folder).read(1) is None
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=examples(150))
 @given(data=st.data())
 def test_no_changed_byte_is_ever_taken(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = Folder(str(tmp_path_factory.getbasetemp() / "whole-checkpoint"))

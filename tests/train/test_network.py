@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -25,7 +25,6 @@ def mask_of(lengths: list[int]) -> torch.Tensor:
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
-@settings(deadline=None)
 @given(case=MASKS)
 def test_dropping_keeps_one_frame_of_every_video_and_adds_none(case: tuple[list[int], float, int]) -> None:
     lengths, fraction, seed = case
@@ -37,7 +36,6 @@ def test_dropping_keeps_one_frame_of_every_video_and_adds_none(case: tuple[list[
     assert (dropped.sum(dim=1) >= 1).all()
 
 
-@settings(deadline=None)
 @given(case=MASKS)
 def test_hiding_takes_one_frame_of_every_video_and_no_padding(case: tuple[list[int], float, int]) -> None:
     lengths, fraction, seed = case

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.config import TrainConfig, load_config
@@ -281,7 +281,6 @@ def test_a_digest_is_of_what_is_learned_and_of_nothing_else(tmp_path: Path) -> N
     assert len({one.digest for one in others} | {first.digest}) == len(others) + 1
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 60), num_workers=st.integers(1, 4), seed=st.integers(0, 5))
 def test_blocks_hold_every_sample_once_and_few_files_each(count: int, num_workers: int, seed: int) -> None:
     table = pa.table(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.train.scores import Scores, f1, predicted_sets
@@ -31,7 +31,6 @@ CASE = st.integers(2, 8).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(case=CASE)
 def test_scores_are_a_plain_count(case: tuple[int, int, int, int, bool]) -> None:
     num_labels, count, batch_size, seed, several = case

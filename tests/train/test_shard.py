@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from raypipe.train.shard import Shard, Window, epoch_batches
 from raypipe.train.team import Team
+from support.properties import examples
 from support.tiny_models import DIM, random_videos
 from support.train_loops import block_of, read_of
 
@@ -35,7 +36,7 @@ def assert_holds(window: Window, videos: list[npt.NDArray[np.float16]], numbers:
     assert [targets.tolist() for targets in window.targets] == [[number % 3] for number in numbers]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=9), data=st.data())
 def test_a_window_copies_what_any_slice_of_a_block_holds(lengths: list[int], data: st.DataObject) -> None:
     videos = random_videos(lengths)
@@ -66,7 +67,7 @@ def test_several_targets_and_none_are_kept() -> None:
     assert all(targets.dtype == np.int64 for targets in window.targets)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     lengths=st.lists(st.integers(1, 6), max_size=20),
     rows=st.integers(1, 5),
@@ -146,7 +147,6 @@ def batches_of(
     return [[index[at] for at in batch] for batch in found]
 
 
-@settings(deadline=None)
 @given(epoch=EPOCH, data=st.data())
 def test_an_epoch_holds_every_unseen_sample_once_and_goes_on_where_it_ended(
     epoch: dict[str, object], data: st.DataObject
@@ -164,7 +164,6 @@ def test_an_epoch_holds_every_unseen_sample_once_and_goes_on_where_it_ended(
     assert batches_of(**epoch, seen=seen) == whole[done:]  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(seen=st.lists(st.booleans(), min_size=40, max_size=40))
 def test_whatever_was_seen_is_not_seen_again(seen: list[bool]) -> None:
     flags = np.array(seen)

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.errors import ConfigError
@@ -26,7 +26,6 @@ def split(
     return stratified(videos, labels, fraction=fraction, seed=seed, names=NAMES)
 
 
-@settings(deadline=None)
 @given(counts=COUNTS, fraction=FRACTION, seed=SEED)
 def test_each_label_is_in_both_splits_and_its_share_is_right(counts: list[int], fraction: float, seed: int) -> None:
     labels = one_each(counts)
@@ -37,7 +36,6 @@ def test_each_label_is_in_both_splits_and_its_share_is_right(counts: list[int], 
         assert abs(number - fraction * count) < 1 or number in {1, count - 1}
 
 
-@settings(deadline=None)
 @given(counts=COUNTS, fraction=FRACTION, seed=SEED)
 def test_the_same_seed_gives_the_same_split(counts: list[int], fraction: float, seed: int) -> None:
     labels = one_each(counts)
@@ -90,7 +88,6 @@ def test_a_label_that_is_the_rarest_of_one_video_alone_is_no_label_of_one_video(
     assert 0 < held_out.sum() < len(several)
 
 
-@settings(deadline=None)
 @given(
     several=st.lists(st.sets(st.integers(0, 4), min_size=1), min_size=10, max_size=80),
     fraction=st.floats(0.05, 0.5),
