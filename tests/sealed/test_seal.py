@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from raypipe.errors import CommitError
-from raypipe.sealed.seal import read_manifest, seal, unsealed_plans
+from raypipe.sealed.plan import data_name
+from raypipe.sealed.seal import missing_shards, read_manifest, seal, unsealed_plans
 from raypipe.storage import Folder
 from support.embed_outputs import content, finish, places, plan_new, replace_object, upload
 
@@ -28,6 +29,16 @@ def test_a_plan_is_sealed_when_nothing_is_missing(folder: Folder) -> None:
     before = output.stat(MANIFEST)
     assert seal(output, 0, versions={"raypipe": "2"})  # as another driver does
     assert output.stat(MANIFEST) == before
+
+
+@pytest.mark.parametrize("missing", [[0], [1], [2], [0, 2], [1, 2], [0, 1, 2]], ids=str)
+def test_any_missing_shard_is_found_and_prevents_the_seal(output: Folder, missing: list[int]) -> None:
+    replace_object(output, MANIFEST, None)
+    for shard in missing:
+        replace_object(output, data_name(0, shard), None)
+    assert [rows["shard"][0].as_py() for rows in missing_shards(output, [0])] == missing
+    assert not seal(output, 0, versions={})
+    assert unsealed_plans(output) == [0]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,14 @@ def test_the_child_holds_nothing_of_ours(
         assert not held["calls"] or status["Seccomp"] == "2"
 
 
+def test_the_child_is_in_a_network_of_its_own(pyav: DecodeSandbox) -> None:
+    if not pyav.isolation()["network"]:
+        pytest.skip("This kernel does not let a process give up its network.")
+    (pid,) = pyav.child_pids()
+    own, other = (Path(f"/proc/{process}/ns/net").readlink() for process in ("self", pid))
+    assert own != other
+
+
 def test_this_kernel_lets_the_child_give_everything_up(pyav: DecodeSandbox) -> None:
     held = pyav.isolation()
     if not all(held.values()):
