@@ -66,11 +66,14 @@ def copy_tree(folder: Path) -> None:
 
 def apply(mutation: Mutation, folder: Path, *options: str) -> None:
     """Apply a patch in the copy."""
-    subprocess.run(["git", "apply", *options, str(mutation.path)], cwd=folder, check=True)
+    command = ["git", "apply", *options, str(mutation.path)]
+    applied = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if applied.returncode:
+        sys.exit(f"{mutation.path.name} does not apply: {applied.stderr}")
 
 
-def failed_tests(tests: Sequence[str], folder: Path) -> set[str]:
-    """Run tests in the copy, and return those of which at least one case failed."""
+def run_tests(tests: Sequence[str], folder: Path) -> dict[str, set[str]]:
+    """Run tests in the copy, and return the outcomes of the cases of each: passed, failed, error, skipped."""
     results = folder / "results.xml"
     results.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "--tb=no", *tests]
@@ -80,17 +83,18 @@ def failed_tests(tests: Sequence[str], folder: Path) -> set[str]:
     )
     if done.returncode not in {0, 1}:  # a test that does not exist, or a program that cannot be imported
         sys.exit(f"pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
-    failed = failures(results)
-    return {test for test in tests if any(one == test or one.startswith(f"{test}[") for one in failed)}
+    found = outcomes(results)
+    return {test: {found[one] for one in found if one.partition("[")[0] == test} for test in tests}
 
 
-def failures(results: Path) -> set[str]:
-    """Return the ids of the tests that failed, by a result file of pytest."""
-    return {
-        f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
-        for case in ET.parse(results).iter("testcase")  # noqa: S314 - pytest wrote it
-        if case.find("failure") is not None or case.find("error") is not None
-    }
+def outcomes(results: Path) -> dict[str, str]:
+    """Return the outcome of each test by its id, from a result file of pytest."""
+    found = {}
+    for case in ET.parse(results).iter("testcase"):  # noqa: S314 - pytest wrote it
+        test = f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
+        kinds = {"failure": "failed", "error": "error", "skipped": "skipped"}
+        found[test] = next((outcome for tag, outcome in kinds.items() if case.find(tag) is not None), "passed")
+    return found
 
 
 def main() -> int:
@@ -109,15 +113,18 @@ def main() -> int:
         folder = Path(name)
         copy_tree(folder)
         named = sorted({test for one in mutations for test in one.tests})
-        if broken := failed_tests(named, folder):
-            sys.exit(f"Without any mutation, these tests fail: {', '.join(sorted(broken))}")
+        before = run_tests(named, folder)
+        if broken := [test for test, found in before.items() if found & {"failed", "error"}]:
+            sys.exit(f"Without any mutation, these tests fail: {', '.join(broken)}")
         for one in mutations:
             began = time.monotonic()
             apply(one, folder)
-            left = set(one.tests) - failed_tests(one.tests, folder)
+            after = run_tests(one.tests, folder)
             apply(one, folder, "--reverse")
+            ran = [test for test in one.tests if "passed" in before[test]]  # the others are skipped on this machine
+            left = [test for test in ran if "failed" not in after[test]]
             survivors += bool(left) or not one.tests
-            result = f"SURVIVED {', '.join(sorted(left))}" if left else "killed"
+            result = f"SURVIVED {', '.join(left)}" if left else "killed" if ran else "skipped: its tests are"
             table.add_row(one.path.stem, one.promise, one.tier, result, f"{time.monotonic() - began:.0f}")
             console.print(f"{one.path.stem}: {result}", highlight=False)
     console.print(table)

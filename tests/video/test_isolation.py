@@ -84,6 +84,17 @@ def test_this_kernel_lets_the_child_give_everything_up(pyav: DecodeSandbox) -> N
     assert set(held) == {"network", "files", "privileges", "calls"}
 
 
+def test_the_child_gives_up_whatever_this_kernel_lets_a_process_give_up(pyav: DecodeSandbox, tmp_path: Path) -> None:
+    program = """
+        attempt("network", isolation.leave_network)
+        attempt("files", isolation.leave_files)
+        attempt("privileges", isolation.drop_privileges)
+        attempt("calls", isolation.deny_calls)
+    """
+    told = run_inside(program, tmp_path)
+    assert pyav.isolation() == {name: result == "did True" for name, result in told.items()}
+
+
 def test_limits_of_the_child(request_: DecodeRequest) -> None:
     with DecodeSandbox(request_, decoder="pyav", memory_bytes=2**29) as opened:
         opened.isolation()
