@@ -93,7 +93,8 @@ def outcomes(results: Path) -> dict[str, str]:
     for case in ET.parse(results).iter("testcase"):  # noqa: S314 - pytest wrote it
         test = f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
         kinds = {"failure": "failed", "error": "error", "skipped": "skipped"}
-        found[test] = next((outcome for tag, outcome in kinds.items() if case.find(tag) is not None), "passed")
+        outcome = next((outcome for tag, outcome in kinds.items() if case.find(tag) is not None), "passed")
+        found[test] = "failed" if found.get(test) == "failed" else outcome  # its teardown has an entry too
     return found
 
 
@@ -108,7 +109,8 @@ def main() -> int:
         one for one in mutations if one.tier in options.tier and (not options.only or one.path.stem in options.only)
     ]
     table = Table("mutation", "promise", "tier", "result", "seconds", title="mutations")
-    console, survivors = Console(), 0
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    survivors = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_tree(folder)
