@@ -44,7 +44,7 @@ test-nightly: install-dev
 # Line coverage of raypipe/ by `make test`, subprocesses and Ray workers included; each line: build/coverage/html.
 coverage: install-dev
 	rm -rf build/coverage
-	$(BIN)/coverage run -m pytest -m "not slow and not nightly"
+	$(BIN)/coverage run -m pytest -m "not slow and not nightly" $(PARALLEL)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet
 	$(BIN)/coverage report
