@@ -121,7 +121,11 @@ def cosines(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> np
 
 @pytest.mark.parametrize(
     ("dtype", "least", "num_clips"),
-    [("float32", 0.99, 11), ("bfloat16", 0.98, 3)],  # a processor without bfloat16 is slow at it
+    [
+        ("float32", 0.99, 3),
+        pytest.param("float32", 0.99, 11, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 0.98, 3, marks=pytest.mark.slow),  # slow on a CPU without bfloat16
+    ],
 )
 def test_vectors_equal_an_independent_reference(
     clips: Folder, weights: str, dtype: Dtype, least: float, num_clips: int
