@@ -49,5 +49,5 @@ def test_what_is_wrong_with_every_object_ends_the_command(
 
 def test_a_head_alone_that_is_denied_is_a_missing_permission(source: Folder, proxy: FaultProxy) -> None:
     proxy.tell(of_b("denied", "head"))
-    with pytest.raises(StorageError, match="s3:GetObject.*s3:ListBucket"):
+    with pytest.raises(StorageError, match=r"s3:GetObject.*s3:ListBucket"):
         list(find_videos(source.child("all.csv"), output_uri=""))
