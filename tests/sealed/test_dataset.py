@@ -75,9 +75,17 @@ def test_an_empty_folder_is_refused(folder: Folder) -> None:
     assert "--output" in caught.value.remedy
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_an_output_that_lost_a_plan_is_refused(output: Folder, number: int) -> None:
-    replace_object(output, f"plans/{number:05d}.parquet", None)
+@pytest.mark.parametrize(
+    ("number", "lost"),
+    [
+        (0, ["plans/00000.parquet"]),
+        (1, ["plans/00001.parquet"]),
+        (0, ["plans/00000.parquet", "manifests/00000.json"]),  # only the gap in the numbers shows it
+    ],
+)
+def test_an_output_that_lost_a_plan_is_refused(output: Folder, number: int, lost: list[str]) -> None:
+    for name in lost:
+        replace_object(output, name, None)
     with pytest.raises(JobError) as caught:
         next(read_embeddings(output))
     assert (caught.value.key, caught.value.value) == (output.uri, [1 - number])
