@@ -1,7 +1,9 @@
 """Tables that a user writes, ``.parquet``, ``.csv`` or ``.jsonl``: some columns, as the text that stands there."""
 
+import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -34,10 +36,8 @@ def read_text_columns(
         data = io.BytesIO(folder.read(name))
         if name.lower().endswith(".parquet"):
             table = pq.read_table(data)
-        elif name.lower().endswith(".csv"):  # an id such as 007 is no number
-            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
-            newlines = pyarrow.csv.ParseOptions(newlines_in_values=True)
-            table = pyarrow.csv.read_csv(data, parse_options=newlines, convert_options=as_text)
+        elif name.lower().endswith(".csv"):  # an id such as 007 is not a number
+            table = _parse_csv(data, pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())))
         else:
             table = _read_json_lines(data, columns)
         _check_required(folder.child(name), table.column_names, required)
@@ -133,12 +133,74 @@ def _read_csv(data: io.BytesIO, text: Sequence[str]) -> pa.Table:
     options = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(text, pa.string()), null_values=[""], strings_can_be_null=True
     )
-    newlines = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    table = pyarrow.csv.read_csv(data, parse_options=newlines, convert_options=options)
+    table = _parse_csv(data, options)
     for at, field in enumerate(table.schema):
         if pa.types.is_time(field.type):
             table = table.set_column(at, field.name, table[at].cast(pa.string()))
     return table
+
+
+def _parse_csv(data: io.BytesIO, options: pyarrow.csv.ConvertOptions) -> pa.Table:
+    """Parse with Arrow what ``_check_csv`` has found to be whole: alone, Arrow lets an open quote swallow every row."""
+    header, num_lines = _check_csv(data)
+    data.seek(0)
+    table = pyarrow.csv.read_csv(
+        data,
+        read_options=pyarrow.csv.ReadOptions(column_names=[name.strip() for name in header], skip_rows=num_lines),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=options,
+    )
+    if any(name.startswith(" ") for name in header):  # "a, b": the space belongs to the separator
+        for at, field in enumerate(table.schema):
+            if pa.types.is_string(field.type):
+                texts = pc.utf8_ltrim(table[at], " ")
+                if options.strings_can_be_null:
+                    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+                table = table.set_column(at, field.name, texts)
+    return table
+
+
+def _check_csv(data: io.BytesIO) -> tuple[list[str], int]:
+    """Return the header, and how many lines come before the rows. A byte order mark and blank lines are fine.
+
+    Raises:
+        ValueError: a quote is not closed, a row has another number of fields, or a line is not UTF-8.
+    """
+    csv.field_size_limit(sys.maxsize)
+    lines = io.TextIOWrapper(data, "utf-8-sig", newline="")
+    reader = csv.reader(lines, strict=True)
+    header: list[str] = []
+    num_lines = start = 0  # lines up to the end of the header; lines before the current row
+    try:
+        for row in reader:
+            if row and not header:
+                header, num_lines = row, reader.line_num
+            elif row and len(row) != len(header):
+                msg = f"line {start + 1} has {len(row)} fields, the header has {len(header)}"
+                raise ValueError(msg)
+            start = reader.line_num
+    except UnicodeDecodeError:
+        data.seek(0)
+        number = next(number for number, line in enumerate(data, start=1) if not _is_utf8(line))
+        msg = f"line {number} is not UTF-8. Save the file as UTF-8"
+        raise ValueError(msg) from None
+    except csv.Error as error:
+        msg = f"the row that begins in line {start + 1} has a quote that is not closed: {error}"
+        raise ValueError(msg) from None
+    finally:
+        lines.detach()
+    if not header:
+        msg = "it is empty"
+        raise ValueError(msg)
+    return header, num_lines
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _read_json_table(lines: Iterable[bytes], text: Sequence[str]) -> pa.Table:

@@ -1,5 +1,7 @@
 """A user's table is read for what its values are, the same from each format, and refused in one line."""
 
+import csv
+import io
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,6 +24,8 @@ b é,"Two
 lines, one",,nan,false,2024-01-31T10:00:00.5+02:00,,
 "c,d",,2020,8,,,3,
 """
+# Not carriage returns alone, which the readers of CSV take for line ends or not.
+CSV_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=8)
 KINDS = {
     "video_id": pa.string(),
     "title": pa.string(),
@@ -131,7 +135,10 @@ def test_json_values_of_several_kinds_are_text(place: Folder) -> None:
         ("c.jsonl", "", ("video_id", 0), []),
         ("c.csv", "video_id,a\n1,2,3\n", None, []),
         ("c.csv", "", None, []),
-        ("c.csv", b"video_id,a\nx,\xff\xfe\n", None, ["'a'", "binary"]),
+        ("c.csv", b"video_id,a\nx,\xff\xfe\n", None, ["2", "UTF-8"]),
+        ("c.csv", "video_id,a\n1,2\n3,4\n".encode("utf-16"), None, ["1", "UTF-8"]),
+        ("c.csv", 'video_id,a\n1,2\n3,"4\n5,6\n7,8\n', None, ["3"]),  # the line in which the row begins
+        ("c.csv", "video_id,a\n1,2\n\n3\n", None, ["4", "1", "2"]),
         ("c.jsonl", '{"video_id": "a"}\n\n[12\n', None, ["3"]),  # the line; its own error is at 2:1 and 4
         ("c.parquet", b"PAR1", None, []),
         ("c.parquet", pa.table({"video_id": ["a"], "x": [{"y": 1}]}), None, ["'x'", "struct<y: int64>"]),
@@ -149,6 +156,24 @@ def test_what_cannot_be_read_is_one_line(
     for token in more:
         assert token in str(error).replace(place.child(name), "")
     assert str(error).isprintable()
+
+
+def test_a_mark_blank_lines_and_spaces_in_the_header_are_accepted(place: Folder) -> None:
+    plain = read(place, "plain.csv", "video_id,title,year\n 007,A title,1962\nb,,\n")
+    assert plain["video_id"].to_pylist() == [" 007", "b"]
+    marked = read(place, "marked.csv", "\ufeff\n\nvideo_id,title ,year\n\n 007,A title,1962\n\nb,,\n\n")
+    assert marked == plain
+    spaced = read(place, "spaced.csv", "video_id, title, year\n007, A title, 1962\nb, ,\n")
+    assert spaced["title"].to_pylist() == ["A title", None]
+    assert spaced["year"].to_pylist() == [1962, None]
+
+
+@given(st.lists(st.tuples(CSV_TEXT, CSV_TEXT), min_size=1, max_size=6))
+def test_what_is_written_as_csv_is_read_as_it_was(place: Folder, rows: list[tuple[str, str]]) -> None:
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([("video_id", "title"), *rows])
+    table = read(place, "c.csv", file.getvalue())
+    assert [tuple(value or "" for value in row.values()) for row in table.to_pylist()] == rows
 
 
 def test_a_table_that_is_not_there_is_one_line(folder: Folder) -> None:
