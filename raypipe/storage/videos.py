@@ -22,6 +22,8 @@ SIDECAR_EXTENSIONS = frozenset(
         *("py", "sh", "ipynb"),
     )
 )
+# A single object of these is meant as a list of videos, in a format that is not read.
+_UNREAD_LISTS = (".txt", ".tsv", ".json", ".ndjson", ".arrow", ".avro", ".orc", ".xml", ".yaml", ".yml")
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -33,7 +35,7 @@ def list_videos(input_uri: str, *, exclude_under: str = "") -> Iterator[StoredOb
     written is never taken for a glob. An input that names nothing yields nothing.
 
     Raises:
-        ConfigError: the URI is wrong, or the input is the folder to exclude.
+        ConfigError: the URI is wrong, the input is the folder to exclude, or a list of videos in an unknown format.
         StorageError: the bucket is missing, or the storage refuses or cannot be reached.
     """
     folder = Folder(input_uri)
@@ -53,6 +55,9 @@ def list_videos(input_uri: str, *, exclude_under: str = "") -> Iterator[StoredOb
     if is_folder:
         return
     if (only := storage_of(folder.uri).stat(folder.uri)) is not None:
+        if only.uri.lower().endswith(_UNREAD_LISTS):
+            msg = f"{only.uri} is not a video, and manifests of this format are not read."
+            raise ConfigError(msg, key="input", value=only.uri, remedy="Give a .csv, .parquet or .jsonl manifest.")
         yield only
     elif wildcard := _GLOB.search(folder.uri):
         yield from _glob(folder.uri, wildcard.start())

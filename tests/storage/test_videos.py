@@ -49,3 +49,13 @@ def test_a_wildcard_in_the_bucket_is_refused() -> None:
     with pytest.raises(StorageError, match=r"vid\*") as caught:
         videos("s3://vid*/x")
     assert "AWS_DEFAULT_REGION" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["list.txt", "LIST.TSV", "videos.json"])
+def test_a_list_in_a_format_that_is_not_read_is_refused(folder: Folder, name: str) -> None:
+    assert folder.put_new(name, b"a.mp4\nb.mp4\n")
+    with pytest.raises(ConfigError) as caught:
+        list(list_videos(folder.child(name)))
+    assert (caught.value.key, caught.value.value) == ("input", folder.child(name))
+    assert ".csv" in caught.value.remedy
+    assert [stored.key for stored in list_videos(folder.child("*"))] == [name]  # a glob yields what it names
