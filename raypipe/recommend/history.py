@@ -81,7 +81,7 @@ def _csv_blocks(source: BinaryIO, uri: str, num_rows: int) -> Iterator[pa.Table]
     lines = io.TextIOWrapper(source, "utf-8-sig", errors="surrogateescape", newline="")
     try:
         reader = csv.reader(lines)
-        names = next(reader, [])
+        names = [name.strip() for name in next(filter(None, reader), [])]
         _check_columns(uri, names)
         rows = _csv_rows(reader, names)
         while block := list(islice(rows, num_rows)):

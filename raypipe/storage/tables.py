@@ -185,7 +185,7 @@ def _check_csv(data: io.BytesIO) -> tuple[list[str], int]:
         msg = f"line {number} is not UTF-8. Save the file as UTF-8"
         raise ValueError(msg) from None
     except csv.Error as error:
-        msg = f"the row that begins in line {start + 1} has a quote that is not closed: {error}"
+        msg = f"the row that begins in line {start + 1} has quotes that do not match: {error}"
         raise ValueError(msg) from None
     finally:
         lines.detach()

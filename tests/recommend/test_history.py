@@ -57,6 +57,12 @@ def test_every_format_gives_the_same_rows(folder: Folder, ending: str) -> None:
     assert ids == [user for user, _ in rows]
 
 
+def test_a_mark_blank_lines_and_spaces_in_the_header_are_accepted(folder: Folder) -> None:
+    assert folder.put_new("history.csv", "\ufeff\nuser_id, history\n\nu1,a b\n".encode())
+    (users,) = users_of(HistoryFile.find(folder, "history.csv"), 10)
+    assert users == [User("u1", ("a", "b"))]
+
+
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
 @settings(max_examples=examples(20))
 @given(
