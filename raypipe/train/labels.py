@@ -1,5 +1,8 @@
 """Which labels a video has: a file that says so, or the folder that the video lies in."""
 
+import logging
+from collections import defaultdict
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -8,6 +11,7 @@ from raypipe.errors import ConfigError
 from raypipe.storage.folder import place_of
 from raypipe.storage.tables import TABLE_ENDINGS, read_text_columns
 
+_logger = logging.getLogger(__name__)
 SPLIT = "split"
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 
@@ -43,7 +47,18 @@ def read_labels(uri: str, *, split_column: str) -> pa.Table:
             video_id = several[0].as_py()
             msg = f"{uri}: {video_id!r} is in several splits."
             raise ConfigError(msg, key=schema.VIDEO_ID, value=video_id, remedy="Give each video one split.")
+    _warn_of_near_duplicates(uri, table[schema.LABEL].unique().to_pylist())
     return table.group_by(table.column_names, use_threads=False).aggregate([])
+
+
+def _warn_of_near_duplicates(uri: str, labels: list[str]) -> None:
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        spellings[" ".join(label.split()).casefold()].append(label)
+    for group in spellings.values():
+        if len(group) > 1:
+            names = ", ".join(map(repr, group))
+            _logger.warning("%s: the labels %s differ only in case or spaces, and count as different.", uri, names)
 
 
 def _splits(column: pa.ChunkedArray, uri: str, *, name: str) -> pa.Array:

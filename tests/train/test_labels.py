@@ -45,6 +45,20 @@ def test_a_row_that_says_the_same_twice_counts_once(tmp_path: Path) -> None:
     assert rows(found) == [("a", "x"), ("b", "y"), ("a", "y")]
 
 
+def test_labels_that_differ_only_in_case_or_spaces_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = read(Folder(str(tmp_path)), "video_id,label\na,Cat\nb,cat \nc,dog\nd,big  dog\ne,big dog\n")
+    assert found["label"].to_pylist() == ["Cat", "cat ", "dog", "big  dog", "big dog"]
+    assert [("'Cat', 'cat '" in said, "'big  dog', 'big dog'" in said) for said in caplog.messages] == [
+        (True, False),
+        (False, True),
+    ]
+    caplog.clear()
+    read(Folder(str(tmp_path)), "video_id,label\na,cat\nb,dog\n", name="more.csv")
+    assert caplog.messages == []
+
+
 def test_splits_go_by_several_names(tmp_path: Path) -> None:
     text = "video_id,label,fold\na,x,train\nb,x,validation\nc,x,valid\nd,x,val\ne,x,test\na,y,train\n"
     found = read(Folder(str(tmp_path)), text, split_column="fold")
