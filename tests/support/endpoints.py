@@ -20,11 +20,11 @@ from raypipe.serve.app import build_app
 from raypipe.serve.run import base_url
 from raypipe.storage import Folder
 from support.classify_outputs import save_model
+from support.fixtures.ray_session import CHEAP
 from support.processes import free_port
 from support.served_index import make_items, put_version
 from support.videos import upload
 
-CHEAP = ("backbone.name=resnet18", "backbone.weights=random", "sampling.num_frames=2", "resources.concurrency=1")
 NUM_EMBEDDED, NUM_MADE_UP = 12, 2000
 _DIM = 512
 LABELS = ("cat", "dog", "fish", "horse")
