@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from raypipe.config import IndexSettings
+from raypipe.free_ports import free_ports
 from raypipe.retrieval.build import build_version
 from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.versions import Versions
@@ -240,22 +240,16 @@ def main() -> None:
 
 def _ways(index: Path) -> Iterator[tuple[str, list[str], dict[str, str], str, int]]:
     """What is measured: its name, how it is started, the prefix of its paths, and its port."""
-    port = _free_port()
+    port = free_ports(1)[0]
     options = ("embedder.enabled=false", "replicas.min=2", "replicas.max=2")
     settings = [word for option in options for word in ("--set", option)]
     ours = [sys.executable, "-m", "raypipe", "serve", "--index", str(index), *settings, "--port"]
     yield "documented pattern", [sys.executable, __file__, "--plain", str(index), str(port)], {}, "", port
-    port = _free_port()
+    port = free_ports(1)[0]
     yield "raypipe, Python proxy", [*ours, str(port)], {"RAY_SERVE_ENABLE_HA_PROXY": "0"}, "/v1", port
     if find_binary():
-        port = _free_port()
+        port = free_ports(1)[0]
         yield "raypipe, HAProxy", [*ours, str(port)], {}, "/v1", port
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _print(

@@ -19,6 +19,7 @@ from rich.table import Table
 from raypipe.client import Client
 from raypipe.demo.clips import Clip
 from raypipe.errors import JobError, RaypipeError
+from raypipe.free_ports import free_ports
 
 _PORT = 8000
 _READY_SECONDS = 120.0
@@ -79,16 +80,13 @@ def _title(video: Mapping[str, Any]) -> str:
 
 
 def _free_port() -> int:
-    for port in (_PORT, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    msg = "There is no free port on 127.0.0.1."
-    raise JobError(msg)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", _PORT))
+        except OSError:
+            return free_ports(1)[0]
+    return _PORT
 
 
 @contextmanager

