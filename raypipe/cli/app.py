@@ -1,7 +1,7 @@
 """The program that the commands belong to: its help, its errors, its exit codes.
 
 0 done · 1 the work failed · 2 the arguments, the configuration or the set-up are wrong · 3 done, but more videos failed
-than --max-failed-fraction allows · 130 stopped by Ctrl-C.
+than --max-failed-fraction allows, or more ids are unknown than max_unknown_fraction does · 130 stopped by Ctrl-C.
 """
 
 import logging
@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from raypipe import __version__
 from raypipe.errors import RaypipeError, SetupError
 
+TOO_MANY_BAD = 3
 INTERRUPTED = 130
 _UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or the one that typer has of its own
 

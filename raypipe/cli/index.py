@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli.app import app, leave
+from raypipe.cli.app import TOO_MANY_BAD, app, leave, say
 from raypipe.cli.options import Debug, Overrides
 
 if TYPE_CHECKING:
@@ -104,4 +104,12 @@ def _recommend(settings: "RecommendConfig") -> int:
     if not run.is_new:
         console.print(f"Nothing to do: {settings.output} holds the recommendations for this very history.")
     console.print(recommend_table(run))
+    if run.unknown is None:
+        say("unknown ids were not counted: an earlier version wrote part of this output.")
+    elif run.unknown.fraction > settings.max_unknown_fraction:
+        say(
+            f"The index does not hold {run.unknown.fraction:.1%} of the ids in histories; "
+            f"max_unknown_fraction is {settings.max_unknown_fraction:g}."
+        )
+        return TOO_MANY_BAD
     return 0

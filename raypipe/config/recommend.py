@@ -51,3 +51,4 @@ class RecommendConfig(Section):
     users_per_shard: int = Field(default=1_000, ge=1)
     cache: str | None = None
     concurrency: Count = "auto"
+    max_unknown_fraction: float = Field(default=1.0, ge=0, le=1)

@@ -45,5 +45,5 @@ def _equal(before: pa.Table, now: pa.Table) -> bool:
         return False
     try:
         return bool(before.select(now.column_names).cast(now.schema).equals(now))
-    except pa.ArrowInvalid:  # a column holds values of another type
+    except pa.ArrowException:  # a column holds values of another type
         return False

@@ -24,6 +24,7 @@ from raypipe.retrieval.versions import Versions
 from raypipe.sealed.dataset import embedding_dim, embeddings_manifests, read_rows, sealed_manifests
 from raypipe.sealed.plan import job_of, plan_numbers
 from raypipe.storage import Folder
+from raypipe.storage.tables import TypedTable
 
 _OF_THE_LABELS = (schema.VIDEO_ID, schema.ETAG, schema.LABEL, schema.SCORE)
 
@@ -37,7 +38,7 @@ class Setup:
     output: Folder
     manifests: list[dict[str, Any]]  # of the embeddings' plans
     embedding_dim: int
-    catalogue: pa.Table | None
+    catalogue: TypedTable | None
 
     @property
     def fingerprint(self) -> str:

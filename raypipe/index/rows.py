@@ -45,7 +45,7 @@ class IndexedRows:
     embeddings: Folder
     embedding_dim: int
     items: pa.Table
-    num_left_out: int  # videos of another status
+    num_left_out: int  # videos of another status, but for those that are gone
     _files: tuple[_File, ...]
 
     def batches(self) -> Iterator[Batch]:
@@ -86,7 +86,8 @@ def find_rows(embeddings: Folder, manifests: Sequence[dict[str, Any]], *, embedd
         lambda named: _read_counted(embeddings, *named), _names(embeddings, manifests)
     ):
         is_ok = pc.equal(table[schema.STATUS], str(Status.OK)).to_numpy() & is_counted
-        num_left_out += int(is_counted.sum() - is_ok.sum())
+        is_gone = pc.equal(table[schema.STATUS], str(Status.GONE)).to_numpy() & is_counted
+        num_left_out += int(is_counted.sum() - is_ok.sum() - is_gone.sum())
         files.append(_File(name, is_ok))
         tables.append(table.filter(pa.array(is_ok)).select(OF_THE_ROWS))
     items = pa.concat_tables(tables).combine_chunks()

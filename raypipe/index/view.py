@@ -23,6 +23,7 @@ def index_table(run: IndexRun) -> RenderableType:
         ("size", format_bytes(sum(file["size_bytes"] for file in made["files"].values()))),
         ("near-duplicates", plural(made["num_duplicate_groups"], "group")),
         ("left out", "; ".join(_left_out(run))),
+        ("dates", "; ".join(reading.summary for reading in run.joined.readings if reading.kind == "dates")),
         ("build time", format_seconds(made["build_seconds"])),
     ]
     return named_rows([(name, Text(visible(value))) for name, value in rows])

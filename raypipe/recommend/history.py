@@ -1,27 +1,26 @@
 """A file of what users watched, as blocks of rows as they stand there."""
 
-import csv
 import io
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe.errors import ConfigError, ObjectError
-from raypipe.recommend.users import ERROR, HISTORY, LINE, USER_ID
+from raypipe.recommend.users import ERROR, HISTORY, LINE, LINE_NUMBER, USER_ID
 from raypipe.storage import Folder, StoredObject
+from raypipe.storage.tables import CsvRow, csv_rows, not_utf8, wrong_length
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryFile:
     """A table of ``user_id`` and ``history``, of one content.
 
-    ``history`` is a list of ids, or a text: a JSON array, else ids parted by ``|``, else by spaces.
+    ``history`` is a list of ids, or a text that ``users.parse_history`` and ``users.other_readings`` read.
     """
 
     folder: Folder
@@ -77,41 +76,37 @@ def _parquet_blocks(source: BinaryIO, uri: str, columns: list[str], num_rows: in
 
 
 def _csv_blocks(source: BinaryIO, uri: str, num_rows: int) -> Iterator[pa.Table]:
-    csv.field_size_limit(sys.maxsize)  # a long history is one field
     lines = io.TextIOWrapper(source, "utf-8-sig", errors="surrogateescape", newline="")
     try:
-        reader = csv.reader(lines)
-        names = [name.strip() for name in next(filter(None, reader), [])]
+        rows = csv_rows(lines)
+        first = next(rows, CsvRow([], 1, 1))
+        names = [name.strip() for name in first.fields]
+        if any(_utf8(name) != name for name in names):
+            raise ValueError(not_utf8(first.first_line))
         _check_columns(uri, names)
-        rows = _csv_rows(reader, names)
-        while block := list(islice(rows, num_rows)):
+        users = _csv_users(rows, names)
+        while block := list(islice(users, num_rows)):
             columns = dict(zip((USER_ID, HISTORY, ERROR), zip(*block, strict=True), strict=True))
             yield pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
     finally:
         lines.detach()  # whoever opened the source closes it
 
 
-def _csv_rows(reader: Any, names: list[str]) -> Iterator[tuple[str | None, str | None, str | None]]:  # noqa: ANN401 - csv's reader has no name
+def _csv_users(rows: Iterable[CsvRow], names: list[str]) -> Iterator[tuple[str | None, str | None, str | None]]:
+    """The user, the history and the error of each row; quotes that do not match are an error of the whole file."""
     user_at, history_at = names.index(USER_ID), names.index(HISTORY)
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield None, None, f"line {reader.line_num} is not CSV: {error}"
-            continue
-        if not row:
-            continue
-        user_id = _utf8(row[user_at]) if len(row) > user_at else None
-        if len(row) != len(names):
-            yield user_id, None, f"line {reader.line_num} has {len(row)} fields, not {len(names)}"
-        elif (text := "".join(row)) != _utf8(text):
-            yield user_id, None, f"line {reader.line_num} is not UTF-8"
-        elif "\n" in row[user_at] or "\n" in row[history_at]:
-            yield None, None, f"the row up to line {reader.line_num} has a field of several lines: close its quote"
+    for row in rows:
+        fields = row.fields
+        user_id = _utf8(fields[user_at]) if len(fields) > user_at else None
+        if len(fields) != len(names):
+            yield user_id, None, wrong_length(row, names)
+        elif (text := "".join(fields)) != _utf8(text):
+            yield user_id, None, not_utf8(row.first_line)
+        elif "\n" in fields[user_at] or "\n" in fields[history_at]:
+            message = f"the row that begins in line {row.first_line} has a field of several lines: close its quote"
+            yield None, None, message
         else:
-            yield user_id, row[history_at], None
+            yield user_id, fields[history_at], None
 
 
 def _utf8(text: str) -> str:
@@ -119,9 +114,10 @@ def _utf8(text: str) -> str:
 
 
 def _json_blocks(source: BinaryIO, num_rows: int) -> Iterator[pa.Table]:
-    lines = (line for line in source if line.strip())
+    lines = ((number, line) for number, line in enumerate(source, start=1) if line.strip())
     while block := list(islice(lines, num_rows)):
-        yield pa.table({LINE: pa.array(block, pa.large_binary())})
+        numbers, texts = zip(*block, strict=True)
+        yield pa.table({LINE_NUMBER: pa.array(numbers, pa.int64()), LINE: pa.array(texts, pa.large_binary())})
 
 
 def _check_columns(uri: str, names: list[str]) -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 import raypipe
 from raypipe.errors import CommitError, FingerprintError
+from raypipe.recommend.unknown import UnknownIds
 from raypipe.sealed.footer import METADATA, parquet_bytes
 from raypipe.sealed.plan import fingerprint
 from raypipe.storage import Folder
@@ -121,21 +122,31 @@ def committed_shards(output: Folder) -> set[int]:
     return {int(name[1]) for name in names if name and data_name(int(name[1])) == name[0]}
 
 
-def put_shard(output: Folder, rows: pa.Table, *, shard: int, fingerprint: str, counts: Mapping[str, int]) -> bool:
+@dataclass(frozen=True, slots=True)
+class ShardCounts:
+    """How many rows of each kind a shard has, and its unknown ids: None in a shard of an earlier raypipe."""
+
+    rows: Mapping[str, int]
+    unknown: UnknownIds | None
+
+
+def put_shard(output: Folder, rows: pa.Table, *, shard: int, fingerprint: str, counts: ShardCounts) -> bool:
     """Commit a shard; False when another attempt had committed it.
 
     Raises:
         CommitError: what is there under the shard's name is not this shard.
     """
-    about = {"shard": shard, "fingerprint": fingerprint, "counts": dict(counts)}
+    about: dict[str, Any] = {"shard": shard, "fingerprint": fingerprint, "counts": dict(counts.rows)}
+    if counts.unknown is not None:
+        about["unknown"] = counts.unknown.to_json()
     if output.put_new(data_name(shard), parquet_bytes(rows, about)):
         return True
     check_shard(output, shard, fingerprint=fingerprint)
     return False
 
 
-def check_shard(output: Folder, shard: int, *, fingerprint: str) -> dict[str, int]:
-    """How many rows of each kind a committed shard has, by its footer.
+def check_shard(output: Folder, shard: int, *, fingerprint: str) -> ShardCounts:
+    """Read the counts of a committed shard from its footer.
 
     Raises:
         CommitError: the file is not this shard.
@@ -145,7 +156,8 @@ def check_shard(output: Folder, shard: int, *, fingerprint: str) -> dict[str, in
         with output.open_input(name) as source:
             about = json.loads(pq.read_schema(source).metadata[METADATA])
         if (about["shard"], about["fingerprint"]) == (shard, fingerprint):
-            return {str(kind): int(count) for kind, count in about["counts"].items()}
+            rows = {str(kind): int(count) for kind, count in about["counts"].items()}
+            return ShardCounts(rows, UnknownIds.from_json(about["unknown"]) if "unknown" in about else None)
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         pass
     uri = output.child(name)
@@ -163,8 +175,10 @@ def seal(output: Folder, run: Run, *, versions: Mapping[str, str]) -> dict[str, 
         numbers = range(run.num_shards)
         counted = list(pool.map(lambda shard: check_shard(output, shard, fingerprint=run.fingerprint), numbers))
     counts: Counter[str] = Counter()
+    unknown = UnknownIds()
     for one in counted:
-        counts.update(one)
+        counts.update(one.rows)
+        unknown += one.unknown or UnknownIds()
     if counts.total() != run.num_users:
         found, remedy = counts.total(), "Choose another output and run again."
         msg = f"{output} has {found} rows for {run.num_users} users."
@@ -176,6 +190,7 @@ def seal(output: Folder, run: Run, *, versions: Mapping[str, str]) -> dict[str, 
         "settings": run.settings,
         "num_users": run.num_users,
         "counts": dict(counts),
+        "unknown": unknown.to_json() if all(one.unknown for one in counted) else None,
         "versions": dict(versions),
         "sealed_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": [
@@ -183,7 +198,7 @@ def seal(output: Folder, run: Run, *, versions: Mapping[str, str]) -> dict[str, 
                 "name": data_name(shard),
                 "etag": files[data_name(shard)].etag,
                 "size_bytes": files[data_name(shard)].size_bytes,
-                "num_rows": sum(counted[shard].values()),
+                "num_rows": sum(counted[shard].rows.values()),
             }
             for shard in range(run.num_shards)
         ],
@@ -203,6 +218,7 @@ def read_manifest(output: Folder) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads(output.read(MANIFEST))
         if manifest["job"] == "recommend" and isinstance(manifest["counts"], dict):
+            UnknownIds.from_json(manifest.get("unknown") or UnknownIds().to_json())
             return manifest
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         pass

@@ -17,6 +17,7 @@ from raypipe.recommend.output import Run
 from raypipe.recommend.progress import UserProgress
 from raypipe.recommend.shard import query_of
 from raypipe.recommend.stages import RecommendSettings, open_index
+from raypipe.recommend.unknown import UnknownIds
 from raypipe.recommend.users import parse, repeated_rows
 from raypipe.retrieval.versions import CURRENT, Versions
 from raypipe.sealed.plan import plan_numbers
@@ -35,6 +36,12 @@ class RecommendRun:
     is_new: bool
     num_users_here: int = 0
     seconds: float = 0.0
+
+    @property
+    def unknown(self) -> UnknownIds | None:
+        """The ids of histories that the index does not hold; None of an output that did not count them."""
+        counted = self.manifest.get("unknown")
+        return None if counted is None else UnknownIds.from_json(counted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,14 @@
 """What happens to one shard of users, as a function from table to table. No Ray here."""
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from raypipe.config import RankingConfig
 from raypipe.errors import QueryError
-from raypipe.recommend.users import USER_ID, User, parse
+from raypipe.recommend.unknown import UnknownIds
+from raypipe.recommend.users import USER_ID, User, other_readings, parse
 from raypipe.retrieval.index import VideoIndex
 from raypipe.retrieval.query import Query, Recommendations
 
@@ -30,17 +30,37 @@ def query_of(ranking: RankingConfig, history: tuple[str, ...]) -> Query:
     return Query(history=history, **dict(ranking))
 
 
-def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) -> pa.Table:
-    """One row for each row of a block, in its order; one that cannot be answered says why, and has no lists."""
-    rows = [_row(user, index, ranking) for user in parse(block)]
-    return pa.Table.from_pylist(rows, schema=ROWS)
+def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) -> tuple[pa.Table, UnknownIds]:
+    """Answer each row of a block, in its order, and count the ids that the index does not hold.
+
+    A row that cannot be answered says why, and has no lists.
+    """
+    rows, unknown = [], UnknownIds()
+    for user in parse(block):
+        history = watched(user, index)
+        row = _row(user, history, index, ranking)
+        if row.get("error") is None:
+            unknown += UnknownIds.of(history, row["unknown"])
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=ROWS), unknown
 
 
-def _row(user: User, index: VideoIndex, ranking: RankingConfig) -> Mapping[str, Any]:
+def watched(user: User, index: VideoIndex) -> tuple[str, ...]:
+    """Return the ids of a history; of the readings of a text, the one of which the index holds the most ids."""
+
+    def num_known(ids: tuple[str, ...]) -> int:
+        return sum(position is not None for position in index.items.positions(ids))
+
+    if user.text is None or num_known(user.video_ids) == len(user.video_ids):
+        return user.video_ids
+    return max((user.video_ids, *other_readings(user.text)), key=num_known)
+
+
+def _row(user: User, history: tuple[str, ...], index: VideoIndex, ranking: RankingConfig) -> dict[str, Any]:
     if user.error is not None:
         return {USER_ID: user.user_id, "error": user.error}
     try:
-        found = index.recommend(query_of(ranking, user.video_ids))
+        found = index.recommend(query_of(ranking, history))
     except QueryError as error:
         return {USER_ID: user.user_id, "error": str(error)}
     return {USER_ID: user.user_id, **_lists(found)}

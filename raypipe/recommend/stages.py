@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from raypipe.batch.stages import identity
 from raypipe.config import RankingConfig
-from raypipe.recommend.output import put_shard
+from raypipe.recommend.output import ShardCounts, put_shard
 from raypipe.recommend.shard import count, recommend_shard
 from raypipe.report import ShardSummary
 from raypipe.retrieval.fetching import cache_folder
@@ -40,9 +40,10 @@ class RecommendToUsers:
         """One shard."""
         start = time.perf_counter()
         plan, shard = identity(block)
-        rows = recommend_shard(block, self._index, self._settings.ranking)
+        rows, unknown = recommend_shard(block, self._index, self._settings.ranking)
         counts = count(rows)
-        created = put_shard(self._output, rows, shard=shard, fingerprint=self._settings.fingerprint, counts=counts)
+        about = ShardCounts(counts, unknown)
+        created = put_shard(self._output, rows, shard=shard, fingerprint=self._settings.fingerprint, counts=about)
         seconds = {"recommend": time.perf_counter() - start}
         return ShardSummary(plan, shard, counts, 0, 0, seconds, time.time(), already_committed=not created)
 

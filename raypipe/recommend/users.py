@@ -3,15 +3,19 @@
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from raypipe.storage.tables import json_object
+
 USER_ID, HISTORY = "user_id", "history"
 LINE, ERROR = "line", "error"  # of a block of rows: one that is still JSON, and what is wrong with it
+LINE_NUMBER = "line_number"  # of a line in its file
 IS_REPEATED = "is_repeated"  # of a block: its user stands in an earlier row of the file
+SEPARATORS = ("|", ";", ",")  # of ids in a text, besides white space
 _MAX_SHOWN = 80
 
 
@@ -22,11 +26,12 @@ class User:
     user_id: str | None
     video_ids: tuple[str, ...] = ()
     error: str | None = None
+    text: str | None = field(default=None, compare=False)  # of a history that was no list
 
 
 def parse(block: pa.Table) -> Iterator[User]:
     """Read the rows of a block, each for itself; one whose user stands in an earlier row is an error."""
-    users = map(_user_of_json, block[LINE].to_pylist()) if LINE in block.column_names else _users_of_columns(block)
+    users = _users_of_lines(block) if LINE in block.column_names else _users_of_columns(block)
     if IS_REPEATED not in block.column_names:
         yield from users
         return
@@ -41,16 +46,19 @@ def _users_of_columns(block: pa.Table) -> Iterator[User]:
     return itertools.starmap(_user, zip(*columns, strict=True))
 
 
-def _user_of_json(line: bytes) -> User:
+def _users_of_lines(block: pa.Table) -> Iterator[User]:
+    return itertools.starmap(
+        _user_of_json, zip(*(block[name].to_pylist() for name in (LINE, LINE_NUMBER)), strict=True)
+    )
+
+
+def _user_of_json(line: bytes, number: int) -> User:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return User(None, error=f"the line is not JSON: {error}")
-    if not isinstance(row, dict):
-        return User(None, error=f"the line holds {_short(row)}, not {USER_ID} and {HISTORY}")
-    if HISTORY not in row:
-        return _user(row.get(USER_ID), None, f"it has no {HISTORY}")
-    return _user(row.get(USER_ID), row[HISTORY], None)
+        row = json_object(line)
+    except ValueError as error:
+        return User(None, error=f"line {number} is not a JSON object with {USER_ID} and {HISTORY}: {error}")
+    missing = None if HISTORY in row else f"line {number} has no {HISTORY}"
+    return _user(row.get(USER_ID), row.get(HISTORY), missing)
 
 
 def _user(user_id: Any, history: Any, error: str | None) -> User:  # noqa: ANN401 - whatever the file holds
@@ -61,13 +69,15 @@ def _user(user_id: Any, history: Any, error: str | None) -> User:  # noqa: ANN40
     if error or not known:
         return User(known or None, error=error or f"it has no {USER_ID}")
     try:
-        return User(known, parse_history(history))
+        return User(known, parse_history(history), text=history if isinstance(history, str) else None)
     except (TypeError, ValueError) as problem:
         return User(known, error=str(problem))
 
 
 def parse_history(history: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever the file holds
-    """The ids of a history; null and an empty text are an empty one.
+    """Return the ids of a history: a list, or a text that is a JSON array, ids between ``|``, or ids between spaces.
+
+    Null and an empty text are an empty history.
 
     Raises:
         TypeError: it is no list.
@@ -78,21 +88,38 @@ def parse_history(history: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever t
     ids = history
     if isinstance(history, str):
         text = history.strip()
-        if text.startswith("["):
+        if _is_json(text):
             try:
                 ids = json.loads(text)
             except (ValueError, RecursionError) as error:
                 msg = f"{HISTORY} {_short(history)} is not a JSON array: {error}"
                 raise ValueError(msg) from None
         else:
-            ids = [part.strip() for part in text.split("|")] if "|" in text else text.split()
-            ids = [part for part in ids if part]
+            ids = _split(text, "|" if "|" in text else None)
     if not isinstance(ids, list):
         msg = f"{HISTORY} is {_short(history)}; it should be a list of video ids"
         raise TypeError(msg)
     if all(type(video_id) is str for video_id in ids) and "".join(ids).isascii():  # the usual case, at once
         return tuple(ids)
     return tuple(_text(video_id, what=HISTORY) for video_id in ids)
+
+
+def other_readings(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield what else the text of a history may mean: one id, or ids between other separators; nothing for JSON."""
+    text = text.strip()
+    if text and not _is_json(text):
+        yield (text,)
+        for separator in (*SEPARATORS, None):
+            if separator is None or separator in text:
+                yield tuple(_split(text, separator))
+
+
+def _is_json(text: str) -> bool:
+    return text.startswith("[")
+
+
+def _split(text: str, separator: str | None) -> list[str]:
+    return [part for one in text.split(separator) if (part := one.strip())]
 
 
 def _text(value: Any, *, what: str = USER_ID) -> str:  # noqa: ANN401 - whatever the file holds

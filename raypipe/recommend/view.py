@@ -5,7 +5,7 @@ from rich.text import Text
 
 from raypipe.progress.view import Flow, named_rows
 from raypipe.recommend.pipeline import RecommendRun
-from raypipe.report.text import format_count, format_rate, format_seconds, visible
+from raypipe.report.text import format_count, format_rate, format_seconds, plural, visible
 
 _NAMES = {"ok": "by their history", "popular": "by what is popular", "error": "with an error, and no answer"}
 
@@ -20,9 +20,20 @@ def recommend_table(run: RecommendRun) -> RenderableType:
     rows: list[tuple[str, Text | Flow]] = [
         ("users", Text(format_count(made["num_users"]))),
         ("answered", Flow(counts)),
+        ("unknown ids", Text(visible(unknown_ids(run)))),
         ("index", Text(visible(f"{made['settings']['index']} at {made['settings']['index_version']}"))),
         ("wall time", Text(format_seconds(run.seconds) if run.is_new else "")),
         ("rate", Text(rate)),
         ("output", Text(visible(run.output_uri))),
     ]
     return named_rows(rows)
+
+
+def unknown_ids(run: RecommendRun) -> str:
+    """How many ids of the histories the index does not hold, and a few of them; nothing where it holds all."""
+    unknown = run.unknown
+    if unknown is None or not unknown.num_unknown:
+        return ""
+    share = f"{format_count(unknown.num_unknown)} of {format_count(unknown.num_ids)} ({unknown.fraction:.1%})"
+    shown = ", ".join(map(repr, unknown.examples))
+    return f"{share}, of {plural(unknown.num_users, 'user')}: {shown}"

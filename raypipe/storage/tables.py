@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import reprlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,15 +16,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raypipe.errors import ConfigError, ObjectError
+from raypipe.storage.column_types import ColumnReading, Kind, read_column
 from raypipe.storage.folder import Folder, place_of
 
 TABLE_ENDINGS = (".parquet", ".csv", ".jsonl")
-_TIMESTAMP = pa.timestamp("us", tz="UTC")
-_ZONE = r"[0-9](Z|[+-][0-9]{2}:?[0-9]{2})$"
-_ISO_TIME = (
-    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?$"
-)
 
 
 def read_text_columns(
@@ -40,6 +38,7 @@ def read_text_columns(
             table = _parse_csv(data, pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())))
         else:
             table = _read_json_lines(data, columns)
+        _check_columns(folder.child(name), [one for one in table.column_names if one in columns], ())
         _check_required(folder.child(name), table.column_names, required)
         names = [column for column in columns if column in table.column_names]
         return table.select(names).cast(pa.schema([(column, pa.string()) for column in names]))
@@ -50,12 +49,22 @@ def read_text_columns(
 def _read_json_lines(lines: Iterable[bytes], columns: Sequence[str]) -> pa.Table:
     """Not by Arrow, which would take an id that looks like a date for one."""
     keys: dict[str, None] = {}
-    rows: list[list[Any]] = []
-    for _, row in json_lines(lines):
+    rows: list[list[str | None]] = []
+    for number, row in json_lines(lines):
         keys.update(dict.fromkeys(row))
-        rows.append([str(value) if isinstance(value := row.get(column), int) else value for column in columns])
+        rows.append([_json_text(row.get(column), column=column, number=number) for column in columns])
     texts = dict(zip(columns, zip(*rows, strict=True), strict=False))
     return pa.table({key: pa.array(texts[key], pa.string()) if key in texts else pa.nulls(len(rows)) for key in keys})
+
+
+def _json_text(value: Any, *, column: str, number: int) -> str | None:  # noqa: ANN401 - whatever the line holds
+    """A text as it is; 7 is the text ``7``."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return json.dumps(value)
+    msg = f"line {number}: {column} is {reprlib.repr(value)}, not a text"
+    raise ValueError(msg)
 
 
 def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -68,10 +77,40 @@ def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            yield number, dict(json.loads(line.decode("utf-8-sig")))
-        except (TypeError, ValueError, RecursionError) as error:
+            row = json_object(line)
+            if b"\\u" in line:  # half a surrogate pair is no text
+                json.dumps(row, ensure_ascii=False).encode()
+        except ValueError as error:
             msg = f"line {number} is not a JSON object: {error}"
             raise ValueError(msg) from None
+        yield number, row
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """Parse a line as an object whose keys are unique.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        found = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except RecursionError:
+        msg = "it is nested too deeply"
+        raise ValueError(msg) from None
+    if not isinstance(found, dict):
+        msg = f"it holds {reprlib.repr(found)}"
+        raise ValueError(msg)  # noqa: TRY004 - the data is wrong, not the caller
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for at, name in enumerate(names) if name in names[:at])
+        msg = f"it has two values for {repeated!r}"
+        raise ValueError(msg)
+    return found
 
 
 def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
@@ -87,11 +126,29 @@ def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
     return place_of(uri)
 
 
-def read_table(folder: Folder, name: str, *, text: Sequence[str], required: Sequence[str], what: str) -> pa.Table:
+@dataclass(frozen=True, slots=True)
+class TypedTable:
+    """A table, and how those of its columns were read whose type their values decide."""
+
+    table: pa.Table
+    readings: tuple[ColumnReading, ...]
+
+
+def read_table(
+    folder: Folder,
+    name: str,
+    *,
+    text: Sequence[str],
+    required: Sequence[str],
+    what: str,
+    expected: Mapping[str, Kind] = MappingProxyType({}),
+) -> TypedTable:
     """Read every column: those of ``text`` as they are written, the others as what their values are.
 
     Whole numbers become int64, others float64, ISO dates and times timestamp[us] in UTC, which is also meant where no
-    zone is written. Lists of texts stay lists. An empty field, or a number that is not finite, is null.
+    zone is written. Lists of texts stay lists. An empty field, or a number that is not finite, is null. A column of
+    which a few values are something else keeps its type, and they are null; with more of them it is text. The readings
+    say so. ``expected`` names columns that should be of a kind: one of dates may hold epoch numbers or years too.
 
     Raises:
         ConfigError: the table cannot be read, lacks a required column, or a column holds something else.
@@ -99,16 +156,31 @@ def read_table(folder: Folder, name: str, *, text: Sequence[str], required: Sequ
     try:
         data = io.BytesIO(folder.read(name))
         if name.lower().endswith(".parquet"):
-            table = pq.read_table(data)
+            table, untyped = pq.read_table(data), []
         elif name.lower().endswith(".csv"):
             table = _read_csv(data, text)
+            untyped = table.column_names
         else:
-            table = _read_json_table(data, text)
+            table, untyped = _read_json_table(data, text)
         _check_columns(folder.child(name), table.column_names, required)
-        columns = {column: _typed(column, table[column], as_text=column in text) for column in table.column_names}
-        return pa.table(columns)
+        columns, readings = {}, []
+        for column in table.column_names:
+            if column in text:
+                columns[column] = table[column].cast(pa.string())
+                continue
+            columns[column], reading = read_column(
+                column, table[column], expected=expected.get(column), is_untyped=column in untyped
+            )
+            readings += [reading] if reading else []
+        return TypedTable(pa.table(columns), tuple(readings))
     except (pa.ArrowException, ObjectError, OSError, KeyError, ValueError) as error:
         raise _unreadable(folder.child(name), what, error) from None
+
+
+def empty_rows(column: pa.ChunkedArray) -> list[int]:
+    """Return the numbers of the rows that have no text in a column; 1 is the first row after the header."""
+    is_empty = pc.equal(column, "").fill_null(True)  # noqa: FBT003 - Arrow's own signature
+    return [at + 1 for at in pc.indices_nonzero(is_empty).to_pylist()]
 
 
 def _unreadable(uri: str, what: str, error: Exception) -> ConfigError:
@@ -166,33 +238,63 @@ def _check_csv(data: io.BytesIO) -> tuple[list[str], int]:
     Raises:
         ValueError: a quote is not closed, a row has another number of fields, or a line is not UTF-8.
     """
-    csv.field_size_limit(sys.maxsize)
     lines = io.TextIOWrapper(data, "utf-8-sig", newline="")
-    reader = csv.reader(lines, strict=True)
     header: list[str] = []
-    num_lines = start = 0  # lines up to the end of the header; lines before the current row
+    num_lines = 0
     try:
-        for row in reader:
-            if row and not header:
-                header, num_lines = row, reader.line_num
-            elif row and len(row) != len(header):
-                msg = f"line {start + 1} has {len(row)} fields, the header has {len(header)}"
-                raise ValueError(msg)
-            start = reader.line_num
+        for row in csv_rows(lines):
+            if not header:
+                header, num_lines = row.fields, row.last_line
+            elif len(row.fields) != len(header):
+                raise ValueError(wrong_length(row, header))
     except UnicodeDecodeError:
         data.seek(0)
         number = next(number for number, line in enumerate(data, start=1) if not _is_utf8(line))
-        msg = f"line {number} is not UTF-8. Save the file as UTF-8"
-        raise ValueError(msg) from None
-    except csv.Error as error:
-        msg = f"the row that begins in line {start + 1} has quotes that do not match: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(not_utf8(number)) from None
     finally:
         lines.detach()
     if not header:
         msg = "it is empty"
         raise ValueError(msg)
     return header, num_lines
+
+
+@dataclass(frozen=True, slots=True)
+class CsvRow:
+    """The fields of one row, and the numbers of the lines where it begins and ends."""
+
+    fields: list[str]
+    first_line: int
+    last_line: int
+
+
+def csv_rows(lines: TextIO) -> Iterator[CsvRow]:
+    """Yield the rows that are not blank.
+
+    Raises:
+        ValueError: the quotes of a row do not match, so nobody knows where it ends.
+    """
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(lines, strict=True)
+    before = 0
+    try:
+        for fields in reader:
+            if fields:
+                yield CsvRow(fields, before + 1, reader.line_num)
+            before = reader.line_num
+    except csv.Error as error:
+        msg = f"the row that begins in line {before + 1} has quotes that do not match: {error}"
+        raise ValueError(msg) from None
+
+
+def wrong_length(row: CsvRow, header: Sequence[str]) -> str:
+    """Say that a row has another number of fields than the header."""
+    return f"line {row.first_line} has {len(row.fields)} fields, the header has {len(header)}"
+
+
+def not_utf8(number: int) -> str:
+    """Say that a line is not UTF-8."""
+    return f"line {number} is not UTF-8. Save the file as UTF-8"
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -203,78 +305,29 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _read_json_table(lines: Iterable[bytes], text: Sequence[str]) -> pa.Table:
-    rows = [row for _, row in json_lines(lines)]
-    names = dict.fromkeys(key for row in rows for key in row)
-    return pa.table({name: _json_column([row.get(name) for row in rows], as_text=name in text) for name in names})
+def _read_json_table(lines: Iterable[bytes], text: Sequence[str]) -> tuple[pa.Table, list[str]]:
+    """The table, and the names of the columns in which some values are numbers and others are not."""
+    rows = list(json_lines(lines))
+    columns, mixed = {}, []
+    for name in dict.fromkeys(key for _, row in rows for key in row):
+        if name in text:
+            texts = [_json_text(row.get(name), column=name, number=number) for number, row in rows]
+            columns[name] = pa.array(texts, pa.string())
+            continue
+        values = [row.get(name) for _, row in rows]
+        columns[name] = _json_column(values)
+        if pa.types.is_string(columns[name].type) and any(isinstance(value, int | float) for value in values):
+            mixed.append(name)
+    return pa.table(columns), mixed
 
 
-def _json_column(values: Sequence[Any], *, as_text: bool) -> pa.Array:
+def _json_column(values: Sequence[Any]) -> pa.Array:
     """What Arrow takes as one type, else each value as the JSON that stands there."""
-    if as_text:
-        values = [str(value) if isinstance(value, int) else value for value in values]
-        return pa.array(values, pa.string())
     try:
         made = pa.array(values)
         if not pa.types.is_struct(made.type):
             return made
-    except pa.ArrowException:
+    except (pa.ArrowException, OverflowError):  # several types, or a whole number of more than 64 bits
         pass
     texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
     return pa.array(list(texts), pa.string())
-
-
-def _typed(name: str, column: pa.ChunkedArray, *, as_text: bool) -> pa.ChunkedArray:
-    """A column in the one type of its kind.
-
-    Raises:
-        ValueError: it is of no kind that an index holds.
-    """
-    if as_text:
-        return column.cast(pa.string())
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    for is_kind, convert in _KINDS:
-        if is_kind(kind):
-            return convert(column)
-    msg = f"its column {name!r} holds {kind}. Give texts, numbers, true or false, dates, or lists of texts."
-    raise ValueError(msg)
-
-
-def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    numbers = column.cast(pa.float64())
-    return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
-
-
-def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.timestamp("us", tz=getattr(column.type, "tz", None)), safe=False).cast(_TIMESTAMP)
-
-
-def _dates(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The texts as timestamps if every one of them is an ISO date or time, else as they are."""
-    if texts.null_count == len(texts) or not pc.all(pc.match_substring_regex(texts, _ISO_TIME)).as_py():
-        return texts
-    zoned = pc.match_substring_regex(texts, _ZONE)
-    nothing = pa.scalar(None, pa.string())
-    try:
-        with_zone = pc.if_else(zoned, texts, nothing).cast(_TIMESTAMP)
-        without = pc.if_else(zoned, nothing, texts).cast(pa.timestamp("us")).cast(_TIMESTAMP)
-    except pa.ArrowInvalid:  # 2024-13-45
-        return texts
-    return pc.coalesce(with_zone, without)
-
-
-_KINDS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.ChunkedArray], pa.ChunkedArray]], ...] = (
-    (pa.types.is_null, lambda column: column.cast(pa.string())),
-    (pa.types.is_boolean, lambda column: column),
-    (pa.types.is_integer, lambda column: column.cast(pa.int64())),
-    (lambda kind: pa.types.is_floating(kind) or pa.types.is_decimal(kind), _numbers),
-    (
-        lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind),
-        lambda column: _dates(column.cast(pa.string())),
-    ),
-    (lambda kind: pa.types.is_date(kind) or pa.types.is_timestamp(kind), _timestamps),
-    (
-        lambda kind: pa.types.is_list(kind) or pa.types.is_large_list(kind),
-        lambda column: column.cast(pa.list_(pa.string())),
-    ),
-)

@@ -8,8 +8,7 @@ import pyarrow.compute as pc
 
 from raypipe import schema
 from raypipe.errors import ConfigError
-from raypipe.storage.folder import place_of
-from raypipe.storage.tables import TABLE_ENDINGS, read_text_columns
+from raypipe.storage.tables import empty_rows, read_text_columns, table_place
 
 _logger = logging.getLogger(__name__)
 SPLIT = "split"
@@ -24,16 +23,12 @@ def read_labels(uri: str, *, split_column: str) -> pa.Table:
     Raises:
         ConfigError: the file cannot be read, lacks a column or a value, or names an unknown split, or two of a video.
     """
-    if not uri.lower().endswith(TABLE_ENDINGS):
-        msg = f"labels={uri!r} has an unknown format."
-        remedy = f"Give a {', '.join(TABLE_ENDINGS)} with video_id and label."
-        raise ConfigError(msg, key="labels", value=uri, remedy=remedy)
-    folder, name = place_of(uri)
+    folder, name = table_place(uri, what="labels")
     wanted = (schema.VIDEO_ID, schema.LABEL)
     table = read_text_columns(folder, name, (*wanted, split_column), required=wanted, what="labels")
     for column in table.column_names:
-        if lacking := table.num_rows - int(pc.sum(pc.not_equal(table[column], "")).as_py() or 0):
-            msg = f"{uri}: {lacking} rows lack their {column}."
+        if lacking := empty_rows(table[column]):
+            msg = f"{uri}: {len(lacking)} rows lack their {column}, the first is row {lacking[0]}."
             raise ConfigError(msg, key=column, remedy=f"Every row needs a {' and a '.join(table.column_names)}.")
     if not table.num_rows:
         msg = f"{uri} has no rows."

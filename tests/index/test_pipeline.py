@@ -14,6 +14,7 @@ from raypipe.config import IndexConfig
 from raypipe.errors import ConfigError, FingerprintError, IndexVersionError, JobError, RaypipeError
 from raypipe.index.pipeline import run_index
 from raypipe.retrieval.index import VideoIndex
+from raypipe.retrieval.query import Query
 from raypipe.retrieval.versions import Versions
 from raypipe.sealed.plan import fingerprint
 from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
@@ -143,6 +144,31 @@ def test_a_video_that_changed_and_one_that_failed_since(tmp_path: Path) -> None:
     index = opened(output, tmp_path / "cache")
     assert index.items.position("4.mp4") is None
     assert run.num_left_out == 3
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_video_that_is_gone_leaves_the_index(folder: Folder, tmp_path: Path, append: bool) -> None:  # noqa: FBT001
+    (source, embeddings), output = places(folder), Folder(folder.child("index"))
+    names = [f"{number:02d}.mp4" for number in range(12)]
+    upload(source, {name: content(seed=at) for at, name in enumerate(names)})
+    embed_all(source, embeddings)
+    config = configured(embeddings, output, append=append)
+    assert run_index(config).manifest["num_videos"] == 12
+    for name in names[:3]:
+        replace_object(source, name, None)
+    embed_all(source, embeddings)
+    run = run_index(config)
+    assert (run.manifest["num_videos"], run.num_left_out) == (9, 0)
+    if append:
+        assert run.changes is not None
+        assert (run.changes.num_new, run.changes.num_changed, run.changes.num_deleted) == (0, 0, 3)
+    index = opened(output, tmp_path / "cache")
+    assert [index.items.position(name) is None for name in names] == [True] * 3 + [False] * 9
+    answer = index.recommend(Query(history=(names[0], names[5]), top_k=12))
+    assert not {one.video_id for one in answer.results} & {*names[:3]}
+    upload(source, {names[0]: content(seed=0)})
+    embed_all(source, embeddings)
+    assert run_index(config).manifest["num_videos"] == 10
 
 
 def test_labels_stand_beside_their_videos(tmp_path: Path) -> None:

@@ -41,7 +41,14 @@ def test_filters_are_as_a_request_has_them(filters: str, expected: dict[str, Any
     "key",
     [
         *("ranking.top_k=0", "ranking.top_k=201", "ranking.diversity=1.1", "ranking.max_per_category=0"),
-        *("users_per_shard=0", "concurrency=0", "ranking.filters={a: .nan}", "ranking.filters=3", "ranking.history=[]"),
+        *(
+            "users_per_shard=0",
+            "concurrency=0",
+            "max_unknown_fraction=2",
+            "ranking.filters={a: .nan}",
+            "ranking.filters=3",
+            "ranking.history=[]",
+        ),
     ],
 )
 def test_what_recommend_cannot_do_is_refused(key: str) -> None:

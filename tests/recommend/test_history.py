@@ -86,16 +86,22 @@ def written(tmp_path: Path, name: str, data: bytes) -> HistoryFile:
 
 
 def test_a_bad_row_of_csv_is_an_error_of_its_own(tmp_path: Path) -> None:
-    data = b'user_id,history\na,x y\nb\nc,x,y\n\nd,\xff\n"e\nf",x\ng,"x\n'
+    data = b'user_id,history\na,x y\nb\nc,x,y\n\nd,\xff\n"e\nf",x\n'
     found = [user for block in users_of(written(tmp_path, "h.csv", data), 3) for user in block]
     assert found[0] == User("a", ("x", "y"))
     assert [(user.user_id, user.video_ids, set(re.findall(r"\d+|UTF-8", user.error or ""))) for user in found[1:]] == [
         ("b", (), {"3", "1", "2"}),  # the line, its fields, those of the header
         ("c", (), {"4", "3", "2"}),
         ("d", (), {"6", "UTF-8"}),
-        (None, (), {"8"}),  # a quote that is not closed
-        (None, (), {"9"}),
+        (None, (), {"7"}),  # the line in which the row begins
     ]
+
+
+def test_a_bad_line_of_json_is_an_error_with_its_number(tmp_path: Path) -> None:
+    data = b'{"user_id": "a", "history": ["x"]}\n\n{"user_id": "b"}\n{"user_id": "c", "user_id": "d"}\n{"user_id": "e'
+    found = [user for block in users_of(written(tmp_path, "h.jsonl", data), 2) for user in block]
+    assert found[0] == User("a", ("x",))
+    assert [re.search(r"line (\d+)", user.error or "")[1] for user in found[1:]] == ["3", "4", "5"]
 
 
 def test_a_long_history_is_one_field(tmp_path: Path) -> None:
@@ -111,6 +117,9 @@ def test_a_long_history_is_one_field(tmp_path: Path) -> None:
         ("h.csv", b"", ("user_id", 0, 1), ""),
         ("h.csv", b"user_id,history,history\n", ("history", 2, 1), "user_id, history, history"),
         ("h.parquet", encoded([], ".csv"), None, ""),
+        ("h.csv", b'user_id,history\na,x\nb,"y\nc,z\n', None, "line 3 "),  # the quote swallows the other users
+        ("h.csv", b'user_id,history\na,x\nb,"y\nc,"z"\n', None, "line 3 "),
+        ("h.csv", "user_id,history\na,x\n".encode("utf-16"), None, "line 1 "),
     ],
 )
 def test_a_file_that_is_no_history_is_one_line(

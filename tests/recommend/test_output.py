@@ -8,7 +8,8 @@ import pytest
 
 from raypipe.errors import CommitError, FingerprintError, RaypipeError
 from raypipe.recommend import output as stored
-from raypipe.recommend.output import Run
+from raypipe.recommend.output import Run, ShardCounts
+from raypipe.recommend.unknown import UnknownIds
 from raypipe.storage import Folder
 from support.embed_outputs import replace_object
 
@@ -21,9 +22,13 @@ SETTINGS: dict[str, Any] = {
 RUN = Run(SETTINGS, 5, 3)
 
 
-def put(output: Folder, shard: int, ids: list[str], *, fingerprint: str = RUN.fingerprint) -> bool:
+def put(
+    output: Folder, shard: int, ids: list[str], *, fingerprint: str = RUN.fingerprint, counts_unknown: bool = True
+) -> bool:
     rows = pa.table({"user_id": ids})
-    return stored.put_shard(output, rows, shard=shard, fingerprint=fingerprint, counts={"ok": len(ids)})
+    unknown = UnknownIds.of(("x", f"only {shard}"), (f"only {shard}",)) if counts_unknown else None
+    counts = ShardCounts({"ok": len(ids)}, unknown)
+    return stored.put_shard(output, rows, shard=shard, fingerprint=fingerprint, counts=counts)
 
 
 def test_a_run_is_what_came_first(folder: Folder) -> None:
@@ -59,11 +64,21 @@ def test_a_shard_is_committed_once_and_sealed_when_all_are_there(folder: Folder)
     manifest = stored.seal(folder, RUN, versions={"ray": "1"})
     assert stored.read_manifest(folder) == manifest
     assert (manifest["num_users"], manifest["counts"]) == (5, {"ok": 5})
+    assert UnknownIds.from_json(manifest["unknown"]) == UnknownIds(6, 3, 3, ("only 0", "only 1", "only 2"))
     assert [(file["name"], file["num_rows"]) for file in manifest["files"]] == [
         ("data/000000.parquet", 2),
         ("data/000001.parquet", 2),
         ("data/000002.parquet", 1),
     ]
+
+
+def test_a_shard_that_did_not_count_unknown_ids_is_sealed(folder: Folder) -> None:
+    stored.put_run(folder, RUN)
+    for shard, ids in enumerate((["a", "b"], ["c", "d"], ["e"])):
+        assert put(folder, shard, ids, counts_unknown=shard != 1)
+    manifest = stored.seal(folder, RUN, versions={})
+    assert (manifest["counts"], manifest["unknown"]) == ({"ok": 5}, None)
+    assert stored.read_manifest(folder) == manifest
 
 
 def test_a_file_of_something_else_is_refused(folder: Folder) -> None:

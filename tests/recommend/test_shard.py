@@ -7,12 +7,16 @@ import pytest
 
 from raypipe.config import IndexConfig, RankingConfig
 from raypipe.index.pipeline import run_index
-from raypipe.recommend.shard import ROWS, count, query_of, recommend_shard
+from raypipe.recommend.shard import ROWS, count, query_of, recommend_shard, watched
+from raypipe.recommend.unknown import UnknownIds
+from raypipe.recommend.users import parse
 from raypipe.retrieval.index import VideoIndex
+from raypipe.retrieval.items import Items
 from raypipe.retrieval.query import Query
 from raypipe.retrieval.versions import Versions
 from raypipe.storage import Folder
 from support.train_runs import embed_all, video_ids
+from support.vectors import clustered, index_of
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def test_every_option_of_the_ranking_is_asked_for() -> None:
 def test_rows_are_the_answers_of_the_index(index: VideoIndex) -> None:
     texts = ["cat/000.mp4|no/such.mp4", "", "dog/001.mp4", '["']
     block = pa.table({"user_id": ["a", "b", "c", "d"], "history": texts})
-    rows = recommend_shard(block, index, RankingConfig(top_k=4))
+    rows, unknown = recommend_shard(block, index, RankingConfig(top_k=4))
     assert rows.schema == ROWS
     answered = rows.to_pylist()
     assert [row["user_id"] for row in answered] == ["a", "b", "c", "d"]
@@ -57,9 +61,46 @@ def test_rows_are_the_answers_of_the_index(index: VideoIndex) -> None:
     assert "'[\"'" in answered[3].pop("error")
     assert set(answered[3].values()) == {"d", None}
     assert count(rows) == {"ok": 2, "popular": 1, "error": 1}
+    assert unknown == UnknownIds(3, 1, 1, ("no/such.mp4",))
 
 
 def test_a_question_that_the_index_cannot_answer_is_an_error_of_each_row(index: VideoIndex) -> None:
     block = pa.table({"user_id": ["a", "b"], "history": [["cat/000.mp4"], []]})
-    rows = recommend_shard(block, index, RankingConfig(filters={"genre": "x"})).to_pylist()
-    assert all("genre" in row["error"] and row["video_ids"] is None for row in rows)
+    rows, unknown = recommend_shard(block, index, RankingConfig(filters={"genre": "x"}))
+    assert all("genre" in row["error"] and row["video_ids"] is None for row in rows.to_pylist())
+    assert unknown == UnknownIds()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cat/000.mp4,dog/001.mp4", ("cat/000.mp4", "dog/001.mp4")),
+        ("cat/000.mp4, dog/001.mp4", ("cat/000.mp4", "dog/001.mp4")),
+        ("cat/000.mp4;dog/001.mp4;no/such.mp4", ("cat/000.mp4", "dog/001.mp4", "no/such.mp4")),
+        ("cat/000.mp4\tdog/001.mp4", ("cat/000.mp4", "dog/001.mp4")),
+        ("no/such 1.mp4|cat/000.mp4", ("no/such 1.mp4", "cat/000.mp4")),
+        ("no,such no;other", ("no,such", "no;other")),  # unknown however it is read
+    ],
+)
+def test_a_text_is_read_as_what_the_index_knows(index: VideoIndex, text: str, expected: tuple[str, ...]) -> None:
+    (user,) = parse(pa.table({"user_id": ["u"], "history": [text]}))
+    assert watched(user, index) == expected
+
+
+def test_an_id_with_a_space_or_a_separator_is_read() -> None:
+    ids = ["a b.mp4", "c,d.mp4", "e;f|g.mp4"]
+    index = index_of(clustered(3, dim=4), {})
+    index.items = Items(pa.table({"video_id": ids}), None)
+    users = parse(pa.table({"user_id": ids, "history": ids}))
+    assert [watched(user, index) for user in users] == [(one,) for one in ids]
+
+
+def test_unknown_ids_add_up() -> None:
+    users = [UnknownIds.of(("a", "b", "a"), ("b",)), UnknownIds.of(("a",), ()), UnknownIds.of(("b", "c"), ("b", "c"))]
+    total = sum(users, UnknownIds())
+    assert total == UnknownIds(5, 3, 2, ("b", "c"))
+    assert total.fraction == pytest.approx(0.6)
+    assert UnknownIds().fraction == 0
+    assert UnknownIds.from_json(total.to_json()) == total
+    many = sum((UnknownIds.of((f"v{number}",), (f"v{number}",)) for number in range(20)), UnknownIds())
+    assert len(many.examples) < 10

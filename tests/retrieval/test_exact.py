@@ -8,11 +8,13 @@ from hypothesis.extra import numpy as arrays
 from raypipe.retrieval.exact import best, dots, neighbours, widen
 from support.vectors import clustered
 
-HALVES = arrays.arrays(np.float16, (7, 5), elements=st.floats(width=16, allow_nan=False, allow_infinity=False))
+BITS = arrays.arrays(np.uint16, (7, 5))
 
 
-@given(HALVES)
-def test_widen_is_astype(half: np.ndarray) -> None:
+@given(BITS)
+def test_widen_is_astype(bits: np.ndarray) -> None:
+    half = bits.view(np.float16)
+    half[~np.isfinite(half)] = 0
     np.testing.assert_array_equal(widen(half), half.astype(np.float32))
 
 

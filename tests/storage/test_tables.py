@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from raypipe.errors import ConfigError
 from raypipe.storage import Folder
-from raypipe.storage.tables import read_table, table_place
+from raypipe.storage.dates import iso_times
+from raypipe.storage.tables import empty_rows, read_table, read_text_columns, table_place
 
 TIME = pa.timestamp("us", tz="UTC")
 CSV = """video_id,title,year,rating,live,published_at,season,empty
@@ -44,7 +45,7 @@ def read(folder: Folder, name: str, content: str | bytes | pa.Table, **options: 
         content = file.getvalue().to_pybytes()
     folder.put(name, content.encode() if isinstance(content, str) else content)
     given = {"text": ("video_id", "title"), "required": ("video_id",), "what": "catalogue"} | options
-    return read_table(folder, name, **given)
+    return read_table(folder, name, **given).table
 
 
 @pytest.fixture
@@ -103,14 +104,12 @@ def test_parquet_types_become_the_one_of_their_kind(place: Folder) -> None:
 @given(st.lists(st.none() | st.datetimes() | st.datetimes(timezones=st.just(UTC)), min_size=1, max_size=5))
 def test_iso_times_are_read_back(times: list[datetime | None]) -> None:
     texts = pa.array([None if time is None else time.isoformat() for time in times], pa.string())
-    from raypipe.storage.tables import _dates  # noqa: PLC0415 - the rule itself
-
-    found = _dates(pa.chunked_array([texts]))
+    found = iso_times(pa.chunked_array([texts]))
     if any(times):
         assert found.to_pylist() == [time and time.replace(tzinfo=UTC) for time in times]
 
 
-@pytest.mark.parametrize("text", ["2024-13-45", "2024-01-01x", "1999", "", "24-01-01", "2024-01-01T10:00:00.1234567"])
+@pytest.mark.parametrize("text", ["2024-13-45", "2023-02-29", "2024-01-01x", "1999", "24-01-01", "2024-01-01T25:00"])
 def test_what_is_no_date_makes_the_column_text(place: Folder, text: str) -> None:
     rows = [{"video_id": "a", "when": "2024-01-01"}, {"video_id": "b", "when": text}]
     found = read(place, "c.jsonl", "\n".join(json.dumps(row) for row in rows))
@@ -140,6 +139,12 @@ def test_json_values_of_several_kinds_are_text(place: Folder) -> None:
         ("c.csv", 'video_id,a\n1,2\n3,"4\n5,6\n7,8\n', None, ["3"]),  # the line in which the row begins
         ("c.csv", "video_id,a\n1,2\n\n3\n", None, ["4", "1", "2"]),
         ("c.jsonl", '{"video_id": "a"}\n\n[12\n', None, ["3"]),  # the line; its own error is at 2:1 and 4
+        ("c.jsonl", '{"video_id": "a"}\n{"video_id": "b', None, ["2"]),
+        ("c.jsonl", '{"video_id": "a"}\n[]\n', None, ["2", "[]"]),
+        ("c.jsonl", '{"video_id": "a"}\n{"video_id": "b", "x": 1, "x": 2}\n', None, ["2", "'x'"]),
+        ("c.jsonl", '{"video_id": "a"}\n{"video_id": 1.5}\n', None, ["2", "1.5"]),
+        ("c.jsonl", '{"video_id": "a"}\n{"video_id": "a", "x": "\\ud800"}\n', None, ["2"]),
+        ("c.jsonl", '{"video_id": "a"}\n'.encode("utf-16"), None, ["1"]),
         ("c.parquet", b"PAR1", None, []),
         ("c.parquet", pa.table({"video_id": ["a"], "x": [{"y": 1}]}), None, ["'x'", "struct<y: int64>"]),
         ("c.parquet", pa.table({"video_id": ["a"], "x": pa.array([2**63], pa.uint64())}), None, [str(2**63)]),
@@ -180,6 +185,44 @@ def test_a_table_that_is_not_there_is_one_line(folder: Folder) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]*catalogue[^\n]*$") as caught:
         read_table(folder, "nothing.csv", text=(), required=(), what="catalogue")
     assert caught.value.key == folder.child("nothing.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wrong", "more"),
+    [
+        ("m.csv", "video_uri,video_uri\na,b\n", ("video_uri", 2), []),
+        ("m.csv", 'video_uri,title\na,b\nc,"d\ne,f\n', None, ["3"]),
+        ("m.jsonl", '{"video_uri": "a"}\n{"video_uri": ["b"]}\n', None, ["2", "video_uri"]),
+        ("m.jsonl", '{"video_uri": "a"}\n{"video_uri": "b', None, ["2"]),
+        ("m.jsonl", '{"title": "a"}\n', ("video_uri", 0), ["title"]),
+        ("m.parquet", b"PAR1", None, []),
+    ],
+)
+def test_a_table_of_texts_has_the_same_guards(
+    place: Folder, name: str, content: str | bytes, wrong: tuple[str, int] | None, more: list[str]
+) -> None:
+    place.put(name, content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ConfigError) as caught:
+        read_text_columns(place, name, ("video_id", "video_uri"), required=("video_uri",), what="manifest")
+    error = caught.value
+    assert (error.key, error.value) == (wrong or (place.child(name), None))
+    assert all(token in str(error).replace(place.child(name), "") for token in more)
+
+
+def test_columns_that_are_not_read_may_repeat(place: Folder) -> None:
+    place.put("m.csv", b"video_uri,x,x\na,1,2\n")
+    table = read_text_columns(place, "m.csv", ("video_uri",), required=("video_uri",), what="manifest")
+    assert table.to_pydict() == {"video_uri": ["a"]}
+
+
+def test_rows_without_a_text_are_numbered_from_one() -> None:
+    assert empty_rows(pa.chunked_array([["a", ""], [None, "b"]])) == [2, 3]
+
+
+def test_a_number_of_more_than_64_bits_is_a_float(place: Folder) -> None:
+    rows = [{"video_id": "a", "x": 2**70}, {"video_id": "b", "x": 1}]
+    found = read(place, "c.jsonl", "\n".join(json.dumps(row) for row in rows))
+    assert found["x"].to_pylist() == [2.0**70, 1.0]
 
 
 def test_the_place_of_a_table() -> None:

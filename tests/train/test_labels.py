@@ -88,17 +88,19 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "column", "count"),
+    ("text", "column", "numbers"),
     [
-        ("video_id,label\na,x\nb,\n,y\n", "video_id", "1"),
-        ("video_id,label\na,x\nb,\nc,\n", "label", "2"),
-        ("video_id,label,split\na,x,train\nb,x,\n", "split", "1"),
+        ("video_id,label\na,x\nb,\n,y\n", "video_id", ["1", "3"]),
+        ("video_id,label\na,x\nb,\nc,\n", "label", ["2", "2"]),
+        ("video_id,label,split\na,x,train\nb,x,\n", "split", ["1", "2"]),
     ],
 )
-def test_rows_without_a_value_are_counted(tmp_path: Path, text: str, column: str, count: str) -> None:
+def test_rows_without_a_value_are_counted_and_the_first_named(
+    tmp_path: Path, text: str, column: str, numbers: list[str]
+) -> None:
     error = problem(tmp_path, text)
     assert (error.key, error.value) == (column, None)
-    assert re.findall(r"\d+", str(error).replace(str(tmp_path), "")) == [count]
+    assert re.findall(r"\d+", str(error).replace(str(tmp_path), "")) == numbers
 
 
 @pytest.mark.parametrize(
@@ -121,13 +123,13 @@ def test_null_in_parquet_is_no_label(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_labels(str(tmp_path / "labels.parquet"), split_column="split")
     assert caught.value.key == "label"
-    assert re.findall(r"\d+", str(caught.value).replace(str(tmp_path), "")) == ["1"]
+    assert re.findall(r"\d+", str(caught.value).replace(str(tmp_path), "")) == ["1", "2"]
 
 
 def test_a_file_of_another_kind_is_refused_with_the_choices(tmp_path: Path) -> None:
     error = problem(tmp_path, "", name="labels.txt")
     assert (error.key, error.value) == ("labels", str(tmp_path / "labels.txt"))
-    assert all(token in error.remedy for token in (".parquet, .csv, .jsonl", "video_id"))
+    assert all(ending in error.remedy for ending in (".parquet", ".csv", ".jsonl"))
 
 
 def test_a_file_that_cannot_be_read_is_named(folder: Folder) -> None:

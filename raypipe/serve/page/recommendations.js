@@ -43,7 +43,8 @@ export class Recommendations {
     setOptions(fields.category, known, "Any");
     for (const name of ["category", "max_per_category"]) fields[name].closest("label").hidden = known.length === 0;
     for (const [name, column] of Object.entries(SLIDERS)) {
-      fields[name].closest("label").hidden = column !== null && !(column in columns);
+      const isUsable = column === null || (column in columns && columns[column] !== "large_string");
+      fields[name].closest("label").hidden = !isUsable;
     }
   }
 

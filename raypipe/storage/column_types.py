@@ -1,0 +1,230 @@
+"""Decide what a column holds by all of its values: booleans, numbers, dates, texts, or lists of texts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe.storage.dates import (
+    ISO_TEXT,
+    TIMESTAMP,
+    Floats,
+    dates_of_numbers,
+    is_plausible,
+    iso_times,
+    unit_of,
+)
+
+Kind = Literal["true or false", "numbers", "dates", "text"]
+
+MAX_BAD_FRACTION = 0.05  # a column with a larger share of bad values is text
+MISSING = ("n/a", "na", "nan", "none", "null", "nil", "unknown", "undefined", "-", "--", "?")  # never count as bad
+TIMESTAMPS = "timestamps"
+_NUM_EXAMPLES, _MAX_SHOWN = 3, 40
+_NUMBER = r"^[+-]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"  # 007 is a code
+_WHOLE_NUMBER = r"^[+-]?[0-9]{1,18}$"
+_NO_TEXT = pa.scalar(None, pa.string())
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnReading:
+    """How a column was read: as what most of its values are, or as text because too many of them are something else."""
+
+    name: str
+    kind: Kind
+    most: Kind  # what most values are, or what the column should be
+    num_values: int  # that are not empty
+    unit: str | None = None  # of dates
+    first: str = ""  # of dates, as YYYY-MM-DD
+    last: str = ""
+    num_bad: int = 0  # values that are not like most; null where ``kind`` is not text
+    examples: tuple[str, ...] = ()  # of bad values
+
+    @property
+    def summary(self) -> str:
+        """What the column holds, in a few words."""
+        if self.kind != "dates":
+            return f"{self.name}: {self.kind}"
+        span = f", {self.first} … {self.last}" if self.first else ""
+        return f"{self.name}: dates, read as {self.unit}{span}"
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the column, and how it is treated; None where nothing is."""
+        if not self.num_bad:
+            return None
+        found = (
+            f"{self.num_bad:,} of {self.num_values:,} values are not {self.most}: {', '.join(map(repr, self.examples))}"
+        )
+        if self.kind == "text":
+            remedy = " Write 2024-05-31, or epoch numbers of one unit." if self.most == "dates" else ""
+            return f"column {self.name!r}: {found}. It is kept as text and is not used as {self.most}.{remedy}"
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"column {self.name!r}: {found}. It is read as {self.most}{unit}, and these values are null."
+
+
+def read_column(
+    name: str, column: pa.ChunkedArray, *, expected: Kind | None = None, is_untyped: bool = False
+) -> tuple[pa.ChunkedArray, ColumnReading | None]:
+    """Bring a column to the one type of its kind, and say how it was read where that was to be decided.
+
+    With ``expected`` dates, numbers are dates too, and their unit is decided. ``is_untyped`` means that the file did
+    not say the type: a text such as 12 is a number that became text because of other values.
+
+    Raises:
+        ValueError: it is of no kind that an index holds.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _read_texts(name, column.cast(pa.string()), expected=expected, is_untyped=is_untyped)
+    if is_number and expected == "dates":
+        return _read_dates(name, column)
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        times, unit = _timestamps(column), ISO_TEXT if is_untyped else TIMESTAMPS
+        if expected == "dates":
+            return _read_dates(name, times, unit=unit)
+        return times, describe(name, times, kind="dates", num_values=len(times) - times.null_count, unit=unit)
+    for is_kind, convert in _PLAIN:
+        if is_kind(kind):
+            return convert(column), None
+    msg = f"its column {name!r} holds {kind}. Give texts, numbers, true or false, dates, or lists of texts."
+    raise ValueError(msg)
+
+
+def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    zone, is_fine = getattr(column.type, "tz", None), getattr(column.type, "unit", "") == "ns"
+    return column.cast(pa.timestamp("us", tz=zone), safe=not is_fine).cast(TIMESTAMP)
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    numbers = column.cast(pa.float64())
+    return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
+
+
+_PLAIN: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.ChunkedArray], pa.ChunkedArray]], ...] = (
+    (pa.types.is_null, lambda column: column.cast(pa.string())),
+    (pa.types.is_boolean, lambda column: column),
+    (pa.types.is_integer, lambda column: column.cast(pa.int64())),
+    (lambda kind: pa.types.is_floating(kind) or pa.types.is_decimal(kind), _numbers),
+    (
+        lambda kind: pa.types.is_list(kind) or pa.types.is_large_list(kind),
+        lambda column: column.cast(pa.list_(pa.string())),
+    ),
+)
+
+
+def _read_texts(
+    name: str, texts: pa.ChunkedArray, *, expected: Kind | None, is_untyped: bool
+) -> tuple[pa.ChunkedArray, ColumnReading | None]:
+    trimmed = pc.utf8_trim_whitespace(texts)
+    given = pc.if_else(pc.equal(trimmed, ""), _NO_TEXT, trimmed)
+    if given.null_count == len(given):
+        return texts, None
+    if expected == "dates":
+        return _read_dates(name, given, else_text=texts)
+    readings: dict[Kind, pa.ChunkedArray] = {"dates": iso_times(given)}
+    if is_untyped or expected == "numbers":
+        readings |= {"numbers": _numbers_of(given), "true or false": _booleans_of(given)}
+    fewest_bad: Kind = min(readings, key=lambda kind: int(readings[kind].null_count))
+    most = expected or fewest_bad
+    unit = ISO_TEXT if most == "dates" else None
+    return _decided(name, given, readings[most], most=most, unit=unit, else_text=texts, is_expected=bool(expected))
+
+
+def _numbers_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    digits = pc.if_else(pc.match_substring_regex(texts, _NUMBER), texts, _NO_TEXT)
+    unsigned = pc.utf8_ltrim(digits, "+")
+    if pc.all(pc.match_substring_regex(digits, _WHOLE_NUMBER)).as_py():
+        return unsigned.cast(pa.int64())
+    return _numbers(unsigned)
+
+
+def _booleans_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    lower = pc.utf8_lower(texts)
+    is_boolean = pc.is_in(lower, value_set=pa.array(["true", "false"]))
+    return pc.if_else(is_boolean, pc.equal(lower, "true"), pa.scalar(None, pa.bool_()))
+
+
+def _read_dates(
+    name: str, column: pa.ChunkedArray, *, unit: str = ISO_TEXT, else_text: pa.ChunkedArray | None = None
+) -> tuple[pa.ChunkedArray, ColumnReading | None]:
+    """Read texts, numbers or timestamps as dates of one unit, or as text if they are not dates."""
+    texts = column.cast(pa.string()) if else_text is None else else_text
+    times = pa.chunked_array([pa.nulls(len(column), TIMESTAMP)])
+    numbers = np.full(len(column), np.nan)
+    if pa.types.is_timestamp(column.type):
+        times = column
+    elif pa.types.is_string(column.type):
+        times, numbers = iso_times(column), _floats(_numbers_of(column))
+    else:
+        numbers = _floats(column)
+        column = pc.if_else(pa.array(np.isfinite(numbers)), column, pa.scalar(None, column.type))
+    if column.null_count == len(column):
+        return texts, None
+    microseconds = np.asarray(times.cast(pa.int64()).fill_null(0), np.int64)
+    is_date = np.asarray(pc.is_valid(times), np.bool_) & is_plausible(microseconds)
+    if (number_unit := unit_of(numbers)) is not None:
+        of_numbers, is_number_date = dates_of_numbers(numbers, number_unit)
+        if is_number_date.sum() > is_date.sum():
+            microseconds, is_date, unit = of_numbers, is_number_date, number_unit
+    dates = pa.chunked_array([pa.array(microseconds, pa.int64(), mask=~is_date).cast(TIMESTAMP)])
+    return _decided(name, column, dates, most="dates", unit=unit, else_text=texts, is_expected=True)
+
+
+def _floats(numbers: pa.ChunkedArray) -> Floats:
+    return np.asarray(numbers.cast(pa.float64(), safe=False).fill_null(np.nan), np.float64)
+
+
+def _decided(
+    name: str,
+    given: pa.ChunkedArray,
+    read: pa.ChunkedArray,
+    *,
+    most: Kind,
+    unit: str | None,
+    else_text: pa.ChunkedArray,
+    is_expected: bool,
+) -> tuple[pa.ChunkedArray, ColumnReading | None]:
+    """The values as they were read if only a few of those given could not be, else the text."""
+    num_values, num_read = len(given) - given.null_count, len(read) - read.null_count
+    bad = given.filter(pc.and_(pc.is_valid(given), pc.is_null(read))).cast(pa.string())
+    missing = MISSING + (("0", "-1") if most == "dates" else ())
+    num_missing = pc.sum(pc.is_in(pc.utf8_lower(bad), value_set=pa.array(missing))).as_py() or 0
+    is_most = 2 * num_read > num_values
+    if is_most and len(bad) - num_missing <= MAX_BAD_FRACTION * num_values:
+        reading = describe(name, read, kind=most, unit=unit, num_values=num_values, bad=bad)
+        return read, reading if bad or most == "dates" else None
+    if is_most or is_expected:
+        return else_text, describe(name, else_text, kind="text", most=most, num_values=num_values, bad=bad)
+    return else_text, None
+
+
+def describe(
+    name: str,
+    column: pa.ChunkedArray,
+    *,
+    kind: Kind,
+    num_values: int,
+    most: Kind | None = None,
+    unit: str | None = None,
+    bad: pa.ChunkedArray | None = None,
+) -> ColumnReading:
+    """Say how a column was read, with the range of its dates and a few of its bad values."""
+    span = pc.min_max(column).values() if kind == "dates" else ()
+    first, last = [(end.cast(pa.string()).as_py() or "")[:10] for end in span] or ("", "")
+    examples = [] if bad is None else pc.unique(bad).slice(0, _NUM_EXAMPLES).to_pylist()
+    return ColumnReading(
+        name=name,
+        kind=kind,
+        most=most or kind,
+        num_values=num_values,
+        unit=unit,
+        first=first,
+        last=last,
+        num_bad=0 if bad is None else len(bad),
+        examples=tuple(text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…" for text in examples),
+    )

@@ -1,0 +1,61 @@
+"""The command says how many ids of the histories are unknown, and leaves with 3 when they are too many."""
+
+from pathlib import Path
+
+import pytest
+
+from raypipe import cli
+from raypipe.config import IndexConfig
+from raypipe.index.pipeline import run_index
+from raypipe.recommend import pipeline
+from raypipe.recommend.cluster import Work
+from raypipe.recommend.output import read_manifest
+from raypipe.recommend.progress import UserProgress
+from raypipe.recommend.stages import RecommendToUsers
+from raypipe.storage import Folder
+from support.train_runs import embed_all, video_ids
+
+HISTORIES = """user_id,history
+known,cat/000.mp4
+commas,"cat/000.mp4,dog/001.mp4"
+half,cat/000.mp4|gone 1.mp4
+unknown,gone 2.mp4
+nothing,
+"""
+
+
+def finish_here(work: Work, progress: UserProgress, **_: object) -> None:
+    """Do in this process what actors of Ray do."""
+    step = RecommendToUsers(work.settings)
+    for block in work.missing_blocks():
+        progress.update(step(block))
+
+
+def test_the_exit_code_and_the_summary_tell_of_unknown_ids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(pipeline, "connect", lambda: None)
+    monkeypatch.setattr(pipeline, "finish", finish_here)
+    place = Folder(str(tmp_path))
+    embeddings = embed_all(Folder(place.child("embeddings")), video_ids(24))
+    run_index(IndexConfig(embeddings=embeddings.uri, output=place.child("index")))
+    place.put("history.csv", HISTORIES.encode())
+    files = ("--index", place.child("index"), "--history", place.child("history.csv"))
+
+    def run(output: str, *more: str) -> int:
+        with pytest.raises(SystemExit) as left:
+            cli.app(["recommend", *files, "--output", place.child(output), "--set", "users_per_shard=2", *more])
+        return int(left.value.code or 0)
+
+    assert run("output") == 0
+    said = capsys.readouterr()
+    assert all(token in said.out for token in ("unknown ids", "3 of 7", "'gone 1.mp4'"))
+    assert said.err == ""
+    for _ in range(2):  # also when there is nothing to do
+        assert run("strict", "--set", "max_unknown_fraction=0.25") == 3
+        assert "0.25" in capsys.readouterr().err
+        manifest = read_manifest(Folder(place.child("strict")))
+        assert manifest is not None
+        assert manifest["counts"] == {"ok": 3, "popular": 2}
+    assert run("output", "--set", "max_unknown_fraction=0.5") == 0
