@@ -22,9 +22,8 @@ from _common import describe_machine, print_table
 from _listing_server import serve
 from _processes import peak_bytes
 
-from raypipe.embed.catalogue import find_videos
 from raypipe.embed.packing import pack
-from raypipe.sealed.planner import Planner
+from raypipe.embed.planning import Planning, plan_listing
 from raypipe.storage import Folder
 
 _SHAPES = {
@@ -37,11 +36,10 @@ _SHAPES = {
 
 def plan(input_uri: str, output_uri: str) -> int:
     """List and plan what is new; how many videos are known then."""
-    planner = Planner(Folder(output_uri), {"format": 1}, input_uri)
-    planner.load()
+    planning = Planning.load(Folder(output_uri), {"format": 1}, input_uri)
     packing = partial(pack, max_videos=64, max_frames=8192, frames_per_video=16, slots=8)
-    planner.store(planner.new_videos(find_videos(input_uri, output_uri=output_uri)), pack=packing)
-    return len(planner.known)
+    plan_listing(planning, max_gone_fraction=0.2, pack=packing)
+    return len(planning.planner.known)
 
 
 def run_once(input_uri: str, output_uri: str) -> None:

@@ -7,9 +7,10 @@ class Status(StrEnum):
     """The outcome of one video."""
 
     OK = "ok"
-    PARTIAL = "partial"  # fewer frames than asked for
+    PARTIAL = "partial"  # fewer frames than asked for, or some of them corrupt
     DECODE_ERROR = "decode_error"
     NO_VIDEO_STREAM = "no_video_stream"
+    ENCRYPTED = "encrypted"  # its pictures cannot be decoded without a key
     FORBIDDEN_FORMAT = "forbidden_format"
     TOO_LARGE = "too_large"
     TIMEOUT = "timeout"
@@ -19,9 +20,11 @@ class Status(StrEnum):
     MISSING = "missing"
     ACCESS_DENIED = "access_denied"
     STORAGE_ERROR = "storage_error"  # the storage kept failing on this object after every retry
+    GONE = "gone"  # no longer in its input, by a complete listing; nothing was read
 
 
 HAS_FRAMES = frozenset({Status.OK, Status.PARTIAL})
+NOT_FAILED = HAS_FRAMES | {Status.GONE}  # every other status is a failure
 TRANSIENT = frozenset(
     {
         Status.TIMEOUT,

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.sealed.dataset import planned_rows
-from raypipe.sealed.plan import Video, data_name, plan_table
+from raypipe.sealed.plan import Video, data_name, gone_flags, plan_table
 from raypipe.storage import Folder
 
 
@@ -27,15 +27,17 @@ def row_version(generation: int, etag: str) -> str:
 
 
 def find_embedded(embeddings: Folder, manifests: list[dict[str, Any]]) -> Iterator[EmbeddedVideo]:
-    """Yield every video that has a row, by the row that counts; reads plans and no vector.
+    """Yield every video that has a row, by the row that counts, also one that is gone; reads plans and no vector.
 
     Raises:
         CommitError: a stored plan is none.
     """
     columns = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES, schema.SHARD)
     for generation, rows in planned_rows(embeddings, manifests):
-        for video_id, uri, etag, size_bytes, shard in zip(*(rows[name].to_pylist() for name in columns), strict=True):
-            yield EmbeddedVideo(video_id, uri, row_version(generation, etag), size_bytes, data_name(generation, shard))
+        values = zip(*(rows[name].to_pylist() for name in columns), gone_flags(rows), strict=True)
+        for video_id, uri, etag, size_bytes, shard, is_gone in values:
+            version, file = row_version(generation, etag), data_name(generation, shard)
+            yield EmbeddedVideo(video_id, uri, version, size_bytes, file, is_gone=is_gone)
 
 
 def frames_per_video(manifests: Sequence[dict[str, Any]]) -> int:

@@ -17,7 +17,7 @@ from raypipe.config import ClassifyConfig
 from raypipe.errors import ConfigError
 from raypipe.models.classifier_files import ModelFiles, build_classifier, check_embeddings, read_model
 from raypipe.sealed.dataset import embedding_dim, embeddings_manifests
-from raypipe.sealed.plan import fingerprint
+from raypipe.sealed.plan import comparable_fingerprints, fingerprint
 from raypipe.sealed.planner import Planner
 from raypipe.storage import Folder
 
@@ -66,7 +66,12 @@ def prepare(config: ClassifyConfig) -> Setup:
     files = read_model(Folder(config.model))
     build_classifier(files)
     setup = Setup(config, embeddings, output, manifests, embedding_dim(embeddings, manifests), files)
-    check_embeddings(files, manifests[-1]["fingerprint"], setup.embedding_dim)
+    check_embeddings(
+        files,
+        manifests[-1]["fingerprint"],
+        setup.embedding_dim,
+        comparable=comparable_fingerprints(manifests[-1]["settings"]),
+    )
     return setup
 
 

@@ -20,7 +20,7 @@ from raypipe.classify.catalogue import row_version
 from raypipe.errors import JobError
 from raypipe.report import ShardSummary, VideoNote
 from raypipe.sealed.footer import not_sealed, read_parquet
-from raypipe.status import HAS_FRAMES
+from raypipe.status import HAS_FRAMES, NOT_FAILED
 from raypipe.storage import Folder
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def summarise(
         failures=tuple(
             VideoNote(video_id, status, error or "", 0.0)
             for video_id, status, error in zip(*columns, strict=True)
-            if status not in HAS_FRAMES
+            if status not in NOT_FAILED
         ),
         labels=dict(Counter(label for label in classified[schema.LABEL].to_pylist() if label is not None)),
         already_committed=already_committed,

@@ -9,6 +9,7 @@ from raypipe.config.load import Count, Gpus, Section, Uri
 SamplingMode = Literal["uniform", "fps", "keyframes", "all"]
 DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
 Retry = Literal["none", "transient", "all"]
+Gone = Literal["auto", "keep", "mark"]
 
 
 class SamplingConfig(Section):
@@ -92,4 +93,6 @@ class EmbedConfig(Section):
     shard: ShardConfig = ShardConfig()
     resources: ResourcesConfig = ResourcesConfig()
     retry: Retry = "none"
+    gone: Gone = "auto"
+    max_gone_fraction: float = Field(default=0.2, ge=0, le=1)
     max_failed_fraction: float = Field(default=1.0, ge=0, le=1)

@@ -7,7 +7,7 @@ from itertools import islice
 from raypipe import schema
 from raypipe.errors import ConfigError, ObjectDeniedError, ObjectError, StorageError
 from raypipe.sealed.plan import Video
-from raypipe.storage import Folder, list_videos
+from raypipe.storage import Folder, Listed, list_videos
 from raypipe.storage.folder import normalise, place_of, storage_of
 from raypipe.storage.tables import TABLE_ENDINGS, read_text_columns
 
@@ -16,18 +16,27 @@ _STATS_AT_ONCE = 32
 _STATS_AHEAD = 1024
 
 
-def find_videos(input_uri: str, *, output_uri: str) -> Iterator[Video]:
+def find_videos(input_uri: str, *, output_uri: str, listed: Listed | None = None) -> Iterator[Video]:
     """Yield every video of a folder, prefix, glob or manifest (``.parquet``, ``.csv``, ``.jsonl`` with ``video_uri``).
+
+    It ends when the input holds no other; ``listed`` is told what kind of input it was.
 
     Raises:
         ConfigError: the manifest cannot be read, lacks a column, gives one id to two videos, or two ids to one.
         StorageError: the input cannot be listed, or none of the named objects be read.
     """
-    if input_uri.lower().endswith(TABLE_ENDINGS):
+    listed = listed or Listed()
+    if is_manifest(input_uri):
+        listed.kind = "manifest"
         yield from _manifest_videos(input_uri)
         return
-    for stored in list_videos(input_uri, exclude_under=output_uri):
+    for stored in list_videos(input_uri, exclude_under=output_uri, listed=listed):
         yield Video.of(stored)
+
+
+def is_manifest(input_uri: str) -> bool:
+    """Tell a manifest by its name."""
+    return input_uri.lower().endswith(TABLE_ENDINGS)
 
 
 def _manifest_videos(uri: str) -> Iterator[Video]:
@@ -37,10 +46,10 @@ def _manifest_videos(uri: str) -> Iterator[Video]:
     ids = table[schema.VIDEO_ID].to_pylist() if schema.VIDEO_ID in table.column_names else uris
     named: dict[str, str] = {}  # URI -> id
     uri_of: dict[str, str] = {}
-    for video_id, video_uri in zip(ids, uris, strict=True):
+    for number, (video_id, video_uri) in enumerate(zip(ids, uris, strict=True), start=1):
         if not video_id or not video_uri:
             column, empty = (schema.VIDEO_ID, video_id) if video_uri else (schema.VIDEO_URI, video_uri)
-            msg = f"{uri}: a row has no {column}."
+            msg = f"{uri}: row {number} has no {column}."
             raise ConfigError(msg, key=column, value=empty, remedy="Fill it in every row.")
         located = _locate(folder, video_uri)
         if uri_of.setdefault(video_id, located) != located:

@@ -2,21 +2,19 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rich import box
 from rich.table import Table
 
 from raypipe.config import EmbedConfig
-from raypipe.embed.catalogue import find_videos
 from raypipe.embed.packing import pack
 from raypipe.embed.pipeline import Setup, prepare
+from raypipe.embed.planning import Planning, is_too_much
 from raypipe.embed.rates import Work, measure_rates
 from raypipe.errors import ConfigError
 from raypipe.models.backbones import resolve_dtype
 from raypipe.sealed.plan import Video
-from raypipe.sealed.planner import Planner
 
 _PROBE_VIDEOS = 30
 # Ray's start, the actors' and the end of all, in times of what a process of the probe takes until it is ready: both are
@@ -30,6 +28,8 @@ class Estimate:
 
     num_found: int = 0
     num_new: int = 0
+    num_gone: int = 0  # to be marked
+    gone_is_refused: bool = False  # embed would end with an error instead: see max_gone_fraction
     size_bytes: int = 0
     num_shards: int = 0
     slots: int = 1
@@ -60,16 +60,17 @@ def estimate(config: EmbedConfig) -> Estimate:
         FingerprintError: the output holds rows of other settings.
     """
     setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
-    planner = Planner(setup.output, setup.settings, config.input)
-    planner.load()
+    planning = Planning.load(setup.output, setup.settings, config.input, retry=config.retry, gone=config.gone)
     result = Estimate(slots=_slots(config))
     new: list[Video] = []
-    for video in planner.new_videos(
-        _count(find_videos(config.input, output_uri=config.output), result), retry=config.retry
-    ):
+    for video in planning.new_videos():
         new.append(video)
         result.size_bytes += video.size_bytes
-    if not result.num_found and not planner.known:
+    result.num_found = planning.num_found
+    gone = planning.gone()
+    result.num_gone = gone.num_videos
+    result.gone_is_refused = is_too_much(gone, max_gone_fraction=config.max_gone_fraction)
+    if not result.num_found and not planning.planner.known:
         msg = f"No video under {config.input!r}."
         remedy = "Give a folder, a prefix, a glob or a manifest that names some."
         raise ConfigError(msg, key="input", value=config.input, remedy=remedy)
@@ -83,12 +84,6 @@ def estimate(config: EmbedConfig) -> Estimate:
         result.num_shards = table["shard"][-1].as_py() + 1
         _probe(setup, new, result)
     return result
-
-
-def _count(videos: Iterable[Video], result: Estimate) -> Iterable[Video]:
-    for video in videos:
-        result.num_found += 1
-        yield video
 
 
 def _slots(config: EmbedConfig) -> int:
@@ -119,6 +114,9 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Ta
     table.add_column(overflow="fold")
     table.add_row("videos found", f"{result.num_found:,}")
     table.add_row("new", f"{result.num_new:,}  ({result.size_bytes / 1e9:,.2f} GB in {result.num_shards:,} shards)")
+    if result.num_gone:
+        refused = "  (embed refuses so many without --set max_gone_fraction=1)" if result.gone_is_refused else ""
+        table.add_row("gone", f"{result.num_gone:,}  to be marked{refused}")
     if not result.num_new:
         return table
     table.add_row(

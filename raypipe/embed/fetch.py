@@ -110,9 +110,11 @@ def fetch_videos(videos: Sequence[Video], *, max_size_bytes: int) -> Iterator[Fe
 def fetch_video(video: Video, *, max_size_bytes: int) -> Fetched:
     """Get one video, or the head of a large one, if it is still the planned one.
 
-    What is wrong with this object alone is its status.
+    What is wrong with this object alone is its status. One that is planned as gone is not asked for.
     """
     start = time.perf_counter()
+    if video.is_gone:
+        return Fetched(video, None, Status.GONE, "", 0.0)
     if video.size_bytes > max_size_bytes:
         error = f"{video.size_bytes} bytes; decode.max_size_bytes is {max_size_bytes}."
         return Fetched(video, None, Status.TOO_LARGE, error, 0.0)

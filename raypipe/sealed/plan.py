@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,12 +28,16 @@ MAX_PLAN_VIDEOS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video to plan: one content, which its etag stands for, of the object at a URI."""
+    """One video to plan: one content, which its etag stands for, of the object at a URI.
+
+    One that is gone is planned to get a row that says so; nothing is read.
+    """
 
     video_id: str
     video_uri: str
     etag: str
     size_bytes: int
+    is_gone: bool = field(default=False, kw_only=True)
 
     @classmethod
     def of(cls, stored: StoredObject) -> "Video":
@@ -42,8 +46,8 @@ class Video:
 
 
 def plan_table(videos: Sequence[Video], shards: Sequence[int]) -> pa.Table:
-    """The rows of a plan: the videos in the order of their shards, which are numbered from 0 without a gap."""
-    return pa.table(
+    """Return the rows of a plan: the videos in the order of their shards, which are numbered from 0 without a gap."""
+    table = pa.table(
         {
             schema.VIDEO_ID: [video.video_id for video in videos],
             schema.VIDEO_URI: [video.video_uri for video in videos],
@@ -53,6 +57,24 @@ def plan_table(videos: Sequence[Video], shards: Sequence[int]) -> pa.Table:
         },
         schema=schema.PLAN_SCHEMA,
     )
+    if not any(video.is_gone for video in videos):
+        return table
+    return table.append_column(schema.GONE, pa.array([video.is_gone for video in videos], pa.bool_()))
+
+
+def planned_videos(rows: pa.Table) -> list[Video]:
+    """Return the videos of a plan's rows."""
+    names = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES)
+    columns = zip(*(rows[name].to_pylist() for name in names), strict=True)
+    return [Video(*row, is_gone=is_gone) for row, is_gone in zip(columns, gone_flags(rows), strict=True)]
+
+
+def gone_flags(rows: pa.Table) -> list[bool]:
+    """Tell of each row of a plan whether it marks a video as gone."""
+    if schema.GONE not in rows.column_names:
+        return [False] * rows.num_rows
+    flags: list[bool] = rows[schema.GONE].to_pylist()
+    return flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +117,14 @@ def digest(text: str) -> bytes:
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """The digest of everything that changes what a row holds."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def comparable_fingerprints(settings: Mapping[str, Any]) -> frozenset[str]:
+    """Return the fingerprints of these settings of embed in every row format.
+
+    Their vectors compare: a later format reads more videos right, and gives the others the same vectors.
+    """
+    return frozenset(fingerprint({**settings, "format": row_format}) for row_format in range(1, schema.ROW_FORMAT + 1))
 
 
 def plan_name(number: int) -> str:
@@ -156,6 +186,9 @@ def _check_sound(videos: pa.Table, about: dict[str, Any]) -> None:
     if shards[0] != 0 or not np.isin(np.diff(shards), (0, 1)).all():
         msg = "its shards are not numbered 0, 1, 2, …"
         raise ValueError(msg)
+    if schema.GONE in videos.column_names and not pa.types.is_boolean(videos.schema.field(schema.GONE).type):
+        msg = f"its column {schema.GONE} is not of truth values."
+        raise TypeError(msg)
     kinds = {"fingerprint": str, "settings": dict, "input": str}
     if not all(isinstance(about[key], kind) for key, kind in kinds.items()):
         msg = "its fingerprint, settings or input is of the wrong kind."

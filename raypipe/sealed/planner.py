@@ -11,8 +11,9 @@ from raypipe import schema
 from raypipe.errors import ConfigError
 from raypipe.sealed import plan as plans
 from raypipe.sealed.footer import read_parquet
-from raypipe.sealed.plan import Plan, Video, digest
-from raypipe.status import HAS_FRAMES, TRANSIENT
+from raypipe.sealed.gone import Unlisted, normalised_input
+from raypipe.sealed.plan import Plan, Video, digest, gone_flags
+from raypipe.status import NOT_FAILED, TRANSIENT
 from raypipe.storage import Folder
 
 Retry = Literal["none", "transient", "all"]
@@ -21,7 +22,7 @@ _READS_AT_ONCE = 16
 _FAILED = {
     "none": frozenset[str](),
     "transient": frozenset(map(str, TRANSIENT)),
-    "all": None,  # every status without frames
+    "all": None,  # every status that is a failure
 }
 
 
@@ -43,6 +44,8 @@ class Planner:
     known: dict[bytes, bytes] = field(default_factory=dict)  # a key -> its etag in the last plan that holds it: digests
     other_ids: dict[bytes, str] = field(default_factory=dict)  # digest of an id -> its URI, in plans of other inputs
     taken: set[bytes] = field(default_factory=set)  # digests of the keys that another driver planned meanwhile
+    taken_ids: set[bytes] = field(default_factory=set)  # digests of their ids
+    unlisted: Unlisted | None = None  # where it is wanted, which videos of this input a listing lacks
     next_number: int = 0
 
     def load(self) -> None:
@@ -53,7 +56,10 @@ class Planner:
             CommitError: a stored file is no plan.
         """
         for number in plans.plan_numbers(self.output):
-            self._learn(plans.read_plan(self.output, number))
+            plan = plans.read_plan(self.output, number)
+            keys = self._learn(plan)
+            if self.unlisted is not None:
+                self.unlisted.learn(plan, keys)
 
     def new_videos(self, found: Iterable[VideoT], *, retry: Retry = "none") -> Iterator[VideoT]:
         """Those of the videos found that are not planned as they are now, or whose row failed in a way to be retried.
@@ -66,21 +72,28 @@ class Planner:
         seen: set[bytes] = set()
         for video in found:
             key = self._key(video)
+            if self.unlisted is not None:
+                self.unlisted.see(key)
             if key in seen or key in self.taken:
                 continue
-            if key in again or self._is_new(key, video.etag):
+            if key in again or self._is_new(key, video):
                 seen.add(key)
                 self._check_id(video)
+                if self.unlisted is not None:
+                    self.unlisted.plans_anew(video)
                 yield video
+        if self.unlisted is not None:
+            self.unlisted.end()
 
     def _key(self, video: Video) -> bytes:
         return digest(video.video_id if self.key == schema.VIDEO_ID else video.video_uri)
 
-    def _is_new(self, key: bytes, etag: str) -> bool:
+    def _is_new(self, key: bytes, video: Video) -> bool:
         planned = self.known.get(key)
-        if planned is None:
+        if planned is None or (planned == _GONE and not video.is_gone):
             return True
-        return bool(etag) and planned != digest(etag)  # one that is gone, and has no etag, keeps the row it has
+        # One that is missing, and has no etag, keeps the row it has.
+        return bool(video.etag) and planned != _version(video.etag, is_gone=video.is_gone)
 
     def _check_id(self, video: Video) -> None:
         """Within one input an id is one URI; of another input it may be another video, whose row it would supersede."""
@@ -106,25 +119,49 @@ class Planner:
 
     def _store_batch(self, batch: list[VideoT], *, pack: Callable[[list[VideoT]], pa.Table]) -> list[int]:
         mark = plans.fingerprint(self.settings)
-        while batch:
+        while batch := self._untaken(batch):
             plan = Plan(self.next_number, pack(batch), mark, self.settings, self.input_uri)
             if plans.put_plan(self.output, plan):
                 self._learn(plan)
                 return [plan.number]
-            self.taken |= self._learn(plans.read_plan(self.output, plan.number))
-            batch = [video for video in batch if self._key(video) not in self.taken]
+            theirs = plans.read_plan(self.output, plan.number)
+            self.taken.update(self._learn(theirs))
+            self.taken_ids.update(map(digest, theirs.videos[schema.VIDEO_ID].to_pylist()))
         return []
 
-    def _learn(self, plan: Plan) -> set[bytes]:
+    def _untaken(self, batch: list[VideoT]) -> list[VideoT]:
+        """Leave out what another driver planned meanwhile; a video is not gone whose id has a new row."""
+        if not self.taken:
+            return batch
+        return [
+            video
+            for video in batch
+            if self._key(video) not in self.taken and not (video.is_gone and digest(video.video_id) in self.taken_ids)
+        ]
+
+    def _learn(self, plan: Plan) -> list[bytes]:
+        """Take in a plan, and return the digests of its keys."""
         plans.check_fingerprint(plan, self.settings)
         keys, etags = (plan.videos[name].to_pylist() for name in (self.key, schema.ETAG))
-        planned = {digest(key): digest(etag) for key, etag in zip(keys, etags, strict=True)}
-        self.known |= planned
-        if plan.input != self.input_uri:
+        digests = [digest(key) for key in keys]
+        flags = gone_flags(plan.videos)
+        for key, etag, is_gone in zip(digests, etags, flags, strict=True):
+            self.known[key] = _version(etag, is_gone=is_gone)
+        if normalised_input(plan.input) != normalised_input(self.input_uri):
             ids, uris = (plan.videos[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI))
-            self.other_ids |= {digest(video_id): uri for video_id, uri in zip(ids, uris, strict=True)}
+            for video_id, uri, is_gone in zip(ids, uris, flags, strict=True):
+                self.other_ids[digest(video_id)] = uri
+                if is_gone:
+                    del self.other_ids[digest(video_id)]  # another video may have it
         self.next_number = plan.number + 1
-        return set(planned)
+        return digests
+
+
+def _version(etag: str, *, is_gone: bool) -> bytes:
+    return digest(f"gone {etag}" if is_gone else etag)
+
+
+_GONE = _version("", is_gone=True)
 
 
 def failed_videos(output: Folder, *, retry: Retry, key: Key) -> set[bytes]:
@@ -156,5 +193,5 @@ def _failed_keys(output: Folder, name: str, retry: Retry, key: Key) -> list[str]
     return [
         failed
         for failed, status in zip(columns[key], columns[schema.STATUS], strict=True)
-        if (status in statuses if statuses is not None else status not in HAS_FRAMES)
+        if (status in statuses if statuses is not None else status not in NOT_FAILED)
     ]

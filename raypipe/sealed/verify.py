@@ -2,11 +2,11 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ from raypipe.sealed.plan import (
     Plan,
     data_name,
     fingerprint,
+    gone_flags,
     job_of,
     parse_data_name,
     plan_name,
@@ -101,13 +102,18 @@ def verify(output: Folder, checks: RowChecks) -> Verification:
 
 
 def stored_job(output: Folder) -> str:
-    """The job whose output this is, by its first readable plan; embed where there is none."""
+    """Return the job whose output this is, by its first readable plan; embed where there is none."""
+    return job_of(stored_settings(output))
+
+
+def stored_settings(output: Folder) -> Mapping[str, Any]:
+    """Return the settings of the first readable plan; empty where there is none."""
     for number in plan_numbers(output):
         try:
-            return job_of(read_plan(output, number).settings)
+            return read_plan(output, number).settings
         except (CommitError, ObjectError):
             continue
-    return job_of({})
+    return {}
 
 
 def _check_plan(plan: Plan, first: Plan) -> Iterator[Violation]:
@@ -235,5 +241,9 @@ def _check_rows(rows: pa.Table, plan: Plan, planned: pa.Table) -> Iterator[Viola
         yield Violation("planned_rows", said)
     if set(rows[schema.GENERATION].to_pylist()) - {plan.number}:
         yield Violation("generation", f"its rows are not all of generation {plan.number}.")
+    is_gone = [status == Status.GONE for status in rows[schema.STATUS].to_pylist()]
+    if len(is_gone) == planned.num_rows and is_gone != gone_flags(planned):
+        said = f"{sum(is_gone)} of its rows say gone, which are not the {sum(gone_flags(planned))} planned as gone."
+        yield Violation("gone_rows", said)
     if unknown := set(rows[schema.STATUS].to_pylist()) - set(map(str, Status)):
         yield Violation("status", f"unknown statuses {sorted(unknown)}.")

@@ -5,6 +5,6 @@ Credentials, region and endpoint come from the usual AWS variables and profiles,
 
 from raypipe.storage.base import StoredObject
 from raypipe.storage.folder import Folder, read_object, read_range
-from raypipe.storage.videos import list_videos
+from raypipe.storage.videos import Listed, list_videos
 
-__all__ = ["Folder", "StoredObject", "list_videos", "read_object", "read_range"]
+__all__ = ["Folder", "Listed", "StoredObject", "list_videos", "read_object", "read_range"]

@@ -18,8 +18,12 @@ class StoredObject:
 class Storage(Protocol):
     """Every ``uri`` and ``root`` is normalised; a ``root`` ends in no slash."""
 
-    def list_objects(self, root: str, prefix: str) -> Iterator[StoredObject]:
-        """Every object below ``root`` whose key begins with ``prefix``, in no promised order."""
+    def list_objects(self, root: str, prefix: str, *, skipped: list[str] | None = None) -> Iterator[StoredObject]:
+        """Every object below ``root`` whose key begins with ``prefix``, in no promised order.
+
+        It ends when all were given, and never because the storage failed. ``skipped`` gets the URIs of what is there
+        and cannot be looked at: it and all below it are left out.
+        """
 
     def stat(self, uri: str) -> StoredObject | None:
         """The object, its key the last part of its URI; None when there is none."""

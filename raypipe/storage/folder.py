@@ -1,5 +1,6 @@
 """A folder by URI, and the one object that a plan names: the two things that jobs ask a storage for."""
 
+import builtins
 import os
 import re
 from collections.abc import Iterator
@@ -38,15 +39,16 @@ class Folder:
         """Return the URI of an object in this folder."""
         return f"{self.uri.rstrip('/')}/{name}"
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, skipped: builtins.list[str] | None = None) -> Iterator[StoredObject]:
         """Yield every object in and below this folder whose key begins with ``prefix``, in no promised order.
 
-        Nothing is yielded for a folder that does not exist.
+        Nothing is yielded for a folder that does not exist. ``skipped`` gets the URIs of what is there and cannot be
+        looked at: it and all below it are left out.
 
         Raises:
             StorageError: the bucket is missing, or the storage refuses or cannot be reached.
         """
-        return storage_of(self.uri).list_objects(self.uri, prefix)
+        return storage_of(self.uri).list_objects(self.uri, prefix, skipped=skipped)
 
     def stat(self, name: str) -> StoredObject | None:
         """Return what the storage says of one object, None when there is none.

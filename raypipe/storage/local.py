@@ -25,19 +25,38 @@ _TEMPORARY = (".raypipe-", ".tmp")  # hidden from listings here, and from Spark,
 _log = logging.getLogger(__name__)
 
 
-def list_objects(root: str, prefix: str) -> Iterator[StoredObject]:
+def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) -> Iterator[StoredObject]:
     """Yield the regular files below ``root``, folder by folder in name order; links are followed.
 
-    A name that is not UTF-8 fits no Parquet string and no URI: it is skipped with a warning.
+    A name that is not UTF-8 fits no Parquet string and no URI: it is skipped with a warning. So is what is there and
+    cannot be looked at, such as a link to nowhere: ``skipped`` gets its path.
     """
+    skipped = [] if skipped is None else skipped
     folder, _, name_prefix = prefix.rpartition("/")
     key_prefix = f"{folder}/" if folder else ""
     start = os.path.join(root, folder)  # noqa: PTH118 - pathlib would change the names
-    if os.path.isdir(start):  # noqa: PTH112
-        yield from _walk(start, key_prefix, name_prefix, frozenset())
+    if _is_folder(start):
+        yield from _walk(start, key_prefix, name_prefix, frozenset(), skipped)
 
 
-def _walk(folder: str, key_prefix: str, name_prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[StoredObject]:
+def _is_folder(path: str) -> bool:
+    """Tell a folder from nothing; one that cannot be looked at is not nothing.
+
+    Raises:
+        StorageError: it cannot be looked at.
+    """
+    try:
+        return stat_module.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        msg = f"Cannot list {path!r}: {error.strerror}. Check its permissions."
+        raise StorageError(msg) from error
+
+
+def _walk(
+    folder: str, key_prefix: str, name_prefix: str, above: frozenset[tuple[int, int]], skipped: list[str]
+) -> Iterator[StoredObject]:
     try:
         status = os.stat(folder)  # noqa: PTH116
         with os.scandir(folder) as scan:
@@ -54,10 +73,11 @@ def _walk(folder: str, key_prefix: str, name_prefix: str, above: frozenset[tuple
             status = entry.stat()
         except OSError as error:
             _log.warning("Skipped %r: %s.", entry.path, error.strerror)  # a dangling link, or deleted meanwhile
+            skipped.append(entry.path)
             continue
         if stat_module.S_ISDIR(status.st_mode):
             if (status.st_dev, status.st_ino) not in above:  # else a link to a folder above: no end
-                yield from _walk(entry.path, f"{key_prefix}{entry.name}/", "", above)
+                yield from _walk(entry.path, f"{key_prefix}{entry.name}/", "", above, skipped)
         elif stat_module.S_ISREG(status.st_mode) and not _is_temporary(entry.name):
             yield StoredObject(entry.path, f"{key_prefix}{entry.name}", status.st_size, _etag(status))
 

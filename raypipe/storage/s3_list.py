@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import aiohttp
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+
 from raypipe.storage.base import StoredObject
 from raypipe.storage.s3_client import FAILURES, call, client, split, start, storage_error
 from raypipe.storage.s3_page import OBJECTS, read_objects_of
@@ -45,8 +48,17 @@ class _Page:
         return key > self.after and (not self.until or key <= self.until)
 
 
-def list_objects(root: str, prefix: str) -> Iterator[StoredObject]:
-    """Yield page by page, several requests at once; folder markers (keys that end in a slash) are left out."""
+def list_objects(
+    root: str,
+    prefix: str,
+    *,
+    skipped: list[str] | None = None,  # noqa: ARG001 - a bucket tells what it holds
+) -> Iterator[StoredObject]:
+    """Yield page by page, several requests at once; folder markers (keys that end in a slash) are left out.
+
+    Raises:
+        StorageError: a page cannot be had, or is not whole.
+    """
     bucket, base = split(root)
     base = f"{base}/" if base else ""
     s3 = client()
@@ -57,7 +69,7 @@ def list_objects(root: str, prefix: str) -> Iterator[StoredObject]:
         while todo or asked:
             while todo and len(asked) < CONCURRENCY:
                 page = todo.pop()
-                request: _Request = partial(s3.list_objects_v2, **page.request(bucket))
+                request: _Request = partial(_ask, s3, page.request(bucket))
                 asked[start(request())] = page, request
             for future in wait_for(asked, return_when=FIRST_COMPLETED).done:
                 page, again = asked.pop(future)
@@ -72,6 +84,27 @@ def list_objects(root: str, prefix: str) -> Iterator[StoredObject]:
     finally:
         for future in asked:
             future.cancel()
+
+
+async def _ask(s3: Any, asked: dict[str, Any]) -> _Reply:  # noqa: ANN401 - botocore builds the class of a client
+    """Ask for one page, and check that the reply is one: whatever else comes back never looks like the end.
+
+    Raises:
+        ClientPayloadError: the reply is cut, is no page, or says that more follows and not how to go on.
+    """
+    try:
+        reply: _Reply = await s3.list_objects_v2(**asked)
+    except ResponseParserError as error:
+        msg = "The reply to a listing is not XML: it may have been cut off."
+        raise aiohttp.ClientPayloadError(msg) from error
+    if OBJECTS not in reply or not isinstance(reply.get("IsTruncated"), bool):
+        msg = "The reply to a listing is not a page of one: it does not say whether more follows."
+        raise aiohttp.ClientPayloadError(msg)
+    token = reply.get("NextContinuationToken")
+    if reply["IsTruncated"] and (not token or token == asked.get("ContinuationToken")):
+        msg = "A page of a listing says that more follows, and does not say how to go on."
+        raise aiohttp.ClientPayloadError(msg)
+    return reply
 
 
 def _reply(future: Future[_Reply], request: _Request, root: str) -> _Reply:

@@ -14,7 +14,7 @@ def read_objects_of(s3: Any) -> None:  # noqa: ANN401 - botocore builds the clas
 
 
 def _take_objects(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_more: object) -> None:
-    """Leave to botocore what is not an object, and what is no listing: errors and how to go on."""
+    """Leave to botocore what is not an object, and what is no page of a listing: errors and how to go on."""
     try:
         root = ET.fromstring(response_dict["body"])  # noqa: S314 - as botocore does
     except ET.ParseError:
@@ -23,6 +23,8 @@ def _take_objects(response_dict: dict[str, Any], customized_response_dict: dict[
     if kind != "ListBucketResult":
         return
     space = f"{namespace}}}" if namespace else ""
+    if root.findtext(f"{space}IsTruncated") not in {"true", "false"}:
+        return  # botocore would take anything else for the end of the listing
     decode = unquote_plus if root.findtext(f"{space}EncodingType") == "url" else str
     contents, key, size, etag = (f"{space}{name}" for name in ("Contents", "Key", "Size", "ETag"))
     objects = []

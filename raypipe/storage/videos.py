@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
 
 from fsspec.utils import glob_translate
 
@@ -25,14 +27,39 @@ SIDECAR_EXTENSIONS = frozenset(
 # A single object of these is meant as a list of videos, in a format that is not read.
 _UNREAD_LISTS = (".txt", ".tsv", ".json", ".ndjson", ".arrow", ".avro", ".orc", ".xml", ".yaml", ".yml")
 _GLOB = re.compile(r"[*?\[]")
+Kind = Literal["folder", "object", "glob", "manifest", "nothing"]
 
 
-def list_videos(input_uri: str, *, exclude_under: str = "") -> Iterator[StoredObject]:
+@dataclass
+class Listed:
+    """What an input turned out to be, filled in while its videos are listed; it counts once none is left.
+
+    ``hidden`` are URIs that a listing leaves out with all that is below them, although they may be there.
+    """
+
+    uri: str = ""  # of the input, normalised
+    kind: Kind = "nothing"
+    hidden: list[str] = field(default_factory=list)
+
+    def covers(self, video_uri: str) -> bool:
+        """Tell whether the listing would have given a video of this URI, were it there."""
+        if self.kind not in {"glob", "manifest"} and not _is_below(video_uri, self.uri):
+            return False
+        if self.kind == "folder" and video_uri == self.uri:
+            return False  # an object of the folder's own name
+        return not any(_is_below(video_uri, hidden) for hidden in self.hidden)
+
+
+def _is_below(uri: str, place: str) -> bool:
+    return uri == place or uri.startswith(f"{place.rstrip('/')}/")
+
+
+def list_videos(input_uri: str, *, exclude_under: str = "", listed: Listed | None = None) -> Iterator[StoredObject]:
     """Yield what may be a video; ``key`` is relative to the input folder, or a glob's part before its first wildcard.
 
     A folder yields all but hidden names, sidecar files (by extension) and what lies below ``exclude_under``; a single
     object or a glob (``*``, ``?``, ``[…]``, ``**`` for any folders) yields what it names. An input that exists as it is
-    written is never taken for a glob. An input that names nothing yields nothing.
+    written is never taken for a glob. An input that names nothing yields nothing. ``listed`` is told what it was.
 
     Raises:
         ConfigError: the URI is wrong, the input is the folder to exclude, or a list of videos in an unknown format.
@@ -47,20 +74,24 @@ def list_videos(input_uri: str, *, exclude_under: str = "") -> Iterator[StoredOb
     skipped = (
         f"{excluded}/" if excluded.startswith(folder.child("")) else None
     )  # an output around the input hides nothing
-    is_folder = False
-    for stored in folder.list():
-        is_folder = True
+    listed = listed or Listed()
+    listed.uri = folder.uri
+    listed.hidden += [excluded] * (skipped is not None)
+    for stored in folder.list(skipped=listed.hidden):
+        listed.kind = "folder"
         if _may_be_video(stored.key) and not (skipped and stored.uri.startswith(skipped)):
             yield stored
-    if is_folder:
+    if listed.kind == "folder":
         return
     if (only := storage_of(folder.uri).stat(folder.uri)) is not None:
         if only.uri.lower().endswith(_UNREAD_LISTS):
             msg = f"{only.uri} is not a video, and manifests of this format are not read."
             raise ConfigError(msg, key="input", value=only.uri, remedy="Give a .csv, .parquet or .jsonl manifest.")
+        listed.kind = "object"
         yield only
     elif wildcard := _GLOB.search(folder.uri):
-        yield from _glob(folder.uri, wildcard.start())
+        listed.kind = "glob"
+        yield from _glob(folder.uri, wildcard.start(), listed)
 
 
 def _may_be_video(key: str) -> bool:
@@ -71,7 +102,7 @@ def _may_be_video(key: str) -> bool:
     return not (stem and dot and extension.lower() in SIDECAR_EXTENSIONS)
 
 
-def _glob(uri: str, wildcard: int) -> Iterator[StoredObject]:
+def _glob(uri: str, wildcard: int, listed: Listed) -> Iterator[StoredObject]:
     root, _, prefix = uri[:wildcard].rpartition("/")
     pattern = uri[len(root) + 1 :]
     try:
@@ -80,6 +111,6 @@ def _glob(uri: str, wildcard: int) -> Iterator[StoredObject]:
         msg = f"{uri!r} is not a pattern: {error}."
         remedy = "'**' stands alone between slashes; [[] is a literal [."
         raise ConfigError(msg, key="input", value=uri, remedy=remedy) from None
-    for stored in Folder(root or "/").list(prefix):
+    for stored in Folder(root or "/").list(prefix, skipped=listed.hidden):
         if matches(stored.key):
             yield stored

@@ -16,8 +16,8 @@ from raypipe.config import TrainConfig
 from raypipe.errors import ConfigError
 from raypipe.sealed.dataset import embedding_dim, embeddings_manifests, planned_rows
 from raypipe.sealed.footer import read_parquet
-from raypipe.sealed.plan import data_name
-from raypipe.status import HAS_FRAMES
+from raypipe.sealed.plan import comparable_fingerprints, data_name, gone_flags
+from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder
 from raypipe.train.labels import SPLIT, folder_labels, read_labels
 from raypipe.train.split import stratified
@@ -41,6 +41,7 @@ class Samples:
     multi_label: bool
     embedding_dim: int
     fingerprint: str  # of the embeddings
+    comparable_fingerprints: frozenset[str]  # of embeddings that mean the same
     num_unknown: int  # labelled videos that the embeddings lack
     num_without_frames: int  # labelled videos that could not be embedded
     digest: str  # of which videos are learned from and held out, as what
@@ -55,13 +56,14 @@ def find_samples(config: TrainConfig) -> Samples:
     """
     output = Folder(config.embeddings)
     manifests = embeddings_manifests(output)
-    catalogue = _catalogue(output, manifests)
+    catalogue, gone = _catalogue(output, manifests)
     if config.objective == "masked_frame":
         return _unlabelled(config, output, manifests, catalogue)
     if config.labels is None:
         labels = folder_labels(catalogue[schema.VIDEO_ID])
     else:
         labels = read_labels(config.labels, split_column=config.data.split_column)
+        labels = labels.filter(pc.invert(pc.is_in(labels[schema.VIDEO_ID], value_set=gone)))
     at = pc.index_in(labels[schema.VIDEO_ID], catalogue[schema.VIDEO_ID]).combine_chunks()
     num_unknown = _check_known(config, labels, at)
     labels = labels.append_column("at", at).filter(pc.is_valid(at))
@@ -113,22 +115,28 @@ def _unlabelled(config: TrainConfig, output: Folder, manifests: list[dict[str, A
     return _samples(output, manifests, rows, held_out, num_without_frames=num_without_frames)
 
 
-def _catalogue(output: Folder, manifests: list[dict[str, Any]]) -> pa.Table:
-    """Every video that counts: ``file``, ``video_id`` and ``status``, which is whether it has frames."""
-    tables = []
+def _catalogue(output: Folder, manifests: list[dict[str, Any]]) -> tuple[pa.Table, pa.Array]:
+    """Return every video that counts, as ``file``, ``video_id`` and ``status``, which is whether it has frames.
+
+    The ids of those that are gone are given apart.
+    """
+    tables, gone = [], [pa.array([], pa.string())]
     statuses = {manifest["plan"]: manifest["statuses"] for manifest in manifests}
-    for number, rows in planned_rows(output, manifests):
+    for number, planned in planned_rows(output, manifests):
+        is_gone = pa.array(gone_flags(planned), pa.bool_())
+        gone += planned.filter(is_gone)[schema.VIDEO_ID].chunks
+        rows = planned.filter(pc.invert(is_gone))
         shards = rows[schema.SHARD].to_numpy()
         names = [data_name(number, shard) for shard in range(int(shards.max(initial=-1)) + 1)]
         files = pa.DictionaryArray.from_arrays(pa.array(shards, pa.int32()), pa.array(names, pa.string()))
-        if HAS_FRAMES.issuperset(statuses[number]):
+        if HAS_FRAMES.issuperset(statuses[number].keys() - {Status.GONE}):
             has_frames = pa.repeat(pa.scalar(value=True), rows.num_rows)
         else:
             present = pa.array(sorted(_with_frames(output, names)), pa.string())
             has_frames = pc.is_in(rows[schema.VIDEO_ID], present)
         columns = {FILE: files.cast(pa.string()), schema.VIDEO_ID: rows[schema.VIDEO_ID], schema.STATUS: has_frames}
         tables.append(pa.table(columns))
-    return pa.concat_tables(tables).combine_chunks()
+    return pa.concat_tables(tables).combine_chunks(), pa.concat_arrays(gone)
 
 
 def _with_frames(output: Folder, names: list[str]) -> set[str]:
@@ -210,6 +218,7 @@ def _samples(
         multi_label=multi_label,
         embedding_dim=embedding_dim(output, manifests),
         fingerprint=manifests[-1]["fingerprint"],
+        comparable_fingerprints=comparable_fingerprints(manifests[-1]["settings"]),
         num_unknown=num_unknown,
         num_without_frames=num_without_frames,
         digest=digest.hexdigest(),

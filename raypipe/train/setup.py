@@ -56,7 +56,9 @@ def prepare(config: TrainConfig, samples: Samples) -> Setup:
         max_frames = min(config.model.max_frames, gpt2.max_frames or config.model.max_frames)
     else:
         learned = read_config(init_from)
-        check_embeddings(init_from, samples.fingerprint, samples.embedding_dim)
+        check_embeddings(
+            init_from, samples.fingerprint, samples.embedding_dim, comparable=samples.comparable_fingerprints
+        )
         gpt2, max_frames = Gpt2(learned.gpt2.to_dict()), learned.max_frames
     _check_freeze(config, gpt2)
     lora = config.model.lora.rank > 0

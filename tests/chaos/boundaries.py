@@ -107,6 +107,8 @@ class Scene:
                 tally.statuses[status] += 1
             if status == Status.OK:
                 assert now == vectors, f"{name} has other vectors"
+            elif status == Status.GONE:
+                assert is_deleted, f"{name} is there and marked as gone"
             else:
                 assert status in TRANSIENT, f"{name} is {status}"
                 assert not is_final or is_deleted, f"{name} is still {status}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from chaos.memory_storage import BUCKET, Bucket, Reply, Request
 from chaos.stepped_drivers import Drivers, Position
@@ -18,7 +19,8 @@ from raypipe.embed.packing import pack
 from raypipe.embed.verify import verify
 from raypipe.sealed import seal, sink
 from raypipe.sealed.dataset import read_rows
-from raypipe.sealed.plan import Video, plan_numbers, read_plan
+from raypipe.sealed.gone import Unlisted
+from raypipe.sealed.plan import Video, gone_flags, plan_numbers, read_plan
 from raypipe.sealed.planner import Planner
 from raypipe.storage import Folder
 from support.embed_outputs import MARK, SETTINGS, VERSIONS, made_rows
@@ -38,6 +40,7 @@ class Case:
     bucket: Bucket = field(default_factory=Bucket)
     are_rows_alike: bool = True  # False: no two drivers make the same bytes of a shard
     is_doubling_right: bool = False  # an input that changes is planned again
+    is_marking: bool = False  # what a driver does not find is marked as gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +147,13 @@ class Model:
     def _drive(self, driver: str) -> None:
         """The job, as ``raypipe.embed.pipeline`` and ``raypipe.batch.run`` do it, but for Ray and the videos."""
         output = Folder(_OUTPUT)
-        planner = Planner(output, SETTINGS, f"{BUCKET}in")
+        unlisted = Unlisted(output, f"{BUCKET}in") if self.case.is_marking else None
+        planner = Planner(output, SETTINGS, f"{BUCKET}in", unlisted=unlisted)
         planner.load()
         packing = partial(pack, max_videos=self.case.videos_per_shard, max_frames=64, frames_per_video=1, slots=1)
-        planner.store(planner.new_videos(self.case.listings[driver]), pack=packing)
+        new = list(planner.new_videos(self.case.listings[driver]))
+        gone = unlisted.find(lambda _: True) if unlisted is not None else ()
+        planner.store([*new, *gone], pack=packing)
         numbers = seal.unsealed_plans(output)
         for block in seal.missing_shards(output, numbers):
             number, shard = block[schema.GENERATION][0].as_py(), block[schema.SHARD][0].as_py()
@@ -161,7 +167,7 @@ class Model:
         maker = "all" if self.case.are_rows_alike else driver
         key = (maker, sink.shard_digest(block), number)
         if key not in self._rows:
-            rows = made_rows(block, ["ok"] * block.num_rows)
+            rows = made_rows(block, ["gone" if is_gone else "ok" for is_gone in gone_flags(block)])
             at = rows.schema.get_field_index(schema.DECODER)
             self._rows[key] = rows.set_column(at, rows.schema.field(at), pa.array([maker] * block.num_rows))
         return self._rows[key]
@@ -186,7 +192,8 @@ class Model:
         if not self.case.is_doubling_right and len(planned) != len(set(planned)):
             yield f"planned twice: {planned}"
         wanted = sorted((video.video_id, video.etag) for video in self.case.listings[RECOVERY])
-        rows = sorted(pair for table in read_rows(output) for pair in _pairs(table))
+        present = (table.filter(pc.not_equal(table[schema.STATUS], "gone")) for table in read_rows(output))
+        rows = sorted(pair for table in present for pair in _pairs(table))
         if rows != wanted:
             yield f"the rows are {rows}; wanted are {wanted}"
 

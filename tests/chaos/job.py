@@ -15,13 +15,13 @@ from raypipe import schema
 from raypipe.batch.run import finish, start_record
 from raypipe.batch.stages import SUMMARY, RunSteps, SkipCommitted
 from raypipe.embed import shard as work
-from raypipe.embed.catalogue import find_videos
+from raypipe.embed.planning import Planning, plan_listing
 from raypipe.embed.stages import PutSettings, PutShard
 from raypipe.embed.verify import verify
 from raypipe.errors import ConfigError, RaypipeError
 from raypipe.report import ShardSummary
 from raypipe.sealed.dataset import read_rows
-from raypipe.sealed.planner import Planner, Retry
+from raypipe.sealed.planner import Retry
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
 from raypipe.video.sandbox import DecodedVideo
@@ -64,11 +64,9 @@ def run_job(source: Folder, output: Folder, *, retry: Retry = "none") -> None:
         RaypipeError: what ends the command.
     """
     output.check_writable()
-    planner = Planner(output, SETTINGS, source.uri)
-    planner.load()
-    found = find_videos(source.uri, output_uri=output.uri)
-    planner.store(planner.new_videos(found, retry=retry), pack=PACK)
-    if not planner.known:
+    planning = Planning.load(output, SETTINGS, source.uri, retry=retry)
+    plan_listing(planning, max_gone_fraction=0.2, pack=PACK)
+    if not planning.planner.known:
         raise ConfigError(source.uri)
     record = start_record(
         output,
@@ -81,7 +79,7 @@ def run_job(source: Folder, output: Folder, *, retry: Retry = "none") -> None:
         num_slots=1,
     )
     if record.plans:
-        put = PutSettings(output.uri, MARK, DIM)
+        put = PutSettings(output.uri, MARK, DIM, row_format=SETTINGS["format"])
         steps = RunSteps([(SkipCommitted, output.uri), (Decode, None), (PutShard, put)])
         finish(output, record, lambda blocks: _run(steps, blocks), patience=8, console=Console(file=StringIO()))
 

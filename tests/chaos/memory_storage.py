@@ -63,7 +63,7 @@ class MemoryStorage:
         """The reply; subclasses say where from."""
         raise NotImplementedError
 
-    def list_objects(self, root: str, prefix: str) -> Iterator[StoredObject]:
+    def list_objects(self, root: str, prefix: str, *, skipped: list[str] | None = None) -> Iterator[StoredObject]:  # noqa: ARG002
         """Everything below ``root`` as of one moment."""
         start = len(root) + 1 - len(BUCKET)
         for found in self.answer(Request("list", f"{root}/{prefix}".removeprefix(BUCKET))):

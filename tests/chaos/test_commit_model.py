@@ -14,6 +14,10 @@ ALIKE = Case({"first": (A, B), "second": (A, B), RECOVERY: (A, B)}, videos_per_s
 ONE_MORE = Case({"first": (A,), "second": (A, B), RECOVERY: (A, B)}, max_crashes=1)
 CHANGED = Case({"first": (A,), "second": (REPLACED,), RECOVERY: (REPLACED,)}, max_crashes=1, is_doubling_right=True)
 
+DELETED = Case(
+    {"first": (A, B), "second": (A,), RECOVERY: (A,)}, max_crashes=1, is_doubling_right=True, is_marking=True
+)
+
 
 def explored(case: Case, *, is_reduced: bool = True) -> Model:
     model = Model(case, is_reduced=is_reduced)
@@ -29,6 +33,7 @@ def explored(case: Case, *, is_reduced: bool = True) -> Model:
         pytest.param(ALIKE, id="alike"),
         pytest.param(ONE_MORE, id="one-more", marks=pytest.mark.slow),
         pytest.param(CHANGED, id="changed", marks=pytest.mark.slow),
+        pytest.param(DELETED, id="deleted", marks=pytest.mark.slow),
     ],
 )
 def test_nothing_is_lost_or_doubled_in_any_order(case: Case) -> None:

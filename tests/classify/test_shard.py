@@ -94,7 +94,9 @@ def test_every_row_that_counts_is_classified_exactly_once(
     embeddings, output = Folder(folder.child("out")), Folder(folder.child("labels"))
     last: dict[str, tuple[int, str]] = {}
     for generation, statuses in enumerate(generations):
-        videos = [video(name, etag=f"e{generation}") for name in statuses]
+        videos = [
+            video(name, etag=f"e{generation}", is_gone=status == Status.GONE) for name, status in statuses.items()
+        ]
         made = planner(embeddings)
         made.store(made.new_videos(videos), pack=EMBED_PACK)
         commit_statuses(embeddings, statuses)
@@ -107,6 +109,26 @@ def test_every_row_that_counts_is_classified_exactly_once(
     found = rows_of(output)
     assert {name: (row[schema.GENERATION], row[schema.STATUS]) for name, row in found.items()} == last
     assert all(row[schema.ETAG] == f"{row[schema.GENERATION]}-e{row[schema.GENERATION]}" for row in found.values())
+
+
+def test_a_video_that_is_gone_loses_its_labels_until_it_comes_back(folder: Folder) -> None:
+    source, embeddings = places(folder)
+    output = Folder(folder.child("labels"))
+    upload(source, {f"{number}.mp4": content(seed=number) for number in range(4)})
+    embed_all(source, embeddings)
+    classify_all(embeddings, output)
+    replace_object(source, "1.mp4", None)
+    embed_all(source, embeddings)
+    assert classify_all(embeddings, output) == [1]
+    row = rows_of(output)["1.mp4"]
+    assert (row[schema.STATUS], row[schema.GENERATION], row[schema.LABEL]) == ("gone", 1, None)
+    assert (verify(output).violations, verify(output).statuses) == ([], {"ok": 4, "gone": 1})
+    assert plan_new(embeddings, output) == []
+    upload(source, {"1.mp4": content(seed=1)})
+    embed_all(source, embeddings)
+    assert classify_all(embeddings, output) == [2]
+    row = rows_of(output)["1.mp4"]
+    assert (row[schema.STATUS], row[schema.LABEL] is None) == ("ok", False)
 
 
 def test_a_multi_label_model_gives_every_label_from_one_half_on(folder: Folder) -> None:

@@ -3,9 +3,12 @@ from pathlib import Path
 import pytest
 
 from raypipe.config import EmbedConfig, load_config
-from raypipe.embed.estimate import Estimate, estimate
+from raypipe.embed.estimate import Estimate, estimate, estimate_table
+from raypipe.embed.pipeline import plan_new, prepare
+from raypipe.embed.planning import MAX_UNGUARDED
 from raypipe.errors import ConfigError
 from raypipe.storage import Folder
+from support.folders import keys
 from support.videos import make_video
 
 
@@ -32,6 +35,29 @@ def test_a_probe_of_videos_that_are_read_and_that_are_not(config: EmbedConfig) -
     assert found.kinds == {"mov/h264 64x64": 4, "forbidden_format": 1}
     assert min(found.decode_seconds, found.embed_seconds, found.start_seconds) > 0
     assert not Path(config.output).exists()
+
+
+def test_what_would_be_marked_as_gone_is_counted_and_nothing_is_written(config: EmbedConfig) -> None:
+    videos = Folder(config.input)
+    names = [f"{number:03d}.mp4" for number in range(MAX_UNGUARDED + 2)]
+    for name in names:
+        assert videos.put_new(name, b"no video")
+    plan_new(prepare(config, dtype="float32"), slots=1)
+    stored = keys(Folder(config.output))
+    for num_deleted, is_refused in ((3, False), (MAX_UNGUARDED + 1, True)):
+        for name in names[:num_deleted]:
+            videos.delete(name)
+        found = estimate(config)
+        assert (found.num_found, found.num_new) == (len(names) - num_deleted, 0)
+        assert (found.num_gone, found.gone_is_refused) == (num_deleted, is_refused)
+        names_of_rows, values = (list(column.cells) for column in estimate_table(found).columns)
+        told = dict(zip(names_of_rows, map(str, values), strict=True))["gone"]
+        assert told.startswith(str(num_deleted))
+        assert ("max_gone_fraction" in told) == is_refused
+    assert keys(Folder(config.output)) == stored
+    with pytest.raises(ConfigError) as caught:
+        plan_new(prepare(config, dtype="float32"), slots=1)
+    assert caught.value.key == "max_gone_fraction"
 
 
 def test_no_video_is_a_configuration_that_is_wrong(config: EmbedConfig) -> None:

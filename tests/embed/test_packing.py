@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from raypipe import schema
 from raypipe.embed.packing import pack
-from raypipe.embed.shard import shard_videos
-from raypipe.sealed.plan import Plan, Video
+from raypipe.sealed.plan import Plan, Video, planned_videos
 from support.embed_outputs import MARK, SETTINGS
 from support.properties import examples
 
@@ -39,7 +38,7 @@ def test_every_video_is_in_one_shard_and_the_shards_are_numbered_from_0(
 ) -> None:
     table = pack(videos, **limits)
     assert table.schema == schema.PLAN_SCHEMA
-    assert sorted(shard_videos(table), key=str) == sorted(videos, key=str)
+    assert sorted(planned_videos(table), key=str) == sorted(videos, key=str)
     shards = table[schema.SHARD].to_pylist()
     assert shards[:1] == [0][: len(videos)]
     assert all(after - before in {0, 1} for before, after in pairwise(shards))

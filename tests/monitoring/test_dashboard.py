@@ -21,7 +21,7 @@ from raypipe.monitoring.files import DASHBOARD, SCRAPE_CONFIG, how_to_use, path_
 from raypipe.progress import metrics as of_jobs
 from raypipe.serve.endpoints import NAMES
 from raypipe.serve.metrics import Metrics
-from raypipe.status import HAS_FRAMES, Status
+from raypipe.status import NOT_FAILED, Status
 
 FUNCTIONS = {"avg", "histogram_quantile", "last_over_time", "max", "rate", "sum", "vector"}
 GROUPING = re.compile(r"\b(?:by|on|group_left|group_right)\s*\(([^)]*)\)")
@@ -126,10 +126,10 @@ def test_every_expression_is_well_formed(expression: str) -> None:
 
 def test_values_of_labels_are_those_that_are_counted() -> None:
     values = {(label, value) for text in expressions for label, _, value in MATCHER.findall(text)}
-    assert {value for label, value in values if label == "status"} == {"|".join(sorted(HAS_FRAMES)), "429"}
+    assert {value for label, value in values if label == "status"} == {"|".join(sorted(NOT_FAILED)), "429"}
     assert {one for label, value in values if label == "endpoint" for one in value.split("|")} <= set(NAMES)
     assert {value for label, value in values if label == "stage"} == {"decode", "embed"}
-    assert set(Status) > HAS_FRAMES
+    assert set(Status) > NOT_FAILED
 
 
 def test_panels_have_all_that_a_reader_needs() -> None:

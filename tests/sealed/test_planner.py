@@ -77,12 +77,12 @@ def test_an_object_that_was_replaced_and_put_back_is_planned_a_third_time(folder
         assert store(folder, video("a", etag=etag)) == []
 
 
-def test_an_object_that_was_deleted_is_left_alone(folder: Folder) -> None:
+def test_an_object_that_was_deleted_is_left_alone_where_that_is_asked_for(folder: Folder) -> None:
     source, output = places(folder)
     upload(source, {"a.mp4": content(), "b.mp4": content()})
     embed_all(source, output)
     replace_object(source, "a.mp4", None)
-    assert plan_new(source.uri, output) == []
+    assert plan_new(source.uri, output, gone="keep") == []
     assert verify(output).violations == []
 
 
@@ -155,7 +155,7 @@ def test_a_plan_whose_reply_was_lost_is_our_own(folder: Folder, monkeypatch: pyt
     [
         ("none", set()),
         ("transient", {str(status) for status in TRANSIENT}),
-        ("all", {str(status) for status in Status} - {"ok", "partial"}),
+        ("all", {str(status) for status in Status} - {"ok", "partial", "gone"}),
     ],
 )
 def test_a_retry_plans_exactly_what_failed_that_way(folder: Folder, retry: Retry, expected: set[str]) -> None:
@@ -164,7 +164,7 @@ def test_a_retry_plans_exactly_what_failed_that_way(folder: Folder, retry: Retry
     commit_statuses(folder, every)
     numbers = store(folder, *map(video, every), video("new"), retry=retry)
     assert set(ids(folder, *numbers)) == expected | {"new"}
-    assert not TRANSIENT & {Status.OK, Status.PARTIAL}
+    assert not TRANSIENT & {Status.OK, Status.PARTIAL, Status.GONE}
 
 
 def test_a_retry_that_has_no_row_yet_is_not_planned_again(folder: Folder) -> None:

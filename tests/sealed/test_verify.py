@@ -27,6 +27,7 @@ from support.embed_outputs import (
     SETTINGS,
     commit_statuses,
     content,
+    embed_all,
     make_output,
     names_violation,
     places,
@@ -148,6 +149,20 @@ def test_vectors_of_any_size_keep_their_promises(tmp_path: Path, monkeypatch: py
 # What is wrong
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "check"), [(schema.STATUS, "missing", "gone_rows"), (schema.ETAG, "e1", "gone_etag")]
+)
+def test_a_row_that_is_planned_as_gone_is_gone(tmp_path: Path, column: str, value: str, check: str) -> None:
+    source, output = places(Folder(str(tmp_path)))
+    upload(source, {"a.mp4": content()})
+    embed_all(source, output)
+    replace_object(source, "a.mp4", None)
+    embed_all(source, output)
+    assert (verify(output).violations, verify(output).statuses) == ([], {"ok": 1, "gone": 1})
+    rewrite(output, LAST, with_column(column, last_to(value)))
+    assert names_violation(verify(output).violations, check, LAST)
+
+
 def broken_row(name: str, value: object, kind: pa.DataType | None = None) -> Callable[[Folder], None]:
     return lambda output: rewrite(output, FIRST, with_column(name, last_to(value), kind))
 
@@ -233,6 +248,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Folder], object], str, tuple[object, ...]
     "status is null": (broken_row(schema.STATUS, None), "null", (FIRST, "status")),
     "frames are null": (broken_row(schema.FRAME_EMBEDDINGS, None), "null", (FIRST, "frame_embeddings")),
     "wrong generation": (broken_row(schema.GENERATION, 5), "generation", (FIRST, 0)),
+    "gone and not planned so": (broken_row(schema.STATUS, "gone"), "gone_rows", (FIRST, 1, 0)),
     "unknown status": (broken_row(schema.STATUS, "fine"), "status", (FIRST, "'fine'")),
     "status without its frames": (broken_row(schema.STATUS, "timeout"), "frames", (FIRST, ID, "(3, 3, 3)")),
     "no embedding": (broken_row(schema.EMBEDDING, None), "frames", (FIRST, ID, "(3, 3, 3)")),

@@ -291,6 +291,57 @@ def test_a_page_of_a_listing_is_asked_for_again(server: FaultyServer) -> None:
     assert len(server.requests) == 6
 
 
+def page_of(*inside: str) -> bytes:
+    return f"<ListBucketResult>{''.join(inside)}</ListBucketResult>".encode()
+
+
+KEY = "<Contents><Key>v.mp4</Key><Size>1</Size><ETag>e</ETag></Contents>"
+MORE = "<IsTruncated>true</IsTruncated>"
+TOKEN = "<NextContinuationToken>next</NextContinuationToken>"  # noqa: S105
+LAST = page_of(KEY, "<IsTruncated>false</IsTruncated>")
+# Replies of status 200 that are no page, or that do not say how to go on: none may look like the end of the listing.
+NO_PAGES = {
+    "empty": b"",
+    "cut": page_of(KEY, MORE, TOKEN)[:60],
+    "cut behind the keys": page_of(KEY),
+    "another document": b"<html><body>Log in</body></html>",
+    "no XML": b"OK",
+    "an error": b"<Error><Code>InternalError</Code><Message>because</Message></Error>",
+    "truncated or not": page_of(KEY, "<IsTruncated/>"),
+    "truncated perhaps": page_of(KEY, "<IsTruncated>maybe</IsTruncated>"),
+    "no token": page_of(KEY, MORE),
+    "an empty token": page_of(KEY, MORE, "<NextContinuationToken/>"),
+}
+
+
+@pytest.mark.parametrize("body", NO_PAGES.values(), ids=NO_PAGES)
+@pytest.mark.parametrize("pages_before", [0, 1])
+def test_a_reply_that_is_no_whole_page_is_not_the_end_of_a_listing(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch, body: bytes, pages_before: int
+) -> None:
+    before = [Reply(body=page_of(KEY, MORE, TOKEN))] * pages_before
+    server.replies = [*before, Reply(body=body), Reply(body=body), Reply(body=LAST)]
+    assert [stored.key for stored in Folder("s3://b").list()] == ["v.mp4"] * (1 + pages_before)
+    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
+    server.replies = [*before, Reply(body=body)]
+    with pytest.raises(StorageError) as caught:
+        list(Folder("s3://b").list())
+    assert caught.value.key == "s3://b"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_page_that_leads_to_itself_is_an_error(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
+    server.replies = [Reply(body=page_of(KEY, MORE, TOKEN))]
+    with pytest.raises(StorageError):
+        list(Folder("s3://b").list())
+
+
+def test_an_empty_page_in_the_middle_is_not_the_end(server: FaultyServer) -> None:
+    server.replies = [Reply(body=page_of(MORE, TOKEN)), Reply(body=LAST)]
+    assert [stored.key for stored in Folder("s3://b").list()] == ["v.mp4"]
+
+
 def test_keys_reach_the_storage_as_they_are(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     paths: list[str] = []
     monkeypatch.setattr(FaultyHandler, "log_request", lambda self, *_: paths.append(self.path))

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raypipe import schema
+from raypipe.config.embed import Gone
 from raypipe.embed import shard as work
-from raypipe.embed.catalogue import find_videos
 from raypipe.embed.packing import pack
+from raypipe.embed.planning import Planning, plan_listing
 from raypipe.models.crops import Crops
-from raypipe.sealed.plan import Video, fingerprint, read_plan
+from raypipe.sealed.plan import Video, fingerprint, gone_flags, planned_videos, read_plan
 from raypipe.sealed.planner import Planner, Retry
 from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
 from raypipe.sealed.sink import describe_shard, put_shard
@@ -26,7 +27,11 @@ from raypipe.video.sandbox import DecodedVideo
 
 DIM = 8
 CROP = 4
-SETTINGS: Mapping[str, Any] = {"format": 1, "backbone": "tiny", "sampling": {"mode": "uniform", "num_frames": 3}}
+SETTINGS: Mapping[str, Any] = {
+    "format": schema.ROW_FORMAT,
+    "backbone": "tiny",
+    "sampling": {"mode": "uniform", "num_frames": 3},
+}
 MARK = fingerprint(SETTINGS)
 PACK = partial(pack, max_videos=3, max_frames=64, frames_per_video=4, slots=1)
 VERSIONS = {"raypipe": "test"}
@@ -61,9 +66,9 @@ def replace_object(folder: Folder, name: str, data: bytes | None) -> None:
         s3_client.call(partial(client.put_object, Bucket=bucket, Key=key, Body=data))
 
 
-def video(name: str = "a.mp4", *, etag: str = "e1", size_bytes: int = 10) -> Video:
+def video(name: str = "a.mp4", *, etag: str = "e1", size_bytes: int = 10, is_gone: bool = False) -> Video:
     """A video that is nowhere."""
-    return Video(name, f"s3://nowhere/{name}", etag, size_bytes)
+    return Video(name, f"s3://nowhere/{name}", etag, size_bytes, is_gone=is_gone)
 
 
 class FakeSandbox:
@@ -102,11 +107,12 @@ def planner(output: Folder, settings: Mapping[str, Any] = SETTINGS, *, input_uri
     return made
 
 
-def plan_new(source: str, output: Folder, *, retry: Retry = "none") -> list[int]:
-    """Plan what is new, and give the numbers of the plans stored."""
-    made = planner(output, input_uri=source)
-    found = find_videos(source, output_uri=output.uri)
-    return made.store(made.new_videos(found, retry=retry), pack=PACK)
+def plan_new(
+    source: str, output: Folder, *, retry: Retry = "none", gone: Gone = "auto", max_gone_fraction: float = 0.2
+) -> list[int]:
+    """Plan what is new and what is gone, and give the numbers of the plans stored."""
+    planning = Planning.load(output, SETTINGS, source, retry=retry, gone=gone)
+    return plan_listing(planning, max_gone_fraction=max_gone_fraction, pack=PACK)
 
 
 def made_rows(rows: pa.Table, statuses: Sequence[str]) -> pa.Table:
@@ -120,10 +126,11 @@ def made_rows(rows: pa.Table, statuses: Sequence[str]) -> pa.Table:
 
 
 def commit_statuses(output: Folder, statuses: Mapping[str, str], *, sealed: bool = True) -> None:
-    """Commit every missing shard without any video; ``statuses`` is by ``video_id``, and else ``ok``."""
+    """Commit every missing shard without any video; ``statuses`` is by ``video_id``, and else ``ok`` or ``gone``."""
     for rows in missing_shards(output, unsealed_plans(output)):
         plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
-        wanted = [statuses.get(video_id, "ok") for video_id in rows[schema.VIDEO_ID].to_pylist()]
+        planned = zip(rows[schema.VIDEO_ID].to_pylist(), gone_flags(rows), strict=True)
+        wanted = ["gone" if is_gone else statuses.get(video_id, "ok") for video_id, is_gone in planned]
         assert commit(output, made_rows(rows, wanted), plan=plan, shard=shard)
     if sealed:
         assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
@@ -150,9 +157,9 @@ def finish(output: Folder, *, sealed: bool = True) -> None:
         assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
 
 
-def embed_all(source: Folder, output: Folder, *, retry: Retry = "none") -> list[int]:
+def embed_all(source: Folder, output: Folder, *, retry: Retry = "none", gone: Gone = "auto") -> list[int]:
     """The whole job."""
-    numbers = plan_new(source.uri, output, retry=retry)
+    numbers = plan_new(source.uri, output, retry=retry, gone=gone)
     finish(output)
     return numbers
 
@@ -164,7 +171,7 @@ def places(folder: Folder) -> tuple[Folder, Folder]:
 
 def planned(output: Folder, numbers: Sequence[int]) -> list[Video]:
     """The videos of some plans, in their order."""
-    return [one for number in numbers for one in work.shard_videos(read_plan(output, number).videos)]
+    return [one for number in numbers for one in planned_videos(read_plan(output, number).videos)]
 
 
 def make_output(folder: Folder) -> Folder:

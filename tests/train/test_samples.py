@@ -130,6 +130,22 @@ def test_a_video_that_was_mended_by_a_retry_is_a_sample(tmp_path: Path) -> None:
     assert samples.num_without_frames == 1
 
 
+def test_a_video_that_is_gone_is_neither_a_sample_nor_unknown(tmp_path: Path) -> None:
+    source, output = places(Folder(str(tmp_path)))
+    upload(source, {name: content(seed=at) for at, name in enumerate(["x/a", "x/b", "y/c", "y/d", "at-the-root"])})
+    embed_all(source, output)
+    for name in ("x/a", "at-the-root"):
+        replace_object(source, name, None)
+    embed_all(source, output)
+    by_file = find(output, "x/a,z\nx/b,x\ny/c,y\ny/d,y\n", "data.validation_fraction=0")
+    assert targets_of(by_file) == {"x/b": ["x"], "y/c": ["y"], "y/d": ["y"]}
+    assert (by_file.num_unknown, by_file.num_without_frames) == (0, 0)
+    by_folder = find(output, None, "data.validation_fraction=0", labels_from="folder")
+    assert targets_of(by_folder) == targets_of(by_file)
+    hidden = find(output, None, "data.validation_fraction=0", objective="masked_frame")
+    assert (hidden.train.num_rows, hidden.num_without_frames) == (3, 0)
+
+
 @pytest.mark.parametrize("status", ["crashed", "decode_error", "too_large"])
 def test_a_video_without_frames_is_counted_and_left_out(tmp_path: Path, status: str) -> None:
     samples = find(embedded(tmp_path, {**FOUR, "b": status}), ABCD + "\na,y", "data.validation_fraction=0")
