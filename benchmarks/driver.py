@@ -25,7 +25,7 @@ from _processes import peak_bytes, run_counting_cpu
 from rich.console import Console
 
 from raypipe.config import EmbedConfig, load_config
-from raypipe.embed import cluster, pipeline, shard
+from raypipe.embed import cluster, pipeline, planning, shard
 from raypipe.embed.stages import DecodeSettings, EmbedSettings
 from raypipe.sealed.plan import Video
 from raypipe.sealed.seal import read_manifest
@@ -75,7 +75,7 @@ def run_once(num_videos: int) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="raypipe-benchmark-"))
     try:
         cluster.DecodeVideos, cluster.EmbedFrames = StubDecode, StubEmbed
-        pipeline.find_videos = lambda *_, **__: catalogue(num_videos)
+        planning.find_videos = lambda *_, **__: catalogue(num_videos)
         values = {"input": "s3://a-bucket-of-videos/", "output": str(scratch)}
         overrides = ("backbone.name=resnet18", "backbone.weights=random")
         config = load_config(EmbedConfig, values=values, overrides=overrides)

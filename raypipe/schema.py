@@ -7,6 +7,7 @@ VIDEO_URI = "video_uri"
 ETAG = "etag"
 SIZE_BYTES = "size_bytes"
 SHARD = "shard"
+GONE = "gone"  # of plans that mark videos as gone, and of no others
 GENERATION = "generation"
 STATUS = "status"
 ERROR = "error"
@@ -16,6 +17,9 @@ DECODER = "decoder"
 WIDTH = "width"
 HEIGHT = "height"
 NUM_FRAMES = "num_frames"
+NUM_CORRUPT_FRAMES = "num_corrupt_frames"
+INTERLACED = "interlaced"
+TIMELINE_REPAIRED = "timeline_repaired"
 DURATION_SECONDS = "duration_seconds"
 AVERAGE_FPS = "average_fps"
 DECODE_SECONDS = "decode_seconds"
@@ -31,6 +35,9 @@ TOP_LABELS = "top_labels"
 TOP_SCORES = "top_scores"
 FRAME_SCORES = "frame_scores"
 
+ROW_FORMAT = 2  # of the rows of embed: their columns, and the rules that videos are decoded by; part of the fingerprint
+_ADDED_BY_FORMAT_2 = (NUM_CORRUPT_FRAMES, INTERLACED, TIMELINE_REPAIRED)
+
 LABEL_THRESHOLD = 0.5  # of several labels, a video is given those that are at least this probable
 
 PLAN_SCHEMA = pa.schema(
@@ -44,9 +51,14 @@ PLAN_SCHEMA = pa.schema(
 )
 
 
-def embeddings_schema(embedding_dim: int) -> pa.Schema:
-    """Schema of a file in ``OUTPUT/data/``: one row per video, T frames of D = ``embedding_dim`` numbers."""
-    return pa.schema(
+def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT) -> pa.Schema:
+    """Schema of a file in ``OUTPUT/data/``: one row per video, T frames of D = ``embedding_dim`` numbers.
+
+    ``num_corrupt_frames`` counts those of the T frames whose picture is damaged. ``interlaced``: frames were
+    deinterlaced. ``timeline_repaired``: the container's time stamps contradict each other, and
+    ``frame_pts_seconds`` and ``duration_seconds`` refer to a repaired timeline. Format 1 lacks these three.
+    """
+    fields = pa.schema(
         [
             (VIDEO_ID, pa.string()),
             (VIDEO_URI, pa.string()),
@@ -61,8 +73,11 @@ def embeddings_schema(embedding_dim: int) -> pa.Schema:
             (WIDTH, pa.int32()),
             (HEIGHT, pa.int32()),
             (NUM_FRAMES, pa.int32()),
+            (NUM_CORRUPT_FRAMES, pa.int32()),
             (DURATION_SECONDS, pa.float64()),
             (AVERAGE_FPS, pa.float32()),
+            (INTERLACED, pa.bool_()),
+            (TIMELINE_REPAIRED, pa.bool_()),
             (DECODE_SECONDS, pa.float32()),
             (FRAME_PTS_SECONDS, pa.list_(pa.float32())),
             (FRAME_EMBEDDINGS, pa.list_(pa.list_(pa.float16(), embedding_dim))),
@@ -70,6 +85,9 @@ def embeddings_schema(embedding_dim: int) -> pa.Schema:
             (THUMBNAIL, pa.binary()),
         ]
     )
+    if row_format >= ROW_FORMAT:
+        return fields
+    return pa.schema([field for field in fields if field.name not in _ADDED_BY_FORMAT_2])
 
 
 def predictions_schema() -> pa.Schema:

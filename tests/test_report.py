@@ -22,7 +22,7 @@ from raypipe.report.charts import nice_step
 from raypipe.report.record import MAX_FAILURE_KINDS, MAX_FAILURES, MAX_PROBLEMS, MAX_SLOWEST, MAX_THUMBNAILS
 from raypipe.report.text import error_kind, format_bytes, format_rate, format_seconds, format_share, redact, visible
 from raypipe.report.timeline import MAX_BUCKETS, Bucket, Timeline
-from raypipe.status import HAS_FRAMES, Status
+from raypipe.status import NOT_FAILED, Status
 from support.properties import examples
 from support.report_pages import HOSTILE, Page
 
@@ -113,7 +113,9 @@ def test_totals_are_the_sums_of_what_was_added(summaries: list[ShardSummary]) ->
     assert sum(bucket.num_frames for bucket in buckets) == record.num_frames
     assert sum(bucket.size_bytes for bucket in buckets) == record.size_bytes
     assert sum(bucket.num_shards for bucket in buckets) == record.num_shards
-    assert record.num_failed_videos == num_videos - sum(record.statuses[status] for status in HAS_FRAMES)
+    assert record.num_failed_videos == num_videos - sum(record.statuses[status] for status in NOT_FAILED)
+    assert record.num_tried_videos == num_videos - record.statuses["gone"]
+    assert record.num_tried_videos * record.failed_fraction == pytest.approx(record.num_failed_videos)
 
 
 @given(st.lists(shards, max_size=12), st.randoms(use_true_random=False))
@@ -216,7 +218,7 @@ def test_the_first_close_stops_the_clock_and_counts(clock: FakeClock) -> None:
 
 SUMMARY_KEYS = [
     "bytes_per_second", "command", "elapsed_seconds", "failure_kinds", "failures", "fingerprint", "finished_at",
-    "format", "frames_per_second", "idle_seconds", "input_uri", "job", "labels", "machine", "message",
+    "flags", "format", "frames_per_second", "idle_seconds", "input_uri", "job", "labels", "machine", "message",
     "num_already_committed_shards", "num_done_videos", "num_failed_videos", "num_frames", "num_planned_videos",
     "num_problems", "num_remaining_videos", "num_resumed_videos", "num_shards", "num_slots", "num_videos",
     "outcome", "output_uri", "plans", "problems", "settings", "size_bytes", "slowest_videos", "stage_seconds",
@@ -227,7 +229,8 @@ SUMMARY_KEYS = [
 def test_summary_json_has_its_documented_keys_and_numbers(clock: FakeClock) -> None:
     record = RunRecord(clock=clock, num_planned_videos=10, num_resumed_videos=2, num_slots=1)
     clock.now += 8
-    record.add(shard(finished_at=clock.now, failures=(note(error="late by 3 s"),), slowest=(note(),)))
+    failures, flags = (note(error="late by 3 s"),), {"num_corrupt_videos": 1}
+    record.add(shard(finished_at=clock.now, failures=failures, slowest=(note(),), flags=flags))
     record.close(outcome="finished")
     summary = json.loads(written(record)["summary.json"])
 
@@ -240,6 +243,7 @@ def test_summary_json_has_its_documented_keys_and_numbers(clock: FakeClock) -> N
     assert summary["videos_per_second"] == 0.5
     assert summary["statuses"] == {"ok": 3, "timeout": 1}
     assert summary["idle_seconds"] == 5
+    assert summary["flags"] == {"num_corrupt_videos": 1}
     assert summary["failures"] == [{"video_id": "a.mp4", "status": "timeout", "error": "late by 3 s", "seconds": 1.0}]
     assert summary["failure_kinds"] == [{"status": "timeout", "kind": "late by … s", "num_videos": 1}]
     assert summary["timeline"]["num_videos"] == [0, 0, 0, 0, 0, 0, 0, 0, 4]

@@ -7,28 +7,26 @@ from typing import TYPE_CHECKING, Any
 import ray
 from rich.console import Console
 
+from raypipe import schema
 from raypipe.batch.beside import beside
 from raypipe.batch.cluster import connect, machine
 from raypipe.batch.run import BatchRun, RunShards, finish, start_record
 from raypipe.config import EmbedConfig
 from raypipe.config.embed import BackboneConfig
 from raypipe.embed import cluster
-from raypipe.embed.catalogue import find_videos
 from raypipe.embed.cluster import Placement
 from raypipe.embed.packing import pack
+from raypipe.embed.planning import Planning, plan_listing
 from raypipe.embed.stages import DecodeSettings, EmbedSettings, PutSettings
 from raypipe.errors import ConfigError
 from raypipe.models.backbones import Dtype, Preprocessing, embedding_dim
 from raypipe.sealed.plan import fingerprint, plan_numbers, read_plan
-from raypipe.sealed.planner import Planner
 from raypipe.storage import Folder
 from raypipe.storage.folder import read_uri
 from raypipe.video.protocol import DecodeRequest, Limits
 
 if TYPE_CHECKING:
     from raypipe.models.weights import Weights
-
-_FORMAT = 1  # of the rows; a change that old rows do not fit raises it
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,7 @@ class Setup:
     preprocessing: Preprocessing
     weights: "Weights"
     dtype: Dtype
+    row_format: int = schema.ROW_FORMAT  # that of the output, where it has rows
 
     @property
     def embedding_dim(self) -> int:
@@ -58,7 +57,7 @@ class Setup:
         }[sampling.mode]
         unfiltered = {} if sampling.loop_filter else {"loop_filter": False}
         return {
-            "format": _FORMAT,
+            "format": self.row_format,
             "sampling": {"mode": sampling.mode, **{key: getattr(sampling, key) for key in keys}, **unfiltered},
             "resize_size": self.preprocessing.resize_size,
             "crop_size": self.preprocessing.crop_size,
@@ -81,11 +80,14 @@ class Setup:
             resize_size=self.preprocessing.resize_size,
             crop_size=self.preprocessing.crop_size,
             limits=Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds),
+            row_format=self.row_format,
         )
 
 
 def prepare(config: EmbedConfig, *, dtype: Dtype) -> Setup:
-    """Settle weights and dtype; where that is ``auto`` an output that has plans decides, else ``dtype``.
+    """Settle weights, dtype and the format of the rows.
+
+    An output that has plans keeps its format, and its dtype where that is ``auto``.
 
     Raises:
         SetupError: the backbone, its weights or the output folder cannot be had.
@@ -102,9 +104,13 @@ def _network(backbone: BackboneConfig) -> "tuple[Weights, Preprocessing]":
 
 def _settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessing, *, dtype: Dtype) -> Setup:
     output = Folder(config.output)
-    if config.backbone.dtype == "auto" and (numbers := plan_numbers(output)):
-        dtype = read_plan(output, numbers[0]).settings.get("dtype", dtype)
-    return Setup(config, output, preprocessing, weights, dtype)
+    row_format = schema.ROW_FORMAT
+    if numbers := plan_numbers(output):
+        settings = read_plan(output, numbers[0]).settings
+        row_format = 1 if settings.get("format") == 1 else row_format
+        if config.backbone.dtype == "auto":
+            dtype = settings.get("dtype", dtype)
+    return Setup(config, output, preprocessing, weights, dtype, row_format)
 
 
 def run_embed(config: EmbedConfig, *, console: Console | None = None) -> BatchRun:
@@ -138,16 +144,14 @@ def run_embed(config: EmbedConfig, *, console: Console | None = None) -> BatchRu
 
 
 def plan_new(setup: Setup, *, slots: int) -> None:
-    """Plan what no plan holds yet.
+    """Plan what no plan holds yet, and mark what is no longer in the input.
 
     Raises:
         FingerprintError: the output holds rows of other settings.
-        ConfigError: there is nothing to embed and never was.
+        ConfigError: there is nothing to embed and never was, or more is gone than ``max_gone_fraction`` allows.
     """
     config = setup.config
-    planner = Planner(setup.output, setup.settings, config.input)
-    planner.load()
-    found = find_videos(config.input, output_uri=config.output)
+    planning = Planning.load(setup.output, setup.settings, config.input, retry=config.retry, gone=config.gone)
     packing = partial(
         pack,
         max_videos=config.shard.max_videos,
@@ -155,8 +159,8 @@ def plan_new(setup: Setup, *, slots: int) -> None:
         frames_per_video=config.sampling.frames_per_video,
         slots=slots,
     )
-    planner.store(planner.new_videos(found, retry=config.retry), pack=packing)
-    if not planner.known:
+    plan_listing(planning, max_gone_fraction=config.max_gone_fraction, pack=packing)
+    if not planning.planner.known:
         msg = f"No video under {config.input!r}."
         remedy = "Give a folder, a prefix, a glob or a manifest that names some."
         raise ConfigError(msg, key="input", value=config.input, remedy=remedy)
@@ -176,5 +180,5 @@ def _work(setup: Setup, placement: Placement) -> RunShards:
         embedding_dim=setup.embedding_dim,
         crop_size=setup.preprocessing.crop_size,
     )
-    put = PutSettings(setup.output.uri, fingerprint(setup.settings), setup.embedding_dim)
+    put = PutSettings(setup.output.uri, fingerprint(setup.settings), setup.embedding_dim, setup.row_format)
     return lambda blocks: cluster.run_shards(blocks, placement, decode=decode, embed=embed, put=put)

@@ -21,8 +21,8 @@ from raypipe.errors import JobError
 from raypipe.models.crops import Crops
 from raypipe.models.pooling import mean_embedding
 from raypipe.report import ShardSummary, VideoNote
-from raypipe.sealed.plan import Video
-from raypipe.status import HAS_FRAMES, Status
+from raypipe.sealed.plan import planned_videos
+from raypipe.status import NOT_FAILED, Status
 from raypipe.storage.throttles import take_throttles
 from raypipe.video.protocol import Pixels
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
@@ -38,12 +38,6 @@ _FLOAT16_MAX = 65_504.0
 Vectors = npt.NDArray[np.float32]
 
 
-def shard_videos(rows: pa.Table) -> list[Video]:
-    """The videos of a plan's rows."""
-    columns = [rows[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES)]
-    return [Video(*row) for row in zip(*columns, strict=True)]
-
-
 def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int) -> pa.Table:
     """Fetch and decode every video; whatever happens to one is its own row.
 
@@ -53,7 +47,7 @@ def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int)
     outcomes: list[DecodedVideo] = []
     fetch_seconds: list[float] = []
     decode_seconds: list[float] = []
-    for fetched in fetch_videos(shard_videos(rows), max_size_bytes=max_size_bytes):
+    for fetched in fetch_videos(planned_videos(rows), max_size_bytes=max_size_bytes):
         outcome, fetching, decoding = decode_fetched(fetched, sandbox)
         outcomes.append(outcome)
         fetch_seconds.append(fetching)
@@ -93,6 +87,9 @@ def decoded_table(
         schema.WIDTH: pa.array([outcome.width or None for outcome in outcomes], pa.int32()),
         schema.HEIGHT: pa.array([outcome.height or None for outcome in outcomes], pa.int32()),
         schema.NUM_FRAMES: pa.array([len(outcome.frames) for outcome in outcomes], pa.int32()),
+        schema.NUM_CORRUPT_FRAMES: pa.array([outcome.num_corrupt_frames for outcome in outcomes], pa.int32()),
+        schema.INTERLACED: pa.array([outcome.interlaced for outcome in outcomes], pa.bool_()),
+        schema.TIMELINE_REPAIRED: pa.array([outcome.timeline_repaired for outcome in outcomes], pa.bool_()),
         schema.DURATION_SECONDS: pa.array([outcome.duration_seconds or None for outcome in outcomes], pa.float64()),
         schema.AVERAGE_FPS: pa.array([outcome.average_fps or None for outcome in outcomes], pa.float32()),
         schema.DECODE_SECONDS: pa.array(decode_seconds, pa.float32()),
@@ -185,10 +182,20 @@ def mean_embeddings(vectors: Vectors, stops: npt.NDArray[np.int32]) -> Vectors:
     return means
 
 
-def output_rows(embedded: pa.Table, *, embedding_dim: int) -> pa.Table:
-    """The rows of the output file: the schema's columns, in its order."""
-    wanted = schema.embeddings_schema(embedding_dim)
+def output_rows(embedded: pa.Table, *, embedding_dim: int, row_format: int = schema.ROW_FORMAT) -> pa.Table:
+    """Return the rows of the output file: the schema's columns, in its order."""
+    wanted = schema.embeddings_schema(embedding_dim, row_format=row_format)
     return embedded.select(wanted.names).cast(wanted)
+
+
+def _flags(embedded: pa.Table) -> dict[str, int]:
+    corrupt = embedded[schema.NUM_CORRUPT_FRAMES].to_numpy()
+    return {
+        "num_corrupt_videos": int((corrupt > 0).sum()),
+        "num_corrupt_frames": int(corrupt.sum()),
+        "num_interlaced_videos": sum(embedded[schema.INTERLACED].to_pylist()),
+        "num_repaired_timelines": sum(embedded[schema.TIMELINE_REPAIRED].to_pylist()),
+    }
 
 
 def summarise(
@@ -201,6 +208,7 @@ def summarise(
         VideoNote(video_id, status, error or "", float(seconds))
         for video_id, status, error, seconds in zip(ids, statuses, errors, fetch + decode, strict=True)
     ]
+    read = [note for note in notes if note.status != Status.GONE]
     thumbnails = [
         (note.video_id, jpeg)
         for note, jpeg in zip(notes, embedded[schema.THUMBNAIL].to_pylist(), strict=True)
@@ -218,9 +226,10 @@ def summarise(
             "embed": float(embedded[EMBED_SECONDS].to_numpy().sum()),
             "put": put_seconds,
         },
+        flags=_flags(embedded),
         finished_at=time.time(),
-        slowest=tuple(sorted(notes, key=lambda note: -note.seconds)[:_NOTES]),
-        failures=tuple(note for note in notes if note.status not in HAS_FRAMES),
+        slowest=tuple(sorted(read, key=lambda note: -note.seconds)[:_NOTES]),
+        failures=tuple(note for note in notes if note.status not in NOT_FAILED),
         thumbnails=tuple(thumbnails[:_NOTES]),
         wait_seconds=float(embedded[WAIT_SECONDS].to_numpy().sum()),
         num_throttles=int(embedded[NUM_THROTTLES].to_numpy().sum()) + put_throttles,

@@ -51,6 +51,7 @@ class PutSettings:
     output_uri: str
     fingerprint: str
     embedding_dim: int
+    row_format: int
 
 
 class DecodeVideos:
@@ -122,8 +123,9 @@ class PutShard:
         """One shard."""
         plan, shard = identity(embedded)
         start = time.perf_counter()
-        rows = work.output_rows(embedded, embedding_dim=self._settings.embedding_dim)
-        about = describe_shard(rows, plan=plan, shard=shard, fingerprint=self._settings.fingerprint)
+        settings = self._settings
+        rows = work.output_rows(embedded, embedding_dim=settings.embedding_dim, row_format=settings.row_format)
+        about = describe_shard(rows, plan=plan, shard=shard, fingerprint=settings.fingerprint)
         created = put_shard(self._output, rows, about)
         seconds = time.perf_counter() - start
         return work.summarise(

@@ -1,15 +1,16 @@
 """What embed promises of its rows: vectors that fit their status, their frames and their mean."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from raypipe import schema
-from raypipe.sealed.verify import RowChecks, Verification, Violation
+from raypipe.sealed.verify import RowChecks, Verification, Violation, stored_settings
 from raypipe.sealed.verify import verify as verify_output
-from raypipe.status import HAS_FRAMES
+from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder
 
 _NORM_TOLERANCE = 1e-3
@@ -19,17 +20,24 @@ _FLOAT16_STEP = 2.0**-24  # between the smallest float16 numbers
 
 def verify(output: Folder) -> Verification:
     """Check everything that is stored of an embed job; raises like the shared ``verify``."""
-    required = (schema.SIZE_BYTES, schema.FRAME_PTS_SECONDS, schema.FRAME_EMBEDDINGS)
-    return verify_output(output, RowChecks("embed", _schema_of, required, _problems))
+    row_format = 1 if stored_settings(output).get("format") == 1 else schema.ROW_FORMAT
+    required = [schema.SIZE_BYTES, schema.FRAME_PTS_SECONDS, schema.FRAME_EMBEDDINGS]
+    if row_format > 1:
+        required += [schema.NUM_CORRUPT_FRAMES, schema.INTERLACED, schema.TIMELINE_REPAIRED]
+    schema_of = partial(_schema_of, row_format=row_format)
+    return verify_output(output, RowChecks("embed", schema_of, tuple(required), _problems))
 
 
-def _schema_of(rows: pa.Table) -> pa.Schema:
+def _schema_of(rows: pa.Table, *, row_format: int) -> pa.Schema:
     of_type = rows.schema.field(schema.EMBEDDING).type if schema.EMBEDDING in rows.column_names else None
-    return schema.embeddings_schema(getattr(of_type, "list_size", 1))
+    return schema.embeddings_schema(getattr(of_type, "list_size", 1), row_format=row_format)
 
 
 def _problems(rows: pa.Table) -> Iterator[Violation]:
     names = (schema.VIDEO_ID, schema.STATUS, schema.NUM_FRAMES, schema.FRAME_PTS_SECONDS)
+    for video_id, status, etag in zip(*(rows[name].to_pylist() for name in (*names[:2], schema.ETAG)), strict=True):
+        if status == Status.GONE and etag:
+            yield Violation("gone_etag", f"{video_id!r} is gone, and has the etag {etag!r}.")
     frames = rows[schema.FRAME_EMBEDDINGS].combine_chunks()
     embeddings = rows[schema.EMBEDDING].combine_chunks()
     for at, (video_id, status, num_frames, pts) in enumerate(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,8 +123,12 @@ def read_config(files: ModelFiles) -> VideoClassifierConfig:
         raise WeightsError(msg, key=uri) from None
 
 
-def check_embeddings(files: ModelFiles, fingerprint: str, embedding_dim: int) -> None:
+def check_embeddings(
+    files: ModelFiles, fingerprint: str, embedding_dim: int, *, comparable: Collection[str] = ()
+) -> None:
     """Refuse embeddings that mean something else to a model than those that it learned from.
+
+    ``comparable`` are the fingerprints of other embeddings that mean the same.
 
     Raises:
         FingerprintError: they were made with other settings, or are of another size.
@@ -135,7 +139,7 @@ def check_embeddings(files: ModelFiles, fingerprint: str, embedding_dim: int) ->
         remedy = "Embed with the backbone that it was trained on, or train again."
         expected = learned.embedding_dim
         raise FingerprintError(msg, key="embedding_dim", value=embedding_dim, expected=expected, remedy=remedy)
-    if (before := learned.embedding_fingerprint) not in {None, fingerprint}:
+    if (before := learned.embedding_fingerprint) not in {None, fingerprint, *comparable}:
         msg = f"{files.source} was trained on embeddings of fingerprint {before}; these have {fingerprint}."
         remedy = "Embed with the same settings, or train again."
         raise FingerprintError(msg, key="embedding_fingerprint", value=fingerprint, expected=before, remedy=remedy)

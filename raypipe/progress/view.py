@@ -13,6 +13,7 @@ from rich.text import Text
 
 from raypipe.progress.rate import RecentRate
 from raypipe.report import RunRecord
+from raypipe.report.sections import flag_texts
 from raypipe.report.text import (
     NOTHING,
     format_bytes,
@@ -23,7 +24,7 @@ from raypipe.report.text import (
     plural,
     visible,
 )
-from raypipe.status import HAS_FRAMES
+from raypipe.status import NOT_FAILED, Status
 
 _MAX_LABELS = 8
 OUTCOME_STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
@@ -83,6 +84,7 @@ def final_table(record: RunRecord, *, report_uri: str = "") -> RenderableType:
         ("videos", Text(f"{format_count(record.num_videos)}{before}")),
         ("left", Text(_left(record))),
         ("statuses", Flow(_status_texts(record))),
+        ("noticed", Text(", ".join(flag_texts(record)), style="yellow")),
         ("failed attempts", Text(format_count(record.num_problems) if record.num_problems else "", style="red")),
         ("labels", Flow(_label_texts(record))),
         ("frames", Text(format_count(record.num_frames))),
@@ -148,12 +150,12 @@ def _left(record: RunRecord) -> str:
 
 
 def _statuses(record: RunRecord) -> list[tuple[str, int]]:
-    """Return (status, videos): ok first, then partial, then failures by number."""
-    return sorted(record.statuses.items(), key=lambda item: (item[0] not in HAS_FRAMES, -item[1], item[0]))
+    """Return (status, videos): failures last, and otherwise by number."""
+    return sorted(record.statuses.items(), key=lambda item: (item[0] not in NOT_FAILED, -item[1], item[0]))
 
 
 def _status_texts(record: RunRecord) -> list[Text]:
-    styles = {"ok": "green", "partial": "yellow"}
+    styles: dict[str, str] = {Status.OK: "green", Status.PARTIAL: "yellow", Status.GONE: "dim"}
     return [
         Text(f"{visible(status)} {format_count(count)}", style=styles.get(status, "red"))
         for status, count in _statuses(record)

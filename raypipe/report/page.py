@@ -55,12 +55,12 @@ def _headline(record: RunRecord) -> str:
 
 
 def _headline_numbers(record: RunRecord) -> Html:
-    videos, failed = record.num_videos, record.num_failed_videos
+    videos, tried, failed = record.num_videos, record.num_tried_videos, record.num_failed_videos
     resumed = f"and {format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
     numbers = [
         ("Videos", format_count(videos), resumed or f"in {plural(record.num_shards, 'shard')}"),
-        ("Frames", format_count(record.num_frames), _per("frames per video", record.num_frames, videos - failed)),
-        ("Failed", format_count(failed), f"{format_share(failed / videos)} of videos" if videos else ""),
+        ("Frames", format_count(record.num_frames), _per("frames per video", record.num_frames, tried - failed)),
+        ("Failed", format_count(failed), f"{format_share(failed / tried)} of videos" if tried else ""),
         ("Wall time", format_seconds(record.elapsed_seconds), _slots(record)),
         ("Videos per second", format_rate(record.mean_rate(videos)), "mean over the run"),
         ("Frames per second", format_rate(record.mean_rate(record.num_frames)), "mean over the run"),

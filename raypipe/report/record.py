@@ -10,7 +10,7 @@ from typing import Literal
 
 from raypipe.report.text import error_kind, finite, redact, shorten
 from raypipe.report.timeline import Bucket, Timeline
-from raypipe.status import HAS_FRAMES
+from raypipe.status import NOT_FAILED, Status
 
 Outcome = Literal["running", "finished", "failed", "interrupted"]
 
@@ -21,6 +21,12 @@ MAX_PROBLEMS = 50
 MAX_THUMBNAILS = 48
 MAX_THUMBNAIL_BYTES = 65_536
 OTHER_KINDS = "other errors"
+FLAG_TEXTS = {
+    "num_corrupt_videos": "corrupt video",
+    "num_corrupt_frames": "corrupt frame",
+    "num_interlaced_videos": "deinterlaced video",
+    "num_repaired_timelines": "repaired timeline",
+}
 _MAX_ID_CHARS = 1024
 _MAX_ERROR_CHARS = 500
 
@@ -47,9 +53,10 @@ class ShardSummary:
     stage_seconds: dict[str, float]  # fetch, decode, embed, put -> seconds of one processor's wall clock
     finished_at: float  # Unix time
     slowest: tuple[VideoNote, ...] = ()  # the slowest few videos
-    failures: tuple[VideoNote, ...] = ()  # the first few rows that are neither ok nor partial
+    failures: tuple[VideoNote, ...] = ()  # the first few rows that failed
     thumbnails: tuple[tuple[str, bytes], ...] = ()  # a few (video_id, JPEG)
     labels: dict[str, int] = field(default_factory=dict)  # of classify: best label -> videos
+    flags: dict[str, int] = field(default_factory=dict)  # of embed: a key of FLAG_TEXTS -> how many
     wait_seconds: float = 0.0  # of an actor on a GPU, for this shard to be decoded
     num_throttles: int = 0  # replies of S3 that asked for fewer requests
     already_committed: bool = False  # another attempt or another driver had put it
@@ -87,6 +94,7 @@ class RunRecord:
     size_bytes: int = field(default=0, init=False)
     statuses: Counter[str] = field(default_factory=Counter, init=False)
     labels: Counter[str] = field(default_factory=Counter, init=False)
+    flags: Counter[str] = field(default_factory=Counter, init=False)
     stage_seconds: dict[str, float] = field(default_factory=dict, init=False)
     timeline: Timeline = field(default_factory=Timeline, init=False)
     slowest: list[VideoNote] = field(default_factory=list, init=False)
@@ -107,7 +115,7 @@ class RunRecord:
         ``failure_kinds`` counts only the failures that the shards name.
         """
         num_videos = sum(summary.statuses.values())
-        num_failed = sum(count for status, count in summary.statuses.items() if status not in HAS_FRAMES)
+        num_failed = sum(count for status, count in summary.statuses.items() if status not in NOT_FAILED)
         num_shards = 0 if summary.problem else 1
         self.num_shards += num_shards
         self.num_already_committed_shards += summary.already_committed
@@ -115,6 +123,7 @@ class RunRecord:
         self.size_bytes += summary.size_bytes
         self.statuses.update(summary.statuses)
         self.labels.update(summary.labels)
+        self.flags.update(summary.flags)
         for stage, seconds in summary.stage_seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + finite(seconds)
         # A worker's clock may be ahead of the driver's: nothing finishes after it was heard of.
@@ -148,13 +157,18 @@ class RunRecord:
 
     @property
     def num_failed_videos(self) -> int:
-        """Videos of this run that gave no frames."""
-        return sum(count for status, count in self.statuses.items() if status not in HAS_FRAMES)
+        """Videos of this run that gave no frames; those that are gone were not tried."""
+        return sum(count for status, count in self.statuses.items() if status not in NOT_FAILED)
+
+    @property
+    def num_tried_videos(self) -> int:
+        """Videos of this run but for those that are gone."""
+        return self.num_videos - self.statuses[Status.GONE]
 
     @property
     def failed_fraction(self) -> float:
-        """The share of this run's videos that gave no frames."""
-        return self.num_failed_videos / self.num_videos if self.num_videos else 0.0
+        """The share of the videos that this run tried that gave no frames."""
+        return self.num_failed_videos / self.num_tried_videos if self.num_tried_videos else 0.0
 
     @property
     def num_done_videos(self) -> int:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from raypipe.report.charts import share_bar, stacked_bar
 from raypipe.report.markup import Html, tag
-from raypipe.report.record import RunRecord, VideoNote
+from raypipe.report.record import FLAG_TEXTS, RunRecord, VideoNote
 from raypipe.report.text import NOTHING, format_count, format_seconds, format_share, plural, redact, shorten
-from raypipe.status import HAS_FRAMES
+from raypipe.status import NOT_FAILED
 
 _STAGES = ("fetch", "read", "decode", "embed", "classify", "put")
 _SHADES = 6
@@ -75,18 +75,25 @@ def statuses(record: RunRecord) -> Html:
     if not record.num_videos:
         return Html("")
     rows = []
-    for status, count in sorted(record.statuses.items(), key=lambda item: (item[0] not in HAS_FRAMES, -item[1])):
+    for status, count in sorted(record.statuses.items(), key=lambda item: (item[0] not in NOT_FAILED, -item[1])):
         share = count / record.num_videos
         rows.append(
             tag(
                 "tr",
                 tag("th", status, scope="row"),
-                tag("td", share_bar(share, "shade0" if status in HAS_FRAMES else "failed"), class_="wide"),
+                tag("td", share_bar(share, "shade0" if status in NOT_FAILED else "failed"), class_="wide"),
                 tag("td", format_count(count), class_="num"),
                 tag("td", format_share(share), class_="num"),
             )
         )
-    return section("How videos ended", tag("table", *rows, class_="bars"), note="One row of the output for each video.")
+    flags = f" {', '.join(flag_texts(record))}." if record.flags.total() else ""
+    note = f"One row of the output for each video.{flags}"
+    return section("How videos ended", tag("table", *rows, class_="bars"), note=note)
+
+
+def flag_texts(record: RunRecord) -> list[str]:
+    """Return what was noticed about videos that were read, such as '2 repaired timelines'."""
+    return [plural(record.flags[name], text) for name, text in FLAG_TEXTS.items() if record.flags[name]]
 
 
 def picture(jpeg: bytes) -> Html:
@@ -182,7 +189,7 @@ def slowest(record: RunRecord) -> Html:
             "tr",
             tag("td", format_seconds(note.seconds), class_="num"),
             tag("td", shown_id(note.video_id), class_="wide"),
-            tag("td", note.status, class_="" if note.status in HAS_FRAMES else "bad"),
+            tag("td", note.status, class_="" if note.status in NOT_FAILED else "bad"),
         )
         for note in record.slowest
     ]

@@ -31,7 +31,9 @@ def summarize(record: RunRecord) -> dict[str, object]:
     - ``num_planned_videos``, ``num_resumed_videos``, ``num_done_videos``, ``num_remaining_videos``
     - ``num_videos``, ``num_failed_videos``, ``num_frames``, ``size_bytes`` (video read), ``num_shards``
       (finished), ``num_already_committed_shards``, ``num_problems`` (attempts at a shard that failed, even where a
-      later one finished it), ``statuses`` (status → videos), ``labels`` (of classify: best label → videos)
+      later one finished it), ``statuses`` (status → videos), ``labels`` (of classify: best label → videos),
+      ``flags`` (of embed: ``num_corrupt_videos``, ``num_corrupt_frames``, ``num_interlaced_videos``,
+      ``num_repaired_timelines``; those that are 0 are left out)
     - ``videos_per_second``, ``frames_per_second``, ``bytes_per_second``: means over ``elapsed_seconds``
     - ``num_slots``, ``stage_seconds`` (stage → seconds of all slots together), ``idle_seconds`` (null: unknown)
     - ``timeline``: ``bucket_seconds`` and the lists ``num_shards``, ``num_videos``, ``num_failed``, ``num_frames``,
@@ -84,6 +86,7 @@ def _counts(record: RunRecord) -> dict[str, object]:
         "num_problems": record.num_problems,
         "statuses": dict(record.statuses.most_common()),
         "labels": dict(record.labels.most_common()),
+        "flags": {name: count for name, count in sorted(record.flags.items()) if count},
         "videos_per_second": record.mean_rate(record.num_videos),
         "frames_per_second": record.mean_rate(record.num_frames),
         "bytes_per_second": record.mean_rate(record.size_bytes),

@@ -15,6 +15,7 @@ from raypipe.config import ServeConfig
 from raypipe.config.serve import ReplicasConfig
 from raypipe.errors import ConfigError, IndexVersionError, SetupError
 from raypipe.retrieval.versions import Versions
+from raypipe.sealed.plan import comparable_fingerprints
 from raypipe.serve.access import TOKEN_VARIABLE, digest_of
 from raypipe.serve.deployments import CLASSIFY_BATCH, EMBED_BATCH, Classifier, Embedder
 from raypipe.serve.http_errors import RETRY_AFTER_SECONDS
@@ -153,4 +154,10 @@ def _check_model(model: str, manifest: Mapping[str, Any]) -> None:
 
     files = read_model(Folder(model))
     build_classifier(files)
-    check_embeddings(files, manifest["embeddings"]["fingerprint"], manifest["embedding_dim"])
+    embeddings = manifest["embeddings"]
+    check_embeddings(
+        files,
+        embeddings["fingerprint"],
+        manifest["embedding_dim"],
+        comparable=comparable_fingerprints(embeddings.get("settings", {})),
+    )

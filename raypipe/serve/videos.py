@@ -14,7 +14,7 @@ from raypipe.serve.http_errors import HttpError
 from raypipe.serve.sources import Prefixes, Source
 from raypipe.status import HAS_FRAMES
 from raypipe.storage.folder import read_uri
-from raypipe.video.protocol import DecodeRequest, Limits, Pixels
+from raypipe.video.protocol import DecodeRequest, Limits, Pixels, request_of_settings
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
 
 if TYPE_CHECKING:
@@ -55,19 +55,8 @@ class EmbeddingSettings:
 
     def decode_request(self, decode: DecodeConfig) -> DecodeRequest:
         """What is asked of a video."""
-        sampling = self.settings["sampling"]
-        num_frames = sampling.get("num_frames", 1)
-        return DecodeRequest(
-            mode=sampling["mode"],
-            num_frames=num_frames,
-            fps=sampling.get("fps", 1.0),
-            max_frames=sampling.get("max_frames", num_frames),
-            nearest_keyframe=sampling.get("nearest_keyframe", False),
-            loop_filter=sampling.get("loop_filter", True),
-            resize_size=self.settings["resize_size"],
-            crop_size=self.settings["crop_size"],
-            limits=Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds),
-        )
+        limits = Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds)
+        return request_of_settings(self.settings, limits)
 
     def resolve_weights(self, weights: str) -> "Weights":
         """Find the weights, and hold them against those of the index.

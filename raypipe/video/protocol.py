@@ -1,9 +1,9 @@
 """What the decode child and its parent say to each other. Loads no video library."""
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,25 @@ class DecodeRequest:
     resize_size: int  # the shorter side is scaled to this
     crop_size: int  # then a centred square of this is kept
     limits: Limits
+    row_format: int = 2  # whose rules apply: 1 trusts time stamps and decoders, and ignores display properties
+
+
+def request_of_settings(settings: Mapping[str, Any], limits: Limits) -> DecodeRequest:
+    """Return what was asked of the videos of an output of ``raypipe embed``, from the settings that it stores."""
+    sampling = settings["sampling"]
+    num_frames = sampling.get("num_frames", 1)
+    return DecodeRequest(
+        mode=sampling["mode"],
+        num_frames=num_frames,
+        fps=sampling.get("fps", 1.0),
+        max_frames=sampling.get("max_frames", num_frames),
+        nearest_keyframe=sampling.get("nearest_keyframe", False),
+        loop_filter=sampling.get("loop_filter", True),
+        resize_size=settings["resize_size"],
+        crop_size=settings["crop_size"],
+        limits=limits,
+        row_format=settings.get("format", 1),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +69,14 @@ class Reply:
     error: str = ""
     container: str = ""
     codec: str = ""
-    width: int = 0  # as coded, before it is turned upright
+    width: int = 0  # as displayed; of row format 1 as coded, before it is turned upright
     height: int = 0
     num_frames: int = 0
     duration_seconds: float = 0.0
     average_fps: float = 0.0
+    num_corrupt_frames: int = 0
+    interlaced: bool = False
+    timeline_repaired: bool = False
 
 
 class SharedFrames:

@@ -34,6 +34,7 @@ _FOUND_BY_DECODING = frozenset(
         Status.PARTIAL,
         Status.DECODE_ERROR,
         Status.NO_VIDEO_STREAM,
+        Status.ENCRYPTED,
         Status.FORBIDDEN_FORMAT,
         Status.TOO_LARGE,
         Status.OUT_OF_MEMORY,
@@ -56,6 +57,9 @@ class DecodedVideo:
     height: int = 0
     duration_seconds: float = 0.0
     average_fps: float = 0.0
+    num_corrupt_frames: int = 0  # of the T frames; of an undecodable video those that were decoded all the same
+    interlaced: bool = False  # frames were deinterlaced
+    timeline_repaired: bool = False  # time stamps contradict each other: times are of a repaired timeline
 
 
 class PartialFile(Protocol):
@@ -199,11 +203,14 @@ class DecodeSandbox:
             reply = Reply(**message)
             status = Status(reply.status)
             numbers = (reply.width, reply.height, reply.num_frames, reply.duration_seconds, reply.average_fps)
+            counts = (reply.num_frames, reply.num_corrupt_frames)
+            flags = (reply.interlaced, reply.timeline_repaired)
             texts = (reply.error, reply.container, reply.codec)
             num_frames = int(reply.num_frames)
             sound = all(math.isfinite(number) and 0 <= number < 2**31 for number in numbers)
             sound = sound and status in _FOUND_BY_DECODING and (num_frames > 0) == (status in HAS_FRAMES)
-            sound = sound and num_frames <= self._request.max_frames
+            sound = sound and all(type(count) is int and 0 <= count <= self._request.max_frames for count in counts)
+            sound = sound and all(type(flag) is bool for flag in flags)
             pts_seconds = self._shared.pts_seconds[:num_frames].copy()
             sound = sound and bool(np.isfinite(pts_seconds).all()) and all(isinstance(text, str) for text in texts)
         except (TypeError, ValueError, OverflowError):
@@ -222,6 +229,9 @@ class DecodeSandbox:
             height=int(reply.height),
             duration_seconds=float(reply.duration_seconds),
             average_fps=float(reply.average_fps),
+            num_corrupt_frames=reply.num_corrupt_frames,
+            interlaced=reply.interlaced,
+            timeline_repaired=reply.timeline_repaired,
         )
 
     def _failed(self, status: Status, error: str, decoder: str) -> DecodedVideo:

@@ -84,14 +84,16 @@ def test_a_second_run_does_only_what_is_new(bucket: str, configure: Configure) -
     _replace(videos, ids[0], make_video(shade=77))
     _delete(videos, ids[1])
     run = run_embed(config)
-    assert run.record.num_videos == 3
+    assert run.record.statuses == {"ok": 3, "gone": 1}
+    assert run.record.failed_fraction == 0
     assert verify(output).violations == []
     generations = {
         row[schema.VIDEO_ID]: row[schema.GENERATION]
         for table in read_embeddings(output, columns=[schema.VIDEO_ID, schema.GENERATION])
         for row in table.to_pylist()
     }
-    assert generations == {**dict.fromkeys(ids, 0), ids[0]: 1, **dict.fromkeys(new, 1)}
+    assert generations == {**dict.fromkeys(ids, 0), ids[0]: 1, ids[1]: 1, **dict.fromkeys(new, 1)}
+    assert statuses(output)[ids[1], "gone"] == 1
     assert run_embed(config).record.plans == ()
 
 

@@ -22,13 +22,12 @@ from raypipe.embed.shard import (
     embed_shard,
     mean_embeddings,
     output_rows,
-    shard_videos,
     summarise,
     thumbnail,
 )
 from raypipe.errors import JobError, StorageError
 from raypipe.models.crops import Crops
-from raypipe.sealed.plan import Video
+from raypipe.sealed.plan import Video, planned_videos
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, throttles
 from support.embed_outputs import CROP, DIM, FakeSandbox, content, decoded, embed, upload
@@ -216,7 +215,7 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_middle_frame() -> None:
 
 def test_the_rows_of_a_plan_become_videos_again() -> None:
     videos = [Video("a", "s3://b/a", "e1", 2), Video("ü", "s3://b/ü", "", 1)]
-    assert shard_videos(planned(videos)) == videos
+    assert planned_videos(planned(videos)) == videos
 
 
 def test_a_summary_adds_up() -> None:

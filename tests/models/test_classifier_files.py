@@ -179,6 +179,7 @@ def test_a_configuration_that_is_no_json_is_refused(tmp_path: Path, data: bytes)
 def test_a_model_is_for_embeddings_of_one_fingerprint_and_size(tmp_path: Path) -> None:
     files = read_model(saved(Folder(str(tmp_path / "model")), tmp_path))
     check_embeddings(files, "abc", DIM)
+    check_embeddings(files, "abd", DIM, comparable={"abc", "abd"})
     with pytest.raises(FingerprintError) as caught:
         check_embeddings(files, "abc", 512)
     assert (caught.value.key, caught.value.value, caught.value.expected) == ("embedding_dim", 512, DIM)

@@ -45,9 +45,18 @@ def test_what_is_asked_of_a_video_is_what_the_embed_job_asked(tmp_path: Path, ov
     asked = EmbeddingSettings("f", setup.settings).decode_request(setup.config.decode)
     expected = setup.decode_request
     keys = {"uniform": ("num_frames",), "fps": ("fps", "max_frames")}.get(asked.mode, ("max_frames",))
-    for name in ("mode", "nearest_keyframe", "loop_filter", "resize_size", "crop_size", "limits", *keys):
+    for name in ("mode", "nearest_keyframe", "loop_filter", "resize_size", "crop_size", "limits", "row_format", *keys):
         assert getattr(asked, name) == getattr(expected, name)
     assert asked.max_frames >= (asked.num_frames if asked.mode == "uniform" else 1)
+
+
+@pytest.mark.parametrize(("stored", "row_format"), [({"format": 2}, 2), ({"format": 1}, 1), ({}, 1)])
+def test_uploads_are_decoded_by_the_rules_of_the_rows_of_the_index(
+    tmp_path: Path, stored: dict[str, int], row_format: int
+) -> None:
+    made = {name: value for name, value in job(tmp_path).settings.items() if name != "format"}
+    asked = EmbeddingSettings("f", {**made, **stored}).decode_request(DecodeConfig())
+    assert asked.row_format == row_format
 
 
 @settings(max_examples=examples(50))

@@ -42,6 +42,7 @@ def samples(targets: list[list[int]] | None = None, **keys: Any) -> Samples:  # 
         "multi_label": False,
         "embedding_dim": 8,
         "fingerprint": MARK,
+        "comparable_fingerprints": frozenset(),
         "num_unknown": 0,
         "num_without_frames": 0,
         "digest": "d",
