@@ -31,10 +31,14 @@ class Samples:
     is_keyframe: Flags  # [P]
     is_shown: Flags  # [P]: False where an edit list cuts it
 
-    def within(self, file_bytes: int) -> "Samples":
-        """Those that a file of so many bytes holds whole."""
-        inside = self.offset + self.size_bytes <= file_bytes
-        return self if inside.all() else Samples(**{name: column[inside] for name, column in vars(self).items()})
+    def within(self, file_bytes: int) -> Flags:
+        """[P] which of them a file of so many bytes holds whole."""
+        inside: Flags = self.offset + self.size_bytes <= file_bytes
+        return inside
+
+    def only(self, chosen: Flags) -> "Samples":
+        """Those that are chosen."""
+        return Samples(**{name: column[chosen] for name, column in vars(self).items()})
 
     def extent(self, start: int, stop: int) -> tuple[int, int]:
         """The bytes of the file that hold packets ``start`` to ``stop - 1``."""

@@ -1,11 +1,13 @@
 """Which times and frames a policy takes: laws that hold for every duration and count."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.video.sampling import Seconds, nearest, sample_timestamps, spread
+from raypipe.video.sampling import Seconds, nearest, nearest_distinct, sample_timestamps, spread
 
 durations = st.floats(0.01, 50_000)
 counts = st.integers(1, 500)
@@ -70,3 +72,33 @@ def test_nearest_is_nearest_and_a_tie_takes_the_earlier(pts: list[int], timestam
     chosen = nearest(np.array(ordered, dtype=np.float64), np.array(timestamps, dtype=np.float64))
     expected = [min(range(len(ordered)), key=lambda at: (abs(ordered[at] - time), at)) for time in timestamps]
     assert chosen.tolist() == expected
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=9, unique=True), st.lists(st.floats(0, 41), max_size=6))
+def test_nearest_distinct_has_the_least_sum_of_distances(pts: list[int], timestamps: list[float]) -> None:
+    seconds, asked = np.array(sorted(pts), dtype=np.float64), np.array(sorted(timestamps), dtype=np.float64)
+    chosen = nearest_distinct(seconds, asked)
+    assert len(chosen) == min(len(pts), len(timestamps))
+    assert (np.diff(chosen) > 0).all()
+    if len(pts) > len(timestamps):
+        ways = itertools.combinations(range(len(pts)), len(timestamps))
+        best = min(np.abs(seconds[list(way)] - asked).sum() for way in ways)
+        assert np.abs(seconds[chosen] - asked).sum() == pytest.approx(best)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([10, 25, 30, 60, 1000]))
+def test_nearest_distinct_is_nearest_at_a_constant_rate(num_frames: int, extra: int, fps: int) -> None:
+    seconds = np.arange(num_frames + extra) / fps
+    asked = uniform(len(seconds) / fps, num_frames)
+    np.testing.assert_array_equal(nearest_distinct(seconds, asked), nearest(seconds, asked))
+
+
+@pytest.mark.parametrize("spread_of", ["even", "crowded"])
+def test_nearest_distinct_of_very_many_frames(spread_of: str) -> None:
+    count = 200_000
+    seconds = np.arange(count) / 25.0
+    if spread_of == "crowded":
+        seconds[: count - 9] /= 1e6
+    chosen = nearest_distinct(seconds, uniform(float(seconds[-1]), 65_536, max_frames=65_536))
+    assert len(chosen) == 65_536
+    assert (np.diff(chosen) > 0).all()

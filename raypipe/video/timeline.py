@@ -1,0 +1,360 @@
+"""Repair the time stamps of a stream where they contradict each other: pure functions of arrays.
+
+A sound stream stays as it is. Of one with faults the frames are put on one rising timeline, as players do: where the
+stamps jump, the next segment begins one frame duration after the end of the one before; single wrong stamps and
+missing ones are interpolated.
+
+What counts as a fault, of the frames that are shown:
+- A stamp that is missing, or that two frames have.
+- A stamp that goes back further than frames are reordered: behind a key frame, behind more than 16 frames decoded
+  before it (H.264's and HEVC's most), or, where the codec does not reorder frames, at all. So does a decoding time
+  that goes back by more than a frame, in containers that store one. In the others a shorter step back looks like
+  reordered frames; where frames are strangely close to each other, or the last ones far away, the decoder is asked.
+- A gap that is an error. Transport and program streams may restart their clock, so there it is a gap of more than 10
+  seconds and 10 typical frames, as in FFmpeg. In the other containers a long gap can be meant: a slide show, a screen
+  recording while nothing moves. There it is an error only if it is longer than 30 seconds and 100 typical frames, and
+  longer than 10 times all the rest of the video together.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ticks = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Positions = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.uint8]
+
+NO_TIME = int(np.iinfo(np.int64).min)
+_MAX_TICKS = 2**61  # so that differences do not overflow
+_MAX_REORDERED = 16
+_MAX_GROUP = 64  # frames shown one after the other that were decoded after the one that they lead up to
+_RARELY_SO_LONG = 4  # times what is usual in a stream
+_RARELY_SO_SHORT = 0.6
+_RESTART_SECONDS, _RESTART_FRAMES = 10, 10
+_GAP_SECONDS, _GAP_FRAMES, _GAP_OF_REST = 30, 100, 10
+_FRAMES_PER_GAP = 20
+_MIN_GAPS = 3  # fewer say nothing of what is typical
+_MAX_UNTRUSTED_KEYS = 1 / 8
+_MAX_OUTLIERS = 16  # in a row
+_MAX_SEARCHED_FAULTS = 1000
+_NEAR_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class StreamKind:
+    """What else is known of a stream."""
+
+    tick_seconds: float
+    frame_ticks: float  # of its average rate
+    reorders: bool  # its codec may decode frames in another order than they are shown in
+    restarts: bool  # its container allows a clock that starts again
+    stores_dts: bool  # its container stores decoding times
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """The packets of a stream in decoding order, P of them, as their container stamps them."""
+
+    pts: Ticks  # [P], NO_TIME where there is none
+    dts: Ticks  # [P], the same
+    is_keyframe: Flags  # [P]
+    is_shown: Flags  # [P]
+
+    @property
+    def trusted(self) -> Ticks:
+        """[P] when each is shown; of a container that has only decoding times, such as AVI, these."""
+        has_pts = bool((self.pts[self.is_shown] != NO_TIME).any())
+        times = self.pts if has_pts else self.dts
+        return np.where(times == NO_TIME, NO_TIME, np.clip(times, -_MAX_TICKS, _MAX_TICKS))
+
+    @property
+    def as_stored(self) -> Ticks:
+        """[P] the presentation time, else the decoding time, else the position."""
+        times = np.where(self.pts != NO_TIME, self.pts, self.dts)
+        return np.where(times != NO_TIME, times, np.arange(len(times)))
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the packets of a stream are shown; P of them, in decoding order."""
+
+    pts: Ticks  # [P]; no packet that is not shown has the time of one that is
+    is_shown: Flags  # [P]
+    is_repaired: bool
+
+
+@dataclass(frozen=True)
+class DecodedOrder:
+    """The positions of packets in the order in which a decoder showed the first ``num_packets`` of a stream."""
+
+    positions: Positions
+    num_packets: int
+
+
+def make_timeline(
+    stamps: Stamps, kind: StreamKind, *, decode_order: Callable[[], DecodedOrder | None] = lambda: None
+) -> Timeline:
+    """Return the stamps as they are, or a repaired timeline.
+
+    ``decode_order`` is called only where the stamps are at fault and the codec reorders frames: then the decoder knows
+    the order of frames, and which packets show none (the second field of a picture has no stamp of its own).
+    """
+    is_faulty = has_faults(stamps, kind)
+    if not is_faulty and not (kind.reorders and not kind.stores_dts and _is_suspicious(stamps)):
+        return _as_stored(stamps)
+    order: Positions | None = None
+    if kind.reorders and (decoded := decode_order()):
+        stamps = _without_silent(stamps, decoded)
+        if decoded.num_packets == len(stamps.pts):
+            order = decoded.positions[stamps.is_shown[decoded.positions]]
+            stamps = Stamps(stamps.pts, stamps.dts, stamps.is_keyframe, _flags(len(stamps.pts), order))
+        is_sound = not has_faults(stamps, kind) if order is None else _is_sound(stamps.trusted[order], kind)
+        if is_sound:
+            return _as_stored(stamps)
+    if order is None:
+        if not is_faulty:
+            return _as_stored(stamps)
+        order = _guess_order(stamps, kind)
+    return _repaired(stamps, order, kind)
+
+
+def _as_stored(stamps: Stamps) -> Timeline:
+    return Timeline(_apart(stamps.as_stored, stamps.is_shown), stamps.is_shown, is_repaired=False)
+
+
+def _repaired(stamps: Stamps, order: Positions, kind: StreamKind) -> Timeline:
+    pts = stamps.as_stored.copy()
+    pts[order] = repair(stamps.trusted[order], kind)
+    return Timeline(_apart(pts, stamps.is_shown), stamps.is_shown, is_repaired=True)
+
+
+def _apart(pts: Ticks, is_shown: Flags) -> Ticks:
+    """Move packets that are not shown away from a time at which another one is."""
+    clashes = np.flatnonzero(~is_shown & np.isin(pts, pts[is_shown]))
+    if not len(clashes):
+        return pts
+    moved = pts.copy()
+    moved[clashes] = pts.min() - 1 - np.arange(len(clashes))
+    return moved
+
+
+def _flags(count: int, positions: Positions) -> Flags:
+    flags = np.zeros(count, dtype=np.bool_)
+    flags[positions] = True
+    return flags
+
+
+def _without_silent(stamps: Stamps, decoded: DecodedOrder) -> Stamps:
+    """Hide the packets without a stamp if no such one among those that were decoded gave a frame."""
+    missing = stamps.is_shown & (stamps.trusted == NO_TIME)
+    is_shown = stamps.is_shown & ~missing
+    if missing[decoded.positions].any() or not missing[: decoded.num_packets].any() or not is_shown.any():
+        return stamps
+    return Stamps(stamps.pts, stamps.dts, stamps.is_keyframe, is_shown)
+
+
+def has_faults(stamps: Stamps, kind: StreamKind) -> bool:
+    """Return whether the stamps of the packets that are shown contradict each other."""
+    times = stamps.trusted[stamps.is_shown]
+    if (times == NO_TIME).any():
+        return True
+    if (_steps(times) > 0).all() or not kind.reorders:
+        return not _is_sound(times, kind)
+    gaps = _steps(np.sort(times))
+    limit = gap_limit(gaps, kind)
+    return bool(
+        (gaps == 0).any()
+        or (gaps > limit).any()
+        or _is_out_of_order(times, stamps.is_keyframe[stamps.is_shown])
+        or (kind.stores_dts and _goes_back(stamps.dts, float(np.median(gaps))))
+    )
+
+
+def _is_suspicious(stamps: Stamps) -> bool:
+    """Return whether reordered frames might be a short step back in time, or the last ones in the wrong place."""
+    times = stamps.trusted[stamps.is_shown]
+    if (_steps(times) > 0).all():
+        return False
+    gaps = _steps(np.sort(times))
+    typical = float(np.median(gaps))
+    is_crowded = (gaps < _RARELY_SO_SHORT * typical).any()
+    return bool(is_crowded or (gaps[-_MAX_REORDERED:] > _RARELY_SO_LONG * typical).any())
+
+
+def _steps(values: Ticks) -> Ticks:
+    return values[1:] - values[:-1]
+
+
+def _is_sound(times: Ticks, kind: StreamKind) -> bool:
+    """Return whether these stamps, in the order in which frames are shown, need no repair."""
+    if (times == NO_TIME).any():
+        return False
+    gaps = _steps(times)
+    return bool((gaps > 0).all() and not (gaps > gap_limit(gaps, kind)).any())
+
+
+def gap_limit(gaps: Ticks, kind: StreamKind) -> float:
+    """Return the longest gap between two frames, in ticks, that is no error; infinite where none is."""
+    gaps = gaps[gaps > 0]
+    if len(gaps) < _MIN_GAPS:
+        return np.inf
+    typical = float(np.median(gaps))
+    if kind.restarts:
+        return max(_RESTART_SECONDS / kind.tick_seconds, _RESTART_FRAMES * typical)
+    long = np.sort(gaps[gaps > max(_GAP_SECONDS / kind.tick_seconds, _GAP_FRAMES * typical)])[::-1].astype(np.float64)
+    long = long[: max(1, len(gaps) // _FRAMES_PER_GAP)]
+    rest = gaps.sum(dtype=np.float64) - np.cumsum(long)
+    errors = np.flatnonzero(long > _GAP_OF_REST * rest)
+    return float(long[errors[-1]]) - 0.5 if len(errors) else np.inf
+
+
+def _reordering(times: Ticks) -> tuple[Counts, Counts]:
+    """Count for each packet those near it that are decoded before it but shown after it, and the other way round."""
+    before, after = np.zeros(len(times), dtype=np.uint8), np.zeros(len(times), dtype=np.uint8)
+    highest = np.maximum.accumulate(times)
+    for shift in range(1, min(_MAX_GROUP, len(times) - 1) + 1):
+        is_later = times[:-shift] > times[shift:]
+        before[shift:] += is_later
+        after[:-shift] += is_later
+        if not (times[shift + 1 :] < highest[: -shift - 1]).any():  # none is further away
+            break
+    return before, after
+
+
+def _is_out_of_order(times: Ticks, is_keyframe: Flags) -> bool:
+    before, after = _reordering(times)
+    highest = np.maximum.accumulate(times)
+    is_far = times[_MAX_GROUP + 1 :] < highest[: -_MAX_GROUP - 1]
+    if is_far.any() or (before > _MAX_REORDERED).any():
+        return True
+    leads = np.append(True, times[1:] > highest[:-1])
+    usual = float(np.median(after[leads]))
+    if (after[leads] > max(_MAX_REORDERED, _RARELY_SO_LONG * usual)).any():
+        return True
+    back = int((is_keyframe & ~leads).sum())
+    return 0 < back <= _MAX_UNTRUSTED_KEYS * len(times)  # more, and it is the flags that are wrong
+
+
+def _goes_back(dts: Ticks, typical: float) -> bool:
+    dts = dts[dts != NO_TIME]
+    return bool((_steps(np.clip(dts, -_MAX_TICKS, _MAX_TICKS)) < -typical).any())
+
+
+def _guess_order(stamps: Stamps, kind: StreamKind) -> Positions:
+    """Return the packets that are shown as a player's queue would put them in order."""
+    shown = np.flatnonzero(stamps.is_shown)
+    times = stamps.trusted[shown]
+    known = times[times != NO_TIME]
+    if not kind.reorders or len(known) < _MIN_GAPS:
+        return shown
+    gaps = _steps(np.unique(known))
+    before = _reordering(known)[0]
+    depth = int(np.percentile(before[before <= _MAX_REORDERED], 99))
+    reach = min(gap_limit(gaps, kind), 2 * _MAX_GROUP * float(np.median(gaps)) if len(gaps) else 0.0)
+    order: list[int] = []
+    queue: list[tuple[int, int]] = []
+    last = highest = NO_TIME
+    for position, time, is_keyframe in zip(
+        shown.tolist(), times.tolist(), stamps.is_keyframe[shown].tolist(), strict=True
+    ):
+        is_new = highest != NO_TIME and (abs(time - highest) > reach or (is_keyframe and time <= highest))
+        if time == NO_TIME or is_new or (last != NO_TIME and time <= last):
+            order.extend(at for _, at in sorted(queue))
+            queue, last, highest = [], NO_TIME, NO_TIME
+        if time == NO_TIME:
+            order.append(position)
+            continue
+        heapq.heappush(queue, (time, position))
+        highest = max(highest, time)
+        if len(queue) > depth:
+            last, first = heapq.heappop(queue)
+            order.append(first)
+    order.extend(at for _, at in sorted(queue))
+    return np.array(order, dtype=np.int64)
+
+
+def repair(times: Ticks, kind: StreamKind) -> Ticks:
+    """Return rising stamps for frames in the order in which they are shown, of stamps that may be wrong or missing."""
+    at = np.flatnonzero(times != NO_TIME)
+    if not len(at):
+        at, times = np.zeros(1, dtype=np.int64), np.zeros(len(times), dtype=np.int64)
+    known = times[at]
+    gaps = _steps(known)
+    limit = min(gap_limit(gaps, kind), _MAX_TICKS / len(times))
+    usual = (gaps / _steps(at))[(gaps > 0) & (gaps <= limit)]
+    typical = float(np.median(usual)) if len(usual) else kind.frame_ticks
+    at = at[_believable(known, at, typical=typical, limit=limit)]
+    known = times[at]
+    frames, ticks = _steps(at), _steps(known).astype(np.float64)
+    is_good = (ticks > 0) & (ticks <= limit) & ((frames == 1) | (ticks >= 0.5 * frames * typical))
+    is_good[_undone(known, typical)] = False
+    frame_ticks = ticks / frames
+    typical = float(np.median(frame_ticks[is_good])) if is_good.any() else typical
+    for fault in np.flatnonzero(~is_good).tolist():
+        ticks[fault] = frames[fault] * _nearby(frame_ticks, is_good, fault, typical)
+    found = np.append(0.0, np.cumsum(ticks))
+    numbers = np.arange(len(times))
+    repaired = np.interp(numbers, at, found)
+    repaired = np.where(numbers < at[0], (numbers - at[0]) * typical, repaired)
+    repaired = np.where(numbers > at[-1], found[-1] + (numbers - at[-1]) * typical, repaired)
+    rising = np.rint(repaired).astype(np.int64) - numbers
+    repaired_ticks: Ticks = int(known[0]) + np.maximum.accumulate(rising) + numbers
+    return repaired_ticks
+
+
+def _undone(known: Ticks, typical: float) -> Positions:
+    """Return the long gaps between stamps in which later ones are: the clock went forward and came back."""
+    steps = _steps(known)
+    gaps = np.flatnonzero(steps > _RARELY_SO_LONG * typical)
+    backs = np.flatnonzero(steps < 0)[:_MAX_SEARCHED_FAULTS] + 1
+    last_before = [gaps[(gaps < at) & (known[gaps] < known[at]) & (known[at] < known[gaps + 1])][-1:] for at in backs]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *last_before])
+
+
+def _nearby(frame_ticks: npt.NDArray[np.float64], is_good: Flags, fault: int, typical: float) -> float:
+    """Return how long a frame lasts before a fault, else after it."""
+    for near in (slice(max(0, fault - _NEAR_FRAMES), fault), slice(fault + 1, fault + 1 + _NEAR_FRAMES)):
+        good = frame_ticks[near][is_good[near]]
+        if len(good):
+            return float(np.median(good))
+    return typical
+
+
+def _believable(known: Ticks, at: Positions, *, typical: float, limit: float) -> Flags:
+    """Leave out repeated stamps, and the few that deviate from what goes on before and after them.
+
+    ``at`` are the numbers of the frames, among which may be some without a stamp.
+    """
+    keep = np.ones(len(known), dtype=np.bool_)
+    keep[1:] = _steps(known) != 0
+    steps = _steps(known)
+    faults = np.flatnonzero((steps < 0) | (steps > limit)) + 1
+    longest = _MAX_OUTLIERS if len(faults) <= _MAX_SEARCHED_FAULTS else 1
+    for fault in faults.tolist():
+        if not keep[fault] or not keep[fault - 1]:
+            continue
+        for count in range(1, longest + 1):
+            dropped = next(
+                (
+                    slice(start, start + count)
+                    for start in range(fault, fault - count - 1, -1)
+                    if _goes_on(known, at, start - 1, start + count, typical=typical, limit=limit)
+                ),
+                None,
+            )
+            if dropped is not None:
+                keep[dropped] = False
+                break
+    return keep
+
+
+def _goes_on(known: Ticks, at: Positions, start: int, stop: int, *, typical: float, limit: float) -> bool:
+    """Return whether one stamp is as long after another as the frames between them should last."""
+    if start < 0 or stop >= len(known):
+        return False
+    ticks, expected = int(known[stop] - known[start]), float(at[stop] - at[start]) * typical
+    return 0 < ticks <= limit and 0.85 * expected <= ticks <= _RARELY_SO_LONG * expected
