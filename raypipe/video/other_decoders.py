@@ -1,7 +1,8 @@
 """decord and torchcodec, asked for the frames that PyAV's index names. Runs in the child process only.
 
 Both can give another frame than the one asked for without saying so. Where that shows, or where decord's seeking is
-known to do it, they fail: a missing frame is a row's status, a wrong one would be a wrong embedding.
+known to do it, they fail: a missing frame is a row's status, a wrong one would be a wrong embedding. Neither knows of
+most display properties: they refuse the videos that have them.
 """
 
 import importlib
@@ -11,13 +12,29 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from raypipe.status import Status
-from raypipe.video.decoders import FrameWriter, Wanted, all_frames, scaled_size
+from raypipe.video.choosing import Wanted
+from raypipe.video.decoders import Decoded
+from raypipe.video.display import FrameWriter, pixel_aspect, scaled_size
 from raypipe.video.index import VideoIndex
 from raypipe.video.probe import VideoError, VideoFile
+from raypipe.video.reading import all_frames
 from raypipe.video.sampling import Seconds, nearest
 
 
-def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
+def refuse_unsupported(video: VideoFile, *, decoder: str) -> None:
+    """Refuse what is known of a video before it is decoded that a decoder other than PyAV ignores.
+
+    Raises:
+        VideoError: there is something.
+    """
+    lacks = "make pixels square" if pixel_aspect(video.stream) != 1 else ""
+    if getattr(video.index, "timeline_repaired", False):
+        lacks = "repair time stamps"
+    if lacks:
+        raise VideoError(Status.DECODE_ERROR, f"{decoder} does not {lacks}; use pyav.")
+
+
+def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
     """Decode the wanted frames with decord, scaled by its FFmpeg."""
     import decord  # noqa: PLC0415  # only the child that was asked for it loads it
 
@@ -29,13 +46,18 @@ def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None
     if first is None:
         raise VideoError(Status.DECODE_ERROR, "No frame could be decoded.")
     width, height = scaled_size(index.width, index.height, writer.request.resize_size)
+    shown_size = (index.width, index.height)
     if first.rotation % 180:  # decord turns a frame upright before it scales it
         width, height = height, width
+        shown_size = shown_size[::-1]
+    if video.row_format > 1:
+        writer.displayed_size = shown_size
     video.file.seek(0)
     reader = decord.VideoReader(video.file, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
     shown = _shown(index, len(reader), "decord")
     for slot, at in enumerate(nearest(shown, wanted.pts_seconds).tolist()):
         writer.put_pixels([slot], reader[at].asnumpy(), float(shown[at]))
+    return Decoded()
 
 
 def decord_mistake(index: VideoIndex) -> str:
@@ -58,7 +80,7 @@ def is_reordered_avi(index: VideoIndex) -> bool:
     return index.container == "avi" and bool((np.diff(index.pts) < 0).any())
 
 
-def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
+def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
     """Decode the wanted frames with torchcodec, which turns them upright itself."""
     torchcodec: Any = importlib.import_module("torchcodec.decoders")  # only the child that was asked for it loads it
 
@@ -79,6 +101,7 @@ def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> 
             raise VideoError(Status.DECODE_ERROR, msg)
         pixels = VideoFrame.from_ndarray(np.ascontiguousarray(frame.data.numpy()), format="rgb24")
         writer.put([slot], pixels, pts_seconds)
+    return Decoded()
 
 
 def _shown(index: VideoIndex, num_frames: int, decoder: str) -> Seconds:

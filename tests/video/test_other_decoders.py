@@ -2,16 +2,24 @@
 
 import importlib
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from av.codec.context import Flags
 
 from raypipe.status import Status
 from raypipe.video.protocol import DecodeRequest, Pixels
 from raypipe.video.sampling import nearest
+from support.pictures import BT2020, X265, corners, encode
 
+CANNOT_SHOW = {
+    "h264-interlaced": "it does not deinterlace",
+    "alpha": "it does not composite",
+    "mmaction2_tests_data_rawvideo_dataset_part_0.mp4": "it ignores that its pixels are not square",
+}
 # What the other decoders cannot do. They say so: a video that is not named here must come out whole.
 CANNOT = {
     "decord": {
@@ -30,6 +38,7 @@ CANNOT = {
         "torchcodec_test_resources_h265_video.mp4": "it seeks to other frames",
         "clip-video-encode_tests_test_videos_vid1.mp4": "it ignores edit lists",
         "clip-video-encode_tests_test_videos_vid2.mp4": "it ignores edit lists",
+        **CANNOT_SHOW,
     },
     "torchcodec": {
         "h264-ts": "it seeks to other frames",
@@ -41,6 +50,7 @@ CANNOT = {
         "h264-open-gop-mkv": "it misses the last frames",
         "clip-video-encode_tests_test_videos_vid1.mp4": "it seeks to other frames where an edit list cuts",
         "clip-video-encode_tests_test_videos_vid2.mp4": "it seeks to other frames where an edit list cuts",
+        **CANNOT_SHOW,
     },
 }
 # Another FFmpeg, another scaler: mean absolute difference of a frame. A frame further on differs by 9 in our clips.
@@ -92,6 +102,41 @@ def test_frames_are_upright(
         frame = decode(make_clip(name), make_request(), decoder=decoder).frames[0]
         clockwise = frame[1:4, 1:4], frame[1:4, -4:-1], frame[-4:-1, -4:-1], frame[-4:-1, 1:4]
         assert [int(patch.mean() > 200) for patch in clockwise] == [int(at == corner) for at in range(4)], name
+
+
+BARS = corners()
+NOT_PLAIN = {
+    "interlaced": encode([BARS] * 4, field_order="tff", flags=int(Flags.interlaced_dct)),
+    "hdr": encode([BARS] * 4, codec="libx265", options=X265, pix_fmt="yuv420p10le", color_trc=16, color=BT2020),
+    "not-square": encode([BARS] * 4, pixel_aspect=Fraction(4, 3)),
+    "mirrored": encode([BARS] * 4, matrix=[-(1 << 16), 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30]),
+    "alpha": encode([np.dstack([BARS, BARS[..., 0]])] * 4, codec="png", container="mov", pix_fmt="rgba", options={}),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_what_needs_more_than_turning_is_refused(
+    kind: str, other_decoder: str, decode: Callable[..., Any], make_request: Callable[..., DecodeRequest]
+) -> None:
+    data, request = NOT_PLAIN[kind], make_request(num_frames=2)
+    assert decode(data, request).reply.status == Status.OK
+    reply = decode(data, request, decoder=other_decoder).reply
+    assert (reply.status, reply.num_frames) == (Status.DECODE_ERROR, 0)
+    assert "pyav" in reply.error
+    before = decode(data, make_request(num_frames=2, row_format=1), decoder=other_decoder).reply
+    assert "does not" not in before.error
+
+
+def test_the_other_decoders_report_the_size_as_displayed(
+    other_decoder: str,
+    make_clip: Callable[..., bytes],
+    decode: Callable[..., Any],
+    make_request: Callable[..., DecodeRequest],
+) -> None:
+    reply = decode(make_clip("h264-90"), make_request(), decoder=other_decoder).reply
+    assert (reply.status, reply.width, reply.height) == (Status.OK, 72, 96)
+    before = decode(make_clip("h264-90"), make_request(row_format=1), decoder=other_decoder).reply
+    assert (before.width, before.height) == (96, 72)
 
 
 def check_same_frames(

@@ -1,0 +1,120 @@
+"""Deinterlace the frames that say they are interlaced. Runs in the child process only."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import NamedTuple, cast
+
+import av
+from av.filter import Graph
+from av.video.frame import VideoFrame
+
+_MIN_SIDE = 4  # of a frame that bwdif accepts
+_UNKNOWN_TIME_BASE = Fraction(1, 90_000)  # the graph needs one; each frame gets its own back
+
+
+class Deinterlacer:
+    """Deinterlace the frames of one video.
+
+    Each frame is replaced by one of the same time. Progressive frames pass through untouched; they go through the
+    filter only as neighbours of interlaced ones.
+    """
+
+    def __init__(self) -> None:
+        self.interlaced = False  # whether any frame so far was deinterlaced
+
+    def deinterlace(self, frames: Iterable[VideoFrame | None]) -> Iterator[VideoFrame | None]:
+        """Yield frames in display order. ``None`` marks the end of a contiguous run, and is passed on."""
+        before: VideoFrame | None = None
+        bwdif: _Bwdif | None = None
+        for frame in frames:
+            if bwdif is not None and not (frame and bwdif.accepts(frame)):
+                yield from bwdif.finish()
+                before = bwdif = None
+            if frame is None:
+                before = None
+                yield None
+            elif bwdif is not None:
+                yield from bwdif.filter(frame)
+            elif frame.interlaced_frame and min(frame.width, frame.height) >= _MIN_SIDE:
+                self.interlaced = True
+                bwdif = _Bwdif(frame, before)
+                yield from bwdif.filter(frame)
+            else:
+                before = frame
+                yield frame
+        if bwdif is not None:
+            yield from bwdif.finish()
+
+
+class _Times(NamedTuple):
+    """The times of a frame, which the filter would change."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    time_base: Fraction | None
+
+
+class _Bwdif:
+    """A filter graph for frames of one size and format. It gives one frame for each, the last one when it ends.
+
+    ``before`` is the frame before the first one, where there is one.
+    """
+
+    def __init__(self, frame: VideoFrame, before: VideoFrame | None) -> None:
+        self._shape = _shape(frame)
+        self._times: deque[_Times] = deque()
+        self._graph = Graph()
+        self._graph.threads = 1
+        self._source = self._graph.add_buffer(
+            width=frame.width,
+            height=frame.height,
+            format=frame.format,
+            time_base=frame.time_base or _UNKNOWN_TIME_BASE,
+        )
+        # The field order is that of each frame: `parity` is automatic.
+        bwdif = self._graph.add("bwdif", "mode=send_frame:deint=interlaced")
+        self._sink = self._graph.add("buffersink")
+        self._graph.link_nodes(self._source, bwdif, self._sink).configure()
+        self._to_drop = 0
+        if before is not None and self.accepts(before):
+            self._to_drop = 1
+            self._push(before)
+
+    def accepts(self, frame: VideoFrame) -> bool:
+        """Return whether a frame has the size and format that the graph was made for."""
+        return _shape(frame) == self._shape
+
+    def filter(self, frame: VideoFrame) -> Iterator[VideoFrame]:
+        """Yield the frames that are complete now that one more is known."""
+        self._push(frame)
+        yield from self._pull()
+
+    def finish(self) -> Iterator[VideoFrame]:
+        """Yield the remaining frames."""
+        self._source.push(None)
+        yield from self._pull()
+
+    def _push(self, frame: VideoFrame) -> None:
+        self._times.append(_Times(frame.pts, frame.dts, frame.duration, frame.time_base))
+        self._source.push(frame)
+
+    def _pull(self) -> Iterator[VideoFrame]:
+        while True:
+            try:
+                frame = cast("VideoFrame", self._sink.pull())
+            except (av.error.BlockingIOError, av.error.EOFError):  # it waits for the next frame, or is at its end
+                return
+            times = self._times.popleft()
+            if self._to_drop:
+                self._to_drop -= 1
+                continue
+            frame.pts, frame.dts, frame.duration = times.pts, times.dts, times.duration
+            if times.time_base is not None:
+                frame.time_base = times.time_base
+            yield frame
+
+
+def _shape(frame: VideoFrame) -> tuple[int, int, str]:
+    return frame.width, frame.height, frame.format.name

@@ -1,0 +1,239 @@
+"""Turn decoded frames into RGB crops as a player would display them. Runs in the child process only."""
+
+import struct
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import cache
+from math import hypot
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+from av.sidedata.sidedata import Type
+from av.video.format import VideoFormat
+from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from raypipe.status import Status
+from raypipe.video import alpha, hdr
+from raypipe.video.choosing import Wanted
+from raypipe.video.probe import VideoError
+from raypipe.video.protocol import DecodeRequest, Pixels
+from raypipe.video.sampling import Indices
+
+_MAX_SCALED_SIDE = 16_384
+_MAX_PIXEL_ASPECT = 100
+_UNSPECIFIED_COLORSPACE = 2  # AVCOL_SPC_UNSPECIFIED
+_RIGHT_ANGLE_TOLERANCE = 0.02  # of a sine: about one degree
+_PACKED_RGB_WITH_ALPHA = {"rgba", "bgra", "argb", "abgr"}
+Image = npt.NDArray[Any]  # [height, width, 3], of 8 or 16 bits
+
+
+class Turn(NamedTuple):
+    """How to turn a picture upright: first swap its axes, then reverse its rows, and its columns."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    def apply(self, image: Image) -> Image:
+        """Return a view of an image [height, width, 3]."""
+        turned = image.swapaxes(0, 1) if self.transpose else image
+        return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+    def apply_to_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size after the turn."""
+        return (height, width) if self.transpose else (width, height)
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether it is no rotation."""
+        return (self.transpose + self.flip_rows + self.flip_columns) % 2 == 1
+
+
+class FrameWriter:
+    """Takes decoded frames in any order; keeps those wanted, as RGB crops in ``frames`` [max_frames, crop, crop, 3].
+
+    ``pixel_aspect`` is the width of a pixel over its height. A ``container`` of AVI often has 32-bit pixels whose
+    alpha is zero, but not meant.
+    """
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        frames: Pixels,
+        request: DecodeRequest,
+        *,
+        pixel_aspect: Fraction = Fraction(1),
+        container: str = "",
+    ) -> None:
+        self.frames = frames
+        self.pts_seconds = np.full(len(wanted.packets), np.nan)
+        self.request = request
+        self.displayed_size: tuple[int, int] | None = None  # width and height, of the first frame
+        self._pixel_aspect = pixel_aspect
+        self._container = container
+        self._reformatter = VideoReformatter()
+        self._full_size = VideoReformatter()
+
+    @property
+    def missing(self) -> Indices:
+        """The slots that no frame was put in yet."""
+        return np.flatnonzero(np.isnan(self.pts_seconds))
+
+    def put(self, slots: Sequence[int], frame: VideoFrame, pts_seconds: float) -> None:
+        """Scale and crop a PyAV frame into every one of ``slots``."""
+        pixels = frame.width * frame.height
+        if pixels > self.request.limits.max_pixels:
+            limit = self.request.limits.max_pixels
+            msg = f"A frame of {frame.width}x{frame.height} is {pixels} pixels; decode.max_pixels is {limit}."
+            raise VideoError(Status.TOO_LARGE, msg)
+        if self.request.row_format > 1:
+            self.put_pixels(slots, self._displayed(frame), pts_seconds)
+            return
+        size = scaled_size(frame.width, frame.height, self.request.resize_size)
+        upright = _rotation(frame.rotation).apply(self._scaled(frame, size))
+        self.put_pixels(slots, upright, pts_seconds)
+
+    def put_pixels(self, slots: Sequence[int], image: Pixels, pts_seconds: float) -> None:
+        """Crop a scaled, upright image [height, width, 3] into every one of ``slots``."""
+        crop = center_crop(image, self.request.crop_size)
+        for slot in slots:
+            self.frames[slot] = crop
+            self.pts_seconds[slot] = pts_seconds
+
+    def _displayed(self, frame: VideoFrame) -> Pixels:
+        """Return the crop [crop, crop, 3] of a frame as displayed: composited, scaled, upright, tone-mapped."""
+        turn = turn_of(frame)
+        shown = square_size(frame.width, frame.height, self._pixel_aspect, resize_size=self.request.resize_size)
+        if self.displayed_size is None:
+            self.displayed_size = turn.apply_to_size(*shown)
+        color_trc, color_primaries = frame.color_trc, frame.color_primaries
+        is_hdr = hdr.is_hdr(color_trc)
+        # HDR without a matrix is BT.2020; swscale would take BT.601.
+        colorspace = Colorspace.BT2020 if is_hdr and frame.colorspace == _UNSPECIFIED_COLORSPACE else None
+        if _has_alpha(frame.format.name):
+            zero_is_opaque = self._container == "avi" and frame.format.name in _PACKED_RGB_WITH_ALPHA
+            frame = alpha.composite(
+                frame, self._full_size, deep=is_hdr, src_colorspace=colorspace, zero_is_opaque=zero_is_opaque
+            )
+        size = scaled_size(*shown, self.request.resize_size)
+        image = turn.apply(self._scaled(frame, size, deep=is_hdr, src_colorspace=colorspace))
+        if is_hdr:
+            codes = center_crop(image, self.request.crop_size)
+            return hdr.to_sdr(codes, color_trc=color_trc, color_primaries=color_primaries)
+        return image
+
+    def _scaled(
+        self, frame: VideoFrame, size: tuple[int, int], *, deep: bool = False, src_colorspace: int | None = None
+    ) -> Image:
+        """Return a frame as RGB [height, width, 3] of 8 bits a channel, or of 16 where it is ``deep``."""
+        width, height = size
+        scaled = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb48le" if deep else "rgb24",
+            src_colorspace=src_colorspace,
+            interpolation=Interpolation.BILINEAR,
+            threads=1,
+        )
+        plane, kind = scaled.planes[0], np.dtype("<u2" if deep else np.uint8)
+        rows = np.frombuffer(memoryview(plane), dtype=kind).reshape(-1, plane.line_size // kind.itemsize)
+        return rows[:height, : width * 3].reshape(height, width, 3)
+
+
+@cache
+def _has_alpha(pixel_format: str) -> bool:
+    return alpha.has_alpha(VideoFormat(pixel_format))
+
+
+def pixel_aspect(stream: VideoStream) -> Fraction:
+    """Return the width of a pixel over its height: what the container says, else what the codec says, else 1.
+
+    A value beyond 100 is absurd, and ignored.
+    """
+    ratio = stream.sample_aspect_ratio
+    return ratio if ratio and Fraction(1, _MAX_PIXEL_ASPECT) <= ratio <= _MAX_PIXEL_ASPECT else Fraction(1)
+
+
+def needs(frame: VideoFrame) -> str:
+    """Return what a decoder must do to show a frame, besides turning it by right angles; empty where it is nothing."""
+    if frame.interlaced_frame:
+        return "deinterlace"
+    if hdr.is_hdr(frame.color_trc):
+        return "tone-map HDR"
+    if _has_alpha(frame.format.name):
+        return "composite alpha"
+    if turn_of(frame).is_mirrored:
+        return "mirror"
+    return ""
+
+
+def square_size(width: int, height: int, aspect: Fraction, *, resize_size: int) -> tuple[int, int]:
+    """Return width and height in square pixels, or unchanged where those could not be scaled."""
+    if aspect == 1:
+        return width, height
+    square = max(1, round(width * aspect))
+    return (square if max(_scaled_sides(square, height, resize_size)) <= _MAX_SCALED_SIDE else width), height
+
+
+def turn_of(frame: VideoFrame) -> Turn:
+    """Return how a frame's display matrix turns it: one of eight ways, within a degree. It ignores other angles."""
+    try:
+        side_data = cast("Mapping[Type, Any]", frame.side_data)
+        return turn_of_matrix(bytes(side_data[Type.DISPLAYMATRIX]))
+    except KeyError:
+        return Turn()
+    except ValueError:  # side data of a type that PyAV does not know
+        return _rotation(frame.rotation)
+
+
+def turn_of_matrix(matrix: bytes) -> Turn:
+    """Return how a display matrix (FFmpeg's: nine native 32-bit numbers) turns a picture.
+
+    Its first two rows say in which direction a step right and a step down in the stored picture go when displayed.
+    """
+    a, b, _, c, d = struct.unpack_from("=5i", matrix)
+    right, down = hypot(a, b), hypot(c, d)
+    if not right or not down:
+        return Turn()
+    a, b, c, d = a / right, b / right, c / down, d / down
+    if max(abs(b), abs(c)) <= _RIGHT_ANGLE_TOLERANCE:
+        return Turn(transpose=False, flip_rows=d < 0, flip_columns=a < 0)
+    if max(abs(a), abs(d)) <= _RIGHT_ANGLE_TOLERANCE:
+        return Turn(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
+    return Turn()
+
+
+def _rotation(degrees: int) -> Turn:
+    """Return the turn by ``degrees`` counterclockwise; none where that is not a right angle."""
+    turns = {
+        90: Turn(transpose=True, flip_rows=True),
+        180: Turn(flip_rows=True, flip_columns=True),
+        270: Turn(transpose=True, flip_columns=True),
+    }
+    return turns.get(degrees % 360, Turn())
+
+
+def scaled_size(width: int, height: int, resize_size: int) -> tuple[int, int]:
+    """Width and height with the shorter side ``resize_size``, rounded as torchvision's ``Resize`` does."""
+    scaled = _scaled_sides(width, height, resize_size)
+    if max(scaled) > _MAX_SCALED_SIDE:
+        msg = f"{width}x{height} would be scaled to {scaled[0]}x{scaled[1]}; no side may pass {_MAX_SCALED_SIDE}."
+        raise VideoError(Status.TOO_LARGE, msg)
+    return scaled
+
+
+def _scaled_sides(width: int, height: int, resize_size: int) -> tuple[int, int]:
+    if width <= height:
+        return resize_size, int(resize_size * height / width)
+    return int(resize_size * width / height), resize_size
+
+
+def center_crop(image: Image, crop_size: int) -> Image:
+    """The centred square of an image [height, width, 3], rounded as torchvision's ``CenterCrop`` does."""
+    height, width = image.shape[:2]
+    top, left = round((height - crop_size) / 2), round((width - crop_size) / 2)
+    return image[top : top + crop_size, left : left + crop_size]
