@@ -30,7 +30,8 @@ from _decoding import EXACT, decode_here
 from _floor import Seconds, Stopwatch
 from _memory import tree_cpu_seconds
 
-from raypipe.video.decoders import FrameWriter, Wanted, choose_frames
+from raypipe.video.choosing import Wanted, choose_frames
+from raypipe.video.display import FrameWriter
 from raypipe.video.probe import VideoFile
 from raypipe.video.protocol import DecodeRequest, Pixels
 from raypipe.video.sandbox import DecodeSandbox

@@ -1,137 +1,189 @@
-"""Which frames of a video to take, decoding them with PyAV, and scaling and cropping them into an array.
+"""Decode the wanted frames of a video with PyAV, and tell which of them are corrupt.
 
 PyAV always opens and indexes the file first, so that all decoders pass the same limits and are asked for the same
 frames; decord and torchcodec may then decode them. Runs in the child process only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import av
 import numpy as np
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from raypipe.status import Status
+from raypipe.video import display
+from raypipe.video.choosing import Wanted
+from raypipe.video.damage import Damage, DamageReport, candidates, choose_replacements
+from raypipe.video.deinterlace import Deinterlacer
+from raypipe.video.display import FrameWriter
 from raypipe.video.index import VideoIndex
 from raypipe.video.probe import VideoError, VideoFile
-from raypipe.video.protocol import DecodeRequest, Pixels
-from raypipe.video.sampling import Indices, Seconds, nearest, sample_timestamps, spread
+from raypipe.video.reading import all_frames, describe, packets_to_decode, read_frames
+from raypipe.video.sampling import nearest
 
-_MAX_SCALED_SIDE = 16_384
-_HVCC_LAYERS_BYTE = 21  # ISO/IEC 14496-15: numTemporalLayers
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The frames asked for, ascending in time; T of them, a frame may be wanted twice."""
-
-    packets: Indices  # [T] positions in decoding order
-    pts_seconds: Seconds  # [T] from the first frame
+_MIN_SURVEY_PACKETS = 500
+_SURVEY_FACTOR = 2  # of the packets that were decoded for the wanted frames
+_SURVEY_ATTEMPTS = 8
 
 
-class FrameWriter:
-    """Takes decoded frames in any order; keeps those wanted, as RGB crops in ``frames`` [max_frames, crop, crop, 3]."""
+@dataclass
+class Decoded:
+    """What became of the wanted frames besides their pixels."""
 
-    def __init__(self, wanted: Wanted, frames: Pixels, request: DecodeRequest) -> None:
-        self.frames = frames
-        self.pts_seconds = np.full(len(wanted.packets), np.nan)
-        self.request = request
-        self._reformatter = VideoReformatter()
-
-    @property
-    def missing(self) -> Indices:
-        """The slots that no frame was put in yet."""
-        return np.flatnonzero(np.isnan(self.pts_seconds))
-
-    def put(self, slots: Sequence[int], frame: VideoFrame, pts_seconds: float) -> None:
-        """Scale and crop a PyAV frame into every one of ``slots``."""
-        pixels = frame.width * frame.height
-        if pixels > self.request.limits.max_pixels:
-            limit = self.request.limits.max_pixels
-            msg = f"A frame of {frame.width}x{frame.height} is {pixels} pixels; decode.max_pixels is {limit}."
-            raise VideoError(Status.TOO_LARGE, msg)
-        width, height = scaled_size(frame.width, frame.height, self.request.resize_size)
-        scaled = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
-        )
-        plane = scaled.planes[0]
-        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)[:height, : width * 3]
-        self.put_pixels(slots, rows.reshape(height, width, 3), pts_seconds, rotation=frame.rotation)
-
-    def put_pixels(self, slots: Sequence[int], image: Pixels, pts_seconds: float, *, rotation: int = 0) -> None:
-        """Turn a scaled image [height, width, 3] upright, by ``rotation`` degrees counterclockwise, and crop it."""
-        upright = np.rot90(image, rotation // 90) if rotation % 90 == 0 else image
-        crop = center_crop(upright, self.request.crop_size)
-        for slot in slots:
-            self.frames[slot] = crop
-            self.pts_seconds[slot] = pts_seconds
+    num_corrupt_frames: int = 0
+    num_flagged_frames: int = 0  # those of them that the decoder itself says are corrupt
+    num_hidden: int = 0  # wanted packets that are sound and hold no picture to show
+    interlaced: bool = False  # frames were deinterlaced
+    problem: str = ""  # the first error, in FFmpeg's words
 
 
-def scaled_size(width: int, height: int, resize_size: int) -> tuple[int, int]:
-    """Width and height with the shorter side ``resize_size``, rounded as torchvision's ``Resize`` does."""
-    if width <= height:
-        scaled = resize_size, int(resize_size * height / width)
-    else:
-        scaled = int(resize_size * width / height), resize_size
-    if max(scaled) > _MAX_SCALED_SIDE:
-        msg = f"{width}x{height} would be scaled to {scaled[0]}x{scaled[1]}; no side may pass {_MAX_SCALED_SIDE}."
-        raise VideoError(Status.TOO_LARGE, msg)
-    return scaled
+def decode_pyav(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
+    """Decode only the groups of pictures that hold a wanted frame; read everything when that misses one.
 
+    Row format 2 takes the nearest sound frame in place of a corrupt one, and counts those that stay corrupt.
 
-def center_crop(image: Pixels, crop_size: int) -> Pixels:
-    """The centred square of an image [height, width, 3], rounded as torchvision's ``CenterCrop`` does."""
-    height, width = image.shape[:2]
-    top, left = round((height - crop_size) / 2), round((width - crop_size) / 2)
-    return image[top : top + crop_size, left : left + crop_size]
-
-
-def choose_frames(index: VideoIndex, request: DecodeRequest) -> Wanted:
-    """Which packets to decode for a sampling policy. Times the file was cut off before are not among them."""
-    order = np.argsort(index.pts, kind="stable")
-    order = order[index.is_shown[order]]
-    keyframes = order[index.is_keyframe[order]]
-    if len(keyframes) and (request.mode == "keyframes" or request.nearest_keyframe):
-        order = keyframes
-    pts_seconds = index.pts_seconds[order]
-    if request.mode in {"all", "keyframes"}:
-        chosen = spread(len(order), request.max_frames)
-    else:
-        timestamps = asked_timestamps(index, request)
-        chosen = nearest(pts_seconds, timestamps[timestamps < index.end_seconds])
-    return Wanted(packets=order[chosen].astype(np.int64), pts_seconds=pts_seconds[chosen])
-
-
-def asked_timestamps(index: VideoIndex, request: DecodeRequest) -> Seconds:
-    """The timestamps of ``uniform`` and ``fps``, over the duration that the container promises."""
-    return sample_timestamps(
-        index.duration_seconds,
-        mode="fps" if request.mode == "fps" else "uniform",
-        num_frames=request.num_frames,
-        fps=request.fps,
-        max_frames=request.max_frames,
-    )
-
-
-def num_frames_asked(index: VideoIndex, request: DecodeRequest, wanted: Wanted) -> int:
-    """How many frames an undamaged file would have given."""
-    if request.mode in {"all", "keyframes"}:
-        return len(wanted.packets)
-    return len(asked_timestamps(index, request))
-
-
-def decode_pyav(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
-    """Decode only the groups of pictures that hold a wanted frame; read everything when that misses one."""
-    problem = _note_problem(lambda: _decode_groups(video, wanted, writer))
+    Raises:
+        VideoError: no frame can be decoded.
+    """
+    slots = {slot: int(position) for slot, position in enumerate(wanted.packets)}
+    if video.row_format > 1:
+        return _Salvage(video, wanted, writer).run(slots)
+    problem = _note_problem(lambda: _take_groups(video, slots, writer))
     if len(writer.missing):
-        problem = _note_problem(lambda: _decode_everything(video, wanted, writer)) or problem
-    if problem and len(writer.missing) == len(wanted.packets):
+        problem = _note_problem(lambda: _take_nearest(video, wanted, writer)) or problem
+    if problem and len(writer.missing) == len(slots):
         raise VideoError(Status.DECODE_ERROR, problem)
+    return Decoded(problem=problem)
 
 
-def _note_problem(decode: Callable[[], None]) -> str:
+def refuse_damaged(video: VideoFile, wanted: Wanted, *, decoder: str) -> None:
+    """Decode the wanted frames with PyAV, which tells what is corrupt and how to show it, for a decoder that does not.
+
+    Raises:
+        VideoError: one of them is corrupt, or would be shown otherwise by PyAV.
+    """
+    report = DamageReport()
+    for frame in read_frames(video, packets_to_decode(video.index, wanted.packets), report=report):
+        if frame is not None and (lacks := display.needs(frame)):
+            raise VideoError(Status.DECODE_ERROR, f"{decoder} does not {lacks}; use pyav.")
+    if report.levels(video.index)[wanted.packets].any():
+        msg = f"Frames are corrupt, which {decoder} does not tell ({report.problem}); use pyav."
+        raise VideoError(Status.DECODE_ERROR, msg)
+
+
+class _Salvage:
+    """Decodes the wanted frames of a video that may be damaged, and tells what is corrupt."""
+
+    def __init__(self, video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
+        self._video = video
+        self._index = video.index
+        self._wanted = wanted
+        self._writer = writer
+        self._report = DamageReport()
+        self._deinterlacer = Deinterlacer()
+        self._taken: dict[int, int] = {}  # slot -> position of the packet whose frame it got
+
+    def run(self, slots: Mapping[int, int]) -> Decoded:
+        """Decode the packets at the positions that ``slots`` maps to."""
+        problem = _note_problem(lambda: self._take(slots))
+        is_sound = not (problem or self._report.problem)
+        hidden = self._num_hidden() if is_sound else 0
+        if is_sound and len(self._writer.missing):  # the decoder needs more packets before them, or they are hidden
+            problem = _note_problem(self._take_rest)
+        damage = self._damage()
+        if any(damage.values()):
+            problem = problem or _note_problem(lambda: self._replace(damage))
+        if not is_sound and len(self._writer.missing):
+            problem = _note_problem(self._take_rest) or problem
+        problem = self._report.problem or problem
+        if problem and len(self._writer.missing) == len(slots):
+            raise VideoError(Status.DECODE_ERROR, problem)
+        found = [level for level in self._damage().values() if level < Damage.MISSING]
+        return Decoded(
+            num_corrupt_frames=sum(level > Damage.NONE for level in found),
+            num_flagged_frames=sum(level == Damage.CORRUPT for level in found),
+            num_hidden=min(hidden, len(self._writer.missing)),
+            interlaced=self._deinterlacer.interlaced,
+            problem=problem,
+        )
+
+    def _take(self, slots: Mapping[int, int]) -> None:
+        _take_groups(self._video, slots, self._writer, report=self._report, deinterlacer=self._deinterlacer)
+        missing = set(self._writer.missing.tolist())
+        self._taken |= {slot: position for slot, position in slots.items() if slot not in missing}
+
+    def _damage(self) -> dict[int, int]:
+        """Return how bad the picture in each slot is."""
+        levels = self._report.levels(self._index)
+        damage = {slot: int(levels[position]) for slot, position in self._taken.items()}
+        return damage | dict.fromkeys(self._writer.missing.tolist(), int(Damage.MISSING))
+
+    def _replace(self, damage: Mapping[int, int]) -> None:
+        """Put a better picture in each damaged slot, where there is one within half the sampling interval."""
+        index, wanted = self._index, self._wanted
+        bad = [slot for slot, level in damage.items() if level]
+        asked = {int(wanted.packets[slot]): float(wanted.pts_seconds[slot]) for slot in bad}  # one may be wanted twice
+        half = 0.5 * index.duration_seconds / len(wanted.packets)
+        ranges, half = self._survey_ranges(asked, half)
+        survey = DamageReport()
+        shown = {frame.pts for frame in read_frames(self._video, ranges, report=survey) if frame is not None}
+        self._report.merge(survey)
+        levels = self._report.levels(index)
+        levels[~np.isin(index.pts, np.fromiter(shown - {None}, np.int64)) | ~index.is_shown] = Damage.MISSING
+        used = {position for slot, position in self._taken.items() if not damage[slot]}
+        chosen = choose_replacements(index.pts_seconds, levels, asked, used=used, half_seconds=half)
+        found = {slot: chosen[int(wanted.packets[slot])] for slot in bad if int(wanted.packets[slot]) in chosen}
+        better = {slot: at for slot, at in found.items() if levels[at] < damage[slot] and at != self._taken.get(slot)}
+        if better:
+            self._take(better)
+
+    def _survey_ranges(self, asked: Mapping[int, float], half_seconds: float) -> tuple[list[tuple[int, int]], float]:
+        """Return the packets to decode in search of better pictures: not many more than were decoded before."""
+        index, times = self._index, np.array(list(asked.values()))
+        usual = packets_to_decode(index, self._wanted.packets)
+        limit = max(_MIN_SURVEY_PACKETS, _SURVEY_FACTOR * sum(stop - start for start, stop in usual))
+        ranges: list[tuple[int, int]] = []
+        for _ in range(_SURVEY_ATTEMPTS):
+            near = candidates(index.pts_seconds, times, half_seconds=half_seconds)
+            ranges = packets_to_decode(index, near)
+            if sum(stop - start for start, stop in ranges) <= limit:
+                break
+            half_seconds /= 2
+        return ranges, half_seconds
+
+    def _take_rest(self) -> None:
+        """Fill the slots that are still empty from a plain reading.
+
+        Where no frame is wanted twice, those that other slots have are not taken again.
+        """
+        index = self._index
+        self._video.decode_corrupt()
+        order = np.argsort(index.pts, kind="stable")
+        is_distinct = len(np.unique(self._wanted.packets)) == len(self._wanted.packets)
+        used = {int(index.pts[position]) for position in self._taken.values()} if is_distinct else None
+        taken = _take_nearest(
+            self._video,
+            self._wanted,
+            self._writer,
+            used=used,
+            report=self._report,
+            deinterlacer=self._deinterlacer,
+        )
+        for slot, pts in taken.items():
+            at = min(int(np.searchsorted(index.pts[order], pts)), len(order) - 1)
+            self._taken[slot] = int(order[at])
+
+    def _num_hidden(self) -> int:
+        """Return how many empty slots are of packets next to a shown frame: sound, but with no picture to show."""
+        taken = np.sort(self._index.pts_seconds[list(self._taken.values())])
+        if not len(taken):
+            return 0
+        missing = self._wanted.pts_seconds[self._writer.missing]
+        return int((np.abs(taken[nearest(taken, missing)] - missing) <= _tolerance_seconds(self._index)).sum())
+
+
+def _note_problem(decode: Callable[[], object]) -> str:
     """Damage ends the decoding, not what was decoded before it."""
     try:
         decode()
@@ -142,107 +194,100 @@ def _note_problem(decode: Callable[[], None]) -> str:
     return ""
 
 
-def packets_to_decode(index: VideoIndex, wanted_packets: Indices) -> list[tuple[int, int]]:
-    """Ranges ``[start, stop)`` of packets, each starting at a key frame, whose decoding gives all wanted frames.
-
-    A frame shown before the key frame it follows in the file (an open group of pictures) may refer to the group before.
-    """
-    keys = np.flatnonzero(index.is_keyframe)
-    ranges: list[tuple[int, int]] = []
-    for packet in np.unique(wanted_packets).tolist():
-        at = int(np.searchsorted(keys, packet, side="right")) - 1
-        if at >= 0 and index.pts[packet] < index.pts[keys[at]]:
-            at -= 1
-        start = int(keys[at]) if at >= 0 else 0
-        while ranges and start <= ranges[-1][1]:
-            start = min(start, ranges.pop()[0])
-        ranges.append((start, packet + 1))
-    return ranges
-
-
-def _decode_groups(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
+def _take_groups(
+    video: VideoFile,
+    slots: Mapping[int, int],
+    writer: FrameWriter,
+    *,
+    report: DamageReport | None = None,
+    deinterlacer: Deinterlacer | None = None,
+) -> None:
+    """Decode the frames of the packets that ``slots`` maps to, and put each into its slot."""
     index = video.index
-    ranges = packets_to_decode(index, wanted.packets)
-    stops = {stop for _, stop in ranges}
-    wanted_packets = set(wanted.packets.tolist())
-    slots: dict[int, list[int]] = {}
-    for slot, packet in enumerate(wanted.packets.tolist()):
-        slots.setdefault(int(index.pts[packet]), []).append(slot)
+    positions = np.unique(np.fromiter(slots.values(), np.int64))
+    slots_of: dict[int, list[int]] = {}
+    for slot, position in slots.items():
+        slots_of.setdefault(int(index.pts[position]), []).append(slot)
+    ranges = packets_to_decode(index, positions)
+    for frame in read_frames(video, ranges, keep=set(positions.tolist()), report=report):
+        if frame is None:
+            continue
+        if deinterlacer is not None and frame.interlaced_frame:
+            break
+        if frame.pts in slots_of:
+            writer.put(slots_of[frame.pts], frame, _seconds(index, frame.pts))
+    else:
+        return
+    # Fields are woven with those of the frames before and after, so these are decoded too.
+    ranges = _with_followers(ranges, len(index.pts), count=video.decoder.has_b_frames + 2)
+    frames = read_frames(video, ranges, report=report)
+    for frame in deinterlacer.deinterlace(frames):
+        if frame is not None and frame.pts in slots_of:
+            writer.put(slots_of[frame.pts], frame, _seconds(index, frame.pts))
 
-    def take(frames: list[VideoFrame]) -> None:
-        for frame in frames:
-            if frame.pts in slots:
-                writer.put(slots[frame.pts], frame, _seconds(index, frame.pts))
 
-    may_skip = skips_exactly(video.stream.codec_context)
-    for position, packet in video.read(ranges):
-        context = video.stream.codec_context
-        if may_skip:
-            context.skip_frame = "DEFAULT" if position in wanted_packets else "NONREF"
-        take(context.decode(packet))
-        if position + 1 in stops:
-            take(context.decode(None))
-            context.flush_buffers()
+def _with_followers(ranges: Sequence[tuple[int, int]], num_packets: int, *, count: int) -> list[tuple[int, int]]:
+    """Extend each range by the packets after it; those that meet become one."""
+    longer: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if longer and start <= longer[-1][1]:
+            start = longer.pop()[0]  # noqa: PLW2901
+        longer.append((start, min(stop + count, num_packets)))
+    return longer
 
 
-def skips_exactly(context: VideoCodecContext) -> bool:
-    """Whether ``NONREF`` leaves out only frames that no other frame refers to.
+def _tolerance_seconds(index: VideoIndex) -> float:
+    """Return how far a frame may be from the one wanted to stand in for it."""
+    return 2 / index.average_fps + 0.05
 
-    The decoder knows; what a container says of its packets is not so: one of AV1 can hold a hidden frame besides.
 
-    In HEVC it also leaves out those that only higher temporal layers refer to; 'hvcC' says how many layers there are.
-    In MPEG-4, whose packets may hold two frames, it can leave out the wrong one.
+def _take_nearest(
+    video: VideoFile,
+    wanted: Wanted,
+    writer: FrameWriter,
+    *,
+    used: Collection[int] | None = None,
+    report: DamageReport | None = None,
+    deinterlacer: Deinterlacer | None = None,
+) -> dict[int, int]:
+    """Fill the missing slots with the nearest frame of a plain reading from the start, damage tolerated.
+
+    With ``used``, the pts of frames to pass over, each frame is taken once. Returns slot -> pts of the frame it got.
     """
-    if context.name == "hevc":
-        about = bytes(context.extradata or b"")
-        return len(about) > _HVCC_LAYERS_BYTE and about[0] == 1 and (about[_HVCC_LAYERS_BYTE] >> 3) & 7 == 1
-    return bool(context.name == "h264")
-
-
-def _decode_everything(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
-    """Fill the missing slots with the nearest frame of a plain reading from the start, damage tolerated."""
     index = video.index
-    tolerance = 2 / index.average_fps + 0.05
+    tolerance = _tolerance_seconds(index)
     missing = iter(writer.missing.tolist())
     slot = next(missing, None)
     before: tuple[VideoFrame, float] | None = None
-    for frame in all_frames(video):
+    taken: dict[int, int] = {}
+    passed_over = set(used or ())
+
+    def put(slot: int, frame: VideoFrame, seconds: float) -> None:
+        if abs(seconds - wanted.pts_seconds[slot]) <= tolerance and frame.pts not in passed_over:
+            writer.put([slot], frame, seconds)
+            taken[slot] = frame.pts if frame.pts is not None else -1
+            if used is not None:
+                passed_over.add(taken[slot])
+
+    frames = all_frames(video, report)
+    for frame in deinterlacer.deinterlace(frames) if deinterlacer is not None else frames:
+        if frame is None or frame.pts in passed_over:
+            continue
         shown = frame.pts if frame.pts is not None else frame.dts
         seconds = _seconds(index, shown) if shown is not None else 0.0
         while slot is not None and seconds >= wanted.pts_seconds[slot]:
             asked = float(wanted.pts_seconds[slot])
-            use, use_seconds = (frame, seconds)
-            if before is not None and asked - before[1] <= seconds - asked:
-                use, use_seconds = before
-            if abs(use_seconds - asked) <= tolerance:
-                writer.put([slot], use, use_seconds)
+            is_earlier = before is not None and asked - before[1] <= seconds - asked
+            put(slot, *(before if is_earlier and before else (frame, seconds)))
             slot = next(missing, None)
         before = (frame, seconds)
         if slot is None:
-            return
+            return taken
     if slot is not None and before is not None:
         for last in (slot, *missing):
-            if abs(before[1] - wanted.pts_seconds[last]) <= tolerance:
-                writer.put([last], *before)
-
-
-def all_frames(video: VideoFile) -> Iterator[VideoFrame]:
-    """Every frame of a plain reading from the start; what is damaged is left out."""
-    for packet in video.packets():
-        try:
-            yield from video.stream.codec_context.decode(packet)
-        except MemoryError:
-            raise
-        except av.error.FFmpegError:
-            continue
-    yield from video.stream.codec_context.decode(None)
+            put(last, *before)
+    return taken
 
 
 def _seconds(index: VideoIndex, pts: int) -> float:
     return float((pts - index.first_pts) * index.time_base)
-
-
-def describe(error: BaseException) -> str:
-    """One line for a row's ``error``: FFmpeg's own words where there are any."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:300]

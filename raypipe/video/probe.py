@@ -3,27 +3,40 @@
 Runs in the child process only, but for ``sniff_container``, which is pure.
 """
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, BinaryIO, cast
 
 import av
 import av.container
 import numpy as np
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from raypipe.status import Status
-from raypipe.video.index import VideoIndex, index_stream
+from raypipe.video.alpha import decoder_context, has_alpha_layer
+from raypipe.video.encryption import encryption_of
+from raypipe.video.ffmpeg_log import ErrorLog
+from raypipe.video.fragments import SkippingFile, find_damage, with_losses
+from raypipe.video.frame_order import MAX_PACKETS, MAX_PIXELS, REORDERING, SAMPLE_PACKETS, decode_order
+from raypipe.video.index import VideoIndex, index_stream, with_lost_spans
 from raypipe.video.located import read_located
-from raypipe.video.protocol import Limits
+from raypipe.video.matroska import declared_bytes
+from raypipe.video.packet_scan import PacketScan
+from raypipe.video.protocol import Limits, Ranges
 from raypipe.video.ranges import RangedFile
 from raypipe.video.sample_table import Samples, read_samples
+from raypipe.video.timeline import NO_TIME, DecodedOrder, Flags, Stamps, StreamKind, Timeline, make_timeline
 
 SNIFF_BYTES = 1024
-_KEEP_PACKETS_BYTES = 64 * 1024 * 1024
-_PACKET_BYTES = 640  # what a packet takes besides its content
 _READ_BUFFER_BYTES = 64 * 1024
+_SYNC, _MIN_SYNCS = 0x47, 5  # of the packets of a transport stream
+_MIN_FPS, _MAX_FPS = 0.5, 1000.0  # an average rate beyond these is made of wrong time stamps
+_USUAL_FPS = 25.0
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
 _MAGIC = (
     (b"\x1a\x45\xdf\xa3", "matroska"),
@@ -43,8 +56,16 @@ class VideoError(Exception):
         self.status = status
 
 
-def sniff_container(head: bytes) -> str | None:
-    """FFmpeg's name of the container that a file's first bytes show, or None where it is none of ``CONTAINERS``."""
+def encrypted(reason: str) -> str:
+    """Return the error of a video that is encrypted."""
+    return f"The video is encrypted: {reason}. Decrypt it first."
+
+
+def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
+    """FFmpeg's name of the container that a file's first bytes show, or None where it is none of ``CONTAINERS``.
+
+    Since row format 2 a transport stream may begin inside a packet, as captured ones do.
+    """
     if head[4:8] in _MP4_BOXES:
         return "mov"
     if head[:4] in {b"RIFF", b"ON2 "} and head[8:11] in {b"AVI", b"ON2"}:
@@ -54,14 +75,22 @@ def sniff_container(head: bytes) -> str | None:
             return name
     for packet_size, offset in ((188, 0), (192, 4), (204, 0)):
         syncs = head[offset::packet_size]
-        if len(syncs) > 1 and set(syncs[:5]) == {0x47}:
+        if len(syncs) > 1 and set(syncs[:5]) == {_SYNC}:
             return "mpegts"
+    if row_format > 1 and any(
+        len(syncs := head[offset::packet_size]) >= _MIN_SYNCS and set(syncs) == {_SYNC}
+        for packet_size in (188, 192, 204)
+        for offset in range(packet_size)
+    ):
+        return "mpegts"
     return None
 
 
 class VideoFile:
     """One untrusted video, given as a nameless buffer.
 
+    ``row_format`` says whose rules apply: 2 repairs time stamps that contradict each other.
+    ``log`` collects FFmpeg's errors where the caller wants them.
     Without ``loop_filter`` the codec leaves out its smoothing of block edges: quicker, and other pixels.
 
     Raises:
@@ -69,33 +98,76 @@ class VideoFile:
         av.error.FFmpegError: FFmpeg cannot read it.
     """
 
-    def __init__(self, file: BinaryIO, *, limits: Limits, loop_filter: bool = True) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        *,
+        limits: Limits,
+        loop_filter: bool = True,
+        row_format: int = 2,
+        log: ErrorLog | None = None,
+    ) -> None:
         file.seek(0)
         head = file.read(SNIFF_BYTES)
         if not head:
             raise VideoError(Status.DECODE_ERROR, "The file is empty: 0 bytes.")
-        container = sniff_container(head)
+        container = sniff_container(head, row_format=row_format)
         if container is None:
             msg = f"Not a video container; begins with {head[:8]!r}. Choose one of {', '.join(CONTAINERS)}."
             raise VideoError(Status.FORBIDDEN_FORMAT, msg)
         self.file = file
         self.container = container
+        if row_format > 1 and (reason := encryption_of(file, container)):
+            raise VideoError(Status.ENCRYPTED, encrypted(reason))
         self._limits = limits
         self._loop_filter = loop_filter
+        self.row_format = row_format
+        self.log = log if log is not None else ErrorLog([])
         self._kept: list[av.Packet[Any]] = []
         self._samples: Samples | None = None
+        self._stamps: tuple[list[int], list[int]] | None = None  # what packets get instead of their own
+        self._damage: Ranges = ()
+        self._decoder: VideoCodecContext | None = None
+        self._decodes_corrupt = False
+        self.may_be_encrypted = row_format > 1 and container == "mov"
         self._input, self.stream = self._open()
-        self._check_duration(self._promised_seconds())
-        self.index = self._locate() or self._scan()
+        if row_format == 1:
+            self._check_duration(self._promised_seconds())
+        index = self._locate()
+        if index is None:
+            self._skip_damage()
+            index = self._scan()
+        self.index = index
         self._check_duration(self.index.duration_seconds)
+
+    @property
+    def decoder(self) -> VideoCodecContext:
+        """The decoder of ``stream``: FFmpeg's usual one, or one that decodes what that one drops."""
+        if self._decoder is None:
+            is_own = self.row_format == 1 or (self._decodes_corrupt and not has_alpha_layer(self.stream))
+            self._decoder = self.stream.codec_context if is_own else decoder_context(self.stream)
+        return self._decoder
+
+    def decode_corrupt(self) -> None:
+        """Use a decoder that gives pictures of corrupt data too, from the next reading on."""
+        self._decodes_corrupt = True
 
     def packets(self) -> Iterable["av.Packet[Any]"]:
         """The video's packets in file order, once more; ``stream`` is then the one they belong to."""
         if self._kept:
             kept, self._kept = self._kept, []
-            return kept
+            return self._restamped(kept)
         self._reopen()
-        return _all_packets(self._input.demux(self.stream))
+        return self._restamped(_all_packets(self._input.demux(self.stream)))
+
+    def _restamped(self, packets: Iterable["av.Packet[Any]"]) -> Iterable["av.Packet[Any]"]:
+        return packets if self._stamps is None else itertools.starmap(self._restamp, enumerate(packets))
+
+    def _restamp(self, position: int, packet: "av.Packet[Any]") -> "av.Packet[Any]":
+        """Give a packet its time on the repaired timeline, so that its frame has it too."""
+        if self._stamps is not None and position < len(self._stamps[0]):
+            packet.pts, packet.dts = self._stamps[0][position], self._stamps[1][position]
+        return packet
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, "av.Packet[Any]"]]:
         """The packets of ascending ranges ``[start, stop)`` of the index, and their positions there.
@@ -106,7 +178,8 @@ class VideoFile:
         if self._samples is not None:
             if isinstance(self.file, RangedFile):
                 self.file.expect([self._samples.extent(start, stop) for start, stop in ranges])
-            yield from read_located(self._input, self.stream, self._samples, ranges)
+            for position, packet in read_located(self._input, self.stream, self._samples, ranges):
+                yield position, self._restamp(position, packet)
             return
         packets = enumerate(self.packets())
         for start, stop in ranges:
@@ -148,6 +221,9 @@ class VideoFile:
         best = source.streams.best("video")
         if not streams:
             kinds = ", ".join(sorted({one.type for one in source.streams})) or "none"
+            if source.streams.video:
+                msg = f"The only video stream is a cover picture; the streams are: {kinds}."
+                raise VideoError(Status.NO_VIDEO_STREAM, msg)
             raise VideoError(Status.NO_VIDEO_STREAM, f"No video stream; the streams are: {kinds}.")
         stream = next((one for one in streams if one is best), streams[0])
         context = stream.codec_context
@@ -157,6 +233,8 @@ class VideoFile:
         context.thread_type = "NONE"
         if not self._loop_filter:
             context.options = {"skip_loop_filter": "all"}
+        elif self.row_format > 1:
+            context.options = {"err_detect": "crccheck"}  # checksums of pictures, where an encoder stored some
         pixels, limit = context.width * context.height, self._limits.max_pixels
         if pixels > limit:
             msg = f"{context.width}x{context.height} is {pixels} pixels; decode.max_pixels is {limit}."
@@ -165,6 +243,7 @@ class VideoFile:
 
     def _reopen(self) -> None:
         self._input.close()
+        self._decoder = None
         self._input, self.stream = self._open()
 
     def _locate(self) -> VideoIndex | None:
@@ -173,60 +252,131 @@ class VideoFile:
             return None
         first = next(iter(_all_packets(self._input.demux(self.stream))), None)
         at = self.file.tell()
-        samples = first and read_samples(self.file, self.stream, first, max_samples=self._limits.max_packets)
-        whole = samples and samples.within(self.file.seek(0, os.SEEK_END))
+        samples = read_samples(self.file, self.stream, first, max_samples=self._limits.max_packets) if first else None
+        inside = np.zeros(0, dtype=np.bool_) if samples is None else samples.within(self.file.seek(0, os.SEEK_END))
         self.file.seek(at)  # where FFmpeg takes it to be
-        if not samples or not whole or not whole.is_shown.any():
+        if samples is None or not samples.is_shown[inside].any():
             self._reopen()
             return None
-        self._samples = whole
-        return index_stream(
-            self.stream,
-            self.container,
-            pts=whole.pts,
-            is_keyframe=whole.is_keyframe,
-            is_shown=whole.is_shown,
-            promised_seconds=self._promised_seconds(),
-            is_cut=lambda *_: len(whole.pts) < len(samples.pts),
+        self._samples = samples.only(inside)
+        is_whole = bool(inside.all())
+        untold = np.full(len(samples.pts), NO_TIME)
+        stamps = Stamps(samples.pts, untold, samples.is_keyframe, samples.is_shown)
+        timeline = self._make_timeline(stamps, frame_ticks=0.0, may_decode=is_whole)
+        last = timeline.pts[timeline.is_shown].max()  # what was cut off is in the tables
+        return self._index(
+            replace(timeline, pts=timeline.pts[inside], is_shown=timeline.is_shown[inside]),
+            is_keyframe=samples.is_keyframe[inside],
+            is_cut=lambda *_: not is_whole,
+            missing_seconds=lambda _: float((last - timeline.pts[inside & timeline.is_shown].max()) * self._time_base),
         )
 
     def _scan(self) -> VideoIndex:
         """Read every packet of every stream, decoding none."""
-        rows: list[tuple[int, bool, bool]] = []
-        kept_bytes = 0
-        last_end = 0.0  # over all streams: a container's duration may be its audio's
+        scan = PacketScan(self.stream, find_hidden=self.row_format > 1)
+        promised = self._promised_seconds()
+        longest = self._limits.max_duration_seconds
         for packet in _all_packets(self._input.demux()):
-            time = packet.pts if packet.pts is not None else packet.dts
-            if time is not None and packet.time_base:
-                last_end = max(last_end, float((time + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != self.stream.index:
-                continue
-            shown = not packet.is_discard
-            rows.append((len(rows) if time is None else time, packet.is_keyframe, shown))
-            if len(rows) > self._limits.max_packets:
+            errors = self.log.take() if self.log else []
+            scan.add(packet, is_after_error=any(self.container in line.source for line in errors))
+            if len(scan) > self._limits.max_packets:
                 raise VideoError(Status.TOO_LARGE, f"More than {self._limits.max_packets} frames.")
-            kept_bytes += packet.size + _PACKET_BYTES
-            if kept_bytes <= _KEEP_PACKETS_BYTES:
-                self._kept.append(packet)
-        if not any(row[2] for row in rows):
+            if promised > longest and scan.covered_ticks * self._time_base > longest:
+                self._check_duration(promised)
+        if not scan.is_shown.any():
             raise VideoError(Status.DECODE_ERROR, "The video stream holds no frame.")
-        if kept_bytes > _KEEP_PACKETS_BYTES:
-            self._kept = []
-        pts, is_keyframe, is_shown = zip(*rows, strict=True)
+        self._kept = scan.kept
+        stamps = scan.stamps
+        timeline = self._make_timeline(stamps, frame_ticks=scan.duration_ticks)
 
         def is_cut(promised: float, start: float, end: float) -> bool:
             """A file that was cut short ends well before what its header promises, in every stream."""
-            return promised - max(last_end - start, end) > max(0.5, 0.05 * promised)
+            return promised - max(scan.last_end_seconds - start, end) > max(0.5, 0.05 * promised)
 
+        def missing_seconds(end: float) -> float:
+            """The same by the stamps as they were, or by the file's length."""
+            start = float(stamps.as_stored[stamps.is_shown].min() * self._time_base)
+            missing = promised - (0 if self.stream.duration else max(0.0, start))
+            missing -= max(scan.last_end_seconds - start, end)
+            if missing > max(0.5, 0.05 * promised):
+                return missing
+            size = self.file.seek(0, os.SEEK_END)
+            declared = declared_bytes(self.file) if self.container == "matroska" else size
+            return end * (declared / size - 1)
+
+        index = self._index(timeline, is_keyframe=stamps.is_keyframe, is_cut=is_cut, missing_seconds=missing_seconds)
+        index = with_lost_spans(index, scan.partings)
+        return with_losses(index, scan.places, self._damage, size_bytes=self.file.seek(0, os.SEEK_END))
+
+    def _index(
+        self,
+        timeline: Timeline,
+        *,
+        is_keyframe: Flags,
+        is_cut: Callable[[float, float, float], bool],
+        missing_seconds: Callable[[float], float],
+    ) -> VideoIndex:
+        """Remember what to give the packets where their stamps were repaired, and index them."""
+        self._stamps = None
+        if timeline.is_repaired:
+            shown = np.where(timeline.is_shown, timeline.pts, np.iinfo(np.int64).max)
+            dts = np.minimum.accumulate(np.append(shown, timeline.pts.max())[::-1])[::-1][:-1]
+            self._stamps = timeline.pts.tolist(), dts.tolist()
         return index_stream(
             self.stream,
             self.container,
-            pts=np.array(pts, dtype=np.int64),
-            is_keyframe=np.array(is_keyframe, dtype=np.bool_),
-            is_shown=np.array(is_shown, dtype=np.bool_),
+            pts=timeline.pts,
+            is_keyframe=is_keyframe,
+            is_shown=timeline.is_shown,
             promised_seconds=self._promised_seconds(),
             is_cut=is_cut,
+            row_format=self.row_format,
+            missing_seconds=missing_seconds if timeline.is_repaired else None,
         )
+
+    def _make_timeline(self, stamps: Stamps, *, frame_ticks: float, may_decode: bool = True) -> Timeline:
+        """Repair the stamps of row format 2; those of AVI count frames, and cannot be wrong."""
+        if self.row_format == 1 or self.container == "avi":
+            return Timeline(stamps.as_stored, stamps.is_shown, is_repaired=False)
+        average = float(self.stream.average_rate or 0)
+        if _MIN_FPS <= average <= _MAX_FPS:
+            frame_ticks = 1 / (average * self._time_base)
+        kind = StreamKind(
+            tick_seconds=self._time_base,
+            frame_ticks=frame_ticks or 1 / (_USUAL_FPS * self._time_base),
+            reorders=self.stream.codec_context.codec.canonical_name in REORDERING,
+            restarts=self.container in {"mpegts", "mpeg"},
+            stores_dts=self.container in {"mov", "mpegts", "mpeg", "flv"},
+        )
+        return make_timeline(stamps, kind, decode_order=lambda: self._decode_order(stamps) if may_decode else None)
+
+    def _decode_order(self, stamps: Stamps) -> DecodedOrder | None:
+        """Let the decoder tell the order of frames, of all or, where that takes too long, of the first."""
+        count = len(stamps.pts)
+        pixels = max(1, self.stream.codec_context.width * self.stream.codec_context.height)
+        if count > min(MAX_PACKETS, MAX_PIXELS // pixels):
+            count = min(count, SAMPLE_PACKETS, MAX_PIXELS // pixels)
+        if not self._kept:
+            self._reopen()
+        packets = self._kept or _all_packets(self._input.demux(self.stream))
+        order = decode_order(itertools.islice(packets, count), self.decoder)
+        self.log.take()
+        return order
+
+    def _skip_damage(self) -> None:
+        """Hide damaged boxes of a fragmented MP4 from FFmpeg, which would end at the first."""
+        if self.container != "mov" or self.row_format == 1:
+            return
+        at = self.file.tell()
+        self._damage = find_damage(self.file)
+        self.file.seek(at)  # where FFmpeg takes it to be
+        if self._damage:
+            self.file = cast("BinaryIO", SkippingFile(self.file, self._damage))
+            self._reopen()
+
+    @property
+    def _time_base(self) -> float:
+        return float(self.stream.time_base or Fraction(1, 90_000))
 
     def _promised_seconds(self) -> float:
         if self.container == "avi" and self.stream.frames and self.stream.average_rate:

@@ -21,14 +21,17 @@ import av
 import av.logging
 import numpy as np
 
-from raypipe.status import Status
-from raypipe.video import decoders, isolation, other_decoders
-from raypipe.video.decoders import FrameWriter
+from raypipe.status import HAS_FRAMES, Status
+from raypipe.video import choosing, decoders, isolation, other_decoders
+from raypipe.video.decoders import Decoded, refuse_damaged
+from raypipe.video.display import FrameWriter, pixel_aspect
+from raypipe.video.ffmpeg_log import ErrorLog, error_log
 from raypipe.video.index import VideoIndex
 from raypipe.video.located import SampleTableError
 from raypipe.video.probe import VideoError, VideoFile
 from raypipe.video.protocol import MAX_MESSAGE_BYTES, WANT, DecodeRequest, Limits, Ranges, Reply, SharedFrames
 from raypipe.video.ranges import RangedFile
+from raypipe.video.reading import describe
 
 _GRACE_SECONDS = 5
 _DECODE = {
@@ -115,8 +118,18 @@ def _ranged(file: BinaryIO, there: Ranges, connection: socket.socket) -> BinaryI
 def decode_video(file: BinaryIO, request: dict[str, Any], *, decoder: str, shared: SharedFrames) -> Reply:
     """Decode one video into the shared memory; whatever is wrong with it is the reply's status."""
     asked = DecodeRequest(**{**request, "limits": Limits(**request["limits"])})
+    with error_log() if asked.row_format > 1 else contextlib.nullcontext() as log:
+        return _decode_logged(file, asked, decoder=decoder, shared=shared, log=log)
+
+
+def _decode_logged(
+    file: BinaryIO, asked: DecodeRequest, *, decoder: str, shared: SharedFrames, log: ErrorLog | None
+) -> Reply:
     try:
-        with contextlib.closing(VideoFile(file, limits=asked.limits, loop_filter=asked.loop_filter)) as video:
+        opened = VideoFile(
+            file, limits=asked.limits, loop_filter=asked.loop_filter, row_format=asked.row_format, log=log
+        )
+        with contextlib.closing(opened) as video:
             try:
                 return _decode_open(video, asked, decoder=decoder, shared=shared)
             except SampleTableError:
@@ -127,49 +140,83 @@ def decode_video(file: BinaryIO, request: dict[str, Any], *, decoder: str, share
     except MemoryError:
         return Reply(Status.OUT_OF_MEMORY, "Decoding needs more than decode.memory_bytes.")
     except Exception as error:  # noqa: BLE001  # three libraries raise anything at all on damaged input: it is the row's error
-        return Reply(Status.DECODE_ERROR, decoders.describe(error))
+        return Reply(Status.DECODE_ERROR, describe(error))
 
 
 def _decode_open(video: VideoFile, asked: DecodeRequest, *, decoder: str, shared: SharedFrames) -> Reply:
     index = video.index
-    wanted = decoders.choose_frames(index, asked)
-    writer = FrameWriter(wanted, shared.frames, asked)
-    problem = ""
+    wanted = choosing.choose_frames(index, asked)
+    aspect = pixel_aspect(video.stream)
+    writer = FrameWriter(wanted, shared.frames, asked, pixel_aspect=aspect, container=video.container)
+    decoded = Decoded()
     try:
         if len(wanted.packets):
-            _DECODE[decoder](video, wanted, writer)
+            if decoder != "pyav" and asked.row_format > 1:
+                other_decoders.refuse_unsupported(video, decoder=decoder)
+                refuse_damaged(video, wanted, decoder=decoder)
+            decoded = _DECODE[decoder](video, wanted, writer)
     except VideoError as error:
         if error.status is not Status.DECODE_ERROR:
-            return _reply(index, error.status, str(error))
-        problem = str(error)
+            return _reply(index, writer, decoded, status=error.status, error=str(error))
+        decoded.problem = str(error)
     except (MemoryError, SampleTableError):
         raise
     except Exception as error:  # noqa: BLE001  # as above; the frames before the damage count
-        problem = decoders.describe(error)
+        decoded.problem = describe(error)
+    num_frames = _keep_taken(writer, shared)
+    num_asked = choosing.num_frames_asked(index, asked, wanted) - decoded.num_hidden
+    status, problem = _outcome(index, decoded, num_frames=num_frames, num_asked=num_asked)
+    return _reply(
+        index, writer, decoded, status=status, error=problem, num_frames=num_frames if status in HAS_FRAMES else 0
+    )
+
+
+def _keep_taken(writer: FrameWriter, shared: SharedFrames) -> int:
+    """Move the frames that were decoded to the front, ascending in time, and return their number."""
     taken = np.flatnonzero(~np.isnan(writer.pts_seconds))
-    num_frames, num_asked = len(taken), decoders.num_frames_asked(index, asked, wanted)
+    if writer.request.row_format > 1:
+        taken = taken[np.argsort(writer.pts_seconds[taken], kind="stable")]
+    if (taken != np.arange(len(taken))).any():
+        shared.frames[: len(taken)] = shared.frames[taken]
+    shared.pts_seconds[: len(taken)] = writer.pts_seconds[taken]
+    return len(taken)
+
+
+def _outcome(index: VideoIndex, decoded: Decoded, *, num_frames: int, num_asked: int) -> tuple[Status, str]:
+    """Return the status of a video that was read to its end, and its error."""
     shown = f"the file ends at {index.end_seconds:.2f} s of {index.duration_seconds:.2f} s"
     cut = shown if index.end_seconds < index.duration_seconds else ""
+    if index.lost_spans and not cut:
+        lost = sum(stop - start for start, stop in index.lost_spans)
+        cut = f"damage hides {lost:.2f} s of {index.duration_seconds:.2f} s"
+    problem = decoded.problem.rstrip(".")
     if not num_frames:
-        return _reply(index, Status.DECODE_ERROR, problem or cut or "No frame could be decoded.")
-    if num_frames < len(wanted.packets):
-        shared.frames[:num_frames] = shared.frames[taken]
-    shared.pts_seconds[:num_frames] = writer.pts_seconds[taken]
+        return Status.DECODE_ERROR, decoded.problem or cut or "No frame could be decoded."
+    if decoded.num_flagged_frames == num_frames:
+        return Status.DECODE_ERROR, f"All {num_frames} frames are corrupt: {problem}."
+    errors = []
     if num_frames < num_asked:
-        why = cut or problem.rstrip(".") or "some frames are damaged"
-        return _reply(index, Status.PARTIAL, f"{num_frames} of {num_asked} frames: {why}.", num_frames)
-    return _reply(index, Status.OK, "", num_frames)
+        errors.append(f"{num_frames} of {num_asked} frames: {cut or problem or 'some frames are damaged'}.")
+    if decoded.num_corrupt_frames:
+        errors.append(f"{decoded.num_corrupt_frames} of {num_frames} frames are corrupt: {problem}.")
+    return (Status.PARTIAL, " ".join(errors)) if errors else (Status.OK, "")
 
 
-def _reply(index: VideoIndex, status: Status, error: str, num_frames: int = 0) -> Reply:
+def _reply(
+    index: VideoIndex, writer: FrameWriter, decoded: Decoded, *, status: Status, error: str, num_frames: int = 0
+) -> Reply:
+    width, height = writer.displayed_size or (index.width, index.height)
     return Reply(
         status=status,
         error=error,
         container=index.container,
         codec=index.codec,
-        width=index.width,
-        height=index.height,
+        width=width,
+        height=height,
         num_frames=num_frames,
         duration_seconds=index.duration_seconds,
         average_fps=index.average_fps,
+        num_corrupt_frames=decoded.num_corrupt_frames,
+        interlaced=decoded.interlaced,
+        timeline_repaired=index.timeline_repaired,
     )

@@ -12,7 +12,12 @@ import atheris
 import av
 import numpy as np
 
-with atheris.instrument_imports(include=["raypipe.video.sample_table", "raypipe.video.probe", "raypipe.video.index"]):
+with atheris.instrument_imports(
+    include=[
+        f"raypipe.video.{name}"
+        for name in ("sample_table", "probe", "index", "timeline", "packet_scan", "fragments", "matroska")
+    ]
+):
     from raypipe.video.index import VideoIndex
     from raypipe.video.probe import VideoError, VideoFile
 from chaos.hostile_files import seed_clips  # which imports it too: after it is watched

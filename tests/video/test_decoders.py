@@ -16,10 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.status import Status
-from raypipe.video.decoders import FrameWriter, Wanted, packets_to_decode
+from raypipe.video.choosing import Wanted
+from raypipe.video.deinterlace import Deinterlacer
+from raypipe.video.display import FrameWriter, pixel_aspect
 from raypipe.video.index import VideoIndex
 from raypipe.video.protocol import DecodeRequest, Pixels
-from raypipe.video.sampling import nearest, sample_timestamps, spread
+from raypipe.video.reading import packets_to_decode
+from raypipe.video.sampling import nearest, nearest_distinct, sample_timestamps, spread
 
 REQUESTS: dict[str, dict[str, object]] = {
     "uniform": {},
@@ -41,6 +44,7 @@ class Settings(Protocol):
     fps: int
     width: int
     height: int
+    rotation: int
 
 
 class Clip(Protocol):
@@ -59,7 +63,9 @@ class Plain:
             packets = [packet for packet in container.demux(_best(container)) if packet.size and not packet.is_discard]
         with av.open(io.BytesIO(data), "r") as container:
             stream = _best(container)
-            frames = {frame.pts or 0: _crop(frame, request) for frame in container.decode(stream)}
+            aspect = pixel_aspect(stream)
+            shown = Deinterlacer().deinterlace(container.decode(stream))
+            frames = {frame.pts or 0: _crop(frame, request, aspect) for frame in shown if frame is not None}
             time_base = stream.time_base or Fraction(1)
         ordered = sorted(frames)
         keys = {packet.pts for packet in packets if packet.is_keyframe}
@@ -74,7 +80,8 @@ class Plain:
             among = self.keys
         if request.mode in {"uniform", "fps"}:
             times = _asked(request, duration_seconds)
-            return among[nearest(self.seconds[among], times)]
+            is_distinct = request.mode == "uniform" and not request.nearest_keyframe
+            return among[(nearest_distinct if is_distinct else nearest)(self.seconds[among], times)]
         return among[spread(len(among), request.max_frames)]
 
 
@@ -84,9 +91,10 @@ def _best(container: InputContainer) -> VideoStream:
     return stream
 
 
-def _crop(frame: av.VideoFrame, request: DecodeRequest) -> Pixels:
+def _crop(frame: av.VideoFrame, request: DecodeRequest, aspect: Fraction) -> Pixels:
     crop: Pixels = np.zeros((request.crop_size, request.crop_size, 3), dtype=np.uint8)
-    FrameWriter(Wanted(np.zeros(1, np.int64), np.zeros(1)), crop[None], request).put([0], frame, 0)
+    wanted = Wanted(np.zeros(1, np.int64), np.zeros(1))
+    FrameWriter(wanted, crop[None], request, pixel_aspect=aspect).put([0], frame, 0)
     return crop
 
 
@@ -119,8 +127,10 @@ def check_all_requests(
 def test_pyav_takes_the_frames_of_a_plain_reading(
     clip: Clip, decode: Callable[..., Any], make_request: Callable[..., DecodeRequest]
 ) -> None:
-    # A reading that starts where a video refreshes itself bit by bit may keep traces of what it did not read.
-    check_all_requests(clip.data, decode, make_request, exactly=clip.name != "h264-intra-refresh")
+    # A reading that starts where a video refreshes itself bit by bit may keep traces of what it did not read, and the
+    # first frame of a group of pictures is deinterlaced without the one before it.
+    exactly = clip.name not in {"h264-intra-refresh", "h264-interlaced"}
+    check_all_requests(clip.data, decode, make_request, exactly=exactly)
 
 
 def test_pyav_takes_the_frames_of_a_plain_reading_of_real_clips(
@@ -138,14 +148,16 @@ def test_pyav_takes_the_frame_on_screen(
     times = np.array(settings.times or range(settings.num_frames), dtype=np.float64)
     seconds = (times - times[0]) / settings.fps
     asked = _asked(request, video.reply.duration_seconds)
-    assert (np.abs(video.pts_seconds - asked) <= np.diff(seconds, append=seconds[-1] + 1).max() / 2).all()
-    expected = nearest(seconds, asked)
+    expected = nearest_distinct(seconds, asked)
+    if len(seconds) > len(asked):
+        assert (np.abs(video.pts_seconds - asked) <= np.diff(seconds, append=seconds[-1] + 1).max() / 2).all()
     np.testing.assert_allclose(video.pts_seconds, seconds[expected], atol=0.002)  # as fine as FLV and Matroska count
     numbers = (video.frames[:, 20:50, 20:36].mean(axis=(1, 2, 3)) - 24) / 9
     np.testing.assert_allclose(numbers, expected, atol=0.4)
     if not settings.times:
         assert video.reply.duration_seconds == pytest.approx(settings.num_frames / settings.fps, abs=0.01)
-    assert (video.reply.width, video.reply.height) == (settings.width, settings.height)
+    size = (settings.width, settings.height)
+    assert (video.reply.width, video.reply.height) == (size[::-1] if settings.rotation % 180 else size)
 
 
 @st.composite

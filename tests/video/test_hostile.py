@@ -28,6 +28,7 @@ DAMAGED = HAS_FRAMES | {
     Status.TOO_LARGE,
     Status.OUT_OF_MEMORY,
     Status.CRASHED,
+    Status.ENCRYPTED,
 }
 LONG = {"name": "mjpeg", "fps": 6, "width": 640, "height": 480}  # 4 s, every frame as large as the others
 CUT = {

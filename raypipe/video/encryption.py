@@ -1,0 +1,211 @@
+"""Tell whether a video's pictures are encrypted, from what its container says. Runs in the child process only.
+
+A decoder does not notice: it makes noise of encrypted packets. Known are Common Encryption of MP4 (ISO/IEC 23001-7,
+and its forerunner PIFF), that of WebM, and scrambled MPEG transport streams.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+_MAX_DEPTH_BOXES = 10_000  # of one file, so that a hostile one ends
+_MAX_PAYLOAD_BYTES = 65_536
+_PIFF_SAMPLE_ENCRYPTION = bytes.fromhex("a2394f525a9b4f14a2446c427c648df4")
+_VISUAL_ENTRY_BYTES = 78  # of a visual sample entry before its boxes
+_ENCRYPTED_ENTRIES = frozenset({b"encv", b"drmi"})
+_TS_PACKETS = 2000
+_SCRAMBLED_FRACTION = 0.5
+_SEGMENT, _TRACKS, _TRACK, _TRACK_TYPE = 0x18538067, 0x1654AE6B, 0xAE, 0x83
+_ENCODINGS, _ENCODING, _ENCODING_TYPE = 0x6D80, 0x6240, 0x5033
+_CLUSTER = 0x1F43B675
+_VIDEO, _ENCRYPTION = 1, 1
+
+
+def encryption_of(file: BinaryIO, container: str) -> str:
+    """Return what says that the pictures are encrypted; empty where nothing does."""
+    size_bytes = file.seek(0, 2)
+    try:
+        if container == "mov":
+            return _mp4(file, size_bytes)
+        if container == "matroska":
+            return _webm(file, size_bytes)
+        if container == "mpegts":
+            return _transport_stream(file)
+    except (struct.error, ValueError, IndexError, OverflowError):
+        pass  # damaged tables: whoever reads them next says so
+    finally:
+        file.seek(0)
+    return ""
+
+
+Box = tuple[bytes, int, int]  # kind, where its content begins and ends
+
+
+def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[Box]:
+    """Yield the boxes between two places of a file, without reading their contents."""
+    for _ in range(_MAX_DEPTH_BOXES):
+        if start + 8 > stop:
+            return
+        file.seek(start)
+        header = file.read(16)
+        size, kind = struct.unpack_from(">I4s", header)
+        body = start + 8
+        if size == 1:
+            (size,), body = struct.unpack_from(">Q", header, 8), start + 16
+        end = start + size if size else stop
+        if end < body:
+            return
+        yield kind, body, min(end, stop)
+        start = end
+
+
+def _mp4(file: BinaryIO, size_bytes: int) -> str:
+    for kind, start, stop in _boxes(file, 0, size_bytes):
+        if kind == b"moov":
+            if found := _first(_trak(file, *trak) for inner, *trak in _boxes(file, start, stop) if inner == b"trak"):
+                return found
+        elif kind == b"moof":  # the first one stands for the others
+            return _first(_samples(file, *traf) for inner, *traf in _boxes(file, start, stop) if inner == b"traf")
+    return ""
+
+
+def _trak(file: BinaryIO, start: int, stop: int) -> str:
+    parts = {kind: (body, end) for kind, body, end in _boxes(file, start, stop)}
+    media = {kind: (body, end) for kind, body, end in _boxes(file, *parts.get(b"mdia", (0, 0)))}
+    handler = _read(file, *media.get(b"hdlr", (0, 0)))
+    if handler[8:12] != b"vide":
+        return ""
+    for kind, *inner in _boxes(file, *media.get(b"minf", (0, 0))):
+        if kind == b"stbl":
+            for table, body, end in _boxes(file, *inner):
+                if table == b"stsd" and (found := _sample_entries(file, body + 8, end)):
+                    return found
+            return _samples(file, *inner)
+    return ""
+
+
+def _sample_entries(file: BinaryIO, start: int, stop: int) -> str:
+    for kind, body, end in _boxes(file, start, stop):
+        for inner, *scheme in _boxes(file, body + _VISUAL_ENTRY_BYTES, end):
+            if inner == b"sinf":
+                protected = _default_is_protected(file, *scheme)
+                return "" if protected is False else f"its samples are protected ('{kind.decode('latin-1')}', 'sinf')"
+        if kind in _ENCRYPTED_ENTRIES:
+            return f"its samples are protected ('{kind.decode('latin-1')}')"
+    return ""
+
+
+def _default_is_protected(file: BinaryIO, start: int, stop: int) -> bool | None:
+    """Return what 'tenc' says of samples that no group says otherwise of; None where there is none."""
+    for kind, body, end in _boxes(file, start, stop):
+        if kind == b"schi":
+            for inner, *track in _boxes(file, body, end):
+                if inner == b"tenc":
+                    return bool(_read(file, *track)[6])
+    return None
+
+
+def _samples(file: BinaryIO, start: int, stop: int) -> str:
+    """Look at the tables of a track or of a fragment of one."""
+    for kind, body, end in _boxes(file, start, stop):
+        data = _read(file, body, end)
+        if kind == b"uuid" and data[:16] == _PIFF_SAMPLE_ENCRYPTION:
+            kind, data = b"senc", data[16:]  # noqa: PLW2901
+        if kind == b"senc" and len(data) >= 8 and struct.unpack_from(">I", data, 4)[0]:  # noqa: PLR2004
+            return "it has initialisation vectors of samples ('senc')"
+        if kind == b"sgpd" and data[4:8] == b"seig" and _groups_are_protected(data):
+            return "it has groups of protected samples ('seig')"
+    return ""
+
+
+def _groups_are_protected(data: bytes) -> bool:
+    """Whether any entry of 'sgpd' of type 'seig' is of protected samples."""
+    version = data[0]
+    at, length = 8, 0
+    if version >= 1:
+        (length,) = struct.unpack_from(">I", data, at)
+        at += 4
+    if version >= 2:  # noqa: PLR2004
+        at += 4
+    (count,) = struct.unpack_from(">I", data, at)
+    at += 4
+    for _ in range(min(count, len(data))):
+        size = length
+        if version >= 1 and not length:
+            (size,) = struct.unpack_from(">I", data, at)
+            at += 4
+        if data[at + 2]:
+            return True
+        at += size or 20
+        if at + 3 > len(data):
+            break
+    return False
+
+
+def _read(file: BinaryIO, start: int, stop: int) -> bytes:
+    file.seek(start)
+    return file.read(max(0, min(stop - start, _MAX_PAYLOAD_BYTES)))
+
+
+def _first(found: Iterator[str]) -> str:
+    return next((one for one in found if one), "")
+
+
+def _webm(file: BinaryIO, size_bytes: int) -> str:
+    for element, start, stop in _elements(file, 0, size_bytes):
+        if element != _SEGMENT:
+            continue
+        for inner, *tracks in _elements(file, start, stop):
+            if inner == _CLUSTER:
+                return ""
+            if inner == _TRACKS:
+                return _first(_track(file, *track) for kind, *track in _elements(file, *tracks) if kind == _TRACK)
+    return ""
+
+
+def _track(file: BinaryIO, start: int, stop: int) -> str:
+    kind, encrypted = 0, False
+    for element, body, end in _elements(file, start, stop):
+        if element == _TRACK_TYPE:
+            kind = int.from_bytes(_read(file, body, end), "big")
+        elif element == _ENCODINGS:
+            for inner, *encoding in _elements(file, body, end):
+                if inner == _ENCODING:
+                    encrypted |= any(
+                        name == _ENCODING_TYPE and int.from_bytes(_read(file, *value), "big") == _ENCRYPTION
+                        for name, *value in _elements(file, *encoding)
+                    )
+    return "its track has an encryption (ContentEncryption)" if kind == _VIDEO and encrypted else ""
+
+
+def _elements(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the EBML elements between two places (RFC 8794): id, where the content begins and ends."""
+    for _ in range(_MAX_DEPTH_BOXES):
+        if start + 2 > stop:
+            return
+        file.seek(start)
+        header = file.read(12)
+        id_bytes = 9 - header[0].bit_length()
+        size_bytes = 9 - header[id_bytes].bit_length()
+        if id_bytes > 4 or size_bytes > 8:  # noqa: PLR2004
+            return
+        body = start + id_bytes + size_bytes
+        size = int.from_bytes(header[id_bytes : id_bytes + size_bytes], "big") & ((1 << 7 * size_bytes) - 1)
+        is_unknown = size == (1 << 7 * size_bytes) - 1
+        end = stop if is_unknown else min(body + size, stop)
+        yield int.from_bytes(header[:id_bytes], "big"), body, end
+        start = end
+
+
+def _transport_stream(file: BinaryIO) -> str:
+    """Whether most packets are scrambled (ISO/IEC 13818-1, transport_scrambling_control)."""
+    file.seek(0)
+    data = file.read(_TS_PACKETS * 204)
+    for size, offset in ((188, 0), (192, 4), (204, 0)):
+        packets = [data[at : at + 4] for at in range(offset, len(data) - 4, size)]
+        if len(packets) > 1 and all(packet[0] == 0x47 for packet in packets[:5]):  # noqa: PLR2004
+            scrambled = sum(packet[3] >= 0x80 for packet in packets)  # noqa: PLR2004
+            if scrambled > _SCRAMBLED_FRACTION * len(packets):
+                return "most of its packets are scrambled (transport_scrambling_control)"
+            return ""
+    return ""

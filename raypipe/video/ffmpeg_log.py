@@ -1,0 +1,41 @@
+"""The error lines that FFmpeg logs while it reads and decodes one video. Runs in the child process only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import av.logging
+
+
+class Line(NamedTuple):
+    """One logged error."""
+
+    source: str  # FFmpeg's name of the demuxer or decoder
+    message: str
+
+
+class ErrorLog:
+    """Collects error lines; whoever takes them empties it, so that a hostile file cannot fill the memory."""
+
+    def __init__(self, lines: list[tuple[int, str, str]]) -> None:
+        self._lines = lines
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def take(self) -> list[Line]:
+        """Return the lines since the last call."""
+        taken = [Line(source, " ".join(message.split())) for _, source, message in self._lines]
+        self._lines.clear()
+        return taken
+
+
+@contextmanager
+def error_log() -> Iterator[ErrorLog]:
+    """Collect what FFmpeg logs as an error in this thread."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as lines:
+            yield ErrorLog(lines)
+    finally:
+        av.logging.set_level(None)
