@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from golden.make import EXPECTED, frame_vectors, read, verified
 from raypipe.classify import pipeline as classify
 from raypipe.classify.verify import verify as verify_predictions
-from raypipe.config import ClassifyConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
+from raypipe.config import ClassifyConfig, DecodeConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
 from raypipe.embed import pipeline as embed
 from raypipe.embed.catalogue import find_videos
+from raypipe.embed.recheck import recheck_inputs, row_format
 from raypipe.embed.verify import verify as verify_embeddings
 from raypipe.errors import FingerprintError
 from raypipe.index.pipeline import run_index
@@ -219,6 +220,15 @@ def test_only_new_videos_are_planned(golden: Golden, bucket: str, embed_setup: e
     assert again.store(new, pack=PACK) == [2]
     again = planner(output, embed_setup.settings, input_uri=config.input)
     assert [one.video_id for one in again.new_videos(known, retry="all")] == [known[0].video_id, "dog/no video.mp4"]
+
+
+def test_rows_of_format_1_stay_readable_and_resumable(golden: Golden, embed_setup: embed.Setup) -> None:
+    output = Folder(golden.place.child("embed"))
+    assert (embed_setup.row_format, row_format(output)) == (1, 1)
+    assert embed_setup.settings["format"] == embed_setup.decode_request.row_format == 1
+    rows = list(recheck_inputs(output, decode=DecodeConfig(), num_workers=1))
+    assert len(rows) == 9
+    assert not any(row.changes or row.problem for row in rows)  # its videos are ordinary: no later rule is about them
 
 
 def test_other_settings_need_another_output(golden: Golden, embed_setup: embed.Setup) -> None:

@@ -5,13 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli.app import app, leave, say
+from raypipe.cli.app import TOO_MANY_BAD, app, leave, say
 from raypipe.cli.options import Config, Debug, Input, MaxFailed, Output, Overrides, Retry
 
 if TYPE_CHECKING:
     from raypipe.config import EmbedConfig
-
-_TOO_MANY_FAILED = 3
 
 
 @app.command()
@@ -49,7 +47,7 @@ def _embed(settings: "EmbedConfig") -> int:
     failed = run.record.failed_fraction
     if failed > settings.max_failed_fraction:
         say(f"{failed:.1%} of the videos failed; max_failed_fraction is {settings.max_failed_fraction:g}.")
-        return _TOO_MANY_FAILED
+        return TOO_MANY_BAD
     return 0
 
 
@@ -83,9 +81,18 @@ def plan(
 
 @app.command()
 def verify(
-    output: Annotated[str, typer.Argument(help="The output folder of embed or classify.")], *, debug: Debug = False
+    output: Annotated[str, typer.Argument(help="The output folder of embed or classify.")],
+    *,
+    inputs: Annotated[
+        bool,
+        typer.Option(
+            "--inputs",
+            help="Of an output of row format 1: also read its videos again, and list the rows that format 2 changes.",
+        ),
+    ] = False,
+    debug: Debug = False,
 ) -> None:
-    """Recheck every promise about an output from what is stored; exit 1 and name what is broken."""
+    """Verify the integrity of an output from what is stored; exit 1 and name what is broken."""
 
     def run() -> int:
         from rich.console import Console
@@ -108,9 +115,40 @@ def verify(
             highlight=False,
             soft_wrap=True,
         )
+        if inputs:
+            _recheck(output)
         return 1 if result.violations else 0
 
     leave(run, debug=debug)
+
+
+def _recheck(output: str) -> None:
+    """List the rows of an output of row format 1 that the rules of today would change."""
+    from raypipe.config import DecodeConfig
+    from raypipe.embed.recheck import recheck_inputs, row_format
+    from raypipe.errors import ConfigError
+    from raypipe.report.text import visible
+    from raypipe.schema import ROW_FORMAT
+    from raypipe.sealed.verify import stored_job
+    from raypipe.storage import Folder
+
+    folder = Folder(output)
+    if (job := stored_job(folder)) != "embed":
+        msg = f"--inputs reads videos again, and {output} is an output of raypipe {job}."
+        raise ConfigError(msg, key="inputs", value=job, remedy="Give an output of raypipe embed.")
+    if row_format(folder) == ROW_FORMAT:
+        typer.echo(f"Its rows are of format {ROW_FORMAT}, the latest: no rule has changed since.")
+        return
+    num_rows = num_changed = num_unread = 0
+    for row in recheck_inputs(folder, decode=DecodeConfig()):
+        num_rows += 1
+        num_changed += bool(row.changes)
+        num_unread += bool(row.problem)
+        if row.changes or row.problem:
+            typer.echo(visible(f"{row.video_id}: {'; '.join(row.changes) or f'not read again: {row.problem}'}"))
+    unread = f", and {num_unread} could not be read again" if num_unread else ""
+    remedy = " Embed into a new output to have them." if num_changed else ""
+    typer.echo(f"Format {ROW_FORMAT} would change {num_changed} of {num_rows} rows{unread}.{remedy}")
 
 
 @app.command()
