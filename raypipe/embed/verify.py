@@ -38,6 +38,8 @@ def _problems(rows: pa.Table) -> Iterator[Violation]:
     for video_id, status, etag in zip(*(rows[name].to_pylist() for name in (*names[:2], schema.ETAG)), strict=True):
         if status == Status.GONE and etag:
             yield Violation("gone_etag", f"{video_id!r} is gone, and has the etag {etag!r}.")
+    if schema.NUM_CORRUPT_FRAMES in rows.column_names:
+        yield from _check_corrupt_frames(rows)
     frames = rows[schema.FRAME_EMBEDDINGS].combine_chunks()
     embeddings = rows[schema.EMBEDDING].combine_chunks()
     for at, (video_id, status, num_frames, pts) in enumerate(
@@ -53,6 +55,15 @@ def _problems(rows: pa.Table) -> Iterator[Violation]:
             vectors = _matrix(frames[at].values, len(embedding))
             for problem in _check_vectors(vectors, embedding, np.array(pts, dtype=float)):
                 yield Violation(problem.check, f"{video_id!r} {problem}")
+
+
+def _check_corrupt_frames(rows: pa.Table) -> Iterator[Violation]:
+    """Yield where the number of corrupt frames does not fit the status: none of an ok video, at most all frames."""
+    names = (schema.VIDEO_ID, schema.STATUS, schema.NUM_FRAMES, schema.NUM_CORRUPT_FRAMES)
+    for video_id, status, num_frames, num_corrupt in zip(*(rows[name].to_pylist() for name in names), strict=True):
+        most = {Status.OK: 0, Status.PARTIAL: num_frames}.get(status, num_corrupt)
+        if not 0 <= num_corrupt <= most:
+            yield Violation("corrupt_frames", f"{video_id!r} is {status} with {num_corrupt} corrupt frames.")
 
 
 def _matrix(vectors: pa.FixedSizeListArray, embedding_dim: int) -> npt.NDArray[np.float32]:

@@ -253,6 +253,8 @@ CORRUPTIONS: dict[str, tuple[Callable[[Folder], object], str, tuple[object, ...]
     "status without its frames": (broken_row(schema.STATUS, "timeout"), "frames", (FIRST, ID, "(3, 3, 3)")),
     "no embedding": (broken_row(schema.EMBEDDING, None), "frames", (FIRST, ID, "(3, 3, 3)")),
     "fewer frames than it says": (broken_row(schema.NUM_FRAMES, 4), "frames", (FIRST, ID, "(4, 3, 3)")),
+    "corrupt and ok": (broken_row(schema.NUM_CORRUPT_FRAMES, 1), "corrupt_frames", (FIRST, ID, 1)),
+    "fewer than no corrupt frames": (broken_row(schema.NUM_CORRUPT_FRAMES, -1), "corrupt_frames", (FIRST, ID, -1)),
     "fewer vectors": (
         broken_row(schema.FRAME_EMBEDDINGS, lambda old: old[:2]),
         "frames",
