@@ -5,7 +5,7 @@ clear error and document that in the README.md of the golden folder. Never rewri
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from raypipe.classify import pipeline as classify
 from raypipe.classify.verify import verify as verify_predictions
 from raypipe.config import ClassifyConfig, DecodeConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
 from raypipe.embed import pipeline as embed
+from raypipe.embed import planning
 from raypipe.embed.catalogue import find_videos
 from raypipe.embed.recheck import recheck_inputs, row_format
 from raypipe.embed.verify import verify as verify_embeddings
@@ -27,9 +28,9 @@ from raypipe.errors import FingerprintError
 from raypipe.index.pipeline import run_index
 from raypipe.models.classifier_files import build_classifier, read_model
 from raypipe.report import TrainingRecord
-from raypipe.sealed.plan import plan_numbers
+from raypipe.sealed.plan import Video, plan_numbers
 from raypipe.sealed.verify import Verification, stored_job
-from raypipe.storage import Folder
+from raypipe.storage import Folder, Listed
 from raypipe.train.checkpoint import Checkpoints, load_optimizer
 from raypipe.train.network import build
 from raypipe.train.optim import make_optimizer
@@ -37,7 +38,7 @@ from raypipe.train.samples import find_samples
 from raypipe.train.setup import check_same_run, prepare, run_facts
 from raypipe.train.story import earlier_record
 from support import TESTS
-from support.embed_outputs import PACK, planner, video
+from support.embed_outputs import PACK, planned, planner, video
 from support.folders import keys
 from support.train_runs import history
 
@@ -247,3 +248,26 @@ def test_only_new_embeddings_are_classified(golden: Golden, bucket: str) -> None
     assert plan_numbers(output) == [0]
     with pytest.raises(FingerprintError):
         classify.plan_new(classify.prepare(config.model_copy(update={"top_k": 1})), slots=1)
+
+
+def test_what_is_gone_from_an_old_output_is_marked(
+    golden: Golden, bucket: str, embed_setup: embed.Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = golden.copy("embed", Folder(bucket))
+    known = {one.video_id: one for one in find_videos(embed_setup.config.input, output_uri=output.uri)}
+    gone = {"cat/0.mp4", "dog/no video.mp4"}  # of both plans, and one that failed
+
+    def left(_: str, *, output_uri: str, listed: Listed) -> Iterator[Video]:
+        for video_id, one in known.items():
+            if video_id not in gone:
+                yield one
+        listed.uri, listed.kind = Folder(embed_setup.config.input).uri, "folder"
+        assert output_uri == output.uri
+
+    monkeypatch.setattr(planning, "find_videos", left)
+    embed.plan_new(replace(embed_setup, output=output), slots=1)
+    assert plan_numbers(output) == [0, 1, 2]
+    assert {one.video_id for one in planned(output, [2]) if one.is_gone} == gone
+    monkeypatch.undo()
+    embed.plan_new(replace(embed_setup, output=output), slots=1)
+    assert {one.video_id for one in planned(output, [3]) if not one.is_gone} == gone

@@ -1,4 +1,4 @@
-"""Decide what is planned of a listing: the videos that are new in it, and those that it no longer holds."""
+"""Decide what to plan from a listing: the videos that are new, and those that are gone."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ MAX_UNGUARDED = 100  # videos that are marked whatever their share is
 
 @dataclass
 class Planning:
-    """One listing of an input, compared with what is planned: read ``new_videos`` to its end, then ask for ``gone``."""
+    """One listing of an input, compared with what is planned. Read ``new_videos`` to its end, then call ``gone``."""
 
     planner: Planner
     input_uri: str
@@ -42,11 +42,11 @@ class Planning:
 
     @property
     def may_mark(self) -> bool:
-        """Whether the listing can find that anything is gone."""
+        """Return whether the listing can mark any video as gone."""
         return self.planner.unlisted is not None and self.planner.unlisted.num_planned > 0
 
     def new_videos(self) -> Iterator[Video]:
-        """List the input, and yield what is to be embedded; raises like ``find_videos`` and ``Planner.new_videos``."""
+        """List the input, and yield the videos to embed; raises like ``find_videos`` and ``Planner.new_videos``."""
         found = find_videos(self.input_uri, output_uri=self.planner.output.uri, listed=self.listed)
         return self.planner.new_videos(self._counted(found), retry=self.retry)
 
@@ -56,7 +56,7 @@ class Planning:
             yield video
 
     def gone(self) -> GoneVideos:
-        """Return what the whole listing lacks; of a manifest or a glob only where the policy is to mark."""
+        """Return the videos that the complete listing lacks; for manifests and globs only if the policy is ``mark``."""
         unlisted = self.planner.unlisted
         is_place = self.listed.kind not in {"glob", "manifest"}
         if unlisted is None or not (is_place or self.policy == "mark"):
@@ -67,10 +67,10 @@ class Planning:
 def plan_listing(planning: Planning, *, max_gone_fraction: float, pack: Callable[[list[Video]], pa.Table]) -> list[int]:
     """Plan what is new and what is gone, and return the numbers of the plans.
 
-    Where something can be gone, the listing is read to its end before anything is planned.
+    If any video can be gone, the listing is read to its end before anything is planned.
 
     Raises:
-        ConfigError: more is gone than ``max_gone_fraction`` allows, or an id is taken; nothing is planned.
+        ConfigError: more videos are gone than ``max_gone_fraction`` allows, or an id is taken; nothing is planned.
         StorageError: the input cannot be listed to its end.
     """
     if not planning.may_mark:
@@ -90,12 +90,12 @@ def plan_listing(planning: Planning, *, max_gone_fraction: float, pack: Callable
 
 
 def is_too_much(gone: GoneVideos, *, max_gone_fraction: float) -> bool:
-    """Tell what looks like a mistake from what was deleted."""
+    """Tell whether so many videos are gone that it is probably a mistake."""
     return gone.num_videos > MAX_UNGUARDED and gone.fraction > max_gone_fraction
 
 
 def _held(videos: Iterable[Video]) -> Iterator[Video]:
-    """Read all videos now, and yield them later; in between they are columns, which take a fifth of the memory."""
+    """Read all videos now, and yield them later; until then they are columns, which take a fifth of the memory."""
     coming = iter(videos)
     batches = iter(lambda: list(islice(coming, MAX_PLAN_VIDEOS)), [])
     tables = [plan_table(batch, [0] * len(batch)) for batch in batches]

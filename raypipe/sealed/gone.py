@@ -1,4 +1,4 @@
-"""Find the planned videos that a complete listing of their input no longer holds."""
+"""Find the planned videos that a complete listing of their input no longer contains."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from raypipe.storage import Folder
 
 
 def normalised_input(uri: str) -> str:
-    """Return one spelling for all spellings of an input: without a last slash, a local path absolute."""
+    """Return one spelling of an input for all of its spellings: no trailing slash, local paths absolute."""
     try:
         return Folder(uri).uri
-    except ConfigError:  # of a job that gives none, or of a version that read other storages
+    except ConfigError:  # a job without an input, or a storage that only an earlier version read
         return uri
 
 
 @dataclass(frozen=True, slots=True)
 class GoneVideos:
-    """The videos to mark; iterating reads the plans again, so that their names are never in memory together."""
+    """The videos to mark. Iterating reads the plans again, so that only digests are kept in memory."""
 
     output: Folder
     latest: dict[bytes, int]  # digest of a video_id -> the plan that holds it last
@@ -27,12 +27,12 @@ class GoneVideos:
 
     @property
     def num_videos(self) -> int:
-        """How many there are."""
+        """Return how many there are."""
         return len(self.latest)
 
     @property
     def fraction(self) -> float:
-        """Their share of what is planned."""
+        """Return their share of the planned videos."""
         return self.num_videos / max(self.num_planned, self.num_videos, 1)
 
     def __iter__(self) -> Iterator[Video]:
@@ -45,10 +45,10 @@ class GoneVideos:
 
 
 class Unlisted:
-    """The planned videos of one input that its listing has not given so far; digests alone are in memory.
+    """The planned videos of one input that its listing has not returned so far; only digests are in memory.
 
-    ``learn`` every plan, ``see`` every video of the listing and which of them are planned anew, ``end`` it where
-    nothing is left of it, and then ``find``.
+    Call ``learn`` for each plan, ``see`` for each listed video, ``plans_anew`` for each that gets a new row, ``end``
+    after the last one, and then ``find``.
     """
 
     def __init__(self, output: Folder, input_uri: str) -> None:
@@ -62,11 +62,11 @@ class Unlisted:
 
     @property
     def num_planned(self) -> int:
-        """Videos of the input that are planned and not gone."""
+        """Return how many videos of the input are planned and not gone."""
         return self._num_planned
 
     def learn(self, plan: Plan, uris: Sequence[bytes]) -> None:
-        """Take in a plan; ``uris`` are the digests of its rows. Plans come in their order."""
+        """Add the next plan; ``uris`` are the digests of the URIs of its rows."""
         self._plans.append(plan.number)
         if normalised_input(plan.input) != self._input_uri:
             return
@@ -78,22 +78,22 @@ class Unlisted:
         self._num_planned = len(self._uris)
 
     def see(self, uri: bytes) -> None:
-        """Take in a video of the listing."""
+        """Note that the listing contains this URI."""
         self._uris.discard(uri)
 
     def plans_anew(self, video: Video) -> None:
-        """Take in that this video gets a new row: its id is not gone, wherever it was before."""
+        """Note that this video gets a new row: its id is not gone, even if its previous URI is."""
         self._new_ids.add(digest(video.video_id))
 
     def end(self) -> None:
-        """Say that the listing gave everything that it has."""
+        """Note that the listing is complete."""
         self._is_complete = True
 
     def find(self, covers: Callable[[str], bool]) -> GoneVideos:
-        """Return the videos that are gone: none unless the listing was read to its end.
+        """Return the videos that are gone; none unless the listing was read to its end.
 
-        A video is gone whose last plan is of this input, and whose URI the listing would have given, which ``covers``
-        tells, but did not.
+        A video is gone if its last plan is of this input and the listing does not contain its URI. ``covers`` tells
+        whether the listing would contain a URI if the video existed.
         """
         latest: dict[bytes, int] = {}
         if self._uris and self._is_complete:

@@ -30,7 +30,7 @@ MAX_PLAN_VIDEOS = 65_536
 class Video:
     """One video to plan: one content, which its etag stands for, of the object at a URI.
 
-    One that is gone is planned to get a row that says so; nothing is read.
+    A video that is gone is planned only to get a row that says so; it is not read.
     """
 
     video_id: str
@@ -70,7 +70,7 @@ def planned_videos(rows: pa.Table) -> list[Video]:
 
 
 def gone_flags(rows: pa.Table) -> list[bool]:
-    """Tell of each row of a plan whether it marks a video as gone."""
+    """Return for each row of a plan whether it marks a video as gone."""
     if schema.GONE not in rows.column_names:
         return [False] * rows.num_rows
     flags: list[bool] = rows[schema.GONE].to_pylist()

@@ -15,6 +15,7 @@ from raypipe.sealed.gone import Unlisted, normalised_input
 from raypipe.sealed.plan import Plan, Video, digest, gone_flags
 from raypipe.status import NOT_FAILED, TRANSIENT
 from raypipe.storage import Folder
+from raypipe.storage.tables import TABLE_ENDINGS
 
 Retry = Literal["none", "transient", "all"]
 Key = Literal["video_uri", "video_id"]
@@ -43,6 +44,7 @@ class Planner:
     key: Key = "video_uri"
     known: dict[bytes, bytes] = field(default_factory=dict)  # a key -> its etag in the last plan that holds it: digests
     other_ids: dict[bytes, str] = field(default_factory=dict)  # digest of an id -> its URI, in plans of other inputs
+    places: dict[bytes, bytes] = field(default_factory=dict)  # digest of an id -> of its URI, in plans of this manifest
     taken: set[bytes] = field(default_factory=set)  # digests of the keys that another driver planned meanwhile
     taken_ids: set[bytes] = field(default_factory=set)  # digests of their ids
     unlisted: Unlisted | None = None  # where it is wanted, which videos of this input a listing lacks
@@ -92,6 +94,8 @@ class Planner:
         planned = self.known.get(key)
         if planned is None or (planned == _GONE and not video.is_gone):
             return True
+        if self.places and self.places.get(digest(video.video_id), key) != key:
+            return True  # a manifest has given the id to another object since
         # One that is missing, and has no etag, keeps the row it has.
         return bool(video.etag) and planned != _version(video.etag, is_gone=video.is_gone)
 
@@ -153,6 +157,9 @@ class Planner:
                 self.other_ids[digest(video_id)] = uri
                 if is_gone:
                     del self.other_ids[digest(video_id)]  # another video may have it
+        elif self.key == schema.VIDEO_URI and plan.input.lower().endswith(TABLE_ENDINGS):
+            ids = map(digest, plan.videos[schema.VIDEO_ID].to_pylist())
+            self.places.update(zip(ids, digests, strict=True))
         self.next_number = plan.number + 1
         return digests
 

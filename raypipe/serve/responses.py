@@ -93,7 +93,7 @@ class VideoList(BaseModel):
 
 
 class EmbedAnswer(BaseModel):
-    """A video's embedding; ``status`` is partial where it has fewer frames than asked for."""
+    """A video's embedding; ``status`` is partial if it has fewer frames than asked for, or corrupt ones."""
 
     embedding: list[float]
     num_frames: int

@@ -1,6 +1,8 @@
 """Decide what a column holds by all of its values: booleans, numbers, dates, texts, or lists of texts."""
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +20,17 @@ from raypipe.storage.dates import (
     unit_of,
 )
 
-Kind = Literal["true or false", "numbers", "dates", "text"]
+Kind = Literal["true or false", "numbers", "dates", "text", "lists of texts"]
 
 MAX_BAD_FRACTION = 0.05  # a column with a larger share of bad values is text
-MISSING = ("n/a", "na", "nan", "none", "null", "nil", "unknown", "undefined", "-", "--", "?")  # never count as bad
+# Named in a warning, but a column keeps its type however many it has.
+MISSING = ("n/a", "na", "nan", "inf", "-inf", "none", "null", "nil", "unknown", "undefined", "-", "--", "?")
 TIMESTAMPS = "timestamps"
 _NUM_EXAMPLES, _MAX_SHOWN = 3, 40
-_NUMBER = r"^[+-]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"  # 007 is a code
-_WHOLE_NUMBER = r"^[+-]?[0-9]{1,18}$"
+_NUMBER = r"^[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_WHOLE_NUMBER = r"^[+-]?[0-9]+$"
+_LEADING_ZERO = r"^[+-]?0[0-9]+$"
+_LONG_NUMBER = r"^[+-]?[0-9]{16,999}$"  # float64 may not hold it
 _NO_TEXT = pa.scalar(None, pa.string())
 
 
@@ -54,6 +59,8 @@ class ColumnReading:
     @property
     def warning(self) -> str | None:
         """What is wrong with the column, and how it is treated; None where nothing is."""
+        if self.kind not in (self.most, "text"):
+            return f"column {self.name!r} holds {self.kind}. Give {self.most}."
         if not self.num_bad:
             return None
         found = (
@@ -72,12 +79,13 @@ def read_column(
     """Bring a column to the one type of its kind, and say how it was read where that was to be decided.
 
     With ``expected`` dates, numbers are dates too, and their unit is decided. ``is_untyped`` means that the file did
-    not say the type: a text such as 12 is a number that became text because of other values.
+    not say the type: a text such as 12 is a number, unless other values of the column say otherwise.
 
     Raises:
         ValueError: it is of no kind that an index holds.
     """
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    kind = column.type
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return _read_texts(name, column.cast(pa.string()), expected=expected, is_untyped=is_untyped)
@@ -87,10 +95,14 @@ def read_column(
         times, unit = _timestamps(column), ISO_TEXT if is_untyped else TIMESTAMPS
         if expected == "dates":
             return _read_dates(name, times, unit=unit)
-        return times, describe(name, times, kind="dates", num_values=len(times) - times.null_count, unit=unit)
-    for is_kind, convert in _PLAIN:
-        if is_kind(kind):
-            return convert(column), None
+        num_values = len(times) - times.null_count
+        return times, describe(name, times, kind="dates", most=expected, num_values=num_values, unit=unit)
+    for is_type, held, convert in _PLAIN:
+        if is_type(kind):
+            if held is None or expected in (None, held):
+                return convert(column), None
+            num_values = len(column) - column.null_count
+            return convert(column), describe(name, column, kind=held, most=expected, num_values=num_values)
     msg = f"its column {name!r} holds {kind}. Give texts, numbers, true or false, dates, or lists of texts."
     raise ValueError(msg)
 
@@ -100,18 +112,29 @@ def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.timestamp("us", tz=zone), safe=not is_fine).cast(TIMESTAMP)
 
 
+def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As int64, or as text where 64 bits do not hold them all."""
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return column.cast(pa.string())
+
+
 def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     numbers = column.cast(pa.float64())
     return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
 
 
-_PLAIN: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.ChunkedArray], pa.ChunkedArray]], ...] = (
-    (pa.types.is_null, lambda column: column.cast(pa.string())),
-    (pa.types.is_boolean, lambda column: column),
-    (pa.types.is_integer, lambda column: column.cast(pa.int64())),
-    (lambda kind: pa.types.is_floating(kind) or pa.types.is_decimal(kind), _numbers),
+_Convert = Callable[[pa.ChunkedArray], pa.ChunkedArray]
+_PLAIN: tuple[tuple[Callable[[pa.DataType], bool], Kind | None, _Convert], ...] = (
+    (pa.types.is_null, None, lambda column: column.cast(pa.string())),
+    (pa.types.is_boolean, "true or false", lambda column: column),
+    (pa.types.is_integer, "numbers", lambda column: column.cast(pa.int64())),
+    (lambda kind: pa.types.is_decimal(kind) and kind.scale <= 0, "numbers", _whole_numbers),
+    (lambda kind: pa.types.is_floating(kind) or pa.types.is_decimal(kind), "numbers", _numbers),
     (
         lambda kind: pa.types.is_list(kind) or pa.types.is_large_list(kind),
+        "lists of texts",
         lambda column: column.cast(pa.list_(pa.string())),
     ),
 )
@@ -128,7 +151,10 @@ def _read_texts(
         return _read_dates(name, given, else_text=texts)
     readings: dict[Kind, pa.ChunkedArray] = {"dates": iso_times(given)}
     if is_untyped or expected == "numbers":
-        readings |= {"numbers": _numbers_of(given), "true or false": _booleans_of(given)}
+        readings["true or false"] = _booleans_of(given)
+        numbers = _numbers_of(given)
+        if expected == "numbers" or not _are_codes(given, numbers.type):
+            readings["numbers"] = numbers
     fewest_bad: Kind = min(readings, key=lambda kind: int(readings[kind].null_count))
     most = expected or fewest_bad
     unit = ISO_TEXT if most == "dates" else None
@@ -139,8 +165,24 @@ def _numbers_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     digits = pc.if_else(pc.match_substring_regex(texts, _NUMBER), texts, _NO_TEXT)
     unsigned = pc.utf8_ltrim(digits, "+")
     if pc.all(pc.match_substring_regex(digits, _WHOLE_NUMBER)).as_py():
-        return unsigned.cast(pa.int64())
+        with suppress(pa.ArrowInvalid):  # more than 64 bits
+            return unsigned.cast(pa.int64())
     return _numbers(unsigned)
+
+
+def _are_codes(texts: pa.ChunkedArray, number_type: pa.DataType) -> bool:
+    """Tell whether numbers of this type would lose digits of some texts: of 007, or of an id of twenty digits."""
+    if pc.any(pc.match_substring_regex(texts, _LEADING_ZERO)).as_py():
+        return True
+    if pa.types.is_integer(number_type):
+        return False
+    is_long = pc.match_substring_regex(texts, _LONG_NUMBER).fill_null(False)  # noqa: FBT003 - Arrow's own signature
+    return any(not _is_exact(text) for text in texts.filter(is_long).to_pylist())
+
+
+def _is_exact(digits: str) -> bool:
+    number = float(digits)
+    return math.isfinite(number) and int(number) == int(digits)
 
 
 def _booleans_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -194,7 +236,7 @@ def _decided(
     bad = given.filter(pc.and_(pc.is_valid(given), pc.is_null(read))).cast(pa.string())
     missing = MISSING + (("0", "-1") if most == "dates" else ())
     num_missing = pc.sum(pc.is_in(pc.utf8_lower(bad), value_set=pa.array(missing))).as_py() or 0
-    is_most = 2 * num_read > num_values
+    is_most = 2 * num_read > num_values - num_missing
     if is_most and len(bad) - num_missing <= MAX_BAD_FRACTION * num_values:
         reading = describe(name, read, kind=most, unit=unit, num_values=num_values, bad=bad)
         return read, reading if bad or most == "dates" else None

@@ -35,15 +35,31 @@ def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) ->
     folder, _, name_prefix = prefix.rpartition("/")
     key_prefix = f"{folder}/" if folder else ""
     start = os.path.join(root, folder)  # noqa: PTH118 - pathlib would change the names
-    if _is_folder(start):
+    if link := _dangling_link(start):
+        _log.warning("Skipped %r: the link %r leads nowhere.", start, link)
+        skipped.append(start.rstrip("/"))
+    elif _is_folder(start):
         yield from _walk(start, key_prefix, name_prefix, frozenset(), skipped)
 
 
+def _dangling_link(path: str) -> str | None:
+    """Return the link that a path goes through and that leads nowhere, as to a disk that is not mounted."""
+    try:
+        os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return next(
+            (str(one) for one in (Path(path), *Path(path).parents) if one.is_symlink() and not one.exists()), None
+        )
+    except OSError:  # told when it is listed
+        pass
+    return None
+
+
 def _is_folder(path: str) -> bool:
-    """Tell a folder from nothing; one that cannot be looked at is not nothing.
+    """Tell whether a folder exists.
 
     Raises:
-        StorageError: it cannot be looked at.
+        StorageError: nobody can tell, for example because of its permissions.
     """
     try:
         return stat_module.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116

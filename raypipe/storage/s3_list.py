@@ -20,7 +20,7 @@ CONCURRENCY = 16
 LARGE_SUBFOLDERS = 8  # a page of keys from at most so many: each is worth a listing of its own
 # Amazon promises keys in the order of their bytes, but for its directory buckets; others list folder by folder.
 _IN_ORDER = "AmazonS3"
-_NOT_IN_ORDER = "--x-s3"
+_NOT_IN_ORDER = ("--x-s3", "--xa-s3")  # directory buckets, and access points of them
 _Reply = dict[str, Any]
 _Request = Callable[[], Coroutine[Any, Any, _Reply]]
 
@@ -52,12 +52,12 @@ def list_objects(
     root: str,
     prefix: str,
     *,
-    skipped: list[str] | None = None,  # noqa: ARG001 - a bucket tells what it holds
+    skipped: list[str] | None = None,  # noqa: ARG001 - a bucket hides nothing
 ) -> Iterator[StoredObject]:
     """Yield page by page, several requests at once; folder markers (keys that end in a slash) are left out.
 
     Raises:
-        StorageError: a page cannot be had, or is not whole.
+        StorageError: a page cannot be read, or is incomplete.
     """
     bucket, base = split(root)
     base = f"{base}/" if base else ""
@@ -87,10 +87,10 @@ def list_objects(
 
 
 async def _ask(s3: Any, asked: dict[str, Any]) -> _Reply:  # noqa: ANN401 - botocore builds the class of a client
-    """Ask for one page, and check that the reply is one: whatever else comes back never looks like the end.
+    """Request one page, and check that the reply is one: no other reply may look like the end of the listing.
 
     Raises:
-        ClientPayloadError: the reply is cut, is no page, or says that more follows and not how to go on.
+        ClientPayloadError: the reply is cut off, is not a page, or is truncated and has no token for the next page.
     """
     try:
         reply: _Reply = await s3.list_objects_v2(**asked)
@@ -98,11 +98,11 @@ async def _ask(s3: Any, asked: dict[str, Any]) -> _Reply:  # noqa: ANN401 - boto
         msg = "The reply to a listing is not XML: it may have been cut off."
         raise aiohttp.ClientPayloadError(msg) from error
     if OBJECTS not in reply or not isinstance(reply.get("IsTruncated"), bool):
-        msg = "The reply to a listing is not a page of one: it does not say whether more follows."
+        msg = "The reply is not a page of a listing: it does not say whether more pages follow."
         raise aiohttp.ClientPayloadError(msg)
     token = reply.get("NextContinuationToken")
     if reply["IsTruncated"] and (not token or token == asked.get("ContinuationToken")):
-        msg = "A page of a listing says that more follows, and does not say how to go on."
+        msg = "A page of a listing says that more pages follow, but has no new continuation token."
         raise aiohttp.ClientPayloadError(msg)
     return reply
 

@@ -34,8 +34,8 @@ def read_text_columns(
         data = io.BytesIO(folder.read(name))
         if name.lower().endswith(".parquet"):
             table = pq.read_table(data)
-        elif name.lower().endswith(".csv"):  # an id such as 007 is not a number
-            table = _parse_csv(data, pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())))
+        elif name.lower().endswith(".csv"):
+            table = _parse_csv(data, empty_is_null=False)
         else:
             table = _read_json_lines(data, columns)
         _check_columns(folder.child(name), [one for one in table.column_names if one in columns], ())
@@ -145,10 +145,11 @@ def read_table(
 ) -> TypedTable:
     """Read every column: those of ``text`` as they are written, the others as what their values are.
 
-    Whole numbers become int64, others float64, ISO dates and times timestamp[us] in UTC, which is also meant where no
-    zone is written. Lists of texts stay lists. An empty field, or a number that is not finite, is null. A column of
-    which a few values are something else keeps its type, and they are null; with more of them it is text. The readings
-    say so. ``expected`` names columns that should be of a kind: one of dates may hold epoch numbers or years too.
+    Whole numbers become int64, others float64; codes such as 007, and ids that neither can hold exactly, stay text.
+    ISO dates and times become timestamp[us] in UTC, which is also the zone of times without one. Lists of texts stay
+    lists. An empty field, or a number that is not finite, is null. If a few values of a column are of another kind,
+    the column keeps its type and they are null; if more are, it is text. The readings say so. ``expected`` names
+    columns that should be of a kind: one of dates may also hold epoch numbers or years.
 
     Raises:
         ConfigError: the table cannot be read, lacks a required column, or a column holds something else.
@@ -158,23 +159,25 @@ def read_table(
         if name.lower().endswith(".parquet"):
             table, untyped = pq.read_table(data), []
         elif name.lower().endswith(".csv"):
-            table = _read_csv(data, text)
+            table = _parse_csv(data, empty_is_null=True)
             untyped = table.column_names
         else:
             table, untyped = _read_json_table(data, text)
         _check_columns(folder.child(name), table.column_names, required)
-        columns, readings = {}, []
-        for column in table.column_names:
-            if column in text:
-                columns[column] = table[column].cast(pa.string())
-                continue
-            columns[column], reading = read_column(
-                column, table[column], expected=expected.get(column), is_untyped=column in untyped
-            )
-            readings += [reading] if reading else []
-        return TypedTable(pa.table(columns), tuple(readings))
+        return _typed(table, text=text, expected=expected, untyped=untyped)
     except (pa.ArrowException, ObjectError, OSError, KeyError, ValueError) as error:
         raise _unreadable(folder.child(name), what, error) from None
+
+
+def _typed(table: pa.Table, *, text: Sequence[str], expected: Mapping[str, Kind], untyped: Sequence[str]) -> TypedTable:
+    columns, readings = {}, []
+    for name in table.column_names:
+        if name in text:
+            columns[name] = table[name].cast(pa.string())
+            continue
+        columns[name], reading = read_column(name, table[name], expected=expected.get(name), is_untyped=name in untyped)
+        readings += [reading] if reading else []
+    return TypedTable(pa.table(columns), tuple(readings))
 
 
 def empty_rows(column: pa.ChunkedArray) -> list[int]:
@@ -200,35 +203,28 @@ def _check_required(uri: str, names: Sequence[str], required: Sequence[str]) -> 
         raise ConfigError(msg, key=missing[0], value=0, expected=1)
 
 
-def _read_csv(data: io.BytesIO, text: Sequence[str]) -> pa.Table:
-    """A field is null where it is empty alone: ``NA`` is also a country."""
-    options = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(text, pa.string()), null_values=[""], strings_can_be_null=True
-    )
-    table = _parse_csv(data, options)
-    for at, field in enumerate(table.schema):
-        if pa.types.is_time(field.type):
-            table = table.set_column(at, field.name, table[at].cast(pa.string()))
-    return table
+def _parse_csv(data: io.BytesIO, *, empty_is_null: bool) -> pa.Table:
+    """Parse every field as text with Arrow, after ``_check_csv``: alone, Arrow lets an open quote swallow every row.
 
-
-def _parse_csv(data: io.BytesIO, options: pyarrow.csv.ConvertOptions) -> pa.Table:
-    """Parse with Arrow what ``_check_csv`` has found to be whole: alone, Arrow lets an open quote swallow every row."""
+    Arrow does not infer types, because it takes 007 for 7. Only an empty text is null: NA is also a country.
+    """
     header, num_lines = _check_csv(data)
+    names = [name.strip() for name in header]
     data.seek(0)
     table = pyarrow.csv.read_csv(
         data,
-        read_options=pyarrow.csv.ReadOptions(column_names=[name.strip() for name in header], skip_rows=num_lines),
+        read_options=pyarrow.csv.ReadOptions(column_names=names, skip_rows=num_lines),
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=options,
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=empty_is_null
+        ),
     )
     if any(name.startswith(" ") for name in header):  # "a, b": the space belongs to the separator
         for at, field in enumerate(table.schema):
-            if pa.types.is_string(field.type):
-                texts = pc.utf8_ltrim(table[at], " ")
-                if options.strings_can_be_null:
-                    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-                table = table.set_column(at, field.name, texts)
+            texts = pc.utf8_ltrim(table[at], " ")
+            if empty_is_null:
+                texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+            table = table.set_column(at, field.name, texts)
     return table
 
 

@@ -32,9 +32,9 @@ Kind = Literal["folder", "object", "glob", "manifest", "nothing"]
 
 @dataclass
 class Listed:
-    """What an input turned out to be, filled in while its videos are listed; it counts once none is left.
+    """What kind of input was listed. It is filled in during the listing, and final when the listing ends.
 
-    ``hidden`` are URIs that a listing leaves out with all that is below them, although they may be there.
+    ``hidden`` are URIs that the listing leaves out, with everything below them, although they may exist.
     """
 
     uri: str = ""  # of the input, normalised
@@ -42,11 +42,13 @@ class Listed:
     hidden: list[str] = field(default_factory=list)
 
     def covers(self, video_uri: str) -> bool:
-        """Tell whether the listing would have given a video of this URI, were it there."""
+        """Tell whether the listing would contain a video with this URI if it existed."""
         if self.kind not in {"glob", "manifest"} and not _is_below(video_uri, self.uri):
             return False
-        if self.kind == "folder" and video_uri == self.uri:
-            return False  # an object of the folder's own name
+        if self.kind == "folder":
+            key = video_uri.removeprefix(self.uri).lstrip("/")
+            if not key or not _may_be_video(key):
+                return False  # the folder's own name, or a name that listings skip
         return not any(_is_below(video_uri, hidden) for hidden in self.hidden)
 
 

@@ -188,6 +188,19 @@ def test_an_id_that_a_manifest_gives_to_another_object_is_not_gone(tmp_path: Pat
     assert rows_of(output)["first"][schema.VIDEO_URI] == source.child("02.mp4")
 
 
+@pytest.mark.parametrize("policy", ["auto", "mark"])
+def test_an_id_that_a_manifest_gives_back_to_its_first_object_is_embedded_again(tmp_path: Path, policy: Gone) -> None:
+    source, output = places(Folder(str(tmp_path)))
+    fill(source)
+    for rows in ("a,00.mp4\nb,01.mp4", "a,02.mp4\nb,01.mp4", "a,00.mp4\nb,01.mp4", "b,00.mp4\na,01.mp4"):
+        source.put("all.csv", f"video_id,video_uri\n{rows}\n".encode())
+        embed_all(Folder(source.child("all.csv")), output, gone=policy)
+        assert plan_new(source.child("all.csv"), output, gone=policy) == []
+        named = {row["video_id"]: row["video_uri"].rpartition("/")[2] for row in rows_of(output).values()}
+        assert named == dict(row.split(",") for row in rows.split("\n"))
+    assert marked(output) == []
+
+
 def test_a_row_that_comes_back_to_a_manifest_without_its_object_is_missing_and_not_gone(tmp_path: Path) -> None:
     source, output = places(Folder(str(tmp_path)))
     fill(source)
@@ -417,6 +430,27 @@ def test_a_name_that_is_there_and_cannot_be_looked_at_is_not_gone(tmp_path: Path
     (tmp_path / "in" / "folder").unlink()
     embed_all(source, output)
     assert present(output) == ["2.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "object"])
+def test_an_input_behind_a_link_that_leads_nowhere_marks_nothing(tmp_path: Path, kind: str) -> None:
+    output = Folder(str(tmp_path / "out"))
+    fill(Folder(str(tmp_path / "disk" / "in")))
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    source = Folder(str(tmp_path / "link" / "in" / ("" if kind == "folder" else TWELVE[0])))
+    embed_all(source, output)
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    assert plan_new(source.uri, output) == []
+    (tmp_path / "link").unlink()
+    assert plan_new(source.uri, output) == [1]
+
+
+def test_a_name_that_folders_do_not_list_is_not_gone() -> None:
+    """As of a version that took the name for that of a video."""
+    listed = Listed("s3://b/in", "folder")
+    names = {"a.mp4": True, "sub/b.mp4": True, "a.mp3": False, ".hidden/a.mp4": False, "": False}
+    assert {name: listed.covers(f"s3://b/in/{name}".rstrip("/")) for name in names} == names
+    assert not listed.covers("s3://b/inner/a.mp4")
 
 
 def test_videos_below_what_is_the_output_now_are_not_gone(tmp_path: Path) -> None:

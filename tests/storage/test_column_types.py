@@ -1,6 +1,7 @@
 """The type of a column is decided once by all of its values, and what does not fit is named."""
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -164,11 +165,42 @@ def test_with_more_bad_values_it_is_text_with_a_warning_while_most_are_good(num_
     [
         ["1", "2", "three", "four"],
         ["007"] * 30 + ["x"],  # codes
+        ["12", "07", "34"] * 30,
+        ["12345678901234567890", "12345678901234567891"],  # float64 takes both for one
+        ["9007199254740993", "2.5"],
         ["a", "b"],
     ],
 )
 def test_text_is_text_without_a_word(values: list[str]) -> None:
     assert read(values, expected=None, is_untyped=True) == (values, None)
+
+
+def test_long_numbers_are_exact() -> None:
+    ids = [2**53 + 1, 2**63 - 1]
+    assert read([*map(str, ids), "n/a"], expected=None, is_untyped=True)[0] == [*ids, None]
+    assert read(ids, expected=None) == (ids, None)
+    for value in (2**53 + 1, 10**30 + 1):
+        found, _ = read([Decimal(value)], pa.decimal128(38, 0), expected=None)
+        assert found == [value if value < 2**63 else str(value)]
+
+
+@pytest.mark.parametrize("missing", ["n/a", "nan", "inf"])
+def test_a_column_that_is_mostly_missing_keeps_its_type(missing: str) -> None:
+    found, reading = read([*[missing] * 9, "1.5"], expected="numbers")
+    assert found == [*[None] * 9, 1.5]
+    assert reading is not None
+    assert (reading.kind, reading.num_bad, bool(reading.warning)) == ("numbers", 9, True)
+
+
+@pytest.mark.parametrize("expected", ["dates", "numbers"])
+@pytest.mark.parametrize(
+    ("values", "kind"), [([True, False], "true or false"), ([["a"], ["b"]], "lists of texts"), (TIMES[:1], "dates")]
+)
+def test_a_column_of_another_type_than_it_should_have_is_named(values: list[Any], kind: Kind, expected: Kind) -> None:
+    found, reading = read(values, expected=expected)
+    assert found == values
+    assert reading is not None
+    assert (reading.kind, reading.most, bool(reading.warning)) == (kind, expected, kind != expected)
 
 
 def test_numbers_that_are_texts_in_their_file_stay_texts() -> None:

@@ -84,7 +84,9 @@ def test_a_long_listing_is_asked_for_side_by_side(form: str) -> None:
     assert bucket.num_requests <= 1.5 * 5000 / 20
 
 
-@pytest.mark.parametrize(("name", "server"), [("b", "SeaweedFS"), ("b--use1-az4--x-s3", "AmazonS3")])
+@pytest.mark.parametrize(
+    ("name", "server"), [("b", "SeaweedFS"), ("b--use1-az4--x-s3", "AmazonS3"), ("b--use1-az4--xa-s3", "AmazonS3")]
+)
 def test_keys_in_another_order_are_listed_one_page_after_another(name: str, server: str) -> None:
     bucket = Bucket([f"{number:04d}" for number in range(200)], server=server)
     with listed_in_pages_of(20, bucket):

@@ -181,6 +181,16 @@ def test_what_is_written_as_csv_is_read_as_it_was(place: Folder, rows: list[tupl
     assert [tuple(value or "" for value in row.values()) for row in table.to_pylist()] == rows
 
 
+def test_codes_of_csv_keep_their_digits(place: Folder) -> None:
+    found = read(
+        place, "c.csv", "video_id,zip,author,hex,at\na,02134,12345678901234567890,0x10,09:30\nb,10001,1,12,9:31\n"
+    )
+    assert found.drop_columns("video_id").to_pylist() == [
+        {"zip": "02134", "author": "12345678901234567890", "hex": "0x10", "at": "09:30"},
+        {"zip": "10001", "author": "1", "hex": "12", "at": "9:31"},
+    ]
+
+
 def test_a_table_that_is_not_there_is_one_line(folder: Folder) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]*catalogue[^\n]*$") as caught:
         read_table(folder, "nothing.csv", text=(), required=(), what="catalogue")
