@@ -72,20 +72,23 @@ class DamageReport:
     def levels(self, index: VideoIndex) -> Levels:
         """Return how bad the picture of each packet is [P], as far as its packets were decoded."""
         levels = np.zeros(len(index.pts), dtype=np.int8)
-        found = sorted(self.corrupt | self.referring)
-        if not found:
+        found = self.corrupt | self.referring
+        if not found and not index.losses:
             return levels
         keys = np.flatnonzero(index.is_keyframe)
         ends = np.append(keys, len(levels))
-        for position in found:
+        for position in sorted(found | set(index.losses)):
             group = int(np.searchsorted(keys, position, side="right"))  # the group ends at ends[group]
             end = int(ends[group])
-            if levels[position] < Damage.REFERRED or index.is_keyframe[position]:
-                levels[position:end] = np.maximum(levels[position:end], Damage.REFERRED)
-                if end < len(levels):
-                    following = slice(end + 1, int(ends[group + 1]))
-                    leading = index.pts[following] < index.pts[end]
-                    levels[following][leading] = np.maximum(levels[following][leading], Damage.REFERRED)
+            if position not in found and index.is_keyframe[position]:  # it does not refer to what is lost before it
+                group, end = group - 1, position
+            elif levels[position] < Damage.REFERRED or index.is_keyframe[position]:
+                levels[position:end] = Damage.REFERRED
+            else:
+                continue
+            if end < len(levels):
+                following = slice(end + 1, int(ends[group + 1]))
+                levels[following][index.pts[following] < index.pts[end]] = Damage.REFERRED
         levels[sorted(self.corrupt)] = Damage.CORRUPT
         return levels
 

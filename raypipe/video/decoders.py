@@ -100,6 +100,8 @@ class _Salvage:
         if problem and len(self._writer.missing) == len(slots):
             raise VideoError(Status.DECODE_ERROR, problem)
         found = [level for level in self._damage().values() if level < Damage.MISSING]
+        if any(found) and not problem:
+            problem = "data before them is lost"
         return Decoded(
             num_corrupt_frames=sum(level > Damage.NONE for level in found),
             num_flagged_frames=sum(level == Damage.CORRUPT for level in found),

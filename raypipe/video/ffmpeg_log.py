@@ -34,8 +34,11 @@ class ErrorLog:
 def error_log() -> Iterator[ErrorLog]:
     """Collect what FFmpeg logs as an error in this thread."""
     av.logging.set_level(av.logging.ERROR)
+    skipped = av.logging.get_skip_repeated()
+    av.logging.set_skip_repeated(False)  # two corrupt frames in a row may have the same error
     try:
         with av.logging.Capture() as lines:
             yield ErrorLog(lines)
     finally:
+        av.logging.set_skip_repeated(skipped)
         av.logging.set_level(None)

@@ -10,6 +10,8 @@ import struct
 from dataclasses import replace
 from typing import BinaryIO
 
+import numpy as np
+
 from raypipe.video.index import VideoIndex, with_lost_spans
 from raypipe.video.protocol import Ranges
 from raypipe.video.timeline import Ticks
@@ -165,7 +167,8 @@ def with_losses(index: VideoIndex, places: Ticks, damage: Ranges, *, size_bytes:
     """
     if not damage:
         return index
-    index = with_lost_spans(index, ((places < start, places >= stop) for start, stop in damage))
+    losses = [int(np.argmax(places >= stop)) for _, stop in damage if (places >= stop).any()]
+    index = with_lost_spans(index, losses)
     start, stop = damage[-1]
     duration = index.end_seconds * size_bytes / start if stop == size_bytes and start else index.end_seconds
     return replace(index, duration_seconds=duration)

@@ -1,13 +1,15 @@
 """Let a decoder tell the order in which the packets of a stream are shown. Runs in the child process only."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import av
 import numpy as np
+import numpy.typing as npt
 from av.video.codeccontext import VideoCodecContext
 
-from raypipe.video.timeline import DecodedOrder
+from raypipe.video.picture_types import ORDERED_BY_TYPE, display_order
+from raypipe.video.timeline import DecodedOrder, Positions
 
 MAX_PACKETS = 3000
 MAX_PIXELS = 1_500_000_000  # some 10 seconds of one core
@@ -18,6 +20,25 @@ REORDERING = frozenset(
     {"h264", "hevc", "vvc", "evc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "vc1image", "wmv3image"}
     | {"cavs", "avs2", "avs3", "svq3", "rv30", "rv40", "dirac"}
 )
+
+
+def find_display_order(
+    codec: str, types: npt.NDArray[np.int8], *, has_b_frames: bool, decode_order: Callable[[], DecodedOrder | None]
+) -> Positions | None:
+    """Return all packets of a stream without display times as they are shown; None if file order is the best guess.
+
+    ``decode_order`` is called only if the decoder alone can tell.
+    """
+    if codec in ORDERED_BY_TYPE:
+        return display_order(types.tolist())
+    if codec not in REORDERING or not has_b_frames or not (decoded := decode_order()):
+        return None
+    if decoded.num_packets < len(types):
+        return None
+    order = decoded.positions.tolist()
+    for silent in np.setdiff1d(np.arange(len(types)), decoded.positions).tolist():
+        order.insert(order.index(silent - 1) + 1 if silent else 0, silent)
+    return np.array(order, dtype=np.int64)
 
 
 def decode_order(packets: Iterable["av.Packet[Any]"], decoder: VideoCodecContext) -> DecodedOrder | None:

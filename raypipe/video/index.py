@@ -3,12 +3,20 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 from av.video.stream import VideoStream
 
 from raypipe.video.sampling import Seconds
 from raypipe.video.timeline import Flags, Ticks
+
+_READ_AHEAD_PACKETS = 5
+_MIN_LOST_FRAMES = 1.5
+_CONSTANT_RATE = frozenset({"mpeg1video", "mpeg2video"})  # each frame's time follows from their number
+_MIN_GAP_FRAMES = 2.5  # a frame may be shown for three fields
+_MIN_STEPS = 8
+_MAX_LOSSES = 1000
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,10 @@ class VideoIndex:
     duration_seconds: float  # what the container promises; a truncated file has less
     end_seconds: float  # where the last frame that is there ends
     timeline_repaired: bool = False  # the container's time stamps contradict each other
+    losses: tuple[int, ...] = ()  # positions of packets before which others are lost
     lost_spans: tuple[tuple[float, float], ...] = ()  # [start, stop) in seconds, of frames that damage hides
 
-    @property
+    @cached_property
     def first_pts(self) -> int:
         """When the first frame is shown, in units of ``time_base``."""
         return int(self.pts[self.is_shown].min())
@@ -43,24 +52,49 @@ class VideoIndex:
         return (self.pts - self.first_pts).astype(np.float64) * float(self.time_base)
 
 
-def with_lost_spans(index: VideoIndex, partings: Iterable[tuple[Flags, Flags]]) -> VideoIndex:
-    """Add to an index the times that damage hides: those between the packets before it and those after it, [P] each."""
-    seconds = index.pts_seconds
+def with_lost_spans(index: VideoIndex, losses: Iterable[int]) -> VideoIndex:
+    """Add to an index the times that damage hides: before the packets at the positions ``losses``.
+
+    The demuxer reads a few packets ahead, so that a loss may be before one of the next packets. Losses without a gap
+    in time, such as those of sound, are left out.
+    """
+    seconds = np.where(index.is_shown, index.pts_seconds, np.nan)
     shown = np.sort(seconds[index.is_shown])
     frame_seconds = float(np.median(np.diff(shown))) if len(shown) > 1 else 1 / index.average_fps
-    spans = []
-    for before, after in partings:
-        before, after = before & index.is_shown, after & index.is_shown  # noqa: PLW2901
-        if before.any() and after.any():
-            span = float(seconds[before].max()) + frame_seconds, float(seconds[after].min())
-            if span[1] - span[0] > frame_seconds / 2:
-                spans.append(span)
+    highest = np.fmax.accumulate(seconds)
+    lowest = np.fmin.accumulate(seconds[::-1])[::-1]
+    spans: dict[int, tuple[float, float]] = {}
+    for loss in sorted({*losses, *index.losses}):
+        near = np.arange(max(loss, 1), min(loss + _READ_AHEAD_PACKETS, len(seconds)))
+        gaps = lowest[near] - highest[near - 1]
+        if len(near) and np.nanmax(gaps, initial=0) > _MIN_LOST_FRAMES * frame_seconds:
+            at = int(near[int(np.nanargmax(gaps))])
+            spans[at] = float(highest[at - 1]) + frame_seconds, float(lowest[at])
     if not spans:
         return index
     end = float(shown[-1]) + frame_seconds
-    fps = len(shown) / (end - sum(stop - start for start, stop in spans))
+    lost = sum(stop - start for start, stop in spans.values())
     duration = index.duration_seconds if index.end_seconds < index.duration_seconds else end
-    return replace(index, lost_spans=tuple(spans), end_seconds=end, duration_seconds=duration, average_fps=fps)
+    return replace(
+        index,
+        losses=tuple(sorted(spans)),
+        lost_spans=tuple(spans[at] for at in sorted(spans)),
+        end_seconds=end,
+        duration_seconds=duration,
+        average_fps=len(shown) / (end - lost),
+    )
+
+
+def gaps_of_constant_rate(index: VideoIndex) -> list[int]:
+    """Return the positions of packets before which frames are missing, in codecs that always have a constant rate."""
+    if index.codec not in _CONSTANT_RATE or index.container == "avi":  # which may store frames as "same as before"
+        return []
+    times = np.sort(index.pts[index.is_shown])
+    steps = np.diff(times)
+    if len(steps) < _MIN_STEPS:
+        return []
+    after = times[1:][steps > _MIN_GAP_FRAMES * np.median(steps)]
+    return [int(np.argmax(index.is_shown & (index.pts >= time))) for time in after[:_MAX_LOSSES].tolist()]
 
 
 def index_stream(

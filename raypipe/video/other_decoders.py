@@ -16,6 +16,7 @@ from raypipe.video.choosing import Wanted
 from raypipe.video.decoders import Decoded
 from raypipe.video.display import FrameWriter, pixel_aspect, scaled_size
 from raypipe.video.index import VideoIndex
+from raypipe.video.picture_types import WRONG_KEYFRAMES
 from raypipe.video.probe import VideoError, VideoFile
 from raypipe.video.reading import all_frames
 from raypipe.video.sampling import Seconds, nearest
@@ -30,6 +31,10 @@ def refuse_unsupported(video: VideoFile, *, decoder: str) -> None:
     lacks = "make pixels square" if pixel_aspect(video.stream) != 1 else ""
     if getattr(video.index, "timeline_repaired", False):
         lacks = "repair time stamps"
+    if video.is_packed:
+        lacks = "unpack B-frames"
+    if video.index.codec in WRONG_KEYFRAMES:
+        lacks = f"know the key frames of {video.index.codec}"
     if lacks:
         raise VideoError(Status.DECODE_ERROR, f"{decoder} does not {lacks}; use pyav.")
 

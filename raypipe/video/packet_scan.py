@@ -1,12 +1,13 @@
 """What is noted of the packets of a file while all of them are read. Runs in the child process only."""
 
 from array import array
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from av.video.stream import VideoStream
 
+from raypipe.video.picture_types import TELL_KEYFRAMES, PictureType, PictureTypes, believable_keyframes
 from raypipe.video.timeline import NO_TIME, Flags, Stamps, Ticks
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _KEEP_PACKETS_BYTES = 64 * 1024 * 1024
 _PACKET_BYTES = 640  # what a packet takes besides its content
-_MAX_PARTINGS = 1000
+_MAX_ERRORS = 1000
 _GAP_SECONDS = 10  # a longer one counts as so many
 _VP8_SHOW_FRAME = 0x10
 _VP9_PROFILE_3 = 0x30  # has one bit more before those of the frame
@@ -25,12 +26,15 @@ _VP9_SUPERFRAME_MASK, _VP9_SUPERFRAME = 0xE0, 0xC0
 class PacketScan:
     """The packets of one stream in file order, P of them, which is decoding order.
 
-    With ``find_hidden`` packets that show no picture are looked for, in the codecs whose first byte tells.
+    With ``read_types`` the first bytes of packets are looked at: for packets that show no picture, and for the types
+    of pictures, in the codecs where these tell.
     """
 
-    def __init__(self, stream: VideoStream, *, find_hidden: bool) -> None:
+    def __init__(self, stream: VideoStream, *, read_types: bool) -> None:
         self._stream = stream
-        self._codec = stream.codec_context.codec.canonical_name if find_hidden else ""
+        self._codec = stream.codec_context.codec.canonical_name if read_types else ""
+        self._reader = PictureTypes(self._codec, bytes(stream.codec_context.extradata or b""))
+        self._types = array("b")
         self._pts, self._dts, self._places = array("q"), array("q"), array("q")
         self._durations, self._is_keyframe = array("q"), array("b")
         self._is_discarded, self._is_hidden = array("b"), array("b")
@@ -60,14 +64,22 @@ class PacketScan:
         self._dts.append(NO_TIME if packet.dts is None else packet.dts)
         self._places.append(-1 if packet.pos is None else packet.pos)
         self._durations.append(packet.duration or 0)
-        self._is_keyframe.append(packet.is_keyframe)
+        kind = self._reader.read(memoryview(packet))
+        self._types.append(kind)
+        is_told = self._codec in TELL_KEYFRAMES and kind != PictureType.UNKNOWN
+        self._is_keyframe.append(kind == PictureType.INTRA if is_told else packet.is_keyframe)
         self._is_discarded.append(packet.is_discard)
-        self._is_hidden.append(_is_hidden(packet, self._codec))
+        self._is_hidden.append(kind == PictureType.NOT_CODED or _is_hidden(packet, self._codec))
         self._kept_bytes += packet.size + _PACKET_BYTES
         if self._kept_bytes <= _KEEP_PACKETS_BYTES:
             self.kept.append(packet)
         else:
             self.kept.clear()
+
+    def renumber(self, numbers: Ticks, *, after_losses: list[int]) -> None:
+        """Give the packets of a container that counts frames other numbers, as if its demuxer had found all."""
+        self._dts = array("q", (numbers + (self._dts[0] - int(numbers[0]))).tolist())
+        self._errors.extend(after_losses)
 
     def _cover(self, time: int) -> None:
         most = int(_GAP_SECONDS / self._stream.time_base) if self._stream.time_base else 1
@@ -84,9 +96,14 @@ class PacketScan:
         return Stamps(
             pts=np.array(self._pts, dtype=np.int64),
             dts=np.array(self._dts, dtype=np.int64),
-            is_keyframe=np.array(self._is_keyframe, dtype=np.bool_),
+            is_keyframe=believable_keyframes(np.array(self._is_keyframe, dtype=np.bool_), self._codec),
             is_shown=self.is_shown,
         )
+
+    @property
+    def types(self) -> npt.NDArray[np.int8]:
+        """[P] the ``PictureType`` of each."""
+        return np.array(self._types, dtype=np.int8)
 
     @property
     def is_shown(self) -> Flags:
@@ -96,10 +113,9 @@ class PacketScan:
         return is_shown if is_shown.any() else is_kept
 
     @property
-    def partings(self) -> Iterator[tuple[Flags, Flags]]:
-        """The packets before and after each error of the demuxer, [P] each."""
-        at = np.arange(len(self))
-        return ((at < number, at >= number) for number in sorted(set(self._errors))[:_MAX_PARTINGS])
+    def errors(self) -> list[int]:
+        """The positions of packets before which the demuxer logged an error."""
+        return sorted(set(self._errors))[:_MAX_ERRORS]
 
     @property
     def duration_ticks(self) -> float:

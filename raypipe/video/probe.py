@@ -1,7 +1,4 @@
-"""Look at a video without decoding it: its container by magic bytes, its packets, its limits.
-
-Runs in the child process only, but for ``sniff_container``, which is pure.
-"""
+"""Look at a video without decoding it: its packets, their times, its limits. Runs in the child process only."""
 
 import itertools
 import os
@@ -18,34 +15,44 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from raypipe.status import Status
+from raypipe.video import avi_index
 from raypipe.video.alpha import decoder_context, has_alpha_layer
+from raypipe.video.container import CONTAINERS, SNIFF_BYTES, sniff_container
 from raypipe.video.encryption import encryption_of
 from raypipe.video.ffmpeg_log import ErrorLog
 from raypipe.video.fragments import SkippingFile, find_damage, with_losses
-from raypipe.video.frame_order import MAX_PACKETS, MAX_PIXELS, REORDERING, SAMPLE_PACKETS, decode_order
-from raypipe.video.index import VideoIndex, index_stream, with_lost_spans
+from raypipe.video.frame_order import (
+    MAX_PACKETS,
+    MAX_PIXELS,
+    REORDERING,
+    SAMPLE_PACKETS,
+    decode_order,
+    find_display_order,
+)
+from raypipe.video.index import VideoIndex, gaps_of_constant_rate, index_stream, with_lost_spans
 from raypipe.video.located import read_located
 from raypipe.video.matroska import declared_bytes
+from raypipe.video.packed import Unpacker, announces_packed
 from raypipe.video.packet_scan import PacketScan
+from raypipe.video.picture_types import believable_keyframes
 from raypipe.video.protocol import Limits, Ranges
 from raypipe.video.ranges import RangedFile
 from raypipe.video.sample_table import Samples, read_samples
-from raypipe.video.timeline import NO_TIME, DecodedOrder, Flags, Stamps, StreamKind, Timeline, make_timeline
+from raypipe.video.timeline import (
+    NO_TIME,
+    DecodedOrder,
+    Flags,
+    Stamps,
+    StreamKind,
+    Timeline,
+    assign_times,
+    make_timeline,
+)
 
-SNIFF_BYTES = 1024
 _READ_BUFFER_BYTES = 64 * 1024
-_SYNC, _MIN_SYNCS = 0x47, 5  # of the packets of a transport stream
+_AVI_FRAME_BYTES = 8  # at least, even of a frame without content
 _MIN_FPS, _MAX_FPS = 0.5, 1000.0  # an average rate beyond these is made of wrong time stamps
 _USUAL_FPS = 25.0
-_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
-_MAGIC = (
-    (b"\x1a\x45\xdf\xa3", "matroska"),
-    (b"FLV\x01", "flv"),
-    (b"OggS", "ogg"),
-    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-    (b"\x00\x00\x01\xba", "mpeg"),
-)
-CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf")
 
 
 class VideoError(Exception):
@@ -59,31 +66,6 @@ class VideoError(Exception):
 def encrypted(reason: str) -> str:
     """Return the error of a video that is encrypted."""
     return f"The video is encrypted: {reason}. Decrypt it first."
-
-
-def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
-    """FFmpeg's name of the container that a file's first bytes show, or None where it is none of ``CONTAINERS``.
-
-    Since row format 2 a transport stream may begin inside a packet, as captured ones do.
-    """
-    if head[4:8] in _MP4_BOXES:
-        return "mov"
-    if head[:4] in {b"RIFF", b"ON2 "} and head[8:11] in {b"AVI", b"ON2"}:
-        return "avi"
-    for magic, name in _MAGIC:
-        if head.startswith(magic):
-            return name
-    for packet_size, offset in ((188, 0), (192, 4), (204, 0)):
-        syncs = head[offset::packet_size]
-        if len(syncs) > 1 and set(syncs[:5]) == {_SYNC}:
-            return "mpegts"
-    if row_format > 1 and any(
-        len(syncs := head[offset::packet_size]) >= _MIN_SYNCS and set(syncs) == {_SYNC}
-        for packet_size in (188, 192, 204)
-        for offset in range(packet_size)
-    ):
-        return "mpegts"
-    return None
 
 
 class VideoFile:
@@ -129,6 +111,8 @@ class VideoFile:
         self._damage: Ranges = ()
         self._decoder: VideoCodecContext | None = None
         self._decodes_corrupt = False
+        self.is_packed = False  # packets of MPEG-4 with two pictures each, which are taken apart
+        self.palette: av.Packet[Any] | None = None  # the first packet, where it brings the palette of all others
         self.may_be_encrypted = row_format > 1 and container == "mov"
         self._input, self.stream = self._open()
         if row_format == 1:
@@ -158,7 +142,11 @@ class VideoFile:
             kept, self._kept = self._kept, []
             return self._restamped(kept)
         self._reopen()
-        return self._restamped(_all_packets(self._input.demux(self.stream)))
+        return self._restamped(self._demux())
+
+    def _demux(self) -> Iterator["av.Packet[Any]"]:
+        packets = _all_packets(self._input.demux(self.stream))
+        return Unpacker(self.stream).unpack(packets) if self.row_format > 1 else packets
 
     def _restamped(self, packets: Iterable["av.Packet[Any]"]) -> Iterable["av.Packet[Any]"]:
         return packets if self._stamps is None else itertools.starmap(self._restamp, enumerate(packets))
@@ -178,12 +166,15 @@ class VideoFile:
         if self._samples is not None:
             if isinstance(self.file, RangedFile):
                 self.file.expect([self._samples.extent(start, stop) for start, stop in ranges])
-            for position, packet in read_located(self._input, self.stream, self._samples, ranges):
-                yield position, self._restamp(position, packet)
+            packets = read_located(self._input, self.stream, self._samples, ranges)
+            if self._stamps is None:
+                yield from packets
+            else:
+                yield from ((position, self._restamp(position, packet)) for position, packet in packets)
             return
-        packets = enumerate(self.packets())
+        numbered = enumerate(self.packets())
         for start, stop in ranges:
-            for position, packet in packets:
+            for position, packet in numbered:
                 if position >= start:
                     yield position, packet
                 if position + 1 == stop:
@@ -251,6 +242,9 @@ class VideoFile:
         if self.container != "mov":
             return None
         first = next(iter(_all_packets(self._input.demux(self.stream))), None)
+        if first and self.row_format > 1 and announces_packed(self.stream, first):
+            self._reopen()
+            return None
         at = self.file.tell()
         samples = read_samples(self.file, self.stream, first, max_samples=self._limits.max_packets) if first else None
         inside = np.zeros(0, dtype=np.bool_) if samples is None else samples.within(self.file.seek(0, os.SEEK_END))
@@ -258,6 +252,8 @@ class VideoFile:
         if samples is None or not samples.is_shown[inside].any():
             self._reopen()
             return None
+        self._note_palette(first)
+        self.may_be_encrypted = False  # in a file without fragments all that says so stands in its tables
         self._samples = samples.only(inside)
         is_whole = bool(inside.all())
         untold = np.full(len(samples.pts), NO_TIME)
@@ -266,28 +262,20 @@ class VideoFile:
         last = timeline.pts[timeline.is_shown].max()  # what was cut off is in the tables
         return self._index(
             replace(timeline, pts=timeline.pts[inside], is_shown=timeline.is_shown[inside]),
-            is_keyframe=samples.is_keyframe[inside],
+            is_keyframe=self._believable(samples.is_keyframe)[inside],
             is_cut=lambda *_: not is_whole,
             missing_seconds=lambda _: float((last - timeline.pts[inside & timeline.is_shown].max()) * self._time_base),
         )
 
     def _scan(self) -> VideoIndex:
         """Read every packet of every stream, decoding none."""
-        scan = PacketScan(self.stream, find_hidden=self.row_format > 1)
+        scan = PacketScan(self.stream, read_types=self.row_format > 1)
         promised = self._promised_seconds()
-        longest = self._limits.max_duration_seconds
-        for packet in _all_packets(self._input.demux()):
-            errors = self.log.take() if self.log else []
-            scan.add(packet, is_after_error=any(self.container in line.source for line in errors))
-            if len(scan) > self._limits.max_packets:
-                raise VideoError(Status.TOO_LARGE, f"More than {self._limits.max_packets} frames.")
-            if promised > longest and scan.covered_ticks * self._time_base > longest:
-                self._check_duration(promised)
-        if not scan.is_shown.any():
-            raise VideoError(Status.DECODE_ERROR, "The video stream holds no frame.")
+        self.is_packed = self._read_all(scan, promised)
         self._kept = scan.kept
+        timeline = self._assign_times(scan) if self.container == "avi" or self.is_packed else None
         stamps = scan.stamps
-        timeline = self._make_timeline(stamps, frame_ticks=scan.duration_ticks)
+        timeline = timeline or self._make_timeline(stamps, frame_ticks=scan.duration_ticks)
 
         def is_cut(promised: float, start: float, end: float) -> bool:
             """A file that was cut short ends well before what its header promises, in every stream."""
@@ -305,8 +293,27 @@ class VideoFile:
             return end * (declared / size - 1)
 
         index = self._index(timeline, is_keyframe=stamps.is_keyframe, is_cut=is_cut, missing_seconds=missing_seconds)
-        index = with_lost_spans(index, scan.partings)
+        if self.row_format > 1:
+            index = with_lost_spans(index, [*scan.errors, *gaps_of_constant_rate(index)])
         return with_losses(index, scan.places, self._damage, size_bytes=self.file.seek(0, os.SEEK_END))
+
+    def _read_all(self, scan: PacketScan, promised: float) -> bool:
+        """Note every packet within the limits; return whether they were packed."""
+        longest = self._limits.max_duration_seconds
+        unpacker = Unpacker(self.stream)
+        packets = _all_packets(self._input.demux())
+        for packet in unpacker.unpack(packets) if self.row_format > 1 else packets:
+            errors = self.log.take() if self.log else []
+            scan.add(packet, is_after_error=any(self.container in line.source for line in errors))
+            if len(scan) == 1:
+                self._note_palette(packet)
+            if len(scan) > self._limits.max_packets:
+                raise VideoError(Status.TOO_LARGE, f"More than {self._limits.max_packets} frames.")
+            if promised > longest and scan.covered_ticks * self._time_base > longest:
+                self._check_duration(promised)
+        if not scan.is_shown.any():
+            raise VideoError(Status.DECODE_ERROR, "The video stream holds no frame.")
+        return unpacker.is_packed
 
     def _index(
         self,
@@ -316,9 +323,9 @@ class VideoFile:
         is_cut: Callable[[float, float, float], bool],
         missing_seconds: Callable[[float], float],
     ) -> VideoIndex:
-        """Remember what to give the packets where their stamps were repaired, and index them."""
+        """Remember what to give the packets where their stamps were repaired or assigned, and index them."""
         self._stamps = None
-        if timeline.is_repaired:
+        if timeline.is_repaired or timeline.is_assigned:
             shown = np.where(timeline.is_shown, timeline.pts, np.iinfo(np.int64).max)
             dts = np.minimum.accumulate(np.append(shown, timeline.pts.max())[::-1])[::-1][:-1]
             self._stamps = timeline.pts.tolist(), dts.tolist()
@@ -335,7 +342,7 @@ class VideoFile:
         )
 
     def _make_timeline(self, stamps: Stamps, *, frame_ticks: float, may_decode: bool = True) -> Timeline:
-        """Repair the stamps of row format 2; those of AVI count frames, and cannot be wrong."""
+        """Repair the stamps of row format 2; those of AVI count frames in file order, and cannot be wrong."""
         if self.row_format == 1 or self.container == "avi":
             return Timeline(stamps.as_stored, stamps.is_shown, is_repaired=False)
         average = float(self.stream.average_rate or 0)
@@ -350,18 +357,45 @@ class VideoFile:
         )
         return make_timeline(stamps, kind, decode_order=lambda: self._decode_order(stamps) if may_decode else None)
 
-    def _decode_order(self, stamps: Stamps) -> DecodedOrder | None:
+    def _assign_times(self, scan: PacketScan) -> Timeline | None:
+        """Return the times of frames in display order, where the container stores only those of packets."""
+        if self.row_format == 1:
+            return None
+        is_avi = self.container == "avi"
+        lost = avi_index.find_lost_frames(self.file, self.stream.index, scan.places) if is_avi else None
+        if lost:
+            scan.renumber(lost.numbers, after_losses=lost.after_losses)
+        context = self.stream.codec_context
+        order = find_display_order(
+            context.codec.canonical_name,
+            scan.types,
+            has_b_frames=bool(context.has_b_frames),
+            decode_order=lambda: self._decode_order(scan.stamps, may_sample=False),
+        )
+        if order is None and lost:
+            order = np.arange(len(scan), dtype=np.int64)
+        if order is None:
+            return None
+        return assign_times(scan.stamps, order, prefer_dts=is_avi)
+
+    def _decode_order(self, stamps: Stamps, *, may_sample: bool = True) -> DecodedOrder | None:
         """Let the decoder tell the order of frames, of all or, where that takes too long, of the first."""
         count = len(stamps.pts)
         pixels = max(1, self.stream.codec_context.width * self.stream.codec_context.height)
         if count > min(MAX_PACKETS, MAX_PIXELS // pixels):
+            if not may_sample:
+                return None
             count = min(count, SAMPLE_PACKETS, MAX_PIXELS // pixels)
         if not self._kept:
             self._reopen()
-        packets = self._kept or _all_packets(self._input.demux(self.stream))
+        packets = self._kept or self._demux()
         order = decode_order(itertools.islice(packets, count), self.decoder)
         self.log.take()
         return order
+
+    def _note_palette(self, packet: "av.Packet[Any] | None") -> None:
+        if packet is not None and packet.stream_index == self.stream.index and packet.has_sidedata("palette"):
+            self.palette = packet
 
     def _skip_damage(self) -> None:
         """Hide damaged boxes of a fragmented MP4 from FFmpeg, which would end at the first."""
@@ -378,8 +412,22 @@ class VideoFile:
     def _time_base(self) -> float:
         return float(self.stream.time_base or Fraction(1, 90_000))
 
+    def _believable(self, is_keyframe: Flags) -> Flags:
+        if self.row_format == 1:
+            return is_keyframe
+        return believable_keyframes(is_keyframe, self.stream.codec_context.codec.canonical_name)
+
+    def _is_placeholder(self, num_frames: int) -> bool:
+        """Return whether the number of frames in a header of AVI is one that the file cannot hold."""
+        at = self.file.tell()
+        size = self.file.seek(0, os.SEEK_END)
+        self.file.seek(at)  # where FFmpeg takes it to be
+        return num_frames > size // _AVI_FRAME_BYTES
+
     def _promised_seconds(self) -> float:
         if self.container == "avi" and self.stream.frames and self.stream.average_rate:
+            if self.row_format > 1 and self._is_placeholder(self.stream.frames):
+                return 0.0
             return float(self.stream.frames / self.stream.average_rate)  # its duration is scaled to the file's size
         if self.stream.duration and self.stream.time_base:
             return max(0.0, float(self.stream.duration * self.stream.time_base))

@@ -1,6 +1,7 @@
 """Decode ranges of a video's packets, and note which pictures are corrupt. Runs in the child process only."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import av
@@ -53,6 +54,9 @@ def read_frames(
     for position, packet in video.read(ranges):
         if position in starts:
             video.decoder.flush_buffers()
+            if video.palette is not None and video.row_format > 1:
+                with suppress(av.error.FFmpegError):
+                    video.decoder.decode(video.palette)
             first_pts = int(video.index.pts[position])
         if may_skip and keep is not None:
             video.decoder.skip_frame = "DEFAULT" if position in keep else "NONREF"
@@ -74,36 +78,45 @@ def _decode(
 
     Frames shown before ``first_pts``, that of the first one decoded, refer to what was not decoded: nobody wants them.
     """
+    context = video.decoder
     if report is None:
-        return video.decoder.decode(packet)
-    if video.may_be_encrypted and packet is not None and packet.has_sidedata("encryption_info"):
+        return context.decode(packet)
+    if packet is not None and video.may_be_encrypted and packet.has_sidedata("encryption_info"):
         raise VideoError(Status.ENCRYPTED, encrypted("a packet has encryption information"))
-
-    def is_wanted() -> bool:
-        return first_pts is None or int(video.index.pts[position]) >= first_pts
-
-    frames, error = _try_decode(video.decoder, packet)
-    if error and is_wanted():
-        report.note(position, error)
-    log = video.log.take() if video.log else []
-    if packet is not None and (log or packet.is_corrupt) and is_wanted():
-        report.note_packet(position, is_corrupt=packet.is_corrupt, log=log, decoder=video.decoder.name)
-    for frame in frames:
-        if frame.is_corrupt and frame.pts is not None and (first_pts is None or frame.pts >= first_pts):
-            report.note_frame(_position_of(video.index, frame.pts, otherwise=position), decoder=video.decoder.name)
-    return frames
-
-
-def _try_decode(context: VideoCodecContext, packet: "av.Packet[Any] | None") -> tuple[list[VideoFrame], str]:
-    """Decode one packet: its frames, or the decoder's error."""
+    error, frames = "", []
     try:
-        return context.decode(packet), ""
+        frames = context.decode(packet)
     except MemoryError:
         raise
     except av.error.EOFError:
-        return [], ""
-    except av.error.FFmpegError as error:
-        return [], describe(error)
+        pass
+    except av.error.FFmpegError as failure:
+        error = describe(failure)
+    if error or video.log or (packet is not None and packet.is_corrupt):
+        _note_packet(video, packet, position, report, error=error, first_pts=first_pts)
+    for frame in frames:
+        if frame.is_corrupt and frame.pts is not None and (first_pts is None or frame.pts >= first_pts):
+            report.note_frame(_position_of(video.index, frame.pts, otherwise=position), decoder=context.name)
+    return frames
+
+
+def _note_packet(
+    video: VideoFile,
+    packet: "av.Packet[Any] | None",
+    position: int,
+    report: DamageReport,
+    *,
+    error: str,
+    first_pts: int | None,
+) -> None:
+    """Note what the decoder says about a packet, unless it is shown before ``first_pts``."""
+    log = video.log.take()
+    if first_pts is not None and int(video.index.pts[position]) < first_pts:
+        return
+    if error:
+        report.note(position, error)
+    if packet is not None:
+        report.note_packet(position, is_corrupt=packet.is_corrupt, log=log, decoder=video.decoder.name)
 
 
 def _position_of(index: VideoIndex, pts: int, *, otherwise: int) -> int:

@@ -85,6 +85,7 @@ class Timeline:
     pts: Ticks  # [P]; no packet that is not shown has the time of one that is
     is_shown: Flags  # [P]
     is_repaired: bool
+    is_assigned: bool = False  # the container stores no display times, so these are not those that packets come with
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,20 @@ def make_timeline(
             return _as_stored(stamps)
         order = _guess_order(stamps, kind)
     return _repaired(stamps, order, kind)
+
+
+def assign_times(stamps: Stamps, order: Positions, *, prefer_dts: bool) -> Timeline | None:
+    """Give packets in display order the times of the packets in file order; None if these contradict each other.
+
+    For containers that store one time slot after another, whatever is shown in it.
+    """
+    for times in (stamps.dts, stamps.pts) if prefer_dts else (stamps.pts, stamps.dts):
+        slots = np.sort(times)
+        if len(order) == len(slots) and slots[0] != NO_TIME and (_steps(slots) > 0).all():
+            pts = np.empty_like(slots)
+            pts[order] = slots
+            return Timeline(pts, stamps.is_shown, is_repaired=False, is_assigned=True)
+    return None
 
 
 def _as_stored(stamps: Stamps) -> Timeline:

@@ -14,7 +14,13 @@ import numpy.typing as npt
 SIDE = 64
 _BLOCK = 8
 _BITS = 12
-MATROSKA_CODECS = {"h264": "V_MPEG4/ISO/AVC", "vp8": "V_VP8", "vp9": "V_VP9", "mjpeg": "V_MJPEG"}
+MATROSKA_CODECS = {
+    "h264": "V_MPEG4/ISO/AVC",
+    "vp8": "V_VP8",
+    "vp9": "V_VP9",
+    "mjpeg": "V_MJPEG",
+    "mpeg4": "V_MPEG4/ISO/ASP",
+}
 BFRAMES = {"preset": "ultrafast", "bf": "3", "b-adapt": "0", "b-pyramid": "normal", "refs": "4", "sc_threshold": "0"}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from av.container import InputContainer
+from av.video.frame import PictureType
 from av.video.stream import VideoStream
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,10 +66,15 @@ class Plain:
             stream = _best(container)
             aspect = pixel_aspect(stream)
             shown = Deinterlacer().deinterlace(container.decode(stream))
-            frames = {frame.pts or 0: _crop(frame, request, aspect) for frame in shown if frame is not None}
+            decoded = [frame for frame in shown if frame is not None]
+            times = [frame.pts or 0 for frame in decoded]
+            keys = {packet.pts for packet in packets if packet.is_keyframe}
+            if container.format.name == "avi":  # stores no display times: the decoder knows the order
+                times.sort()
+                keys = {time for time, frame in zip(times, decoded, strict=True) if frame.pict_type == PictureType.I}
+            frames = {time: _crop(frame, request, aspect) for time, frame in zip(times, decoded, strict=True)}
             time_base = stream.time_base or Fraction(1)
         ordered = sorted(frames)
-        keys = {packet.pts for packet in packets if packet.is_keyframe}
         self.seconds = np.array([(pts - ordered[0]) * float(time_base) for pts in ordered])
         self.frames = np.stack([frames[pts] for pts in ordered])
         self.keys = np.array([at for at, pts in enumerate(ordered) if pts in keys])

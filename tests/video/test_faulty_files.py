@@ -15,8 +15,9 @@ import pytest
 
 from raypipe.status import Status
 from raypipe.video import frame_order, probe
+from raypipe.video.container import sniff_container
 from raypipe.video.fragments import find_damage
-from raypipe.video.probe import VideoError, VideoFile, sniff_container
+from raypipe.video.probe import VideoError, VideoFile
 from raypipe.video.protocol import DecodeRequest
 from support.numbered import BFRAMES, Encoded, encode, matroska, mux, read_numbers
 

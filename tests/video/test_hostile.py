@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from raypipe.status import HAS_FRAMES, Status
-from raypipe.video.probe import CONTAINERS, sniff_container
+from raypipe.video.container import CONTAINERS, sniff_container
 from raypipe.video.protocol import DecodeRequest
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
 
