@@ -88,6 +88,8 @@ class _Salvage:
         """Decode the packets at the positions that ``slots`` maps to."""
         problem = _note_problem(lambda: self._take(slots))
         is_sound = not (problem or self._report.problem)
+        if is_sound and not len(self._writer.missing) and not self._index.losses:
+            return Decoded(interlaced=self._deinterlacer.interlaced)
         hidden = self._num_hidden() if is_sound else 0
         if is_sound and len(self._writer.missing):  # the decoder needs more packets before them, or they are hidden
             problem = _note_problem(self._take_rest)

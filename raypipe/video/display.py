@@ -74,6 +74,7 @@ class FrameWriter:
         self.displayed_size: tuple[int, int] | None = None  # width and height, of the first frame
         self._pixel_aspect = pixel_aspect
         self._container = container
+        self._turn: tuple[int, Turn] | None = None  # of the last frame, and its rotation in degrees
         self._reformatter = VideoReformatter()
         self._full_size = VideoReformatter()
 
@@ -105,7 +106,7 @@ class FrameWriter:
 
     def _displayed(self, frame: VideoFrame) -> Pixels:
         """Return the crop [crop, crop, 3] of a frame as displayed: composited, scaled, upright, tone-mapped."""
-        turn = turn_of(frame)
+        turn = self._turn_of(frame)
         shown = square_size(frame.width, frame.height, self._pixel_aspect, resize_size=self.request.resize_size)
         if self.displayed_size is None:
             self.displayed_size = turn.apply_to_size(*shown)
@@ -124,6 +125,13 @@ class FrameWriter:
             codes = center_crop(image, self.request.crop_size)
             return hdr.to_sdr(codes, color_trc=color_trc, color_primaries=color_primaries)
         return image
+
+    def _turn_of(self, frame: VideoFrame) -> Turn:
+        """Return ``turn_of`` a frame; side data is slow, and looked at again only where the rotation changes."""
+        rotation = frame.rotation
+        if self._turn is None or rotation != self._turn[0]:
+            self._turn = rotation, turn_of(frame)
+        return self._turn[1]
 
     def _scaled(
         self, frame: VideoFrame, size: tuple[int, int], *, deep: bool = False, src_colorspace: int | None = None

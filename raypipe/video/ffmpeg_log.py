@@ -18,15 +18,12 @@ class ErrorLog:
     """Collects error lines; whoever takes them empties it, so that a hostile file cannot fill the memory."""
 
     def __init__(self, lines: list[tuple[int, str, str]]) -> None:
-        self._lines = lines
-
-    def __bool__(self) -> bool:
-        return bool(self._lines)
+        self.lines = lines  # level, source, message
 
     def take(self) -> list[Line]:
         """Return the lines since the last call."""
-        taken = [Line(source, " ".join(message.split())) for _, source, message in self._lines]
-        self._lines.clear()
+        taken = [Line(source, " ".join(message.split())) for _, source, message in self.lines]
+        self.lines.clear()
         return taken
 
 

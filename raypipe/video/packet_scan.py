@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.stream import VideoStream
 
-from raypipe.video.picture_types import TELL_KEYFRAMES, PictureType, PictureTypes, believable_keyframes
+from raypipe.video.picture_types import TELL_KEYFRAMES, TELL_TYPES, PictureType, PictureTypes, believable_keyframes
 from raypipe.video.timeline import NO_TIME, Flags, Stamps, Ticks
 
 if TYPE_CHECKING:
@@ -34,11 +34,14 @@ class PacketScan:
         self._stream = stream
         self._codec = stream.codec_context.codec.canonical_name if read_types else ""
         self._reader = PictureTypes(self._codec, bytes(stream.codec_context.extradata or b""))
+        self._tells_types = self._codec in TELL_TYPES
         self._types = array("b")
         self._pts, self._dts, self._places = array("q"), array("q"), array("q")
         self._durations, self._is_keyframe = array("q"), array("b")
         self._is_discarded, self._is_hidden = array("b"), array("b")
         self._errors = array("q")  # numbers of packets before them
+        self._tick_seconds: dict[int, float] = {}
+        self._most_ticks = int(_GAP_SECONDS / stream.time_base) if stream.time_base else 1
         self._highest = NO_TIME
         self._kept_bytes = 0
         self.kept: list[av.Packet[Any]] = []  # all of them, as long as they are small
@@ -53,8 +56,8 @@ class PacketScan:
         if is_after_error:
             self._errors.append(len(self))
         time = packet.pts if packet.pts is not None else packet.dts
-        if time is not None and packet.time_base:
-            end = float((time + (packet.duration or 0)) * packet.time_base)
+        if time is not None:
+            end = (time + (packet.duration or 0)) * self._tick_seconds_of(packet)
             self.last_end_seconds = max(self.last_end_seconds, end)
         if packet.stream_index != self._stream.index:
             return
@@ -64,7 +67,7 @@ class PacketScan:
         self._dts.append(NO_TIME if packet.dts is None else packet.dts)
         self._places.append(-1 if packet.pos is None else packet.pos)
         self._durations.append(packet.duration or 0)
-        kind = self._reader.read(memoryview(packet))
+        kind = self._reader.read(memoryview(packet)) if self._tells_types else PictureType.UNKNOWN
         self._types.append(kind)
         is_told = self._codec in TELL_KEYFRAMES and kind != PictureType.UNKNOWN
         self._is_keyframe.append(kind == PictureType.INTRA if is_told else packet.is_keyframe)
@@ -76,13 +79,20 @@ class PacketScan:
         else:
             self.kept.clear()
 
+    def _tick_seconds_of(self, packet: "av.Packet[Any]") -> float:
+        """Return the time base of a packet's stream: fractions are slow."""
+        found = self._tick_seconds.get(packet.stream_index)
+        if found is None:
+            found = self._tick_seconds[packet.stream_index] = float(packet.time_base or 0)
+        return found
+
     def renumber(self, numbers: Ticks, *, after_losses: list[int]) -> None:
         """Give the packets of a container that counts frames other numbers, as if its demuxer had found all."""
         self._dts = array("q", (numbers + (self._dts[0] - int(numbers[0]))).tolist())
         self._errors.extend(after_losses)
 
     def _cover(self, time: int) -> None:
-        most = int(_GAP_SECONDS / self._stream.time_base) if self._stream.time_base else 1
+        most = self._most_ticks
         if self._highest == NO_TIME or not 0 < time - self._highest <= most:
             is_reordered = self._highest != NO_TIME and -most < time - self._highest <= 0
             self._highest = self._highest if is_reordered else time

@@ -13,6 +13,7 @@ import numpy as np
 from raypipe.video.timeline import Flags, Positions
 
 ORDERED_BY_TYPE = frozenset({"mpeg4", "mpeg1video", "mpeg2video"})
+TELL_TYPES = ORDERED_BY_TYPE | {"h263"}
 TELL_KEYFRAMES = frozenset({"mpeg4", "h263"})
 # Codecs of which FFmpeg's parsers or encoders call every packet a key frame, and whose packets do not tell.
 _ALL_CALLED_KEYFRAMES = frozenset({"h261", "rpza"})

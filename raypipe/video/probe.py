@@ -53,6 +53,7 @@ _READ_BUFFER_BYTES = 64 * 1024
 _AVI_FRAME_BYTES = 8  # at least, even of a frame without content
 _MIN_FPS, _MAX_FPS = 0.5, 1000.0  # an average rate beyond these is made of wrong time stamps
 _USUAL_FPS = 25.0
+_STORE_CHECKSUMS = frozenset({"hevc", "ffv1", "png", "apng"})  # of pictures, where the encoder wants it
 
 
 class VideoError(Exception):
@@ -224,8 +225,8 @@ class VideoFile:
         context.thread_type = "NONE"
         if not self._loop_filter:
             context.options = {"skip_loop_filter": "all"}
-        elif self.row_format > 1:
-            context.options = {"err_detect": "crccheck"}  # checksums of pictures, where an encoder stored some
+        elif self.row_format > 1 and context.codec.canonical_name in _STORE_CHECKSUMS:
+            context.options = {"err_detect": "crccheck"}
         pixels, limit = context.width * context.height, self._limits.max_pixels
         if pixels > limit:
             msg = f"{context.width}x{context.height} is {pixels} pixels; decode.max_pixels is {limit}."
@@ -259,11 +260,16 @@ class VideoFile:
         untold = np.full(len(samples.pts), NO_TIME)
         stamps = Stamps(samples.pts, untold, samples.is_keyframe, samples.is_shown)
         timeline = self._make_timeline(stamps, frame_ticks=0.0, may_decode=is_whole)
+        is_keyframe = self._believable(samples.is_keyframe)
+        if is_whole:
+            return self._index(
+                timeline, is_keyframe=is_keyframe, is_cut=lambda *_: False, missing_seconds=lambda _: 0.0
+            )
         last = timeline.pts[timeline.is_shown].max()  # what was cut off is in the tables
         return self._index(
             replace(timeline, pts=timeline.pts[inside], is_shown=timeline.is_shown[inside]),
-            is_keyframe=self._believable(samples.is_keyframe)[inside],
-            is_cut=lambda *_: not is_whole,
+            is_keyframe=is_keyframe[inside],
+            is_cut=lambda *_: True,
             missing_seconds=lambda _: float((last - timeline.pts[inside & timeline.is_shown].max()) * self._time_base),
         )
 
@@ -303,7 +309,7 @@ class VideoFile:
         unpacker = Unpacker(self.stream)
         packets = _all_packets(self._input.demux())
         for packet in unpacker.unpack(packets) if self.row_format > 1 else packets:
-            errors = self.log.take() if self.log else []
+            errors = self.log.take() if self.log.lines else []
             scan.add(packet, is_after_error=any(self.container in line.source for line in errors))
             if len(scan) == 1:
                 self._note_palette(packet)

@@ -51,15 +51,19 @@ def read_frames(
     starts, stops = {start for start, _ in ranges}, {stop for _, stop in ranges}
     may_skip = keep is not None and skips_exactly(video.decoder)
     first_pts: int | None = None
+    skips = False
     for position, packet in video.read(ranges):
         if position in starts:
+            skips = False
+            video.decoder.skip_frame = "DEFAULT"
             video.decoder.flush_buffers()
             if video.palette is not None and video.row_format > 1:
                 with suppress(av.error.FFmpegError):
                     video.decoder.decode(video.palette)
             first_pts = int(video.index.pts[position])
-        if may_skip and keep is not None:
-            video.decoder.skip_frame = "DEFAULT" if position in keep else "NONREF"
+        if may_skip and keep is not None and skips != (position not in keep):  # setting it is slow
+            skips = not skips
+            video.decoder.skip_frame = "NONREF" if skips else "DEFAULT"
         yield from _decode(video, packet, position, report, first_pts=first_pts)
         if position + 1 in stops:
             yield from _decode(video, None, position, report, first_pts=first_pts)
@@ -92,7 +96,7 @@ def _decode(
         pass
     except av.error.FFmpegError as failure:
         error = describe(failure)
-    if error or video.log or (packet is not None and packet.is_corrupt):
+    if error or video.log.lines or (packet is not None and packet.is_corrupt):
         _note_packet(video, packet, position, report, error=error, first_pts=first_pts)
     for frame in frames:
         if frame.is_corrupt and frame.pts is not None and (first_pts is None or frame.pts >= first_pts):

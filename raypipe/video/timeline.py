@@ -149,6 +149,8 @@ def _repaired(stamps: Stamps, order: Positions, kind: StreamKind) -> Timeline:
 
 def _apart(pts: Ticks, is_shown: Flags) -> Ticks:
     """Move packets that are not shown away from a time at which another one is."""
+    if is_shown.all():
+        return pts
     clashes = np.flatnonzero(~is_shown & np.isin(pts, pts[is_shown]))
     if not len(clashes):
         return pts
@@ -215,12 +217,13 @@ def _is_sound(times: Ticks, kind: StreamKind) -> bool:
 def gap_limit(gaps: Ticks, kind: StreamKind) -> float:
     """Return the longest gap between two frames, in ticks, that is no error; infinite where none is."""
     gaps = gaps[gaps > 0]
-    if len(gaps) < _MIN_GAPS:
+    shortest = (_RESTART_SECONDS if kind.restarts else _GAP_SECONDS) / kind.tick_seconds
+    if len(gaps) < _MIN_GAPS or gaps.max() <= shortest:  # the usual case
         return np.inf
     typical = float(np.median(gaps))
     if kind.restarts:
-        return max(_RESTART_SECONDS / kind.tick_seconds, _RESTART_FRAMES * typical)
-    long = np.sort(gaps[gaps > max(_GAP_SECONDS / kind.tick_seconds, _GAP_FRAMES * typical)])[::-1].astype(np.float64)
+        return max(shortest, _RESTART_FRAMES * typical)
+    long = np.sort(gaps[gaps > max(shortest, _GAP_FRAMES * typical)])[::-1].astype(np.float64)
     long = long[: max(1, len(gaps) // _FRAMES_PER_GAP)]
     rest = gaps.sum(dtype=np.float64) - np.cumsum(long)
     errors = np.flatnonzero(long > _GAP_OF_REST * rest)
