@@ -38,12 +38,12 @@ class DamageReport:
     corrupt: set[int] = field(default_factory=set)
     referring: set[int] = field(default_factory=set)
     problem: str = ""  # the first error, in FFmpeg's words
+    is_noisy: bool = False  # the decoder logged something, whatever it means
     _logged: dict[int, str] = field(default_factory=dict)
 
-    def note_packet(self, position: int, *, is_corrupt: bool, log: list[Line], decoder: str) -> None:
-        """Note what the container says of a packet, and what the decoder logged about it."""
-        if is_corrupt:
-            self.note(position, "the container says that data is lost")
+    def note_packet(self, position: int, *, log: list[Line], decoder: str) -> None:
+        """Note what the decoder logged about a packet."""
+        self.is_noisy |= bool(log)
         if own := [line.message for line in log if line.source == decoder]:
             if decoder == _FLAGS_ALL:
                 self._logged[position] = own[0]
@@ -67,12 +67,16 @@ class DamageReport:
         """Add what another report notes."""
         self.corrupt |= other.corrupt
         self.referring |= other.referring
+        self.is_noisy |= other.is_noisy
         self.problem = self.problem or other.problem
 
     def levels(self, index: VideoIndex) -> Levels:
         """Return how bad the picture of each packet is [P], as far as its packets were decoded."""
         levels = np.zeros(len(index.pts), dtype=np.int8)
-        found = self.corrupt | self.referring
+        corrupt = self.corrupt | set(index.corrupt)
+        # A parser ends a frame when it sees the next one: the container's flag may be meant for that.
+        late = {position + 1 for position in index.corrupt if position + 1 < len(levels)}
+        found = corrupt | self.referring | late
         if not found and not index.losses:
             return levels
         keys = np.flatnonzero(index.is_keyframe)
@@ -89,7 +93,7 @@ class DamageReport:
             if end < len(levels):
                 following = slice(end + 1, int(ends[group + 1]))
                 levels[following][index.pts[following] < index.pts[end]] = Damage.REFERRED
-        levels[sorted(self.corrupt)] = Damage.CORRUPT
+        levels[sorted(corrupt)] = Damage.CORRUPT
         return levels
 
 

@@ -19,7 +19,7 @@ from raypipe.video.deinterlace import Deinterlacer
 from raypipe.video.display import FrameWriter
 from raypipe.video.index import VideoIndex
 from raypipe.video.probe import VideoError, VideoFile
-from raypipe.video.reading import all_frames, describe, packets_to_decode, read_frames
+from raypipe.video.reading import all_frames, describe, packets_to_decode, read_frames, skips_exactly
 from raypipe.video.sampling import nearest
 
 _MIN_SURVEY_PACKETS = 500
@@ -87,8 +87,11 @@ class _Salvage:
     def run(self, slots: Mapping[int, int]) -> Decoded:
         """Decode the packets at the positions that ``slots`` maps to."""
         problem = _note_problem(lambda: self._take(slots))
+        if (self._report.is_noisy or self._report.problem) and skips_exactly(self._video.decoder):
+            _note_problem(self._look_again)
         is_sound = not (problem or self._report.problem)
-        if is_sound and not len(self._writer.missing) and not self._index.losses:
+        index = self._index
+        if is_sound and not len(self._writer.missing) and not index.losses and not index.corrupt:
             return Decoded(interlaced=self._deinterlacer.interlaced)
         hidden = self._num_hidden() if is_sound else 0
         if is_sound and len(self._writer.missing):  # the decoder needs more packets before them, or they are hidden
@@ -103,7 +106,7 @@ class _Salvage:
             raise VideoError(Status.DECODE_ERROR, problem)
         found = [level for level in self._damage().values() if level < Damage.MISSING]
         if any(found) and not problem:
-            problem = "data before them is lost"
+            problem = "the container says that data is lost"
         return Decoded(
             num_corrupt_frames=sum(level > Damage.NONE for level in found),
             num_flagged_frames=sum(level == Damage.CORRUPT for level in found),
@@ -111,6 +114,11 @@ class _Salvage:
             interlaced=self._deinterlacer.interlaced,
             problem=problem,
         )
+
+    def _look_again(self) -> None:
+        """Decode the same packets without leaving any out: the decoder hides errors of what it leaves out."""
+        for _ in read_frames(self._video, packets_to_decode(self._index, self._wanted.packets), report=self._report):
+            pass
 
     def _take(self, slots: Mapping[int, int]) -> None:
         _take_groups(self._video, slots, self._writer, report=self._report, deinterlacer=self._deinterlacer)

@@ -14,7 +14,11 @@ _PIFF_SAMPLE_ENCRYPTION = bytes.fromhex("a2394f525a9b4f14a2446c427c648df4")
 _VISUAL_ENTRY_BYTES = 78  # of a visual sample entry before its boxes
 _ENCRYPTED_ENTRIES = frozenset({b"encv", b"drmi"})
 _TS_PACKETS = 2000
+_TS_WINDOWS = 16
+_SYNC = 0x47
 _SCRAMBLED_FRACTION = 0.5
+_STRAY_FRACTION = 0.01  # corrupt headers
+_SCRAMBLED = "its packets are scrambled (transport_scrambling_control)"
 _SEGMENT, _TRACKS, _TRACK, _TRACK_TYPE = 0x18538067, 0x1654AE6B, 0xAE, 0x83
 _ENCODINGS, _ENCODING, _ENCODING_TYPE = 0x6D80, 0x6240, 0x5033
 _CLUSTER = 0x1F43B675
@@ -60,28 +64,51 @@ def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[Box]:
 
 
 def _mp4(file: BinaryIO, size_bytes: int) -> str:
+    """Look at the tracks that hold video; where some are encrypted and some are not, packets have to tell."""
+    reasons: dict[int, str] = {}  # of each video track
     for kind, start, stop in _boxes(file, 0, size_bytes):
         if kind == b"moov":
-            if found := _first(_trak(file, *trak) for inner, *trak in _boxes(file, start, stop) if inner == b"trak"):
+            for inner, *trak in _boxes(file, start, stop):
+                if inner == b"trak":
+                    reasons |= _video_track(file, *trak)
+            if found := _reason_of_all(reasons):
                 return found
         elif kind == b"moof":  # the first one stands for the others
-            return _first(_samples(file, *traf) for inner, *traf in _boxes(file, start, stop) if inner == b"traf")
+            for inner, *traf in _boxes(file, start, stop):
+                number = _fragment_track(file, *traf) if inner == b"traf" else None
+                if number is not None and (number in reasons or not reasons):
+                    reasons[number] = reasons.get(number) or _samples(file, *traf)
+            return _reason_of_all(reasons)
     return ""
 
 
-def _trak(file: BinaryIO, start: int, stop: int) -> str:
+def _reason_of_all(reasons: dict[int, str]) -> str:
+    return next(iter(reasons.values()), "") if all(reasons.values()) else ""
+
+
+def _video_track(file: BinaryIO, start: int, stop: int) -> dict[int, str]:
+    """Return the number of a track that holds video, and what says that it is encrypted; nothing of other tracks."""
     parts = {kind: (body, end) for kind, body, end in _boxes(file, start, stop)}
     media = {kind: (body, end) for kind, body, end in _boxes(file, *parts.get(b"mdia", (0, 0)))}
-    handler = _read(file, *media.get(b"hdlr", (0, 0)))
-    if handler[8:12] != b"vide":
-        return ""
+    if _read(file, *media.get(b"hdlr", (0, 0)))[8:12] != b"vide":
+        return {}
+    header = _read(file, *parts.get(b"tkhd", (0, 0)))
+    number = struct.unpack_from(">I", header, 20 if header[0] else 12)[0]
     for kind, *inner in _boxes(file, *media.get(b"minf", (0, 0))):
         if kind == b"stbl":
-            for table, body, end in _boxes(file, *inner):
-                if table == b"stsd" and (found := _sample_entries(file, body + 8, end)):
-                    return found
-            return _samples(file, *inner)
-    return ""
+            entries = [
+                _sample_entries(file, body + 8, end) for name, body, end in _boxes(file, *inner) if name == b"stsd"
+            ]
+            return {number: next(filter(None, entries), "") or _samples(file, *inner)}
+    return {number: ""}
+
+
+def _fragment_track(file: BinaryIO, start: int, stop: int) -> int | None:
+    """Return which track a fragment is of."""
+    for kind, body, end in _boxes(file, start, stop):
+        if kind == b"tfhd":
+            return int(struct.unpack_from(">I", _read(file, body, end), 4)[0])
+    return None
 
 
 def _sample_entries(file: BinaryIO, start: int, stop: int) -> str:
@@ -199,13 +226,30 @@ def _elements(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int,
 
 def _transport_stream(file: BinaryIO) -> str:
     """Whether most packets are scrambled (ISO/IEC 13818-1, transport_scrambling_control)."""
-    file.seek(0)
+    counts = _scrambled_packets(file, 0, pid=None)
+    return _SCRAMBLED if counts[0] > _SCRAMBLED_FRACTION * counts[1] else ""
+
+
+def scrambling_of(file: BinaryIO, pid: int) -> str:
+    """Return what says that packets of one stream of a transport stream are scrambled, looking all over the file."""
+    at, size_bytes = file.tell(), file.seek(0, 2)
+    window = _TS_PACKETS * 188
+    scrambled = count = 0
+    for start in range(0, size_bytes, max(window, size_bytes // _TS_WINDOWS)):
+        found = _scrambled_packets(file, start, pid=pid)
+        scrambled, count = scrambled + found[0], count + found[1]
+    file.seek(at)
+    return _SCRAMBLED if scrambled > _STRAY_FRACTION * count else ""
+
+
+def _scrambled_packets(file: BinaryIO, start: int, *, pid: int | None) -> tuple[int, int]:
+    """Count the scrambled packets, of one stream or of all, and all of these, from a place in the file on."""
+    file.seek(start)
     data = file.read(_TS_PACKETS * 204)
-    for size, offset in ((188, 0), (192, 4), (204, 0)):
-        packets = [data[at : at + 4] for at in range(offset, len(data) - 4, size)]
-        if len(packets) > 1 and all(packet[0] == 0x47 for packet in packets[:5]):  # noqa: PLR2004
-            scrambled = sum(packet[3] >= 0x80 for packet in packets)  # noqa: PLR2004
-            if scrambled > _SCRAMBLED_FRACTION * len(packets):
-                return "most of its packets are scrambled (transport_scrambling_control)"
-            return ""
-    return ""
+    for size in (188, 192, 204):
+        for offset in range(min(size, len(data))):
+            if all(byte == _SYNC for byte in data[offset : offset + 5 * size : size]):
+                packets = [data[at : at + 4] for at in range(offset, len(data) - 4, size)]
+                wanted = [one for one in packets if one[0] == _SYNC and pid in {None, (one[1] & 0x1F) << 8 | one[2]}]
+                return sum(one[3] >= 0x80 for one in wanted), len(wanted)  # noqa: PLR2004
+    return 0, 0

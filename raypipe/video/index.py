@@ -38,6 +38,7 @@ class VideoIndex:
     duration_seconds: float  # what the container promises; a truncated file has less
     end_seconds: float  # where the last frame that is there ends
     timeline_repaired: bool = False  # the container's time stamps contradict each other
+    corrupt: tuple[int, ...] = ()  # positions of packets of which the container says that data is lost
     losses: tuple[int, ...] = ()  # positions of packets before which others are lost
     lost_spans: tuple[tuple[float, float], ...] = ()  # [start, stop) in seconds, of frames that damage hides
 

@@ -39,6 +39,7 @@ class PacketScan:
         self._pts, self._dts, self._places = array("q"), array("q"), array("q")
         self._durations, self._is_keyframe = array("q"), array("b")
         self._is_discarded, self._is_hidden = array("b"), array("b")
+        self.corrupt: list[int] = []  # positions of packets of which the demuxer says that data is lost
         self._errors = array("q")  # numbers of packets before them
         self._tick_seconds: dict[int, float] = {}
         self._most_ticks = int(_GAP_SECONDS / stream.time_base) if stream.time_base else 1
@@ -55,6 +56,8 @@ class PacketScan:
         """Note a packet of any stream. The demuxer may have logged an error before it."""
         if is_after_error:
             self._errors.append(len(self))
+        if packet.is_corrupt and packet.stream_index == self._stream.index:
+            self.corrupt.append(len(self))
         time = packet.pts if packet.pts is not None else packet.dts
         if time is not None:
             end = (time + (packet.duration or 0)) * self._tick_seconds_of(packet)

@@ -18,7 +18,7 @@ from raypipe.status import Status
 from raypipe.video import avi_index
 from raypipe.video.alpha import decoder_context, has_alpha_layer
 from raypipe.video.container import CONTAINERS, SNIFF_BYTES, sniff_container
-from raypipe.video.encryption import encryption_of
+from raypipe.video.encryption import encryption_of, scrambling_of
 from raypipe.video.ffmpeg_log import ErrorLog
 from raypipe.video.fragments import SkippingFile, find_damage, with_losses
 from raypipe.video.frame_order import (
@@ -116,6 +116,9 @@ class VideoFile:
         self.palette: av.Packet[Any] | None = None  # the first packet, where it brings the palette of all others
         self.may_be_encrypted = row_format > 1 and container == "mov"
         self._input, self.stream = self._open()
+        self.log.take()
+        if row_format > 1 and container == "mpegts" and (reason := scrambling_of(file, self.stream.id)):
+            raise VideoError(Status.ENCRYPTED, encrypted(reason))
         if row_format == 1:
             self._check_duration(self._promised_seconds())
         index = self._locate()
@@ -237,6 +240,7 @@ class VideoFile:
         self._input.close()
         self._decoder = None
         self._input, self.stream = self._open()
+        self.log.take()  # what was logged to find out the codec is of no packet
 
     def _locate(self) -> VideoIndex | None:
         """The index of the container's own tables, reading no packet but the first; None where they do not tell all."""
@@ -254,7 +258,8 @@ class VideoFile:
             self._reopen()
             return None
         self._note_palette(first)
-        self.may_be_encrypted = False  # in a file without fragments all that says so stands in its tables
+        if len(self._input.streams.video) == 1:
+            self.may_be_encrypted = False  # in a file without fragments all that says so stands in its tables
         self._samples = samples.only(inside)
         is_whole = bool(inside.all())
         untold = np.full(len(samples.pts), NO_TIME)
@@ -300,6 +305,7 @@ class VideoFile:
 
         index = self._index(timeline, is_keyframe=stamps.is_keyframe, is_cut=is_cut, missing_seconds=missing_seconds)
         if self.row_format > 1:
+            index = replace(index, corrupt=tuple(scan.corrupt))
             index = with_lost_spans(index, [*scan.errors, *gaps_of_constant_rate(index)])
         return with_losses(index, scan.places, self._damage, size_bytes=self.file.seek(0, os.SEEK_END))
 

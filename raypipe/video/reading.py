@@ -96,7 +96,7 @@ def _decode(
         pass
     except av.error.FFmpegError as failure:
         error = describe(failure)
-    if error or video.log.lines or (packet is not None and packet.is_corrupt):
+    if error or video.log.lines:
         _note_packet(video, packet, position, report, error=error, first_pts=first_pts)
     for frame in frames:
         if frame.is_corrupt and frame.pts is not None and (first_pts is None or frame.pts >= first_pts):
@@ -120,7 +120,7 @@ def _note_packet(
     if error:
         report.note(position, error)
     if packet is not None:
-        report.note_packet(position, is_corrupt=packet.is_corrupt, log=log, decoder=video.decoder.name)
+        report.note_packet(position, log=log, decoder=video.decoder.name)
 
 
 def _position_of(index: VideoIndex, pts: int, *, otherwise: int) -> int:

@@ -111,7 +111,7 @@ def make_timeline(
     if kind.reorders and (decoded := decode_order()):
         stamps = _without_silent(stamps, decoded)
         if decoded.num_packets == len(stamps.pts):
-            order = decoded.positions[stamps.is_shown[decoded.positions]]
+            order = _with_unseen(decoded.positions[stamps.is_shown[decoded.positions]], stamps)
             stamps = Stamps(stamps.pts, stamps.dts, stamps.is_keyframe, _flags(len(stamps.pts), order))
         is_sound = not has_faults(stamps, kind) if order is None else _is_sound(stamps.trusted[order], kind)
         if is_sound:
@@ -157,6 +157,25 @@ def _apart(pts: Ticks, is_shown: Flags) -> Ticks:
     moved = pts.copy()
     moved[clashes] = pts.min() - 1 - np.arange(len(clashes))
     return moved
+
+
+def _with_unseen(order: Positions, stamps: Stamps) -> Positions:
+    """Add the packets that gave no frame though they have a time of their own: they are damaged, not hidden."""
+    times = stamps.trusted
+    unseen = stamps.is_shown & ~_flags(len(times), order) & (times != NO_TIME)
+    unseen[1:] &= times[1:] != times[:-1]
+    whole = order.tolist()
+    places = {position: place for place, position in enumerate(whole)}
+    following: dict[int, list[int]] = {}
+    for position in np.flatnonzero(unseen).tolist():
+        before = position - 1
+        while before >= 0 and before not in places:
+            before -= 1
+        following.setdefault(before, []).append(position)
+    joined = following.get(-1, [])
+    for position in whole:
+        joined += [position, *following.get(position, [])]
+    return np.array(joined, dtype=np.int64)
 
 
 def _flags(count: int, positions: Positions) -> Flags:

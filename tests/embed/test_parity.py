@@ -75,8 +75,12 @@ def reference_frames(path: Path) -> tuple[Images, Times, Times, float]:
     """
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
-        frames = sorted(container.decode(stream), key=lambda frame: frame.pts)
-        seconds = np.array([float((frame.pts - frames[0].pts) * stream.time_base) for frame in frames])
+        frames = list(container.decode(stream))
+        if container.format.name == "avi":  # which stores no times: one frame after the other
+            seconds = np.arange(len(frames)) / float(stream.average_rate)
+        else:
+            frames.sort(key=lambda frame: frame.pts)
+            seconds = np.array([float((frame.pts - frames[0].pts) * stream.time_base) for frame in frames])
         duration = seconds[-1] + seconds[-1] / max(1, len(frames) - 1)
         asked = (np.arange(NUM_FRAMES) + 0.5) * duration / NUM_FRAMES
         nearest = [int(np.abs(seconds - one).argmin()) for one in asked]

@@ -234,13 +234,20 @@ def test_lost_packets_damage_what_refers_to_them() -> None:
     assert DamageReport().levels(index).tolist() == [0, 0, Damage.REFERRED, 0, 0, 0, Damage.REFERRED, 0]
 
 
+def test_a_flag_of_the_container_may_be_late() -> None:
+    # Packet 3 is a key frame: its loss is told of the packet before it.
+    index = replace(index_of({0, 3}, list(range(6))), corrupt=(2,))
+    reached = Damage.REFERRED
+    assert DamageReport().levels(index).tolist() == [0, 0, Damage.CORRUPT, reached, reached, reached]
+
+
 def test_what_a_decoder_logs_counts_unless_it_flags_frames() -> None:
     log = [Line("hevc", "CABAC_MAX_BIN : 7"), Line("matroska,webm", "something else")]
     report = DamageReport()
-    report.note_packet(3, is_corrupt=False, log=log, decoder="hevc")
+    report.note_packet(3, log=log, decoder="hevc")
     assert (report.corrupt, report.problem) == ({3}, "CABAC_MAX_BIN : 7")
     other = DamageReport()
-    other.note_packet(3, is_corrupt=False, log=[Line("h264", "mmco: unref short failure")], decoder="h264")
+    other.note_packet(3, log=[Line("h264", "mmco: unref short failure")], decoder="h264")
     assert (other.corrupt, other.problem) == (set(), "")
     other.note_frame(3, decoder="h264")
     other.note_frame(4, decoder="h264")

@@ -10,7 +10,7 @@ import av
 import pytest
 
 from raypipe.status import HAS_FRAMES, TRANSIENT, Status
-from raypipe.video.encryption import encryption_of
+from raypipe.video.encryption import encryption_of, scrambling_of
 from raypipe.video.protocol import DecodeRequest
 
 KEY = "76a6c65c5ea762046bd749a2e632ccbb"
@@ -46,6 +46,10 @@ def groups(*, is_protected: bool, version: int = 1) -> bytes:
     return full_box("sgpd", b"seig", length, struct.pack(">I", 1), entry, version=version)
 
 
+def fragment(*tables: bytes, track: int = 7) -> bytes:
+    return box("moof", full_box("mfhd", bytes(4)), box("traf", full_box("tfhd", struct.pack(">I", track)), *tables))
+
+
 SENC = full_box("senc", struct.pack(">I", 2), bytes(16))
 PIFF = box("uuid", bytes.fromhex("a2394f525a9b4f14a2446c427c648df4"), bytes(4), struct.pack(">I", 2), bytes(16))
 ENCRYPTED: dict[str, io.BytesIO] = {
@@ -53,12 +57,12 @@ ENCRYPTED: dict[str, io.BytesIO] = {
     "encv without sinf": movie(entry=box("encv", bytes(78))),
     "sinf in another entry": movie(entry=protected_entry(is_protected=True, kind="hvc1")),
     "senc": movie(tables=SENC),
-    "senc of a fragment": movie(fragment=box("moof", full_box("mfhd", bytes(4)), box("traf", SENC))),
-    "PIFF": movie(fragment=box("moof", box("traf", PIFF))),
+    "senc of a fragment": movie(fragment=fragment(SENC)),
+    "PIFF": movie(fragment=fragment(PIFF)),
     "seig": movie(tables=groups(is_protected=True)),
     "seig of version 0": movie(tables=groups(is_protected=True, version=0)),
     "seig of a fragment": movie(
-        entry=protected_entry(is_protected=False), fragment=box("moof", box("traf", groups(is_protected=True)))
+        entry=protected_entry(is_protected=False), fragment=fragment(groups(is_protected=True))
     ),
 }
 CLEAR: dict[str, io.BytesIO] = {
@@ -67,6 +71,7 @@ CLEAR: dict[str, io.BytesIO] = {
     "senc of no samples": movie(tables=full_box("senc", struct.pack(">I", 0))),
     "seig of clear samples": movie(tables=groups(is_protected=False)),
     "groups of another kind": movie(tables=full_box("sgpd", b"roll", struct.pack(">II", 2, 1), b"\0\1", version=1)),
+    "senc of a fragment of sound": movie(fragment=fragment(SENC, track=8)),
     "an encrypted sound": movie(entry=protected_entry(is_protected=True), handler=b"soun"),
 }
 
@@ -125,6 +130,10 @@ def test_a_transport_stream_that_is_scrambled(make_clip: Callable[..., bytes]) -
     for at in range(3, len(data), 188):
         data[at] |= 0x80
     assert encryption_of(io.BytesIO(data), "mpegts")
+    clear = make_clip("h264-ts")
+    assert scrambling_of(io.BytesIO(clear), 256) == ""
+    assert scrambling_of(io.BytesIO(clear * 20 + bytes(data)), 256)  # later on, and of the video alone
+    assert scrambling_of(io.BytesIO(clear * 20 + bytes(data)), 257) == ""
 
 
 @pytest.fixture(scope="module")
