@@ -77,7 +77,7 @@ class VideoFile:
     Without ``loop_filter`` the codec leaves out its smoothing of block edges: quicker, and other pixels.
 
     Raises:
-        VideoError: with ``forbidden_format``, ``no_video_stream`` or ``too_large``.
+        VideoError: with ``forbidden_format``, ``no_video_stream``, ``encrypted`` or ``too_large``.
         av.error.FFmpegError: FFmpeg cannot read it.
     """
 
