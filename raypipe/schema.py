@@ -1,5 +1,8 @@
 """Column names and Arrow schemas: the contract between jobs. Each name stands here once."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow as pa
 
 VIDEO_ID = "video_id"
@@ -49,6 +52,11 @@ PLAN_SCHEMA = pa.schema(
         (SHARD, pa.int32()),
     ]
 )
+
+
+def row_format_of(settings: Mapping[str, Any]) -> int:
+    """Return the row format of an output of embed, from its settings; the latest where it has none yet."""
+    return 1 if settings.get("format") == 1 else ROW_FORMAT
 
 
 def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT) -> pa.Schema:

@@ -22,14 +22,15 @@ from raypipe.config import ClassifyConfig, DecodeConfig, EmbedConfig, IndexConfi
 from raypipe.embed import pipeline as embed
 from raypipe.embed import planning
 from raypipe.embed.catalogue import find_videos
-from raypipe.embed.recheck import recheck_inputs, row_format
+from raypipe.embed.recheck import recheck_inputs
 from raypipe.embed.verify import verify as verify_embeddings
 from raypipe.errors import FingerprintError
 from raypipe.index.pipeline import run_index
 from raypipe.models.classifier_files import build_classifier, read_model
 from raypipe.report import TrainingRecord
+from raypipe.schema import row_format_of
 from raypipe.sealed.plan import Video, plan_numbers
-from raypipe.sealed.verify import Verification, stored_job
+from raypipe.sealed.verify import Verification, stored_job, stored_settings
 from raypipe.storage import Folder, Listed
 from raypipe.train.checkpoint import Checkpoints, load_optimizer
 from raypipe.train.network import build
@@ -225,9 +226,9 @@ def test_only_new_videos_are_planned(golden: Golden, bucket: str, embed_setup: e
 
 def test_rows_of_format_1_stay_readable_and_resumable(golden: Golden, embed_setup: embed.Setup) -> None:
     output = Folder(golden.place.child("embed"))
-    assert (embed_setup.row_format, row_format(output)) == (1, 1)
+    assert (embed_setup.row_format, row_format_of(stored_settings(output))) == (1, 1)
     assert embed_setup.settings["format"] == embed_setup.decode_request.row_format == 1
-    rows = list(recheck_inputs(output, decode=DecodeConfig(), num_workers=1))
+    rows = list(recheck_inputs(output, stored_settings(output), decode=DecodeConfig(), num_workers=1))
     assert len(rows) == 9
     assert not any(row.changes or row.problem for row in rows)  # its videos are ordinary: no later rule is about them
 

@@ -125,22 +125,24 @@ def verify(
 def _recheck(output: str) -> None:
     """List the rows of an output of row format 1 that the rules of today would change."""
     from raypipe.config import DecodeConfig
-    from raypipe.embed.recheck import recheck_inputs, row_format
+    from raypipe.embed.recheck import recheck_inputs
     from raypipe.errors import ConfigError
     from raypipe.report.text import visible
-    from raypipe.schema import ROW_FORMAT
-    from raypipe.sealed.verify import stored_job
+    from raypipe.schema import ROW_FORMAT, row_format_of
+    from raypipe.sealed.plan import job_of
+    from raypipe.sealed.verify import stored_settings
     from raypipe.storage import Folder
 
     folder = Folder(output)
-    if (job := stored_job(folder)) != "embed":
+    stored = stored_settings(folder)
+    if (job := job_of(stored)) != "embed":
         msg = f"--inputs reads videos again, and {output} is an output of raypipe {job}."
         raise ConfigError(msg, key="inputs", value=job, remedy="Give an output of raypipe embed.")
-    if row_format(folder) == ROW_FORMAT:
+    if row_format_of(stored) == ROW_FORMAT:
         typer.echo(f"Its rows are of format {ROW_FORMAT}, the latest: no rule has changed since.")
         return
     num_rows = num_changed = num_unread = 0
-    for row in recheck_inputs(folder, decode=DecodeConfig()):
+    for row in recheck_inputs(folder, stored, decode=DecodeConfig()):
         num_rows += 1
         num_changed += bool(row.changes)
         num_unread += bool(row.problem)

@@ -107,7 +107,7 @@ def _settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessin
     row_format = schema.ROW_FORMAT
     if numbers := plan_numbers(output):
         settings = read_plan(output, numbers[0]).settings
-        row_format = 1 if settings.get("format") == 1 else row_format
+        row_format = schema.row_format_of(settings)
         if config.backbone.dtype == "auto":
             dtype = settings.get("dtype", dtype)
     return Setup(config, output, preprocessing, weights, dtype, row_format)

@@ -17,7 +17,6 @@ from raypipe.embed.fetch import fetch_video
 from raypipe.errors import ObjectError
 from raypipe.sealed.dataset import read_embeddings
 from raypipe.sealed.plan import Video
-from raypipe.sealed.verify import stored_settings
 from raypipe.status import Status
 from raypipe.storage import Folder
 from raypipe.video.protocol import DecodeRequest, Limits, request_of_settings
@@ -37,13 +36,12 @@ class RecheckedRow:
     problem: str = ""  # why the video could not be read again
 
 
-def row_format(output: Folder) -> int:
-    """Return the format of the rows of an output of embed."""
-    return 1 if stored_settings(output).get("format") == 1 else schema.ROW_FORMAT
-
-
-def recheck_inputs(output: Folder, *, decode: DecodeConfig, num_workers: int | None = None) -> Iterator[RecheckedRow]:
+def recheck_inputs(
+    output: Folder, settings: Mapping[str, Any], *, decode: DecodeConfig, num_workers: int | None = None
+) -> Iterator[RecheckedRow]:
     """Read the videos of the rows that count again, by the rules of format 1 and of today's, and compare.
+
+    ``settings`` are those that the output stores.
 
     Nothing is embedded: a row changes exactly if its frames, their times or its other columns do. Yields every row,
     in the order of the output.
@@ -53,7 +51,7 @@ def recheck_inputs(output: Folder, *, decode: DecodeConfig, num_workers: int | N
         StorageError: no video can be read.
     """
     limits = Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds)
-    request = request_of_settings(stored_settings(output), limits)
+    request = request_of_settings(settings, limits)
     count = num_workers or len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         readers: SimpleQueue[_Reader] = SimpleQueue()

@@ -20,7 +20,7 @@ _FLOAT16_STEP = 2.0**-24  # between the smallest float16 numbers
 
 def verify(output: Folder) -> Verification:
     """Check everything that is stored of an embed job; raises like the shared ``verify``."""
-    row_format = 1 if stored_settings(output).get("format") == 1 else schema.ROW_FORMAT
+    row_format = schema.row_format_of(stored_settings(output))
     required = [schema.SIZE_BYTES, schema.FRAME_PTS_SECONDS, schema.FRAME_EMBEDDINGS]
     if row_format > 1:
         required += [schema.NUM_CORRUPT_FRAMES, schema.INTERLACED, schema.TIMELINE_REPAIRED]

@@ -92,7 +92,7 @@ def test_rows_of_format_1_keep_its_columns(output: Folder) -> None:
 
 
 def test_rows_that_change_are_listed(output: Folder) -> None:
-    found = {row.video_id: row for row in recheck_inputs(output, decode=DecodeConfig(), num_workers=2)}
+    found = {row.video_id: row for row in recheck_inputs(output, SETTINGS, decode=DecodeConfig(), num_workers=2)}
     assert found["usual.mp4"] == RecheckedRow("usual.mp4", found["usual.mp4"].video_uri)
     assert any("64x48" in change and "128x48" in change for change in found["wide.mp4"].changes)
     assert found["gone.mp4"].changes == ()
