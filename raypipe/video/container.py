@@ -14,7 +14,7 @@ CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf")
 
 
 def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
-    """FFmpeg's name of the container that a file's first bytes show, or None where it is none of ``CONTAINERS``.
+    """Return FFmpeg's name of the container that a file's first bytes show; None if it is not in ``CONTAINERS``.
 
     Since row format 2 a transport stream may begin inside a packet, as captured ones do.
     """

@@ -171,7 +171,6 @@ class _Salvage:
         """
         index = self._index
         self._video.decode_corrupt()
-        order = np.argsort(index.pts, kind="stable")
         is_distinct = len(np.unique(self._wanted.packets)) == len(self._wanted.packets)
         used = {int(index.pts[position]) for position in self._taken.values()} if is_distinct else None
         taken = _take_nearest(
@@ -182,9 +181,9 @@ class _Salvage:
             report=self._report,
             deinterlacer=self._deinterlacer,
         )
-        for slot, pts in taken.items():
-            at = min(int(np.searchsorted(index.pts[order], pts)), len(order) - 1)
-            self._taken[slot] = int(order[at])
+        order = np.argsort(index.pts, kind="stable")
+        at = np.searchsorted(index.pts[order], np.fromiter(taken.values(), np.int64))
+        self._taken |= zip(taken, order[np.minimum(at, len(order) - 1)].tolist(), strict=True)
 
     def _num_hidden(self) -> int:
         """Return how many empty slots are of packets next to a shown frame: sound, but with no picture to show."""

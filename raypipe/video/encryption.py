@@ -8,6 +8,8 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from raypipe.video.matroska import read_element
+
 _MAX_DEPTH_BOXES = 10_000  # of one file, so that a hostile one ends
 _MAX_PAYLOAD_BYTES = 65_536
 _PIFF_SAMPLE_ENCRYPTION = bytes.fromhex("a2394f525a9b4f14a2446c427c648df4")
@@ -206,21 +208,13 @@ def _track(file: BinaryIO, start: int, stop: int) -> str:
 
 
 def _elements(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the EBML elements between two places (RFC 8794): id, where the content begins and ends."""
+    """Yield the elements between two places: id, where the content begins and ends."""
     for _ in range(_MAX_DEPTH_BOXES):
-        if start + 2 > stop:
+        element = read_element(file, start) if start + 2 <= stop else None
+        if element is None:
             return
-        file.seek(start)
-        header = file.read(12)
-        id_bytes = 9 - header[0].bit_length()
-        size_bytes = 9 - header[id_bytes].bit_length()
-        if id_bytes > 4 or size_bytes > 8:  # noqa: PLR2004
-            return
-        body = start + id_bytes + size_bytes
-        size = int.from_bytes(header[id_bytes : id_bytes + size_bytes], "big") & ((1 << 7 * size_bytes) - 1)
-        is_unknown = size == (1 << 7 * size_bytes) - 1
-        end = stop if is_unknown else min(body + size, stop)
-        yield int.from_bytes(header[:id_bytes], "big"), body, end
+        end = stop if element.size is None else min(element.body + element.size, stop)
+        yield element.kind, element.body, end
         start = end
 
 

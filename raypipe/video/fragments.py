@@ -55,7 +55,7 @@ def _read(file: BinaryIO, at: int, size: int) -> bytes:
 
 
 def _sound_box(file: BinaryIO, at: int, size_bytes: int) -> int | None:
-    """Return where a box ends, or None where there is none or it is damaged."""
+    """Return where a box ends; None if it is missing or damaged."""
     header = _read(file, at, 16)
     if len(header) < _HEADER_BYTES:
         return size_bytes

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from av.video.codeccontext import VideoCodecContext
 
 from raypipe.video.picture_types import ORDERED_BY_TYPE, display_order
-from raypipe.video.timeline import DecodedOrder, Positions
+from raypipe.video.timeline import DecodedOrder, Positions, insert_in_order
 
 MAX_PACKETS = 3000
 MAX_PIXELS = 1_500_000_000  # some 10 seconds of one core
@@ -35,10 +35,7 @@ def find_display_order(
         return None
     if decoded.num_packets < len(types):
         return None
-    order = decoded.positions.tolist()
-    for silent in np.setdiff1d(np.arange(len(types)), decoded.positions).tolist():
-        order.insert(order.index(silent - 1) + 1 if silent else 0, silent)
-    return np.array(order, dtype=np.int64)
+    return insert_in_order(decoded.positions, np.setdiff1d(np.arange(len(types)), decoded.positions).tolist())
 
 
 def decode_order(packets: Iterable["av.Packet[Any]"], decoder: VideoCodecContext) -> DecodedOrder | None:

@@ -29,7 +29,7 @@ def refuse_unsupported(video: VideoFile, *, decoder: str) -> None:
         VideoError: there is something.
     """
     lacks = "make pixels square" if pixel_aspect(video.stream) != 1 else ""
-    if getattr(video.index, "timeline_repaired", False):
+    if video.index.timeline_repaired:
         lacks = "repair time stamps"
     if video.is_packed:
         lacks = "unpack B-frames"

@@ -17,7 +17,7 @@ What counts as a fault, of the frames that are shown:
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,16 +164,21 @@ def _with_unseen(order: Positions, stamps: Stamps) -> Positions:
     times = stamps.trusted
     unseen = stamps.is_shown & ~_flags(len(times), order) & (times != NO_TIME)
     unseen[1:] &= times[1:] != times[:-1]
-    whole = order.tolist()
-    places = {position: place for place, position in enumerate(whole)}
+    return insert_in_order(order, np.flatnonzero(unseen).tolist())
+
+
+def insert_in_order(order: Positions, others: Iterable[int]) -> Positions:
+    """Put other positions, ascending, into a display order: each after the one that is decoded before it."""
+    known = order.tolist()
+    placed = set(known)
     following: dict[int, list[int]] = {}
-    for position in np.flatnonzero(unseen).tolist():
+    for position in others:
         before = position - 1
-        while before >= 0 and before not in places:
+        while before >= 0 and before not in placed:
             before -= 1
         following.setdefault(before, []).append(position)
     joined = following.get(-1, [])
-    for position in whole:
+    for position in known:
         joined += [position, *following.get(position, [])]
     return np.array(joined, dtype=np.int64)
 
