@@ -8,20 +8,11 @@ import pytest
 
 from raypipe.models.backbone import Backbone
 from raypipe.models.weights import resolve_weights
-from raypipe.video.protocol import DecodeRequest, Limits, Pixels
+from raypipe.video.protocol import Pixels
 from raypipe.video.sandbox import DecodeSandbox
+from support.decoding import resnet_request
 
-REQUEST = DecodeRequest(
-    mode="uniform",
-    num_frames=16,
-    fps=1.0,
-    max_frames=16,
-    nearest_keyframe=False,
-    loop_filter=True,
-    resize_size=256,
-    crop_size=224,
-    limits=Limits(max_pixels=2**25, max_duration_seconds=3600),
-)
+REQUEST = resnet_request(16)
 PAIRS = {
     "interlaced.mp4": ("progressive.mp4", 0.99),
     "pq.mp4": ("sdr.mp4", 0.98),

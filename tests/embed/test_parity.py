@@ -17,23 +17,12 @@ from raypipe.models.backbones import Dtype
 from raypipe.models.networks import prepare_torchvision
 from raypipe.models.weights import resolve_weights
 from raypipe.storage import Folder
-from raypipe.video.protocol import DecodeRequest, Limits
 from raypipe.video.sandbox import DecodeSandbox
+from support.decoding import resnet_request
 from support.videos import make_video
 
 NUM_FRAMES = 4
-CROP, RESIZE = 224, 256  # of ResNet-18's default weights
-REQUEST = DecodeRequest(
-    mode="uniform",
-    num_frames=NUM_FRAMES,
-    fps=1.0,
-    max_frames=NUM_FRAMES,
-    nearest_keyframe=False,
-    loop_filter=True,
-    resize_size=RESIZE,
-    crop_size=CROP,
-    limits=Limits(max_pixels=2**25, max_duration_seconds=3600),
-)
+REQUEST = resnet_request(NUM_FRAMES)
 REAL_CLIPS = (
     "torchcodec_test_resources_h264_10bits.mp4",
     "torchcodec_test_resources_h265_video.mp4",
@@ -138,7 +127,7 @@ def test_vectors_equal_an_independent_reference(
     backbone = Backbone(state, name="resnet18", dtype=dtype)
     with DecodeSandbox(REQUEST, decoder="pyav") as sandbox:
         decoded = decode_shard(plan_rows(clips).slice(0, num_clips), sandbox, max_size_bytes=2**30)
-    embedded = embed_shard(decoded, backbone.embed, embedding_dim=512, crop_size=CROP)
+    embedded = embed_shard(decoded, backbone.embed, embedding_dim=512, crop_size=REQUEST.crop_size)
     rows = output_rows(embedded, embedding_dim=512).to_pylist()
     assert len(rows) == num_clips
     for row in rows:

@@ -19,6 +19,7 @@ from raypipe.video.damage import Damage, DamageReport, candidates, choose_replac
 from raypipe.video.ffmpeg_log import Line
 from raypipe.video.index import VideoIndex
 from raypipe.video.protocol import DecodeRequest
+from support.decoding import packet_index
 from support.properties import examples
 
 NUM_FRAMES = 32
@@ -197,20 +198,8 @@ def test_the_rules_are_those_of_the_latest_rows(make_request: Callable[..., Deco
 
 
 def index_of(keys: set[int], pts: list[int]) -> VideoIndex:
-    times = np.array(pts, dtype=np.int64)
-    return VideoIndex(
-        pts=times,
-        is_keyframe=np.isin(np.arange(len(pts)), list(keys)),
-        is_shown=np.ones(len(pts), dtype=np.bool_),
-        time_base=Fraction(1),
-        container="mov",
-        codec="h264",
-        width=1,
-        height=1,
-        average_fps=1.0,
-        duration_seconds=float(len(pts)),
-        end_seconds=float(len(pts)),
-    )
+    is_keyframe = np.isin(np.arange(len(pts)), list(keys))
+    return packet_index(np.array(pts), is_keyframe, time_base=Fraction(1), fps=1.0, duration_seconds=len(pts))
 
 
 def test_damage_reaches_to_the_next_key_frame() -> None:

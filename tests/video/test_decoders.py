@@ -24,6 +24,7 @@ from raypipe.video.index import VideoIndex
 from raypipe.video.protocol import DecodeRequest, Pixels
 from raypipe.video.reading import packets_to_decode
 from raypipe.video.sampling import nearest, nearest_distinct, sample_timestamps, spread
+from support.decoding import packet_index
 
 REQUESTS: dict[str, dict[str, object]] = {
     "uniform": {},
@@ -179,21 +180,7 @@ def indices(draw: st.DrawFn) -> tuple[VideoIndex, list[int]]:
 
 def make_index(pts: npt.NDArray[np.int64], is_keyframe: npt.NDArray[np.bool_]) -> VideoIndex:
     """Packets of such times, 25 a second."""
-    count = len(pts)
-    shown = np.ones(count, dtype=np.bool_)
-    return VideoIndex(
-        pts=pts,
-        is_keyframe=is_keyframe,
-        is_shown=shown,
-        time_base=Fraction(1, 25),
-        container="mov",
-        codec="h264",
-        width=96,
-        height=72,
-        average_fps=25.0,
-        duration_seconds=count / 25,
-        end_seconds=count / 25,
-    )
+    return packet_index(pts, is_keyframe, time_base=Fraction(1, 25), fps=25.0, duration_seconds=len(pts) / 25)
 
 
 @given(indices())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from raypipe.video.choosing import choose_frames, num_frames_asked
 from raypipe.video.index import VideoIndex
 from raypipe.video.timeline import NO_TIME, DecodedOrder, Stamps, StreamKind, Timeline, gap_limit, make_timeline, repair
+from support.decoding import packet_index
 from video.conftest import make_request
 
 MATROSKA = StreamKind(tick_seconds=0.001, frame_ticks=100.0, reorders=False, restarts=False, stores_dts=False)
@@ -207,18 +208,16 @@ def faulty_stamps(draw: st.DrawFn) -> list[int | None]:
 def as_index(timeline: Timeline) -> VideoIndex:
     shown = np.sort(timeline.pts[timeline.is_shown])
     end = float(shown[-1] - shown[0]) / 1000 + 0.1
-    return VideoIndex(
-        pts=timeline.pts,
-        is_keyframe=np.ones(len(timeline.pts), dtype=np.bool_),
+    is_keyframe = np.ones(len(timeline.pts), dtype=np.bool_)
+    return packet_index(
+        timeline.pts,
+        is_keyframe,
         is_shown=timeline.is_shown,
         time_base=Fraction(1, 1000),
+        fps=10.0,
+        duration_seconds=end,
         container="matroska",
         codec="vp9",
-        width=64,
-        height=64,
-        average_fps=10.0,
-        duration_seconds=end,
-        end_seconds=end,
     )
 
 
