@@ -9,7 +9,7 @@ from raypipe.errors import ConfigError, ObjectDeniedError, ObjectError, StorageE
 from raypipe.sealed.plan import Video
 from raypipe.storage import Folder, Listed, list_videos
 from raypipe.storage.folder import normalise, place_of, storage_of
-from raypipe.storage.tables import TABLE_ENDINGS, read_text_columns
+from raypipe.storage.tables import is_table, read_text_columns
 
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI)
 _STATS_AT_ONCE = 32
@@ -26,17 +26,12 @@ def find_videos(input_uri: str, *, output_uri: str, listed: Listed | None = None
         StorageError: the input cannot be listed, or none of the named objects be read.
     """
     listed = listed or Listed()
-    if is_manifest(input_uri):
+    if is_table(input_uri):
         listed.kind = "manifest"
         yield from _manifest_videos(input_uri)
         return
     for stored in list_videos(input_uri, exclude_under=output_uri, listed=listed):
         yield Video.of(stored)
-
-
-def is_manifest(input_uri: str) -> bool:
-    """Tell a manifest by its name."""
-    return input_uri.lower().endswith(TABLE_ENDINGS)
 
 
 def _manifest_videos(uri: str) -> Iterator[Video]:

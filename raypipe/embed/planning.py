@@ -8,12 +8,13 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe.config.embed import Gone
-from raypipe.embed.catalogue import find_videos, is_manifest
+from raypipe.embed.catalogue import find_videos
 from raypipe.errors import ConfigError
 from raypipe.sealed.gone import GoneVideos, Unlisted, normalised_input
 from raypipe.sealed.plan import MAX_PLAN_VIDEOS, Video, plan_table, planned_videos
 from raypipe.sealed.planner import Planner, Retry
 from raypipe.storage import Folder, Listed
+from raypipe.storage.tables import is_table
 
 MAX_UNGUARDED = 100  # videos that are marked whatever their share is
 
@@ -35,7 +36,7 @@ class Planning:
     ) -> "Planning":
         """Read every stored plan; raises like ``Planner.load``."""
         planner = Planner(output, settings, normalised_input(input_uri))
-        if gone == "mark" or (gone == "auto" and not is_manifest(input_uri)):
+        if gone == "mark" or (gone == "auto" and not is_table(input_uri)):
             planner.unlisted = Unlisted(output, input_uri)
         planner.load()
         return cls(planner, input_uri, retry, gone)

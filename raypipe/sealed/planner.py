@@ -15,7 +15,7 @@ from raypipe.sealed.gone import Unlisted, normalised_input
 from raypipe.sealed.plan import Plan, Video, digest, gone_flags
 from raypipe.status import NOT_FAILED, TRANSIENT
 from raypipe.storage import Folder
-from raypipe.storage.tables import TABLE_ENDINGS
+from raypipe.storage.tables import is_table
 
 Retry = Literal["none", "transient", "all"]
 Key = Literal["video_uri", "video_id"]
@@ -157,7 +157,7 @@ class Planner:
                 self.other_ids[digest(video_id)] = uri
                 if is_gone:
                     del self.other_ids[digest(video_id)]  # another video may have it
-        elif self.key == schema.VIDEO_URI and plan.input.lower().endswith(TABLE_ENDINGS):
+        elif self.key == schema.VIDEO_URI and is_table(plan.input):
             ids = map(digest, plan.videos[schema.VIDEO_ID].to_pylist())
             self.places.update(zip(ids, digests, strict=True))
         self.next_number = plan.number + 1

@@ -22,6 +22,11 @@ from raypipe.storage.folder import Folder, place_of
 TABLE_ENDINGS = (".parquet", ".csv", ".jsonl")
 
 
+def is_table(uri: str) -> bool:
+    """Tell a table, such as a manifest, by its name."""
+    return uri.lower().endswith(TABLE_ENDINGS)
+
+
 def read_text_columns(
     folder: Folder, name: str, columns: Sequence[str], *, required: Sequence[str], what: str
 ) -> pa.Table:
@@ -119,7 +124,7 @@ def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
     Raises:
         ConfigError: its ending is of no known format.
     """
-    if not uri.lower().endswith(TABLE_ENDINGS):
+    if not is_table(uri):
         remedy = f"Give a file that ends in {', '.join(TABLE_ENDINGS)}."
         msg = f"{what}={uri!r} has an unknown format."
         raise ConfigError(msg, key=what, value=uri, remedy=remedy)
