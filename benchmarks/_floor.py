@@ -82,7 +82,7 @@ class Floor:
 
 def settle(config: EmbedConfig) -> tuple[DecodeRequest, Dtype]:
     """What raypipe asks of a video under this configuration, and the dtype that it computes in here."""
-    from raypipe.embed.pipeline import prepare  # noqa: PLC0415
+    from raypipe.jobs.embed.job import prepare  # noqa: PLC0415
     from raypipe.models.backbones import resolve_dtype  # noqa: PLC0415
 
     dtype = resolve_dtype(config.backbone.dtype, "cpu")

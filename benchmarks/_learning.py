@@ -10,15 +10,15 @@ import numpy.typing as npt
 from rich.console import Console
 
 from raypipe import schema
-from raypipe.classify.pipeline import run_classify
 from raypipe.config import ClassifyConfig, EmbedConfig, TrainConfig, load_config
-from raypipe.embed.pipeline import run_embed
+from raypipe.dataset.read import read_embeddings, read_rows
+from raypipe.jobs.classify.job import run_classify
+from raypipe.jobs.embed.job import run_embed
+from raypipe.jobs.train.run import run_train
+from raypipe.jobs.train.samples import find_samples
 from raypipe.models.classifier import VideoClassifier
-from raypipe.report import TrainingRecord
-from raypipe.sealed.dataset import read_embeddings, read_rows
+from raypipe.records import TrainingRecord
 from raypipe.storage import Folder
-from raypipe.train.run import run_train
-from raypipe.train.samples import find_samples
 
 WEIGHTS = Path(__file__).parents[2] / "shared/assets/weights/resnet18_imagenet.safetensors"
 Vectors = Mapping[str, npt.NDArray[np.float32]]

@@ -14,7 +14,7 @@ from _memory import MemoryWatch, Peak, tree_cpu_seconds
 
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
-from raypipe.sealed.plan import read_plan
+from raypipe.dataset.plan import read_plan
 from raypipe.storage import Folder
 
 
@@ -92,7 +92,7 @@ def run_raypipe(videos: Path, output: Path, *overrides: str) -> Run:
 def _child(videos: str, output: str, log: str, *overrides: str) -> None:
     import ray  # noqa: PLC0415
 
-    from raypipe.embed import cluster, pipeline  # noqa: PLC0415
+    from raypipe.jobs.embed import cluster, job  # noqa: PLC0415
 
     decode_videos, put_shard = cluster.DecodeVideos, cluster.PutShard
 
@@ -117,7 +117,7 @@ def _child(videos: str, output: str, log: str, *overrides: str) -> None:
             return summary
 
     cluster.DecodeVideos, cluster.PutShard = WatchedDecode, WatchedPut
-    pipeline.run_embed(embed_config(Path(videos), Path(output), *overrides))
+    job.run_embed(embed_config(Path(videos), Path(output), *overrides))
     ray.shutdown()
 
 

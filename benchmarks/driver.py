@@ -25,10 +25,10 @@ from _processes import peak_bytes, run_counting_cpu
 from rich.console import Console
 
 from raypipe.config import EmbedConfig, load_config
-from raypipe.embed import cluster, pipeline, planning, shard
-from raypipe.embed.stages import DecodeSettings, EmbedSettings
-from raypipe.sealed.plan import Video
-from raypipe.sealed.seal import read_manifest
+from raypipe.dataset.plan import Video
+from raypipe.dataset.seal import read_manifest
+from raypipe.jobs.embed import cluster, job, planning, shard
+from raypipe.jobs.embed.stages import DecodeSettings, EmbedSettings
 from raypipe.status import Status
 from raypipe.storage import Folder
 from raypipe.video.sandbox import DecodedVideo
@@ -80,7 +80,7 @@ def run_once(num_videos: int) -> None:
         overrides = ("backbone.name=resnet18", "backbone.weights=random")
         config = load_config(EmbedConfig, values=values, overrides=overrides)
         start = time.perf_counter()
-        run = pipeline.run_embed(config, console=Console(file=sys.stderr))
+        run = job.run_embed(config, console=Console(file=sys.stderr))
         seconds, peak = time.perf_counter() - start, peak_bytes()
         ray.shutdown()
         rows = sum(read_manifest(Folder(str(scratch)), plan)["num_videos"] for plan in run.record.plans)

@@ -14,7 +14,7 @@ from _common import describe_machine, median, print_table, spread
 from _mixed import mixed_catalogue, parse_options
 from _steady import embed_config, run_raypipe
 
-from raypipe.embed.estimate import estimate
+from raypipe.jobs.embed.estimate import estimate
 
 TARGET = 0.25
 

@@ -21,9 +21,9 @@ from _clips import Clip, encode
 from _common import describe_machine, print_table, videos_folder
 from _decoding import EXACT
 
+from raypipe.dataset.plan import Video
 from raypipe.demo.s3_server import local_s3
-from raypipe.embed import fetch
-from raypipe.sealed.plan import Video
+from raypipe.jobs.embed import fetch
 from raypipe.storage import Folder
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
 

@@ -22,8 +22,8 @@ from _common import describe_machine, print_table
 from _listing_server import serve
 from _processes import peak_bytes
 
-from raypipe.embed.packing import pack
-from raypipe.embed.planning import Planning, plan_listing
+from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.planning import Planning, plan_listing
 from raypipe.storage import Folder
 
 _SHAPES = {

@@ -20,11 +20,11 @@ import numpy.typing as npt
 from _common import describe_machine, print_table
 
 from raypipe.config import IndexSettings
-from raypipe.retrieval.ann import Ann
-from raypipe.retrieval.duplicates import duplicate_groups
-from raypipe.retrieval.exact import neighbours
-from raypipe.retrieval.filters import Eligible
-from raypipe.retrieval.trials import trial_queries
+from raypipe.search.ann import Ann
+from raypipe.search.duplicates import duplicate_groups
+from raypipe.search.exact import neighbours
+from raypipe.search.filters import Eligible
+from raypipe.search.trials import trial_queries
 
 TARGET = 0.95
 ROWS = 50_000

@@ -32,11 +32,11 @@ from fastapi import FastAPI
 from ray import serve
 
 from raypipe.config import IndexSettings
+from raypipe.endpoint.haproxy import find_binary
 from raypipe.free_ports import free_ports
-from raypipe.retrieval.build import build_version
-from raypipe.retrieval.index import VideoIndex
-from raypipe.retrieval.versions import Versions
-from raypipe.serve.haproxy import find_binary
+from raypipe.search.build import build_version
+from raypipe.search.index import VideoIndex
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 
 DIM, CATEGORIES, CLUSTERS = 256, 20, 400

@@ -72,11 +72,11 @@ def _child(videos: str, output: str, log: str) -> None:
 
         return call
 
-    from raypipe.batch import cluster as batch_cluster  # noqa: PLC0415
-    from raypipe.embed import cluster, pipeline  # noqa: PLC0415
+    from raypipe.jobs.embed import cluster, job  # noqa: PLC0415
+    from raypipe.runs import actors  # noqa: PLC0415
 
     note("imported")
-    run_steps, put_shard = batch_cluster.RunSteps, cluster.PutShard
+    run_steps, put_shard = actors.RunSteps, cluster.PutShard
 
     class WatchedSteps(run_steps):
         """Says when an actor begins and when it can work."""
@@ -91,11 +91,11 @@ def _child(videos: str, output: str, log: str) -> None:
 
         __call__ = noted("first commit", put_shard.__call__)
 
-    batch_cluster.RunSteps, cluster.PutShard = WatchedSteps, WatchedPut
-    pipeline.connect = noted("Ray is up", pipeline.connect)
-    pipeline.plan_new = noted("planned", pipeline.plan_new)
-    pipeline.finish = noted("sealed", pipeline.finish)
-    pipeline.run_embed(embed_config(Path(videos), Path(output), "backbone.name=resnet18"))
+    actors.RunSteps, cluster.PutShard = WatchedSteps, WatchedPut
+    job.connect = noted("Ray is up", job.connect)
+    job.plan_new = noted("planned", job.plan_new)
+    job.finish = noted("sealed", job.finish)
+    job.run_embed(embed_config(Path(videos), Path(output), "backbone.name=resnet18"))
 
 
 def main() -> None:

@@ -29,21 +29,21 @@ from _common import describe_machine, median, print_table
 from _learning import train, train_config, write_labels
 
 from raypipe import schema
-from raypipe.batch.cluster import connect
-from raypipe.embed.packing import pack
-from raypipe.embed.shard import decoded_table, embed_shard, output_rows
-from raypipe.sealed.plan import Video, fingerprint
-from raypipe.sealed.planner import Planner
-from raypipe.sealed.seal import missing_shards, seal
-from raypipe.sealed.sink import describe_shard, put_shard
+from raypipe.dataset.plan import Video, fingerprint
+from raypipe.dataset.planner import Planner
+from raypipe.dataset.seal import missing_shards, seal
+from raypipe.dataset.sink import describe_shard, put_shard
+from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.shard import decoded_table, embed_shard, output_rows
+from raypipe.jobs.train import trainer
+from raypipe.jobs.train.data import read_frames
+from raypipe.jobs.train.network import build
+from raypipe.jobs.train.optim import make_optimizer, rate_at, set_rate
+from raypipe.jobs.train.samples import TARGETS, find_samples
+from raypipe.jobs.train.setup import prepare
+from raypipe.runs.actors import connect
 from raypipe.status import Status
 from raypipe.storage import Folder
-from raypipe.train import trainer
-from raypipe.train.data import read_frames
-from raypipe.train.network import build
-from raypipe.train.optim import make_optimizer, rate_at, set_rate
-from raypipe.train.samples import TARGETS, find_samples
-from raypipe.train.setup import prepare
 from raypipe.video.sandbox import DecodedVideo
 
 LABELS, NUM_FRAMES, DIM, PER_SHARD = 10, 16, 512, 64

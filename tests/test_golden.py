@@ -16,28 +16,28 @@ import torch
 from pydantic import BaseModel
 
 from golden.make import EXPECTED, frame_vectors, read, verified
-from raypipe.classify import pipeline as classify
-from raypipe.classify.verify import verify as verify_predictions
 from raypipe.config import ClassifyConfig, DecodeConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
-from raypipe.embed import pipeline as embed
-from raypipe.embed import planning
-from raypipe.embed.catalogue import find_videos
-from raypipe.embed.recheck import recheck_inputs
-from raypipe.embed.verify import verify as verify_embeddings
+from raypipe.dataset.plan import Video, plan_numbers
+from raypipe.dataset.verify import Verification, stored_job, stored_settings
 from raypipe.errors import FingerprintError
-from raypipe.index.pipeline import run_index
+from raypipe.jobs.classify import job as classify
+from raypipe.jobs.classify.verify import verify as verify_predictions
+from raypipe.jobs.embed import job as embed
+from raypipe.jobs.embed import planning
+from raypipe.jobs.embed.input_check import recheck_inputs
+from raypipe.jobs.embed.inputs import find_videos
+from raypipe.jobs.embed.verify import verify as verify_embeddings
+from raypipe.jobs.index.job import run_index
+from raypipe.jobs.train.checkpoint import Checkpoints, load_optimizer
+from raypipe.jobs.train.network import build
+from raypipe.jobs.train.optim import make_optimizer
+from raypipe.jobs.train.samples import find_samples
+from raypipe.jobs.train.setup import check_same_run, prepare, run_facts
+from raypipe.jobs.train.story import earlier_record
 from raypipe.models.classifier_files import build_classifier, read_model
-from raypipe.report import TrainingRecord
+from raypipe.records import TrainingRecord
 from raypipe.schema import row_format_of
-from raypipe.sealed.plan import Video, plan_numbers
-from raypipe.sealed.verify import Verification, stored_job, stored_settings
 from raypipe.storage import Folder, Listed
-from raypipe.train.checkpoint import Checkpoints, load_optimizer
-from raypipe.train.network import build
-from raypipe.train.optim import make_optimizer
-from raypipe.train.samples import find_samples
-from raypipe.train.setup import check_same_run, prepare, run_facts
-from raypipe.train.story import earlier_record
 from support import TESTS
 from support.embed_outputs import PACK, planned, planner, video
 from support.folders import keys

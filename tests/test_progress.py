@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from raypipe.progress import Metrics, Progress, final_table
-from raypipe.progress.rate import RecentRate
-from raypipe.progress.view import Flow
-from raypipe.report import RunRecord, ShardSummary
+from raypipe.records import RunRecord, ShardSummary
+from raypipe.runs.progress import Progress
+from raypipe.runs.progress_metrics import Metrics
+from raypipe.runs.rate import RecentRate
+from raypipe.runs.summary_tables import Flow, final_table
 
 START = 1_700_000_000.0
 
@@ -272,7 +273,7 @@ def test_metrics_count_each_shard_once_ray_runs(monkeypatch: pytest.MonkeyPatch)
 
 def test_metrics_do_not_load_ray_themselves() -> None:
     code = (
-        "import sys; from raypipe.progress import Metrics; from raypipe.report import ShardSummary;"
+        "import sys; from raypipe.runs.progress_metrics import Metrics; from raypipe.records import ShardSummary;"
         "metrics = Metrics(num_planned_videos=1, num_resumed_videos=0);"
         "metrics.add(ShardSummary(1, 0, {'ok': 1}, 1, 1, {}, 0.0)); print('ray' in sys.modules)"
     )

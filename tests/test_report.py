@@ -17,12 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raypipe.report import RunRecord, ShardSummary, VideoNote, summarize, write_report
+from raypipe.records import (
+    MAX_BUCKETS,
+    MAX_FAILURE_KINDS,
+    MAX_FAILURES,
+    MAX_PROBLEMS,
+    MAX_SLOWEST,
+    MAX_THUMBNAILS,
+    Bucket,
+    RunRecord,
+    ShardSummary,
+    Timeline,
+    VideoNote,
+)
+from raypipe.report import summarize, write_report
 from raypipe.report.charts import nice_step
-from raypipe.report.record import MAX_FAILURE_KINDS, MAX_FAILURES, MAX_PROBLEMS, MAX_SLOWEST, MAX_THUMBNAILS
-from raypipe.report.text import error_kind, format_bytes, format_rate, format_seconds, format_share, redact, visible
-from raypipe.report.timeline import MAX_BUCKETS, Bucket, Timeline
 from raypipe.status import NOT_FAILED, Status
+from raypipe.text import error_kind, format_bytes, format_rate, format_seconds, format_share, redact, visible
 from support.properties import examples
 from support.report_pages import HOSTILE, Page
 
@@ -424,7 +435,7 @@ def test_errors_of_one_cause_have_one_kind() -> None:
     assert error_kind("") == ""
 
 
-@pytest.mark.parametrize("module", ["raypipe.report", "raypipe.progress"])
+@pytest.mark.parametrize("module", ["raypipe.report", "raypipe.runs"])
 def test_importing_it_loads_neither_ray_nor_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'ray', 'torch', 'pyarrow', 'numpy'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

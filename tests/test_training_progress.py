@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from raypipe.progress import TrainingProgress, training_table
-from raypipe.progress.training import epoch_table
-from raypipe.report import EpochMetrics, TrainingRecord
+from raypipe.records import EpochMetrics, TrainingRecord
+from raypipe.runs.training_progress import TrainingProgress, epoch_table, training_table
 
 START = 1_700_000_000.0
 

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from raypipe.report import ClassMetrics, EpochMetrics, Mistake, TrainingRecord, Trial, write_training_report
+from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, TrainingRecord, Trial, confused_pairs
+from raypipe.report import write_training_report
 from raypipe.report.curves import MAX_POINTS, thinned
 from raypipe.report.model_card import model_card
-from raypipe.report.text import shorten, visible
-from raypipe.report.training_record import MAX_MISTAKES, confused_pairs
 from raypipe.report.training_summary import summarize_training
 from raypipe.report.training_text import format_loss, format_metric, format_parameters
+from raypipe.text import shorten, visible
 from support.properties import examples
 from support.report_pages import HOSTILE, Page
 

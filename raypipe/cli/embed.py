@@ -35,8 +35,8 @@ def embed(
 def _embed(settings: "EmbedConfig") -> int:
     from rich.console import Console
 
-    from raypipe.embed.pipeline import run_embed
-    from raypipe.progress import final_table
+    from raypipe.jobs.embed.job import run_embed
+    from raypipe.runs.summary_tables import final_table
 
     console = Console()
     run = run_embed(settings, console=console)
@@ -70,7 +70,7 @@ def plan(
     def run() -> int:
         from rich.console import Console
 
-        from raypipe.embed.estimate import estimate, estimate_table
+        from raypipe.jobs.embed.estimate import estimate, estimate_table
 
         settings = _embed_config(config, input_uri, output, overrides, retry, max_failed_fraction)
         Console().print(estimate_table(estimate(settings), hourly_price=hourly_price))
@@ -97,9 +97,9 @@ def verify(
     def run() -> int:
         from rich.console import Console
 
-        from raypipe.classify.verify import verify as verify_predictions
-        from raypipe.embed.verify import verify as verify_embeddings
-        from raypipe.sealed.verify import stored_job
+        from raypipe.dataset.verify import stored_job
+        from raypipe.jobs.classify.verify import verify as verify_predictions
+        from raypipe.jobs.embed.verify import verify as verify_embeddings
         from raypipe.storage import Folder
 
         folder = Folder(output)
@@ -125,13 +125,13 @@ def verify(
 def _recheck(output: str) -> None:
     """List the rows of an output of row format 1 that the rules of today would change."""
     from raypipe.config import DecodeConfig
-    from raypipe.embed.recheck import recheck_inputs
+    from raypipe.dataset.plan import job_of
+    from raypipe.dataset.verify import stored_settings
     from raypipe.errors import ConfigError
-    from raypipe.report.text import visible
+    from raypipe.jobs.embed.input_check import recheck_inputs
     from raypipe.schema import ROW_FORMAT, row_format_of
-    from raypipe.sealed.plan import job_of
-    from raypipe.sealed.verify import stored_settings
     from raypipe.storage import Folder
+    from raypipe.text import visible
 
     folder = Folder(output)
     stored = stored_settings(folder)
@@ -179,7 +179,7 @@ def doctor(
             return _doctor_there(address, input_uri=input_uri, output_uri=output)
         from rich.console import Console
 
-        from raypipe.embed.doctor import checks_table, run_checks
+        from raypipe.doctor.checks import checks_table, run_checks
 
         checks = run_checks(input_uri=input_uri, output_uri=output)
         Console().print(checks_table(checks))
@@ -191,11 +191,11 @@ def doctor(
 def _doctor_there(address: str, *, input_uri: str | None, output_uri: str | None) -> int:
     from rich.console import Console
 
-    from raypipe.embed.doctor import checks_table
-    from raypipe.remote.connection import connect
-    from raypipe.remote.doctor import check_api
-    from raypipe.remote.follow import Remote
-    from raypipe.remote.job import packed_doctor
+    from raypipe.doctor.checks import checks_table
+    from raypipe.doctor.remote import check_api
+    from raypipe.submit.connection import connect
+    from raypipe.submit.follow import Remote
+    from raypipe.submit.job import packed_doctor
 
     client = connect(address)
     checks = check_api(client)

@@ -58,8 +58,8 @@ def index(
 def _index(settings: "IndexConfig") -> int:
     from rich.console import Console
 
-    from raypipe.index.pipeline import run_index
-    from raypipe.index.view import index_table
+    from raypipe.jobs.index.job import run_index
+    from raypipe.jobs.index.view import index_table
 
     console = Console()
     run = run_index(settings, console=console)
@@ -96,8 +96,8 @@ def recommend(
 def _recommend(settings: "RecommendConfig") -> int:
     from rich.console import Console
 
-    from raypipe.recommend.pipeline import run_recommend
-    from raypipe.recommend.view import recommend_table
+    from raypipe.jobs.recommend.job import run_recommend
+    from raypipe.jobs.recommend.view import recommend_table
 
     console = Console()
     run = run_recommend(settings, console=console)

@@ -31,7 +31,7 @@ def serve(
         from rich.console import Console
 
         from raypipe.config import ServeConfig, load_config
-        from raypipe.serve.run import serve_until_stopped
+        from raypipe.endpoint.run import serve_until_stopped
 
         values = {"index": index, "model": model, "host": host, "port": port}
         settings = load_config(ServeConfig, config, values=values, overrides=overrides or ())

@@ -9,7 +9,7 @@ from raypipe.cli.app import INTERRUPTED, app, leave, say
 from raypipe.cli.options import Debug, Overrides
 
 if TYPE_CHECKING:
-    from raypipe.remote.follow import Remote
+    from raypipe.submit.follow import Remote
 
 Address = Annotated[
     str | None,
@@ -42,9 +42,9 @@ def submit(
 
     def run() -> int:
         from raypipe.errors import ConfigError
-        from raypipe.remote.connection import connect
-        from raypipe.remote.follow import Remote, one_line
-        from raypipe.remote.job import packed
+        from raypipe.submit.connection import connect
+        from raypipe.submit.follow import Remote, one_line
+        from raypipe.submit.job import packed
 
         asked = [one for one in (config, status, follow, stop) if one is not None]
         if len(asked) != 1:
@@ -72,7 +72,7 @@ def submit(
 
 
 def _follow(remote: "Remote", submission_id: str) -> int:
-    from raypipe.remote.follow import one_line
+    from raypipe.submit.follow import one_line
 
     try:
         code = remote.follow(submission_id, write=lambda text: typer.echo(text, nl=False))

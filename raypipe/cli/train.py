@@ -53,8 +53,8 @@ def train(
 def _train(settings: "TrainConfig") -> int:
     from rich.console import Console
 
-    from raypipe.progress import training_table
-    from raypipe.train.run import run_train
+    from raypipe.jobs.train.run import run_train
+    from raypipe.runs.training_progress import training_table
 
     console = Console()
     run = run_train(settings, console=console)
@@ -88,8 +88,8 @@ def classify(
 def _classify(settings: "ClassifyConfig") -> int:
     from rich.console import Console
 
-    from raypipe.classify.pipeline import run_classify
-    from raypipe.progress import final_table
+    from raypipe.jobs.classify.job import run_classify
+    from raypipe.runs.summary_tables import final_table
 
     console = Console()
     run = run_classify(settings, console=console)

@@ -111,8 +111,8 @@ def _weights(console: Console) -> str:
 
 
 def _embed(console: Console, folder: Path, weights: str) -> Path:
-    from raypipe.embed.pipeline import run_embed  # noqa: PLC0415  # Ray, which the clips do without
-    from raypipe.progress import final_table  # noqa: PLC0415
+    from raypipe.jobs.embed.job import run_embed  # noqa: PLC0415  # Ray, which the clips do without
+    from raypipe.runs.summary_tables import final_table  # noqa: PLC0415
 
     values = {"input": _INPUT, "output": _OUTPUT}
     overrides = (f"backbone.name={_BACKBONE}", f"backbone.weights={weights}")
@@ -122,8 +122,8 @@ def _embed(console: Console, folder: Path, weights: str) -> Path:
 
 
 def _train(console: Console, folder: Path, labels: Path) -> Path:
-    from raypipe.progress import training_table  # noqa: PLC0415
-    from raypipe.train.run import run_train  # noqa: PLC0415
+    from raypipe.jobs.train.run import run_train  # noqa: PLC0415
+    from raypipe.runs.training_progress import training_table  # noqa: PLC0415
 
     values = {"embeddings": _OUTPUT, "labels": str(labels), "output": _MODEL}
     run = run_train(load_config(TrainConfig, values=values), console=console)
@@ -132,8 +132,8 @@ def _train(console: Console, folder: Path, labels: Path) -> Path:
 
 
 def _classify(console: Console, folder: Path) -> Path:
-    from raypipe.classify.pipeline import run_classify  # noqa: PLC0415
-    from raypipe.progress import final_table  # noqa: PLC0415
+    from raypipe.jobs.classify.job import run_classify  # noqa: PLC0415
+    from raypipe.runs.summary_tables import final_table  # noqa: PLC0415
 
     values = {"embeddings": _OUTPUT, "model": _MODEL, "output": _PREDICTIONS}
     run = run_classify(load_config(ClassifyConfig, values=values), console=console)
@@ -142,8 +142,8 @@ def _classify(console: Console, folder: Path) -> Path:
 
 
 def _index(console: Console, catalogue: Path) -> None:
-    from raypipe.index.pipeline import run_index  # noqa: PLC0415
-    from raypipe.index.view import index_table  # noqa: PLC0415
+    from raypipe.jobs.index.job import run_index  # noqa: PLC0415
+    from raypipe.jobs.index.view import index_table  # noqa: PLC0415
 
     values = {"embeddings": _OUTPUT, "catalogue": str(catalogue), "labels": _PREDICTIONS, "output": _INDEX}
     run = run_index(load_config(IndexConfig, values=values), console=console)
@@ -168,8 +168,8 @@ def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str)
     import numpy as np  # noqa: PLC0415
 
     from raypipe import schema  # noqa: PLC0415
+    from raypipe.dataset.read import read_embeddings, read_rows  # noqa: PLC0415
     from raypipe.demo.probe import linear_probe  # noqa: PLC0415
-    from raypipe.sealed.dataset import read_embeddings, read_rows  # noqa: PLC0415
 
     predicted: dict[str, str] = {}
     for table in read_rows(Folder(_PREDICTIONS), columns=[schema.VIDEO_ID, schema.LABEL]):
@@ -194,8 +194,8 @@ def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str)
 
 def _verify(console: Console) -> None:
     from raypipe import schema  # noqa: PLC0415
-    from raypipe.embed.verify import verify  # noqa: PLC0415
-    from raypipe.sealed.dataset import read_embeddings  # noqa: PLC0415
+    from raypipe.dataset.read import read_embeddings  # noqa: PLC0415
+    from raypipe.jobs.embed.verify import verify  # noqa: PLC0415
 
     output = Folder(_OUTPUT)
     result = verify(output)

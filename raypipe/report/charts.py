@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raypipe.report.markup import Html, join, tag
-from raypipe.report.text import format_rate, format_seconds
+from raypipe.text import format_rate, format_seconds
 
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 2, 26, 24  # pixels around the plot, for its labels

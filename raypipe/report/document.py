@@ -7,7 +7,7 @@ from hashlib import sha256
 from importlib.resources import files
 
 from raypipe.report.markup import Html, join, tag
-from raypipe.report.text import format_seconds, redact
+from raypipe.text import format_seconds, redact
 
 
 def document(*, title: str, body: Sequence[Html], styles: Sequence[str] = ("style.css",)) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from unicodedata import east_asian_width
 
 from raypipe.report.markup import Html, join, tag
-from raypipe.report.text import format_count, format_share, shorten, visible
+from raypipe.text import format_count, format_share, shorten, visible
 
 MAX_LABELS = 25
 _LABEL_CHARS = 18

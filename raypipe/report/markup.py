@@ -2,7 +2,7 @@
 
 from html import escape
 
-from raypipe.report.text import visible
+from raypipe.text import visible
 
 _VOID = frozenset({"img", "meta", "br"})
 

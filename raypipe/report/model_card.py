@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import yaml
 
+from raypipe.records import EpochMetrics, TrainingRecord
 from raypipe.report import sections
-from raypipe.report.text import NOTHING, finite, format_count, plural, redact, shorten, visible
-from raypipe.report.training_record import EpochMetrics, TrainingRecord
 from raypipe.report.training_text import (
     format_parameters,
     format_score,
@@ -18,6 +17,7 @@ from raypipe.report.training_text import (
     selected_name,
     title,
 )
+from raypipe.text import NOTHING, finite, format_count, plural, redact, shorten, visible
 
 _WORST = 10
 _MAX_CHARS = 120

@@ -1,11 +1,10 @@
 """The HTML page of a report: one file, nothing loaded from outside, no script."""
 
+from raypipe.records import Point, RunRecord
 from raypipe.report import document, sections
 from raypipe.report.charts import Rate, rate_chart
 from raypipe.report.markup import Html, tag
-from raypipe.report.record import RunRecord
-from raypipe.report.text import format_bytes, format_count, format_rate, format_seconds, format_share, plural
-from raypipe.report.timeline import Point
+from raypipe.text import format_bytes, format_count, format_rate, format_seconds, format_share, plural
 
 _CHARTS = (
     ("num_videos", "videos/s", 1, 920),

@@ -3,11 +3,11 @@
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 
+from raypipe.records import FLAG_TEXTS, RunRecord, VideoNote
 from raypipe.report.charts import share_bar, stacked_bar
 from raypipe.report.markup import Html, tag
-from raypipe.report.record import FLAG_TEXTS, RunRecord, VideoNote
-from raypipe.report.text import NOTHING, format_count, format_seconds, format_share, plural, redact, shorten
 from raypipe.status import NOT_FAILED
+from raypipe.text import NOTHING, format_count, format_seconds, format_share, plural, redact, shorten
 
 _STAGES = ("fetch", "read", "decode", "embed", "classify", "put")
 _SHADES = 6

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
+from raypipe.records import EpochMetrics, TrainingRecord
 from raypipe.report import document, sections
 from raypipe.report.curves import Series, epoch_chart, thinned
 from raypipe.report.markup import Html, tag
-from raypipe.report.text import format_seconds
-from raypipe.report.training_record import EpochMetrics, TrainingRecord
 from raypipe.report.training_text import (
     format_loss,
     format_metric,
@@ -16,6 +15,7 @@ from raypipe.report.training_text import (
     selected_name,
     title,
 )
+from raypipe.text import format_seconds
 
 _NARROW = 340  # the width for a phone, in pixels: each chart is drawn twice, so that its labels keep their size
 _WIDE, _HALF = 920, 432

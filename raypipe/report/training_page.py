@@ -3,10 +3,9 @@
 import json
 from collections.abc import Callable
 
+from raypipe.records import EpochMetrics, TrainingRecord
 from raypipe.report import document, training_curves, training_sections
 from raypipe.report.markup import tag
-from raypipe.report.text import finite, format_count, format_seconds, format_share, plural, shorten
-from raypipe.report.training_record import EpochMetrics, TrainingRecord
 from raypipe.report.training_summary import summarize_training
 from raypipe.report.training_text import (
     format_parameters,
@@ -18,6 +17,7 @@ from raypipe.report.training_text import (
     selected_name,
     title,
 )
+from raypipe.text import finite, format_count, format_seconds, format_share, plural, shorten
 
 _STYLES = ("style.css", "training.css")
 _LABEL_CHARS = 24

@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 
-from raypipe.report import document, sections
-from raypipe.report.charts import share_bar
-from raypipe.report.heatmap import MAX_LABELS, confusion_matrix
-from raypipe.report.markup import Html, tag
-from raypipe.report.record import MAX_THUMBNAIL_BYTES
-from raypipe.report.text import NOTHING, finite, format_count, format_share, plural, redact, shorten
-from raypipe.report.training_record import (
+from raypipe.records import (
     MAX_MISTAKES,
+    MAX_THUMBNAIL_BYTES,
     ClassMetrics,
     EpochMetrics,
     Mistake,
     TrainingRecord,
     confused_pairs,
 )
+from raypipe.report import document, sections
+from raypipe.report.charts import share_bar
+from raypipe.report.heatmap import MAX_LABELS, confusion_matrix
+from raypipe.report.markup import Html, tag
 from raypipe.report.training_text import (
     format_metric,
     format_score,
@@ -24,6 +23,7 @@ from raypipe.report.training_text import (
     selected_name,
     title,
 )
+from raypipe.text import NOTHING, finite, format_count, format_share, plural, redact, shorten
 
 _OPEN_CLASSES = 15
 _MAX_PAIRS = 25

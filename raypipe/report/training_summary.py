@@ -3,9 +3,9 @@
 import math
 from dataclasses import asdict
 
-from raypipe.report.text import redact
-from raypipe.report.training_record import MAX_MISTAKES, EpochMetrics, TrainingRecord, confused_pairs
+from raypipe.records import MAX_MISTAKES, EpochMetrics, TrainingRecord, confused_pairs
 from raypipe.report.write import plain, utc
+from raypipe.text import redact
 
 FORMAT = 1
 MAX_CONFUSION_LABELS = 100

@@ -2,8 +2,8 @@
 
 import math
 
-from raypipe.report.text import NOTHING, finite, format_count, format_rate, format_share, plural
-from raypipe.report.training_record import EpochMetrics, TrainingRecord
+from raypipe.records import EpochMetrics, TrainingRecord
+from raypipe.text import NOTHING, finite, format_count, format_rate, format_share, plural
 
 _NAMES = {
     "loss": "validation loss",

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from raypipe.records import RunRecord
 from raypipe.report.page import page
-from raypipe.report.record import RunRecord
-from raypipe.report.text import redact
+from raypipe.text import redact
 
 FORMAT = 1
 

@@ -1,6 +1,6 @@
 """An exhaustive model of the commit: drivers, a crash of each at every storage call, in every interleaving.
 
-A driver is the real code of ``raypipe.sealed``. A state is what is stored, how far each driver is, and which puts of
+A driver is the real code of ``raypipe.dataset``. A state is what is stored, how far each driver is, and which puts of
 dead drivers are still under way; one that was seen is not looked into again. When all drivers are done or dead, one
 more recovers, with whatever is under way still to come.
 """
@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 from chaos.memory_storage import BUCKET, Bucket, Reply, Request
 from chaos.stepped_drivers import Drivers, Position
 from raypipe import schema
-from raypipe.embed.packing import pack
-from raypipe.embed.verify import verify
-from raypipe.sealed import seal, sink
-from raypipe.sealed.dataset import read_rows
-from raypipe.sealed.gone import Unlisted
-from raypipe.sealed.plan import Video, gone_flags, plan_numbers, read_plan
-from raypipe.sealed.planner import Planner
+from raypipe.dataset import seal, sink
+from raypipe.dataset.gone import Unlisted
+from raypipe.dataset.plan import Video, gone_flags, plan_numbers, read_plan
+from raypipe.dataset.planner import Planner
+from raypipe.dataset.read import read_rows
+from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from support.embed_outputs import MARK, SETTINGS, VERSIONS, made_rows
 
@@ -145,7 +145,7 @@ class Model:
                 yield f"{who}, died under way", replace(crashed, under_way=state.under_way | {request})
 
     def _drive(self, driver: str) -> None:
-        """The job, as ``raypipe.embed.pipeline`` and ``raypipe.batch.run`` do it, but for Ray and the videos."""
+        """The job, as ``raypipe.jobs.embed.job`` and ``raypipe.runs.job`` do it, but for Ray and the videos."""
         output = Folder(_OUTPUT)
         unlisted = Unlisted(output, f"{BUCKET}in") if self.case.is_marking else None
         planner = Planner(output, SETTINGS, f"{BUCKET}in", unlisted=unlisted)

@@ -10,8 +10,8 @@ from chaos.hostile_files import damaged_files, seed_clips
 from chaos.kill_cluster import NUM_CPUS, running_cluster
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
-from raypipe.embed.verify import verify
-from raypipe.sealed.dataset import read_embeddings
+from raypipe.dataset.read import read_embeddings
+from raypipe.jobs.embed.verify import verify
 from raypipe.status import Status
 from raypipe.storage import Folder
 from support.processes import Driver

@@ -1,4 +1,4 @@
-"""The embed job as ``raypipe.embed.pipeline`` runs it, but in this process, without Ray, and with a tiny model.
+"""The embed job as ``raypipe.jobs.embed.job`` runs it, but in this process, without Ray, and with a tiny model.
 
 Its videos are those of ``support.embed_outputs``: bytes that say what becomes of them.
 """
@@ -12,16 +12,16 @@ import pyarrow as pa
 from rich.console import Console
 
 from raypipe import schema
-from raypipe.batch.run import finish, start_record
-from raypipe.batch.stages import SUMMARY, RunSteps, SkipCommitted
-from raypipe.embed import shard as work
-from raypipe.embed.planning import Planning, plan_listing
-from raypipe.embed.stages import PutSettings, PutShard
-from raypipe.embed.verify import verify
+from raypipe.dataset.planner import Retry
+from raypipe.dataset.read import read_rows
 from raypipe.errors import ConfigError, RaypipeError
-from raypipe.report import ShardSummary
-from raypipe.sealed.dataset import read_rows
-from raypipe.sealed.planner import Retry
+from raypipe.jobs.embed import shard as work
+from raypipe.jobs.embed.planning import Planning, plan_listing
+from raypipe.jobs.embed.stages import PutSettings, PutShard
+from raypipe.jobs.embed.verify import verify
+from raypipe.records import ShardSummary
+from raypipe.runs.job import finish, start_record
+from raypipe.runs.stages import SUMMARY, RunSteps, SkipCommitted
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
 from raypipe.video.sandbox import DecodedVideo

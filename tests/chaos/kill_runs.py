@@ -19,8 +19,8 @@ import pytest
 from chaos.kill_cluster import Cluster, running_cluster, strike, wake
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
-from raypipe.embed.verify import verify
-from raypipe.sealed.dataset import read_embeddings
+from raypipe.dataset.read import read_embeddings
+from raypipe.jobs.embed.verify import verify
 from raypipe.status import TRANSIENT, Status
 from raypipe.storage import Folder
 from support.folders import num_committed

@@ -11,10 +11,10 @@ import greenlet
 import pytest
 
 from chaos.memory_storage import Bucket, MemoryStorage, Reply, Request, StoredStorage
-from raypipe.sealed import dataset, gone, plan, planner, seal, sink, verify
+from raypipe.dataset import gone, plan, planner, read, seal, sink, verify
 from raypipe.storage import folder
 
-_MODULES: tuple[ModuleType, ...] = (dataset, gone, plan, planner, seal, sink, verify)
+_MODULES: tuple[ModuleType, ...] = (gone, plan, planner, read, seal, sink, verify)
 
 
 @dataclass(eq=False, slots=True)

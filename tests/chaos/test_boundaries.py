@@ -11,8 +11,8 @@ from chaos import job
 from chaos.boundaries import SPANS, Scene, Tally, at_random, from_call, impatient, prepared_scene
 from chaos.fault_proxy import FAULTS, FaultProxy
 from raypipe.demo.s3_server import S3Server
-from raypipe.embed import fetch, planning
 from raypipe.errors import RaypipeError
+from raypipe.jobs.embed import fetch, planning
 from support.embed_outputs import embed
 
 Prepared = tuple[Scene, FaultProxy]

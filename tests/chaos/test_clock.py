@@ -7,7 +7,7 @@ from datetime import UTC, datetime, tzinfo
 import pytest
 
 from chaos.job import run_job, vectors_of
-from raypipe.sealed import plan, seal
+from raypipe.dataset import plan, seal
 from raypipe.storage import Folder
 from support.embed_outputs import content, upload
 

@@ -4,8 +4,8 @@ import pytest
 
 from chaos.commit_model import RECOVERY, Case, Model
 from chaos.memory_storage import Bucket
-from raypipe.sealed import planner
-from raypipe.sealed.plan import Plan, Video, plan_numbers, put_plan
+from raypipe.dataset import planner
+from raypipe.dataset.plan import Plan, Video, plan_numbers, put_plan
 from raypipe.storage import Folder, folder
 from support.embed_outputs import video
 

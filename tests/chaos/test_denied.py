@@ -3,9 +3,9 @@
 import pytest
 
 from chaos.fault_proxy import Call, Choose, FaultProxy
-from raypipe.embed.catalogue import find_videos
-from raypipe.embed.verify import verify
 from raypipe.errors import StorageError
+from raypipe.jobs.embed.inputs import find_videos
+from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from support.embed_outputs import PACK, content, finish, places, planner, upload
 

@@ -6,8 +6,8 @@ import pytest
 
 from chaos.boundaries import impatient
 from chaos.fault_proxy import Call, FaultProxy
+from raypipe.dataset.plan import plan_numbers
 from raypipe.errors import StorageError
-from raypipe.sealed.plan import plan_numbers
 from raypipe.storage import Folder, s3_list
 from support.embed_outputs import content, embed_all, places, plan_new, planned, replace_object, upload
 

@@ -12,8 +12,8 @@ from chaos.kill_cluster import running_cluster
 from chaos.kill_runs import CHEAP
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
-from raypipe.embed.verify import verify
-from raypipe.sealed.dataset import read_embeddings
+from raypipe.dataset.read import read_embeddings
+from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from support.folders import num_committed
 from support.processes import Driver, wait_until

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
-from raypipe.classify import shard as work
-from raypipe.classify.verify import verify
+from raypipe.dataset.read import read_embeddings, read_rows
+from raypipe.dataset.seal import missing_shards
 from raypipe.errors import CommitError, JobError
-from raypipe.sealed.dataset import read_embeddings, read_rows
-from raypipe.sealed.seal import missing_shards
+from raypipe.jobs.classify import shard as work
+from raypipe.jobs.classify.verify import verify
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder
 from support.classify_outputs import NAMES, QUESTION, FakeModel, classified_rows, classify_all, plan_new

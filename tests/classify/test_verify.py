@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe import schema
-from raypipe.classify.verify import verify
-from raypipe.sealed.verify import stored_job
+from raypipe.dataset.verify import stored_job
+from raypipe.jobs.classify.verify import verify
 from raypipe.storage import Folder
 from support.classify_outputs import NAMES, classify_all
 from support.embed_outputs import make_output, names_violation, replace_object

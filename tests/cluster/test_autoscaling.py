@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raypipe.embed.verify import verify
+from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from support.cluster.network import why_impossible, without_proxies
 from support.cluster.nodes import BIN

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raypipe.config import EmbedConfig, IndexConfig
-from raypipe.retrieval.versions import Versions
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.cluster.jobs import check_embedded, embed_config, raypipe, send, submit, wait_for_shards
 from support.cluster.nodes import RayCluster, RayNode

@@ -32,7 +32,7 @@ def deployment(index: Folder) -> dict[str, Any]:
             {
                 "name": "raypipe",
                 "route_prefix": "/",
-                "import_path": "raypipe.serve.app:build_app",
+                "import_path": "raypipe.endpoint.app:build_app",
                 "args": arguments,
             }
         ],

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
+from raypipe.dataset.plan import data_name
+from raypipe.jobs.train.outputs import _TENSORBOARD, METRICS
 from raypipe.models.classifier_files import MODEL_FOLDER
-from raypipe.retrieval.versions import CURRENT
-from raypipe.sealed.plan import data_name
-from raypipe.train.outputs import _TENSORBOARD, METRICS
+from raypipe.search.versions import CURRENT
 
 ROOT = Path(__file__).parents[2]
 Document = dict[str, Any]

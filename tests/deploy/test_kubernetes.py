@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from raypipe.cli import app
 from raypipe.config import EmbedConfig, ServeConfig, TrainConfig, load_config
-from raypipe.serve.access import TOKEN_VARIABLE
+from raypipe.endpoint.access import TOKEN_VARIABLE
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "kubernetes"
 Document = dict[str, Any]
@@ -228,7 +228,7 @@ def test_serve_takes_the_configuration_and_other_machines_need_the_token() -> No
     config = ServeDeploySchema.model_validate(yaml.safe_load(manifest[0]["spec"]["serveConfigV2"]))
     assert (str(config.proxy_location.value), config.http_options.host) == ("EveryNode", "0.0.0.0")  # noqa: S104 - said
     (application,) = config.applications
-    assert application.import_path == "raypipe.serve.app:build_app"
+    assert application.import_path == "raypipe.endpoint.app:build_app"
     for pod in _ray_pods(manifest):
         (token,) = [one for one in pod["spec"]["containers"][0]["env"] if one["name"] == TOKEN_VARIABLE]
         assert token["valueFrom"]["secretKeyRef"]["name"] == "raypipe-serve"

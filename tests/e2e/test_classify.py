@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 
 from raypipe import cli, schema
-from raypipe.classify.pipeline import run_classify
-from raypipe.classify.verify import verify
 from raypipe.config import ClassifyConfig, EmbedConfig
+from raypipe.dataset.read import embeddings_manifests, read_rows
 from raypipe.demo.s3_server import S3Server
-from raypipe.embed.pipeline import run_embed
 from raypipe.errors import FingerprintError
-from raypipe.sealed.dataset import embeddings_manifests, read_rows
+from raypipe.jobs.classify.job import run_classify
+from raypipe.jobs.classify.verify import verify
+from raypipe.jobs.embed.job import run_embed
 from raypipe.storage import Folder
 from support.classify_outputs import NAMES, save_model
 from support.folders import num_committed

@@ -12,11 +12,11 @@ import pytest
 from s3fs import S3FileSystem
 
 from raypipe import schema
+from raypipe.dataset.read import read_embeddings
 from raypipe.demo.s3_server import S3Server
-from raypipe.embed import cluster
-from raypipe.embed.pipeline import run_embed
-from raypipe.embed.verify import verify
-from raypipe.sealed.dataset import read_embeddings
+from raypipe.jobs.embed import cluster
+from raypipe.jobs.embed.job import run_embed
+from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from support.processes import Configure
 from support.videos import make_video, upload

@@ -18,9 +18,6 @@ import pytest
 from playwright.sync_api import expect
 
 from raypipe import cli, schema
-from raypipe.batch.run import BatchRun
-from raypipe.classify.pipeline import run_classify
-from raypipe.classify.verify import verify as verify_predictions
 from raypipe.client import AnswerError, Client
 from raypipe.config import (
     ClassifyConfig,
@@ -31,17 +28,20 @@ from raypipe.config import (
     TrainConfig,
     load_config,
 )
-from raypipe.embed.pipeline import run_embed
-from raypipe.embed.verify import verify
-from raypipe.index.pipeline import IndexRun, run_index
-from raypipe.recommend.pipeline import RecommendRun, run_recommend
-from raypipe.recommend.shard import query_of
-from raypipe.report import TrainingRecord
-from raypipe.retrieval.index import VideoIndex
-from raypipe.retrieval.versions import Versions
-from raypipe.sealed.dataset import read_embeddings, read_rows
+from raypipe.dataset.read import read_embeddings, read_rows
+from raypipe.jobs.classify.job import run_classify
+from raypipe.jobs.classify.verify import verify as verify_predictions
+from raypipe.jobs.embed.job import run_embed
+from raypipe.jobs.embed.verify import verify
+from raypipe.jobs.index.job import IndexRun, run_index
+from raypipe.jobs.recommend.job import RecommendRun, run_recommend
+from raypipe.jobs.recommend.shard import query_of
+from raypipe.jobs.train.run import run_train
+from raypipe.records import TrainingRecord
+from raypipe.runs.job import BatchRun
+from raypipe.search.index import VideoIndex
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
-from raypipe.train.run import run_train
 from support.browser import Watch, chromium
 from support.endpoints import FREE_OF_CHARGE, served
 from support.fixtures.ray_session import CHEAP

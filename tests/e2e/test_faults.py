@@ -12,12 +12,12 @@ import pytest
 import ray
 
 from raypipe import schema
-from raypipe.embed import pipeline
-from raypipe.embed.pipeline import run_embed
-from raypipe.embed.verify import verify
+from raypipe.dataset.read import read_embeddings
 from raypipe.errors import JobError
-from raypipe.report import ShardSummary
-from raypipe.sealed.dataset import read_embeddings
+from raypipe.jobs.embed import job
+from raypipe.jobs.embed.job import run_embed
+from raypipe.jobs.embed.verify import verify
+from raypipe.records import ShardSummary
 from raypipe.storage import Folder
 from support.folders import num_committed
 from support.processes import Configure, StartDriver, kill_one, wait_until
@@ -114,7 +114,7 @@ def test_what_ray_gives_up_with_is_one_plain_line(
         said = "\x1b[36mray::MapWorker\x1b[39m died\n  File x, line 1\nValueError: it broke"
         raise ray.exceptions.RayError(said)
 
-    monkeypatch.setattr(pipeline.cluster, "run_shards", give_up)
+    monkeypatch.setattr(job.cluster, "run_shards", give_up)
     with pytest.raises(JobError) as caught:
         run_embed(configure(videos.uri, f"{bucket}/out"))
     assert "ValueError: it broke" in str(caught.value)
@@ -126,13 +126,13 @@ def test_a_shard_that_fails_is_tried_again(bucket: str, configure: Configure, mo
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, 4)
     config = configure(videos.uri, output.uri, *_SHARDS)
-    run_shards = pipeline.cluster.run_shards
+    run_shards = job.cluster.run_shards
 
     def down(blocks: list[pa.Table], *_: object, **__: object) -> Iterator[ShardSummary]:
         for number, _ in enumerate(blocks):
             yield ShardSummary(0, number, {}, 0, 0, {}, 0.0, problem="StorageError: it is down")
 
-    monkeypatch.setattr(pipeline.cluster, "run_shards", down)
+    monkeypatch.setattr(job.cluster, "run_shards", down)
     with pytest.raises(JobError, match="it is down"):
         run_embed(config)
     rounds: list[int] = []
@@ -145,7 +145,7 @@ def test_a_shard_that_fails_is_tried_again(bucket: str, configure: Configure, mo
         else:
             yield from run_shards(blocks, *args, **kwargs)
 
-    monkeypatch.setattr(pipeline.cluster, "run_shards", down_at_first)
+    monkeypatch.setattr(job.cluster, "run_shards", down_at_first)
     run_embed(config)
     assert rounds == [4, 1]
     check(output, ids)

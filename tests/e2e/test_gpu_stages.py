@@ -10,9 +10,9 @@ import yaml
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
-from raypipe.embed.pipeline import run_embed
-from raypipe.embed.verify import verify
-from raypipe.sealed.dataset import read_embeddings
+from raypipe.dataset.read import read_embeddings
+from raypipe.jobs.embed.job import run_embed
+from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from support import TESTS
 from support.processes import Configure

@@ -11,8 +11,8 @@ import pytest
 
 from raypipe import cli
 from raypipe.demo.s3_server import S3Server
-from raypipe.retrieval.index import VideoIndex
-from raypipe.retrieval.versions import Versions
+from raypipe.search.index import VideoIndex
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.folders import keys
 from support.train_runs import embed_all, video_ids

@@ -16,11 +16,11 @@ from raypipe import cli
 from raypipe.config import IndexConfig, RecommendConfig
 from raypipe.demo.s3_server import S3Server
 from raypipe.errors import ConfigError, FingerprintError
-from raypipe.index.pipeline import run_index
-from raypipe.recommend.pipeline import run_recommend
-from raypipe.recommend.shard import query_of
-from raypipe.retrieval.index import VideoIndex
-from raypipe.retrieval.versions import Versions
+from raypipe.jobs.index.job import run_index
+from raypipe.jobs.recommend.job import run_recommend
+from raypipe.jobs.recommend.shard import query_of
+from raypipe.search.index import VideoIndex
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.folders import num_committed
 from support.processes import StartDriver, wait_until
@@ -174,7 +174,7 @@ def test_a_run_keeps_its_version_and_refuses_another(
     history = put_parquet(place, [(f"u{number}", [IDS[number]]) for number in range(20)])
     config = configured(index, history, output, cache, users_per_shard=4)
     with monkeypatch.context() as patch:
-        patch.setattr("raypipe.recommend.pipeline.finish", _stopped)
+        patch.setattr("raypipe.jobs.recommend.job.finish", _stopped)
         with pytest.raises(KeyboardInterrupt):
             run_recommend(config)
     embed_all(embeddings, IDS[30:])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raypipe.retrieval.versions import Versions
+from raypipe.search.versions import Versions
 from support.endpoints import Endpoint
 from support.load import Load, Request, get, post
 from support.processes import wait_until

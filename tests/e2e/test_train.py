@@ -21,13 +21,13 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from raypipe import cli, schema
-from raypipe.classify.pipeline import run_classify
-from raypipe.classify.verify import verify
 from raypipe.config import ClassifyConfig, TrainConfig
+from raypipe.dataset.read import read_rows
+from raypipe.jobs.classify.job import run_classify
+from raypipe.jobs.classify.verify import verify
+from raypipe.jobs.train.run import run_train
 from raypipe.models.classifier_files import build_model, read_model
-from raypipe.sealed.dataset import read_rows
 from raypipe.storage import Folder
-from raypipe.train.run import run_train
 from support.folders import keys
 from support.train_runs import LABELS, NUM_VIDEOS, Trained, embed_all, frames_of, history, train_config, video_ids
 

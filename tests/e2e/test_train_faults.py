@@ -7,8 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from raypipe.jobs.train.checkpoint import Checkpoint, Checkpoints
 from raypipe.storage import Folder
-from raypipe.train.checkpoint import Checkpoint, Checkpoints
 from support.embed_outputs import replace_object
 from support.folders import keys
 from support.memory_disk import memory_disk

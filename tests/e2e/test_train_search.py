@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from raypipe.jobs.train.run import run_train
 from raypipe.storage import Folder
-from raypipe.train.run import run_train
 from support.folders import keys
 from support.train_runs import Trained, train_config
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from raypipe.config import EmbedConfig, load_config
-from raypipe.embed.estimate import Estimate, estimate, estimate_table
-from raypipe.embed.pipeline import plan_new, prepare
-from raypipe.embed.planning import MAX_UNGUARDED
 from raypipe.errors import ConfigError
+from raypipe.jobs.embed.estimate import Estimate, estimate, estimate_table
+from raypipe.jobs.embed.job import plan_new, prepare
+from raypipe.jobs.embed.planning import MAX_UNGUARDED
 from raypipe.storage import Folder
 from support.folders import keys
 from support.videos import make_video

@@ -9,8 +9,7 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 
-from raypipe.embed import fetch
-from raypipe.embed.fetch import Fetched, decode_fetched, fetch_video, fetch_videos
+from raypipe.dataset.plan import Video
 from raypipe.errors import (
     ObjectChangedError,
     ObjectDeniedError,
@@ -20,7 +19,8 @@ from raypipe.errors import (
     ObjectUnreadableError,
     StorageError,
 )
-from raypipe.sealed.plan import Video
+from raypipe.jobs.embed import fetch
+from raypipe.jobs.embed.fetch import Fetched, decode_fetched, fetch_video, fetch_videos
 from raypipe.status import Status
 from raypipe.storage import Folder
 from raypipe.video.protocol import DecodeRequest, Limits

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
-from raypipe.embed.packing import pack
-from raypipe.sealed.plan import Plan, Video, planned_videos
+from raypipe.dataset.plan import Plan, Video, planned_videos
+from raypipe.jobs.embed.packing import pack
 from support.embed_outputs import MARK, SETTINGS
 from support.properties import examples
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raypipe import schema
-from raypipe.embed.shard import decode_shard, embed_shard, output_rows
+from raypipe.jobs.embed.shard import decode_shard, embed_shard, output_rows
 from raypipe.models.backbone import Backbone
 from raypipe.models.backbones import Dtype
 from raypipe.models.networks import prepare_torchvision

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from raypipe import schema
 from raypipe.config.embed import Gone
-from raypipe.embed import planning
-from raypipe.embed.planning import MAX_UNGUARDED
-from raypipe.embed.verify import verify
+from raypipe.dataset import plan as plans
+from raypipe.dataset.plan import Video, plan_numbers
+from raypipe.dataset.planner import Retry
+from raypipe.dataset.read import read_embeddings
 from raypipe.errors import ConfigError, StorageError
-from raypipe.sealed import plan as plans
-from raypipe.sealed.dataset import read_embeddings
-from raypipe.sealed.plan import Video, plan_numbers
-from raypipe.sealed.planner import Retry
+from raypipe.jobs.embed import planning
+from raypipe.jobs.embed.planning import MAX_UNGUARDED
+from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder, Listed, local
 from raypipe.storage.videos import Kind
 from support.embed_outputs import (

@@ -13,14 +13,14 @@ import pytest
 from raypipe import schema
 from raypipe.cli import app
 from raypipe.config import DecodeConfig
-from raypipe.embed import shard as work
-from raypipe.embed.catalogue import find_videos
-from raypipe.embed.recheck import RecheckedRow, recheck_inputs
-from raypipe.embed.verify import verify
-from raypipe.sealed.dataset import read_embeddings
-from raypipe.sealed.plan import fingerprint
-from raypipe.sealed.seal import missing_shards, seal
-from raypipe.sealed.sink import describe_shard, put_shard
+from raypipe.dataset.plan import fingerprint
+from raypipe.dataset.read import read_embeddings
+from raypipe.dataset.seal import missing_shards, seal
+from raypipe.dataset.sink import describe_shard, put_shard
+from raypipe.jobs.embed import shard as work
+from raypipe.jobs.embed.input_check import RecheckedRow, recheck_inputs
+from raypipe.jobs.embed.inputs import find_videos
+from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from raypipe.video.protocol import Limits, request_of_settings
 from raypipe.video.sandbox import DecodeSandbox

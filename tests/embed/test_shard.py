@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raypipe import schema
-from raypipe.embed.packing import pack
-from raypipe.embed.shard import (
+from raypipe.dataset.plan import Video, planned_videos
+from raypipe.errors import JobError, StorageError
+from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.shard import (
     FRAMES,
     NUM_THROTTLES,
     decode_shard,
@@ -25,9 +27,7 @@ from raypipe.embed.shard import (
     summarise,
     thumbnail,
 )
-from raypipe.errors import JobError, StorageError
 from raypipe.models.crops import Crops
-from raypipe.sealed.plan import Video, planned_videos
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, throttles
 from support.embed_outputs import CROP, DIM, FakeSandbox, content, decoded, embed, upload
@@ -96,7 +96,7 @@ def test_an_error_of_the_storage_ends_the_shard(monkeypatch: pytest.MonkeyPatch)
         msg = "no such bucket"
         raise StorageError(msg)
 
-    monkeypatch.setattr("raypipe.embed.fetch.read_object", fail)
+    monkeypatch.setattr("raypipe.jobs.embed.fetch.read_object", fail)
     with pytest.raises(StorageError):
         decode_shard(named(3), FakeSandbox(), max_size_bytes=400)  # type: ignore[arg-type]
 

@@ -22,18 +22,18 @@ import yaml
 
 import raypipe
 from raypipe import schema
-from raypipe.classify.verify import verify as verify_predictions
+from raypipe.dataset.read import read_embeddings, read_rows
+from raypipe.dataset.verify import Verification
 from raypipe.demo.s3_server import local_s3
-from raypipe.embed.verify import verify as verify_embeddings
+from raypipe.jobs.classify.verify import verify as verify_predictions
+from raypipe.jobs.embed.verify import verify as verify_embeddings
+from raypipe.jobs.train.checkpoint import Checkpoints
 from raypipe.models.classifier_files import build_classifier, read_model
-from raypipe.retrieval.index import VideoIndex
-from raypipe.retrieval.query import Query
-from raypipe.retrieval.versions import Versions
-from raypipe.sealed.dataset import read_embeddings, read_rows
-from raypipe.sealed.verify import Verification
+from raypipe.search.index import VideoIndex
+from raypipe.search.query import Query
+from raypipe.search.versions import Versions
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
-from raypipe.train.checkpoint import Checkpoints
 from support import TESTS
 from support.videos import make_video
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe import cli
-from raypipe.retrieval.index import VideoIndex
-from raypipe.retrieval.versions import Versions
+from raypipe.search.index import VideoIndex
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.train_runs import embed_all, video_ids
 
@@ -69,7 +69,7 @@ def test_bad_values_are_warned_of(embeddings: Folder, tmp_path: Path, caplog: py
     views: list[object] = [*range(len(IDS) - 4), *["many"] * 4]
     with caplog.at_level(logging.WARNING):
         found = index(embeddings, tmp_path, {"published_at": dates, "views": views, "year": range(1800, 1824)})
-    said = [record.getMessage() for record in caplog.records if record.name == "raypipe.index.catalogue"]
+    said = [record.getMessage() for record in caplog.records if record.name == "raypipe.jobs.index.inputs"]
     assert len(said) == 2
     for message, tokens in zip(
         said, (("'published_at'", "1 of 24", "'n/a'"), ("'views'", "4 of 24", "'many'")), strict=True

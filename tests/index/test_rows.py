@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raypipe.dataset.read import embeddings_manifests, read_embeddings
 from raypipe.errors import CommitError, ConfigError
-from raypipe.index.rows import IndexedRows, find_rows
-from raypipe.sealed.dataset import embeddings_manifests, read_embeddings
+from raypipe.jobs.index.rows import IndexedRows, find_rows
 from raypipe.storage import Folder
 from support.embed_outputs import (
     DIM,

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from raypipe.jobs.train.optim import make_optimizer, set_rate
+from raypipe.jobs.train.outputs import put_model
 from raypipe.models.adapters import VideoModel, add_lora, freeze, merge_lora
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
 from raypipe.models.frames import pad_frames
 from raypipe.storage import Folder
-from raypipe.train.optim import make_optimizer, set_rate
-from raypipe.train.outputs import put_model
 from support.tiny_models import DIM, random_videos, tiny_classifier, tiny_masked_frame
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -532,7 +532,7 @@ def run_python(code: str) -> str:
 
 
 def test_a_driver_starts_without_torch() -> None:
-    assert run_python("import raypipe.embed.pipeline, sys; print('torch' in sys.modules)") == "False"
+    assert run_python("import raypipe.jobs.embed.job, sys; print('torch' in sys.modules)") == "False"
 
 
 def test_the_compiler_is_there_for_whoever_needs_it_meanwhile() -> None:

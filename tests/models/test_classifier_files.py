@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from raypipe.errors import CommitError, FingerprintError, WeightsError
+from raypipe.jobs.train.outputs import put_model
 from raypipe.models.classifier_files import (
     COMPLETE,
     CONFIG,
@@ -19,7 +20,6 @@ from raypipe.models.classifier_files import (
     read_model,
 )
 from raypipe.storage import Folder
-from raypipe.train.outputs import put_model
 from support.embed_outputs import replace_object
 from support.tiny_models import DIM, NAMES, tiny_classifier, tiny_masked_frame
 

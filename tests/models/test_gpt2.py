@@ -13,9 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from raypipe.config import ClassifierConfig, Gpt2Size
 from raypipe.errors import ConfigError, WeightsError
+from raypipe.jobs.train.network import Start, build, classifier_config
 from raypipe.models.classifier import VideoClassifier
 from raypipe.models.gpt2 import HUB_NAMES, resolve_gpt2
-from raypipe.train.network import Start, build, classifier_config
 from support.tiny_models import DIM, random_videos, tiny_classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")

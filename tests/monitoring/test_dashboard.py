@@ -17,10 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 from raypipe import cli
+from raypipe.endpoint.endpoints import NAMES
+from raypipe.endpoint.metrics import Metrics
 from raypipe.monitoring.files import DASHBOARD, SCRAPE_CONFIG, how_to_use, path_of
-from raypipe.progress import metrics as of_jobs
-from raypipe.serve.endpoints import NAMES
-from raypipe.serve.metrics import Metrics
+from raypipe.runs import progress_metrics as of_jobs
 from raypipe.status import NOT_FAILED, Status
 
 FUNCTIONS = {"avg", "histogram_quantile", "last_over_time", "max", "rate", "sum", "vector"}

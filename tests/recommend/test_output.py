@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from raypipe.errors import CommitError, FingerprintError, RaypipeError
-from raypipe.recommend import output as stored
-from raypipe.recommend.output import Run, ShardCounts
-from raypipe.recommend.unknown import UnknownIds
+from raypipe.jobs.recommend import output as stored
+from raypipe.jobs.recommend.output import Run, ShardCounts
+from raypipe.jobs.recommend.unknown import UnknownIds
 from raypipe.storage import Folder
 from support.embed_outputs import replace_object
 

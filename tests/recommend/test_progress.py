@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from raypipe.recommend.progress import UserProgress
-from raypipe.report import ShardSummary
+from raypipe.jobs.recommend.progress import UserProgress
+from raypipe.records import ShardSummary
 
 
 def summary(**counts: int) -> ShardSummary:

@@ -6,12 +6,12 @@ import pytest
 
 from raypipe import cli
 from raypipe.config import IndexConfig
-from raypipe.index.pipeline import run_index
-from raypipe.recommend import pipeline
-from raypipe.recommend.cluster import Work
-from raypipe.recommend.output import read_manifest
-from raypipe.recommend.progress import UserProgress
-from raypipe.recommend.stages import RecommendToUsers
+from raypipe.jobs.index.job import run_index
+from raypipe.jobs.recommend import job
+from raypipe.jobs.recommend.cluster import Work
+from raypipe.jobs.recommend.output import read_manifest
+from raypipe.jobs.recommend.progress import UserProgress
+from raypipe.jobs.recommend.stages import RecommendToUsers
 from raypipe.storage import Folder
 from support.train_runs import embed_all, video_ids
 
@@ -35,8 +35,8 @@ def test_the_exit_code_and_the_summary_tell_of_unknown_ids(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(pipeline, "connect", lambda: None)
-    monkeypatch.setattr(pipeline, "finish", finish_here)
+    monkeypatch.setattr(job, "connect", lambda: None)
+    monkeypatch.setattr(job, "finish", finish_here)
     place = Folder(str(tmp_path))
     embeddings = embed_all(Folder(place.child("embeddings")), video_ids(24))
     run_index(IndexConfig(embeddings=embeddings.uri, output=place.child("index")))

@@ -6,14 +6,14 @@ import pyarrow as pa
 import pytest
 
 from raypipe.config import IndexConfig, RankingConfig
-from raypipe.index.pipeline import run_index
-from raypipe.recommend.shard import ROWS, count, query_of, recommend_shard, watched
-from raypipe.recommend.unknown import UnknownIds
-from raypipe.recommend.users import parse
-from raypipe.retrieval.index import VideoIndex
-from raypipe.retrieval.items import Items
-from raypipe.retrieval.query import Query
-from raypipe.retrieval.versions import Versions
+from raypipe.jobs.index.job import run_index
+from raypipe.jobs.recommend.shard import ROWS, count, query_of, recommend_shard, watched
+from raypipe.jobs.recommend.unknown import UnknownIds
+from raypipe.jobs.recommend.users import parse
+from raypipe.search.index import VideoIndex
+from raypipe.search.items import Items
+from raypipe.search.query import Query
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.train_runs import embed_all, video_ids
 from support.vectors import clustered, index_of

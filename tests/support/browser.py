@@ -14,14 +14,14 @@ import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from raypipe.config.serve import LimitsConfig
-from raypipe.retrieval.versions import Versions
-from raypipe.serve.access import Access, digest_of
-from raypipe.serve.lane import Lane
-from raypipe.serve.limits import Limits
-from raypipe.serve.live import LiveIndex
-from raypipe.serve.metrics import Metrics
-from raypipe.serve.routes import build_application
-from raypipe.serve.service import Service
+from raypipe.endpoint.access import Access, digest_of
+from raypipe.endpoint.lane import Lane
+from raypipe.endpoint.limits import Limits
+from raypipe.endpoint.live import LiveIndex
+from raypipe.endpoint.metrics import Metrics
+from raypipe.endpoint.routes import build_application
+from raypipe.endpoint.service import Service
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.processes import free_port, wait_until
 from support.served_index import put_index

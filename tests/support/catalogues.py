@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raypipe.config import IndexSettings
-from raypipe.retrieval.build import build_version
-from raypipe.retrieval.versions import Versions
+from raypipe.search.build import build_version
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 
 CATEGORIES = ("music", "news", "sport", "cooking", "travel")

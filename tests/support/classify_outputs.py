@@ -12,14 +12,14 @@ import pyarrow as pa
 import torch
 
 from raypipe import schema
-from raypipe.classify import catalogue
-from raypipe.classify import shard as work
+from raypipe.dataset.plan import fingerprint
+from raypipe.dataset.planner import Planner
+from raypipe.dataset.read import embeddings_manifests
+from raypipe.dataset.seal import missing_shards, seal, unsealed_plans
+from raypipe.dataset.sink import describe_shard, put_shard
+from raypipe.jobs.classify import inputs
+from raypipe.jobs.classify import shard as work
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig
-from raypipe.sealed.dataset import embeddings_manifests
-from raypipe.sealed.plan import fingerprint
-from raypipe.sealed.planner import Planner
-from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
-from raypipe.sealed.sink import describe_shard, put_shard
 from raypipe.storage import Folder
 from support.embed_outputs import DIM, VERSIONS
 
@@ -82,10 +82,10 @@ def plan_new(embeddings: Folder, output: Folder, *, max_videos: int = 4, setting
     manifests = embeddings_manifests(embeddings)
     planner = Planner(output, settings, embeddings.uri, key="video_id")
     planner.load()
-    found = catalogue.find_embedded(embeddings, manifests)
+    found = inputs.find_embedded(embeddings, manifests)
 
-    def pack(videos: list[catalogue.EmbeddedVideo]) -> pa.Table:
-        return catalogue.pack(videos, max_videos=max_videos, max_frames=1000, frames_per_video=3, slots=1)
+    def pack(videos: list[inputs.EmbeddedVideo]) -> pa.Table:
+        return inputs.pack(videos, max_videos=max_videos, max_frames=1000, frames_per_video=3, slots=1)
 
     return planner.store(planner.new_videos(found), pack=pack)
 

@@ -12,15 +12,15 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.config.embed import Gone
-from raypipe.embed import shard as work
-from raypipe.embed.packing import pack
-from raypipe.embed.planning import Planning, plan_listing
+from raypipe.dataset.plan import Video, fingerprint, gone_flags, planned_videos, read_plan
+from raypipe.dataset.planner import Planner, Retry
+from raypipe.dataset.seal import missing_shards, seal, unsealed_plans
+from raypipe.dataset.sink import describe_shard, put_shard
+from raypipe.dataset.verify import Violation
+from raypipe.jobs.embed import shard as work
+from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.planning import Planning, plan_listing
 from raypipe.models.crops import Crops
-from raypipe.sealed.plan import Video, fingerprint, gone_flags, planned_videos, read_plan
-from raypipe.sealed.planner import Planner, Retry
-from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
-from raypipe.sealed.sink import describe_shard, put_shard
-from raypipe.sealed.verify import Violation
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, s3_client
 from raypipe.video.sandbox import DecodedVideo

@@ -14,10 +14,10 @@ from ray import serve
 from raypipe import schema
 from raypipe.client import Client
 from raypipe.config import EmbedConfig, ServeConfig, load_config
-from raypipe.embed.pipeline import run_embed
-from raypipe.sealed.dataset import embeddings_manifests, read_embeddings
-from raypipe.serve.app import build_app
-from raypipe.serve.run import base_url
+from raypipe.dataset.read import embeddings_manifests, read_embeddings
+from raypipe.endpoint.app import build_app
+from raypipe.endpoint.run import base_url
+from raypipe.jobs.embed.job import run_embed
 from raypipe.storage import Folder
 from support.classify_outputs import save_model
 from support.fixtures.ray_session import CHEAP

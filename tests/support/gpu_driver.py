@@ -7,11 +7,11 @@ from unittest import mock
 
 import ray
 
-from raypipe.batch.cluster import configure_data
 from raypipe.config import EmbedConfig, ResourcesConfig, load_config
-from raypipe.embed import cluster
-from raypipe.embed.cluster import Placement
-from raypipe.embed.pipeline import run_embed
+from raypipe.jobs.embed import cluster
+from raypipe.jobs.embed.cluster import Placement
+from raypipe.jobs.embed.job import run_embed
+from raypipe.runs.actors import configure_data
 
 _place = cluster.place
 

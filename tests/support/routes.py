@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from raypipe.serve.access import Access
-from raypipe.serve.lane import Lane
-from raypipe.serve.limits import Limits
-from raypipe.serve.live import LiveIndex
-from raypipe.serve.metrics import Metrics
-from raypipe.serve.routes import build_application
-from raypipe.serve.service import EmbeddedVideo, Service
-from raypipe.serve.sources import Source
+from raypipe.endpoint.access import Access
+from raypipe.endpoint.lane import Lane
+from raypipe.endpoint.limits import Limits
+from raypipe.endpoint.live import LiveIndex
+from raypipe.endpoint.metrics import Metrics
+from raypipe.endpoint.routes import build_application
+from raypipe.endpoint.service import EmbeddedVideo, Service
+from raypipe.endpoint.sources import Source
 from support.served_index import DIM, EMBEDDINGS, make_items
 
 VIDEO = b"\0\0\0\x18ftyp of a video"

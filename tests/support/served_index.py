@@ -14,8 +14,8 @@ import pyarrow as pa
 from PIL import Image
 
 from raypipe.config import IndexSettings
-from raypipe.retrieval.build import build_version
-from raypipe.retrieval.versions import Versions
+from raypipe.search.build import build_version
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 
 Vectors = npt.NDArray[np.float32]

@@ -9,16 +9,16 @@ import pyarrow as pa
 import torch
 
 from raypipe.config import CheckpointConfig, OptimizerConfig
+from raypipe.jobs.train.checkpoint import Checkpoints
+from raypipe.jobs.train.loop import Loop, Notify
+from raypipe.jobs.train.samples import INDEX, TARGETS
+from raypipe.jobs.train.shard import Shard
+from raypipe.jobs.train.state import LoopSettings
+from raypipe.jobs.train.team import Team
 from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
 from raypipe.schema import FRAME_EMBEDDINGS
 from raypipe.storage import Folder
-from raypipe.train.checkpoint import Checkpoints
-from raypipe.train.loop import Loop, Notify
-from raypipe.train.samples import INDEX, TARGETS
-from raypipe.train.shard import Shard
-from raypipe.train.state import LoopSettings
-from raypipe.train.team import Team
 from support.tiny_models import DIM, NAMES, Half, shake, tiny_config
 
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.config import TrainConfig
-from raypipe.embed import shard as work
-from raypipe.embed.packing import pack
-from raypipe.sealed.plan import fingerprint
-from raypipe.sealed.seal import missing_shards, seal, unsealed_plans
+from raypipe.dataset.plan import fingerprint
+from raypipe.dataset.seal import missing_shards, seal, unsealed_plans
+from raypipe.jobs.embed import shard as work
+from raypipe.jobs.embed.packing import pack
 from raypipe.storage import Folder
 from support.embed_outputs import CROP, SETTINGS, VERSIONS, commit, decoded, planner, video
 

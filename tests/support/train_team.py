@@ -14,8 +14,8 @@ import torch
 from torch import distributed, multiprocessing
 
 import support.train_loops as loops
+from raypipe.jobs.train.loop import Loop
 from raypipe.models.classifier_files import digests
-from raypipe.train.loop import Loop
 
 TRAIN, VALIDATION = loops.labelled_videos(29), loops.labelled_videos(11, seed=1)
 CASES: dict[str, dict[str, Any]] = {

@@ -8,11 +8,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raypipe.config import IndexSettings
-from raypipe.retrieval.ann import Ann
-from raypipe.retrieval.filters import Eligible
-from raypipe.retrieval.index import VideoIndex
-from raypipe.retrieval.items import Items
-from raypipe.retrieval.projection import Projection
+from raypipe.search.ann import Ann
+from raypipe.search.filters import Eligible
+from raypipe.search.index import VideoIndex
+from raypipe.search.items import Items
+from raypipe.search.projection import Projection
 
 Half = npt.NDArray[np.float16]
 KINDS: Mapping[str, Mapping[str, Any]] = {

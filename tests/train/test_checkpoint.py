@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raypipe.jobs.train.checkpoint import Checkpoints, load_optimizer
+from raypipe.jobs.train.optim import make_optimizer, set_rate
 from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import VideoClassifier
 from raypipe.storage import Folder
-from raypipe.train.checkpoint import Checkpoints, load_optimizer
-from raypipe.train.optim import make_optimizer, set_rate
 from support.embed_outputs import replace_object
 from support.folders import keys
 from support.properties import examples

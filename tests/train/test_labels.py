@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe.errors import ConfigError
+from raypipe.jobs.train.labels import folder_labels, read_labels
 from raypipe.storage import Folder
-from raypipe.train.labels import folder_labels, read_labels
 
 
 def read(folder: Folder, text: str | bytes, *, name: str = "labels.csv", split_column: str = "split") -> pa.Table:

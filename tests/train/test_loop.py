@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from raypipe.errors import JobError
+from raypipe.jobs.train.checkpoint import Checkpoints
+from raypipe.jobs.train.evaluate import Feeder
+from raypipe.jobs.train.loop import Loop
+from raypipe.jobs.train.network import Start, build
+from raypipe.jobs.train.outputs import put_model
+from raypipe.jobs.train.shard import Window
 from raypipe.models.adapters import freeze
 from raypipe.models.classifier import VideoClassifier
 from raypipe.models.classifier_files import read_model
 from raypipe.models.frames import pad_frames
 from raypipe.storage import Folder
-from raypipe.train.checkpoint import Checkpoints
-from raypipe.train.evaluate import Feeder
-from raypipe.train.loop import Loop
-from raypipe.train.network import Start, build
-from raypipe.train.outputs import put_model
-from raypipe.train.shard import Window
 from support import TESTS
 from support.tiny_models import NAMES, Half
 from support.train_loops import (

@@ -9,12 +9,12 @@ from torch import nn
 
 from raypipe.config import ClassifierConfig, OptimizerConfig
 from raypipe.errors import ConfigError, WeightsError
+from raypipe.jobs.train.network import Objective, Start, build, classifier_config, drop_frames, hide_frames, make_batch
+from raypipe.jobs.train.outputs import put_model
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
 from raypipe.models.classifier_files import ModelFiles, read_model
 from raypipe.models.gpt2 import Gpt2
 from raypipe.storage import Folder
-from raypipe.train.network import Objective, Start, build, classifier_config, drop_frames, hide_frames, make_batch
-from raypipe.train.outputs import put_model
 from support.tiny_models import GPT2, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 
 CPU = torch.device("cpu")

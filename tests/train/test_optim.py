@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raypipe.jobs.train.optim import learning_rate, make_optimizer, rate_at, set_rate
 from raypipe.models.adapters import freeze
-from raypipe.train.optim import learning_rate, make_optimizer, rate_at, set_rate
 from support.tiny_models import tiny_classifier
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from raypipe.config import TrainConfig, load_config
 from raypipe.errors import ConfigError, JobError, RaypipeError
+from raypipe.jobs.train.samples import FILE, INDEX, TARGETS, Samples, blocks, class_counts, find_samples
 from raypipe.storage import Folder
-from raypipe.train.samples import FILE, INDEX, TARGETS, Samples, blocks, class_counts, find_samples
 from support.embed_outputs import (
     DIM,
     MARK,

@@ -11,10 +11,10 @@ from transformers import GPT2Model
 
 from raypipe.config import TrainConfig, load_config
 from raypipe.errors import CommitError, ConfigError, FingerprintError, RaypipeError, WeightsError
+from raypipe.jobs.train.outputs import put_model
+from raypipe.jobs.train.samples import INDEX, TARGETS, Samples
+from raypipe.jobs.train.setup import Setup, check_same_run, prepare, run_facts
 from raypipe.storage import Folder
-from raypipe.train.outputs import put_model
-from raypipe.train.samples import INDEX, TARGETS, Samples
-from raypipe.train.setup import Setup, check_same_run, prepare, run_facts
 from support.embed_outputs import replace_object
 from support.tiny_models import GPT2, tiny_classifier, tiny_masked_frame
 

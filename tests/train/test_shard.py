@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.train.shard import Shard, Window, epoch_batches
-from raypipe.train.team import Team
+from raypipe.jobs.train.shard import Shard, Window, epoch_batches
+from raypipe.jobs.train.team import Team
 from support.properties import examples
 from support.tiny_models import DIM, random_videos
 from support.train_loops import block_of, read_of

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from raypipe import schema
 from raypipe.config import EmbedConfig, load_config
-from raypipe.embed.verify import verify
-from raypipe.sealed.dataset import read_embeddings
+from raypipe.dataset.read import read_embeddings
+from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from support.cluster.network import Command
 from support.cluster.nodes import RayCluster

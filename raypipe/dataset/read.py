@@ -1,0 +1,126 @@
+"""Read what is sealed: the rows that count, and nothing that is not sealed."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe import schema
+from raypipe.dataset.footer import read_parquet
+from raypipe.dataset.plan import digest, job_of, plan_numbers, read_plan
+from raypipe.dataset.seal import read_manifest, sealed_plans
+from raypipe.errors import CommitError, ConfigError, JobError
+from raypipe.storage import Folder
+
+
+def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
+    """The manifests of all plans, ascending.
+
+    Raises:
+        JobError: there is no plan, one is lost, or one is not sealed.
+    """
+    sealed = sealed_plans(output)
+    numbers = plan_numbers(output)  # listed after the manifests: another driver may add both
+    if not numbers:
+        msg = f"{output} holds no plan."
+        raise JobError(msg, key=str(output), remedy="Give a folder that was the --output of a job.")
+    if numbers != list(range(len(numbers))) or sealed - set(numbers):
+        msg = f"{output} has lost a plan: it holds {numbers}."
+        raise JobError(msg, key=str(output), value=numbers, remedy=f"Run raypipe verify {output}.")
+    if unsealed := [number for number in numbers if number not in sealed]:
+        job = job_of(read_plan(output, unsealed[0]).settings)
+        msg = f"{output} is not sealed: plans {unsealed} are unfinished."
+        raise JobError(msg, key=str(output), value=unsealed, remedy=f"Run the same raypipe {job} again.")
+    return [read_manifest(output, number) for number in numbers]
+
+
+def embeddings_manifests(output: Folder) -> list[dict[str, Any]]:
+    """The manifests of all plans of an output of ``raypipe embed``, ascending.
+
+    Raises:
+        JobError: it is not sealed.
+        ConfigError: another job's output.
+    """
+    if not plan_numbers(output):
+        msg = f"{output} holds no embeddings."
+        raise JobError(msg, key=str(output), remedy="Run raypipe embed with it as --output.")
+    manifests = sealed_manifests(output)
+    if (job := job_of(manifests[0]["settings"])) != "embed":
+        msg = f"{output} is an output of raypipe {job}."
+        raise ConfigError(msg, key=str(output), value=job, remedy="Give an output of raypipe embed.")
+    return manifests
+
+
+def read_rows(output: Folder, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows that count, a table for each file: for a ``video_id`` those of its highest generation alone.
+
+    Raises:
+        JobError: the output is not sealed, or a file is damaged.
+    """
+    yield from _read_rows(output, sealed_manifests(output), columns)
+
+
+def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows that count of an output of ``raypipe embed``.
+
+    Raises:
+        JobError: it is not sealed, or a file is damaged.
+        ConfigError: another job's output.
+    """
+    yield from _read_rows(output, embeddings_manifests(output), columns)
+
+
+def _read_rows(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    wanted = list(columns) if columns is not None else None
+    read = None if wanted is None else list(dict.fromkeys([*wanted, schema.VIDEO_ID]))
+    superseded: set[bytes] = set()
+    for manifest in reversed(manifests):
+        ids: list[bytes] = []
+        for file in manifest["files"]:
+            table = read_parquet(output, file["name"], columns=read)
+            present = _ids(table)
+            ids += present
+            yield table.filter(_not_among(superseded, present)).select(table.column_names if wanted is None else wanted)
+        superseded.update(ids)
+
+
+def planned_rows(output: Folder, manifests: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield each plan's number and those of its rows that count, the latest plan first.
+
+    A sealed plan has a row in ``data/`` for each of its own, so that this lists a catalogue without reading it.
+
+    Raises:
+        CommitError: a stored file is no plan.
+    """
+    superseded: set[bytes] = set()
+    for manifest in reversed(manifests):
+        planned = read_plan(output, manifest["plan"]).videos
+        present = _ids(planned)
+        yield manifest["plan"], planned.filter(_not_among(superseded, present))
+        superseded.update(present)
+
+
+def _ids(rows: pa.Table) -> list[bytes]:
+    return [digest(video_id) for video_id in rows[schema.VIDEO_ID].to_pylist()]
+
+
+def _not_among(superseded: set[bytes], present: list[bytes]) -> pa.Array:
+    return pa.array(np.fromiter((video_id not in superseded for video_id in present), np.bool_, len(present)))
+
+
+def embedding_dim(embeddings: Folder, manifests: list[dict[str, Any]]) -> int:
+    """D, as a file of the embeddings has it.
+
+    Raises:
+        CommitError: the file is not one of embeddings.
+    """
+    name = manifests[-1]["files"][0]["name"]
+    try:
+        with embeddings.open_input(name) as source:
+            return int(pq.read_schema(source).field(schema.EMBEDDING).type.list_size)
+    except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
+        uri = embeddings.child(name)
+        msg = f"{uri} holds no embeddings: {' '.join(str(error).split())}."
+        raise CommitError(msg, key=uri, remedy=f"Run raypipe verify {embeddings}.") from None

@@ -1,0 +1,249 @@
+"""Recheck every promise about an output from what is stored alone."""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe import schema
+from raypipe.dataset.plan import (
+    Plan,
+    data_name,
+    fingerprint,
+    gone_flags,
+    job_of,
+    parse_data_name,
+    plan_name,
+    plan_numbers,
+    read_plan,
+)
+from raypipe.dataset.seal import committed_files, manifest_name, read_manifest, sealed_plans
+from raypipe.dataset.sink import read_shard_file, shard_digest
+from raypipe.errors import CommitError, ObjectError
+from raypipe.status import Status
+from raypipe.storage import Folder, StoredObject
+
+_READS_AT_ONCE = 8
+_REQUIRED = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.STATUS, schema.GENERATION, schema.NUM_FRAMES)
+
+
+class Violation(str):
+    """What is wrong with an output, as a sentence; ``check`` names the check that found it, for programs."""
+
+    __slots__ = ("check",)
+    check: str
+
+    def __new__(cls, check: str, sentence: str) -> Self:
+        violation = super().__new__(cls, sentence)
+        violation.check = check
+        return violation
+
+
+@dataclass(frozen=True, slots=True)
+class RowChecks:
+    """What a job promises of the rows of its files."""
+
+    job: str
+    schema_of: Callable[[pa.Table], pa.Schema]  # the columns and types that a file should have
+    required: tuple[str, ...]  # columns that hold no null, beside those that every job's rows have
+    problems: Callable[[pa.Table], Iterator[Violation]]  # what is wrong with rows whose columns are right
+
+
+@dataclass
+class Verification:
+    """What was checked and what was found; ``violations`` is empty when every promise holds."""
+
+    num_plans: int = 0
+    num_files: int = 0
+    num_rows: int = 0
+    num_frames: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    violations: list[Violation] = field(default_factory=list)
+
+
+def verify(output: Folder, checks: RowChecks) -> Verification:
+    """Check plans, files, rows and manifests against one another; reads everything, changes nothing.
+
+    Raises:
+        StorageError: the output cannot be listed.
+    """
+    result = Verification()
+    sealed = sealed_plans(output)
+    numbers = plan_numbers(output)
+    if not numbers:
+        result.violations.append(Violation("no_plan", f"{output} holds no plan."))
+    present = set(numbers)
+    if num_lost := max({-1, *numbers, *sealed}) + 1 - len(present):
+        lost = next(number for number in count() if number not in present)
+        said = f"{num_lost} plans are lost, the first is {plan_name(lost)}."
+        result.violations.append(Violation("lost_plans", said))
+    first: Plan | None = None
+    for number in numbers:
+        try:
+            plan = read_plan(output, number)
+        except (CommitError, ObjectError) as error:
+            result.violations.append(Violation("plan", str(error)))
+            continue
+        first = first or plan
+        result.num_plans += 1
+        result.violations += _check_plan(plan, first)
+        _check_shards(output, plan, checks, result)
+    for stored in output.list("data/"):
+        name = parse_data_name(stored.key)
+        if name is None or name[0] not in numbers:
+            result.violations.append(Violation("unplanned_file", f"{stored.key} belongs to no plan."))
+    return result
+
+
+def stored_job(output: Folder) -> str:
+    """Return the job whose output this is, by its first readable plan; embed where there is none."""
+    return job_of(stored_settings(output))
+
+
+def stored_settings(output: Folder) -> Mapping[str, Any]:
+    """Return the settings of the first readable plan; empty where there is none."""
+    for number in plan_numbers(output):
+        try:
+            return read_plan(output, number).settings
+        except (CommitError, ObjectError):
+            continue
+    return {}
+
+
+def _check_plan(plan: Plan, first: Plan) -> Iterator[Violation]:
+    has = f"Plan {plan.number} has the fingerprint {plan.fingerprint}"
+    if plan.fingerprint != fingerprint(plan.settings):
+        yield Violation("plan_settings", f"{has}, which is not that of its settings.")
+    if plan.fingerprint != first.fingerprint:
+        yield Violation("plan_fingerprint", f"{has}; plan {first.number} has {first.fingerprint}.")
+    repeated = [video for video, times in Counter(plan.videos[schema.VIDEO_ID].to_pylist()).items() if times > 1]
+    if repeated:
+        said = f"Plan {plan.number} holds {len(repeated)} videos twice, the first {repeated[0]!r}."
+        yield Violation("repeated_video", said)
+
+
+def _check_shards(output: Folder, plan: Plan, checks: RowChecks, result: Verification) -> None:
+    files = committed_files(output, plan.number)
+    shards = dict(plan.shards())
+    if missing := sorted(set(shards) - set(files)):
+        rows = sum(shards[shard].num_rows for shard in missing)
+        said = (
+            f"Plan {plan.number}: {len(missing)} of {len(shards)} shards are missing ({rows} videos), the first is "
+            f"{data_name(plan.number, missing[0])}. Run the same raypipe {checks.job} again."
+        )
+        result.violations.append(Violation("missing_shards", said))
+    for shard in sorted(set(files) - set(shards)):
+        result.violations.append(Violation("extra_shard", f"{files[shard].key} is not a shard of its plan."))
+    found = Verification()
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        present = [shard for shard in shards if shard in files]
+        for checked in pool.map(lambda shard: _check_file(output, plan, shard, shards[shard], checks), present):
+            found.num_files += 1
+            found.num_rows += checked.num_rows
+            found.num_frames += checked.num_frames
+            found.statuses.update(checked.statuses)
+            result.violations += checked.violations
+    result.num_files += found.num_files
+    result.num_rows += found.num_rows
+    result.num_frames += found.num_frames
+    result.statuses.update(found.statuses)
+    result.violations += _check_manifest(output, plan, files, found, checks.job)
+
+
+def _check_manifest(
+    output: Folder, plan: Plan, files: dict[int, StoredObject], found: Verification, job: str
+) -> Iterator[Violation]:
+    name = manifest_name(plan.number)
+    if not output.exists(name):
+        yield Violation("unsealed", f"Plan {plan.number} is not sealed. Run the same raypipe {job} again.")
+        return
+    try:
+        manifest = read_manifest(output, plan.number)
+    except (CommitError, ObjectError) as error:
+        yield Violation("manifest", str(error))
+        return
+    rows = {data_name(plan.number, shard): table.num_rows for shard, table in plan.shards()}
+    stored = {file.key: (file.etag, file.size_bytes, rows.get(file.key)) for file in files.values()}
+    sealed = {file["name"]: (file["etag"], file["size_bytes"], file["num_rows"]) for file in manifest["files"]}
+    for key in sorted(stored.keys() | sealed.keys()):
+        now, then = stored.get(key, "missing"), sealed.get(key, "missing")
+        if now != then:
+            yield Violation("sealed_file", f"{key} is {now}; {name} says {then} (etag, bytes, rows).")
+    if len(sealed) != len(manifest["files"]):
+        yield Violation("repeated_file", f"{name} lists a file twice.")
+    held = {
+        "fingerprint": plan.fingerprint,
+        "settings": plan.settings,
+        "input": plan.input,
+        "num_videos": plan.videos.num_rows,
+        "num_frames": found.num_frames,
+        "statuses": dict(found.statuses),
+    }
+    for key, value in held.items():
+        if manifest[key] != value:
+            said = f"{name} says {key} {manifest[key]}; the plan and its files hold {value}."
+            yield Violation("sealed_totals", said)
+
+
+def _check_file(output: Folder, plan: Plan, shard: int, planned: pa.Table, checks: RowChecks) -> Verification:
+    name = data_name(plan.number, shard)
+    checked = Verification()
+    try:
+        about = read_shard_file(output, name)
+        rows = pq.read_table(io.BytesIO(output.read(name)), page_checksum_verification=True)
+        rows.validate(full=True)
+    except (CommitError, ObjectError, pa.ArrowException, OSError, ValueError) as error:
+        said = f"{name} cannot be read: {' '.join(str(error).split())}"
+        checked.violations.append(Violation("unreadable_file", said))
+        return checked
+    if problems := list(_check_columns(rows, checks)):
+        checked.violations += [Violation(problem.check, f"{name} {problem}") for problem in problems]
+        return checked
+    checked.num_rows = rows.num_rows
+    checked.statuses = Counter(rows[schema.STATUS].to_pylist())
+    checked.num_frames = sum(rows[schema.NUM_FRAMES].to_pylist())
+    problems += [*_check_rows(rows, plan, planned), *checks.problems(rows)]
+    checked.violations += [Violation(problem.check, f"{name}: {problem}") for problem in problems]
+    if (about.plan, about.shard, about.fingerprint) != (plan.number, shard, plan.fingerprint):
+        said = f"{name} says it is shard {about.shard} of plan {about.plan}, {about.fingerprint}."
+        checked.violations.append(Violation("footer_identity", said))
+    held = (shard_digest(rows), dict(checked.statuses), checked.num_frames)
+    if (about.shard_digest, about.statuses, about.num_frames) != held:
+        said = f"{name}: its footer's digest and counts are not those of its rows."
+        checked.violations.append(Violation("footer_totals", said))
+    return checked
+
+
+def _check_columns(rows: pa.Table, checks: RowChecks) -> Iterator[Violation]:
+    wanted = checks.schema_of(rows)
+    if missing := [column for column in wanted.names if column not in rows.column_names]:
+        yield Violation("missing_columns", f"lacks the columns {', '.join(missing)}.")
+        return
+    for field_ in wanted:
+        found = rows.schema.field(field_.name).type
+        if found != field_.type:
+            yield Violation("column_type", f"has {found} in its column {field_.name}, not {field_.type}.")
+    for column in (*_REQUIRED, *checks.required):
+        if rows[column].null_count:
+            yield Violation("null", f"has rows without {column}.")
+
+
+def _check_rows(rows: pa.Table, plan: Plan, planned: pa.Table) -> Iterator[Violation]:
+    columns = [name for name in planned.column_names if name in rows.column_names]
+    if not rows.select(columns).equals(planned.select(columns)):
+        said = f"its {rows.num_rows} rows are not the {planned.num_rows} videos that the plan gives this shard."
+        yield Violation("planned_rows", said)
+    if set(rows[schema.GENERATION].to_pylist()) - {plan.number}:
+        yield Violation("generation", f"its rows are not all of generation {plan.number}.")
+    is_gone = [status == Status.GONE for status in rows[schema.STATUS].to_pylist()]
+    if len(is_gone) == planned.num_rows and is_gone != gone_flags(planned):
+        said = f"{sum(is_gone)} of its rows say gone, which are not the {sum(gone_flags(planned))} planned as gone."
+        yield Violation("gone_rows", said)
+    if unknown := set(rows[schema.STATUS].to_pylist()) - set(map(str, Status)):
+        yield Violation("status", f"unknown statuses {sorted(unknown)}.")

@@ -1,0 +1,1 @@
+"""What ``raypipe doctor`` checks: this machine, the nodes of a cluster, and a cluster behind a dashboard."""

@@ -1,0 +1,183 @@
+"""What happens to one shard, as functions from table to table: read, classify, summarise. No Ray here.
+
+A shard is a table with a row for each video, in the plan's order throughout.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe import schema
+from raypipe.dataset.footer import not_sealed, read_parquet
+from raypipe.errors import JobError
+from raypipe.jobs.classify.inputs import row_version
+from raypipe.records import ShardSummary, VideoNote
+from raypipe.status import HAS_FRAMES, NOT_FAILED
+from raypipe.storage import Folder
+
+if TYPE_CHECKING:
+    from raypipe.models.classifier import VideoClassifier
+
+READ_SECONDS = "read_seconds"
+CLASSIFY_SECONDS = "classify_seconds"
+Vectors = npt.NDArray[np.float16]
+_OF_THE_FILE = (schema.STATUS, schema.ERROR, schema.NUM_FRAMES, schema.FRAME_EMBEDDINGS)
+_FLOAT16_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of the model: ``top_k`` labels a video, whether a score for each frame, videos at a time."""
+
+    top_k: int
+    frame_scores: bool
+    batch_size: int
+
+
+def read_shard(rows: pa.Table, embeddings: Folder, *, embedding_dim: int) -> pa.Table:
+    """Add to plan rows what the embeddings hold of them; a file is read once, and of it only what is needed.
+
+    Raises:
+        CommitError: a file does not hold the rows that its sealed plan promises.
+    """
+    start = time.perf_counter()
+    names = rows[schema.EMBEDDINGS_FILE].to_pylist()
+    at, parts = 0, []
+    for name, group in groupby(names):
+        planned = rows.slice(at, len(list(group)))
+        parts.append(_read_rows(planned, embeddings, name, embedding_dim=embedding_dim))
+        at += planned.num_rows
+    found = pa.concat_tables(parts)
+    for column in _OF_THE_FILE:
+        rows = rows.append_column(column, found[column])
+    seconds = (time.perf_counter() - start) / len(names)
+    return rows.append_column(READ_SECONDS, pa.repeat(pa.scalar(seconds), rows.num_rows))
+
+
+def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_dim: int) -> pa.Table:
+    """The rows of one file that are planned, in the plan's order."""
+    columns = [schema.VIDEO_ID, schema.GENERATION, schema.ETAG, *_OF_THE_FILE]
+    table = read_parquet(embeddings, name, columns=columns)
+    try:
+        positions = pc.index_in(planned[schema.VIDEO_ID], value_set=table[schema.VIDEO_ID].combine_chunks())
+        found = table.take(positions)
+        versions = list(map(row_version, found[schema.GENERATION].to_pylist(), found[schema.ETAG].to_pylist()))
+        dim = found.schema.field(schema.FRAME_EMBEDDINGS).type.value_type.list_size
+    except (pa.ArrowException, AttributeError, ValueError) as error:
+        raise not_sealed(embeddings, name, " ".join(str(error).split())) from None
+    if dim != embedding_dim:
+        reason = f"its vectors have {dim} numbers, not {embedding_dim}"
+        raise not_sealed(embeddings, name, reason, value=dim, expected=embedding_dim)
+    names = (schema.VIDEO_ID, schema.ETAG)
+    for version, video_id, wanted in zip(versions, *(planned[name].to_pylist() for name in names), strict=True):
+        if version != wanted:
+            raise not_sealed(embeddings, name, f"it has no version {wanted!r} of {video_id!r}", expected=wanted)
+    return found
+
+
+def frame_embeddings(rows: pa.Table) -> list[Vectors]:
+    """The vectors [T, D] of each video, without a copy."""
+    column = rows[schema.FRAME_EMBEDDINGS].combine_chunks()
+    stops = np.cumsum([0, *column.value_lengths().to_numpy()])
+    vectors = column.flatten()
+    matrix = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), vectors.type.list_size)
+    return [matrix[start:stop] for start, stop in pairwise(stops)]
+
+
+def classify_shard(read: pa.Table, model: "VideoClassifier", question: Question) -> pa.Table:
+    """Replace the vectors of a read shard by what the model says; a video without frames keeps its status alone.
+
+    Raises:
+        JobError: a probability is not a number.
+    """
+    start = time.perf_counter()
+    statuses = read[schema.STATUS].to_pylist()
+    has_frames = np.array([status in HAS_FRAMES for status in statuses])
+    vectors = [one for one, some in zip(frame_embeddings(read), has_frames, strict=True) if some]
+    columns = {name: read[name] for name in read.column_names if name != schema.FRAME_EMBEDDINGS}
+    columns |= _answers(vectors, has_frames, model, question)
+    seconds = (time.perf_counter() - start) / max(1, len(statuses))
+    columns[CLASSIFY_SECONDS] = pa.repeat(pa.scalar(seconds), len(statuses))
+    return pa.table(columns)
+
+
+def _answers(
+    vectors: Sequence[Vectors], has_frames: npt.NDArray[np.bool_], model: "VideoClassifier", question: Question
+) -> dict[str, pa.Array]:
+    names = model.config.label_names
+    probabilities = np.empty((0, len(names)), np.float32)
+    frame_scores: list[npt.NDArray[np.float32]] | None = None
+    if vectors:
+        said = model.classify(vectors, frame_scores=question.frame_scores, batch_size=question.batch_size)
+        probabilities, frame_scores = said.probabilities, said.frame_scores
+    if not all(np.isfinite(numbers).all() for numbers in (probabilities, *(frame_scores or ()))):
+        msg = "The model returned scores that are not finite."
+        raise JobError(msg, key=schema.SCORE, remedy="Train it again, with a lower learning rate.")
+    ranked = np.argsort(-probabilities, axis=1, kind="stable")
+    best = ranked[:, : question.top_k]
+    top_labels = [[names[number] for number in numbers] for numbers in best]
+    top_scores = np.take_along_axis(probabilities, best, axis=1)
+    labels = [some[:1] for some in top_labels]
+    if model.config.problem_type == "multi_label_classification":
+        labels = [
+            [names[number] for number in numbers if row[number] >= schema.LABEL_THRESHOLD]
+            for numbers, row in zip(ranked, probabilities, strict=True)
+        ]
+    made: dict[str, Sequence[object]] = {
+        schema.LABEL: [some[0] for some in top_labels],
+        schema.SCORE: [float(some[0]) for some in top_scores],
+        schema.LABELS: labels,
+        schema.TOP_LABELS: top_labels,
+        schema.TOP_SCORES: top_scores.tolist(),
+        schema.FRAME_SCORES: [None] * len(vectors) if frame_scores is None else [one.tolist() for one in frame_scores],
+    }
+    wanted = schema.predictions_schema()
+    return {name: _spread(values, has_frames, wanted.field(name).type) for name, values in made.items()}
+
+
+def _spread(values: Sequence[object], has_frames: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
+    """One value for each video that has frames, null for the others."""
+    coming = iter(values)
+    return pa.array([next(coming) if some else None for some in has_frames], kind)
+
+
+def output_rows(classified: pa.Table) -> pa.Table:
+    """The rows of the output file: the schema's columns, in its order."""
+    wanted = schema.predictions_schema()
+    return classified.select(wanted.names).cast(wanted)
+
+
+def summarise(
+    classified: pa.Table, *, plan: int, shard: int, embedding_dim: int, put_seconds: float, already_committed: bool
+) -> ShardSummary:
+    """What the driver is told of a shard."""
+    columns = (classified[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
+    num_frames = int(classified[schema.NUM_FRAMES].to_numpy().sum())
+    return ShardSummary(
+        plan=plan,
+        shard=shard,
+        statuses=dict(Counter(classified[schema.STATUS].to_pylist())),
+        num_frames=num_frames,
+        size_bytes=num_frames * embedding_dim * _FLOAT16_BYTES,
+        stage_seconds={
+            "read": float(classified[READ_SECONDS].to_numpy().sum()),
+            "classify": float(classified[CLASSIFY_SECONDS].to_numpy().sum()),
+            "put": put_seconds,
+        },
+        finished_at=time.time(),
+        failures=tuple(
+            VideoNote(video_id, status, error or "", 0.0)
+            for video_id, status, error in zip(*columns, strict=True)
+            if status not in NOT_FAILED
+        ),
+        labels=dict(Counter(label for label in classified[schema.LABEL].to_pylist() if label is not None)),
+        already_committed=already_committed,
+    )

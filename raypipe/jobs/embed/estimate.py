@@ -1,0 +1,144 @@
+"""What an embed run would do and cost, from a listing and a probe of a few videos. Writes nothing."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.table import Table
+
+from raypipe.config import EmbedConfig
+from raypipe.dataset.plan import Video
+from raypipe.errors import ConfigError
+from raypipe.jobs.embed.job import Setup, prepare
+from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.planning import Planning, is_too_much
+from raypipe.jobs.embed.rates import Work, measure_rates
+from raypipe.models.backbones import resolve_dtype
+
+_PROBE_VIDEOS = 30
+# Ray's start, the actors' and the end of all, in times of what a process of the probe takes until it is ready: both are
+# imports and processes that start, so a slow machine is slow at both. By benchmarks/startup.py on two processors.
+_START_PER_READY = 4.0
+
+
+@dataclass
+class Estimate:
+    """The answer of a dry run; seconds are of one processor, wall seconds of all of them together."""
+
+    num_found: int = 0
+    num_new: int = 0
+    num_gone: int = 0  # to be marked
+    gone_is_refused: bool = False  # embed would end with an error instead: see max_gone_fraction
+    size_bytes: int = 0
+    num_shards: int = 0
+    slots: int = 1
+    num_probed: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)  # "mov/h264 1280x720", or a status, of the probe
+    fetch_seconds: float = 0.0  # of all new videos: what decoding waits for
+    decode_seconds: float = 0.0
+    embed_seconds: float = 0.0
+    start_seconds: float = 0.0  # of Ray and of the actors, and the end of both
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the command to the last commit, every slot busy all the time that there is work."""
+        return self.start_seconds + (self.fetch_seconds + self.decode_seconds + self.embed_seconds) / self.slots
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that takes most of the time."""
+        stages = {"fetch": self.fetch_seconds, "decode": self.decode_seconds, "embed": self.embed_seconds}
+        return max(stages, key=lambda stage: stages[stage])
+
+
+def estimate(config: EmbedConfig) -> Estimate:
+    """List, subtract what is planned, and measure a few videos and the model on this machine's processors.
+
+    Raises:
+        SetupError: the input, the output or the weights cannot be had.
+        FingerprintError: the output holds rows of other settings.
+    """
+    setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
+    planning = Planning.load(setup.output, setup.settings, config.input, retry=config.retry, gone=config.gone)
+    result = Estimate(slots=_slots(config))
+    new: list[Video] = []
+    for video in planning.new_videos():
+        new.append(video)
+        result.size_bytes += video.size_bytes
+    result.num_found = planning.num_found
+    gone = planning.gone()
+    result.num_gone = gone.num_videos
+    result.gone_is_refused = is_too_much(gone, max_gone_fraction=config.max_gone_fraction)
+    if not result.num_found and not planning.planner.known:
+        msg = f"No video under {config.input!r}."
+        remedy = "Give a folder, a prefix, a glob or a manifest that names some."
+        raise ConfigError(msg, key="input", value=config.input, remedy=remedy)
+    result.num_new = len(new)
+    if new:
+        shard = config.shard
+        frames = config.sampling.frames_per_video
+        table = pack(
+            new, max_videos=shard.max_videos, max_frames=shard.max_frames, frames_per_video=frames, slots=result.slots
+        )
+        result.num_shards = table["shard"][-1].as_py() + 1
+        _probe(setup, new, result)
+    return result
+
+
+def _slots(config: EmbedConfig) -> int:
+    if config.resources.concurrency != "auto":
+        return config.resources.concurrency
+    return max(1, int(len(os.sched_getaffinity(0)) // config.resources.decode_cpus))
+
+
+def _probe(setup: Setup, new: list[Video], result: Estimate) -> None:
+    """Measure videos of every size, and extend what they cost to the catalogue."""
+    by_size = sorted(new, key=lambda video: video.size_bytes)
+    result.num_probed = min(_PROBE_VIDEOS, len(by_size))
+    chosen = [by_size[int((at + 0.5) * len(by_size) / result.num_probed)] for at in range(result.num_probed)]
+    work = Work(setup.decode_request, setup.config.decode, setup.config.backbone, setup.weights, setup.dtype)
+    rates = measure_rates(work, chosen, num_processes=result.slots)
+    scale = len(new) / result.num_probed
+    result.kinds = rates.kinds
+    result.start_seconds = _START_PER_READY * rates.ready_seconds
+    result.fetch_seconds = scale * rates.fetch_seconds
+    result.decode_seconds = scale * rates.decode_seconds
+    result.embed_seconds = scale * rates.embed_seconds
+
+
+def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Table:
+    """The estimate for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False, show_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("videos found", f"{result.num_found:,}")
+    table.add_row("new", f"{result.num_new:,}  ({result.size_bytes / 1e9:,.2f} GB in {result.num_shards:,} shards)")
+    if result.num_gone:
+        refused = "  (embed refuses so many without --set max_gone_fraction=1)" if result.gone_is_refused else ""
+        table.add_row("gone", f"{result.num_gone:,}  to be marked{refused}")
+    if not result.num_new:
+        return table
+    table.add_row(
+        "probe", f"{result.num_probed} videos: " + ", ".join(f"{n}x {kind}" for kind, n in result.kinds.most_common(6))
+    )
+    total = result.fetch_seconds + result.decode_seconds + result.embed_seconds
+    for stage, seconds in (
+        ("fetch", result.fetch_seconds),
+        ("decode", result.decode_seconds),
+        ("embed", result.embed_seconds),
+    ):
+        table.add_row(stage, f"{_duration(seconds)} of one processor  ({seconds / max(total, 1e-9):.0%})")
+    table.add_row("bottleneck", result.bottleneck)
+    start = f"{_duration(result.start_seconds)} of it to start"
+    table.add_row("time", f"{_duration(result.wall_seconds)} on {result.slots} processors with no GPU, {start}")
+    price = f" = {hourly_price * result.wall_seconds / 3600:,.2f} at {hourly_price:g} an hour" if hourly_price else ""
+    table.add_row("cost", f"{result.wall_seconds / 3600:,.3f} machine hours{price}")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"  # noqa: PLR2004

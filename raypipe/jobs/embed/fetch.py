@@ -1,0 +1,177 @@
+"""Get the videos of a shard, the next ones while the present one is decoded."""
+
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import numpy as np
+
+from raypipe.dataset.plan import Video
+from raypipe.errors import (
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectError,
+    ObjectMissingError,
+    ObjectTooLargeError,
+)
+from raypipe.status import Status
+from raypipe.storage import read_object, read_range
+from raypipe.text import visible
+from raypipe.video.protocol import Ranges
+from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+
+_AHEAD = 2
+_IN_MEMORY_BYTES = 256 * 1024**2
+_WHOLE_BYTES = 64 * 1024**2  # of a larger video only what its decoder reads is fetched
+_HEAD_BYTES = 1024**2
+_PIECE_BYTES = 8 * 1024**2  # of one request; so many of them at once
+_PIECES_AT_ONCE = 8
+_STATUS_OF: tuple[tuple[type[ObjectError], Status], ...] = (
+    (ObjectMissingError, Status.MISSING),
+    (ObjectChangedError, Status.CHANGED),
+    (ObjectDeniedError, Status.ACCESS_DENIED),
+    (ObjectTooLargeError, Status.TOO_LARGE),
+    (ObjectError, Status.STORAGE_ERROR),
+)
+
+
+@dataclass(slots=True)
+class FetchedPart:
+    """A video of which the parts that are wanted come into its file, a nameless sparse one."""
+
+    video: Video
+    file: BinaryIO
+    there: list[tuple[int, int]] = field(default_factory=list)
+    seconds: float = 0.0  # spent on bringing them
+
+    def bring(self, ranges: Ranges) -> None:
+        """Fetch these ranges of bytes, if the video is still the planned one.
+
+        Raises:
+            ObjectError: it is not, or cannot be read.
+            StorageError: no video can be read.
+        """
+        began = time.perf_counter()
+        pieces = [
+            (at, min(at + _PIECE_BYTES, stop))
+            for start, stop in ranges
+            if not any(first <= start and stop <= last for first, last in self.there)
+            for at in range(start, stop, _PIECE_BYTES)
+        ]
+        with ThreadPoolExecutor(_PIECES_AT_ONCE, thread_name_prefix="range") as pool:
+            list(pool.map(self._bring_piece, pieces))
+        self.there += ranges
+        self.seconds += time.perf_counter() - began
+
+    def _bring_piece(self, piece: tuple[int, int]) -> None:
+        start, stop = piece
+        data = read_range(self.video.video_uri, etag=self.video.etag, start=start, stop=stop)
+        while data:
+            written = os.pwrite(self.file.fileno(), data, start)
+            data, start = data[written:], start + written
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A video in a nameless buffer, whole or in part, or why there is none."""
+
+    video: Video
+    file: BinaryIO | None
+    status: Status
+    error: str
+    seconds: float
+    part: FetchedPart | None = None
+
+
+def fetch_videos(videos: Sequence[Video], *, max_size_bytes: int) -> Iterator[Fetched]:
+    """Yield the videos in order; the caller closes each ``file``.
+
+    Raises:
+        StorageError: no video can be read.
+    """
+    with ThreadPoolExecutor(max_workers=_AHEAD, thread_name_prefix="fetch") as pool:
+        coming: deque[Future[Fetched]] = deque()
+        try:
+            for position in range(len(videos) + _AHEAD):
+                if position < len(videos):
+                    coming.append(pool.submit(fetch_video, videos[position], max_size_bytes=max_size_bytes))
+                if position >= _AHEAD:
+                    yield coming.popleft().result()
+        finally:
+            for late in coming:
+                late.add_done_callback(_close)
+
+
+def fetch_video(video: Video, *, max_size_bytes: int) -> Fetched:
+    """Get one video, or the head of a large one, if it is still the planned one.
+
+    What is wrong with this object alone is its status. One that is planned as gone is not asked for.
+    """
+    start = time.perf_counter()
+    if video.is_gone:
+        return Fetched(video, None, Status.GONE, "", 0.0)
+    if video.size_bytes > max_size_bytes:
+        error = f"{video.size_bytes} bytes; decode.max_size_bytes is {max_size_bytes}."
+        return Fetched(video, None, Status.TOO_LARGE, error, 0.0)
+    file = _nameless_buffer(video.size_bytes)
+    part = FetchedPart(video, file) if video.size_bytes > _WHOLE_BYTES and video.etag else None
+    try:
+        if part is None:
+            read_object(video.video_uri, etag=video.etag, max_size_bytes=max_size_bytes, into=file)
+        else:
+            file.truncate(video.size_bytes)
+            part.bring([(0, _HEAD_BYTES)])
+            part.seconds = 0.0
+    except ObjectError as error:
+        file.close()
+        return Fetched(video, None, *problem_of(error), time.perf_counter() - start)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return Fetched(video, file, Status.OK, "", time.perf_counter() - start, part)
+
+
+def problem_of(error: ObjectError) -> tuple[Status, str]:
+    """What is wrong with one object, as a row tells it."""
+    return next(status for kind, status in _STATUS_OF if isinstance(error, kind)), visible(str(error))
+
+
+def decode_fetched(fetched: Fetched, sandbox: DecodeSandbox) -> tuple[DecodedVideo, float, float]:
+    """What became of a video, the seconds of fetching it and those of decoding it. Its file is closed.
+
+    Raises:
+        StorageError: no video can be read.
+    """
+    start = time.perf_counter()
+    if fetched.file is None:
+        return _without_frames(fetched.status, fetched.error), fetched.seconds, 0.0
+    part = fetched.part
+    with fetched.file:
+        try:
+            decoded = sandbox.decode(fetched.file, part=part)
+        except ObjectError as error:
+            decoded = _without_frames(*problem_of(error))
+    brought = part.seconds if part else 0.0
+    return decoded, fetched.seconds + brought, time.perf_counter() - start - brought
+
+
+def _without_frames(status: Status, error: str) -> DecodedVideo:
+    return DecodedVideo(status, error, "", np.empty(0), np.empty((0, 0, 0, 3), np.uint8))
+
+
+def _nameless_buffer(size_bytes: int) -> BinaryIO:
+    """Memory for the usual video, a file without a name for a large one."""
+    if size_bytes <= _IN_MEMORY_BYTES:
+        return os.fdopen(os.memfd_create("raypipe-video"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _close(late: Future[Fetched]) -> None:
+    if not late.cancelled() and late.exception() is None and (file := late.result().file) is not None:
+        file.close()

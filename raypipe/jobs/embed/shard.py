@@ -1,0 +1,237 @@
+"""What happens to one shard, as functions from table to table: decode, embed, summarise. No Ray here.
+
+A shard is a table with a row for each video, in the plan's order throughout. ``decode_shard`` adds what became of each
+video and its frames; ``embed_shard`` turns frames into vectors, which leaves the rows of the output file.
+"""
+
+import io
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from raypipe import schema
+from raypipe.dataset.plan import planned_videos
+from raypipe.errors import JobError
+from raypipe.jobs.embed.fetch import decode_fetched, fetch_videos
+from raypipe.models.crops import Crops
+from raypipe.models.pooling import mean_embedding
+from raypipe.records import ShardSummary, VideoNote
+from raypipe.status import NOT_FAILED, Status
+from raypipe.storage.throttles import take_throttles
+from raypipe.video.protocol import Pixels
+from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+
+FRAMES = "frames"  # RGB crops of one video, [T, crop, crop, 3], as bytes; never leaves the cluster
+FETCH_SECONDS = "fetch_seconds"
+EMBED_SECONDS = "embed_seconds"
+WAIT_SECONDS = "wait_seconds"
+NUM_THROTTLES = "num_throttles"  # of the whole shard, in its first row
+_THUMBNAIL_SIZE = 160
+_NOTES = 3
+_FLOAT16_MAX = 65_504.0
+Vectors = npt.NDArray[np.float32]
+
+
+def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int) -> pa.Table:
+    """Fetch and decode every video; whatever happens to one is its own row.
+
+    Raises:
+        StorageError: no video can be read.
+    """
+    outcomes: list[DecodedVideo] = []
+    fetch_seconds: list[float] = []
+    decode_seconds: list[float] = []
+    for fetched in fetch_videos(planned_videos(rows), max_size_bytes=max_size_bytes):
+        outcome, fetching, decoding = decode_fetched(fetched, sandbox)
+        outcomes.append(outcome)
+        fetch_seconds.append(fetching)
+        decode_seconds.append(decoding)
+    return decoded_table(
+        rows,
+        outcomes,
+        fetch_seconds=fetch_seconds,
+        decode_seconds=decode_seconds,
+        num_throttles=take_throttles(),
+    )
+
+
+def decoded_table(
+    rows: pa.Table,
+    outcomes: Sequence[DecodedVideo],
+    *,
+    fetch_seconds: list[float],
+    decode_seconds: list[float],
+    num_throttles: int = 0,
+) -> pa.Table:
+    """The plan's rows, what became of each video, and its frames where they lie: each video's are a chunk."""
+    lengths = np.cumsum([0, *(len(outcome.frames) for outcome in outcomes)], dtype=np.int32)
+    pts = np.concatenate([outcome.pts_seconds for outcome in outcomes]).astype(np.float32)
+    columns = {
+        schema.VIDEO_ID: rows[schema.VIDEO_ID],
+        schema.VIDEO_URI: rows[schema.VIDEO_URI],
+        schema.ETAG: rows[schema.ETAG],
+        schema.CONTAINER: _texts(outcome.container for outcome in outcomes),
+        schema.CODEC: _texts(outcome.codec for outcome in outcomes),
+        schema.DECODER: _texts(outcome.decoder for outcome in outcomes),
+        schema.STATUS: _texts(str(outcome.status) for outcome in outcomes),
+        schema.ERROR: _texts(outcome.error for outcome in outcomes),
+        schema.SIZE_BYTES: rows[schema.SIZE_BYTES],
+        schema.GENERATION: rows[schema.GENERATION],
+        schema.SHARD: rows[schema.SHARD],
+        schema.WIDTH: pa.array([outcome.width or None for outcome in outcomes], pa.int32()),
+        schema.HEIGHT: pa.array([outcome.height or None for outcome in outcomes], pa.int32()),
+        schema.NUM_FRAMES: pa.array([len(outcome.frames) for outcome in outcomes], pa.int32()),
+        schema.NUM_CORRUPT_FRAMES: pa.array([outcome.num_corrupt_frames for outcome in outcomes], pa.int32()),
+        schema.INTERLACED: pa.array([outcome.interlaced for outcome in outcomes], pa.bool_()),
+        schema.TIMELINE_REPAIRED: pa.array([outcome.timeline_repaired for outcome in outcomes], pa.bool_()),
+        schema.DURATION_SECONDS: pa.array([outcome.duration_seconds or None for outcome in outcomes], pa.float64()),
+        schema.AVERAGE_FPS: pa.array([outcome.average_fps or None for outcome in outcomes], pa.float32()),
+        schema.DECODE_SECONDS: pa.array(decode_seconds, pa.float32()),
+        schema.FRAME_PTS_SECONDS: pa.ListArray.from_arrays(lengths, pts),
+        schema.THUMBNAIL: pa.array([thumbnail(outcome.frames) for outcome in outcomes], pa.binary()),
+        FRAMES: pa.chunked_array([_as_bytes(outcome.frames) for outcome in outcomes], pa.large_binary()),
+        FETCH_SECONDS: pa.array(fetch_seconds, pa.float32()),
+        NUM_THROTTLES: pa.array([num_throttles, *[0] * (len(outcomes) - 1)], pa.int64()),
+    }
+    return pa.table(columns)
+
+
+def _as_bytes(frames: Pixels) -> pa.LargeBinaryArray:
+    """One value that lies over the frames, no copy of them."""
+    ends = np.array([0, frames.nbytes], dtype=np.int64)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(frames))]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
+
+
+def _frames_of(decoded: pa.Table, *, crop_size: int) -> Crops:
+    videos = []
+    for chunk in decoded[FRAMES].chunks:
+        _, ends_buffer, pixels = chunk.buffers()  # a slice of a larger table keeps the larger table's buffers
+        ends = np.frombuffer(ends_buffer, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        videos += [
+            np.frombuffer(pixels, np.uint8, stop - start, start).reshape(-1, crop_size, crop_size, 3)
+            for start, stop in pairwise(ends.tolist())
+            if stop > start
+        ]
+    return Crops(videos, crop_size=crop_size)
+
+
+def _texts(values: Iterable[str]) -> pa.Array:
+    return pa.array([value or None for value in values], pa.string())
+
+
+def thumbnail(frames: Pixels) -> bytes | None:
+    """A small JPEG of the middle one of [T, height, width, 3] frames; None where there is none."""
+    if not len(frames):
+        return None
+    jpeg = io.BytesIO()
+    image = Image.fromarray(frames[len(frames) // 2])
+    image.resize((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX).save(jpeg, "JPEG", quality=80)
+    return jpeg.getvalue()
+
+
+def embed_shard(
+    decoded: pa.Table,
+    embed: Callable[[Crops], Vectors],
+    *,
+    embedding_dim: int,
+    crop_size: int,
+    wait_seconds: float = 0.0,
+) -> pa.Table:
+    """Replace the frames of a decoded shard by their vectors, batched across its videos.
+
+    ``embed`` maps N RGB crops [N, crop, crop, 3] to float32 [N, D]; whoever calls it waited ``wait_seconds`` for them.
+
+    Raises:
+        JobError: a vector is not made of numbers.
+    """
+    start = time.perf_counter()
+    lengths = decoded[schema.NUM_FRAMES].to_numpy()
+    vectors = np.clip(embed(_frames_of(decoded, crop_size=crop_size)), -_FLOAT16_MAX, _FLOAT16_MAX)
+    if np.isnan(vectors).any():
+        msg = "The backbone returned vectors with NaN."
+        remedy = "Choose other weights, or dtype float32."
+        raise JobError(msg, key=schema.FRAME_EMBEDDINGS, remedy=remedy)
+    stops = np.cumsum([0, *lengths], dtype=np.int32)
+    means = mean_embeddings(vectors, stops)
+    flat = pa.array(vectors.astype(np.float16).reshape(-1))
+    columns = {name: decoded[name] for name in decoded.column_names if name != FRAMES}
+    columns[schema.FRAME_EMBEDDINGS] = pa.ListArray.from_arrays(
+        pa.array(stops), pa.FixedSizeListArray.from_arrays(flat, embedding_dim)
+    )
+    columns[schema.EMBEDDING] = pa.FixedSizeListArray.from_arrays(
+        pa.array(means.reshape(-1)), embedding_dim, mask=pa.array(lengths == 0)
+    )
+    for name, seconds in ((EMBED_SECONDS, time.perf_counter() - start), (WAIT_SECONDS, wait_seconds)):
+        columns[name] = pa.array(np.full(len(lengths), seconds / max(1, len(lengths))))
+    return pa.table(columns)
+
+
+def mean_embeddings(vectors: Vectors, stops: npt.NDArray[np.int32]) -> Vectors:
+    """The L2-normalised mean [V, D] of each video's frames [N, D]; ``stops`` [V + 1]: where each begins and ends."""
+    means = np.zeros((len(stops) - 1, vectors.shape[1]), dtype=np.float32)
+    for video, (start, stop) in enumerate(pairwise(stops)):
+        if stop > start:
+            means[video] = mean_embedding(vectors[start:stop])
+    return means
+
+
+def output_rows(embedded: pa.Table, *, embedding_dim: int, row_format: int = schema.ROW_FORMAT) -> pa.Table:
+    """Return the rows of the output file: the schema's columns, in its order."""
+    wanted = schema.embeddings_schema(embedding_dim, row_format=row_format)
+    return embedded.select(wanted.names).cast(wanted)
+
+
+def _flags(embedded: pa.Table) -> dict[str, int]:
+    corrupt = embedded[schema.NUM_CORRUPT_FRAMES].to_numpy()
+    return {
+        "num_corrupt_videos": int((corrupt > 0).sum()),
+        "num_corrupt_frames": int(corrupt.sum()),
+        "num_interlaced_videos": sum(embedded[schema.INTERLACED].to_pylist()),
+        "num_repaired_timelines": sum(embedded[schema.TIMELINE_REPAIRED].to_pylist()),
+    }
+
+
+def summarise(
+    embedded: pa.Table, *, plan: int, shard: int, put_seconds: float, already_committed: bool, put_throttles: int = 0
+) -> ShardSummary:
+    """What the driver is told of a shard."""
+    ids, statuses, errors = (embedded[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
+    fetch, decode = (embedded[name].to_numpy().astype(float) for name in (FETCH_SECONDS, schema.DECODE_SECONDS))
+    notes = [
+        VideoNote(video_id, status, error or "", float(seconds))
+        for video_id, status, error, seconds in zip(ids, statuses, errors, fetch + decode, strict=True)
+    ]
+    read = [note for note in notes if note.status != Status.GONE]
+    thumbnails = [
+        (note.video_id, jpeg)
+        for note, jpeg in zip(notes, embedded[schema.THUMBNAIL].to_pylist(), strict=True)
+        if note.status == Status.OK and jpeg
+    ]
+    return ShardSummary(
+        plan=plan,
+        shard=shard,
+        statuses=dict(Counter(statuses)),
+        num_frames=int(embedded[schema.NUM_FRAMES].to_numpy().sum()),
+        size_bytes=int(embedded[schema.SIZE_BYTES].to_numpy().sum()),
+        stage_seconds={
+            "fetch": float(fetch.sum()),
+            "decode": float(decode.sum()),
+            "embed": float(embedded[EMBED_SECONDS].to_numpy().sum()),
+            "put": put_seconds,
+        },
+        flags=_flags(embedded),
+        finished_at=time.time(),
+        slowest=tuple(sorted(read, key=lambda note: -note.seconds)[:_NOTES]),
+        failures=tuple(note for note in notes if note.status not in NOT_FAILED),
+        thumbnails=tuple(thumbnails[:_NOTES]),
+        wait_seconds=float(embedded[WAIT_SECONDS].to_numpy().sum()),
+        num_throttles=int(embedded[NUM_THROTTLES].to_numpy().sum()) + put_throttles,
+        already_committed=already_committed,
+    )

@@ -1,0 +1,50 @@
+from collections.abc import Iterator
+
+import pytest
+
+from raypipe.config.serve import LimitsConfig
+from raypipe.endpoint.live import LiveIndex
+from raypipe.endpoint.sources import Prefixes
+from raypipe.search.versions import Versions
+from raypipe.storage import Folder
+from support.routes import Ask, FakeClassifier, FakeEmbedder, serve
+from support.served_index import make_items, put_index
+
+NEVER_SECONDS = 1e6
+
+
+@pytest.fixture(scope="session")
+def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A local index of one version, which no test changes."""
+    folder = Folder(str(tmp_path_factory.mktemp("index")))
+    put_index(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live_index(index_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveIndex]:
+    """That index as it is served, by one that looks at CURRENT no more."""
+    cache = tmp_path_factory.mktemp("cache")
+    live = LiveIndex(Versions(index_folder), cache, reload_seconds=NEVER_SECONDS)
+    live.start()
+    yield live
+    live.close()
+
+
+@pytest.fixture
+def embedder() -> FakeEmbedder:
+    return FakeEmbedder()
+
+
+@pytest.fixture
+def ask(live_index: LiveIndex, embedder: FakeEmbedder) -> Ask:
+    """Ask a server that can do everything."""
+    limits = LimitsConfig(max_history=10, max_batch=4)
+    prefixes = Prefixes(["s3://videos/open"])
+    return serve(live_index, limits=limits, prefixes=prefixes, embedder=embedder, classifier=FakeClassifier())
+
+
+@pytest.fixture
+def ids() -> list[str]:
+    found: list[str] = make_items(200)[0]["video_id"].to_pylist()
+    return found

@@ -1,0 +1,123 @@
+"""The endpoints that the index alone answers, over a real small one."""
+
+from urllib.parse import quote
+
+import pytest
+
+from raypipe.endpoint.live import LiveIndex
+from raypipe.search.query import Query
+from support.routes import Ask, answer, error
+from support.served_index import CATEGORIES
+
+
+def test_index_says_what_is_served(ask: Ask, live_index: LiveIndex) -> None:
+    found = answer(ask("GET", "/v1/index"))
+    assert live_index.live is not None
+    assert found["version"] == live_index.live.version
+    assert (found["num_videos"], found["dim"], found["kind"]) == (200, 16, "flat")
+    assert found["columns"]["popularity"] == "int64"
+    assert sorted(found["categories"]) == sorted(found["labels"]) == sorted(CATEGORIES)
+    assert (found["can_embed"], found["can_classify"]) == (True, True)
+
+
+def test_videos_are_listed_page_by_page(ask: Ask, ids: list[str]) -> None:
+    found = answer(ask("GET", "/v1/videos"))
+    assert (found["total"], len(found["videos"])) == (200, 48)
+    listed = [
+        video["video_id"]
+        for offset in range(0, 250, 50)
+        for video in answer(ask("GET", "/v1/videos", params={"offset": offset, "limit": 50}))["videos"]
+    ]
+    assert listed == ids
+
+
+def test_videos_are_found_by_text_and_category(ask: Ask) -> None:
+    found = answer(ask("GET", "/v1/videos", params={"text": "MUSIC NO.", "category": "music", "limit": 200}))
+    assert 0 < found["total"] < 200
+    assert found["total"] == len(found["videos"])
+    assert {video["fields"]["category"] for video in found["videos"]} == {"music"}
+    labelled = answer(ask("GET", "/v1/videos", params={"label": "news", "text": ""}))
+    assert {video["label"] for video in labelled["videos"]} == {"news"}
+    assert answer(ask("GET", "/v1/videos", params={"text": "日本"}))["total"] == 200
+    assert answer(ask("GET", "/v1/videos", params={"category": "none"})) == {"videos": [], "total": 0}
+
+
+def test_a_video_is_what_the_catalogue_says(ask: Ask, ids: list[str]) -> None:
+    found = answer(ask("GET", f"/v1/videos/{quote(ids[5], safe='')}"))
+    assert found == answer(ask("GET", f"/v1/videos/{quote(ids[5])}"))  # with its slash as it is
+    assert (found["video_id"], found["video_uri"]) == (ids[5], f"s3://videos/{ids[5]}")
+    assert (found["has_thumbnail"], found["duration_seconds"], found["label"], found["score"]) == (
+        False,
+        7.0,
+        ids[5].partition("/")[0],
+        0.75,
+    )
+    assert set(found["fields"]) == {"title", "category", "published_at", "popularity", "rating"}
+    assert found["fields"]["rating"] is None  # NaN, which JSON has no word for
+    assert found["fields"]["published_at"].startswith("2024-01-01T05:00")
+    assert answer(ask("GET", f"/v1/videos/{quote(ids[1])}"))["has_thumbnail"]
+
+
+def test_a_thumbnail_is_a_picture_that_a_browser_keeps(ask: Ask, ids: list[str]) -> None:
+    path = f"/v1/videos/{quote(ids[1], safe='')}/thumbnail"
+    found = ask("GET", path)
+    assert (found.status_code, found.headers["content-type"]) == (200, "image/jpeg")
+    assert found.content.startswith(b"\xff\xd8")
+    again = ask("GET", path, headers={"If-None-Match": found.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert error(ask("GET", f"/v1/videos/{quote(ids[5], safe='')}/thumbnail")) == (404, "not_found")
+    assert error(ask("GET", "/v1/videos/none/thumbnail")) == (404, "not_found")
+
+
+def test_similar_videos_are_those_of_its_kind(ask: Ask, ids: list[str], live_index: LiveIndex) -> None:
+    found = answer(ask("GET", f"/v1/similar/{quote(ids[3], safe='')}", params={"top_k": 5}))
+    kinds = {result["video"]["video_id"].partition("/")[0] for result in found["results"]}
+    assert kinds == {ids[3].partition("/")[0]}
+    assert ids[3] not in [result["video"]["video_id"] for result in found["results"]]
+    assert {result["why"]["closest"] for result in found["results"]} == {ids[3]}
+    scores = [result["score"] for result in found["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert live_index.live is not None
+    assert (found["unknown"], found["fallback"], found["version"]) == ([], None, live_index.live.version)
+    filtered = answer(ask("GET", f"/v1/similar/{quote(ids[3])}", params={"category": "news", "diversity": 0.5}))
+    assert {result["video"]["fields"]["category"] for result in filtered["results"]} == {"news"}
+    assert len(filtered["results"]) == 20
+
+
+def test_recommend_is_what_the_index_says(ask: Ask, ids: list[str], live_index: LiveIndex) -> None:
+    body = {
+        "history": [ids[3], "unknown", ids[9]],
+        "weights": [1, 2.5, 0],
+        "filters": {"popularity": {"gte": 10, "lt": 90}, "category": ["music", "news"]},
+        "exclude": [ids[4]],
+        "top_k": 7,
+        "diversity": 0.3,
+        "max_per_category": 4,
+        "freshness": 0.1,
+    }
+    found = answer(ask("POST", "/v1/recommend", json=body))
+    assert live_index.live is not None
+    query = Query(**{**body, "history": tuple(body["history"]), "weights": (1, 2.5, 0), "exclude": (ids[4],)})  # type: ignore[arg-type]
+    expected = live_index.live.index.recommend(query)
+    assert [result["video"]["video_id"] for result in found["results"]] == [one.video_id for one in expected.results]
+    assert [result["score"] for result in found["results"]] == pytest.approx(
+        [one.score for one in expected.results], abs=1e-5
+    )
+    assert found["unknown"] == ["unknown"]
+    assert len(found["results"]) == 7
+
+
+def test_nothing_watched_gives_popular_videos_and_says_so(ask: Ask) -> None:
+    assert answer(ask("POST", "/v1/recommend", json={}))["fallback"] == "popular"
+    found = answer(ask("POST", "/v1/recommend", json={"history": ["none"], "top_k": 200}))
+    assert (found["fallback"], found["unknown"], len(found["results"])) == ("popular", ["none"], 200)
+
+
+def test_batches_answer_each(ask: Ask, ids: list[str]) -> None:
+    found = answer(ask("POST", "/v1/similar/batch", json={"video_ids": [ids[0], "none"], "top_k": 3}))["answers"]
+    assert found[0] == answer(ask("GET", f"/v1/similar/{quote(ids[0])}", params={"top_k": 3}))
+    assert found[1]["error"]["code"] == "not_found"
+    requests = [{"history": [ids[0]], "top_k": 2}, {"filters": {"none": 1}}, {}]
+    found = answer(ask("POST", "/v1/recommend/batch", json={"requests": requests}))["answers"]
+    assert found[0] == answer(ask("POST", "/v1/recommend", json=requests[0]))
+    assert (found[1]["error"]["code"], found[2]["fallback"]) == ("invalid_request", "popular")

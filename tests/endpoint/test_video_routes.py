@@ -1,0 +1,76 @@
+"""The endpoints for videos that the catalogue does not hold, with models that know their answers."""
+
+import pytest
+
+from raypipe.endpoint.http_errors import HttpError
+from raypipe.endpoint.live import LiveIndex
+from support.routes import VIDEO, Ask, FakeClassifier, FakeEmbedder, answer, error, serve
+from support.served_index import DIM
+
+
+def test_a_video_is_embedded_from_a_body_or_a_uri(ask: Ask, ids: list[str], embedder: FakeEmbedder) -> None:
+    found = answer(ask("POST", "/v1/embed", content=VIDEO, headers={"Content-Type": "video/mp4"}))
+    assert (len(found["embedding"]), found["num_frames"], found["status"]) == (DIM, 4, "ok")
+    assert (found["duration_seconds"], found["neighbors"]) == (2.5, None)
+    named = answer(ask("POST", "/v1/embed?top_k=3", json={"uri": "s3://videos/open/a.mp4"}))
+    assert named["neighbors"]["results"][0]["video"]["video_id"] == ids[3]
+    assert embedder.given == [VIDEO, "s3://videos/open/a.mp4"]
+    again = answer(ask("POST", "/v1/recommend", json={"embeddings": [found["embedding"]], "top_k": 3}))
+    assert again["results"] == named["neighbors"]["results"]
+
+
+def test_a_video_is_classified(ask: Ask) -> None:
+    headers = {"Content-Type": "application/octet-stream"}
+    found = answer(ask("POST", "/v1/classify?top_k=2", content=VIDEO, headers=headers))
+    assert found == {
+        "label": "music",
+        "score": 0.7,
+        "top": [{"label": "music", "score": 0.7}, {"label": "news", "score": 0.2}],
+        "num_frames": 4,
+        "neighbors": None,
+    }
+    found = answer(ask("POST", "/v1/classify?neighbors=12", content=VIDEO, headers=headers))
+    assert (len(found["top"]), len(found["neighbors"]["results"])) == (3, 12)
+
+
+def test_batches_of_videos(ask: Ask) -> None:
+    uris = ["s3://videos/open/a.mp4", "s3://videos/shut/a.mp4", "http://127.0.0.1/x"]
+    for path in ("/v1/embed/batch", "/v1/classify/batch"):
+        found = answer(ask("POST", path, json={"uris": uris, "top_k": 1}))["answers"]
+        assert found[0]["num_frames"] == 4
+        assert [one["error"]["code"] for one in found[1:]] == ["forbidden_uri", "forbidden_uri"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (HttpError(422, "The video cannot be decoded (decode_error): no moov.", "undecodable"), (422, "undecodable")),
+        (HttpError(429, "Busy."), (429, "overloaded")),
+        (HttpError(503, "Gone."), (503, "unavailable")),
+    ],
+)
+def test_what_the_embedder_says_is_passed_on(
+    ask: Ask, embedder: FakeEmbedder, failure: HttpError, expected: tuple[int, str]
+) -> None:
+    embedder.error = failure
+    for path in ("/v1/embed", "/v1/classify"):
+        assert error(ask("POST", path, content=VIDEO, headers={"Content-Type": "video/mp4"})) == expected
+
+
+def test_without_models_a_server_says_what_it_lacks(live_index: LiveIndex) -> None:
+    ask = serve(live_index)
+    found = answer(ask("GET", "/v1/index"))
+    assert (found["can_embed"], found["can_classify"]) == (False, False)
+    for path in ("/v1/embed", "/v1/classify"):
+        response = ask("POST", path, content=VIDEO, headers={"Content-Type": "video/mp4"})
+        assert error(response) == (501, "not_available")
+    assert error(ask("POST", "/v1/embed/batch", json={"uris": ["a"]})) == (501, "not_available")
+
+
+def test_an_index_of_other_embeddings_is_not_compared_with(live_index: LiveIndex, embedder: FakeEmbedder) -> None:
+    embedder.fingerprint = "other"
+    ask = serve(live_index, embedder=embedder, classifier=FakeClassifier())
+    assert not answer(ask("GET", "/v1/index"))["can_embed"]
+    response = ask("POST", "/v1/embed", content=VIDEO, headers={"Content-Type": "video/mp4"})
+    assert error(response) == (501, "not_available")
+    assert embedder.given == []
