@@ -22,9 +22,12 @@ Bad data is a row; bad setup is an exception. A message is one line: what happen
 """
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 _MAX_SHOWN_CHOICES = 40
+_MAX_SHOWN_SETTINGS = 3
 
 
 class RaypipeError(Exception):
@@ -90,7 +93,11 @@ class WeightsError(SetupError):
 
 
 class FingerprintError(SetupError):
-    """The output holds rows that other settings made."""
+    """The output was made with other settings.
+
+    Where settings differ, ``key`` is the first of them by name; ``expected`` and ``value`` hold all of them by their
+    dotted names, as they were and as they are now.
+    """
 
 
 class IndexVersionError(SetupError):
@@ -135,3 +142,40 @@ class ObjectTooLargeError(ObjectError):
 
 class ObjectUnreadableError(ObjectError):
     """The storage kept failing on this object after every retry."""
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def refuse_other_settings(before: Mapping[str, Any], now: Mapping[str, Any], *, subject: str) -> None:
+    """Refuse to mix results that do not compare.
+
+    Raises:
+        FingerprintError: the settings differ; ``subject`` says what was made with them before, such as "The output
+            holds rows".
+    """
+    was, is_now = leaves(before), leaves(now)
+    keys = [key for key in sorted(was.keys() | is_now.keys()) if was.get(key) != is_now.get(key)]
+    if not keys:
+        return
+    differ = [f"{key} was {_short(was.get(key))} and is now {_short(is_now.get(key))}" for key in keys]
+    more = f"; and {len(keys) - _MAX_SHOWN_SETTINGS} more" if len(keys) > _MAX_SHOWN_SETTINGS else ""
+    msg = f"{subject} of other settings: {'; '.join(differ[:_MAX_SHOWN_SETTINGS])}{more}."
+    raise FingerprintError(
+        msg,
+        key=keys[0],
+        value={key: is_now.get(key) for key in keys},
+        expected={key: was.get(key) for key in keys},
+        remedy="Choose another output, or use those settings.",
+    )
+
+
+def _short(value: object) -> str:
+    """Return a setting for a message; a digest is shortened."""
+    text = str(value)
+    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else text

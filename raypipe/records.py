@@ -128,11 +128,11 @@ class ShardSummary:
 
     plan: int
     shard: int
-    statuses: dict[str, int]  # status -> videos; sums to the shard's rows
-    num_frames: int
-    size_bytes: int  # bytes read: of videos, or of their vectors
-    stage_seconds: dict[str, float]  # fetch, decode, embed, put -> seconds of one processor's wall clock
-    finished_at: float  # Unix time
+    statuses: dict[str, int] = field(default_factory=dict)  # status -> rows; sums to the rows of the shard
+    num_frames: int = 0
+    size_bytes: int = 0  # bytes read: of videos, or of their vectors
+    stage_seconds: dict[str, float] = field(default_factory=dict)  # fetch, decode, embed, put -> seconds of an actor
+    finished_at: float = 0.0  # Unix time
     slowest: tuple[VideoNote, ...] = ()  # the slowest few videos
     failures: tuple[VideoNote, ...] = ()  # the first few rows that failed
     thumbnails: tuple[tuple[str, bytes], ...] = ()  # a few (video_id, JPEG)

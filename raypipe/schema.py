@@ -31,6 +31,15 @@ FRAME_EMBEDDINGS = "frame_embeddings"
 EMBEDDING = "embedding"
 THUMBNAIL = "thumbnail"
 EMBEDDINGS_FILE = "embeddings_file"
+FIRST_ROW = "first_row"  # of plans whose shards are row ranges of a table
+NUM_ROWS = "num_rows"
+ROW = "row"  # its number in that table, from 0
+USER_ID = "user_id"
+VIDEO_IDS = "video_ids"
+SCORES = "scores"
+CLOSEST = "closest"
+FALLBACK = "fallback"
+UNKNOWN = "unknown"
 LABEL = "label"
 SCORE = "score"
 LABELS = "labels"
@@ -52,6 +61,8 @@ PLAN_SCHEMA = pa.schema(
         (SHARD, pa.int32()),
     ]
 )
+
+RANGE_PLAN_SCHEMA = pa.schema([(FIRST_ROW, pa.int64()), (NUM_ROWS, pa.int64()), (SHARD, pa.int32())])
 
 
 def row_format_of(settings: Mapping[str, Any]) -> int:
@@ -120,5 +131,28 @@ def predictions_schema() -> pa.Schema:
             (TOP_LABELS, pa.list_(pa.string())),
             (TOP_SCORES, pa.list_(pa.float32())),
             (FRAME_SCORES, pa.list_(pa.float32())),
+        ]
+    )
+
+
+def recommendations_schema() -> pa.Schema:
+    """Schema of a file of ``raypipe recommend``: one row per row of the history, in its order.
+
+    ``row`` is its number there, from 0. ``status``: answered by the history (``ok``), by what is popular (``popular``),
+    or not at all (``error``). ``scores`` and ``closest`` (an id of the history) belong to ``video_ids``; ``unknown``
+    are ids of the history that the index does not hold.
+    """
+    return pa.schema(
+        [
+            (ROW, pa.int64()),
+            (USER_ID, pa.string()),
+            (STATUS, pa.string()),
+            (ERROR, pa.string()),
+            (GENERATION, pa.int32()),
+            (VIDEO_IDS, pa.list_(pa.string())),
+            (SCORES, pa.list_(pa.float32())),
+            (CLOSEST, pa.list_(pa.string())),
+            (FALLBACK, pa.string()),
+            (UNKNOWN, pa.list_(pa.string())),
         ]
     )

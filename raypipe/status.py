@@ -1,4 +1,4 @@
-"""How one video ended. Every planned video ends as exactly one row with one of these."""
+"""How one video, or one user, ended. Everything that is planned ends as exactly one row with one of these."""
 
 from enum import StrEnum
 
@@ -23,8 +23,16 @@ class Status(StrEnum):
     GONE = "gone"  # no longer in its input, by a complete listing; nothing was read
 
 
+class UserStatus(StrEnum):
+    """How ``raypipe recommend`` answered one row of the history."""
+
+    OK = "ok"
+    POPULAR = "popular"  # by what is popular: the index holds no video of the history
+    ERROR = "error"  # the row cannot be read, or not be answered
+
+
 HAS_FRAMES = frozenset({Status.OK, Status.PARTIAL})
-NOT_FAILED = HAS_FRAMES | {Status.GONE}  # every other status is a failure
+NOT_FAILED = HAS_FRAMES | {Status.GONE, UserStatus.POPULAR}  # every other status is a failure
 TRANSIENT = frozenset(
     {
         Status.TIMEOUT,

@@ -17,15 +17,15 @@ from pydantic import BaseModel
 
 from golden.make import EXPECTED, frame_vectors, read, verified
 from raypipe.config import ClassifyConfig, DecodeConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
-from raypipe.dataset.plan import Video, plan_numbers
+from raypipe.dataset.plan import PlannedVideo, plan_numbers
 from raypipe.dataset.verify import Verification, stored_job, stored_settings
 from raypipe.errors import FingerprintError
 from raypipe.jobs.classify import job as classify
 from raypipe.jobs.classify.verify import verify as verify_predictions
 from raypipe.jobs.embed import job as embed
 from raypipe.jobs.embed import planning
-from raypipe.jobs.embed.input_check import recheck_inputs
 from raypipe.jobs.embed.inputs import find_videos
+from raypipe.jobs.embed.verify import recheck_inputs
 from raypipe.jobs.embed.verify import verify as verify_embeddings
 from raypipe.jobs.index.job import run_index
 from raypipe.jobs.train.checkpoint import Checkpoints, load_optimizer
@@ -258,7 +258,7 @@ def test_what_is_gone_from_an_old_output_is_marked(
     known = {one.video_id: one for one in find_videos(embed_setup.config.input, output_uri=output.uri)}
     gone = {"cat/0.mp4", "dog/no video.mp4"}  # of both plans, and one that failed
 
-    def left(_: str, *, output_uri: str, listed: Listed) -> Iterator[Video]:
+    def left(_: str, *, output_uri: str, listed: Listed) -> Iterator[PlannedVideo]:
         for video_id, one in known.items():
             if video_id not in gone:
                 yield one

@@ -81,7 +81,7 @@ def plan(
 
 @app.command()
 def verify(
-    output: Annotated[str, typer.Argument(help="The output folder of embed or classify.")],
+    output: Annotated[str, typer.Argument(help="The output folder of embed, classify or recommend.")],
     *,
     inputs: Annotated[
         bool,
@@ -97,20 +97,16 @@ def verify(
     def run() -> int:
         from rich.console import Console
 
-        from raypipe.dataset.verify import stored_job
-        from raypipe.jobs.classify.verify import verify as verify_predictions
-        from raypipe.jobs.embed.verify import verify as verify_embeddings
+        from raypipe.jobs.outputs import verify_any
         from raypipe.storage import Folder
 
-        folder = Folder(output)
-        check = verify_predictions if stored_job(folder) == "classify" else verify_embeddings
-        result = check(folder)
+        result = verify_any(Folder(output))
         for violation in result.violations:
             say(f"violation: {violation}")
         counts = ", ".join(f"{count} {status}" for status, count in result.statuses.most_common())
         held = "every promise holds" if not result.violations else f"{len(result.violations)} violations"
         Console().print(
-            f"{result.num_rows} videos ({counts or 'none'}), {result.num_frames} frames, {result.num_files} files, "
+            f"{result.num_rows} rows ({counts or 'none'}), {result.num_frames} frames, {result.num_files} files, "
             f"{result.num_plans} plans: {held}.",
             highlight=False,
             soft_wrap=True,
@@ -128,7 +124,7 @@ def _recheck(output: str) -> None:
     from raypipe.dataset.plan import job_of
     from raypipe.dataset.verify import stored_settings
     from raypipe.errors import ConfigError
-    from raypipe.jobs.embed.input_check import recheck_inputs
+    from raypipe.jobs.embed.verify import recheck_inputs
     from raypipe.schema import ROW_FORMAT, row_format_of
     from raypipe.storage import Folder
     from raypipe.text import visible

@@ -96,19 +96,19 @@ def recommend(
 def _recommend(settings: "RecommendConfig") -> int:
     from rich.console import Console
 
-    from raypipe.jobs.recommend.job import run_recommend
+    from raypipe.jobs.recommend.job import RecommendOutput, run_recommend
     from raypipe.jobs.recommend.view import recommend_table
+    from raypipe.storage import Folder
 
     console = Console()
     run = run_recommend(settings, console=console)
-    if not run.is_new:
+    if not run.record.plans:
         console.print(f"Nothing to do: {settings.output} holds the recommendations for this very history.")
-    console.print(recommend_table(run))
-    if run.unknown is None:
-        say("unknown ids were not counted: an earlier version wrote part of this output.")
-    elif run.unknown.fraction > settings.max_unknown_fraction:
+    held = RecommendOutput.read(Folder(settings.output))
+    console.print(recommend_table(held, run.record, report_uri=run.report_uri))
+    if held.unknown_fraction > settings.max_unknown_fraction:
         say(
-            f"The index does not hold {run.unknown.fraction:.1%} of the ids in histories; "
+            f"The index does not hold {held.unknown_fraction:.1%} of the ids in histories; "
             f"max_unknown_fraction is {settings.max_unknown_fraction:g}."
         )
         return TOO_MANY_BAD

@@ -20,15 +20,16 @@ import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.dataset.footer import METADATA, parquet_bytes
-from raypipe.errors import CommitError, FingerprintError
+from raypipe.errors import CommitError, FingerprintError, refuse_other_settings
 from raypipe.storage import Folder, StoredObject
 
 MAX_PLAN_VIDEOS = 65_536
+_PLANS_KEPT = 8  # in memory, about 10 MB each
 
 
 @dataclass(frozen=True, slots=True)
-class Video:
-    """One video to plan: one content, which its etag stands for, of the object at a URI.
+class PlannedVideo:
+    """One video to plan: the content of the object at a URI that its etag identifies.
 
     A video that is gone is planned only to get a row that says so; it is not read.
     """
@@ -40,12 +41,12 @@ class Video:
     is_gone: bool = field(default=False, kw_only=True)
 
     @classmethod
-    def of(cls, stored: StoredObject) -> "Video":
-        """A listed object, its key relative to the input as its id."""
+    def of(cls, stored: StoredObject) -> "PlannedVideo":
+        """Return a listed object; its key relative to the input is its id."""
         return cls(stored.key, stored.uri, stored.etag, stored.size_bytes)
 
 
-def plan_table(videos: Sequence[Video], shards: Sequence[int]) -> pa.Table:
+def plan_table(videos: Sequence[PlannedVideo], shards: Sequence[int]) -> pa.Table:
     """Return the rows of a plan: the videos in the order of their shards, which are numbered from 0 without a gap."""
     table = pa.table(
         {
@@ -62,11 +63,11 @@ def plan_table(videos: Sequence[Video], shards: Sequence[int]) -> pa.Table:
     return table.append_column(schema.GONE, pa.array([video.is_gone for video in videos], pa.bool_()))
 
 
-def planned_videos(rows: pa.Table) -> list[Video]:
+def planned_videos(rows: pa.Table) -> list[PlannedVideo]:
     """Return the videos of a plan's rows."""
     names = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES)
     columns = zip(*(rows[name].to_pylist() for name in names), strict=True)
-    return [Video(*row, is_gone=is_gone) for row, is_gone in zip(columns, gone_flags(rows), strict=True)]
+    return [PlannedVideo(*row, is_gone=is_gone) for row, is_gone in zip(columns, gone_flags(rows), strict=True)]
 
 
 def gone_flags(rows: pa.Table) -> list[bool]:
@@ -77,31 +78,72 @@ def gone_flags(rows: pa.Table) -> list[bool]:
     return flags
 
 
+def range_table(num_rows: int, *, rows_per_shard: int, first_shard: int = 0, num_shards: int) -> pa.Table:
+    """Return the rows of a plan of row ranges: one for each shard, ``rows_per_shard`` rows of a table of ``num_rows``.
+
+    ``first_shard`` is the first range of this plan, whose shards are numbered from 0.
+    """
+    first = np.arange(first_shard, first_shard + num_shards, dtype=np.int64) * rows_per_shard
+    columns = {
+        schema.FIRST_ROW: first,
+        schema.NUM_ROWS: np.minimum(rows_per_shard, num_rows - first),
+        schema.SHARD: np.arange(num_shards, dtype=np.int32),
+    }
+    return pa.table(columns, schema=schema.RANGE_PLAN_SCHEMA)
+
+
+def row_range(rows: pa.Table) -> tuple[int, int] | None:
+    """Return (first row, number of rows) of a shard of a range plan, from its plan's row or from its file's rows.
+
+    None if the rows are not of such a plan, or not one range.
+    """
+    if schema.FIRST_ROW in rows.column_names:
+        return rows[schema.FIRST_ROW][0].as_py(), pc.sum(rows[schema.NUM_ROWS]).as_py()
+    if schema.ROW in rows.column_names and rows.num_rows:
+        numbers = rows[schema.ROW].to_numpy()
+        if (np.diff(numbers) == 1).all():
+            return int(numbers[0]), rows.num_rows
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One stored plan: a row for each video, ordered by shard; its job may add columns to those of ``PLAN_SCHEMA``."""
+    """One stored plan, ordered by shard. Its rows are videos (``PLAN_SCHEMA``) or row ranges (``RANGE_PLAN_SCHEMA``).
+
+    A job may add columns.
+    """
 
     number: int
-    videos: pa.Table
+    rows: pa.Table
     fingerprint: str
     settings: Mapping[str, Any]  # what makes the fingerprint
     input: str
 
     @property
     def num_shards(self) -> int:
-        """Shards are numbered from 0 without a gap."""
-        return int(pc.max(self.videos[schema.SHARD]).as_py()) + 1
+        """Return the number of shards, which are numbered from 0 without a gap."""
+        return int(pc.max(self.rows[schema.SHARD]).as_py()) + 1
+
+    @property
+    def num_rows(self) -> int:
+        """Return how many rows the files of this plan have together."""
+        return num_planned_rows(self.rows)
 
     def shards(self) -> Iterator[tuple[int, pa.Table]]:
         """Each shard's number and its rows."""
-        numbers = self.videos[schema.SHARD].to_numpy()
+        numbers = self.rows[schema.SHARD].to_numpy()
         start = 0
         for shard in range(self.num_shards):
             stop = start
             while stop < len(numbers) and numbers[stop] == shard:
                 stop += 1
-            yield shard, self.videos.slice(start, stop - start)
+            yield shard, self.rows.slice(start, stop - start)
             start = stop
+
+
+def num_planned_rows(rows: pa.Table) -> int:
+    """Return how many rows of output these rows of a plan lead to: one for each video, or those of the ranges."""
+    return int(pc.sum(rows[schema.NUM_ROWS]).as_py() if schema.NUM_ROWS in rows.column_names else rows.num_rows)
 
 
 def job_of(settings: Mapping[str, Any]) -> str:
@@ -169,30 +211,64 @@ def read_plan(output: Folder, number: int) -> Plan:
         raise CommitError(msg, key=uri) from None
 
 
-def _in_order(videos: pa.Table) -> pa.Table:
-    """The columns that every plan has, in their order, before those that the job added."""
-    added = [field for field in videos.schema if field.name not in schema.PLAN_SCHEMA.names]
-    wanted = pa.schema([*schema.PLAN_SCHEMA, *added])
-    return videos.select(wanted.names).cast(wanted)
+def _in_order(rows: pa.Table) -> pa.Table:
+    """Return the columns that every plan has, in their order, followed by those that the job added."""
+    base = schema.RANGE_PLAN_SCHEMA if schema.FIRST_ROW in rows.column_names else schema.PLAN_SCHEMA
+    wanted = pa.schema([*base, *(field for field in rows.schema if field.name not in base.names)])
+    return rows.select(wanted.names).cast(wanted)
 
 
-def _check_sound(videos: pa.Table, about: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError unless everything is there that a plan promises."""
-    videos.validate(full=True)  # what Arrow itself relies on, such as valid UTF-8
-    shards = videos[schema.SHARD].to_numpy()
-    if any(column.null_count for column in videos.columns) or not len(shards):
+def _check_sound(rows: pa.Table, about: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError if a plan is malformed."""
+    rows.validate(full=True)  # what Arrow itself relies on, such as valid UTF-8
+    shards = rows[schema.SHARD].to_numpy()
+    if any(column.null_count for column in rows.columns) or not len(shards):
         msg = "it has no rows, or a row lacks a value."
         raise ValueError(msg)
     if shards[0] != 0 or not np.isin(np.diff(shards), (0, 1)).all():
         msg = "its shards are not numbered 0, 1, 2, …"
         raise ValueError(msg)
-    if schema.GONE in videos.column_names and not pa.types.is_boolean(videos.schema.field(schema.GONE).type):
+    if schema.FIRST_ROW in rows.column_names:
+        first, lengths = (rows[name].to_numpy() for name in (schema.FIRST_ROW, schema.NUM_ROWS))
+        if first[0] < 0 or (lengths < 1).any() or (first[1:] != (first + lengths)[:-1]).any():
+            msg = "its row ranges are not one after the other."
+            raise ValueError(msg)
+    if schema.GONE in rows.column_names and not pa.types.is_boolean(rows.schema.field(schema.GONE).type):
         msg = f"its column {schema.GONE} is not of truth values."
         raise TypeError(msg)
     kinds = {"fingerprint": str, "settings": dict, "input": str}
     if not all(isinstance(about[key], kind) for key, kind in kinds.items()):
         msg = "its fingerprint, settings or input is of the wrong kind."
         raise TypeError(msg)
+
+
+class StoredPlans:
+    """The plans of one output. The last few that were read stay in memory, so that a run reads each of them once."""
+
+    def __init__(self, output: Folder) -> None:
+        self.output = output
+        self._kept: dict[int, Plan] = {}  # the least recently used first
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the stored plans, ascending."""
+        return plan_numbers(self.output)
+
+    def read(self, number: int) -> Plan:
+        """Read a plan, or return it from memory: a stored plan never changes. Raises like ``read_plan``."""
+        return self._keep(self._kept.pop(number) if number in self._kept else read_plan(self.output, number))
+
+    def put(self, plan: Plan) -> bool:
+        """Store a plan; raises and returns like ``put_plan``."""
+        is_stored = put_plan(self.output, plan)
+        if is_stored:
+            self._keep(plan)
+        return is_stored
+
+    def _keep(self, plan: Plan) -> Plan:
+        self._kept[plan.number] = plan
+        while len(self._kept) > _PLANS_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return plan
 
 
 def put_plan(output: Folder, plan: Plan) -> bool:
@@ -202,30 +278,20 @@ def put_plan(output: Folder, plan: Plan) -> bool:
         "fingerprint": plan.fingerprint,
         "settings": plan.settings,
         "input": plan.input,
-        "num_videos": plan.videos.num_rows,
+        "num_videos": plan.num_rows,
         "num_shards": plan.num_shards,
     }
-    return output.put_new(plan_name(plan.number), parquet_bytes(plan.videos, about))
+    return output.put_new(plan_name(plan.number), parquet_bytes(plan.rows, about))
 
 
 def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:
     """Refuse to mix rows that do not compare.
 
     Raises:
-        FingerprintError: the plan's rows are made with other settings. ``expected`` holds the settings that differ
-            as they were, ``value`` as they are now.
+        FingerprintError: the plan's rows are made with other settings.
     """
     if plan.fingerprint == fingerprint(settings):
         return
-    keys = [key for key in sorted({*plan.settings, *settings}) if plan.settings.get(key) != settings.get(key)]
-    was, now = ({key: some.get(key) for key in keys} for some in (plan.settings, settings))
-    differ = "; ".join(f"{key} was {_short(was[key])} and is now {_short(now[key])}" for key in keys)
-    msg = f"The output holds rows of other settings: {differ or plan.fingerprint}."
-    remedy = "Choose another output, or those settings."
-    raise FingerprintError(msg, value=now, expected=was, remedy=remedy)
-
-
-def _short(value: object) -> str:
-    """A setting for a message: of a digest its beginning."""
-    text = str(value)
-    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else text
+    refuse_other_settings(plan.settings, settings, subject="The output holds rows")
+    msg = f"The output holds rows of the fingerprint {plan.fingerprint}, which is not that of its settings."
+    raise FingerprintError(msg, key="fingerprint", value=fingerprint(settings), expected=plan.fingerprint)

@@ -1,6 +1,6 @@
-"""Decide what is new, and store it as plans that any number of drivers agree on."""
+"""Decide what to plan: the videos that are new, and those that a complete listing no longer contains."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -8,10 +8,18 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 
 from raypipe import schema
-from raypipe.dataset import plan as plans
 from raypipe.dataset.footer import read_parquet
-from raypipe.dataset.gone import Unlisted, normalised_input
-from raypipe.dataset.plan import Plan, Video, digest, gone_flags
+from raypipe.dataset.plan import (
+    MAX_PLAN_VIDEOS,
+    Plan,
+    PlannedVideo,
+    StoredPlans,
+    check_fingerprint,
+    digest,
+    fingerprint,
+    gone_flags,
+    parse_data_name,
+)
 from raypipe.errors import ConfigError
 from raypipe.status import NOT_FAILED, TRANSIENT
 from raypipe.storage import Folder
@@ -25,9 +33,110 @@ _FAILED = {
     "transient": frozenset(map(str, TRANSIENT)),
     "all": None,  # every status that is a failure
 }
+VideoT = TypeVar("VideoT", bound=PlannedVideo)
 
 
-VideoT = TypeVar("VideoT", bound=Video)
+def normalised_input(uri: str) -> str:
+    """Return one spelling of an input for all of its spellings: no trailing slash, local paths absolute."""
+    try:
+        return Folder(uri).uri
+    except ConfigError:  # a job without an input, or a storage that only an earlier version read
+        return uri
+
+
+@dataclass(frozen=True, slots=True)
+class GoneVideos:
+    """The videos to mark. Iterating reads the plans again, so that only digests are kept in memory."""
+
+    plans: StoredPlans
+    latest: dict[bytes, int]  # digest of a video_id -> the plan that holds it last
+    num_planned: int  # videos of the input that are planned and not gone, before the listing
+
+    @property
+    def num_videos(self) -> int:
+        """Return how many there are."""
+        return len(self.latest)
+
+    @property
+    def fraction(self) -> float:
+        """Return their share of the planned videos."""
+        return self.num_videos / max(self.num_planned, self.num_videos, 1)
+
+    def __iter__(self) -> Iterator[PlannedVideo]:
+        for number in sorted(set(self.latest.values())):
+            videos = self.plans.read(number).rows
+            ids, uris = (videos[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI))
+            for video_id, uri in zip(ids, uris, strict=True):
+                if self.latest.get(digest(video_id)) == number:
+                    yield PlannedVideo(video_id, uri, "", 0, is_gone=True)
+
+
+class Unlisted:
+    """The planned videos of one input that its listing has not returned so far; only digests are in memory.
+
+    Call ``learn`` for each plan, ``see`` for each listed video, ``plans_anew`` for each that gets a new row, ``end``
+    after the last one, and then ``find``.
+    """
+
+    def __init__(self, plans: StoredPlans, input_uri: str) -> None:
+        self._plans = plans
+        self._input_uri = normalised_input(input_uri)
+        self._numbers: list[int] = []
+        self._uris: set[bytes] = set()
+        self._new_ids: set[bytes] = set()
+        self._num_planned = 0
+        self._is_complete = False
+
+    @property
+    def num_planned(self) -> int:
+        """Return how many videos of the input are planned and not gone."""
+        return self._num_planned
+
+    def learn(self, plan: Plan, uris: Sequence[bytes]) -> None:
+        """Add the next plan; ``uris`` are the digests of the URIs of its rows."""
+        self._numbers.append(plan.number)
+        if normalised_input(plan.input) != self._input_uri:
+            return
+        for uri, is_gone in zip(uris, gone_flags(plan.rows), strict=True):
+            if is_gone:
+                self._uris.discard(uri)
+            else:
+                self._uris.add(uri)
+        self._num_planned = len(self._uris)
+
+    def see(self, uri: bytes) -> None:
+        """Note that the listing contains this URI."""
+        self._uris.discard(uri)
+
+    def plans_anew(self, video: PlannedVideo) -> None:
+        """Note that this video gets a new row: its id is not gone, even if its previous URI is."""
+        self._new_ids.add(digest(video.video_id))
+
+    def end(self) -> None:
+        """Note that the listing is complete."""
+        self._is_complete = True
+
+    def find(self, covers: Callable[[str], bool]) -> GoneVideos:
+        """Return the videos that are gone; none unless the listing was read to its end.
+
+        A video is gone if its last plan is of this input and the listing does not contain its URI. ``covers`` tells
+        whether the listing would contain a URI if the video existed.
+        """
+        latest: dict[bytes, int] = {}
+        if self._uris and self._is_complete:
+            for number in self._numbers:
+                self._follow(self._plans.read(number), latest, covers)
+        return GoneVideos(self._plans, latest, self._num_planned)
+
+    def _follow(self, plan: Plan, latest: dict[bytes, int], covers: Callable[[str], bool]) -> None:
+        is_same = normalised_input(plan.input) == self._input_uri
+        ids, uris = (plan.rows[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI))
+        for video_id, uri, is_gone in zip(ids, uris, gone_flags(plan.rows), strict=True):
+            key = digest(video_id)
+            latest.pop(key, None)  # an earlier plan is not the last one
+            is_left = is_same and not is_gone and digest(uri) in self._uris
+            if is_left and key not in self._new_ids and covers(uri):
+                latest[key] = plan.number
 
 
 @dataclass
@@ -38,7 +147,7 @@ class Planner:
     then put back is new each time.
     """
 
-    output: Folder
+    plans: StoredPlans
     settings: Mapping[str, Any]  # what makes the fingerprint
     input_uri: str = ""
     key: Key = "video_uri"
@@ -57,8 +166,8 @@ class Planner:
             FingerprintError: they were made with other settings.
             CommitError: a stored file is no plan.
         """
-        for number in plans.plan_numbers(self.output):
-            plan = plans.read_plan(self.output, number)
+        for number in self.plans.numbers():
+            plan = self.plans.read(number)
             keys = self._learn(plan)
             if self.unlisted is not None:
                 self.unlisted.learn(plan, keys)
@@ -70,7 +179,7 @@ class Planner:
             CommitError: a stored file is not what its name promises.
             ConfigError: a video has the id of another one, planned from another input.
         """
-        again = failed_videos(self.output, retry=retry, key=self.key) if retry != "none" else set()
+        again = failed_videos(self.plans, retry=retry, key=self.key) if retry != "none" else set()
         seen: set[bytes] = set()
         for video in found:
             key = self._key(video)
@@ -87,10 +196,10 @@ class Planner:
         if self.unlisted is not None:
             self.unlisted.end()
 
-    def _key(self, video: Video) -> bytes:
+    def _key(self, video: PlannedVideo) -> bytes:
         return digest(video.video_id if self.key == schema.VIDEO_ID else video.video_uri)
 
-    def _is_new(self, key: bytes, video: Video) -> bool:
+    def _is_new(self, key: bytes, video: PlannedVideo) -> bool:
         planned = self.known.get(key)
         if planned is None or (planned == _GONE and not video.is_gone):
             return True
@@ -99,11 +208,13 @@ class Planner:
         # One that is missing, and has no etag, keeps the row it has.
         return bool(video.etag) and planned != _version(video.etag, is_gone=video.is_gone)
 
-    def _check_id(self, video: Video) -> None:
+    def _check_id(self, video: PlannedVideo) -> None:
         """Within one input an id is one URI; of another input it may be another video, whose row it would supersede."""
         other = self.other_ids.get(digest(video.video_id), video.video_uri) if self.other_ids else video.video_uri
         if other != video.video_uri:
-            msg = f"video_id {video.video_id!r} is {other!r} in {self.output} and would become {video.video_uri!r}."
+            msg = (
+                f"video_id {video.video_id!r} is {other!r} in {self.plans.output} and would become {video.video_uri!r}."
+            )
             remedy = "Choose another output, or give a manifest with ids of its own."
             raise ConfigError(msg, key=schema.VIDEO_ID, value=video.video_uri, expected=other, remedy=remedy)
 
@@ -116,21 +227,21 @@ class Planner:
         batch: list[VideoT] = []
         for video in videos:
             batch.append(video)
-            if len(batch) == plans.MAX_PLAN_VIDEOS:
+            if len(batch) == MAX_PLAN_VIDEOS:
                 stored += self._store_batch(batch, pack=pack)
                 batch = []
         return stored + self._store_batch(batch, pack=pack)
 
     def _store_batch(self, batch: list[VideoT], *, pack: Callable[[list[VideoT]], pa.Table]) -> list[int]:
-        mark = plans.fingerprint(self.settings)
+        mark = fingerprint(self.settings)
         while batch := self._untaken(batch):
             plan = Plan(self.next_number, pack(batch), mark, self.settings, self.input_uri)
-            if plans.put_plan(self.output, plan):
+            if self.plans.put(plan):
                 self._learn(plan)
                 return [plan.number]
-            theirs = plans.read_plan(self.output, plan.number)
+            theirs = self.plans.read(plan.number)
             self.taken.update(self._learn(theirs))
-            self.taken_ids.update(map(digest, theirs.videos[schema.VIDEO_ID].to_pylist()))
+            self.taken_ids.update(map(digest, theirs.rows[schema.VIDEO_ID].to_pylist()))
         return []
 
     def _untaken(self, batch: list[VideoT]) -> list[VideoT]:
@@ -145,20 +256,20 @@ class Planner:
 
     def _learn(self, plan: Plan) -> list[bytes]:
         """Take in a plan, and return the digests of its keys."""
-        plans.check_fingerprint(plan, self.settings)
-        keys, etags = (plan.videos[name].to_pylist() for name in (self.key, schema.ETAG))
+        check_fingerprint(plan, self.settings)
+        keys, etags = (plan.rows[name].to_pylist() for name in (self.key, schema.ETAG))
         digests = [digest(key) for key in keys]
-        flags = gone_flags(plan.videos)
+        flags = gone_flags(plan.rows)
         for key, etag, is_gone in zip(digests, etags, flags, strict=True):
             self.known[key] = _version(etag, is_gone=is_gone)
         if normalised_input(plan.input) != normalised_input(self.input_uri):
-            ids, uris = (plan.videos[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI))
+            ids, uris = (plan.rows[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI))
             for video_id, uri, is_gone in zip(ids, uris, flags, strict=True):
                 self.other_ids[digest(video_id)] = uri
                 if is_gone:
                     del self.other_ids[digest(video_id)]  # another video may have it
         elif self.key == schema.VIDEO_URI and is_table(plan.input):
-            ids = map(digest, plan.videos[schema.VIDEO_ID].to_pylist())
+            ids = map(digest, plan.rows[schema.VIDEO_ID].to_pylist())
             self.places.update(zip(ids, digests, strict=True))
         self.next_number = plan.number + 1
         return digests
@@ -171,7 +282,7 @@ def _version(etag: str, *, is_gone: bool) -> bytes:
 _GONE = _version("", is_gone=True)
 
 
-def failed_videos(output: Folder, *, retry: Retry, key: Key) -> set[bytes]:
+def failed_videos(plans: StoredPlans, *, retry: Retry, key: Key) -> set[bytes]:
     """Digests of the keys whose row of the highest generation failed in a way to be retried.
 
     A video that is planned again and has no row yet is not among them.
@@ -181,14 +292,15 @@ def failed_videos(output: Folder, *, retry: Retry, key: Key) -> set[bytes]:
     """
     failed: set[bytes] = set()
     committed: dict[int, list[str]] = {}
+    output = plans.output
     for stored in output.list("data/"):
-        name = plans.parse_data_name(stored.key)
+        name = parse_data_name(stored.key)
         if name:
             committed.setdefault(name[0], []).append(stored.key)
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        for number in plans.plan_numbers(output):
-            plan = plans.read_plan(output, number)
-            failed.difference_update(map(digest, plan.videos[key].to_pylist()))
+        for number in plans.numbers():
+            plan = plans.read(number)
+            failed.difference_update(map(digest, plan.rows[key].to_pylist()))
             for keys in pool.map(lambda name: _failed_keys(output, name, retry, key), committed.get(number, [])):
                 failed.update(map(digest, keys))
     return failed

@@ -1,4 +1,4 @@
-"""Read what is sealed: the rows that count, and nothing that is not sealed."""
+"""Read the rows of a sealed output, of each video those of its last generation."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import schema
+from raypipe.dataset.commit import read_manifest, sealed_plans
 from raypipe.dataset.footer import read_parquet
 from raypipe.dataset.plan import digest, job_of, plan_numbers, read_plan
-from raypipe.dataset.seal import read_manifest, sealed_plans
 from raypipe.errors import CommitError, ConfigError, JobError
 from raypipe.storage import Folder
 
@@ -74,6 +74,10 @@ def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> 
 
 def _read_rows(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[str] | None) -> Iterator[pa.Table]:
     wanted = list(columns) if columns is not None else None
+    if job_of(manifests[0]["settings"]) == "recommend":  # row ranges of one file: each row is there once
+        for manifest in manifests:
+            yield from (read_parquet(output, file["name"], columns=wanted) for file in manifest["files"])
+        return
     read = None if wanted is None else list(dict.fromkeys([*wanted, schema.VIDEO_ID]))
     superseded: set[bytes] = set()
     for manifest in reversed(manifests):
@@ -96,7 +100,7 @@ def planned_rows(output: Folder, manifests: list[dict[str, Any]]) -> Iterator[tu
     """
     superseded: set[bytes] = set()
     for manifest in reversed(manifests):
-        planned = read_plan(output, manifest["plan"]).videos
+        planned = read_plan(output, manifest["plan"]).rows
         present = _ids(planned)
         yield manifest["plan"], planned.filter(_not_among(superseded, present))
         superseded.update(present)

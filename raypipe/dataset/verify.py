@@ -1,4 +1,4 @@
-"""Recheck every promise about an output from what is stored alone."""
+"""Verify the integrity of an output from what is stored: plans, files, rows and manifests have to agree."""
 
 import io
 from collections import Counter
@@ -12,25 +12,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import schema
+from raypipe.dataset.commit import (
+    Totals,
+    committed_files,
+    manifest_name,
+    read_manifest,
+    read_shard_file,
+    sealed_plans,
+    shard_digest,
+)
 from raypipe.dataset.plan import (
     Plan,
     data_name,
     fingerprint,
     gone_flags,
     job_of,
+    num_planned_rows,
     parse_data_name,
     plan_name,
     plan_numbers,
     read_plan,
+    row_range,
 )
-from raypipe.dataset.seal import committed_files, manifest_name, read_manifest, sealed_plans
-from raypipe.dataset.sink import read_shard_file, shard_digest
 from raypipe.errors import CommitError, ObjectError
 from raypipe.status import Status
 from raypipe.storage import Folder, StoredObject
 
 _READS_AT_ONCE = 8
-_REQUIRED = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.STATUS, schema.GENERATION, schema.NUM_FRAMES)
+_OF_EVERY_JOB = (schema.STATUS, schema.GENERATION)
+OF_VIDEOS = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.NUM_FRAMES)  # of a job with a row for each video
 
 
 class Violation(str):
@@ -47,23 +57,25 @@ class Violation(str):
 
 @dataclass(frozen=True, slots=True)
 class RowChecks:
-    """What a job promises of the rows of its files."""
+    """What a job promises about the rows of its files."""
 
     job: str
     schema_of: Callable[[pa.Table], pa.Schema]  # the columns and types that a file should have
-    required: tuple[str, ...]  # columns that hold no null, beside those that every job's rows have
+    required: tuple[str, ...]  # columns without nulls, in addition to status and generation
     problems: Callable[[pa.Table], Iterator[Violation]]  # what is wrong with rows whose columns are right
+    statuses: frozenset[str] = frozenset(map(str, Status))
 
 
 @dataclass
 class Verification:
-    """What was checked and what was found; ``violations`` is empty when every promise holds."""
+    """What was checked and what was found. ``violations`` is empty if every promise holds."""
 
     num_plans: int = 0
     num_files: int = 0
     num_rows: int = 0
     num_frames: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    totals: list[Totals] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
 
 
@@ -122,8 +134,8 @@ def _check_plan(plan: Plan, first: Plan) -> Iterator[Violation]:
         yield Violation("plan_settings", f"{has}, which is not that of its settings.")
     if plan.fingerprint != first.fingerprint:
         yield Violation("plan_fingerprint", f"{has}; plan {first.number} has {first.fingerprint}.")
-    repeated = [video for video, times in Counter(plan.videos[schema.VIDEO_ID].to_pylist()).items() if times > 1]
-    if repeated:
+    ids = plan.rows[schema.VIDEO_ID].to_pylist() if schema.VIDEO_ID in plan.rows.column_names else []
+    if repeated := [video for video, times in Counter(ids).items() if times > 1]:
         said = f"Plan {plan.number} holds {len(repeated)} videos twice, the first {repeated[0]!r}."
         yield Violation("repeated_video", said)
 
@@ -132,9 +144,9 @@ def _check_shards(output: Folder, plan: Plan, checks: RowChecks, result: Verific
     files = committed_files(output, plan.number)
     shards = dict(plan.shards())
     if missing := sorted(set(shards) - set(files)):
-        rows = sum(shards[shard].num_rows for shard in missing)
+        rows = sum(num_planned_rows(shards[shard]) for shard in missing)
         said = (
-            f"Plan {plan.number}: {len(missing)} of {len(shards)} shards are missing ({rows} videos), the first is "
+            f"Plan {plan.number}: {len(missing)} of {len(shards)} shards are missing ({rows} rows), the first is "
             f"{data_name(plan.number, missing[0])}. Run the same raypipe {checks.job} again."
         )
         result.violations.append(Violation("missing_shards", said))
@@ -147,6 +159,7 @@ def _check_shards(output: Folder, plan: Plan, checks: RowChecks, result: Verific
             found.num_files += 1
             found.num_rows += checked.num_rows
             found.num_frames += checked.num_frames
+            found.totals += checked.totals
             found.statuses.update(checked.statuses)
             result.violations += checked.violations
     result.num_files += found.num_files
@@ -168,7 +181,7 @@ def _check_manifest(
     except (CommitError, ObjectError) as error:
         yield Violation("manifest", str(error))
         return
-    rows = {data_name(plan.number, shard): table.num_rows for shard, table in plan.shards()}
+    rows = {data_name(plan.number, shard): num_planned_rows(table) for shard, table in plan.shards()}
     stored = {file.key: (file.etag, file.size_bytes, rows.get(file.key)) for file in files.values()}
     sealed = {file["name"]: (file["etag"], file["size_bytes"], file["num_rows"]) for file in manifest["files"]}
     for key in sorted(stored.keys() | sealed.keys()):
@@ -181,13 +194,14 @@ def _check_manifest(
         "fingerprint": plan.fingerprint,
         "settings": plan.settings,
         "input": plan.input,
-        "num_videos": plan.videos.num_rows,
+        "num_videos": plan.num_rows,
         "num_frames": found.num_frames,
         "statuses": dict(found.statuses),
+        **Totals.sum(found.totals).stored,
     }
     for key, value in held.items():
-        if manifest[key] != value:
-            said = f"{name} says {key} {manifest[key]}; the plan and its files hold {value}."
+        if manifest.get(key) != value:
+            said = f"{name} says {key} {manifest.get(key)}; the plan and its files hold {value}."
             yield Violation("sealed_totals", said)
 
 
@@ -207,8 +221,10 @@ def _check_file(output: Folder, plan: Plan, shard: int, planned: pa.Table, check
         return checked
     checked.num_rows = rows.num_rows
     checked.statuses = Counter(rows[schema.STATUS].to_pylist())
-    checked.num_frames = sum(rows[schema.NUM_FRAMES].to_pylist())
-    problems += [*_check_rows(rows, plan, planned), *checks.problems(rows)]
+    checked.totals.append(about.totals)
+    if schema.NUM_FRAMES in rows.column_names:
+        checked.num_frames = sum(rows[schema.NUM_FRAMES].to_pylist())
+    problems += [*_check_rows(rows, plan, planned, checks), *checks.problems(rows)]
     checked.violations += [Violation(problem.check, f"{name}: {problem}") for problem in problems]
     if (about.plan, about.shard, about.fingerprint) != (plan.number, shard, plan.fingerprint):
         said = f"{name} says it is shard {about.shard} of plan {about.plan}, {about.fingerprint}."
@@ -229,15 +245,16 @@ def _check_columns(rows: pa.Table, checks: RowChecks) -> Iterator[Violation]:
         found = rows.schema.field(field_.name).type
         if found != field_.type:
             yield Violation("column_type", f"has {found} in its column {field_.name}, not {field_.type}.")
-    for column in (*_REQUIRED, *checks.required):
+    for column in (*_OF_EVERY_JOB, *checks.required):
         if rows[column].null_count:
             yield Violation("null", f"has rows without {column}.")
 
 
-def _check_rows(rows: pa.Table, plan: Plan, planned: pa.Table) -> Iterator[Violation]:
+def _check_rows(rows: pa.Table, plan: Plan, planned: pa.Table, checks: RowChecks) -> Iterator[Violation]:
     columns = [name for name in planned.column_names if name in rows.column_names]
-    if not rows.select(columns).equals(planned.select(columns)):
-        said = f"its {rows.num_rows} rows are not the {planned.num_rows} videos that the plan gives this shard."
+    is_range = schema.FIRST_ROW in planned.column_names
+    if row_range(rows) != row_range(planned) if is_range else not rows.select(columns).equals(planned.select(columns)):
+        said = f"its {rows.num_rows} rows are not the {num_planned_rows(planned)} that the plan gives this shard."
         yield Violation("planned_rows", said)
     if set(rows[schema.GENERATION].to_pylist()) - {plan.number}:
         yield Violation("generation", f"its rows are not all of generation {plan.number}.")
@@ -245,5 +262,5 @@ def _check_rows(rows: pa.Table, plan: Plan, planned: pa.Table) -> Iterator[Viola
     if len(is_gone) == planned.num_rows and is_gone != gone_flags(planned):
         said = f"{sum(is_gone)} of its rows say gone, which are not the {sum(gone_flags(planned))} planned as gone."
         yield Violation("gone_rows", said)
-    if unknown := set(rows[schema.STATUS].to_pylist()) - set(map(str, Status)):
+    if unknown := set(rows[schema.STATUS].to_pylist()) - checks.statuses:
         yield Violation("status", f"unknown statuses {sorted(unknown)}.")

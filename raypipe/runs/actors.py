@@ -1,4 +1,4 @@
-"""The edge to Ray: connect, and one stage of actors."""
+"""Run the stages of a job on Ray: connect, decide how many actors fit, and take shards through them."""
 
 import logging
 import os
@@ -9,29 +9,204 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
 
+import pyarrow as pa
 import ray
 import ray.data
-from ray._private.authentication import authentication_token_setup
 from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, Dataset
+from ray.exceptions import RayError
 
-from raypipe.errors import SetupError
-from raypipe.runs.stages import RunSteps, Steps
+from raypipe.errors import JobError, SetupError
+from raypipe.records import ShardSummary
+from raypipe.runs.ray_private import enable_token_authentication, map_whole_blocks, silence_data_logs
+from raypipe.runs.stages import SUMMARY, RunSteps, Shared, Stage
 
 _POLL_SECONDS = 1.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the actors of a job need.
+
+    With ``joined`` an actor has CPUs and, where there are some, GPUs; else the actors on GPUs are a stage of their own.
+    """
+
+    num_cpus: float = 1.0
+    num_gpus: Literal["auto"] | float = 0  # of each actor on a GPU; auto: one, if the cluster has any
+    concurrency: Literal["auto"] | int = "auto"
+    joined: bool = True
+    cpus_on: Mapping[str, str] = field(default_factory=dict)  # labels of nodes
+    gpus_on: Mapping[str, str] = field(default_factory=dict)
+    wait_seconds: float = 0.0  # for an autoscaler to add nodes
+    asked: str = "the job"  # the keys and values that ask for this, for an error
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How many actors there are. Without a GPU every actor takes a shard through all steps."""
+
+    needs: Needs
+    num_actors: int
+    num_gpu_actors: int = 0
+    num_gpus: float = 0.0  # of each of those
+    device: Literal["cpu", "cuda"] = "cpu"  # where the model of an actor is
+
+    @property
+    def num_slots(self) -> int:
+        """Return how many actors work at once."""
+        return self.num_actors + (0 if self.needs.joined else self.num_gpu_actors)
+
+    def stage(self, *steps: tuple[Any, Any]) -> Stage:
+        """Return the stage of the actors that have CPUs."""
+        needs = self.needs
+        num_gpus = self.num_gpus if needs.joined else 0.0
+        may_grow = needs.concurrency == "auto"
+        return Stage(steps, self.num_actors, needs.num_cpus, num_gpus, labels=needs.cpus_on, may_grow=may_grow)
+
+    def gpu_stage(self, *steps: tuple[Any, Any]) -> Stage:
+        """Return the stage of the actors that have a GPU alone."""
+        may_grow = self.needs.concurrency == "auto"
+        return Stage(steps, self.num_gpu_actors, 0.0, self.num_gpus, labels=self.needs.gpus_on, may_grow=may_grow)
+
+
+class Executor(Protocol):
+    """Where the stages of a job run. ``RayExecutor`` is the one of the commands."""
+
+    def connect(self) -> None:
+        """Make actors possible. Raises SetupError."""
+
+    def place(self, needs: Needs) -> Placement:
+        """Decide how many actors there are. Raises SetupError if not even one fits."""
+
+    def machine(self) -> dict[str, object]:
+        """Return what the record says about where the job runs."""
+
+    def share(self, value: object) -> Shared:
+        """Make a value, such as weights, available to all actors."""
+
+    def call_on_gpu(self, function: Any, *arguments: Any, num_gpus: float) -> Any:  # noqa: ANN401
+        """Call a function where the actors with a GPU run."""
+
+    def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
+        """Take every block through the stages, and yield the summaries as shards finish, in any order.
+
+        Raises:
+            JobError: the executor gave up.
+        """
+
+
+class RayExecutor:
+    """Runs stages as actor pools of Ray Data."""
+
+    def connect(self) -> None:
+        """Connect to Ray, or start it; raises like ``connect``."""
+        connect()
+
+    def place(self, needs: Needs) -> Placement:
+        """Divide what the cluster has among actors.
+
+        Raises:
+            SetupError: the cluster has less than one actor needs.
+        """
+        has = await_resources(
+            _bundles(needs), cpus_on=needs.cpus_on, gpus_on=needs.gpus_on, wait_seconds=needs.wait_seconds
+        )
+        cpus, gpus = has["CPU"], has["GPU"]
+        num_gpus = (1.0 if gpus else 0.0) if needs.num_gpus == "auto" else needs.num_gpus
+        if num_gpus > gpus or needs.num_cpus > cpus:
+            labels = {**needs.cpus_on, **needs.gpus_on}
+            where = f" on nodes with the labels {labels}" if labels else ""
+            msg = f"{needs.asked}: the cluster has {gpus:g} GPUs and {cpus:g} CPUs{where}."
+            remedy = "Lower it, add nodes, or raise resources.wait_seconds if an autoscaler adds them."
+            raise SetupError(msg, value={"GPU": gpus, "CPU": cpus}, remedy=remedy)
+        num_gpu_actors = int(gpus // num_gpus) if num_gpus else 0
+        fitting = max(1, int(cpus // needs.num_cpus))
+        if needs.joined and num_gpus:
+            fitting = min(fitting, num_gpu_actors)
+        num_actors = fitting if needs.concurrency == "auto" else needs.concurrency
+        return Placement(needs, num_actors, num_gpu_actors, num_gpus, device="cuda" if num_gpus else "cpu")
+
+    def machine(self) -> dict[str, object]:
+        """Return the size of the cluster, and the driver's platform."""
+        return machine()
+
+    def share(self, value: object) -> Shared:
+        """Put a value into the object store."""
+        return _Shared(ray.put(value))
+
+    def call_on_gpu(self, function: Any, *arguments: Any, num_gpus: float) -> Any:  # noqa: ANN401
+        """Call a function in a task that has a GPU."""
+        return ray.get(ray.remote(num_gpus=num_gpus, num_cpus=0)(function).remote(*arguments))
+
+    def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
+        """Run the stages as actor pools of Ray Data.
+
+        Raises:
+            JobError: Ray ended the work.
+        """
+        shards: Dataset = ray.data.from_blocks(list(blocks))
+        for stage in stages:
+            shards = _add_stage(shards, stage, num_shards=len(blocks))
+        try:
+            for row in shards.iter_rows():
+                yield row[SUMMARY]
+        except RayError as error:
+            msg = f"Ray ended the work: {reason_of(error)}."
+            raise JobError(msg, remedy="The same command resumes.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    reference: "ray.ObjectRef[Any]"
+
+    def __call__(self) -> Any:  # noqa: ANN401
+        return ray.get(self.reference)
+
+
+def _bundles(needs: Needs) -> list[dict[str, float]]:
+    """Return what has to be there before the work can start."""
+    cpu = {"CPU": float(needs.num_cpus)}
+    if needs.num_gpus in {"auto", 0}:
+        return [cpu]
+    gpu = {"GPU": float(needs.num_gpus)}
+    return [cpu | gpu] if needs.joined else [cpu, gpu]
+
+
+def _add_stage(shards: Dataset, stage: Stage, *, num_shards: int) -> Dataset:
+    where: dict[str, Any] = {"label_selector": dict(stage.labels)} if stage.labels else {}
+    map_batches = map_whole_blocks if stage.num_gpus else Dataset.map_batches
+    at_first = min(stage.num_actors, num_shards)
+    # A shard waits for a free actor, not behind another shard in an actor's queue.
+    actors = ActorPoolStrategy(
+        min_size=at_first, max_size=num_shards if stage.may_grow else at_first, max_tasks_in_flight_per_actor=1
+    )
+    return map_batches(
+        shards,
+        RunSteps,
+        fn_constructor_kwargs={"steps": stage.steps},
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=actors,
+        num_cpus=stage.num_cpus,
+        num_gpus=stage.num_gpus or None,
+        **where,
+    )
 
 
 def connect() -> None:
     """Connect to the cluster that ``RAY_ADDRESS`` names or that runs here, or start one in this process."""
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user enables it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = logging.getLogger("raypipe").getEffectiveLevel() > logging.DEBUG
-    use_token()
-    if quiet:  # Ray's native half reports how Ray Data always starts its actors as an error
+    enable_token_authentication()
+    if quiet:  # Ray's C++ side logs an error whenever Ray Data starts its actors
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         with native_output_hidden() if quiet else nullcontext():
@@ -48,29 +223,20 @@ def connect() -> None:
         raise SetupError(msg) from None
     configure_data()
     if quiet:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def use_token() -> None:
-    """Show a cluster the token that this user has, as those that ``ray start`` begins ask for; Ray itself would not.
-
-    ``RAY_AUTH_MODE`` decides where it is set.
-    """
-    logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)  # it says so each time
-    authentication_token_setup.maybe_enable_token_auth_if_token_available()
+        silence_data_logs()
 
 
 def configure_data() -> None:
-    """What Ray Data must do and leave in this process: a block stays a shard, and progress is ours to show."""
+    """Configure Ray Data in this process: a block stays a shard, and raypipe shows the progress."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # all of a pool's actors have a shard
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # add actors only when all have a shard
 
 
 def reason_of(error: Exception) -> str:
-    """The last line of what Ray says, which is the exception that a worker raised; without the name of one of ours."""
+    """Return the last line of an error of Ray: the exception of the worker, without the class name if it is ours."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -79,7 +245,7 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def native_output_hidden() -> Iterator[None]:
-    """Keep what native code prints, such as its log level, off the terminal; failures are exceptions all the same."""
+    """Keep what native code prints off the terminal; failures still raise exceptions."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(stream, os.dup(stream)) for stream in (1, 2)]
@@ -96,7 +262,7 @@ def native_output_hidden() -> Iterator[None]:
 
 
 def machine() -> dict[str, object]:
-    """Where a job runs."""
+    """Return the size of the cluster, and the driver's platform."""
     total = ray.cluster_resources()
     return {
         "nodes": len(ray.nodes()),
@@ -108,7 +274,7 @@ def machine() -> dict[str, object]:
 
 
 def resources(*, cpus_on: Mapping[str, str] = {}, gpus_on: Mapping[str, str] = {}) -> dict[str, float]:
-    """The CPUs and the GPUs of the nodes that are there; of those with these labels, where there are some."""
+    """Return the CPUs and GPUs of the living nodes that have these labels."""
     total = {"CPU": 0.0, "GPU": 0.0}
     for node in ray.nodes():
         for kind, labels in (("CPU", cpus_on), ("GPU", gpus_on)):
@@ -124,7 +290,7 @@ def await_resources(
     gpus_on: Mapping[str, str] = {},
     wait_seconds: float,
 ) -> dict[str, float]:
-    """What the cluster has, once that holds the bundles or the time is over; an autoscaler is asked for them."""
+    """Ask an autoscaler for the bundles, and return what the cluster has once they fit or the time is over."""
     needed: Counter[str] = Counter()
     for bundle in bundles:
         needed.update(bundle)
@@ -140,41 +306,5 @@ def await_resources(
             is_asked = True
         time.sleep(_POLL_SECONDS)
     if is_asked:
-        request_resources(bundles=[])  # what begins now asks by itself
+        request_resources(bundles=[])  # the stages ask for themselves
     return has
-
-
-def pool(num_actors: int, *, num_shards: int, may_grow: bool = False) -> ActorPoolStrategy:
-    """So many actors from the start, and more where nodes that join have room; never more than there are shards.
-
-    A shard waits for a free actor, not behind another shard in an actor's queue.
-    """
-    at_first = min(num_actors, num_shards)
-    most = num_shards if may_grow else at_first
-    return ActorPoolStrategy(min_size=at_first, max_size=most, max_tasks_in_flight_per_actor=1)
-
-
-def add_stage(
-    shards: Dataset,
-    steps: Steps,
-    actors: ActorPoolStrategy,
-    *,
-    num_cpus: float,
-    num_gpus: float | None = None,
-    labels: Mapping[str, str] = {},
-) -> Dataset:
-    """One stage of actors, each on a node that has these labels."""
-    where: dict[str, Any] = {"label_selector": dict(labels)} if labels else {}
-    # The public method refuses whole blocks on a GPU, and any batch size would cut or join the shards.
-    map_batches = shards.map_batches_internal if num_gpus else shards.map_batches
-    return map_batches(
-        RunSteps,
-        fn_constructor_kwargs={"steps": steps},
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=actors,
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        **where,
-    )

@@ -1,108 +1,230 @@
-"""A batch job from its plans to the seal: rounds that leave no shard undone, the record, the report."""
+"""What every batch job does: inputs → plan → run shards on actors → seal → report.
+
+A job is a subclass of ``Job``. It says what there is to do and how one shard is done; ``run_job`` does the rest.
+"""
 
 import platform
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import islice
+from typing import Any, ClassVar
 
 import pyarrow as pa
+from pydantic import BaseModel
 from rich.console import Console
 
 from raypipe import __version__
-from raypipe.dataset import seal
-from raypipe.dataset.plan import read_plan
+from raypipe.dataset.commit import Totals, missing_shards, seal, sealed_plans, unsealed_plans
+from raypipe.dataset.plan import StoredPlans, fingerprint, num_planned_rows
 from raypipe.errors import JobError, RaypipeError
 from raypipe.records import RunRecord, ShardSummary
 from raypipe.report import write_report
+from raypipe.runs.actors import Executor, Needs, Placement, RayExecutor
 from raypipe.runs.progress import Progress
-from raypipe.runs.retries import finish_shards
+from raypipe.runs.stages import CommitSettings, Stage, summary_of, with_commit
 from raypipe.storage import Folder
 
-RunShards = Callable[[Sequence[pa.Table]], Iterator[ShardSummary]]  # blocks through the stages of a job, in any order
-_WAVE_SHARDS = 4096  # so many shards at a time pass through Ray: the driver's memory does not grow with the catalogue
+_MAX_ROUNDS = 3
+_MAX_FAILURES_IN_ROW = 6  # and two more for each actor: then it is not the fault of single shards
+# A wave of shards passes through the executor at a time, so that the driver's memory does not grow with the catalogue.
+_WAVE_SHARDS = 4096
+_WAVE_BYTES = 1_073_741_824
+
+
+class Job(ABC):
+    """A batch job. ``run_job`` calls the methods in the order in which they are defined here."""
+
+    name: ClassVar[str]  # of the command
+    noun: ClassVar[str] = "video"  # what has one row
+    packages: ClassVar[Sequence[str]] = ()  # whose versions the record names
+    config: BaseModel
+    output: Folder
+    input_uri: str
+
+    def is_done(self) -> bool:
+        """Tell whether the output is known to hold everything, so that no cluster is needed."""
+        return False
+
+    def prepare(self) -> None:  # noqa: B027 - optional
+        """Check the input, and load what needs no cluster.
+
+        Raises:
+            SetupError: something is wrong before the work starts.
+        """
+
+    def needs(self) -> Needs:
+        """Return what the actors need: one processor each."""
+        return Needs()
+
+    def settle(self, executor: Executor, placement: Placement) -> None:  # noqa: B027 - optional
+        """Decide what depends on the cluster, such as the dtype."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything that changes what a row holds; rows of other settings are refused."""
+
+    @abstractmethod
+    def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
+        """Plan what is new, in shards that ``num_slots`` actors can share.
+
+        Raises:
+            FingerprintError: the output holds rows of other settings.
+            ConfigError: there is nothing to do and never was.
+        """
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Return what the record says about the run in addition to the size of the cluster."""
+        return {}
+
+    def load(self, missing: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Return the blocks of the missing shards, given the rows of the plans for each: those rows by default."""
+        return missing
+
+    @abstractmethod
+    def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
+        """Return the stages that turn a block into one with the columns of ``rows``, its generation and its shard."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> pa.Schema:
+        """Return the schema of the output files."""
+
+    # Functions of a finished block that run in the actors; the job's shard module has them.
+    summarize: Callable[[pa.Table], ShardSummary] = staticmethod(summary_of)
+    totals: Callable[[pa.Table], Totals] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRun:
-    """What a run did, and where its report lies; both are empty where there was nothing to do."""
+    """What a run did, and where its report is; without plans in the record there was nothing to do."""
 
     record: RunRecord
     report_uri: str = ""
 
 
-def start_record(
-    output: Folder,
-    *,
-    job: str,
-    input_uri: str,
-    fingerprint: str,
-    settings: Mapping[str, object],
-    packages: Iterable[str],
-    machine: Mapping[str, object],
-    num_slots: int,
-) -> RunRecord:
-    """The record of a run that is about to finish every plan that is not sealed."""
-    numbers = seal.unsealed_plans(output)
-    num_planned = sum(read_plan(output, number).videos.num_rows for number in numbers)
-    num_missing = sum(rows.num_rows for rows in seal.missing_shards(output, numbers))
-    return RunRecord(
-        job=job,
-        command=" ".join(["raypipe", *sys.argv[1:]]),
-        input_uri=input_uri,
-        output_uri=output.uri,
-        plans=tuple(numbers),
-        fingerprint=fingerprint,
-        settings=settings,
-        versions=versions(packages),
-        machine=machine,
-        num_planned_videos=num_planned,
-        num_resumed_videos=num_planned - num_missing,
-        num_slots=num_slots,
-    )
-
-
-def finish(
-    output: Folder, record: RunRecord, run_shards: RunShards, *, patience: int, console: Console | None
-) -> BatchRun:
-    """Commit every missing shard, seal the record's plans, and write the report, whatever comes of it.
+def run_job(job: Job, *, executor: Executor | None = None, console: Console | None = None) -> BatchRun:
+    """Plan what is new, commit every missing shard, seal the plans, and write the report.
 
     Raises:
-        JobError: some shards could not be finished; the same command continues.
+        SetupError: something is wrong before the work starts.
+        JobError: some shards could not be finished; the same call resumes.
     """
+    executor = executor or RayExecutor()
+    if job.is_done():
+        return BatchRun(RunRecord(job=job.name, input_uri=job.input_uri, output_uri=job.output.uri))
+    job.prepare()
+    job.output.check_writable()
+    executor.connect()
+    placement = executor.place(job.needs())
+    job.settle(executor, placement)
+    plans = StoredPlans(job.output)
+    job.plan(plans, num_slots=placement.num_actors)
+    record = start_record(job, plans, placement=placement, machine=executor.machine())
+    if not record.plans:
+        return BatchRun(record)
     try:
-        with Progress(record, console=console) as progress:
-            finish_shards(lambda: _run_missing(output, run_shards), progress.update, patience=patience)
-        _seal_all(output, record)
+        _commit_all(job, plans, record, executor=executor, placement=placement, console=console)
+        _seal_all(plans, record)
     except KeyboardInterrupt:
         record.close(outcome="interrupted")
         raise
     except RaypipeError as error:
         record.close(outcome="failed", message=str(error))
-        with suppress(RaypipeError):  # what ended the work may end this too, and is what has to be told
-            put_report(output, record)
+        with suppress(RaypipeError):  # what ended the work may end this too; the first error matters
+            put_report(job.output, record)
         raise
     record.close(outcome="finished")
-    return BatchRun(record, put_report(output, record))
+    return BatchRun(record, put_report(job.output, record))
 
 
-def _run_missing(output: Folder, run_shards: RunShards) -> Iterator[ShardSummary]:
-    blocks = seal.missing_shards(output, seal.unsealed_plans(output))
-    while wave := list(islice(blocks, _WAVE_SHARDS)):
-        yield from run_shards(wave)
+def start_record(job: Job, plans: StoredPlans, *, placement: Placement, machine: Mapping[str, object]) -> RunRecord:
+    """Return the record of a run that is about to finish every plan that is not sealed."""
+    numbers = unsealed_plans(plans.output)
+    num_planned = sum(plans.read(number).num_rows for number in numbers)
+    num_missing = sum(map(num_planned_rows, missing_shards(plans, numbers)))
+    return RunRecord(
+        job=job.name,
+        command=" ".join(["raypipe", *sys.argv[1:]]),
+        input_uri=job.input_uri,
+        output_uri=job.output.uri,
+        plans=tuple(numbers),
+        fingerprint=fingerprint(job.settings),
+        settings=job.config.model_dump(),
+        versions=versions(job.packages),
+        machine={**machine, "actors": placement.num_actors, "device": placement.device, **job.facts},
+        num_planned_videos=num_planned,
+        num_resumed_videos=num_planned - num_missing,
+        num_slots=placement.num_slots,
+    )
 
 
-def _seal_all(output: Folder, record: RunRecord) -> None:
-    unsealed = [number for number in record.plans if not seal.seal(output, number, versions=record.versions)]
+def _commit_all(
+    job: Job,
+    plans: StoredPlans,
+    record: RunRecord,
+    *,
+    executor: Executor,
+    placement: Placement,
+    console: Console | None,
+) -> None:
+    """Run what is missing until nothing is; a shard that failed is retried after all the others.
+
+    Raises:
+        JobError: some shards failed every time, or many in a row.
+    """
+    commit = CommitSettings(job.output.uri, record.fingerprint, job.rows, job.summarize, job.totals)
+    stages = with_commit(job.stages(executor, placement), commit)
+    max_failures_in_row = 2 * placement.num_actors + _MAX_FAILURES_IN_ROW
+    with Progress(record, console=console) as progress:
+        for _ in range(_MAX_ROUNDS):
+            sealed = sealed_plans(plans.output)
+            missing = missing_shards(plans, [number for number in record.plans if number not in sealed])
+            problems: dict[tuple[int, int], str] = {}
+            failures_in_row = 0
+            for wave in waves(job.load(missing)):
+                for summary in executor.run(stages, wave):
+                    progress.update(summary)
+                    failures_in_row = failures_in_row + 1 if summary.problem else 0
+                    if summary.problem:
+                        problems[summary.plan, summary.shard] = summary.problem
+                    if failures_in_row >= max_failures_in_row:
+                        msg = f"{failures_in_row} shards failed in a row: {summary.problem}"
+                        raise JobError(msg, remedy="Fix it; the same command resumes.")
+            if not problems:
+                return
+    problem = next(iter(problems.values()))
+    msg = f"{len(problems)} shards failed {_MAX_ROUNDS} times: {problem}"
+    raise JobError(msg, remedy="The same command retries them.")
+
+
+def waves(blocks: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+    """Group blocks by number and by size."""
+    wave: list[pa.Table] = []
+    size_bytes = 0
+    for block in blocks:
+        wave.append(block)
+        size_bytes += block.nbytes
+        if len(wave) == _WAVE_SHARDS or size_bytes >= _WAVE_BYTES:
+            yield wave
+            wave, size_bytes = [], 0
+    if wave:
+        yield wave
+
+
+def _seal_all(plans: StoredPlans, record: RunRecord) -> None:
+    unsealed = [number for number in record.plans if not seal(plans, number, versions=record.versions)]
     if unsealed:
         msg = f"Plans {unsealed} still miss shards."
         raise JobError(msg, value=unsealed, remedy="The same command retries them.")
 
 
 def put_report(output: Folder, record: RunRecord) -> str:
-    """Write the report of a run where no earlier run's lies, and give its URI."""
+    """Write the report of a run where no earlier run's is, and return its URI."""
     first = f"reports/{record.plans[-1]:05d}"
     names = (first, *(f"{first}-{again}" for again in range(1, 1000)))
     folder = next(name for name in names if not output.exists(f"{name}/summary.json"))
@@ -111,7 +233,7 @@ def put_report(output: Folder, record: RunRecord) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """What made the rows: those of the packages that are installed, and what every batch job runs on."""
+    """Return the versions of what made the rows: of the packages that are installed, and of what every job runs on."""
     found = {"raypipe": __version__, "python": platform.python_version()}
     for name in ("ray", *packages, "pyarrow", "s3fs", "numpy"):
         try:

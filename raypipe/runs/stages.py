@@ -1,37 +1,79 @@
-"""Steps that a block takes in an actor of Ray Data: one block is one shard, a table with a row for each video."""
+"""Stages of a job: actors that take one shard after the other through their steps. A block is a shard. No Ray here."""
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raypipe import schema
+from raypipe.dataset.commit import Totals, describe_shard, put_shard, read_shard_file
 from raypipe.dataset.plan import data_name
-from raypipe.dataset.sink import read_shard_file
 from raypipe.records import ShardSummary
 from raypipe.storage import Folder
+from raypipe.storage.throttles import take_throttles
 
 SUMMARY = "summary"
+_PUTS_AT_ONCE = 4  # actors that only commit; they reserve no CPU, because decoding needs all of them
 _logger = logging.getLogger(__name__)
 
-Steps = Sequence[tuple[Callable[[Any], "Step"], Any]]  # classes of steps, and what each is made with
 Step = Callable[[pa.Table], "pa.Table | ShardSummary"]
+Steps = Sequence[tuple[Callable[[Any], Step], Any]]  # each is made in the actor, from its settings
+Shared = Callable[[], Any]  # gives a value that all actors share, such as weights
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Actors of one kind, with what each reserves."""
+
+    steps: Steps
+    num_actors: int
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes that they run on
+    may_grow: bool = False  # when nodes join the cluster
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSettings:
+    """What the step that commits a shard needs."""
+
+    output_uri: str
+    fingerprint: str
+    rows: pa.Schema  # of the output file
+    summarize: Callable[[pa.Table], ShardSummary]  # what the job tells the driver about a finished block
+    totals: Callable[[pa.Table], Totals] | None = None  # what the job counts besides statuses
+
+
+def with_commit(stages: Sequence[Stage], commit: CommitSettings) -> list[Stage]:
+    """Add what every job does: skip a shard that is committed already, and commit the rows that the last step returns.
+
+    A stage that reserves no CPU is on a GPU, which must not wait for storage: other actors commit its rows.
+    """
+    first, *others = stages
+    complete = [replace(first, steps=((SkipCommitted, commit.output_uri), *first.steps)), *others]
+    last, step = complete[-1], (CommitShard, commit)
+    if last.num_cpus:
+        complete[-1] = replace(last, steps=(*last.steps, step))
+    else:
+        complete.append(Stage((step,), num_actors=_PUTS_AT_ONCE, num_cpus=0))
+    return complete
 
 
 class RunSteps:
-    """An actor of Ray Data: makes its steps once, and takes one shard after the other through them.
+    """An actor: makes its steps once, and takes one shard after the other through them.
 
-    A shard that a step fails on goes no further and stays uncommitted: its summary says why, the others are unharmed.
+    If a step fails, its shard stays uncommitted and the summary says why. The other shards are not affected.
     """
 
     def __init__(self, steps: Steps) -> None:
         self._steps = [make(settings) for make, settings in steps]
 
     def __call__(self, block: pa.Table) -> "pa.Table | dict[str, Any]":
-        """One block: a shard's rows on their way, or its summary, which passes through."""
+        """Take one block through the steps; the summary of a finished shard passes through."""
         if SUMMARY in block.column_names:
             return block
         plan, shard = identity(block)
@@ -44,33 +86,80 @@ class RunSteps:
         except Exception as error:
             _logger.exception("Plan %d, shard %d was not finished", plan, shard)
             problem = " ".join(f"{type(error).__name__}: {error}".split())
-            return summary_block(ShardSummary(plan, shard, {}, 0, 0, {}, time.time(), problem=problem))
+            return summary_block(ShardSummary(plan, shard, problem=problem, finished_at=time.time()))
         return block
+
+    def close(self) -> None:
+        """Close the steps that can be closed, for an executor whose actors do not end with their process."""
+        for step in self._steps:
+            if (close := getattr(step, "close", None)) is not None:
+                close()
 
 
 def summary_block(summary: ShardSummary) -> dict[str, Any]:
-    """A block of one row: all that is left of a shard."""
+    """Return a block of one row: all that is left of a shard."""
     column = np.empty(1, dtype=object)
     column[0] = summary
     return {SUMMARY: column}
 
 
 def identity(rows: pa.Table) -> tuple[int, int]:
-    """The plan and shard of a block."""
+    """Return the plan and the shard of a block."""
     return rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
 
 
+def summary_of(block: pa.Table) -> ShardSummary:
+    """Return the summary of a finished block of which the driver gets to know only what every commit says."""
+    return ShardSummary(*identity(block))
+
+
 class SkipCommitted:
-    """Ends a shard that another driver committed since it was found missing."""
+    """A step that ends a shard which another driver has committed since it was found missing."""
 
     def __init__(self, output_uri: str) -> None:
         self._output = Folder(output_uri)
 
     def __call__(self, rows: pa.Table) -> "pa.Table | ShardSummary":
-        """One shard."""
+        """Check one shard."""
         plan, shard = identity(rows)
         name = data_name(plan, shard)
         if not self._output.exists(name):
             return rows
         found = read_shard_file(self._output, name)
-        return ShardSummary(plan, shard, found.statuses, found.num_frames, 0, {}, time.time(), already_committed=True)
+        return ShardSummary(
+            plan, shard, found.statuses, found.num_frames, finished_at=time.time(), already_committed=True
+        )
+
+
+def output_rows(block: pa.Table, rows: pa.Schema) -> pa.Table:
+    """Return the columns of the output file, in the order of its schema."""
+    return block.select(rows.names).cast(rows)
+
+
+class CommitShard:
+    """The last step: a finished block becomes the committed file and its summary."""
+
+    def __init__(self, settings: CommitSettings) -> None:
+        self._settings = settings
+        self._output = Folder(settings.output_uri)
+
+    def __call__(self, block: pa.Table) -> ShardSummary:
+        """Commit one shard."""
+        plan, shard = identity(block)
+        start = time.perf_counter()
+        settings = self._settings
+        rows = output_rows(block, settings.rows)
+        totals = settings.totals(block) if settings.totals is not None else None
+        about = describe_shard(rows, plan=plan, shard=shard, fingerprint=settings.fingerprint, totals=totals)
+        created = put_shard(self._output, rows, about)
+        seconds = time.perf_counter() - start
+        summary = settings.summarize(block)
+        return replace(
+            summary,
+            statuses=about.statuses,
+            num_frames=about.num_frames,
+            stage_seconds={**summary.stage_seconds, "put": seconds},
+            finished_at=time.time(),
+            num_throttles=summary.num_throttles + take_throttles(),
+            already_committed=not created,
+        )

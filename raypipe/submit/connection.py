@@ -10,7 +10,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from raypipe.errors import ConfigError, SetupError
-from raypipe.runs.actors import use_token
+from raypipe.runs.ray_private import enable_token_authentication
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own
 _OVERRULING = (ADDRESS_VARIABLE, "RAY_ADDRESS")  # Ray prefers them to the address that it is given
@@ -38,7 +38,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         raise ConfigError(msg, key="--address", value=address, remedy=remedy)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    use_token()
+    enable_token_authentication()
     with reached(address), _without(_OVERRULING):
         return JobSubmissionClient(address)
 

@@ -15,12 +15,11 @@ import pyarrow.compute as pc
 from chaos.memory_storage import BUCKET, Bucket, Reply, Request
 from chaos.stepped_drivers import Drivers, Position
 from raypipe import schema
-from raypipe.dataset import seal, sink
-from raypipe.dataset.gone import Unlisted
-from raypipe.dataset.plan import Video, gone_flags, plan_numbers, read_plan
-from raypipe.dataset.planner import Planner
+from raypipe.dataset import commit
+from raypipe.dataset.plan import PlannedVideo, StoredPlans, gone_flags, plan_numbers, read_plan
+from raypipe.dataset.planner import Planner, Unlisted
 from raypipe.dataset.read import read_rows
-from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.inputs import pack
 from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from support.embed_outputs import MARK, SETTINGS, VERSIONS, made_rows
@@ -34,7 +33,7 @@ _DEAD = Position("dead", None)
 class Case:
     """What is run: what each driver finds in the input, the recovering one last, and how many of them may crash."""
 
-    listings: Mapping[str, tuple[Video, ...]]
+    listings: Mapping[str, tuple[PlannedVideo, ...]]
     max_crashes: int = 2
     videos_per_shard: int = 2
     bucket: Bucket = field(default_factory=Bucket)
@@ -147,25 +146,26 @@ class Model:
     def _drive(self, driver: str) -> None:
         """The job, as ``raypipe.jobs.embed.job`` and ``raypipe.runs.job`` do it, but for Ray and the videos."""
         output = Folder(_OUTPUT)
-        unlisted = Unlisted(output, f"{BUCKET}in") if self.case.is_marking else None
-        planner = Planner(output, SETTINGS, f"{BUCKET}in", unlisted=unlisted)
+        plans = StoredPlans(output)
+        unlisted = Unlisted(plans, f"{BUCKET}in") if self.case.is_marking else None
+        planner = Planner(plans, SETTINGS, f"{BUCKET}in", unlisted=unlisted)
         planner.load()
         packing = partial(pack, max_videos=self.case.videos_per_shard, max_frames=64, frames_per_video=1, slots=1)
         new = list(planner.new_videos(self.case.listings[driver]))
         gone = unlisted.find(lambda _: True) if unlisted is not None else ()
         planner.store([*new, *gone], pack=packing)
-        numbers = seal.unsealed_plans(output)
-        for block in seal.missing_shards(output, numbers):
+        numbers = commit.unsealed_plans(output)
+        for block in commit.missing_shards(plans, numbers):
             number, shard = block[schema.GENERATION][0].as_py(), block[schema.SHARD][0].as_py()
             rows = self._rows_of(driver, block, number)
-            sink.put_shard(output, rows, sink.describe_shard(rows, plan=number, shard=shard, fingerprint=MARK))
+            commit.put_shard(output, rows, commit.describe_shard(rows, plan=number, shard=shard, fingerprint=MARK))
         for number in numbers:
-            seal.seal(output, number, versions=VERSIONS)
+            commit.seal(plans, number, versions=VERSIONS)
 
     def _rows_of(self, driver: str, block: pa.Table, number: int) -> pa.Table:
         """What the driver makes of a shard."""
         maker = "all" if self.case.are_rows_alike else driver
-        key = (maker, sink.shard_digest(block), number)
+        key = (maker, commit.shard_digest(block), number)
         if key not in self._rows:
             rows = made_rows(block, ["gone" if is_gone else "ok" for is_gone in gone_flags(block)])
             at = rows.schema.get_field_index(schema.DECODER)
@@ -187,8 +187,8 @@ class Model:
         if violations := verify(output).violations:
             yield from violations
             return
-        plans = [read_plan(output, number).videos for number in plan_numbers(output)]
-        planned = sorted(pair for videos in plans for pair in _pairs(videos))
+        planned_rows = [read_plan(output, number).rows for number in plan_numbers(output)]
+        planned = sorted(pair for videos in planned_rows for pair in _pairs(videos))
         if not self.case.is_doubling_right and len(planned) != len(set(planned)):
             yield f"planned twice: {planned}"
         wanted = sorted((video.video_id, video.etag) for video in self.case.listings[RECOVERY])

@@ -4,7 +4,7 @@ Its videos are those of ``support.embed_outputs``: bytes that say what becomes o
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from io import StringIO
 from typing import Any, BinaryIO
 
@@ -12,20 +12,23 @@ import pyarrow as pa
 from rich.console import Console
 
 from raypipe import schema
+from raypipe.config import EmbedConfig
+from raypipe.dataset.plan import StoredPlans
 from raypipe.dataset.planner import Retry
 from raypipe.dataset.read import read_rows
-from raypipe.errors import ConfigError, RaypipeError
+from raypipe.errors import RaypipeError
 from raypipe.jobs.embed import shard as work
-from raypipe.jobs.embed.planning import Planning, plan_listing
-from raypipe.jobs.embed.stages import PutSettings, PutShard
+from raypipe.jobs.embed.inputs import Planning, plan_listing
 from raypipe.jobs.embed.verify import verify
-from raypipe.records import ShardSummary
-from raypipe.runs.job import finish, start_record
-from raypipe.runs.stages import SUMMARY, RunSteps, SkipCommitted
+from raypipe.runs.actors import Executor, Needs, Placement
+from raypipe.runs.job import Job
+from raypipe.runs.job import run_job as run_the_job
+from raypipe.runs.stages import Stage
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
 from raypipe.video.sandbox import DecodedVideo
-from support.embed_outputs import CROP, DIM, MARK, PACK, SETTINGS, FakeSandbox, embed
+from support.embed_outputs import CROP, DIM, PACK, SETTINGS, FakeSandbox, embed
+from support.executors import InlineExecutor
 
 _MAX_RUNS = 4
 _MAX_SIZE_BYTES = 2**20
@@ -57,38 +60,43 @@ class Decode:
         return work.embed_shard(decoded, embed, embedding_dim=DIM, crop_size=CROP)
 
 
+class TinyJob(Job):
+    """The embed job with a tiny model."""
+
+    name = "embed"
+    config = EmbedConfig(input="unused", output="unused")
+    summarize = staticmethod(work.summarize)
+    settings = SETTINGS
+    rows = schema.embeddings_schema(DIM, row_format=SETTINGS["format"])
+
+    def __init__(self, source: Folder, output: Folder, *, retry: Retry) -> None:
+        self.output, self.input_uri, self.retry = output, source.uri, retry
+
+    def needs(self) -> Needs:
+        """One processor."""
+        return Needs()
+
+    def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
+        """As the embed job does it."""
+        assert num_slots == 1
+        planning = Planning.load(plans, SETTINGS, self.input_uri, retry=self.retry)
+        plan_listing(planning, max_gone_fraction=0.2, pack=PACK)
+        planning.check_found()
+
+    def stages(self, executor: Executor, placement: Placement) -> list[Stage]:
+        """One actor."""
+        assert executor
+        return [placement.stage((Decode, None))]
+
+
 def run_job(source: Folder, output: Folder, *, retry: Retry = "none") -> None:
     """One run of the job's command.
 
     Raises:
         RaypipeError: what ends the command.
     """
-    output.check_writable()
-    planning = Planning.load(output, SETTINGS, source.uri, retry=retry)
-    plan_listing(planning, max_gone_fraction=0.2, pack=PACK)
-    if not planning.planner.known:
-        raise ConfigError(source.uri)
-    record = start_record(
-        output,
-        job="embed",
-        input_uri=source.uri,
-        fingerprint=MARK,
-        settings={},
-        packages=(),
-        machine={},
-        num_slots=1,
-    )
-    if record.plans:
-        put = PutSettings(output.uri, MARK, DIM, row_format=SETTINGS["format"])
-        steps = RunSteps([(SkipCommitted, output.uri), (Decode, None), (PutShard, put)])
-        finish(output, record, lambda blocks: _run(steps, blocks), patience=8, console=Console(file=StringIO()))
-
-
-def _run(steps: RunSteps, blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
-    for block in blocks:
-        done = steps(block)
-        assert isinstance(done, dict)
-        yield done[SUMMARY][0]
+    job = TinyJob(source, output, retry=retry)
+    run_the_job(job, executor=InlineExecutor(), console=Console(file=StringIO()))
 
 
 def run_again_until_done(

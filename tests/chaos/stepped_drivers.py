@@ -11,10 +11,10 @@ import greenlet
 import pytest
 
 from chaos.memory_storage import Bucket, MemoryStorage, Reply, Request, StoredStorage
-from raypipe.dataset import gone, plan, planner, read, seal, sink, verify
+from raypipe.dataset import commit, plan, planner, read, verify
 from raypipe.storage import folder
 
-_MODULES: tuple[ModuleType, ...] = (gone, plan, planner, read, seal, sink, verify)
+_MODULES: tuple[ModuleType, ...] = (commit, plan, planner, read, verify)
 
 
 @dataclass(eq=False, slots=True)

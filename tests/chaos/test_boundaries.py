@@ -12,7 +12,7 @@ from chaos.boundaries import SPANS, Scene, Tally, at_random, from_call, impatien
 from chaos.fault_proxy import FAULTS, FaultProxy
 from raypipe.demo.s3_server import S3Server
 from raypipe.errors import RaypipeError
-from raypipe.jobs.embed import fetch, planning
+from raypipe.jobs.embed import fetch, inputs
 from support.embed_outputs import embed
 
 Prepared = tuple[Scene, FaultProxy]
@@ -86,10 +86,10 @@ def test_a_fault_at_a_video_that_is_read_in_parts(
 def test_what_is_lost_or_other_is_seen(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     scene, proxy = prepared
     tally = Tally()
-    find_videos = planning.find_videos
-    monkeypatch.setattr(planning, "find_videos", lambda *args, **kwargs: list(find_videos(*args, **kwargs))[1:])
+    find_videos = inputs.find_videos
+    monkeypatch.setattr(inputs, "find_videos", lambda *args, **kwargs: list(find_videos(*args, **kwargs))[1:])
     scene.strike(proxy, lambda _: "", what="lost", tally=tally)
-    monkeypatch.setattr(planning, "find_videos", find_videos)
+    monkeypatch.setattr(inputs, "find_videos", find_videos)
     monkeypatch.setattr(job, "embed", lambda frames: embed(frames) + np.float32(1))
     scene.strike(proxy, lambda _: "", what="other", tally=tally)
     assert ["is lost" in tally.problems[0], "has other vectors" in tally.problems[1]] == [True, True]

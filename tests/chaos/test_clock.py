@@ -7,7 +7,7 @@ from datetime import UTC, datetime, tzinfo
 import pytest
 
 from chaos.job import run_job, vectors_of
-from raypipe.dataset import plan, seal
+from raypipe.dataset import commit, plan
 from raypipe.storage import Folder
 from support.embed_outputs import content, upload
 
@@ -38,7 +38,7 @@ def test_a_clock_that_jumps_changes_nothing(folder: Folder, seed: int, monkeypat
     clock = _Jumping(seed)
     monkeypatch.setattr(time, "time", clock.time)
     monkeypatch.setattr(plan, "datetime", clock)
-    monkeypatch.setattr(seal, "datetime", clock)
+    monkeypatch.setattr(commit, "datetime", clock)
     run_job(source, output)
     upload(source, {f"{number}.mp4": content(seed=number) for number in range(7, 9)})
     run_job(source, output)  # what is new, by a clock that may be years behind

@@ -5,7 +5,7 @@ import pytest
 from chaos.commit_model import RECOVERY, Case, Model
 from chaos.memory_storage import Bucket
 from raypipe.dataset import planner
-from raypipe.dataset.plan import Plan, Video, plan_numbers, put_plan
+from raypipe.dataset.plan import Plan, PlannedVideo
 from raypipe.storage import Folder, folder
 from support.embed_outputs import video
 
@@ -48,10 +48,12 @@ def test_orders_that_are_left_out_lead_nowhere_else() -> None:
 
 
 def _ignore_what_another_planned(patch: pytest.MonkeyPatch) -> None:
-    def store(self: planner.Planner, batch: list[Video], *, pack: planner.Callable[..., planner.pa.Table]) -> list[int]:
-        self.next_number = max((-1, *plan_numbers(self.output))) + 1
-        mark = planner.plans.fingerprint(self.settings)
-        while batch and not put_plan(self.output, Plan(self.next_number, pack(batch), mark, self.settings, "")):
+    def store(
+        self: planner.Planner, batch: list[PlannedVideo], *, pack: planner.Callable[..., planner.pa.Table]
+    ) -> list[int]:
+        self.next_number = max((-1, *self.plans.numbers())) + 1
+        mark = planner.fingerprint(self.settings)
+        while batch and not self.plans.put(Plan(self.next_number, pack(batch), mark, self.settings, "")):
             self.next_number += 1
         return [self.next_number]
 

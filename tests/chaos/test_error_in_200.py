@@ -6,7 +6,7 @@ import secrets
 import pytest
 
 from chaos.fault_proxy import FaultProxy
-from raypipe.dataset.sink import read_shard_file
+from raypipe.dataset.commit import read_shard_file
 from raypipe.errors import CommitError, ObjectUnreadableError, StorageError
 from raypipe.storage import Folder, read_object
 

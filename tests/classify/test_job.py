@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from raypipe.config import ClassifyConfig
-from raypipe.dataset.plan import Video, fingerprint, plan_numbers, read_plan
+from raypipe.dataset.commit import missing_shards
+from raypipe.dataset.plan import PlannedVideo, StoredPlans, fingerprint, plan_numbers, read_plan
 from raypipe.dataset.read import read_rows
-from raypipe.dataset.seal import missing_shards
 from raypipe.errors import ConfigError, FingerprintError, JobError, RaypipeError, WeightsError
 from raypipe.jobs.classify.job import plan_new as plan_job
 from raypipe.jobs.classify.job import prepare
 from raypipe.models.classifier_files import build_classifier
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
-from support.classify_outputs import DIM, QUESTION, classified_rows, plan_new, save_model
+from support.classify_outputs import DIM, OPTIONS, classified_rows, plan_new, save_model
 from support.embed_outputs import MARK, PACK, commit_statuses, make_output, planner, replace_object
 
 
@@ -43,13 +43,13 @@ def test_the_model_and_the_embeddings_make_the_fingerprint(embeddings: Folder, t
     }
     same = prepare(configured(embeddings, model, batch_size=3, output="elsewhere"))
     assert fingerprint(same.settings) == fingerprint(setup.settings)
-    plan_job(setup, slots=1)
-    assert [read_plan(setup.output, 0).videos.num_rows, read_plan(setup.output, 0).input] == [7, embeddings.uri]
-    plan_job(setup, slots=1)
+    plan_job(setup, StoredPlans(setup.output), num_slots=1)
+    assert [read_plan(setup.output, 0).rows.num_rows, read_plan(setup.output, 0).input] == [7, embeddings.uri]
+    plan_job(setup, StoredPlans(setup.output), num_slots=1)
     for changed, key in ((configured(embeddings, other), "model"), (configured(embeddings, model, top_k=2), "top_k")):
         again = prepare(changed)
         with pytest.raises(FingerprintError) as caught:
-            plan_job(again, slots=1)
+            plan_job(again, StoredPlans(again.output), num_slots=1)
         assert caught.value.expected == {key: setup.settings[key]}
         assert caught.value.value == {key: again.settings[key]}
 
@@ -96,12 +96,12 @@ def test_two_ids_of_one_object_are_two_videos(tmp_path: Path) -> None:
     embeddings = Folder(str(tmp_path / "embeddings"))
     for video_id, etag in (("old name", "e1"), ("new name", "e2")):
         made = planner(embeddings)
-        made.store(made.new_videos([Video(video_id, "s3://nowhere/a.mp4", etag, 1)]), pack=PACK)
+        made.store(made.new_videos([PlannedVideo(video_id, "s3://nowhere/a.mp4", etag, 1)]), pack=PACK)
         commit_statuses(embeddings, {})
     setup = prepare(configured(embeddings, save_model(tmp_path / "model")))
-    plan_job(setup, slots=1)
-    assert sorted(read_plan(setup.output, 0).videos["video_id"].to_pylist()) == ["new name", "old name"]
-    plan_job(setup, slots=1)
+    plan_job(setup, StoredPlans(setup.output), num_slots=1)
+    assert sorted(read_plan(setup.output, 0).rows["video_id"].to_pylist()) == ["new name", "old name"]
+    plan_job(setup, StoredPlans(setup.output), num_slots=1)
     assert plan_numbers(setup.output) == [0]
 
 
@@ -122,16 +122,16 @@ def test_predictions_are_no_embeddings(embeddings: Folder, tmp_path: Path) -> No
 def test_the_rows_are_what_the_model_says(embeddings: Folder, tmp_path: Path) -> None:
     """The real classifier, on vectors of several lengths: as one by one, and no row is another's."""
     setup = prepare(configured(embeddings, save_model(tmp_path / "model")))
-    plan_job(setup, slots=1)
+    plan_job(setup, StoredPlans(setup.output), num_slots=1)
     model = build_classifier(setup.files)
     rows = {row["video_id"]: row for table in read_rows(embeddings) for row in table.to_pylist()}
-    for block in missing_shards(setup.output, [0]):
+    for block in missing_shards(StoredPlans(setup.output), [0]):
         for row in classified_rows(block, embeddings, model).to_pylist():
             embedded = rows[row["video_id"]]
             assert row["status"] == embedded["status"]
             if row["status"] in HAS_FRAMES:
                 vectors = np.array(embedded["frame_embeddings"], np.float16)
-                alone = model.classify([vectors], frame_scores=True, batch_size=QUESTION.batch_size)
+                alone = model.classify([vectors], frame_scores=True, batch_size=OPTIONS.batch_size)
                 best = int(alone.probabilities[0].argmax())
                 assert row["label"] == model.config.label_names[best]
                 assert row["score"] == pytest.approx(alone.probabilities[0, best], abs=1e-5)

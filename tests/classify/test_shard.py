@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
+from raypipe.dataset.commit import missing_shards
+from raypipe.dataset.plan import StoredPlans
 from raypipe.dataset.read import read_embeddings, read_rows
-from raypipe.dataset.seal import missing_shards
 from raypipe.errors import CommitError, JobError
 from raypipe.jobs.classify import shard as work
 from raypipe.jobs.classify.verify import verify
+from raypipe.runs.stages import output_rows
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder
-from support.classify_outputs import NAMES, QUESTION, FakeModel, classified_rows, classify_all, plan_new
+from support.classify_outputs import NAMES, OPTIONS, FakeModel, classified_rows, classify_all, plan_new
 from support.embed_outputs import (
     DIM,
     commit_statuses,
@@ -45,7 +47,7 @@ def one_shard(folder: Folder, videos: dict[str, bytes]) -> tuple[pa.Table, Folde
     embed_all(source, embeddings)
     output = Folder(folder.child("labels"))
     plan_new(embeddings, output, max_videos=100)
-    return pa.concat_tables(missing_shards(output, [0])), embeddings
+    return pa.concat_tables(missing_shards(StoredPlans(output), [0])), embeddings
 
 
 def test_every_row_becomes_one_row_with_its_own_label(folder: Folder) -> None:
@@ -147,11 +149,11 @@ def test_a_multi_label_model_gives_every_label_from_one_half_on(folder: Folder) 
 
 def test_a_model_of_few_labels_and_no_frame_scores(folder: Folder) -> None:
     rows, embeddings = one_shard(folder, {"a.mp4": content()})
-    question = work.Question(top_k=5, frame_scores=False, batch_size=QUESTION.batch_size)
-    made = classified_rows(rows, embeddings, FakeModel(label_names=("yes", "no")), question)
+    options = work.ClassifyOptions(top_k=5, frame_scores=False, batch_size=OPTIONS.batch_size)
+    made = classified_rows(rows, embeddings, FakeModel(label_names=("yes", "no")), options)
     assert made[schema.FRAME_SCORES].to_pylist() == [None]
     assert sorted(made[schema.TOP_LABELS][0].as_py()) == ["no", "yes"]
-    assert work.output_rows(made).schema == schema.predictions_schema()
+    assert output_rows(made, schema.predictions_schema()).schema == schema.predictions_schema()
 
 
 def test_a_shard_without_any_frame_asks_the_model_nothing(folder: Folder) -> None:
@@ -159,18 +161,18 @@ def test_a_shard_without_any_frame_asks_the_model_nothing(folder: Folder) -> Non
     model = FakeModel()
     made = classified_rows(rows, embeddings, model)
     assert (model.shown, made[schema.LABEL].to_pylist()) == ([], [None, None])
-    about = work.summarise(made, plan=0, shard=0, embedding_dim=DIM, put_seconds=0.0, already_committed=False)
-    assert (about.labels, about.num_frames, len(about.failures)) == ({}, 0, 2)
+    about = work.summarize(made)
+    assert (about.labels, about.size_bytes, len(about.failures)) == ({}, 0, 2)
 
 
 def test_a_summary_counts_labels_and_time(folder: Folder) -> None:
     rows, embeddings = one_shard(folder, {f"{number}.mp4": content(seed=number) for number in range(3)})
     made = classified_rows(rows, embeddings, FakeModel())
-    about = work.summarise(made, plan=0, shard=0, embedding_dim=DIM, put_seconds=1.5, already_committed=False)
+    about = work.summarize(made)
     assert sum(about.labels.values()) == 3
     assert set(about.labels) <= set(NAMES)
-    assert (about.num_frames, about.size_bytes) == (9, 9 * DIM * 2)
-    assert set(about.stage_seconds) == {"read", "classify", "put"}
+    assert about.size_bytes == 9 * DIM * 2
+    assert set(about.stage_seconds) == {"read", "classify"}
 
 
 def test_probabilities_that_are_none_end_the_shard(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

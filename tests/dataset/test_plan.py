@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 
 from raypipe import schema
 from raypipe.dataset import plan as plans
-from raypipe.dataset.plan import Plan, Video, check_fingerprint, fingerprint, parse_data_name, put_plan, read_plan
+from raypipe.dataset.plan import (
+    Plan,
+    PlannedVideo,
+    check_fingerprint,
+    fingerprint,
+    parse_data_name,
+    put_plan,
+    read_plan,
+)
 from raypipe.errors import CommitError, FingerprintError
-from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.inputs import pack
 from raypipe.storage import Folder
 from support.embed_outputs import MARK, SETTINGS, video
 from support.properties import examples
@@ -23,30 +31,30 @@ from support.properties import examples
 GIB = 1024**3
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 VIDEOS = st.lists(
-    st.builds(Video, NAMES, NAMES, NAMES, st.integers(0, 2 * GIB) | st.integers(0, 3)),
+    st.builds(PlannedVideo, NAMES, NAMES, NAMES, st.integers(0, 2 * GIB) | st.integers(0, 3)),
     max_size=40,
     unique_by=lambda one: (one.video_uri, one.etag),
 )
 QUICK = settings(max_examples=examples(150))
 
 
-def packed(*videos: Video) -> pa.Table:
+def packed(*videos: PlannedVideo) -> pa.Table:
     return pack(videos, max_videos=2, max_frames=100, frames_per_video=1, slots=1)
 
 
-def plan(number: int = 0, *videos: Video, about: Mapping[str, Any] = SETTINGS) -> Plan:
+def plan(number: int = 0, *videos: PlannedVideo, about: Mapping[str, Any] = SETTINGS) -> Plan:
     return Plan(number, packed(*videos or [video()]), fingerprint(about), about, "s3://nowhere/")
 
 
 @settings(QUICK, max_examples=examples(10))
 @given(videos=VIDEOS.filter(len), settings_=st.dictionaries(NAMES, st.none() | st.booleans() | st.integers() | NAMES))
-def test_a_plan_is_read_as_it_was_stored(folder: Folder, videos: list[Video], settings_: dict[str, Any]) -> None:
+def test_a_plan_is_read_as_it_was_stored(folder: Folder, videos: list[PlannedVideo], settings_: dict[str, Any]) -> None:
     number = len(plans.plan_numbers(folder))
     stored = replace(plan(number, *videos, about=settings_), input="s3://a bucket/ü*.mp4")
     assert put_plan(folder, stored)
     found = read_plan(folder, number)
-    assert found.videos.equals(stored.videos)
-    assert found.videos.schema == schema.PLAN_SCHEMA
+    assert found.rows.equals(stored.rows)
+    assert found.rows.schema == schema.PLAN_SCHEMA
     assert (found.number, found.fingerprint, found.settings, found.input) == (
         number,
         stored.fingerprint,
@@ -59,7 +67,7 @@ def test_a_plan_keeps_the_columns_that_its_job_added(folder: Folder) -> None:
     rows = packed(video("a"), video("b"))
     rows = rows.add_column(0, "file", pa.array(["x", "y"]))
     assert put_plan(folder, Plan(0, rows, MARK, SETTINGS, ""))
-    found = read_plan(folder, 0).videos
+    found = read_plan(folder, 0).rows
     assert found.column_names == [*schema.PLAN_SCHEMA.names, "file"]
     assert found.select(rows.column_names).equals(rows)
 
@@ -69,7 +77,7 @@ def test_a_number_is_taken_once(folder: Folder) -> None:
     assert not put_plan(folder, plan(0, video("second")))
     assert put_plan(folder, plan(1, video("second")))
     assert plans.plan_numbers(folder) == [0, 1]
-    assert read_plan(folder, 0).videos[schema.VIDEO_ID].to_pylist() == ["first"]
+    assert read_plan(folder, 0).rows[schema.VIDEO_ID].to_pylist() == ["first"]
 
 
 JSON = st.recursive(
@@ -110,10 +118,11 @@ def test_other_settings_are_refused_and_named() -> None:
     with pytest.raises(FingerprintError) as caught:
         check_fingerprint(plan(), {"format": SETTINGS["format"], "backbone": "large", "dtype": "float32"})
     error = caught.value
-    sampling = {"mode": "uniform", "num_frames": 3}
-    assert error.expected == {"backbone": "tiny", "dtype": None, "sampling": sampling}
-    assert error.value == {"backbone": "large", "dtype": "float32", "sampling": None}
-    named = [str(error).index(word) for word in ("backbone", "tiny", "large", "dtype", "float32", str(sampling))]
+    sampling = {"sampling.mode": "uniform", "sampling.num_frames": 3}
+    assert error.key == "backbone"
+    assert error.expected == {"backbone": "tiny", "dtype": None, **sampling}
+    assert error.value == {"backbone": "large", "dtype": "float32", **dict.fromkeys(sampling)}
+    named = [str(error).index(word) for word in ("backbone", "tiny", "large", "dtype", "float32", "sampling.mode")]
     assert named == sorted(named)
     assert caught.value.exit_code == 2
 
@@ -206,4 +215,4 @@ def test_a_foreign_file_under_a_plans_name_is_named(folder: Folder, data: bytes)
 
 def test_the_file_it_was_made_from_is_a_plan(folder: Folder) -> None:
     assert folder.put_new("plans/00000.parquet", parquet(GOOD, ABOUT))
-    assert read_plan(folder, 0).videos.equals(GOOD)
+    assert read_plan(folder, 0).rows.equals(GOOD)

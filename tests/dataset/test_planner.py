@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from raypipe import schema
 from raypipe.dataset import plan as plans
-from raypipe.dataset.plan import Plan, Video, plan_numbers
+from raypipe.dataset.plan import Plan, PlannedVideo, plan_numbers
 from raypipe.dataset.planner import Retry
 from raypipe.errors import CommitError, ConfigError, FingerprintError
 from raypipe.jobs.embed.verify import verify
@@ -46,7 +46,7 @@ def ids(output: Folder, *numbers: int) -> list[str]:
     return sorted(one.video_id for one in planned(output, numbers or plan_numbers(output)))
 
 
-def store(output: Folder, *videos: Video, retry: Retry = "none") -> list[int]:
+def store(output: Folder, *videos: PlannedVideo, retry: Retry = "none") -> list[int]:
     made = planner(output)
     return made.store(made.new_videos(videos, retry=retry), pack=PACK)
 
@@ -111,7 +111,7 @@ def test_plans_of_other_settings_are_refused(folder: Folder) -> None:
 
 
 def test_a_large_catalogue_is_several_plans(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 3)
+    monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 3)
     assert store(folder, *map(video, NAMES)) == [0, 1, 2]
     assert [len(ids(folder, number)) for number in (0, 1, 2)] == [3, 3, 1]
     assert ids(folder) == NAMES
@@ -122,7 +122,7 @@ def test_a_large_catalogue_is_several_plans(folder: Folder, monkeypatch: pytest.
 def test_a_driver_that_died_between_plans_is_continued(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 3)
+    monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 3)
     put_plan = plans.put_plan
 
     def die(output: Folder, plan: Plan) -> bool:
@@ -140,7 +140,7 @@ def test_a_driver_that_died_between_plans_is_continued(
 
 
 def test_a_plan_whose_reply_was_lost_is_our_own(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 3)
+    monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 3)
     put_plan = plans.put_plan
     monkeypatch.setattr(plans, "put_plan", lambda *args: put_plan(*args) and False)
     store(folder, *map(video, NAMES))
@@ -213,11 +213,11 @@ def test_a_file_that_a_retry_cannot_read_is_named(folder: Folder) -> None:
 def test_drivers_that_plan_at_the_same_time_plan_each_video_once(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 3)
+    monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 3)
     together = threading.Barrier(4)
     listings = [[video(f"{at}.mp4") for at in range(start, start + 9)] for start in (0, 3, 6, 0)]
 
-    def drive(listing: list[Video]) -> list[int]:
+    def drive(listing: list[PlannedVideo]) -> list[int]:
         made = planner(folder)
         together.wait(60)
         return made.store(made.new_videos(listing, retry="none"), pack=PACK)
@@ -235,9 +235,9 @@ def test_what_another_driver_plans_meanwhile_is_left_to_it(
 ) -> None:
     store(folder, *map(video, NAMES[:4]))
     commit_statuses(folder, dict.fromkeys(NAMES, "timeout"))
-    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 2)
+    monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 2)
 
-    def found() -> Iterator[Video]:
+    def found() -> Iterator[PlannedVideo]:
         store(folder, *(video(name, etag="new") for name in NAMES[2:4]), retry=retry)  # by another driver
         yield from (video(name, etag="newer" if retry == "none" else "e1") for name in NAMES[:4])
 
@@ -308,7 +308,7 @@ class Memory:
         return name
 
 
-def race(objects: dict[str, bytes], listings: list[list[Video]], order: list[int], retry: Retry) -> None:
+def race(objects: dict[str, bytes], listings: list[list[PlannedVideo]], order: list[int], retry: Retry) -> None:
     """Let a driver for each listing plan at the same time."""
     turns = Turns(chain(order, repeat(0)), set(range(len(listings))))
 
@@ -339,7 +339,7 @@ ORDER = st.lists(st.integers(0, 5), max_size=40)
 def test_in_whatever_order_drivers_run_each_video_is_planned_once(
     monkeypatch: pytest.MonkeyPatch, listings: list[list[str]], order: list[int]
 ) -> None:
-    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 2)
+    monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 2)
     objects: dict[str, bytes] = {}
     race(objects, [list(map(video, names)) for names in listings], order, "none")
     assert sorted(all_planned(objects)) == sorted((name, "e1") for name in set(chain.from_iterable(listings)))
@@ -354,7 +354,7 @@ def test_in_whatever_order_drivers_run_each_failure_is_retried_once(
     output: Any = Memory(objects)
     store(output, *map(video, NAMES[:5]))
     commit_statuses(output, dict.fromkeys(NAMES[:3], "timeout"), sealed=False)
-    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 2)
+    monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 2)
     race(objects, [list(map(video, names)) for names in listings], order, retry)
     found = Counter(name for name, _ in all_planned(objects))
     for name in NAMES:
@@ -367,7 +367,7 @@ def test_in_whatever_order_drivers_run_each_failure_is_retried_once(
 def test_objects_that_change_between_listings_end_up_planned_as_they_are(
     monkeypatch: pytest.MonkeyPatch, old: list[list[str]], new: list[list[str]], order: list[int]
 ) -> None:
-    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 2)
+    monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 2)
     objects: dict[str, bytes] = {}
     listings = [[video(name, etag="old") for name in names] for names in old[:1]]
     listings += [[video(name, etag="new") for name in names] for names in new[:2]]

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from raypipe.dataset.plan import data_name
-from raypipe.dataset.seal import missing_shards, read_manifest, seal, unsealed_plans
+from raypipe.dataset.commit import missing_shards, read_manifest, seal, unsealed_plans
+from raypipe.dataset.plan import StoredPlans, data_name
 from raypipe.errors import CommitError
 from raypipe.storage import Folder
 from support.embed_outputs import content, finish, places, plan_new, replace_object, upload
@@ -18,16 +18,16 @@ def test_a_plan_is_sealed_when_nothing_is_missing(folder: Folder) -> None:
     source, output = places(folder)
     upload(source, {f"{number}.mp4": content(seed=number) for number in range(5)})
     plan_new(source.uri, output)
-    assert not seal(output, 0, versions={})
+    assert not seal(StoredPlans(output), 0, versions={})
     finish(output, sealed=False)
     assert unsealed_plans(output) == [0]
-    assert seal(output, 0, versions={"raypipe": "1"})
+    assert seal(StoredPlans(output), 0, versions={"raypipe": "1"})
     assert unsealed_plans(output) == []
     manifest = read_manifest(output, 0)
     assert (manifest["num_videos"], manifest["num_frames"], manifest["statuses"]) == (5, 15, {"ok": 5})
     assert [file["num_rows"] for file in manifest["files"]] == [2, 2, 1]
     before = output.stat(MANIFEST)
-    assert seal(output, 0, versions={"raypipe": "2"})  # as another driver does
+    assert seal(StoredPlans(output), 0, versions={"raypipe": "2"})  # as another driver does
     assert output.stat(MANIFEST) == before
 
 
@@ -36,8 +36,8 @@ def test_any_missing_shard_is_found_and_prevents_the_seal(output: Folder, missin
     replace_object(output, MANIFEST, None)
     for shard in missing:
         replace_object(output, data_name(0, shard), None)
-    assert [rows["shard"][0].as_py() for rows in missing_shards(output, [0])] == missing
-    assert not seal(output, 0, versions={})
+    assert [rows["shard"][0].as_py() for rows in missing_shards(StoredPlans(output), [0])] == missing
+    assert not seal(StoredPlans(output), 0, versions={})
     assert unsealed_plans(output) == [0]
 
 
@@ -60,7 +60,7 @@ def test_a_broken_file_is_not_sealed(
     replace_object(output, MANIFEST, None)
     corrupt(output)
     with pytest.raises(CommitError) as caught:
-        seal(output, 0, versions={})
+        seal(StoredPlans(output), 0, versions={})
     assert caught.value.key == output.child(key)
     fields = (caught.value.expected, caught.value.value)
     assert tuple(field and field[:2] for field in fields) == (expected, value)
@@ -71,4 +71,4 @@ def test_a_stray_file_does_not_stand_in_for_a_missing_shard(output: Folder) -> N
     replace_object(output, MANIFEST, None)
     replace_object(output, SECOND, None)
     output.put_new("data/00000-000099.parquet", b"")
-    assert not seal(output, 0, versions={})
+    assert not seal(StoredPlans(output), 0, versions={})

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from raypipe import schema
 from raypipe.dataset import plan as plans
+from raypipe.dataset.commit import read_manifest
 from raypipe.dataset.plan import Plan, plan_numbers, put_plan, read_plan
-from raypipe.dataset.seal import read_manifest
 from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
 from support.embed_outputs import (
@@ -174,20 +174,20 @@ def lose_plan(output: Folder) -> None:
 def forge_settings(output: Folder) -> None:
     forged = read_plan(output, 1)
     replace_object(output, "plans/00001.parquet", None)
-    put_plan(output, Plan(1, forged.videos, forged.fingerprint, {**SETTINGS, "backbone": "large"}, forged.input))
+    put_plan(output, Plan(1, forged.rows, forged.fingerprint, {**SETTINGS, "backbone": "large"}, forged.input))
 
 
 def other_settings(output: Folder) -> None:
     forged = read_plan(output, 1)
     about = {**SETTINGS, "backbone": "large"}
     replace_object(output, "plans/00001.parquet", None)
-    put_plan(output, Plan(1, forged.videos, plans.fingerprint(about), about, forged.input))
+    put_plan(output, Plan(1, forged.rows, plans.fingerprint(about), about, forged.input))
 
 
 def double_in_plan(output: Folder) -> None:
     forged = read_plan(output, 0)
-    ids = forged.videos[schema.VIDEO_ID].to_pylist()
-    videos = forged.videos.set_column(0, schema.VIDEO_ID, pa.array([ids[0]] * len(ids)))
+    ids = forged.rows[schema.VIDEO_ID].to_pylist()
+    videos = forged.rows.set_column(0, schema.VIDEO_ID, pa.array([ids[0]] * len(ids)))
     replace_object(output, "plans/00000.parquet", None)
     put_plan(output, Plan(0, videos, forged.fingerprint, forged.settings, forged.input))
 
@@ -421,7 +421,7 @@ def held(output: Folder) -> list[object]:
     for number in plan_numbers(output):
         plan = read_plan(output, number)
         manifest = read_manifest(output, number)
-        found += [plan.videos.to_pydict(), plan.fingerprint, plan.settings, plan.input]
+        found += [plan.rows.to_pydict(), plan.fingerprint, plan.settings, plan.input]
         found += [{key: manifest[key] for key in manifest if key not in {"versions", "sealed_at"}}]
     return found
 

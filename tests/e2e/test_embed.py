@@ -14,10 +14,10 @@ from s3fs import S3FileSystem
 from raypipe import schema
 from raypipe.dataset.read import read_embeddings
 from raypipe.demo.s3_server import S3Server
-from raypipe.jobs.embed import cluster
 from raypipe.jobs.embed.job import run_embed
 from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder
+from support.executors import PlacedExecutor
 from support.processes import Configure
 from support.videos import make_video, upload
 
@@ -149,13 +149,12 @@ def test_hostile_files_and_real_clips_in_one_job(assets: Path, tmp_path: Path, c
     assert verify(output).violations == []
 
 
-def test_separate_stages(tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_separate_stages(tmp_path: Path, configure: Configure) -> None:
     """The three stages of a cluster with GPUs, here all on processors."""
-    placement = cluster.Placement(1, 1.0, gpu_actors=1, gpus_per_actor=0.0, device="cpu")
-    monkeypatch.setattr(cluster, "place", lambda _: placement)
+    executor = PlacedExecutor({"num_actors": 1, "num_gpu_actors": 1})
     videos, output = Folder(str(tmp_path / "in")), Folder(str(tmp_path / "out"))
     ids = upload(videos, 9)
-    run_embed(configure(videos.uri, output.uri))
+    run_embed(configure(videos.uri, output.uri), executor=executor)
     assert verify(output).violations == []
     assert statuses(output) == Counter((name, "ok") for name in ids)
 

@@ -34,7 +34,8 @@ from raypipe.jobs.classify.verify import verify as verify_predictions
 from raypipe.jobs.embed.job import run_embed
 from raypipe.jobs.embed.verify import verify
 from raypipe.jobs.index.job import IndexRun, run_index
-from raypipe.jobs.recommend.job import RecommendRun, run_recommend
+from raypipe.jobs.outputs import verify_any
+from raypipe.jobs.recommend.job import run_recommend
 from raypipe.jobs.recommend.shard import query_of
 from raypipe.jobs.train.run import run_train
 from raypipe.records import TrainingRecord
@@ -170,7 +171,7 @@ def index(indexed: IndexRun, pipeline: Pipeline) -> VideoIndex:
 
 
 @pytest.fixture(scope="module")
-def recommended(indexed: IndexRun, pipeline: Pipeline) -> RecommendRun:
+def recommended(indexed: IndexRun, pipeline: Pipeline) -> BatchRun:
     assert indexed.is_new
     return run_recommend(pipeline.recommend)
 
@@ -242,9 +243,10 @@ def test_index_holds_the_videos_with_their_columns(index: VideoIndex) -> None:
     assert (row["title"], row["category"]) == (f"Video {IDS[3]}", "light")
 
 
-def test_recommend_answers_as_the_index_does(recommended: RecommendRun, index: VideoIndex, pipeline: Pipeline) -> None:
-    assert recommended.manifest["counts"] == {"ok": 2, "popular": 1}
+def test_recommend_answers_as_the_index_does(recommended: BatchRun, index: VideoIndex, pipeline: Pipeline) -> None:
+    assert recommended.record.statuses == {"ok": 2, "popular": 1}
     output = pipeline.folder("recommend")
+    assert verify_any(output).violations == []
     files = [pa.BufferReader(output.read(name)) for name in keys(output, "data/")]
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     assert [row["user_id"] for row in rows] == list(HISTORIES)
@@ -262,7 +264,7 @@ def test_the_same_commands_again_write_nothing(pipeline: Pipeline) -> None:
     assert not run_train(pipeline.train).is_new
     assert run_classify(pipeline.classify).record.plans == ()
     assert not run_index(pipeline.index).is_new
-    assert not run_recommend(pipeline.recommend).is_new
+    assert run_recommend(pipeline.recommend).record.plans == ()
     assert {stored.key: stored.etag for stored in pipeline.place.list()} == before
 
 

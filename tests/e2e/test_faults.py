@@ -4,20 +4,21 @@ import json
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NoReturn
 
 import pyarrow as pa
 import pytest
-import ray
 
 from raypipe import schema
 from raypipe.dataset.read import read_embeddings
 from raypipe.errors import JobError
-from raypipe.jobs.embed import job
 from raypipe.jobs.embed.job import run_embed
 from raypipe.jobs.embed.verify import verify
 from raypipe.records import ShardSummary
+from raypipe.runs.actors import RayExecutor
+from raypipe.runs.stages import Stage, identity
 from raypipe.storage import Folder
 from support.folders import num_committed
 from support.processes import Configure, StartDriver, kill_one, wait_until
@@ -104,48 +105,53 @@ def test_killed_workers(bucket: str, configure: Configure, start_driver: StartDr
     check(output, ids)
 
 
-def test_what_ray_gives_up_with_is_one_plain_line(
-    bucket: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _broken(_: object) -> NoReturn:
+    msg = "it broke"
+    raise ValueError(msg)
+
+
+class _Broken(RayExecutor):
+    """Actors that cannot start, so that Ray ends the work."""
+
+    def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
+        return super().run([replace(stages[0], steps=((_broken, None),))], blocks)
+
+
+class _Down(RayExecutor):
+    """A storage that is down for the first shard of each wave, or for all of them."""
+
+    def __init__(self, *, waves: int, is_for_all: bool = False) -> None:
+        self.num_blocks: list[int] = []
+        self._waves, self._is_for_all = waves, is_for_all
+
+    def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
+        self.num_blocks.append(len(blocks))
+        num_down = 0
+        if len(self.num_blocks) <= self._waves:
+            num_down = len(blocks) if self._is_for_all else 1
+        if num_down < len(blocks):
+            yield from super().run(stages, blocks[num_down:])
+        for block in blocks[:num_down]:
+            yield ShardSummary(*identity(block), problem="StorageError: it is down")
+
+
+def test_what_ray_gives_up_with_is_one_plain_line(bucket: str, configure: Configure) -> None:
     videos = Folder(f"{bucket}/in")
     upload(videos, 1)
-
-    def give_up(*_: object, **__: object) -> Iterator[ShardSummary]:
-        said = "\x1b[36mray::MapWorker\x1b[39m died\n  File x, line 1\nValueError: it broke"
-        raise ray.exceptions.RayError(said)
-
-    monkeypatch.setattr(job.cluster, "run_shards", give_up)
     with pytest.raises(JobError) as caught:
-        run_embed(configure(videos.uri, f"{bucket}/out"))
+        run_embed(configure(videos.uri, f"{bucket}/out"), executor=_Broken())
     assert "ValueError: it broke" in str(caught.value)
     assert str(caught.value).isprintable()
 
 
-def test_a_shard_that_fails_is_tried_again(bucket: str, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A storage that is down ends no video: the shard is tried again, and the run ends with 1 when it stays down."""
+def test_a_shard_that_fails_is_tried_again(bucket: str, configure: Configure) -> None:
+    """A storage that is down ends no video: the shard is retried, and the run ends with 1 when it stays down."""
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, 4)
     config = configure(videos.uri, output.uri, *_SHARDS)
-    run_shards = job.cluster.run_shards
-
-    def down(blocks: list[pa.Table], *_: object, **__: object) -> Iterator[ShardSummary]:
-        for number, _ in enumerate(blocks):
-            yield ShardSummary(0, number, {}, 0, 0, {}, 0.0, problem="StorageError: it is down")
-
-    monkeypatch.setattr(job.cluster, "run_shards", down)
     with pytest.raises(JobError, match="it is down"):
-        run_embed(config)
-    rounds: list[int] = []
-
-    def down_at_first(blocks: list[pa.Table], *args: Any, **kwargs: Any) -> Iterator[ShardSummary]:  # noqa: ANN401
-        rounds.append(len(blocks))
-        if len(rounds) == 1:
-            yield from run_shards(blocks[1:], *args, **kwargs)
-            yield from down(blocks[:1])
-        else:
-            yield from run_shards(blocks, *args, **kwargs)
-
-    monkeypatch.setattr(job.cluster, "run_shards", down_at_first)
-    run_embed(config)
-    assert rounds == [4, 1]
+        run_embed(config, executor=_Down(waves=9, is_for_all=True))
+    executor = _Down(waves=1)
+    run_embed(config, executor=executor)
+    assert executor.num_blocks == [4, 1]
     check(output, ids)

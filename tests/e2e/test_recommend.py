@@ -14,11 +14,15 @@ import pytest
 
 from raypipe import cli
 from raypipe.config import IndexConfig, RecommendConfig
+from raypipe.dataset.commit import unsealed_plans
+from raypipe.dataset.plan import plan_numbers
 from raypipe.demo.s3_server import S3Server
 from raypipe.errors import ConfigError, FingerprintError
 from raypipe.jobs.index.job import run_index
-from raypipe.jobs.recommend.job import run_recommend
+from raypipe.jobs.recommend.job import RecommendOutput, run_recommend
 from raypipe.jobs.recommend.shard import query_of
+from raypipe.jobs.recommend.verify import verify
+from raypipe.runs.actors import RayExecutor
 from raypipe.search.index import VideoIndex
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
@@ -93,8 +97,8 @@ def test_offline_and_online_are_the_same(
     output = Folder(f"{bucket}/output")
     config = configured(index, put_parquet(Folder(bucket), users), output, cache, ranking=ranking, users_per_shard=8)
     run = run_recommend(config)
-    assert (run.is_new, run.num_users_here, run.manifest["num_users"]) == (True, 50, 50)
-    assert len(run.manifest["files"]) == 7
+    assert (run.record.num_videos, run.record.num_shards) == (50, 7)
+    assert verify(output).violations == []
     online = opened(index, cache)
     rows = rows_of(output)
     assert [row["user_id"] for row in rows] == [user for user, _ in users]
@@ -107,7 +111,7 @@ def test_offline_and_online_are_the_same(
         assert row["unknown"] == list(expected.unknown)
         assert row["fallback"] == (None if history else "popular")
     assert rows[3]["unknown"] == ["no/such.mp4"]
-    assert run.manifest["counts"] == {
+    assert run.record.statuses == {
         "ok": sum(bool(history) for _, history in users),
         "popular": sum(not history for _, history in users),
     }
@@ -125,7 +129,7 @@ def test_bad_rows_are_rows(bucket: str, index: Folder, cache: Path, ray_address:
     text = "\n".join(map(json.dumps, lines)) + '\n{"user_id": "c", "histo'
     place.put("history.jsonl", text.encode())
     run = run_recommend(configured(index, place.child("history.jsonl"), output, cache, users_per_shard=2))
-    assert run.manifest["counts"] == {"ok": 2, "error": 4}
+    assert run.record.statuses == {"ok": 2, "error": 4}
     rows = rows_of(output)
     assert [row["user_id"] for row in rows] == ["a", "b", "a", None, "7", None]
     for row, said in zip(rows, [None, "None", "user_id", "user_id", None, "JSON"], strict=True):
@@ -149,19 +153,17 @@ def test_killed_drivers(bucket: str, index: Folder, cache: Path, start_driver: S
         driver.kill()
     before = num_committed(output)
     assert before < 100
-    assert not output.exists("manifest.json")
+    assert unsealed_plans(output) == [0]
     last = start_driver(config, job="recommend")
     assert last.wait() == 0, last.log.read_text()
-    told = last.log.read_text()
-    assert " done before" in told
+    assert json.loads(output.read("reports/00000/summary.json"))["num_resumed_videos"] == 3 * before
     rows = rows_of(output)
     assert [row["user_id"] for row in rows] == [user for user, _ in users]
     online = opened(index, cache)
     for row, (_, history) in zip(rows, users, strict=True):
         expected = online.recommend(query_of(config.ranking, tuple(history)))
         assert row["video_ids"] == [one.video_id for one in expected.results]
-    manifest = json.loads(output.read("manifest.json"))
-    assert (manifest["num_users"], len(manifest["files"])) == (300, 100)
+    assert verify(output).violations == []
 
 
 def test_a_run_keeps_its_version_and_refuses_another(
@@ -174,13 +176,13 @@ def test_a_run_keeps_its_version_and_refuses_another(
     history = put_parquet(place, [(f"u{number}", [IDS[number]]) for number in range(20)])
     config = configured(index, history, output, cache, users_per_shard=4)
     with monkeypatch.context() as patch:
-        patch.setattr("raypipe.jobs.recommend.job.finish", _stopped)
+        patch.setattr(RayExecutor, "run", _stopped)
         with pytest.raises(KeyboardInterrupt):
             run_recommend(config)
     embed_all(embeddings, IDS[30:])
     assert run_index(IndexConfig(embeddings=embeddings.uri, output=index.uri)).manifest["id"] != first
-    run = run_recommend(config)
-    assert run.manifest["settings"]["index_version"] == first
+    run_recommend(config)
+    assert RecommendOutput.read(output).index_version == first
     assert {one for row in rows_of(output) for one in row["video_ids"]} <= set(IDS[:30])
 
     arguments = ["recommend", "--index", index.uri, "--history", history, "--output", output.uri]
@@ -195,7 +197,7 @@ def test_a_run_keeps_its_version_and_refuses_another(
     ):
         with pytest.raises(FingerprintError) as caught:
             run_recommend(RecommendConfig(**config.model_dump() | keys))
-        assert (caught.value.key, caught.value.expected, caught.value.value) == (key, before, now)
+        assert (caught.value.key, caught.value.expected, caught.value.value) == (key, {key: before}, {key: now})
     put_parquet(place, [("someone else", [])])
     with pytest.raises(FingerprintError) as caught:
         run_recommend(config)
@@ -228,4 +230,4 @@ def test_what_cannot_be_asked_is_one_line_before_any_work(
             run_recommend(config)
         assert data in str(caught.value)
         assert str(caught.value).isprintable()
-    assert not output.exists("run.json")
+    assert not plan_numbers(output)

@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 
 from raypipe.config import EmbedConfig, load_config
+from raypipe.dataset.plan import StoredPlans
 from raypipe.errors import ConfigError
 from raypipe.jobs.embed.estimate import Estimate, estimate, estimate_table
+from raypipe.jobs.embed.inputs import MAX_UNGUARDED
 from raypipe.jobs.embed.job import plan_new, prepare
-from raypipe.jobs.embed.planning import MAX_UNGUARDED
 from raypipe.storage import Folder
 from support.folders import keys
 from support.videos import make_video
@@ -42,7 +43,7 @@ def test_what_would_be_marked_as_gone_is_counted_and_nothing_is_written(config: 
     names = [f"{number:03d}.mp4" for number in range(MAX_UNGUARDED + 2)]
     for name in names:
         assert videos.put_new(name, b"no video")
-    plan_new(prepare(config, dtype="float32"), slots=1)
+    plan_new(setup := prepare(config, dtype="float32"), StoredPlans(setup.output), num_slots=1)
     stored = keys(Folder(config.output))
     for num_deleted, is_refused in ((3, False), (MAX_UNGUARDED + 1, True)):
         for name in names[:num_deleted]:
@@ -56,7 +57,7 @@ def test_what_would_be_marked_as_gone_is_counted_and_nothing_is_written(config: 
         assert ("max_gone_fraction" in told) == is_refused
     assert keys(Folder(config.output)) == stored
     with pytest.raises(ConfigError) as caught:
-        plan_new(prepare(config, dtype="float32"), slots=1)
+        plan_new(setup := prepare(config, dtype="float32"), StoredPlans(setup.output), num_slots=1)
     assert caught.value.key == "max_gone_fraction"
 
 

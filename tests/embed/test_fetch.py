@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 
-from raypipe.dataset.plan import Video
+from raypipe.dataset.plan import PlannedVideo
 from raypipe.errors import (
     ObjectChangedError,
     ObjectDeniedError,
@@ -31,10 +31,10 @@ from support.videos import make_noise
 ANY_SIZE = 2**40
 
 
-def stored_video(folder: Folder, name: str) -> Video:
+def stored_video(folder: Folder, name: str) -> PlannedVideo:
     stored = folder.stat(name)
     assert stored
-    return Video.of(stored)
+    return PlannedVideo.of(stored)
 
 
 def open_files() -> int:
@@ -121,7 +121,7 @@ def test_what_happened_to_an_object_since_it_was_planned_is_its_status(folder: F
 def test_an_object_that_grew_is_refused_before_it_is_read(folder: Folder) -> None:
     upload(folder, {"a.mp4": b"123456"})
     planned = stored_video(folder, "a.mp4")
-    lie = Video(planned.video_id, planned.video_uri, planned.etag, 1)
+    lie = PlannedVideo(planned.video_id, planned.video_uri, planned.etag, 1)
     assert fetch_video(lie, max_size_bytes=5).status is Status.TOO_LARGE
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypipe.dataset.plan import Video
+from raypipe.dataset.plan import PlannedVideo
 from raypipe.dataset.read import read_embeddings
 from raypipe.errors import ConfigError
 from raypipe.jobs.embed.fetch import fetch_video
@@ -32,7 +32,7 @@ ODD_NAMES = [
 KINDS = ("parquet", "csv", "jsonl")
 
 
-def find(uri: str, output_uri: str = "") -> list[Video]:
+def find(uri: str, output_uri: str = "") -> list[PlannedVideo]:
     return sorted(find_videos(uri, output_uri=output_uri), key=lambda video: video.video_id)
 
 
@@ -78,7 +78,7 @@ def test_a_video_is_what_its_storage_says(folder: Folder) -> None:
     upload(folder, {"b/c.mp4": b"12345"})
     stored = folder.stat("b/c.mp4")
     assert stored
-    assert find(folder.uri) == [Video("b/c.mp4", folder.child("b/c.mp4"), stored.etag, 5)]
+    assert find(folder.uri) == [PlannedVideo("b/c.mp4", folder.child("b/c.mp4"), stored.etag, 5)]
 
 
 def test_an_output_inside_the_input_is_left_out(folder: Folder) -> None:
@@ -127,7 +127,7 @@ def test_a_manifest_names_videos_anywhere(folder: Folder, kind: str) -> None:
     uri = put_table(source, kind, {"video_uri": uris, "more": ["x", "y", "z"], "video_id": ["1st", "2nd", "3rd"]})
     stored = [source.stat("a.mp4"), source.stat("b/c.mp4"), other.stat("d.mp4")]
     assert find(uri) == [
-        Video(name, one.uri, one.etag, size)
+        PlannedVideo(name, one.uri, one.etag, size)
         for name, one, size in zip(["1st", "2nd", "3rd"], stored, [1, 2, 3], strict=True)
         if one
     ]
@@ -167,7 +167,7 @@ def test_ids_that_are_numbers_become_text(folder: Folder) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_named_object_that_is_missing_becomes_a_row(folder: Folder, kind: str) -> None:
     uri = put_table(folder, kind, {"video_uri": ["gone.mp4"]})
-    assert find(uri) == [Video("gone.mp4", folder.child("gone.mp4"), "", 0)]
+    assert find(uri) == [PlannedVideo("gone.mp4", folder.child("gone.mp4"), "", 0)]
     fetched = fetch_video(find(uri)[0], max_size_bytes=100)
     assert (fetched.status, fetched.file) == (Status.MISSING, None)
     assert fetched.error.startswith(folder.child("gone.mp4"))

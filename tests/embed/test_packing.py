@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
-from raypipe.dataset.plan import Plan, Video, planned_videos
-from raypipe.jobs.embed.packing import pack
+from raypipe.dataset.plan import Plan, PlannedVideo, planned_videos
+from raypipe.jobs.embed.inputs import pack
 from support.embed_outputs import MARK, SETTINGS
 from support.properties import examples
 
 GIB = 1024**3
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 VIDEOS = st.lists(
-    st.builds(Video, NAMES, NAMES, NAMES, st.integers(0, 2 * GIB) | st.integers(0, 3)),
+    st.builds(PlannedVideo, NAMES, NAMES, NAMES, st.integers(0, 2 * GIB) | st.integers(0, 3)),
     max_size=40,
     unique_by=lambda one: (one.video_uri, one.etag),
 )
@@ -34,7 +34,7 @@ QUICK = settings(max_examples=examples(150))
 @QUICK
 @given(videos=VIDEOS, limits=LIMITS)
 def test_every_video_is_in_one_shard_and_the_shards_are_numbered_from_0(
-    videos: list[Video], limits: dict[str, int]
+    videos: list[PlannedVideo], limits: dict[str, int]
 ) -> None:
     table = pack(videos, **limits)
     assert table.schema == schema.PLAN_SCHEMA
@@ -46,7 +46,7 @@ def test_every_video_is_in_one_shard_and_the_shards_are_numbered_from_0(
 
 @QUICK
 @given(videos=VIDEOS, limits=LIMITS)
-def test_no_shard_is_larger_than_its_limits(videos: list[Video], limits: dict[str, int]) -> None:
+def test_no_shard_is_larger_than_its_limits(videos: list[PlannedVideo], limits: dict[str, int]) -> None:
     if not videos:
         return
     made = Plan(0, pack(videos, **limits), MARK, SETTINGS, "")
@@ -60,7 +60,7 @@ def test_no_shard_is_larger_than_its_limits(videos: list[Video], limits: dict[st
 @QUICK
 @given(videos=VIDEOS, limits=LIMITS, seed=st.integers())
 def test_packing_does_not_depend_on_the_order_and_puts_the_largest_first(
-    videos: list[Video], limits: dict[str, int], seed: int
+    videos: list[PlannedVideo], limits: dict[str, int], seed: int
 ) -> None:
     table = pack(videos, **limits)
     sizes = table[schema.SIZE_BYTES].to_pylist()
@@ -71,11 +71,11 @@ def test_packing_does_not_depend_on_the_order_and_puts_the_largest_first(
 
 @QUICK
 @given(videos=VIDEOS, limits=LIMITS)
-def test_the_shards_are_the_plan_in_order(videos: list[Video], limits: dict[str, int]) -> None:
+def test_the_shards_are_the_plan_in_order(videos: list[PlannedVideo], limits: dict[str, int]) -> None:
     if not videos:
         return
     made = Plan(0, pack(videos, **limits), MARK, SETTINGS, "")
     shards = list(made.shards())
     assert [number for number, _ in shards] == list(range(made.num_shards))
-    assert pa.concat_tables(rows for _, rows in shards).equals(made.videos)
+    assert pa.concat_tables(rows for _, rows in shards).equals(made.rows)
     assert all(set(rows[schema.SHARD].to_pylist()) == {number} for number, rows in shards)

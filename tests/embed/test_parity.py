@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from raypipe import schema
-from raypipe.jobs.embed.shard import decode_shard, embed_shard, output_rows
+from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbone import Backbone
 from raypipe.models.backbones import Dtype
 from raypipe.models.networks import prepare_torchvision
 from raypipe.models.weights import resolve_weights
+from raypipe.runs.stages import output_rows
 from raypipe.storage import Folder
 from raypipe.video.sandbox import DecodeSandbox
 from support.decoding import resnet_request
@@ -128,7 +129,7 @@ def test_vectors_equal_an_independent_reference(
     with DecodeSandbox(REQUEST, decoder="pyav") as sandbox:
         decoded = decode_shard(plan_rows(clips).slice(0, num_clips), sandbox, max_size_bytes=2**30)
     embedded = embed_shard(decoded, backbone.embed, embedding_dim=512, crop_size=REQUEST.crop_size)
-    rows = output_rows(embedded, embedding_dim=512).to_pylist()
+    rows = output_rows(embedded, schema.embeddings_schema(512)).to_pylist()
     assert len(rows) == num_clips
     for row in rows:
         assert row[schema.STATUS] == "ok", row

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from raypipe import schema
 from raypipe.config.embed import Gone
 from raypipe.dataset import plan as plans
-from raypipe.dataset.plan import Video, plan_numbers
+from raypipe.dataset.plan import PlannedVideo, StoredPlans, plan_numbers
 from raypipe.dataset.planner import Retry
 from raypipe.dataset.read import read_embeddings
 from raypipe.errors import ConfigError, StorageError
-from raypipe.jobs.embed import planning
-from raypipe.jobs.embed.planning import MAX_UNGUARDED
+from raypipe.jobs.embed import inputs
+from raypipe.jobs.embed.inputs import MAX_UNGUARDED
 from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder, Listed, local
 from raypipe.storage.videos import Kind
@@ -127,8 +127,8 @@ def test_no_retry_plans_what_is_gone(tmp_path: Path, retry: Retry) -> None:
 
 
 def test_a_large_catalogue_is_marked_in_several_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "MAX_PLAN_VIDEOS", 2)
-    monkeypatch.setattr(planning, "MAX_PLAN_VIDEOS", 2)
+    monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 2)
+    monkeypatch.setattr("raypipe.jobs.embed.inputs.MAX_PLAN_VIDEOS", 2)
     source, output = places(Folder(str(tmp_path)))
     fill(source)
     embed_all(source, output)
@@ -303,7 +303,7 @@ def test_a_plan_of_a_version_that_stored_relative_inputs_marks_nothing_elsewhere
         fill(Folder(str(tmp_path / name / "in")), [f"{name}.mp4"])
     monkeypatch.chdir(tmp_path / "one")
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "normalised_input", lambda uri: uri)
+        patch.setattr(inputs, "normalised_input", lambda uri: uri)
         plan_new("in", output)
     commit_statuses(output, {})
     monkeypatch.chdir(tmp_path / "two")
@@ -362,16 +362,16 @@ def test_a_listing_that_breaks_off_plans_and_marks_nothing(tmp_path: Path, monke
     fill(source)
     embed_all(source, output)
     upload(source, {"0.mp4": content(seed=98), "99.mp4": content(seed=99)})
-    find_videos = planning.find_videos
+    find_videos = inputs.find_videos
 
-    def cut(*args: Any, **kwargs: Any) -> Iterator[Video]:  # noqa: ANN401
+    def cut(*args: Any, **kwargs: Any) -> Iterator[PlannedVideo]:  # noqa: ANN401
         for at, one in enumerate(find_videos(*args, **kwargs)):
             if at == 3:
                 raise CUT
             yield one
 
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "find_videos", cut)
+        patch.setattr(inputs, "find_videos", cut)
         with pytest.raises(StorageError):
             plan_new(source.uri, output)
     assert plan_numbers(output) == [0]
@@ -384,7 +384,7 @@ def test_what_was_not_read_to_its_end_is_no_listing(tmp_path: Path) -> None:
     fill(source)
     embed_all(source, output)
     upload(source, {"0.mp4": content(seed=98), "99.mp4": content(seed=99)})
-    made = planning.Planning.load(output, plans.read_plan(output, 0).settings, source.uri)
+    made = inputs.Planning.load(StoredPlans(output), plans.read_plan(output, 0).settings, source.uri)
     next(made.new_videos())
     assert made.gone().num_videos == 0
 
@@ -473,15 +473,15 @@ def test_a_video_that_another_driver_plans_meanwhile_is_not_marked(
     fill(source)
     embed_all(source, output)
     delete(source, *THREE)
-    find_videos = planning.find_videos
+    find_videos = inputs.find_videos
 
-    def found_late(*args: Any, **kwargs: Any) -> Iterator[Video]:  # noqa: ANN401
+    def found_late(*args: Any, **kwargs: Any) -> Iterator[PlannedVideo]:  # noqa: ANN401
         yield from find_videos(*args, **kwargs)
         monkeypatch.undo()
         upload(source, {THREE[0]: content(seed=3)})  # behind the place that the listing has reached
         assert plan_new(source.uri, output) == [1]
 
-    monkeypatch.setattr(planning, "find_videos", found_late)
+    monkeypatch.setattr(inputs, "find_videos", found_late)
     plan_new(source.uri, output)
     finish(output)
     embed_all(source, output)
@@ -509,16 +509,16 @@ class World:
             self.inputs[uri][name] = f"e{self.num_changes % 3}"  # an etag may come back
 
     def scan(self, uri: str, *, breaks: bool) -> None:
-        def find_videos(_: str, *, output_uri: str, listed: Listed) -> Iterator[Video]:
+        def find_videos(_: str, *, output_uri: str, listed: Listed) -> Iterator[PlannedVideo]:
             assert output_uri == self.output.uri
             listed.uri, listed.kind = uri, self.kind
             for name, etag in sorted(self.inputs[uri].items()):
-                yield Video(f"{uri[-3:]}/{name}", f"{uri}/{name}", etag, 1)
+                yield PlannedVideo(f"{uri[-3:]}/{name}", f"{uri}/{name}", etag, 1)
             if breaks:
                 raise CUT
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(planning, "find_videos", find_videos)
+            patch.setattr(inputs, "find_videos", find_videos)
             policy: Gone = "auto" if self.kind == "folder" else "mark"
             if breaks:
                 with pytest.raises(StorageError):

@@ -13,14 +13,13 @@ import pytest
 from raypipe import schema
 from raypipe.cli import app
 from raypipe.config import DecodeConfig
-from raypipe.dataset.plan import fingerprint
+from raypipe.dataset.commit import describe_shard, missing_shards, put_shard, seal
+from raypipe.dataset.plan import StoredPlans, fingerprint
 from raypipe.dataset.read import read_embeddings
-from raypipe.dataset.seal import missing_shards, seal
-from raypipe.dataset.sink import describe_shard, put_shard
 from raypipe.jobs.embed import shard as work
-from raypipe.jobs.embed.input_check import RecheckedRow, recheck_inputs
 from raypipe.jobs.embed.inputs import find_videos
-from raypipe.jobs.embed.verify import verify
+from raypipe.jobs.embed.verify import RecheckedRow, recheck_inputs, verify
+from raypipe.runs.stages import output_rows
 from raypipe.storage import Folder
 from raypipe.video.protocol import Limits, request_of_settings
 from raypipe.video.sandbox import DecodeSandbox
@@ -66,9 +65,9 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     request = request_of_settings(SETTINGS, Limits(max_pixels=10**6, max_duration_seconds=60))
     assert request.row_format == 1
     with DecodeSandbox(request, decoder="pyav") as sandbox:
-        for rows in missing_shards(output, [0]):
+        for rows in missing_shards(StoredPlans(output), [0]):
             put_shard(output, _finished(rows, sandbox), _about(_finished(rows, sandbox), rows))
-    assert seal(output, 0, versions=VERSIONS)
+    assert seal(StoredPlans(output), 0, versions=VERSIONS)
     Path(source.child("gone.mp4")).unlink()
     return output
 
@@ -76,7 +75,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 def _finished(rows: pa.Table, sandbox: DecodeSandbox) -> pa.Table:
     decoded = work.decode_shard(rows, sandbox, max_size_bytes=2**20)
     embedded = work.embed_shard(decoded, embed, embedding_dim=DIM, crop_size=CROP)
-    return work.output_rows(embedded, embedding_dim=DIM, row_format=1)
+    return output_rows(embedded, schema.embeddings_schema(DIM, row_format=1))
 
 
 def _about(finished: pa.Table, rows: pa.Table) -> Any:  # noqa: ANN401 - passed on

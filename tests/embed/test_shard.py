@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raypipe import schema
-from raypipe.dataset.plan import Video, planned_videos
+from raypipe.dataset.plan import PlannedVideo, planned_videos
 from raypipe.errors import JobError, StorageError
-from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.inputs import pack
 from raypipe.jobs.embed.shard import (
     FRAMES,
     NUM_THROTTLES,
@@ -23,11 +23,11 @@ from raypipe.jobs.embed.shard import (
     decoded_table,
     embed_shard,
     mean_embeddings,
-    output_rows,
-    summarise,
+    summarize,
     thumbnail,
 )
 from raypipe.models.crops import Crops
+from raypipe.runs.stages import output_rows
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, throttles
 from support.embed_outputs import CROP, DIM, FakeSandbox, content, decoded, embed, upload
@@ -36,13 +36,13 @@ from support.properties import examples
 OUTCOMES = [("ok", 3), ("timeout", 0), ("partial", 1), ("decode_error", 0), ("ok", 5)]
 
 
-def planned(videos: Sequence[Video], *, generation: int = 4) -> pa.Table:
+def planned(videos: Sequence[PlannedVideo], *, generation: int = 4) -> pa.Table:
     rows = pack(videos, max_videos=100, max_frames=1000, frames_per_video=1, slots=1)
     return rows.append_column(schema.GENERATION, pa.repeat(pa.scalar(generation, pa.int32()), rows.num_rows))
 
 
 def named(count: int) -> pa.Table:
-    return planned([Video(f"{at}.mp4", f"s3://nowhere/{at}.mp4", f"e{at}", 100 - at) for at in range(count)])
+    return planned([PlannedVideo(f"{at}.mp4", f"s3://nowhere/{at}.mp4", f"e{at}", 100 - at) for at in range(count)])
 
 
 def decoded_rows(outcomes: Sequence[tuple[str, int]]) -> pa.Table:
@@ -65,8 +65,8 @@ def test_videos_are_decoded_in_the_order_of_the_plan(folder: Folder) -> None:
             "large.mp4": b"x" * 500,
         },
     )
-    videos = [Video.of(stored) for stored in folder.list()]
-    videos += [Video("gone.mp4", folder.child("gone.mp4"), "e", 50)]
+    videos = [PlannedVideo.of(stored) for stored in folder.list()]
+    videos += [PlannedVideo("gone.mp4", folder.child("gone.mp4"), "e", 50)]
     rows = planned(videos)
     done = decode_shard(rows, FakeSandbox(), max_size_bytes=400)  # type: ignore[arg-type]
     for column in (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES, schema.GENERATION, schema.SHARD):
@@ -102,7 +102,7 @@ def test_an_error_of_the_storage_ends_the_shard(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_rows_without_frames_have_no_vectors() -> None:
-    rows = output_rows(embedded_rows(decoded_rows(OUTCOMES)), embedding_dim=DIM)
+    rows = output_rows(embedded_rows(decoded_rows(OUTCOMES)), schema.embeddings_schema(DIM))
     assert rows.schema == schema.embeddings_schema(DIM)
     rows.validate(full=True)
     for (status, count), row in zip(OUTCOMES, rows.to_pylist(), strict=True):
@@ -142,10 +142,10 @@ def test_frames_are_embedded_where_they_were_decoded() -> None:
 
 def test_a_shard_without_any_frame_is_embedded_too() -> None:
     done = embedded_rows(decoded_rows([("timeout", 0), ("crashed", 0)]))
-    rows = output_rows(done, embedding_dim=DIM)
+    rows = output_rows(done, schema.embeddings_schema(DIM))
     assert rows[schema.EMBEDDING].null_count == 2
     assert rows[schema.FRAME_EMBEDDINGS].to_pylist() == [[], []]
-    assert summarise(done, plan=0, shard=0, put_seconds=0, already_committed=False).num_frames == 0
+    assert len(summarize(done).failures) == 2
 
 
 @settings(max_examples=examples(60))
@@ -158,9 +158,9 @@ def test_a_slice_of_a_shard_is_embedded_as_if_it_were_alone(
     stop = data.draw(st.integers(start + 1, len(outcomes)))
     bounds = sorted({start, stop, *data.draw(st.lists(st.integers(start, stop), max_size=chunks))})
     pieces = [whole.slice(at, until - at) for at, until in pairwise(bounds)]
-    found = output_rows(embedded_rows(pa.concat_tables(pieces)), embedding_dim=DIM)
+    found = output_rows(embedded_rows(pa.concat_tables(pieces)), schema.embeddings_schema(DIM))
     found.validate(full=True)
-    expected = output_rows(embedded_rows(whole), embedding_dim=DIM).slice(start, stop - start)
+    expected = output_rows(embedded_rows(whole), schema.embeddings_schema(DIM)).slice(start, stop - start)
     assert found.to_pylist() == expected.to_pylist()
 
 
@@ -214,21 +214,15 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_middle_frame() -> None:
 
 
 def test_the_rows_of_a_plan_become_videos_again() -> None:
-    videos = [Video("a", "s3://b/a", "e1", 2), Video("ü", "s3://b/ü", "", 1)]
+    videos = [PlannedVideo("a", "s3://b/a", "e1", 2), PlannedVideo("ü", "s3://b/ü", "", 1)]
     assert planned_videos(planned(videos)) == videos
 
 
 def test_a_summary_adds_up() -> None:
     done = embedded_rows(decoded_rows(OUTCOMES))
-    summary = summarise(done, plan=4, shard=7, put_seconds=0.5, already_committed=True)
-    assert (summary.plan, summary.shard, summary.already_committed) == (4, 7, True)
-    assert summary.statuses == {"ok": 2, "timeout": 1, "partial": 1, "decode_error": 1}
-    assert (summary.num_frames, summary.size_bytes) == (9, 100 + 99 + 98 + 97 + 96)
-    assert {stage: summary.stage_seconds[stage] for stage in ("fetch", "decode", "put")} == {
-        "fetch": 10.0,
-        "decode": 10.0,
-        "put": 0.5,
-    }
+    summary = summarize(done)
+    assert summary.size_bytes == 100 + 99 + 98 + 97 + 96
+    assert {stage: summary.stage_seconds[stage] for stage in ("fetch", "decode")} == {"fetch": 10.0, "decode": 10.0}
     assert summary.stage_seconds["embed"] > 0
     assert [note.video_id for note in summary.slowest] == ["4.mp4", "3.mp4", "2.mp4"]
     assert [note.seconds for note in summary.slowest] == [8.0, 6.0, 4.0]
@@ -244,7 +238,7 @@ def test_a_summary_adds_up() -> None:
 
 def test_what_slowed_the_fetching_of_a_shard_goes_with_its_rows(folder: Folder) -> None:
     upload(folder, {"a.mp4": content("ok"), "b.mp4": content("ok", seed=1)})
-    rows = planned([Video.of(stored) for stored in folder.list()])
+    rows = planned([PlannedVideo.of(stored) for stored in folder.list()])
     throttles.take_throttles()
     for _ in range(2):
         throttles._count((None, {"ResponseMetadata": {"HTTPStatusCode": 503}}))
@@ -258,6 +252,6 @@ def test_a_summary_tells_how_long_the_shard_was_waited_for_and_how_often_s3_slow
         named(2), [decoded(seed=at) for at in range(2)], fetch_seconds=[0, 0], decode_seconds=[0, 0], num_throttles=3
     )
     done = embed_shard(rows, embed, embedding_dim=DIM, crop_size=CROP, wait_seconds=1.5)
-    summary = summarise(done, plan=0, shard=0, put_seconds=0, already_committed=False, put_throttles=4)
-    assert (summary.wait_seconds, summary.num_throttles) == (1.5, 7)
-    assert summary.stage_seconds.keys() == {"fetch", "decode", "embed", "put"}, "waiting is no work"
+    summary = summarize(done)
+    assert (summary.wait_seconds, summary.num_throttles) == (1.5, 3)
+    assert summary.stage_seconds.keys() == {"fetch", "decode", "embed"}, "waiting is no work"

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe.config import IndexConfig
-from raypipe.dataset.plan import fingerprint
-from raypipe.dataset.seal import missing_shards, seal, unsealed_plans
-from raypipe.dataset.sink import describe_shard, put_shard
+from raypipe.dataset.commit import describe_shard, missing_shards, put_shard, seal, unsealed_plans
+from raypipe.dataset.plan import StoredPlans, fingerprint
 from raypipe.errors import ConfigError, FingerprintError, IndexVersionError, JobError, RaypipeError
 from raypipe.jobs.classify import shard as classifying
 from raypipe.jobs.index.job import run_index
@@ -54,12 +53,12 @@ def classify(embeddings: Folder, output: Folder, *, of: str = MARK, sealed: bool
     """Predictions of the embeddings of ``make_output``."""
     settings = {"job": "classify", "format": 1, "model": "m", "embeddings": of}
     plan_labels(embeddings, output, settings=settings)
-    for rows in missing_shards(output, unsealed_plans(output)):
+    for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
         plan, shard = rows["generation"][0].as_py(), rows["shard"][0].as_py()
         made = classifying.output_rows(classified_rows(rows, embeddings, FakeModel()))
         assert put_shard(output, made, describe_shard(made, plan=plan, shard=shard, fingerprint=fingerprint(settings)))
     if sealed:
-        assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
+        assert all(seal(StoredPlans(output), number, versions=VERSIONS) for number in unsealed_plans(output))
     return output
 
 

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import ConfigError
-from raypipe.jobs.recommend.history import HistoryFile
-from raypipe.jobs.recommend.users import HISTORY, USER_ID, User, parse
+from raypipe.jobs.recommend.inputs import HISTORY, USER_ID, HistoryFile, User, parse
 from raypipe.storage import Folder
 from support.embed_outputs import replace_object
 from support.properties import examples

@@ -6,13 +6,11 @@ import pytest
 
 from raypipe import cli
 from raypipe.config import IndexConfig
+from raypipe.dataset.commit import read_manifest
 from raypipe.jobs.index.job import run_index
-from raypipe.jobs.recommend import job
-from raypipe.jobs.recommend.cluster import Work
-from raypipe.jobs.recommend.output import read_manifest
-from raypipe.jobs.recommend.progress import UserProgress
-from raypipe.jobs.recommend.stages import RecommendToUsers
+from raypipe.jobs.recommend.job import RecommendOutput
 from raypipe.storage import Folder
+from support.executors import InlineExecutor
 from support.train_runs import embed_all, video_ids
 
 HISTORIES = """user_id,history
@@ -24,19 +22,11 @@ nothing,
 """
 
 
-def finish_here(work: Work, progress: UserProgress, **_: object) -> None:
-    """Do in this process what actors of Ray do."""
-    step = RecommendToUsers(work.settings)
-    for block in work.missing_blocks():
-        progress.update(step(block))
-
-
 def test_the_exit_code_and_the_summary_tell_of_unknown_ids(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(job, "connect", lambda: None)
-    monkeypatch.setattr(job, "finish", finish_here)
+    monkeypatch.setattr("raypipe.runs.job.RayExecutor", InlineExecutor)
     place = Folder(str(tmp_path))
     embeddings = embed_all(Folder(place.child("embeddings")), video_ids(24))
     run_index(IndexConfig(embeddings=embeddings.uri, output=place.child("index")))
@@ -55,7 +45,7 @@ def test_the_exit_code_and_the_summary_tell_of_unknown_ids(
     for _ in range(2):  # also when there is nothing to do
         assert run("strict", "--set", "max_unknown_fraction=0.25") == 3
         assert "0.25" in capsys.readouterr().err
-        manifest = read_manifest(Folder(place.child("strict")))
-        assert manifest is not None
-        assert manifest["counts"] == {"ok": 3, "popular": 2}
+        assert read_manifest(Folder(place.child("strict")), 0)["statuses"] == {"ok": 3, "popular": 2}
     assert run("output", "--set", "max_unknown_fraction=0.5") == 0
+    held = RecommendOutput.read(Folder(place.child("output")))
+    assert (held.num_users, held.unknown.counts["num_unknown_ids"]) == (5, 3)

@@ -1,15 +1,18 @@
 """A shard of users becomes rows that say what the index says, in the order of the history."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from raypipe import schema
 from raypipe.config import IndexConfig, RankingConfig
+from raypipe.dataset.commit import Totals
 from raypipe.jobs.index.job import run_index
-from raypipe.jobs.recommend.shard import ROWS, count, query_of, recommend_shard, watched
-from raypipe.jobs.recommend.unknown import UnknownIds
-from raypipe.jobs.recommend.users import parse
+from raypipe.jobs.recommend.inputs import parse
+from raypipe.jobs.recommend.shard import query_of, recommend_shard, summarize, unknown_ids, watched
+from raypipe.runs.stages import output_rows
 from raypipe.search.index import VideoIndex
 from raypipe.search.items import Items
 from raypipe.search.query import Query
@@ -44,12 +47,18 @@ def test_every_option_of_the_ranking_is_asked_for() -> None:
     assert query_of(RankingConfig(), ()) == Query()
 
 
+def block_of(users: list[str], histories: list[Any]) -> pa.Table:
+    """The rows of a history as a stage gets them."""
+    numbers = {"row": range(len(users)), "generation": [0] * len(users), "shard": [3] * len(users)}
+    return pa.table({"user_id": users, "history": histories, **numbers})
+
+
 def test_rows_are_the_answers_of_the_index(index: VideoIndex) -> None:
     texts = ["cat/000.mp4|no/such.mp4", "", "dog/001.mp4", '["']
-    block = pa.table({"user_id": ["a", "b", "c", "d"], "history": texts})
-    rows, unknown = recommend_shard(block, index, RankingConfig(top_k=4))
-    assert rows.schema == ROWS
+    rows = recommend_shard(block_of(["a", "b", "c", "d"], texts), index, RankingConfig(top_k=4))
+    assert output_rows(rows, schema.recommendations_schema()).schema == schema.recommendations_schema()
     answered = rows.to_pylist()
+    assert [row["row"] for row in answered] == [0, 1, 2, 3]
     assert [row["user_id"] for row in answered] == ["a", "b", "c", "d"]
     for row, history in zip(answered, [("cat/000.mp4", "no/such.mp4"), (), ("dog/001.mp4",)], strict=False):
         expected = index.recommend(Query(history=history, top_k=4))
@@ -59,16 +68,21 @@ def test_rows_are_the_answers_of_the_index(index: VideoIndex) -> None:
         assert (row["fallback"], row["unknown"]) == (expected.fallback, list(expected.unknown))
     assert answered[0]["unknown"] == ["no/such.mp4"]
     assert "'[\"'" in answered[3].pop("error")
-    assert set(answered[3].values()) == {"d", None}
-    assert count(rows) == {"ok": 2, "popular": 1, "error": 1}
-    assert unknown == UnknownIds(3, 1, 1, ("no/such.mp4",))
+    assert all(answered[3][name] is None for name in ("video_ids", "scores", "closest", "fallback", "unknown"))
+    assert rows["status"].to_pylist() == ["ok", "popular", "ok", "error"]
+    assert unknown_ids(rows) == Totals(
+        {"num_ids": 3, "num_unknown_ids": 1, "num_users_with_unknown_ids": 1}, ("no/such.mp4",)
+    )
+    summary = summarize(rows.append_column("seconds", pa.array([0.5, 0.0, 0.0, 0.0])))
+    assert (summary.shard, summary.stage_seconds) == (3, {"recommend": 0.5})
+    assert [(note.video_id, note.status) for note in summary.failures] == [("d", "error")]
 
 
 def test_a_question_that_the_index_cannot_answer_is_an_error_of_each_row(index: VideoIndex) -> None:
-    block = pa.table({"user_id": ["a", "b"], "history": [["cat/000.mp4"], []]})
-    rows, unknown = recommend_shard(block, index, RankingConfig(filters={"genre": "x"}))
+    block = block_of(["a", "b"], [["cat/000.mp4"], []])
+    rows = recommend_shard(block, index, RankingConfig(filters={"genre": "x"}))
     assert all("genre" in row["error"] and row["video_ids"] is None for row in rows.to_pylist())
-    assert unknown == UnknownIds()
+    assert set(unknown_ids(rows).counts.values()) == {0}
 
 
 @pytest.mark.parametrize(
@@ -93,14 +107,3 @@ def test_an_id_with_a_space_or_a_separator_is_read() -> None:
     index.items = Items(pa.table({"video_id": ids}), None)
     users = parse(pa.table({"user_id": ids, "history": ids}))
     assert [watched(user, index) for user in users] == [(one,) for one in ids]
-
-
-def test_unknown_ids_add_up() -> None:
-    users = [UnknownIds.of(("a", "b", "a"), ("b",)), UnknownIds.of(("a",), ()), UnknownIds.of(("b", "c"), ("b", "c"))]
-    total = sum(users, UnknownIds())
-    assert total == UnknownIds(5, 3, 2, ("b", "c"))
-    assert total.fraction == pytest.approx(0.6)
-    assert UnknownIds().fraction == 0
-    assert UnknownIds.from_json(total.to_json()) == total
-    many = sum((UnknownIds.of((f"v{number}",), (f"v{number}",)) for number in range(20)), UnknownIds())
-    assert len(many.examples) < 10

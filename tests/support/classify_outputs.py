@@ -12,20 +12,20 @@ import pyarrow as pa
 import torch
 
 from raypipe import schema
-from raypipe.dataset.plan import fingerprint
+from raypipe.dataset.commit import describe_shard, missing_shards, put_shard, seal, unsealed_plans
+from raypipe.dataset.plan import StoredPlans, fingerprint
 from raypipe.dataset.planner import Planner
 from raypipe.dataset.read import embeddings_manifests
-from raypipe.dataset.seal import missing_shards, seal, unsealed_plans
-from raypipe.dataset.sink import describe_shard, put_shard
 from raypipe.jobs.classify import inputs
 from raypipe.jobs.classify import shard as work
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig
+from raypipe.runs.stages import output_rows
 from raypipe.storage import Folder
 from support.embed_outputs import DIM, VERSIONS
 
 NAMES = ["cat", "dog", "fish", "horse"]
 SETTINGS = {"job": "classify", "format": 1, "model": "m"}
-QUESTION = work.Question(top_k=3, frame_scores=True, batch_size=2)
+OPTIONS = work.ClassifyOptions(top_k=3, frame_scores=True, batch_size=2)
 
 
 @dataclass
@@ -45,7 +45,7 @@ class FakeModel:
     def classify(
         self, videos: Sequence[npt.NDArray[np.float16]], *, frame_scores: bool, batch_size: int
     ) -> SimpleNamespace:
-        assert batch_size == QUESTION.batch_size
+        assert batch_size == OPTIONS.batch_size
         self.shown += [len(video) for video in videos]
         logits = np.array([self.logits(video) for video in videos])
         probabilities = 1 / (1 + np.exp(-logits))
@@ -80,29 +80,34 @@ def save_model(
 def plan_new(embeddings: Folder, output: Folder, *, max_videos: int = 4, settings: Any = SETTINGS) -> list[int]:  # noqa: ANN401
     """Plan what is new, and give the numbers of the plans stored."""
     manifests = embeddings_manifests(embeddings)
-    planner = Planner(output, settings, embeddings.uri, key="video_id")
+    planner = Planner(StoredPlans(output), settings, embeddings.uri, key="video_id")
     planner.load()
     found = inputs.find_embedded(embeddings, manifests)
 
-    def pack(videos: list[inputs.EmbeddedVideo]) -> pa.Table:
+    def pack(videos: list[inputs.VideoToClassify]) -> pa.Table:
         return inputs.pack(videos, max_videos=max_videos, max_frames=1000, frames_per_video=3, slots=1)
 
     return planner.store(planner.new_videos(found), pack=pack)
 
 
-def classified_rows(rows: pa.Table, embeddings: Folder, model: Any, question: work.Question = QUESTION) -> pa.Table:  # noqa: ANN401
+def classified_rows(
+    rows: pa.Table,
+    embeddings: Folder,
+    model: Any,  # noqa: ANN401
+    options: work.ClassifyOptions = OPTIONS,
+) -> pa.Table:
     """One shard of a plan, with all that is known of it in the end."""
     read = work.read_shard(rows, embeddings, embedding_dim=DIM)
-    return work.classify_shard(read, model, question)
+    return work.classify_shard(read, model, options)
 
 
 def classify_all(embeddings: Folder, output: Folder, model: Any = None) -> list[int]:  # noqa: ANN401
     """The whole job."""
     numbers = plan_new(embeddings, output)
-    for rows in missing_shards(output, unsealed_plans(output)):
+    for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
         plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
-        made = work.output_rows(classified_rows(rows, embeddings, model or FakeModel()))
+        made = output_rows(classified_rows(rows, embeddings, model or FakeModel()), schema.predictions_schema())
         about = describe_shard(made, plan=plan, shard=shard, fingerprint=fingerprint(SETTINGS))
         assert put_shard(output, made, about)
-    assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
+    assert all(seal(StoredPlans(output), number, versions=VERSIONS) for number in unsealed_plans(output))
     return numbers

@@ -12,15 +12,14 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.config.embed import Gone
-from raypipe.dataset.plan import Video, fingerprint, gone_flags, planned_videos, read_plan
+from raypipe.dataset.commit import describe_shard, missing_shards, put_shard, seal, unsealed_plans
+from raypipe.dataset.plan import PlannedVideo, StoredPlans, fingerprint, gone_flags, planned_videos, read_plan
 from raypipe.dataset.planner import Planner, Retry
-from raypipe.dataset.seal import missing_shards, seal, unsealed_plans
-from raypipe.dataset.sink import describe_shard, put_shard
 from raypipe.dataset.verify import Violation
 from raypipe.jobs.embed import shard as work
-from raypipe.jobs.embed.packing import pack
-from raypipe.jobs.embed.planning import Planning, plan_listing
+from raypipe.jobs.embed.inputs import Planning, pack, plan_listing
 from raypipe.models.crops import Crops
+from raypipe.runs.stages import output_rows
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, s3_client
 from raypipe.video.sandbox import DecodedVideo
@@ -66,9 +65,9 @@ def replace_object(folder: Folder, name: str, data: bytes | None) -> None:
         s3_client.call(partial(client.put_object, Bucket=bucket, Key=key, Body=data))
 
 
-def video(name: str = "a.mp4", *, etag: str = "e1", size_bytes: int = 10, is_gone: bool = False) -> Video:
+def video(name: str = "a.mp4", *, etag: str = "e1", size_bytes: int = 10, is_gone: bool = False) -> PlannedVideo:
     """A video that is nowhere."""
-    return Video(name, f"s3://nowhere/{name}", etag, size_bytes, is_gone=is_gone)
+    return PlannedVideo(name, f"s3://nowhere/{name}", etag, size_bytes, is_gone=is_gone)
 
 
 class FakeSandbox:
@@ -102,7 +101,7 @@ def embed(frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:
 
 def planner(output: Folder, settings: Mapping[str, Any] = SETTINGS, *, input_uri: str = "") -> Planner:
     """A planner that has read what is stored."""
-    made = Planner(output, settings, input_uri)
+    made = Planner(StoredPlans(output), settings, input_uri)
     made.load()
     return made
 
@@ -111,7 +110,7 @@ def plan_new(
     source: str, output: Folder, *, retry: Retry = "none", gone: Gone = "auto", max_gone_fraction: float = 0.2
 ) -> list[int]:
     """Plan what is new and what is gone, and give the numbers of the plans stored."""
-    planning = Planning.load(output, SETTINGS, source, retry=retry, gone=gone)
+    planning = Planning.load(StoredPlans(output), SETTINGS, source, retry=retry, gone=gone)
     return plan_listing(planning, max_gone_fraction=max_gone_fraction, pack=PACK)
 
 
@@ -122,25 +121,25 @@ def made_rows(rows: pa.Table, statuses: Sequence[str]) -> pa.Table:
     ]
     zeros = [0.0] * len(outcomes)
     table = work.decoded_table(rows, outcomes, fetch_seconds=zeros, decode_seconds=zeros)
-    return work.output_rows(work.embed_shard(table, embed, embedding_dim=DIM, crop_size=CROP), embedding_dim=DIM)
+    return output_rows(work.embed_shard(table, embed, embedding_dim=DIM, crop_size=CROP), schema.embeddings_schema(DIM))
 
 
 def commit_statuses(output: Folder, statuses: Mapping[str, str], *, sealed: bool = True) -> None:
     """Commit every missing shard without any video; ``statuses`` is by ``video_id``, and else ``ok`` or ``gone``."""
-    for rows in missing_shards(output, unsealed_plans(output)):
+    for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
         plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
         planned = zip(rows[schema.VIDEO_ID].to_pylist(), gone_flags(rows), strict=True)
         wanted = ["gone" if is_gone else statuses.get(video_id, "ok") for video_id, is_gone in planned]
         assert commit(output, made_rows(rows, wanted), plan=plan, shard=shard)
     if sealed:
-        assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
+        assert all(seal(StoredPlans(output), number, versions=VERSIONS) for number in unsealed_plans(output))
 
 
 def shard_rows(rows: pa.Table) -> pa.Table:
     """Decode and embed one shard of a plan: the rows of its file, with the right generation."""
     done = work.decode_shard(rows, FakeSandbox(), max_size_bytes=2**20)  # type: ignore[arg-type]
     done = work.embed_shard(done, embed, embedding_dim=DIM, crop_size=CROP)
-    return work.output_rows(done, embedding_dim=DIM)
+    return output_rows(done, schema.embeddings_schema(DIM))
 
 
 def commit(output: Folder, rows: pa.Table, *, plan: int, shard: int, mark: str = MARK) -> bool:
@@ -150,11 +149,11 @@ def commit(output: Folder, rows: pa.Table, *, plan: int, shard: int, mark: str =
 
 def finish(output: Folder, *, sealed: bool = True) -> None:
     """Commit every missing shard, and seal."""
-    for rows in missing_shards(output, unsealed_plans(output)):
+    for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
         plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
         assert commit(output, shard_rows(rows), plan=plan, shard=shard)
     if sealed:
-        assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
+        assert all(seal(StoredPlans(output), number, versions=VERSIONS) for number in unsealed_plans(output))
 
 
 def embed_all(source: Folder, output: Folder, *, retry: Retry = "none", gone: Gone = "auto") -> list[int]:
@@ -169,9 +168,9 @@ def places(folder: Folder) -> tuple[Folder, Folder]:
     return Folder(folder.child("in")), Folder(folder.child("out"))
 
 
-def planned(output: Folder, numbers: Sequence[int]) -> list[Video]:
+def planned(output: Folder, numbers: Sequence[int]) -> list[PlannedVideo]:
     """The videos of some plans, in their order."""
-    return [one for number in numbers for one in planned_videos(read_plan(output, number).videos)]
+    return [one for number in numbers for one in planned_videos(read_plan(output, number).rows)]
 
 
 def make_output(folder: Folder) -> Folder:

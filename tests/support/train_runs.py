@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.config import TrainConfig
-from raypipe.dataset.plan import fingerprint
-from raypipe.dataset.seal import missing_shards, seal, unsealed_plans
+from raypipe.dataset.commit import missing_shards, seal, unsealed_plans
+from raypipe.dataset.plan import StoredPlans, fingerprint
 from raypipe.jobs.embed import shard as work
-from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.inputs import pack
+from raypipe.runs.stages import output_rows
 from raypipe.storage import Folder
 from support.embed_outputs import CROP, SETTINGS, VERSIONS, commit, decoded, planner, video
 
@@ -52,12 +53,12 @@ def embed_all(
     """An output of embed: a row of ``frames_of`` for each id, twelve to a shard."""
     packing = partial(pack, max_videos=12, max_frames=1000, frames_per_video=4, slots=1)
     planner(output, settings).store([video(name) for name in ids], pack=packing)
-    for rows in missing_shards(output, unsealed_plans(output)):
+    for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
         plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
         made = _rows(rows, [frames_of(video_id) for video_id in rows[schema.VIDEO_ID].to_pylist()])
         assert commit(output, made, plan=plan, shard=shard, mark=fingerprint(settings))
     if sealed:
-        assert all(seal(output, number, versions=VERSIONS) for number in unsealed_plans(output))
+        assert all(seal(StoredPlans(output), number, versions=VERSIONS) for number in unsealed_plans(output))
     return output
 
 
@@ -66,7 +67,7 @@ def _rows(rows: pa.Table, videos: Sequence[npt.NDArray[np.float32]]) -> pa.Table
     zeros = [0.0] * len(outcomes)
     table = work.decoded_table(rows, outcomes, fetch_seconds=zeros, decode_seconds=zeros)
     embedded = work.embed_shard(table, lambda _: np.concatenate(videos), embedding_dim=DIM, crop_size=CROP)
-    return work.output_rows(embedded, embedding_dim=DIM)
+    return output_rows(embedded, schema.embeddings_schema(DIM))
 
 
 def train_config(embeddings: Folder, output: Folder, **keys: Any) -> TrainConfig:  # noqa: ANN401 - of any type

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe import schema
-from raypipe.dataset.plan import Video, data_name, gone_flags, plan_table
+from raypipe.dataset.plan import PlannedVideo, data_name, gone_flags, plan_table
 from raypipe.dataset.read import planned_rows
 from raypipe.storage import Folder
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddedVideo(Video):
-    """A video whose row lies in a file of the embeddings; its etag is ``row_version``."""
+class VideoToClassify(PlannedVideo):
+    """A video whose row is in a file of the embeddings; its etag is ``row_version``."""
 
     file: str
 
@@ -26,7 +26,7 @@ def row_version(generation: int, etag: str) -> str:
     return f"{generation}-{etag}"
 
 
-def find_embedded(embeddings: Folder, manifests: list[dict[str, Any]]) -> Iterator[EmbeddedVideo]:
+def find_embedded(embeddings: Folder, manifests: list[dict[str, Any]]) -> Iterator[VideoToClassify]:
     """Yield every video that has a row, by the row that counts, also one that is gone; reads plans and no vector.
 
     Raises:
@@ -37,7 +37,7 @@ def find_embedded(embeddings: Folder, manifests: list[dict[str, Any]]) -> Iterat
         values = zip(*(rows[name].to_pylist() for name in columns), gone_flags(rows), strict=True)
         for video_id, uri, etag, size_bytes, shard, is_gone in values:
             version, file = row_version(generation, etag), data_name(generation, shard)
-            yield EmbeddedVideo(video_id, uri, version, size_bytes, file, is_gone=is_gone)
+            yield VideoToClassify(video_id, uri, version, size_bytes, file, is_gone=is_gone)
 
 
 def frames_per_video(manifests: Sequence[dict[str, Any]]) -> int:
@@ -48,7 +48,7 @@ def frames_per_video(manifests: Sequence[dict[str, Any]]) -> int:
 
 
 def pack(
-    videos: Sequence[EmbeddedVideo], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int
+    videos: Sequence[VideoToClassify], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int
 ) -> pa.Table:
     """Number the shards of one plan: whole files of the embeddings together, so that each is read once.
 

@@ -1,31 +1,32 @@
 """The classify job, from a configuration to a sealed output."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import ray
+import pyarrow as pa
 from rich.console import Console
 
+from raypipe import schema
 from raypipe.config import ClassifyConfig
-from raypipe.dataset.plan import comparable_fingerprints, fingerprint
+from raypipe.dataset.plan import StoredPlans, comparable_fingerprints
 from raypipe.dataset.planner import Planner
 from raypipe.dataset.read import embedding_dim, embeddings_manifests
 from raypipe.errors import ConfigError
-from raypipe.jobs.classify import cluster, inputs
-from raypipe.jobs.classify.cluster import Placement
-from raypipe.jobs.classify.shard import Question
-from raypipe.jobs.classify.stages import ModelSettings, PutSettings, ReadSettings
+from raypipe.jobs.classify import inputs, shard
+from raypipe.jobs.classify.shard import ClassifyOptions, ClassifyVideos, ModelSettings, ReadEmbeddings, ReadSettings
 from raypipe.models.classifier_files import ModelFiles, build_classifier, check_embeddings, read_model
-from raypipe.runs.actors import connect, machine
-from raypipe.runs.job import BatchRun, RunShards, finish, start_record
+from raypipe.runs.actors import Executor, Needs, Placement
+from raypipe.runs.job import BatchRun, Job, run_job
+from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
 
-_FORMAT = 1  # of the rows; a change that old rows do not fit raises it
+_FORMAT = 1  # of the rows; raised by a change that old rows do not fit
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class ClassifySetup:
     """What is settled before any vector is read."""
 
     config: ClassifyConfig
@@ -37,7 +38,7 @@ class Setup:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that changes what a row says."""
+        """Return everything that changes what a row says."""
         return {
             "job": "classify",
             "format": _FORMAT,
@@ -49,13 +50,13 @@ class Setup:
         }
 
 
-def prepare(config: ClassifyConfig) -> Setup:
-    """Read the model and the embeddings' manifests, and hold one against the other.
+def prepare(config: ClassifyConfig) -> ClassifySetup:
+    """Read the model and the embeddings' manifests, and check that they fit.
 
     Raises:
         WeightsError: the model cannot be read.
         FingerprintError: it was trained on other embeddings.
-        ConfigError: the embeddings are none, or are the output too.
+        ConfigError: the embeddings are not an output of embed, or are the output too.
         JobError: the embeddings are not sealed.
     """
     embeddings, output = Folder(config.embeddings), Folder(config.output)
@@ -65,7 +66,7 @@ def prepare(config: ClassifyConfig) -> Setup:
     manifests = embeddings_manifests(embeddings)
     files = read_model(Folder(config.model))
     build_classifier(files)
-    setup = Setup(config, embeddings, output, manifests, embedding_dim(embeddings, manifests), files)
+    setup = ClassifySetup(config, embeddings, output, manifests, embedding_dim(embeddings, manifests), files)
     check_embeddings(
         files,
         manifests[-1]["fingerprint"],
@@ -75,57 +76,82 @@ def prepare(config: ClassifyConfig) -> Setup:
     return setup
 
 
-def run_classify(config: ClassifyConfig, *, console: Console | None = None) -> BatchRun:
+def run_classify(
+    config: ClassifyConfig, *, executor: Executor | None = None, console: Console | None = None
+) -> BatchRun:
     """Classify what is new in the embeddings, finish what earlier runs left, seal it, and write the report.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call continues.
+        JobError: some shards could not be finished; the same call resumes.
     """
-    setup = prepare(config)
-    setup.output.check_writable()
-    connect()
-    placement = cluster.place(config.resources)
-    plan_new(setup, slots=placement.actors)
-    record = start_record(
-        setup.output,
-        job="classify",
-        input_uri=setup.embeddings.uri,
-        fingerprint=fingerprint(setup.settings),
-        settings=config.model_dump(),
-        packages=("torch", "transformers", "safetensors"),
-        machine={**machine(), "actors": placement.actors, "device": placement.device},
-        num_slots=placement.actors,
-    )
-    if not record.plans:
-        return BatchRun(record)
-    return finish(setup.output, record, _work(setup, placement), patience=2 * placement.actors + 6, console=console)
+    return run_job(ClassifyJob(config), executor=executor, console=console)
 
 
-def plan_new(setup: Setup, *, slots: int) -> None:
+class ClassifyJob(Job):
+    """Classify the videos of sealed embeddings. The setup is there after ``prepare``."""
+
+    name = "classify"
+    packages = ("torch", "transformers", "safetensors")
+    summarize = staticmethod(shard.summarize)
+
+    def __init__(self, config: ClassifyConfig) -> None:
+        self.config: ClassifyConfig = config
+        self.output = Folder(config.output)
+        self.input_uri = Folder(config.embeddings).uri
+        self.setup: ClassifySetup
+
+    def prepare(self) -> None:
+        """Read the model and the manifests of the embeddings; raises like ``prepare``."""
+        self.setup = prepare(self.config)
+
+    def needs(self) -> Needs:
+        """One actor for each GPU, or for each processor if there is no GPU."""
+        resources = self.config.resources
+        return Needs(
+            num_gpus=resources.gpus,
+            concurrency=resources.concurrency,
+            wait_seconds=resources.wait_seconds,
+            asked=f"resources.gpus={resources.gpus}",
+        )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything that changes what a row says."""
+        return self.setup.settings
+
+    def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
+        """Plan what no plan holds yet; raises like ``plan_new``."""
+        plan_new(self.setup, plans, num_slots=num_slots)
+
+    def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
+        """Read the vectors and classify them in one actor."""
+        config = self.config
+        options = ClassifyOptions(top_k=config.top_k, frame_scores=config.frame_scores, batch_size=config.batch_size)
+        read = ReadSettings(self.input_uri, self.setup.embedding_dim)
+        model = ModelSettings(executor.share(self.setup.files), options, placement.device)
+        return [placement.stage((ReadEmbeddings, read), (ClassifyVideos, model))]
+
+    @property
+    def rows(self) -> pa.Schema:
+        """Return the schema of predictions."""
+        return schema.predictions_schema()
+
+
+def plan_new(setup: ClassifySetup, plans: StoredPlans, *, num_slots: int) -> None:
     """Plan what no plan holds yet: a video that is new, or embedded again.
 
     Raises:
         FingerprintError: the output holds rows of another model or other settings.
         ConfigError: a video has the id of another one, planned from other embeddings.
     """
-    planner = Planner(setup.output, setup.settings, setup.embeddings.uri, key="video_id")
+    planner = Planner(plans, setup.settings, setup.embeddings.uri, key="video_id")
     planner.load()
     packing = partial(
         inputs.pack,
         max_videos=setup.config.shard.max_videos,
         max_frames=setup.config.shard.max_frames,
         frames_per_video=inputs.frames_per_video(setup.manifests),
-        slots=slots,
+        slots=num_slots,
     )
     planner.store(planner.new_videos(inputs.find_embedded(setup.embeddings, setup.manifests)), pack=packing)
-
-
-def _work(setup: Setup, placement: Placement) -> RunShards:
-    """What runs blocks through the stage, the model's files in the object store."""
-    config = setup.config
-    question = Question(top_k=config.top_k, frame_scores=config.frame_scores, batch_size=config.batch_size)
-    read = ReadSettings(setup.embeddings.uri, setup.embedding_dim)
-    model = ModelSettings(ray.put(setup.files), question, placement.device)
-    put = PutSettings(setup.output.uri, fingerprint(setup.settings), setup.embedding_dim)
-    return lambda blocks: cluster.run_shards(blocks, placement, read=read, model=model, put=put)

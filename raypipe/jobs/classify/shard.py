@@ -1,6 +1,6 @@
-"""What happens to one shard, as functions from table to table: read, classify, summarise. No Ray here.
+"""What happens to one shard: the steps that an actor makes once, and functions from table to table. No Ray here.
 
-A shard is a table with a row for each video, in the plan's order throughout.
+A shard is a table with a row for each video, always in the plan's order.
 """
 
 import time
@@ -20,12 +20,14 @@ from raypipe.dataset.footer import not_sealed, read_parquet
 from raypipe.errors import JobError
 from raypipe.jobs.classify.inputs import row_version
 from raypipe.records import ShardSummary, VideoNote
+from raypipe.runs.stages import Shared, identity
 from raypipe.status import HAS_FRAMES, NOT_FAILED
 from raypipe.storage import Folder
 
 if TYPE_CHECKING:
     from raypipe.models.classifier import VideoClassifier
 
+NUM_VECTOR_BYTES = "num_vector_bytes"
 READ_SECONDS = "read_seconds"
 CLASSIFY_SECONDS = "classify_seconds"
 Vectors = npt.NDArray[np.float16]
@@ -34,8 +36,8 @@ _FLOAT16_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of the model: ``top_k`` labels a video, whether a score for each frame, videos at a time."""
+class ClassifyOptions:
+    """What the model is asked for: ``top_k`` labels of a video, scores of single frames, videos at a time."""
 
     top_k: int
     frame_scores: bool
@@ -59,6 +61,8 @@ def read_shard(rows: pa.Table, embeddings: Folder, *, embedding_dim: int) -> pa.
     for column in _OF_THE_FILE:
         rows = rows.append_column(column, found[column])
     seconds = (time.perf_counter() - start) / len(names)
+    num_bytes = pc.multiply(rows[schema.NUM_FRAMES].cast(pa.int64()), embedding_dim * _FLOAT16_BYTES)
+    rows = rows.append_column(NUM_VECTOR_BYTES, num_bytes)
     return rows.append_column(READ_SECONDS, pa.repeat(pa.scalar(seconds), rows.num_rows))
 
 
@@ -92,7 +96,7 @@ def frame_embeddings(rows: pa.Table) -> list[Vectors]:
     return [matrix[start:stop] for start, stop in pairwise(stops)]
 
 
-def classify_shard(read: pa.Table, model: "VideoClassifier", question: Question) -> pa.Table:
+def classify_shard(read: pa.Table, model: "VideoClassifier", options: ClassifyOptions) -> pa.Table:
     """Replace the vectors of a read shard by what the model says; a video without frames keeps its status alone.
 
     Raises:
@@ -103,26 +107,26 @@ def classify_shard(read: pa.Table, model: "VideoClassifier", question: Question)
     has_frames = np.array([status in HAS_FRAMES for status in statuses])
     vectors = [one for one, some in zip(frame_embeddings(read), has_frames, strict=True) if some]
     columns = {name: read[name] for name in read.column_names if name != schema.FRAME_EMBEDDINGS}
-    columns |= _answers(vectors, has_frames, model, question)
+    columns |= _answers(vectors, has_frames, model, options)
     seconds = (time.perf_counter() - start) / max(1, len(statuses))
     columns[CLASSIFY_SECONDS] = pa.repeat(pa.scalar(seconds), len(statuses))
     return pa.table(columns)
 
 
 def _answers(
-    vectors: Sequence[Vectors], has_frames: npt.NDArray[np.bool_], model: "VideoClassifier", question: Question
+    vectors: Sequence[Vectors], has_frames: npt.NDArray[np.bool_], model: "VideoClassifier", options: ClassifyOptions
 ) -> dict[str, pa.Array]:
     names = model.config.label_names
     probabilities = np.empty((0, len(names)), np.float32)
     frame_scores: list[npt.NDArray[np.float32]] | None = None
     if vectors:
-        said = model.classify(vectors, frame_scores=question.frame_scores, batch_size=question.batch_size)
+        said = model.classify(vectors, frame_scores=options.frame_scores, batch_size=options.batch_size)
         probabilities, frame_scores = said.probabilities, said.frame_scores
     if not all(np.isfinite(numbers).all() for numbers in (probabilities, *(frame_scores or ()))):
         msg = "The model returned scores that are not finite."
         raise JobError(msg, key=schema.SCORE, remedy="Train it again, with a lower learning rate.")
     ranked = np.argsort(-probabilities, axis=1, kind="stable")
-    best = ranked[:, : question.top_k]
+    best = ranked[:, : options.top_k]
     top_labels = [[names[number] for number in numbers] for numbers in best]
     top_scores = np.take_along_axis(probabilities, best, axis=1)
     labels = [some[:1] for some in top_labels]
@@ -149,35 +153,69 @@ def _spread(values: Sequence[object], has_frames: npt.NDArray[np.bool_], kind: p
     return pa.array([next(coming) if some else None for some in has_frames], kind)
 
 
-def output_rows(classified: pa.Table) -> pa.Table:
-    """The rows of the output file: the schema's columns, in its order."""
-    wanted = schema.predictions_schema()
-    return classified.select(wanted.names).cast(wanted)
-
-
-def summarise(
-    classified: pa.Table, *, plan: int, shard: int, embedding_dim: int, put_seconds: float, already_committed: bool
-) -> ShardSummary:
-    """What the driver is told of a shard."""
+def summarize(classified: pa.Table) -> ShardSummary:
+    """Return what the driver gets to know about a shard."""
     columns = (classified[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
-    num_frames = int(classified[schema.NUM_FRAMES].to_numpy().sum())
     return ShardSummary(
-        plan=plan,
-        shard=shard,
-        statuses=dict(Counter(classified[schema.STATUS].to_pylist())),
-        num_frames=num_frames,
-        size_bytes=num_frames * embedding_dim * _FLOAT16_BYTES,
+        *identity(classified),
+        size_bytes=int(classified[NUM_VECTOR_BYTES].to_numpy().sum()),
         stage_seconds={
             "read": float(classified[READ_SECONDS].to_numpy().sum()),
             "classify": float(classified[CLASSIFY_SECONDS].to_numpy().sum()),
-            "put": put_seconds,
         },
-        finished_at=time.time(),
         failures=tuple(
             VideoNote(video_id, status, error or "", 0.0)
             for video_id, status, error in zip(*columns, strict=True)
             if status not in NOT_FAILED
         ),
         labels=dict(Counter(label for label in classified[schema.LABEL].to_pylist() if label is not None)),
-        already_committed=already_committed,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """Where the vectors are, and how many numbers each has."""
+
+    embeddings_uri: str
+    embedding_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What the step with the model needs; ``files`` gives the model's files."""
+
+    files: Shared
+    options: ClassifyOptions
+    device: str
+
+
+class ReadEmbeddings:
+    """A step: plan rows become rows with vectors."""
+
+    def __init__(self, settings: ReadSettings) -> None:
+        self._embeddings = Folder(settings.embeddings_uri)
+        self._embedding_dim = settings.embedding_dim
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Do one shard."""
+        return read_shard(rows, self._embeddings, embedding_dim=self._embedding_dim)
+
+
+class ClassifyVideos:
+    """A step: rows with vectors become rows with labels."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        import torch  # noqa: PLC0415  # takes seconds; the driver does not need it
+        from torch import nn  # noqa: PLC0415
+
+        from raypipe.models.classifier_files import build_classifier  # noqa: PLC0415
+
+        if settings.device == "cpu":
+            torch.set_num_threads(1)  # each processor has such an actor
+        self._model = build_classifier(settings.files())
+        nn.Module.to(self._model, settings.device)
+        self._options = settings.options
+
+    def __call__(self, read: pa.Table) -> pa.Table:
+        """Do one shard."""
+        return classify_shard(read, self._model, self._options)

@@ -1,4 +1,4 @@
-"""What classify promises of its rows: labels and scores that fit together and their status."""
+"""Check the rows of classify: labels and scores have to fit each other and the status."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe import schema
-from raypipe.dataset.verify import RowChecks, Verification, Violation
+from raypipe.dataset.verify import OF_VIDEOS, RowChecks, Verification, Violation
 from raypipe.dataset.verify import verify as verify_output
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
@@ -17,7 +17,7 @@ _ANSWERS = (schema.LABEL, schema.SCORE, schema.LABELS, schema.TOP_LABELS, schema
 
 def verify(output: Folder) -> Verification:
     """Check everything that is stored of a classify job; raises like the shared ``verify``."""
-    return verify_output(output, RowChecks("classify", lambda _: schema.predictions_schema(), (), _problems))
+    return verify_output(output, RowChecks("classify", lambda _: schema.predictions_schema(), OF_VIDEOS, _problems))
 
 
 def _problems(rows: pa.Table) -> Iterator[Violation]:

@@ -8,12 +8,10 @@ from rich import box
 from rich.table import Table
 
 from raypipe.config import EmbedConfig
-from raypipe.dataset.plan import Video
-from raypipe.errors import ConfigError
-from raypipe.jobs.embed.job import Setup, prepare
-from raypipe.jobs.embed.packing import pack
-from raypipe.jobs.embed.planning import Planning, is_too_much
-from raypipe.jobs.embed.rates import Work, measure_rates
+from raypipe.dataset.plan import PlannedVideo, StoredPlans
+from raypipe.jobs.embed.inputs import Planning, is_too_much, pack
+from raypipe.jobs.embed.job import EmbedSetup, prepare
+from raypipe.jobs.embed.rates import ProbeSettings, measure_rates
 from raypipe.models.backbones import resolve_dtype
 
 _PROBE_VIDEOS = 30
@@ -60,9 +58,11 @@ def estimate(config: EmbedConfig) -> Estimate:
         FingerprintError: the output holds rows of other settings.
     """
     setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
-    planning = Planning.load(setup.output, setup.settings, config.input, retry=config.retry, gone=config.gone)
+    planning = Planning.load(
+        StoredPlans(setup.output), setup.settings, config.input, retry=config.retry, gone=config.gone
+    )
     result = Estimate(slots=_slots(config))
-    new: list[Video] = []
+    new: list[PlannedVideo] = []
     for video in planning.new_videos():
         new.append(video)
         result.size_bytes += video.size_bytes
@@ -70,10 +70,7 @@ def estimate(config: EmbedConfig) -> Estimate:
     gone = planning.gone()
     result.num_gone = gone.num_videos
     result.gone_is_refused = is_too_much(gone, max_gone_fraction=config.max_gone_fraction)
-    if not result.num_found and not planning.planner.known:
-        msg = f"No video under {config.input!r}."
-        remedy = "Give a folder, a prefix, a glob or a manifest that names some."
-        raise ConfigError(msg, key="input", value=config.input, remedy=remedy)
+    planning.check_found()
     result.num_new = len(new)
     if new:
         shard = config.shard
@@ -92,12 +89,12 @@ def _slots(config: EmbedConfig) -> int:
     return max(1, int(len(os.sched_getaffinity(0)) // config.resources.decode_cpus))
 
 
-def _probe(setup: Setup, new: list[Video], result: Estimate) -> None:
+def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None:
     """Measure videos of every size, and extend what they cost to the catalogue."""
     by_size = sorted(new, key=lambda video: video.size_bytes)
     result.num_probed = min(_PROBE_VIDEOS, len(by_size))
     chosen = [by_size[int((at + 0.5) * len(by_size) / result.num_probed)] for at in range(result.num_probed)]
-    work = Work(setup.decode_request, setup.config.decode, setup.config.backbone, setup.weights, setup.dtype)
+    work = ProbeSettings(setup.decode_request, setup.config.decode, setup.config.backbone, setup.weights, setup.dtype)
     rates = measure_rates(work, chosen, num_processes=result.slots)
     scale = len(new) / result.num_probed
     result.kinds = rates.kinds

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from raypipe.dataset.plan import Video
+from raypipe.dataset.plan import PlannedVideo
 from raypipe.errors import (
     ObjectChangedError,
     ObjectDeniedError,
@@ -44,7 +44,7 @@ _STATUS_OF: tuple[tuple[type[ObjectError], Status], ...] = (
 class FetchedPart:
     """A video of which the parts that are wanted come into its file, a nameless sparse one."""
 
-    video: Video
+    video: PlannedVideo
     file: BinaryIO
     there: list[tuple[int, int]] = field(default_factory=list)
     seconds: float = 0.0  # spent on bringing them
@@ -80,7 +80,7 @@ class FetchedPart:
 class Fetched:
     """A video in a nameless buffer, whole or in part, or why there is none."""
 
-    video: Video
+    video: PlannedVideo
     file: BinaryIO | None
     status: Status
     error: str
@@ -88,7 +88,7 @@ class Fetched:
     part: FetchedPart | None = None
 
 
-def fetch_videos(videos: Sequence[Video], *, max_size_bytes: int) -> Iterator[Fetched]:
+def fetch_videos(videos: Sequence[PlannedVideo], *, max_size_bytes: int) -> Iterator[Fetched]:
     """Yield the videos in order; the caller closes each ``file``.
 
     Raises:
@@ -107,7 +107,7 @@ def fetch_videos(videos: Sequence[Video], *, max_size_bytes: int) -> Iterator[Fe
                 late.add_done_callback(_close)
 
 
-def fetch_video(video: Video, *, max_size_bytes: int) -> Fetched:
+def fetch_video(video: PlannedVideo, *, max_size_bytes: int) -> Fetched:
     """Get one video, or the head of a large one, if it is still the planned one.
 
     What is wrong with this object alone is its status. One that is planned as gone is not asked for.

@@ -1,11 +1,17 @@
-"""What there is to embed: a listing of a bucket, or a manifest that names the videos."""
+"""What there is to embed: the videos of a listing or a manifest, of which those that are new or gone are planned."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import pyarrow as pa
 
 from raypipe import schema
-from raypipe.dataset.plan import Video
+from raypipe.config.embed import Gone
+from raypipe.dataset.plan import MAX_PLAN_VIDEOS, PlannedVideo, StoredPlans, plan_table, planned_videos
+from raypipe.dataset.planner import GoneVideos, Planner, Retry, Unlisted, normalised_input
 from raypipe.errors import ConfigError, ObjectDeniedError, ObjectError, StorageError
 from raypipe.storage import Folder, Listed, list_videos
 from raypipe.storage.folder import normalise, place_of, storage_of
@@ -14,9 +20,11 @@ from raypipe.storage.tables import is_table, read_text_columns
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI)
 _STATS_AT_ONCE = 32
 _STATS_AHEAD = 1024
+MAX_UNGUARDED = 100  # videos that are marked whatever their share is
+_SHARD_MAX_BYTES = 1024**3  # so that a shard of large files is not hours of work to lose
 
 
-def find_videos(input_uri: str, *, output_uri: str, listed: Listed | None = None) -> Iterator[Video]:
+def find_videos(input_uri: str, *, output_uri: str, listed: Listed | None = None) -> Iterator[PlannedVideo]:
     """Yield every video of a folder, prefix, glob or manifest (``.parquet``, ``.csv``, ``.jsonl`` with ``video_uri``).
 
     It ends when the input holds no other; ``listed`` is told what kind of input it was.
@@ -31,10 +39,10 @@ def find_videos(input_uri: str, *, output_uri: str, listed: Listed | None = None
         yield from _manifest_videos(input_uri)
         return
     for stored in list_videos(input_uri, exclude_under=output_uri, listed=listed):
-        yield Video.of(stored)
+        yield PlannedVideo.of(stored)
 
 
-def _manifest_videos(uri: str) -> Iterator[Video]:
+def _manifest_videos(uri: str) -> Iterator[PlannedVideo]:
     folder, name = place_of(uri)
     table = read_text_columns(folder, name, _COLUMNS, required=(schema.VIDEO_URI,), what="manifest")
     uris = table[schema.VIDEO_URI].to_pylist()
@@ -70,7 +78,7 @@ def _locate(folder: Folder, video_uri: str) -> str:
     return located
 
 
-def _stat(video_uri: str, video_id: str) -> Video:
+def _stat(video_uri: str, video_id: str) -> PlannedVideo:
     """Ask for one named object; one that is gone or denied is planned all the same, and becomes a row that says so."""
     try:
         stored = storage_of(video_uri).stat(video_uri)
@@ -79,8 +87,8 @@ def _stat(video_uri: str, video_id: str) -> Video:
             raise
         stored = None
     if stored is None:
-        return Video(video_id, video_uri, "", 0)
-    return Video(video_id, stored.uri, stored.etag, stored.size_bytes)
+        return PlannedVideo(video_id, video_uri, "", 0)
+    return PlannedVideo(video_id, stored.uri, stored.etag, stored.size_bytes)
 
 
 def _is_denied(video_uri: str) -> bool:
@@ -94,3 +102,122 @@ def _is_denied(video_uri: str) -> bool:
     except ObjectError as error:
         return isinstance(error, ObjectDeniedError)
     return False
+
+
+@dataclass
+class Planning:
+    """One listing of an input, compared with what is planned. Read ``new_videos`` to its end, then call ``gone``."""
+
+    planner: Planner
+    input_uri: str
+    retry: Retry
+    policy: Gone
+    num_found: int = 0
+    listed: Listed = field(default_factory=Listed)
+
+    @classmethod
+    def load(
+        cls,
+        plans: StoredPlans,
+        settings: Mapping[str, Any],
+        input_uri: str,
+        *,
+        retry: Retry = "none",
+        gone: Gone = "auto",
+    ) -> "Planning":
+        """Read every stored plan; raises like ``Planner.load``."""
+        planner = Planner(plans, settings, normalised_input(input_uri))
+        if gone == "mark" or (gone == "auto" and not is_table(input_uri)):
+            planner.unlisted = Unlisted(plans, input_uri)
+        planner.load()
+        return cls(planner, input_uri, retry, gone)
+
+    @property
+    def may_mark(self) -> bool:
+        """Return whether the listing can mark any video as gone."""
+        return self.planner.unlisted is not None and self.planner.unlisted.num_planned > 0
+
+    def new_videos(self) -> Iterator[PlannedVideo]:
+        """List the input, and yield the videos to embed; raises like ``find_videos`` and ``Planner.new_videos``."""
+        found = find_videos(self.input_uri, output_uri=self.planner.plans.output.uri, listed=self.listed)
+        return self.planner.new_videos(self._counted(found), retry=self.retry)
+
+    def _counted(self, videos: Iterable[PlannedVideo]) -> Iterator[PlannedVideo]:
+        for video in videos:
+            self.num_found += 1
+            yield video
+
+    def check_found(self) -> None:
+        """Raise ConfigError if the input held no video, and no plan does: it is probably mistyped."""
+        if not self.num_found and not self.planner.known:
+            msg = f"No video under {self.input_uri!r}."
+            remedy = "Give a folder, a prefix, a glob or a manifest that names some."
+            raise ConfigError(msg, key="input", value=self.input_uri, remedy=remedy)
+
+    def gone(self) -> GoneVideos:
+        """Return the videos that the complete listing lacks; for manifests and globs only if the policy is ``mark``."""
+        unlisted = self.planner.unlisted
+        is_place = self.listed.kind not in {"glob", "manifest"}
+        if unlisted is None or not (is_place or self.policy == "mark"):
+            return GoneVideos(self.planner.plans, {}, 0)
+        return unlisted.find(self.listed.covers)
+
+
+def plan_listing(
+    planning: Planning, *, max_gone_fraction: float, pack: Callable[[list[PlannedVideo]], pa.Table]
+) -> list[int]:
+    """Plan what is new and what is gone, and return the numbers of the plans.
+
+    If any video can be gone, the listing is read to its end before anything is planned.
+
+    Raises:
+        ConfigError: more videos are gone than ``max_gone_fraction`` allows, or an id is taken; nothing is planned.
+        StorageError: the input cannot be listed to its end.
+    """
+    if not planning.may_mark:
+        return planning.planner.store(planning.new_videos(), pack=pack)
+    new = _held(planning.new_videos())
+    gone = planning.gone()
+    if is_too_much(gone, max_gone_fraction=max_gone_fraction):
+        msg = (
+            f"{gone.num_videos} of the {gone.num_planned} videos of {planning.input_uri} are no longer there; "
+            f"max_gone_fraction={max_gone_fraction:g} allows fewer. Nothing was planned."
+        )
+        remedy = "Check the input. If they were deleted, mark them with --set max_gone_fraction=1."
+        raise ConfigError(
+            msg, key="max_gone_fraction", value=gone.num_videos, expected=max_gone_fraction, remedy=remedy
+        )
+    return planning.planner.store(chain(new, gone), pack=pack)
+
+
+def is_too_much(gone: GoneVideos, *, max_gone_fraction: float) -> bool:
+    """Tell whether so many videos are gone that it is probably a mistake."""
+    return gone.num_videos > MAX_UNGUARDED and gone.fraction > max_gone_fraction
+
+
+def _held(videos: Iterable[PlannedVideo]) -> Iterator[PlannedVideo]:
+    """Read all videos now, and yield them later; until then they are columns, which take a fifth of the memory."""
+    coming = iter(videos)
+    batches = iter(lambda: list(islice(coming, MAX_PLAN_VIDEOS)), [])
+    tables = [plan_table(batch, [0] * len(batch)) for batch in batches]
+    return chain.from_iterable(map(planned_videos, tables))
+
+
+def pack(
+    videos: Iterable[PlannedVideo], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int
+) -> pa.Table:
+    """Number the shards of one plan: every video in exactly one, the most work first, small enough for every slot.
+
+    The size of a file stands for the work of decoding it.
+    """
+    ordered = sorted(videos, key=lambda video: (-video.size_bytes, video.video_uri, video.etag))
+    per_shard = min(max_videos, max(1, max_frames // frames_per_video), max(1, -(-len(ordered) // (4 * slots))))
+    shards: list[int] = []
+    shard, members, size_bytes = 0, 0, 0
+    for video in ordered:
+        if members and (members == per_shard or size_bytes + video.size_bytes > _SHARD_MAX_BYTES):
+            shard, members, size_bytes = shard + 1, 0, 0
+        shards.append(shard)
+        members += 1
+        size_bytes += video.size_bytes
+    return plan_table(ordered, shards)

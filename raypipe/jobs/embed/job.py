@@ -1,26 +1,26 @@
 """The embed job, from a configuration to a sealed output."""
 
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import ray
+import pyarrow as pa
 from rich.console import Console
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
 from raypipe.config.embed import BackboneConfig
-from raypipe.dataset.plan import fingerprint, plan_numbers, read_plan
-from raypipe.errors import ConfigError
-from raypipe.jobs.embed import cluster
-from raypipe.jobs.embed.cluster import Placement
-from raypipe.jobs.embed.packing import pack
-from raypipe.jobs.embed.planning import Planning, plan_listing
-from raypipe.jobs.embed.stages import DecodeSettings, EmbedSettings, PutSettings
-from raypipe.models.backbones import Dtype, Preprocessing, embedding_dim
-from raypipe.runs.actors import connect, machine
-from raypipe.runs.background import beside
-from raypipe.runs.job import BatchRun, RunShards, finish, start_record
+from raypipe.dataset.plan import StoredPlans, plan_numbers, read_plan
+from raypipe.jobs.embed import shard
+from raypipe.jobs.embed.inputs import Planning, pack, plan_listing
+from raypipe.jobs.embed.shard import DecodeSettings, DecodeVideos, EmbedFrames, EmbedSettings
+from raypipe.models.backbones import Dtype, Preprocessing, embedding_dim, resolve_dtype
+from raypipe.runs.actors import Executor, Needs, Placement
+from raypipe.runs.job import BatchRun, Job, run_job
+from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
 from raypipe.storage.folder import read_uri
 from raypipe.video.protocol import DecodeRequest, Limits
@@ -28,9 +28,11 @@ from raypipe.video.protocol import DecodeRequest, Limits
 if TYPE_CHECKING:
     from raypipe.models.weights import Weights
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class EmbedSetup:
     """What is settled before any video is read."""
 
     config: EmbedConfig
@@ -42,12 +44,12 @@ class Setup:
 
     @property
     def embedding_dim(self) -> int:
-        """D, the size of every vector."""
+        """Return D, the size of every vector."""
         return embedding_dim(self.config.backbone.name)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that changes a vector."""
+        """Return everything that changes a vector."""
         sampling = self.config.sampling
         keys = {
             "uniform": ("num_frames", "nearest_keyframe"),
@@ -68,7 +70,7 @@ class Setup:
 
     @property
     def decode_request(self) -> DecodeRequest:
-        """What is asked of a video."""
+        """Return what the decoder is asked for."""
         sampling, decode = self.config.sampling, self.config.decode
         return DecodeRequest(
             mode=sampling.mode,
@@ -84,13 +86,13 @@ class Setup:
         )
 
 
-def prepare(config: EmbedConfig, *, dtype: Dtype) -> Setup:
+def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:
     """Settle weights, dtype and the format of the rows.
 
-    An output that has plans keeps its format, and its dtype where that is ``auto``.
+    An output that has plans keeps its format, and its dtype if the configured one is ``auto``.
 
     Raises:
-        SetupError: the backbone, its weights or the output folder cannot be had.
+        SetupError: the backbone, its weights or the output folder cannot be read.
     """
     return _settle(config, *_network(config.backbone), dtype=dtype)
 
@@ -102,7 +104,7 @@ def _network(backbone: BackboneConfig) -> "tuple[Weights, Preprocessing]":
     return resolve_weights(backbone.name, backbone.weights, read_bytes=read_uri), preprocessing(backbone.name)
 
 
-def _settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessing, *, dtype: Dtype) -> Setup:
+def _settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessing, *, dtype: Dtype) -> EmbedSetup:
     output = Folder(config.output)
     row_format = schema.ROW_FORMAT
     if numbers := plan_numbers(output):
@@ -110,40 +112,100 @@ def _settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessin
         row_format = schema.row_format_of(settings)
         if config.backbone.dtype == "auto":
             dtype = settings.get("dtype", dtype)
-    return Setup(config, output, preprocessing, weights, dtype, row_format)
+    return EmbedSetup(config, output, preprocessing, weights, dtype, row_format)
 
 
-def run_embed(config: EmbedConfig, *, console: Console | None = None) -> BatchRun:
+def run_embed(config: EmbedConfig, *, executor: Executor | None = None, console: Console | None = None) -> BatchRun:
     """Embed what is new in the input, finish what earlier runs left, seal it, and write the report.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call continues.
+        JobError: some shards could not be finished; the same call resumes.
     """
-    Folder(config.output).check_writable()
-    network = beside(partial(_network, config.backbone))
-    connect()
-    placement = cluster.place(config.resources)
-    setup = _settle(config, *network.result(), dtype=cluster.dtype_where_it_runs(config.backbone.dtype, placement))
-    plan_new(setup, slots=placement.decode_actors)
-    record = start_record(
-        setup.output,
-        job="embed",
-        input_uri=config.input,
-        fingerprint=fingerprint(setup.settings),
-        settings=config.model_dump(),
-        packages=("torch", "torchvision", "av", "decord", "torchcodec"),
-        machine={**machine(), "dtype": setup.dtype, "decode actors": placement.decode_actors},
-        num_slots=placement.decode_actors + placement.gpu_actors,
-    )
-    if not record.plans:
-        return BatchRun(record)
-    return finish(
-        setup.output, record, _work(setup, placement), patience=2 * placement.decode_actors + 6, console=console
-    )
+    return run_job(EmbedJob(config), executor=executor, console=console)
 
 
-def plan_new(setup: Setup, *, slots: int) -> None:
+class EmbedJob(Job):
+    """Decode the videos of an input and embed their frames. The setup is there after ``settle``."""
+
+    name = "embed"
+    packages = ("torch", "torchvision", "av", "decord", "torchcodec")
+    summarize = staticmethod(shard.summarize)
+
+    def __init__(self, config: EmbedConfig) -> None:
+        self.config: EmbedConfig = config
+        self.output = Folder(config.output)
+        self.input_uri = config.input
+        self.setup: EmbedSetup
+        self._network: Future[tuple[Weights, Preprocessing]]
+
+    def prepare(self) -> None:
+        """Load the weights in a thread while Ray starts."""
+        self._network = _in_background(partial(_network, self.config.backbone))
+
+    def needs(self) -> Needs:
+        """Actors that decode, and actors that embed on a GPU if there is one."""
+        resources = self.config.resources
+        return Needs(
+            num_cpus=resources.decode_cpus,
+            num_gpus=resources.embed_gpus,
+            concurrency=resources.concurrency,
+            joined=False,
+            cpus_on=resources.decode_on,
+            gpus_on=resources.embed_on,
+            wait_seconds=resources.wait_seconds,
+            asked=f"resources.embed_gpus={resources.embed_gpus} and resources.decode_cpus={resources.decode_cpus:g}",
+        )
+
+    def settle(self, executor: Executor, placement: Placement) -> None:
+        """Decide what dtype ``auto`` means, by the processors that embed: with a GPU those are not the driver's."""
+        dtype = self.config.backbone.dtype
+        if dtype != "auto" or placement.device == "cpu":
+            resolved = resolve_dtype(dtype, "cpu")
+        else:
+            resolved = executor.call_on_gpu(resolve_dtype, dtype, placement.device, num_gpus=placement.num_gpus)
+        self.setup = _settle(self.config, *self._network.result(), dtype=resolved)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything that changes a vector."""
+        return self.setup.settings
+
+    def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
+        """Plan what no plan holds yet, and mark what is no longer in the input; raises like ``plan_new``."""
+        plan_new(self.setup, plans, num_slots=num_slots)
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Return the dtype."""
+        return {"dtype": self.setup.dtype}
+
+    def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
+        """Decode and embed in one actor for each processor; with GPUs decode there and embed on the GPUs."""
+        setup, backbone = self.setup, self.config.backbone
+        decode = (DecodeVideos, DecodeSettings(setup.decode_request, self.config.decode))
+        settings = EmbedSettings(
+            weights=executor.share(setup.weights.state_dict),
+            name=backbone.name,
+            device=placement.device,
+            dtype=setup.dtype,
+            batch_size=backbone.batch_size,
+            compile=backbone.compile,
+            embedding_dim=setup.embedding_dim,
+            crop_size=setup.preprocessing.crop_size,
+        )
+        embed = (EmbedFrames, settings)
+        if placement.num_gpu_actors:
+            return [placement.stage(decode), placement.gpu_stage(embed)]
+        return [placement.stage(decode, embed)]  # no frame crosses the object store
+
+    @property
+    def rows(self) -> pa.Schema:
+        """Return the schema of embeddings."""
+        return schema.embeddings_schema(self.setup.embedding_dim, row_format=self.setup.row_format)
+
+
+def plan_new(setup: EmbedSetup, plans: StoredPlans, *, num_slots: int) -> None:
     """Plan what no plan holds yet, and mark what is no longer in the input.
 
     Raises:
@@ -151,34 +213,29 @@ def plan_new(setup: Setup, *, slots: int) -> None:
         ConfigError: there is nothing to embed and never was, or more is gone than ``max_gone_fraction`` allows.
     """
     config = setup.config
-    planning = Planning.load(setup.output, setup.settings, config.input, retry=config.retry, gone=config.gone)
+    planning = Planning.load(plans, setup.settings, config.input, retry=config.retry, gone=config.gone)
     packing = partial(
         pack,
         max_videos=config.shard.max_videos,
         max_frames=config.shard.max_frames,
         frames_per_video=config.sampling.frames_per_video,
-        slots=slots,
+        slots=num_slots,
     )
     plan_listing(planning, max_gone_fraction=config.max_gone_fraction, pack=packing)
-    if not planning.planner.known:
-        msg = f"No video under {config.input!r}."
-        remedy = "Give a folder, a prefix, a glob or a manifest that names some."
-        raise ConfigError(msg, key="input", value=config.input, remedy=remedy)
+    planning.check_found()
 
 
-def _work(setup: Setup, placement: Placement) -> RunShards:
-    """What runs blocks through the stages, the weights in the object store."""
-    backbone = setup.config.backbone
-    decode = DecodeSettings(setup.decode_request, setup.config.decode)
-    embed = EmbedSettings(
-        weights=ray.put(setup.weights.state_dict),
-        name=backbone.name,
-        device=placement.device,
-        dtype=setup.dtype,
-        batch_size=backbone.batch_size,
-        compile=backbone.compile,
-        embedding_dim=setup.embedding_dim,
-        crop_size=setup.preprocessing.crop_size,
-    )
-    put = PutSettings(setup.output.uri, fingerprint(setup.settings), setup.embedding_dim, setup.row_format)
-    return lambda blocks: cluster.run_shards(blocks, placement, decode=decode, embed=embed, put=put)
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """Start ``work`` in a daemon thread: unlike an executor's threads, it does not keep a failed process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    Thread(target=run, daemon=True, name="background").start()
+    return future

@@ -17,11 +17,12 @@ import torch
 from raypipe import schema
 from raypipe.config import DecodeConfig
 from raypipe.config.embed import BackboneConfig
-from raypipe.dataset.plan import Video, plan_table
-from raypipe.jobs.embed.shard import decode_shard, embed_shard, output_rows
+from raypipe.dataset.plan import PlannedVideo, plan_table
+from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbone import Backbone
 from raypipe.models.backbones import Dtype, embedding_dim
 from raypipe.models.weights import Weights
+from raypipe.runs.stages import output_rows
 from raypipe.status import HAS_FRAMES
 from raypipe.video.protocol import DecodeRequest
 from raypipe.video.sandbox import DecodeSandbox
@@ -39,7 +40,7 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ProbeSettings:
     """What each process is told."""
 
     request: DecodeRequest
@@ -49,7 +50,7 @@ class Work:
     dtype: Dtype
 
 
-def measure_rates(work: Work, videos: Sequence[Video], *, num_processes: int) -> Rates:
+def measure_rates(work: ProbeSettings, videos: Sequence[PlannedVideo], *, num_processes: int) -> Rates:
     """Take the videos through what an actor without a GPU does, all but writing; each process has an equal share.
 
     Raises:
@@ -69,7 +70,7 @@ def measure_rates(work: Work, videos: Sequence[Video], *, num_processes: int) ->
     )
 
 
-def _measure(work: Work, started_at: float, videos: Sequence[Video]) -> Rates:
+def _measure(work: ProbeSettings, started_at: float, videos: Sequence[PlannedVideo]) -> Rates:
     torch.set_num_threads(1)
     backbone, decode = work.backbone, work.decode
     model = Backbone(
@@ -90,7 +91,8 @@ def _measure(work: Work, started_at: float, videos: Sequence[Video]) -> Rates:
         marks = [time.time()]
         decoded = decode_shard(_planned(videos), sandbox, max_size_bytes=decode.max_size_bytes)
         marks.append(time.time())
-        rows = output_rows(embed_shard(decoded, model.embed, embedding_dim=dim, crop_size=side), embedding_dim=dim)
+        embedded = embed_shard(decoded, model.embed, embedding_dim=dim, crop_size=side)
+        rows = output_rows(embedded, schema.embeddings_schema(dim))
         marks.append(time.time())
     decode_seconds = float(pc.sum(rows[schema.DECODE_SECONDS]).as_py())
     return Rates(
@@ -102,7 +104,7 @@ def _measure(work: Work, started_at: float, videos: Sequence[Video]) -> Rates:
     )
 
 
-def _planned(videos: Sequence[Video]) -> pa.Table:
+def _planned(videos: Sequence[PlannedVideo]) -> pa.Table:
     """One shard of a plan that is nowhere stored."""
     shards = [0] * len(videos)
     return plan_table(videos, shards).append_column(schema.GENERATION, pa.array(shards, pa.int32()))

@@ -1,14 +1,15 @@
-"""What happens to one shard, as functions from table to table: decode, embed, summarise. No Ray here.
+"""What happens to one shard: the steps that an actor makes once, and functions from table to table. No Ray here.
 
-A shard is a table with a row for each video, in the plan's order throughout. ``decode_shard`` adds what became of each
-video and its frames; ``embed_shard`` turns frames into vectors, which leaves the rows of the output file.
+A shard is a table with a row for each video, always in the plan's order. ``decode_shard`` adds the outcome and the
+frames of each video; ``embed_shard`` replaces the frames by vectors, which gives the rows of the output file.
 """
 
 import io
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,17 @@ import pyarrow as pa
 from PIL import Image
 
 from raypipe import schema
+from raypipe.config import DecodeConfig
 from raypipe.dataset.plan import planned_videos
 from raypipe.errors import JobError
 from raypipe.jobs.embed.fetch import decode_fetched, fetch_videos
 from raypipe.models.crops import Crops
 from raypipe.models.pooling import mean_embedding
 from raypipe.records import ShardSummary, VideoNote
+from raypipe.runs.stages import Shared, identity
 from raypipe.status import NOT_FAILED, Status
 from raypipe.storage.throttles import take_throttles
-from raypipe.video.protocol import Pixels
+from raypipe.video.protocol import DecodeRequest, Pixels
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
 
 FRAMES = "frames"  # RGB crops of one video, [T, crop, crop, 3], as bytes; never leaves the cluster
@@ -182,12 +185,6 @@ def mean_embeddings(vectors: Vectors, stops: npt.NDArray[np.int32]) -> Vectors:
     return means
 
 
-def output_rows(embedded: pa.Table, *, embedding_dim: int, row_format: int = schema.ROW_FORMAT) -> pa.Table:
-    """Return the rows of the output file: the schema's columns, in its order."""
-    wanted = schema.embeddings_schema(embedding_dim, row_format=row_format)
-    return embedded.select(wanted.names).cast(wanted)
-
-
 def _flags(embedded: pa.Table) -> dict[str, int]:
     corrupt = embedded[schema.NUM_CORRUPT_FRAMES].to_numpy()
     return {
@@ -198,10 +195,8 @@ def _flags(embedded: pa.Table) -> dict[str, int]:
     }
 
 
-def summarise(
-    embedded: pa.Table, *, plan: int, shard: int, put_seconds: float, already_committed: bool, put_throttles: int = 0
-) -> ShardSummary:
-    """What the driver is told of a shard."""
+def summarize(embedded: pa.Table) -> ShardSummary:
+    """Return what the driver gets to know about a shard."""
     ids, statuses, errors = (embedded[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
     fetch, decode = (embedded[name].to_numpy().astype(float) for name in (FETCH_SECONDS, schema.DECODE_SECONDS))
     notes = [
@@ -215,23 +210,100 @@ def summarise(
         if note.status == Status.OK and jpeg
     ]
     return ShardSummary(
-        plan=plan,
-        shard=shard,
-        statuses=dict(Counter(statuses)),
-        num_frames=int(embedded[schema.NUM_FRAMES].to_numpy().sum()),
+        *identity(embedded),
         size_bytes=int(embedded[schema.SIZE_BYTES].to_numpy().sum()),
         stage_seconds={
             "fetch": float(fetch.sum()),
             "decode": float(decode.sum()),
             "embed": float(embedded[EMBED_SECONDS].to_numpy().sum()),
-            "put": put_seconds,
         },
         flags=_flags(embedded),
-        finished_at=time.time(),
         slowest=tuple(sorted(read, key=lambda note: -note.seconds)[:_NOTES]),
         failures=tuple(note for note in notes if note.status not in NOT_FAILED),
         thumbnails=tuple(thumbnails[:_NOTES]),
         wait_seconds=float(embedded[WAIT_SECONDS].to_numpy().sum()),
-        num_throttles=int(embedded[NUM_THROTTLES].to_numpy().sum()) + put_throttles,
-        already_committed=already_committed,
+        num_throttles=int(embedded[NUM_THROTTLES].to_numpy().sum()),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """What the decode step needs."""
+
+    request: DecodeRequest
+    decode: DecodeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedSettings:
+    """What the embed step needs; ``weights`` gives the state dict."""
+
+    weights: Shared
+    name: str
+    device: str
+    dtype: Literal["float32", "bfloat16"]
+    batch_size: int
+    compile: Literal["auto"] | bool
+    embedding_dim: int
+    crop_size: int
+
+
+class DecodeVideos:
+    """A step: plan rows become decoded rows with frames."""
+
+    def __init__(self, settings: DecodeSettings) -> None:
+        decode = settings.decode
+        self._max_size_bytes = decode.max_size_bytes
+        self._sandbox = DecodeSandbox(
+            settings.request,
+            decoder=decode.decoder,
+            timeout_seconds=decode.timeout_seconds,
+            memory_bytes=decode.memory_bytes,
+        )
+        self._sandbox.isolation()  # starts the child now, not in the first video's time
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Do one shard."""
+        return decode_shard(rows, self._sandbox, max_size_bytes=self._max_size_bytes)
+
+    def close(self) -> None:
+        """End the decode child."""
+        self._sandbox.close()
+
+
+class EmbedFrames:
+    """A step: decoded rows with frames become rows with vectors."""
+
+    def __init__(self, settings: EmbedSettings) -> None:
+        import torch  # noqa: PLC0415  # takes seconds, and an actor that only decodes does not need it
+
+        from raypipe.models.backbone import Backbone  # noqa: PLC0415
+
+        if settings.device == "cpu":
+            torch.set_num_threads(1)  # each processor has such an actor
+        self._settings = settings
+        self._backbone = Backbone(
+            settings.weights(),
+            name=settings.name,
+            device=settings.device,
+            dtype=settings.dtype,
+            batch_size=settings.batch_size,
+            compile=settings.compile,
+        )
+        self._free_since = time.perf_counter()
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        """Do one shard."""
+        settings = self._settings
+        # Without a GPU the same actor decodes, so it never waits.
+        waited = 0.0 if settings.device == "cpu" else time.perf_counter() - self._free_since
+        try:
+            return embed_shard(
+                decoded,
+                self._backbone.embed,
+                embedding_dim=settings.embedding_dim,
+                crop_size=settings.crop_size,
+                wait_seconds=waited,
+            )
+        finally:
+            self._free_since = time.perf_counter()

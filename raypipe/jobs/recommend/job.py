@@ -1,142 +1,219 @@
 """The recommend job, from a configuration to a sealed output."""
 
-import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
 
+from raypipe import schema
 from raypipe.config import RecommendConfig
-from raypipe.dataset.plan import plan_numbers
-from raypipe.errors import ConfigError, QueryError
-from raypipe.jobs.recommend import output as stored
-from raypipe.jobs.recommend.cluster import Work, finish
-from raypipe.jobs.recommend.history import HistoryFile
-from raypipe.jobs.recommend.output import Run
-from raypipe.jobs.recommend.progress import UserProgress
-from raypipe.jobs.recommend.shard import query_of
-from raypipe.jobs.recommend.stages import RecommendSettings, open_index
-from raypipe.jobs.recommend.unknown import UnknownIds
-from raypipe.jobs.recommend.users import parse, repeated_rows
-from raypipe.runs.actors import connect
-from raypipe.runs.job import versions
+from raypipe.dataset.commit import Totals, unsealed_plans
+from raypipe.dataset.plan import (
+    MAX_PLAN_VIDEOS,
+    Plan,
+    StoredPlans,
+    check_fingerprint,
+    fingerprint,
+    job_of,
+    plan_numbers,
+    range_table,
+    read_plan,
+    row_range,
+)
+from raypipe.dataset.read import sealed_manifests
+from raypipe.errors import CommitError, ConfigError, FingerprintError, QueryError, refuse_other_settings
+from raypipe.jobs.recommend import shard
+from raypipe.jobs.recommend.inputs import IS_REPEATED, HistoryFile, parse, repeated_rows
+from raypipe.jobs.recommend.shard import RecommendSettings, RecommendToUsers, open_index, query_of
+from raypipe.jobs.recommend.verify import refuse_format_1
+from raypipe.runs.actors import Executor, Needs, Placement
+from raypipe.runs.job import BatchRun, Job, run_job
+from raypipe.runs.stages import Stage
 from raypipe.search.versions import CURRENT, Versions
 from raypipe.storage import Folder
 from raypipe.storage.tables import table_place
 
-_FORMAT = 1  # of the rows; a change that old rows do not fit raises it
+_FORMAT = 2  # of the rows; raised by a change that old rows do not fit
+_VERSION = "index_version"  # in the settings: of whoever plans first
 
 
-@dataclass(frozen=True, slots=True)
-class RecommendRun:
-    """The manifest of the output, and what this run did for it."""
+def run_recommend(
+    config: RecommendConfig, *, executor: Executor | None = None, console: Console | None = None
+) -> BatchRun:
+    """Recommend to every user who has no row yet, seal the output, and write the report.
 
-    manifest: dict[str, Any]
-    output_uri: str
-    is_new: bool
-    num_users_here: int = 0
-    seconds: float = 0.0
+    Raises:
+        SetupError: something is wrong before the work starts.
+        JobError: some shards could not be finished; the same call resumes.
+    """
+    return run_job(RecommendJob(config), executor=executor, console=console)
+
+
+class RecommendJob(Job):
+    """Answer every row of a history file from one version of an index. Its plans hold row ranges of the file."""
+
+    name = "recommend"
+    noun = "user"
+    packages = ("faiss-cpu",)
+    summarize = staticmethod(shard.summarize)
+    totals = staticmethod(shard.unknown_ids)
+
+    def __init__(self, config: RecommendConfig) -> None:
+        self.config: RecommendConfig = config
+        self.output = Folder(config.output)
+        self.history = HistoryFile.find(*table_place(config.history, what="history"))
+        self.input_uri = self.history.folder.child(self.history.name)
+        self._version = ""
+        self._repeated: frozenset[int] = frozenset()
+
+    def is_done(self) -> bool:
+        """Tell whether the output holds everything already, without reading the history.
+
+        Raises:
+            ConfigError: the output belongs to something else, or an earlier version of raypipe wrote it.
+            FingerprintError: it holds recommendations by other settings, of another history or index.
+        """
+        numbers = plan_numbers(self.output)
+        refuse_format_1(self.output)
+        stored = read_plan(self.output, numbers[0]).settings if numbers else None
+        if self.output.exists(CURRENT) or (stored is not None and job_of(stored) != self.name):
+            msg = f"{self.output} is the output of another job."
+            raise ConfigError(msg, key="output", value=self.output.uri, remedy="Choose another output.")
+        if stored is None:
+            return False
+        self._version = str(stored[_VERSION])
+        refuse_other_settings(stored, self.settings, subject="The output holds recommendations")
+        return not unsealed_plans(self.output)
+
+    def prepare(self) -> None:
+        """Open the index, and check that it can answer such queries.
+
+        Raises:
+            ConfigError: it cannot.
+            IndexVersionError: there is no index, or it is not complete.
+        """
+        self._version = self._version or Versions(Folder(self.config.index)).require_current()
+        index = open_index(self._of_actors)
+        try:
+            index.recommend(query_of(self.config.ranking, ()))
+        except QueryError as error:
+            msg = f"ranking: {error}"
+            raise ConfigError(msg, key="ranking") from None
 
     @property
-    def unknown(self) -> UnknownIds | None:
-        """The ids of histories that the index does not hold; None of an output that did not count them."""
-        counted = self.manifest.get("unknown")
-        return None if counted is None else UnknownIds.from_json(counted)
+    def _of_actors(self) -> RecommendSettings:
+        config = self.config
+        return RecommendSettings(Folder(config.index).uri, self._version, config.cache, config.ranking)
 
+    def needs(self) -> Needs:
+        """One actor for each processor."""
+        return Needs(concurrency=self.config.concurrency, asked=f"concurrency={self.config.concurrency}")
 
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What is settled before anything is recommended."""
-
-    config: RecommendConfig
-    history: HistoryFile
-    output: Folder
-
-    def settings(self, version: str) -> dict[str, Any]:
-        """Everything that changes what a row holds, or which rows a shard has."""
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything that changes what a row holds, or which rows a shard has."""
         return {
-            "job": "recommend",
+            "job": self.name,
             "format": _FORMAT,
             "index": Folder(self.config.index).uri,
-            "index_version": version,
-            "history": self.history.folder.child(self.history.name),
+            _VERSION: self._version,
+            "history": self.input_uri,
             "history_etag": self.history.stored.etag,
             "ranking": self.config.ranking.model_dump(),
             "users_per_shard": self.config.users_per_shard,
         }
 
-    def of_actors(self, run: Run) -> RecommendSettings:
-        """What an actor is made with."""
-        config = self.config
-        index_uri = Folder(config.index).uri
-        return RecommendSettings(index_uri, run.version, config.cache, config.ranking, self.output.uri, run.fingerprint)
+    def plan(self, plans: StoredPlans, *, num_slots: int) -> None:  # noqa: ARG002 - a shard has a fixed number of users
+        """Plan every row of the history, in ranges. If another driver planned first, its version of the index counts.
+
+        Raises:
+            ConfigError: the history has no rows, or cannot be read.
+            FingerprintError: the output holds other recommendations.
+        """
+        size = self.config.users_per_shard
+        blocks = self.history.blocks(size, only_ids=True)
+        num_users, self._repeated = repeated_rows(user.user_id for block in blocks for user in parse(block))
+        if not num_users:
+            msg = f"{self.input_uri} has no rows."
+            raise ConfigError(msg, key="history", value=self.input_uri, remedy="Give one for each user.")
+        try:
+            self._plan_ranges(plans, num_users)
+        except FingerprintError as error:
+            if not isinstance(error.expected, dict) or list(error.expected) != [_VERSION]:
+                raise
+            self._version = error.expected[_VERSION]
+            self._plan_ranges(plans, num_users)
+
+    def _plan_ranges(self, plans: StoredPlans, num_users: int) -> None:
+        size, mark = self.config.users_per_shard, fingerprint(self.settings)
+        num_shards = -(-num_users // size)
+        for number, first in enumerate(range(0, num_shards, MAX_PLAN_VIDEOS)):
+            count = min(MAX_PLAN_VIDEOS, num_shards - first)
+            rows = range_table(num_users, rows_per_shard=size, first_shard=first, num_shards=count)
+            plan = Plan(number, rows, mark, self.settings, self.input_uri)
+            if not plans.put(plan):
+                check_fingerprint(plans.read(number), self.settings)
+
+    def load(self, missing: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Read the history once, and return the rows of the missing ranges."""
+        wanted = next(missing, None)
+        first = 0
+        for block in self.history.blocks(self.config.users_per_shard):
+            if wanted is not None and row_range(wanted) == (first, block.num_rows):
+                yield self._numbered(block, first, wanted)
+                wanted = next(missing, None)
+            first += block.num_rows
+        if wanted is not None:
+            msg = f"{self.input_uri} lacks the rows {row_range(wanted)} of the plan."
+            raise CommitError(msg, key=self.input_uri, remedy="Choose another output.")
+
+    def _numbered(self, block: pa.Table, first: int, planned: pa.Table) -> pa.Table:
+        numbers = range(first, first + block.num_rows)
+        columns = {
+            IS_REPEATED: pa.array([number in self._repeated for number in numbers]),
+            schema.ROW: pa.array(numbers, pa.int64()),
+            schema.GENERATION: pa.repeat(planned[schema.GENERATION][0], block.num_rows),
+            schema.SHARD: pa.repeat(planned[schema.SHARD][0], block.num_rows),
+        }
+        for name, column in columns.items():
+            block = block.append_column(name, column)
+        return block
+
+    def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:  # noqa: ARG002 - nothing is shared
+        """Answer users in one actor for each processor."""
+        return [placement.stage((RecommendToUsers, self._of_actors))]
+
+    @property
+    def rows(self) -> pa.Schema:
+        """Return the schema of recommendations."""
+        return schema.recommendations_schema()
 
 
-def prepare(config: RecommendConfig) -> Setup:
-    """Find the history, and see that the output is none of another job.
+@dataclass(frozen=True, slots=True)
+class RecommendOutput:
+    """What a sealed output holds."""
 
-    Raises:
-        ConfigError: there is no history, or the output is something else.
-    """
-    output = Folder(config.output)
-    if plan_numbers(output) or output.exists(CURRENT):
-        msg = f"{output} is the output of another job."
-        raise ConfigError(msg, key="output", value=output.uri, remedy="Choose another output.")
-    return Setup(config, HistoryFile.find(*table_place(config.history, what="history")), output)
+    output_uri: str
+    index: str
+    index_version: str
+    num_users: int
+    statuses: Mapping[str, int]
+    unknown: Totals
 
+    @classmethod
+    def read(cls, output: Folder) -> "RecommendOutput":
+        """Add up the manifests; raises like ``sealed_manifests``."""
+        manifests = sealed_manifests(output)
+        settings = manifests[0]["settings"]
+        statuses = Totals.sum(Totals(manifest["statuses"]) for manifest in manifests).counts
+        unknown = Totals.sum(map(Totals.of, manifests))
+        num_users = sum(manifest["num_videos"] for manifest in manifests)
+        return cls(output.uri, settings["index"], settings[_VERSION], num_users, statuses, unknown)
 
-def run_recommend(config: RecommendConfig, *, console: Console | None = None) -> RecommendRun:
-    """Recommend to every user who has no row yet, and seal it.
-
-    Raises:
-        SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call continues.
-    """
-    start = time.monotonic()
-    setup = prepare(config)
-    run = stored.read_run(setup.output)
-    if run is not None:
-        stored.check_settings(run, setup.settings(run.version))
-    if (manifest := stored.read_manifest(setup.output)) is not None:
-        return RecommendRun(manifest, setup.output.uri, is_new=False)
-    setup.output.check_writable()
-    run, repeated = _begin(setup, run)
-    num_done = sum(_num_users(run, shard, config) for shard in stored.committed_shards(setup.output))
-    with UserProgress(num_users=run.num_users, num_done_before=num_done, console=console) as progress:
-        if num_done < run.num_users:
-            connect()
-            work = Work(setup.history, config.users_per_shard, setup.of_actors(run), repeated)
-            finish(work, progress, concurrency=config.concurrency)
-    manifest = stored.seal(setup.output, run, versions=versions(("faiss-cpu",)))
-    seconds = time.monotonic() - start
-    return RecommendRun(manifest, setup.output.uri, True, progress.counts.total(), seconds)  # noqa: FBT003
-
-
-def _begin(setup: Setup, run: Run | None) -> tuple[Run, frozenset[int]]:
-    """Settle what the output is of, and which rows of the history name a user again.
-
-    Raises:
-        ConfigError: the history has no rows, or the index cannot answer such queries.
-        IndexVersionError: there is no index, or it is not whole.
-    """
-    config = setup.config
-    version = run.version if run is not None else Versions(Folder(config.index)).require_current()
-    settings = setup.settings(version)
-    index = open_index(setup.of_actors(Run(settings, 0, 0)))
-    try:
-        index.recommend(query_of(config.ranking, ()))
-    except QueryError as error:
-        msg = f"ranking: {error}"
-        raise ConfigError(msg, key="ranking") from None
-    blocks = setup.history.blocks(config.users_per_shard, only_ids=True)
-    num_users, repeated = repeated_rows(user.user_id for block in blocks for user in parse(block))
-    if not num_users:
-        msg = f"{settings['history']} has no rows."
-        raise ConfigError(msg, key="history", value=settings["history"], remedy="Give one for each user.")
-    if run is None:
-        run = stored.put_run(setup.output, Run(settings, num_users, -(-num_users // config.users_per_shard)))
-    return run, repeated
-
-
-def _num_users(run: Run, shard: int, config: RecommendConfig) -> int:
-    return max(0, min(config.users_per_shard, run.num_users - shard * config.users_per_shard))
+    @property
+    def unknown_fraction(self) -> float:
+        """Return the share of ids in histories that the index does not hold."""
+        counts = self.unknown.counts
+        return counts["num_unknown_ids"] / counts["num_ids"] if counts.get("num_ids") else 0.0

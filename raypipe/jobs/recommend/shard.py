@@ -1,48 +1,83 @@
-"""What happens to one shard of users, as a function from table to table. No Ray here."""
+"""What happens to one shard of users: the step that an actor makes once, and functions of tables. No Ray here."""
 
-from collections import Counter
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from raypipe import schema
 from raypipe.config import RankingConfig
+from raypipe.dataset.commit import Totals
 from raypipe.errors import QueryError
-from raypipe.jobs.recommend.unknown import UnknownIds
-from raypipe.jobs.recommend.users import USER_ID, User, other_readings, parse
+from raypipe.jobs.recommend.inputs import User, other_readings, parse
+from raypipe.records import ShardSummary, VideoNote
+from raypipe.runs.stages import identity
+from raypipe.search.fetching import cache_folder
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query, Recommendations
+from raypipe.search.versions import Versions
+from raypipe.status import UserStatus
+from raypipe.storage import Folder
 
-ROWS = pa.schema(
-    [
-        (USER_ID, pa.string()),
-        ("video_ids", pa.list_(pa.string())),
-        ("scores", pa.list_(pa.float32())),
-        ("closest", pa.list_(pa.string())),
-        ("fallback", pa.string()),
-        ("unknown", pa.list_(pa.string())),
-        ("error", pa.string()),
-    ]
-)
+NUM_IDS = "num_ids"  # distinct ids of a history, in a row that was answered
+SECONDS = "seconds"  # of the whole shard, in its first row
+_NUM_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendSettings:
+    """Which version of which index answers what."""
+
+    index_uri: str
+    version: str
+    cache: str | None
+    ranking: RankingConfig
+
+
+class RecommendToUsers:
+    """A step: rows of the history become rows of recommendations. The index is opened once."""
+
+    def __init__(self, settings: RecommendSettings) -> None:
+        self._ranking = settings.ranking
+        self._index = open_index(settings)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Do one shard."""
+        start = time.perf_counter()
+        rows = recommend_shard(block, self._index, self._ranking)
+        seconds = [time.perf_counter() - start, *[0.0] * (rows.num_rows - 1)]
+        return rows.append_column(SECONDS, pa.array(seconds, pa.float64()))
+
+
+def open_index(settings: RecommendSettings) -> VideoIndex:
+    """Open the version on this machine; the actors of one machine share its files.
+
+    Raises:
+        IndexVersionError: it does not exist, or is not complete.
+    """
+    versions = Versions(Folder(settings.index_uri))
+    return VideoIndex.open(
+        versions.fetch(settings.version, cache_folder(settings.cache)), versions.read_manifest(settings.version)
+    )
 
 
 def query_of(ranking: RankingConfig, history: tuple[str, ...]) -> Query:
-    """What is asked of the index for one user: the query that the endpoint makes of the same options."""
+    """Return the query of one user: the one that the endpoint makes of the same options."""
     return Query(history=history, **dict(ranking))
 
 
-def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) -> tuple[pa.Table, UnknownIds]:
-    """Answer each row of a block, in its order, and count the ids that the index does not hold.
+def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) -> pa.Table:
+    """Answer each row of a block, in its order, by the columns of ``recommendations_schema`` and ``NUM_IDS``.
 
     A row that cannot be answered says why, and has no lists.
     """
-    rows, unknown = [], UnknownIds()
-    for user in parse(block):
-        history = watched(user, index)
-        row = _row(user, history, index, ranking)
-        if row.get("error") is None:
-            unknown += UnknownIds.of(history, row["unknown"])
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=ROWS), unknown
+    rows = [_row(user, index, ranking) for user in parse(block)]
+    kinds = {field.name: field.type for field in schema.recommendations_schema()} | {NUM_IDS: pa.int64()}
+    columns = {name: block[name] for name in (schema.ROW, schema.GENERATION, schema.SHARD)}
+    answered = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
+    return pa.table(answered | columns)
 
 
 def watched(user: User, index: VideoIndex) -> tuple[str, ...]:
@@ -56,29 +91,53 @@ def watched(user: User, index: VideoIndex) -> tuple[str, ...]:
     return max((user.video_ids, *other_readings(user.text)), key=num_known)
 
 
-def _row(user: User, history: tuple[str, ...], index: VideoIndex, ranking: RankingConfig) -> dict[str, Any]:
+def _row(user: User, index: VideoIndex, ranking: RankingConfig) -> Mapping[str, Any]:
     if user.error is not None:
-        return {USER_ID: user.user_id, "error": user.error}
+        return _error(user, user.error)
+    history = watched(user, index)
     try:
         found = index.recommend(query_of(ranking, history))
     except QueryError as error:
-        return {USER_ID: user.user_id, "error": str(error)}
-    return {USER_ID: user.user_id, **_lists(found)}
+        return _error(user, str(error))
+    status = UserStatus.POPULAR if found.fallback else UserStatus.OK
+    return {schema.USER_ID: user.user_id, schema.STATUS: status, NUM_IDS: len(set(history)), **_lists(found)}
 
 
-def _lists(found: Recommendations) -> dict[str, Any]:
+def _error(user: User, error: str) -> Mapping[str, Any]:
+    return {schema.USER_ID: user.user_id, schema.STATUS: UserStatus.ERROR, schema.ERROR: error}
+
+
+def _lists(found: Recommendations) -> Mapping[str, Any]:
     return {
-        "video_ids": [one.video_id for one in found.results],
-        "scores": [one.score for one in found.results],
-        "closest": [one.closest for one in found.results],
-        "fallback": found.fallback,
-        "unknown": list(found.unknown),
+        schema.VIDEO_IDS: [one.video_id for one in found.results],
+        schema.SCORES: [one.score for one in found.results],
+        schema.CLOSEST: [one.closest for one in found.results],
+        schema.FALLBACK: found.fallback,
+        schema.UNKNOWN: list(found.unknown),
     }
 
 
-def count(rows: pa.Table) -> dict[str, int]:
-    """How many rows were answered by their history, by what is popular, or not at all."""
-    kinds: Counter[str] = Counter()
-    for fallback, error in zip(rows["fallback"].to_pylist(), rows["error"].to_pylist(), strict=True):
-        kinds["error" if error is not None else fallback or "ok"] += 1
-    return dict(kinds)
+def unknown_ids(answered: pa.Table) -> Totals:
+    """Count the ids of histories that the index does not hold; an id counts once for each user who watched it."""
+    unknown = [ids for ids in answered[schema.UNKNOWN].to_pylist() if ids]
+    counts = {
+        "num_ids": sum(count or 0 for count in answered[NUM_IDS].to_pylist()),
+        "num_unknown_ids": sum(map(len, unknown)),
+        "num_users_with_unknown_ids": len(unknown),
+    }
+    examples = dict.fromkeys(one for ids in unknown for one in ids)
+    return Totals(counts, tuple(examples)[:_NUM_EXAMPLES])
+
+
+def summarize(answered: pa.Table) -> ShardSummary:
+    """Return what the driver gets to know about a shard."""
+    columns = (answered[name].to_pylist() for name in (schema.USER_ID, schema.STATUS, schema.ERROR))
+    return ShardSummary(
+        *identity(answered),
+        stage_seconds={"recommend": answered[SECONDS][0].as_py()},
+        failures=tuple(
+            VideoNote(user_id or "", status, error or "", 0.0)
+            for user_id, status, error in zip(*columns, strict=True)
+            if status == UserStatus.ERROR
+        ),
+    )

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe import schema
-from raypipe.dataset.sink import ShardFile, check_shard, describe_shard, put_shard, read_shard_file, shard_digest
+from raypipe.dataset.commit import ShardFile, check_shard, describe_shard, put_shard, read_shard_file, shard_digest
 from raypipe.errors import CommitError
-from raypipe.jobs.embed.packing import pack
+from raypipe.jobs.embed.inputs import pack
 from raypipe.storage import Folder
 from support.embed_outputs import DIM, MARK, commit, made_rows, video
 

@@ -1,0 +1,62 @@
+"""Executors for tests: stages in this process, and Ray with a placement that its cluster would not give."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from raypipe.records import ShardSummary
+from raypipe.runs.actors import Needs, Placement, RayExecutor
+from raypipe.runs.stages import SUMMARY, RunSteps, Shared, Stage
+
+
+class InlineExecutor:
+    """Runs the stages in this process, one actor each, without Ray."""
+
+    def __init__(self) -> None:
+        self.num_blocks: list[int] = []  # of each wave
+
+    def connect(self) -> None:
+        """There is nothing to connect to."""
+
+    def place(self, needs: Needs) -> Placement:
+        """Return one actor without a GPU."""
+        return Placement(needs, 1)
+
+    def machine(self) -> dict[str, object]:
+        """Return nothing."""
+        return {}
+
+    def share(self, value: object) -> Shared:
+        """Return the value itself."""
+        return lambda: value
+
+    def call_on_gpu(self, function: Any, *arguments: Any, num_gpus: float) -> Any:  # noqa: ANN401, ARG002
+        """Call it here."""
+        return function(*arguments)
+
+    def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
+        """Take one block after the other through all stages."""
+        self.num_blocks.append(len(blocks))
+        actors = [RunSteps(stage.steps) for stage in stages]
+        try:
+            for block in blocks:
+                done: Any = block
+                for actor in actors:
+                    done = actor(done) if isinstance(done, pa.Table) else done
+                yield done[SUMMARY][0]
+        finally:
+            for actor in actors:
+                actor.close()
+
+
+@dataclass
+class PlacedExecutor(RayExecutor):
+    """Ray, with another placement: such as the stages of a cluster with GPUs, on processors."""
+
+    changes: dict[str, Any]
+
+    def place(self, needs: Needs) -> Placement:
+        """Return what the cluster gives, changed."""
+        return replace(super().place(needs), **self.changes)
