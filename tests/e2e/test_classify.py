@@ -47,7 +47,7 @@ def test_a_catalogue_is_classified_and_then_what_is_new(
     assert verify(output).violations == []
     with pytest.raises(SystemExit, match="0"):
         cli.app(["verify", output.uri])
-    assert "11 videos (10 ok, 1 forbidden_format), 20 frames" in capsys.readouterr().out
+    assert "11 rows (10 ok, 1 forbidden_format), 20 frames" in capsys.readouterr().out
 
     options = {
         "aws_endpoint_url": s3.endpoint_url,
