@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import Literal
 
-from raypipe.status import NOT_FAILED, Status
-from raypipe.text import error_kind, finite, redact, shorten
+from raypipe.status import NOT_FAILED_IN_ANY_JOB, Status
+from raypipe.text import error_kind, finite, format_metric, metric_name, redact, shorten
 
 Outcome = Literal["running", "finished", "failed", "interrupted"]
 
@@ -32,6 +32,7 @@ _MAX_ERROR_CHARS = 500
 MAX_BUCKETS = 300
 _SHARDS_PER_POINT = 3  # fewer make a chart of spikes: shards finish in lumps
 _MIN_POINTS = 8
+_TOP = 5  # of top-5 accuracy
 Objective = Literal["classify", "masked_frame"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
 
@@ -155,6 +156,7 @@ class RunRecord:
     """
 
     job: str = "embed"
+    noun: str = "video"  # what has one row; the counts of videos are counts of these
     command: str = ""
     input_uri: str = ""
     output_uri: str = ""
@@ -196,7 +198,7 @@ class RunRecord:
         ``failure_kinds`` counts only the failures that the shards name.
         """
         num_videos = sum(summary.statuses.values())
-        num_failed = sum(count for status, count in summary.statuses.items() if status not in NOT_FAILED)
+        num_failed = sum(count for status, count in summary.statuses.items() if status not in NOT_FAILED_IN_ANY_JOB)
         num_shards = 0 if summary.problem else 1
         self.num_shards += num_shards
         self.num_already_committed_shards += summary.already_committed
@@ -239,7 +241,7 @@ class RunRecord:
     @property
     def num_failed_videos(self) -> int:
         """Videos of this run that gave no frames; those that are gone were not tried."""
-        return sum(count for status, count in self.statuses.items() if status not in NOT_FAILED)
+        return sum(count for status, count in self.statuses.items() if status not in NOT_FAILED_IN_ANY_JOB)
 
     @property
     def num_tried_videos(self) -> int:
@@ -411,6 +413,26 @@ class TrainingRecord:
     def several_labels(self) -> bool:
         """Whether a video may have several labels at once."""
         return self.problem_type == "multi_label_classification"
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The metrics of an epoch that are meaningful for this training, in the order in which they are shown."""
+        names = ["accuracy", "top5_accuracy", "macro_f1", "validation_loss", "train_loss"]
+        if len(self.label_names) <= _TOP or self.several_labels:
+            names.remove("top5_accuracy")  # with five labels it is 100% for every model
+        return names
+
+    @property
+    def kept_metrics(self) -> list[tuple[str, str]]:
+        """The metrics of the kept epoch for people, as (name, number)."""
+        values = [(name, getattr(self.kept, name, None)) for name in self.metric_names]
+        return [(metric_name(name), format_metric(name, value)) for name, value in values if value is not None]
+
+    @property
+    def selected_name(self) -> str:
+        """The metric that selected the kept epoch, in words."""
+        unheld = self.kept is None or self.kept.validation_loss is None
+        return metric_name("train_loss" if self.selected_by == "loss" and unheld else self.selected_by)
 
     @property
     def best_trial(self) -> Trial | None:

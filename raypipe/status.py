@@ -32,7 +32,8 @@ class UserStatus(StrEnum):
 
 
 HAS_FRAMES = frozenset({Status.OK, Status.PARTIAL})
-NOT_FAILED = HAS_FRAMES | {Status.GONE, UserStatus.POPULAR}  # every other status is a failure
+NOT_FAILED = HAS_FRAMES | {Status.GONE}  # every other status of a video is a failure
+NOT_FAILED_IN_ANY_JOB: frozenset[str] = NOT_FAILED | {UserStatus.POPULAR}
 TRANSIENT = frozenset(
     {
         Status.TIMEOUT,

@@ -1,7 +1,8 @@
-"""Numbers and untrusted text as a person reads them: in the report, on the terminal and in ``summary.json``."""
+"""Format numbers and untrusted text for people: in reports, on the terminal and in ``summary.json``."""
 
 import math
 import re
+from collections.abc import Mapping
 
 NOTHING = "–"  # noqa: RUF001  an en dash is what a table shows for "no value"
 _KILO = 1000
@@ -13,25 +14,40 @@ _SECRET = re.compile(
     r"(?i)\b((?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig|token|secret|password)"
     r"=)[^&\s'\"]+"
 )
-# What differs between errors of one cause: addresses, quoted names, long words with a digit in them, numbers.
+# What varies between errors with the same cause: addresses, quoted names, long words that contain a digit, numbers.
 _PARTICULAR = re.compile(r"\b\w+://\S+|'[^']*'|\"[^\"]*\"|\b(?=\w*\d)\w{6,}\b|(?<!\w)\d+(?:\.\d+)?")
 _KIND_LENGTH = 90
+FLAG_TEXTS = {
+    "num_corrupt_videos": "corrupt video",
+    "num_corrupt_frames": "corrupt frame",
+    "num_interlaced_videos": "deinterlaced video",
+    "num_repaired_timelines": "repaired timeline",
+}
+_METRIC_NAMES = {
+    "loss": "validation loss",
+    "validation_loss": "validation loss",
+    "train_loss": "training loss",
+    "top5_accuracy": "top-5 accuracy",
+    "macro_f1": "macro-F1",
+}
+_MAX_RATE = 1e15  # a larger rate comes from a division by almost zero
+_PLAIN_LOSSES = (0.01, 1000)  # between these, three decimals are precise enough
 
 
 def visible(text: str) -> str:
-    """Return ``text`` with control, format, surrogate and unusual space characters written as escapes."""
+    """Return ``text`` with control, format, surrogate and unusual space characters escaped."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def redact(text: str) -> str:
-    """Return ``text`` without the passwords and signatures that a URL may carry."""
+    """Return ``text`` without the passwords and signatures that a URL may contain."""
     return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def shorten(text: str, *, max_chars: int) -> str:
-    """Return ``text`` with its middle left out where it is too long: the ends tell one name from another."""
+    """Return ``text`` without its middle if it is too long: names usually differ at their ends."""
     if len(text) <= max_chars:
         return text
     head = (max_chars - 1) // 3
@@ -39,13 +55,13 @@ def shorten(text: str, *, max_chars: int) -> str:
 
 
 def error_kind(error: str) -> str:
-    """Return what errors of one cause have in common: no numbers, quoted names or addresses."""
+    """Return the part of an error that is the same for every error with its cause: no numbers, quotes or addresses."""
     first_line = next(iter(error.strip().splitlines()), "")
     return shorten(_PARTICULAR.sub("…", first_line), max_chars=_KIND_LENGTH)
 
 
 def finite(number: float) -> float:
-    """Return ``number``, or 0 where it is not a number that can be added and compared."""
+    """Return ``number``, or 0 if it is NaN or infinite."""
     return number if math.isfinite(number) else 0.0
 
 
@@ -69,7 +85,7 @@ def format_rate(per_second: float) -> str:
 
 
 def format_share(share: float) -> str:
-    """Format a share of one as a percentage that is 0 % or 100 % only when it is exactly that."""
+    """Format a share of one as a percentage. Only exactly 0 and 1 are shown as 0% and 100%."""
     percent = 100 * share
     if 0 < percent < 0.1:  # noqa: PLR2004  the smallest share that one decimal shows
         return "<0.1%"
@@ -93,7 +109,7 @@ def format_bytes(size_bytes: float) -> str:
 def format_seconds(seconds: float) -> str:
     """Format a duration in its two largest units: ``0.8s``, ``6m20s``, ``3h05m``, ``2d04h``."""
     seconds = max(0.0, finite(seconds))
-    if seconds < 9.95:  # noqa: PLR2004  from ten seconds on a tenth says nothing
+    if seconds < 9.95:  # noqa: PLR2004  from ten seconds on, tenths do not matter
         return f"{seconds:.1f}s"
     whole = round(seconds)
     if whole < _SECONDS_PER_MINUTE:
@@ -105,3 +121,53 @@ def format_seconds(seconds: float) -> str:
         return f"{minutes // 60}h{minutes % 60:02d}m"
     hours = round(seconds / _SECONDS_PER_HOUR)
     return f"{hours // 24}d{hours % 24:02d}h"
+
+
+def heading(words: str) -> str:
+    """Return ``words`` with a capital at the start and the rest unchanged: ``Macro-F1``."""
+    return f"{words[:1].upper()}{words[1:]}"
+
+
+def flag_texts(flags: Mapping[str, int]) -> list[str]:
+    """Return what was noticed about videos that were read, such as ``2 repaired timelines``."""
+    return [plural(flags[name], text) for name, text in FLAG_TEXTS.items() if flags.get(name)]
+
+
+def metric_name(name: str) -> str:
+    """Return the name of an epoch's metric in words."""
+    return _METRIC_NAMES.get(name, name)
+
+
+def format_metric(name: str, value: float | None) -> str:
+    """Format a metric by its kind: accuracies in percent, F1 as a number up to 1, losses to three decimals."""
+    if value is None:
+        return NOTHING
+    if math.isfinite(value) and name.endswith("accuracy"):
+        return format_share(value)
+    return format_score(value) if math.isfinite(value) and name == "macro_f1" else format_loss(value)
+
+
+def format_score(value: float) -> str:
+    """Format a number between 0 and 1: ``0.842``."""
+    return f"{finite(value):.3f}"
+
+
+def format_loss(value: float) -> str:
+    """Format a loss: ``0.412``, ``0.00034``, ``1.2e+05``."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinite"
+    smallest, largest = _PLAIN_LOSSES
+    return f"{value:.3f}" if value == 0 or smallest <= abs(value) < largest else f"{value:.2g}"
+
+
+def format_speed(per_second: float) -> str:
+    """Format a rate that a worker measured, which may be NaN or infinite."""
+    return format_rate(per_second) if abs(per_second) < _MAX_RATE else NOTHING
+
+
+def format_parameters(count: int) -> str:
+    """Format a number of weights: ``820``, ``1.23M``, ``124M``."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{format_rate(count / size)}{unit}"
+    return str(count)

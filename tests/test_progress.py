@@ -13,9 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from raypipe.records import RunRecord, ShardSummary
-from raypipe.runs.progress import Progress
-from raypipe.runs.progress_metrics import Metrics
-from raypipe.runs.rate import RecentRate
+from raypipe.runs.progress import Progress, ProgressMetrics, RecentRate
 from raypipe.runs.summary_tables import Flow, final_table
 
 START = 1_700_000_000.0
@@ -80,6 +78,24 @@ def test_lines_say_how_far_how_fast_and_how_it_ended(clock: FakeClock) -> None:
     ]
 
 
+def test_recommend_counts_users(clock: FakeClock) -> None:
+    console, file = file_console(200)
+    record = RunRecord(job="recommend", noun="user", clock=clock, num_planned_videos=2000, num_resumed_videos=500)
+    with Progress(record, console=console) as progress:
+        clock.now += 11
+        progress.update(shard(ok=500, popular=49, error=1))
+        clock.now += 5
+    console.print(final_table(record))
+    lines = file.getvalue().splitlines()
+    assert lines[:3] == [
+        "recommend 500/2000 users (25.0%) · 0 users/s · 500 done before · ETA unknown",
+        "recommend 1050/2000 users (52.5%) · 50.0 users/s · ok 500 popular 49 error 1 · 500 done before · ETA 19s",
+        "recommend 1050/2000 users (52.5%) · 34.4 users/s · ok 500 popular 49 error 1 · 500 done before · took 16s",
+    ]
+    names = [line.split()[0] for line in lines[3:] if line.strip()]
+    assert names == ["outcome", "users", "left", "statuses", "wall", "rate"]
+
+
 def test_there_is_at_most_one_line_per_interval_between_the_first_and_the_last(clock: FakeClock) -> None:
     console, file = file_console()
     record = RunRecord(clock=clock, num_planned_videos=10_000)
@@ -121,6 +137,33 @@ def test_lines_are_plain_where_the_output_cannot_say_more(clock: FakeClock) -> N
     assert raw.getvalue().decode("ascii").splitlines()[0] == (
         "embed 0/0 videos (100%) | 0 videos/s | 0 frames/s | ETA 0.0s"
     )
+
+
+class BrokenFile(io.StringIO):
+    """A log on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, text)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_display_that_fails_does_not_end_the_job(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_terminal: bool
+) -> None:
+    def fail(metrics: ProgressMetrics, summary: ShardSummary) -> None:
+        raise RuntimeError(metrics, summary)
+
+    monkeypatch.setattr(ProgressMetrics, "add", fail)
+    environment = {"TERM": "xterm-256color"}
+    console = Console(file=BrokenFile(), force_terminal=is_terminal, _environ=environment)
+    record = RunRecord(clock=clock, num_planned_videos=20)
+    with Progress(record, console=console) as progress:
+        for _ in range(2):
+            clock.now += 10
+            progress.update(shard(10))
+    assert record.num_done_videos == 20
+    assert "RuntimeError" in caplog.text
+    assert "OSError" in caplog.text
 
 
 def test_the_time_left_after_a_resume_counts_only_work_of_this_run(clock: FakeClock) -> None:
@@ -242,12 +285,28 @@ class FakeMetric:
         self.values[self.name, ""] = value
 
 
-def test_metrics_count_each_shard_once_ray_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = SimpleNamespace(is_initialized=lambda: False)
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A Ray that runs, and whose counters start at 0."""
+    ray = SimpleNamespace(is_initialized=lambda: True)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.util.metrics", SimpleNamespace(Counter=FakeMetric, Gauge=FakeMetric))
     monkeypatch.setattr(FakeMetric, "values", {})
-    metrics = Metrics(num_planned_videos=100, num_resumed_videos=30)
+    return ray
+
+
+def test_users_are_not_counted_as_videos(clock: FakeClock, fake_ray: SimpleNamespace) -> None:
+    for noun, is_counted in (("user", False), ("video", True)):
+        with Progress(RunRecord(noun=noun, clock=clock, num_planned_videos=9), console=file_console()[0]) as progress:
+            progress.update(shard(ok=9))
+        assert bool(FakeMetric.values) == is_counted
+    assert fake_ray.is_initialized()
+
+
+def test_metrics_count_each_shard_once_ray_runs(fake_ray: SimpleNamespace) -> None:
+    ray = fake_ray
+    ray.is_initialized = lambda: False
+    metrics = ProgressMetrics(num_planned_videos=100, num_resumed_videos=30)
     metrics.add(shard(ok=5))
     assert not FakeMetric.values
 
@@ -271,14 +330,14 @@ def test_metrics_count_each_shard_once_ray_runs(monkeypatch: pytest.MonkeyPatch)
     assert FakeMetric.values["raypipe_planned_videos", ""] == 100, "Ray forgets a gauge that is set only once"
 
 
-def test_metrics_do_not_load_ray_themselves() -> None:
+def test_a_display_loads_neither_ray_nor_the_report() -> None:
     code = (
-        "import sys; from raypipe.runs.progress_metrics import Metrics; from raypipe.records import ShardSummary;"
-        "metrics = Metrics(num_planned_videos=1, num_resumed_videos=0);"
-        "metrics.add(ShardSummary(1, 0, {'ok': 1}, 1, 1, {}, 0.0)); print('ray' in sys.modules)"
+        "import sys; from raypipe.runs.progress import ProgressMetrics; from raypipe.records import ShardSummary;"
+        "metrics = ProgressMetrics(num_planned_videos=1, num_resumed_videos=0);"
+        "metrics.add(ShardSummary(1, 0, {'ok': 1}, 1, 1, {}, 0.0)); print({'ray', 'raypipe.report'} & {*sys.modules})"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert found.stdout.strip() == "False"
+    assert found.stdout.strip() == "set()"
 
 
 def test_the_final_table_names_the_most_frequent_labels(clock: FakeClock) -> None:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from raypipe.records import EpochMetrics, TrainingRecord
-from raypipe.runs.training_progress import TrainingProgress, epoch_table, training_table
+from raypipe.runs.progress import TrainingProgress
+from raypipe.runs.summary_tables import epoch_table, training_table
 
 START = 1_700_000_000.0
 
@@ -100,7 +101,9 @@ def test_lines_are_plain_where_the_output_cannot_say_more() -> None:
     file = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
     with TrainingProgress(num_epochs=1, console=Console(file=file, force_terminal=False)) as progress:
         progress.epoch(epoch(1), is_best=False)
+        progress.note("resumed in Zürich")
     assert raw.getvalue().startswith(b"epoch 1/1 | training loss 1.000 | ")
+    assert raw.getvalue().splitlines()[1] == b"resumed in Z\\xfcrich"
 
 
 def test_the_time_left_includes_validation_and_begins_anew_after_a_restart(clock: FakeClock) -> None:
@@ -134,6 +137,20 @@ def test_the_table_keeps_the_best_epoch_among_the_last_ones() -> None:
         "epoch", "train", "loss", "val", "loss", "accuracy", "top-5", "macro-F1", "samples/s",
     ]  # fmt: skip
     assert lines[2].split() == ["3", "1.000", "0.030", "84.2%", "97.0%", "0.811", "812", "best"]
+
+
+def test_the_bar_stays_visible_on_a_low_terminal(clock: FakeClock) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, height=9, force_terminal=True, _environ={"TERM": "xterm-256color"})
+    with TrainingProgress(num_epochs=9, console=console, clock=clock) as progress:
+        for number in range(1, 10):
+            progress.step(number, 40, 40, 1.0, 800.0)
+            progress.epoch(epoch(number), is_best=number == 1)
+    shown = Text.from_ansi(file.getvalue()).plain
+    last = [line.split() for line in shown[shown.rindex("train loss") :].splitlines() if line.strip()]
+    assert [words[0] for words in last[2:5]] == ["1", "8", "9"]
+    assert last[5][:2] == ["epoch", "9/9"]
+    assert len(last) + 2 <= 9
 
 
 def test_the_table_has_columns_only_for_what_was_measured() -> None:

@@ -58,8 +58,7 @@ def index(
 def _index(settings: "IndexConfig") -> int:
     from rich.console import Console
 
-    from raypipe.jobs.index.job import run_index
-    from raypipe.jobs.index.view import index_table
+    from raypipe.jobs.index.job import index_table, run_index
 
     console = Console()
     run = run_index(settings, console=console)
@@ -97,7 +96,7 @@ def _recommend(settings: "RecommendConfig") -> int:
     from rich.console import Console
 
     from raypipe.jobs.recommend.job import RecommendOutput, run_recommend
-    from raypipe.jobs.recommend.view import recommend_table
+    from raypipe.runs.summary_tables import recommend_table
     from raypipe.storage import Folder
 
     console = Console()
@@ -105,7 +104,15 @@ def _recommend(settings: "RecommendConfig") -> int:
     if not run.record.plans:
         console.print(f"Nothing to do: {settings.output} holds the recommendations for this very history.")
     held = RecommendOutput.read(Folder(settings.output))
-    console.print(recommend_table(held, run.record, report_uri=run.report_uri))
+    table = recommend_table(
+        run.record,
+        report_uri=run.report_uri,
+        num_users=held.num_users,
+        statuses=held.statuses,
+        unknown_ids=held.unknown_ids,
+        index=f"{held.index} at {held.index_version}",
+    )
+    console.print(table)
     if held.unknown_fraction > settings.max_unknown_fraction:
         say(
             f"The index does not hold {held.unknown_fraction:.1%} of the ids in histories; "

@@ -54,7 +54,7 @@ def _train(settings: "TrainConfig") -> int:
     from rich.console import Console
 
     from raypipe.jobs.train.run import run_train
-    from raypipe.runs.training_progress import training_table
+    from raypipe.runs.summary_tables import training_table
 
     console = Console()
     run = run_train(settings, console=console)

@@ -123,7 +123,7 @@ def _embed(console: Console, folder: Path, weights: str) -> Path:
 
 def _train(console: Console, folder: Path, labels: Path) -> Path:
     from raypipe.jobs.train.run import run_train  # noqa: PLC0415
-    from raypipe.runs.training_progress import training_table  # noqa: PLC0415
+    from raypipe.runs.summary_tables import training_table  # noqa: PLC0415
 
     values = {"embeddings": _OUTPUT, "labels": str(labels), "output": _MODEL}
     run = run_train(load_config(TrainConfig, values=values), console=console)
@@ -142,8 +142,7 @@ def _classify(console: Console, folder: Path) -> Path:
 
 
 def _index(console: Console, catalogue: Path) -> None:
-    from raypipe.jobs.index.job import run_index  # noqa: PLC0415
-    from raypipe.jobs.index.view import index_table  # noqa: PLC0415
+    from raypipe.jobs.index.job import index_table, run_index  # noqa: PLC0415
 
     values = {"embeddings": _OUTPUT, "catalogue": str(catalogue), "labels": _PREDICTIONS, "output": _INDEX}
     run = run_index(load_config(IndexConfig, values=values), console=console)

@@ -11,13 +11,14 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 import ray
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from raypipe.doctor.nodes import check_nodes, first_video, writable
 from raypipe.errors import RaypipeError
 from raypipe.runs import actors
+from raypipe.runs.summary_tables import summary_table
+from raypipe.text import visible
 from raypipe.video.protocol import DECODERS, DecodeRequest, Limits
 from raypipe.video.sandbox import DecodeSandbox, installed_decoders
 
@@ -47,16 +48,14 @@ def run_checks(*, input_uri: str | None = None, output_uri: str | None = None) -
     return [*checks, *_cluster(input_uri, output_uri), _demo_server()]
 
 
-def checks_table(checks: list[Check]) -> Table:
-    """The checks for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("check", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("found", overflow="fold")
+def checks_table(checks: list[Check]) -> Padding:
+    """Return the checks, their states and remedies for a terminal."""
+    rows = []
     for check in checks:
-        found = escape(check.found) + (f"\n[dim]→ {escape(check.remedy)}[/]" if check.remedy else "")
-        table.add_row(check.name, f"[{_STYLES[check.state]}]{check.state}[/]", found)
-    return table
+        remedy = (f"\n→ {visible(check.remedy)}", "dim") if check.remedy else ""
+        found = Text.assemble(visible(check.found), remedy)
+        rows.append((check.name, Text(check.state, style=_STYLES[check.state]), found))
+    return summary_table(rows)
 
 
 def _python() -> Check:

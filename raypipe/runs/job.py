@@ -149,6 +149,7 @@ def start_record(job: Job, plans: StoredPlans, *, placement: Placement, machine:
     num_missing = sum(map(num_planned_rows, missing_shards(plans, numbers)))
     return RunRecord(
         job=job.name,
+        noun=job.noun,
         command=" ".join(["raypipe", *sys.argv[1:]]),
         input_uri=job.input_uri,
         output_uri=job.output.uri,

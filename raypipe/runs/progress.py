@@ -1,95 +1,445 @@
-"""The display of a running job: live on a terminal, plain lines elsewhere."""
+"""The display of a running job, and its counters in Ray's Prometheus endpoint.
 
-from collections.abc import Callable
+On a terminal the display is a bar that redraws itself. Elsewhere, such as in a log, it is a plain line every
+``LINE_SECONDS`` at most. This module loads neither Ray nor the HTML report.
+"""
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import RLock
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
+import rich.progress
 from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.table import Column
 from rich.text import Text
 
-from raypipe.records import RunRecord, ShardSummary
-from raypipe.runs.progress_metrics import Metrics
-from raypipe.runs.rate import RecentRate
-from raypipe.runs.summary_tables import live_view, plain_line
+from raypipe.records import EpochMetrics, RunRecord, ShardSummary
+from raypipe.runs.summary_tables import (
+    EPOCH_COLUMNS,
+    Flow,
+    epoch_table,
+    format_rates,
+    sorted_statuses,
+    status_texts,
+    unit_of,
+)
+from raypipe.text import (
+    NOTHING,
+    format_count,
+    format_loss,
+    format_metric,
+    format_rate,
+    format_seconds,
+    format_share,
+    format_speed,
+    metric_name,
+    plural,
+    redact,
+    visible,
+)
 
-LINE_SECONDS = 10.0  # between plain lines, at least
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter, Gauge
+
+LINE_SECONDS = 10.0  # at least this long between two plain lines
+_EPOCHS_PER_LINE = 4  # at most this many lines of epochs per LINE_SECONDS
 _REFRESH_PER_SECOND = 4.0
+_RATE_WINDOW_SECONDS = 120.0
+_RATE_MIN_SAMPLES = 8  # large shards finish rarely: the window holds at least this many, however old they are
+_LINES_BESIDES_EPOCHS = 6  # the head of the table, the bar and what is below it
+_COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "raypipe_videos_total": ("Videos ended, by status.", ("status",)),
+    "raypipe_frames_total": ("Frames of finished shards.", ()),
+    "raypipe_bytes_total": ("Bytes read: of videos, or of their vectors.", ()),
+    "raypipe_shards_total": ("Shards finished.", ()),
+    "raypipe_stage_seconds_total": ("Seconds of work by stage, summed over all actors.", ("stage",)),
+    "raypipe_decode_wait_seconds_total": ("Seconds that GPU actors waited for decoded shards, summed.", ()),
+    "raypipe_s3_throttles_total": ("Throttling replies from S3, for finished shards.", ()),
+}
+_GAUGES = {
+    "raypipe_planned_videos": "Videos in the plan, done or not.",
+    "raypipe_done_videos": "Videos of the plan that this run or an earlier one has done.",
+}
+_logger = logging.getLogger(__name__)
 
 
-def start_live(console: Console, render: Callable[[], RenderableType]) -> Live | None:
-    """Show on a terminal what ``render`` gives, again and again until it is stopped; None elsewhere."""
-    if not console.is_terminal or console.is_dumb_terminal:
-        return None
-    live = Live(
-        get_renderable=render, console=console, refresh_per_second=_REFRESH_PER_SECOND, vertical_overflow="visible"
-    )
-    live.start(refresh=True)
-    return live
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Log an error instead of raising it: a display or a counter must never end a job."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  whatever it is, the job is worth more
+        _logger.warning("The progress could not be shown: %r", error)
 
 
-def print_line(console: Console, line: str) -> None:
-    """Write one plain line, with no sign that the output cannot show."""
-    if not console.encoding.startswith("utf"):
-        line = line.replace("·", "|")
-    console.print(Text(line), soft_wrap=True)
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What a terminal shows at one moment: a bar with its label and count, and what is above and below it."""
+
+    label: str
+    completed: float = 0
+    total: float | None = None  # None while it is unknown: the bar then pulses
+    count: str = ""
+    above: Sequence[RenderableType] = ()
+    below: Sequence[RenderableType] = ()
 
 
-class Progress:
-    """Shows a record as it grows; ``update`` also adds the shard to the record, so nobody else may.
+class _Bar(rich.progress.Progress):
+    """One bar as wide as the terminal. Each refresh asks ``view`` what to show."""
 
-    On a terminal it is a live display that redraws itself. Elsewhere it is a line at the start, one at the end and one
-    per ``line_seconds`` in between, written by whichever of ``update`` and ``tick`` comes next.
+    def __init__(self, view: Callable[[], _View], console: Console) -> None:
+        self._view = view
+        super().__init__(
+            rich.progress.TextColumn("{task.description}", style="bold", markup=False),
+            rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            rich.progress.TextColumn("{task.fields[count]}", style="bold", markup=False),
+            console=console,
+            refresh_per_second=_REFRESH_PER_SECOND,
+            expand=True,
+        )
+        self.add_task("", total=None, count="")
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the lines of the display, from top to bottom."""
+        view = self._view()
+        for task in self.task_ids:  # none yet when rich asks for the first time, which is in its constructor
+            self.update(task, description=view.label, completed=view.completed, total=view.total, count=view.count)
+        yield from view.above
+        yield from super().get_renderables()
+        yield from view.below
+
+
+class _Display:
+    """What all jobs share: a bar on a terminal, and elsewhere lines with a pause of ``line_seconds`` between them."""
+
+    def __init__(self, console: Console | None, *, line_seconds: float, clock: Callable[[], float]) -> None:
+        self._console = console or Console()
+        self._line_seconds = line_seconds
+        self._clock = clock
+        self._line_at = clock()
+        self._lock = RLock()  # the thread that redraws the bar must not see half an update
+        self._bar: _Bar | None = None
+
+    def __enter__(self) -> Self:
+        self._line_at = self._clock()
+        if self._console.is_interactive:
+            with _harmless():
+                bar = _Bar(self._locked_view, self._console)
+                bar.start()
+                self._bar = bar
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with _harmless():
+                bar.stop()
+
+    @_harmless()
+    def note(self, text: str) -> None:
+        """Print a line that stays, such as that workers were restarted."""
+        self._print(visible(redact(text)), style="yellow")
+
+    def _locked_view(self) -> _View:
+        with self._lock:
+            return self._view()
+
+    def _view(self) -> _View:
+        raise NotImplementedError
+
+    def _is_line_due(self) -> bool:
+        return self._bar is None and self._clock() - self._line_at >= self._line_seconds
+
+    @_harmless()
+    def _print_line(self, parts: Iterable[str]) -> None:
+        """Print one line unless the bar says the same; empty parts are left out."""
+        self._line_at = self._clock()
+        if self._bar is None:
+            self._print(visible(" · ".join(filter(None, parts))))
+
+    def _print(self, line: str, *, style: str = "") -> None:
+        encoding = self._console.encoding
+        if not encoding.startswith("utf"):
+            line = line.replace("·", "|").encode(encoding, "backslashreplace").decode(encoding)
+        self._console.print(Text(line, style=style), soft_wrap=True)
+
+
+class Progress(_Display):
+    """Shows a batch job's record as it grows. ``update`` adds shards to the record, so nobody else may.
+
+    Plain lines are printed at the start, at the end, and by whichever of ``update`` and ``tick`` is called when one is
+    due.
     """
 
     def __init__(
         self, record: RunRecord, *, console: Console | None = None, line_seconds: float = LINE_SECONDS
     ) -> None:
+        super().__init__(console, line_seconds=line_seconds, clock=lambda: record.elapsed_seconds)
         self._record = record
-        self._console = console or Console()
-        self._line_seconds = line_seconds
-        self._line_at = 0.0
+        self._unit = unit_of(record)
         self._rate = RecentRate(record)
-        self._metrics = Metrics(
+        self._metrics = ProgressMetrics(
             num_planned_videos=record.num_planned_videos, num_resumed_videos=record.num_resumed_videos
         )
-        # Redrawing, by the display's thread or by whatever prints on this one, must not see half an update.
-        self._lock = RLock()
-        self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        self._live = start_live(self._console, self._render)
-        if self._live is None:
-            self._print_line(ended=False)
+        super().__enter__()
+        self._print_line(self._parts(ended=False))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        else:
-            self._print_line(ended=True)
+    def __exit__(self, *error: object) -> None:
+        self._print_line(self._parts(ended=True))
+        super().__exit__(*error)
 
     def update(self, summary: ShardSummary) -> None:
-        """Add one finished shard to the record, to the metrics and to what is shown."""
+        """Add one finished shard to the record, the metrics and the display."""
         with self._lock:
             self._record.add(summary)
             self._rate.update()
-        self._metrics.add(summary)
+        if self._unit == "videos":  # which the metrics count
+            with _harmless():
+                self._metrics.add(summary)
         self.tick()
 
     def tick(self) -> None:
-        """Let time pass: the driver calls this now and then while it waits for a shard."""
-        if self._live is None and self._record.elapsed_seconds - self._line_at >= self._line_seconds:
-            self._print_line(ended=False)
+        """Print a line if one is due. The driver may call this while it waits for a shard."""
+        if self._is_line_due():
+            self._print_line(self._parts(ended=False))
 
-    def _print_line(self, *, ended: bool) -> None:
-        self._line_at = self._record.elapsed_seconds
-        print_line(self._console, plain_line(self._record, self._rate, ended=ended))
+    def _parts(self, *, ended: bool) -> Iterator[str]:
+        """Yield recent rates and the time left, or mean rates and the time taken if the run has ended."""
+        record = self._record
+        units, frames = self._rate.per_second()
+        time_text = f"ETA {_format_left(self._rate.eta_seconds(), 'unknown')}"
+        if ended:
+            units, frames = record.mean_rate(record.num_videos), record.mean_rate(record.num_frames)
+            time_text = f"took {format_seconds(record.elapsed_seconds)}"
+        yield f"{record.job} {record.num_done_videos}/{record.num_planned_videos} {self._unit} ({_done_share(record)})"
+        yield from format_rates(record, units, frames)
+        yield " ".join(f"{status} {count}" for status, count in sorted_statuses(record))
+        yield plural(record.num_problems, "failed attempt") if record.num_problems else ""
+        yield f"{record.num_resumed_videos} done before" if record.num_resumed_videos else ""
+        yield time_text
 
-    def _render(self) -> RenderableType:
+    def _view(self) -> _View:
+        record = self._record
+        done, planned = record.num_done_videos, record.num_planned_videos
+        speed = [
+            *(Text(rate, "cyan") for rate in format_rates(record, *self._rate.per_second())),
+            Text(f"mean {format_rate(record.mean_rate(record.num_videos))} {self._unit}/s", "dim"),
+            Text(f"{format_seconds(record.elapsed_seconds)} elapsed", "dim"),
+            Text(f"{_format_left(self._rate.eta_seconds(), NOTHING)} left", "bold"),
+        ]
+        problems = plural(record.num_problems, "failed attempt") if record.num_problems else ""
+        before = f"{format_count(record.num_resumed_videos)} done before this run" if record.num_resumed_videos else ""
+        return _View(
+            label=record.job,
+            completed=done,
+            total=planned or None,
+            count=f"{format_count(done)}/{format_count(planned)}  {_done_share(record)}",
+            below=[Flow(speed), Flow([*status_texts(record), Text(problems, "red"), Text(before, "dim")])],
+        )
+
+
+class _Step(NamedTuple):
+    """How far a training is: ``step`` of the epoch's ``steps_per_epoch`` are done."""
+
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    loss: float
+    samples_per_second: float
+
+    @property
+    def done(self) -> float:
+        """The number of epochs done, including the fraction of this one."""
+        return self.epoch - 1 + min(1.0, self.step / max(1, self.steps_per_epoch))
+
+    @property
+    def numbers(self) -> list[str]:
+        """The loss and the speed for people."""
+        return [f"loss {format_loss(self.loss)}", f"{format_speed(self.samples_per_second)} samples/s"]
+
+
+class TrainingProgress(_Display):
+    """Shows a training of ``num_epochs`` from calls of ``step`` and ``epoch``: a table of epochs above the bar.
+
+    Plain lines are one per note, one per ``line_seconds`` within an epoch, and one per epoch; if epochs are short, only
+    some of them and the last. ``clock`` returns seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_epochs: int,
+        console: Console | None = None,
+        line_seconds: float = LINE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(console, line_seconds=line_seconds, clock=clock)
+        self._num_epochs = num_epochs
+        self._held: list[str] = []  # the last epoch's line, until one may be printed
+        self._epoch_at: float | None = None
+        self._step: _Step | None = None
+        self._began: tuple[float, float] | None = None  # the time, and how many epochs were done then
+        self._epochs: dict[int, tuple[EpochMetrics, bool]] = {}
+
+    def __exit__(self, *error: object) -> None:
+        if self._held:
+            self._print_line(self._held)
+        super().__exit__(*error)
+
+    @_harmless()
+    def step(self, epoch: int, step: int, steps_per_epoch: int, loss: float, samples_per_second: float) -> None:
+        """Show that ``step`` of the ``steps_per_epoch`` optimizer steps of ``epoch``, counted from 1, are done."""
         with self._lock:
-            return live_view(self._record, self._rate)
+            now = _Step(epoch, step, steps_per_epoch, loss, samples_per_second)
+            # Restart the clock if the training went back to a checkpoint: the steps it repeats took their time before.
+            if self._began is None or self._step is None or now.done < self._step.done:
+                self._began = (self._clock(), now.done)
+            self._step = now
+        if self._is_line_due():
+            how_far = f"epoch {epoch}/{self._num_epochs} step {step}/{steps_per_epoch}"
+            self._print_line([how_far, *now.numbers, f"ETA {_format_left(self.eta_seconds(), 'unknown')}"])
+
+    @_harmless()
+    def epoch(self, metrics: EpochMetrics, is_best: bool) -> None:  # noqa: FBT001  part of an event, never a literal
+        """Show an epoch that has ended. ``is_best``: no earlier epoch was better."""
+        with self._lock:
+            # After a restart an epoch may end twice, and the epochs after it have not been reached yet.
+            self._epochs = {number: row for number, row in self._epochs.items() if number < metrics.epoch}
+            self._epochs[metrics.epoch] = (metrics, is_best)
+        values = [(name, getattr(metrics, name)) for name in EPOCH_COLUMNS]
+        self._held = [
+            f"epoch {metrics.epoch}/{self._num_epochs}",
+            *(f"{metric_name(name)} {format_metric(name, value)}" for name, value in values if value is not None),
+            f"{format_speed(metrics.samples_per_second)} samples/s",
+            f"took {format_seconds(metrics.seconds)}",
+            "best so far" if is_best else "",
+        ]
+        if self._epoch_at is None or self._clock() - self._epoch_at >= self._line_seconds / _EPOCHS_PER_LINE:
+            self._print_line(self._held)
+            self._epoch_at, self._held = self._clock(), []
+
+    def eta_seconds(self) -> float | None:
+        """Return the seconds until the last epoch ends, including validation; None if it is too early to tell."""
+        if self._step is None or self._began is None:
+            return None
+        then, done_then = self._began
+        done, seconds = self._step.done - done_then, self._clock() - then
+        left = max(0.0, self._num_epochs - self._step.done)
+        return left * seconds / done if done > 0 and seconds > 0 else None
+
+    def _view(self) -> _View:
+        max_rows = max(1, self._console.height - _LINES_BESIDES_EPOCHS)
+        above = [epoch_table(list(self._epochs.values()), max_rows=max_rows)] if self._epochs else []
+        now = self._step
+        if now is None:
+            return _View(label="train", count="waiting for the first step", above=above)
+        left = Text(f"{_format_left(self.eta_seconds(), NOTHING)} left", "bold")
+        return _View(
+            label=f"epoch {now.epoch}/{self._num_epochs}",
+            completed=now.step,
+            total=max(1, now.steps_per_epoch),
+            count=f"{format_count(now.step)}/{format_count(now.steps_per_epoch)} steps",
+            above=above,
+            below=[Flow([*(Text(number, "cyan") for number in now.numbers), left])],
+        )
+
+
+def _format_left(seconds: float | None, unknown: str) -> str:
+    return unknown if seconds is None else format_seconds(seconds)
+
+
+def _done_share(record: RunRecord) -> str:
+    planned = record.num_planned_videos
+    return format_share(record.num_done_videos / planned) if planned else "100%"
+
+
+class RecentRate:
+    """Videos and frames per second over the last two minutes of a run, or its last eight steps if they took longer."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+        self._samples: deque[tuple[float, int, int]] = deque([self._sample()])
+
+    def update(self) -> None:
+        """Sample the record's counts, at most once per second."""
+        sample = self._sample()
+        if len(self._samples) > 1 and sample[0] - self._samples[-2][0] < 1:
+            self._samples.pop()
+        self._samples.append(sample)
+        while len(self._samples) > _RATE_MIN_SAMPLES and sample[0] - self._samples[1][0] > _RATE_WINDOW_SECONDS:
+            self._samples.popleft()
+
+    def per_second(self) -> tuple[float, float]:
+        """Return videos and frames per second up to now, so that a stall shows; 0 before any time has passed."""
+        (then, videos, frames), (now, videos_now, frames_now) = self._samples[0], self._sample()
+        seconds = now - then
+        return ((videos_now - videos) / seconds, (frames_now - frames) / seconds) if seconds > 0 else (0.0, 0.0)
+
+    def eta_seconds(self) -> float | None:
+        """Return the seconds until the plan is done at the recent rate; None while nothing has finished."""
+        left = self._record.num_planned_videos - self._record.num_done_videos
+        videos_per_second, _ = self.per_second()
+        if left <= 0:
+            return 0.0
+        return left / videos_per_second if videos_per_second > 0 else None
+
+    def _sample(self) -> tuple[float, int, int]:
+        return self._record.elapsed_seconds, self._record.num_videos, self._record.num_frames
+
+
+class ProgressMetrics:
+    """Counts shards in Prometheus while Ray runs in this process; a no-op otherwise.
+
+    Ray puts ``ray_`` in front of each name in ``_COUNTERS`` and ``_GAUGES``.
+    """
+
+    def __init__(self, *, num_planned_videos: int, num_resumed_videos: int) -> None:
+        self._num_planned_videos = num_planned_videos
+        self._num_done_videos = num_resumed_videos
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+
+    def add(self, summary: ShardSummary) -> None:
+        """Count one shard."""
+        self._num_done_videos += sum(summary.statuses.values())
+        if not _ray_is_initialized():
+            return
+        if not self._counters:
+            self._counters, self._gauges = _make_metrics()
+        self._count("raypipe_shards_total", 1)
+        self._count("raypipe_frames_total", summary.num_frames)
+        self._count("raypipe_bytes_total", summary.size_bytes)
+        self._count("raypipe_decode_wait_seconds_total", summary.wait_seconds)
+        self._count("raypipe_s3_throttles_total", summary.num_throttles)
+        for status, count in summary.statuses.items():
+            self._count("raypipe_videos_total", count, status=str(status))
+        for stage, seconds in summary.stage_seconds.items():
+            self._count("raypipe_stage_seconds_total", seconds, stage=stage)
+        # Set both each time, even the constant one: Ray forgets a gauge that is not set for some seconds.
+        self._gauges["raypipe_planned_videos"].set(self._num_planned_videos)
+        self._gauges["raypipe_done_videos"].set(self._num_done_videos)
+
+    def _count(self, name: str, value: float, **tags: str) -> None:
+        if value > 0:  # Ray rejects an increment of zero
+            self._counters[name].inc(value, tags)
+
+
+def _ray_is_initialized() -> bool:
+    ray = sys.modules.get("ray")  # whoever started Ray has imported it
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _make_metrics() -> "tuple[dict[str, Counter], dict[str, Gauge]]":
+    from ray.util.metrics import Counter, Gauge  # noqa: PLC0415  only a process that runs Ray pays for it
+
+    counters = {name: Counter(name, about, tags) for name, (about, tags) in _COUNTERS.items()}
+    return counters, {name: Gauge(name, about) for name, about in _GAUGES.items()}

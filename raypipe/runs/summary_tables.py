@@ -1,43 +1,49 @@
-"""A run record as terminal output: one plain line, a live view, and the table at the end."""
+"""The tables that jobs print: a summary at the end, as named rows, and the epochs of a training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.padding import Padding
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raypipe.records import RunRecord
-from raypipe.report.sections import flag_texts
-from raypipe.runs.rate import RecentRate
-from raypipe.status import NOT_FAILED, Status
+from raypipe.records import EpochMetrics, RunRecord, TrainingRecord
+from raypipe.status import Status
 from raypipe.text import (
-    NOTHING,
+    flag_texts,
     format_bytes,
     format_count,
+    format_metric,
     format_rate,
     format_seconds,
-    format_share,
+    format_speed,
+    metric_name,
     plural,
+    redact,
     visible,
 )
 
+EPOCH_COLUMNS = ("train_loss", "validation_loss", "accuracy", "top5_accuracy", "macro_f1")
+_SHORT_NAMES = {"train_loss": "train loss", "validation_loss": "val loss", "top5_accuracy": "top-5"}
+_MAX_EPOCHS = 8
 _MAX_LABELS = 8
-OUTCOME_STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+_OUTCOME_STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+_POPULAR = "popular"  # recommend: users whose recommendations come from popularity instead of their history
+_STATUS_STYLES: dict[str, str] = {Status.OK: "green", Status.PARTIAL: "yellow", Status.GONE: "dim", _POPULAR: "yellow"}
+_ANSWERS = {"ok": "by their history", _POPULAR: "by popularity", "error": "with an error instead of an answer"}
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Pieces of text side by side, on as many lines as they need; none is broken, and empty ones leave no gap."""
+    """Pieces of text side by side, on as many lines as needed. No piece is split, and empty ones leave no gap."""
 
     pieces: Sequence[Text]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the lines for the width at hand."""
+        """Yield the lines for the available width."""
         line = Text()
         for piece in self.pieces:
             if line.plain and piece.plain and line.cell_len + 2 + piece.cell_len > options.max_width:
@@ -49,121 +55,148 @@ class Flow:
             yield line
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Say that any width will do, down to the longest piece."""
+        """Allow any width down to the longest piece."""
         widths = [piece.cell_len for piece in self.pieces]
         return Measurement(max(widths, default=0), min(sum(widths) + 2 * len(widths), options.max_width))
 
 
-def plain_line(record: RunRecord, rate: RecentRate, *, ended: bool) -> str:
-    """Return a record as one line: recent rates and the time left, or means and the time taken where it has ended."""
-    videos, frames = rate.per_second()
-    eta_seconds = rate.eta_seconds()
-    time = f"ETA {'unknown' if eta_seconds is None else format_seconds(eta_seconds)}"
-    if ended:
-        videos, frames = record.mean_rate(record.num_videos), record.mean_rate(record.num_frames)
-        time = f"took {format_seconds(record.elapsed_seconds)}"
-    parts = [
-        f"{record.job} {record.num_done_videos}/{record.num_planned_videos} videos ({_done_share(record)})",
-        f"{format_rate(videos)} videos/s",
-        f"{format_rate(frames)} frames/s",
-        " ".join(f"{status} {count}" for status, count in _statuses(record)),
-        plural(record.num_problems, "failed attempt") if record.num_problems else "",
-        f"{record.num_resumed_videos} done before" if record.num_resumed_videos else "",
-        time,
-    ]
-    return visible(" · ".join(part for part in parts if part))
+def summary_table(rows: Iterable[Sequence[str | Text | Flow]]) -> Padding:
+    """Return rows of a name and its values as a table without lines. Rows without a value are left out.
+
+    A str may be untrusted: it is not markup, and control characters and passwords in it are not shown. Text is shown
+    unchanged.
+    """
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for name, *values in rows:
+        if any(value.pieces if isinstance(value, Flow) else value for value in values):
+            cells = (_text(value) if isinstance(value, str) else value for value in values)
+            table.add_row(Text(str(name), style="dim", no_wrap=True), *cells)
+    for column in table.columns:
+        column.overflow = "fold"
+    return Padding(table, (1, 0), expand=False)
 
 
-def final_table(record: RunRecord, *, report_uri: str = "") -> RenderableType:
-    """Return the end of a run as a table: what was done, how it ended, how fast, and where its report is."""
-    style = OUTCOME_STYLES[record.outcome]
+def final_table(record: RunRecord, *, report_uri: str = "") -> Padding:
+    """Return the table at the end of a batch run: its outcome, what it did and how fast, and where its report is."""
     before = f"  {format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
-    rows: list[tuple[str, Text | Flow]] = [
-        ("outcome", Text(record.outcome, style=f"bold {style}")),
-        ("", Text(visible(record.message), style=style)),
-        ("videos", Text(f"{format_count(record.num_videos)}{before}")),
-        ("left", Text(_left(record))),
-        ("statuses", Flow(_status_texts(record))),
-        ("noticed", Text(", ".join(flag_texts(record)), style="yellow")),
-        ("failed attempts", Text(format_count(record.num_problems) if record.num_problems else "", style="red")),
-        ("labels", Flow(_label_texts(record))),
-        ("frames", Text(format_count(record.num_frames))),
-        ("read", Text(format_bytes(record.size_bytes))),
-        ("wall time", Text(format_seconds(record.elapsed_seconds))),
-        ("rate", Text(_rates(record.mean_rate(record.num_videos), record.mean_rate(record.num_frames)))),
-        ("output", Text(visible(record.output_uri))),
-        ("report", Text(visible(report_uri), style="bold")),
-    ]
-    return named_rows(rows)
-
-
-def named_rows(rows: Iterable[tuple[str, Text | Flow]]) -> RenderableType:
-    """Return (name, value) rows as a table without lines; rows whose value is empty are left out."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False, show_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        if value.pieces if isinstance(value, Flow) else value.plain:
-            table.add_row(name, value)
-    return Padding(table, (1, 0))
-
-
-def live_view(record: RunRecord, rate: RecentRate) -> RenderableType:
-    """Return a running record as three lines: how far, how fast, and how the videos ended."""
-    videos, frames = rate.per_second()
-    mean = record.mean_rate(record.num_videos)
-    eta_seconds = rate.eta_seconds()
-    head = Table.grid(expand=True, padding=(0, 2, 0, 0))
-    head.add_column(no_wrap=True)
-    head.add_column(ratio=1)
-    head.add_column(no_wrap=True, justify="right")
-    planned, done = record.num_planned_videos, record.num_done_videos
-    bar = ProgressBar(total=max(planned, 1), completed=min(done, max(planned, 1)), pulse=not planned)
-    count = Text.assemble((f"{format_count(done)}/{format_count(planned)}", "bold"), f"  {_done_share(record)}")
-    head.add_row(Text(record.job, style="bold"), bar, count)
-    left = NOTHING if eta_seconds is None else format_seconds(eta_seconds)
-    speed = Text.assemble(
-        (_rates(videos, frames), "cyan"),
-        (f"  mean {format_rate(mean)} videos/s", "dim"),
-        (f"  {format_seconds(record.elapsed_seconds)} elapsed, ", "dim"),
-        (f"{left} left", "bold"),
-        overflow="fold",
-    )
-    before = f"{format_count(record.num_resumed_videos)} done before this run" if record.num_resumed_videos else ""
-    problems = plural(record.num_problems, "failed attempt") if record.num_problems else ""
-    notes = Flow([*_status_texts(record), Text(problems, "red"), Text(before, "dim")])
-    return Group(head, speed, notes)
-
-
-def _rates(videos_per_second: float, frames_per_second: float) -> str:
-    return f"{format_rate(videos_per_second)} videos/s  {format_rate(frames_per_second)} frames/s"
-
-
-def _done_share(record: RunRecord) -> str:
-    planned = record.num_planned_videos
-    return format_share(record.num_done_videos / planned) if planned else "100%"
-
-
-def _left(record: RunRecord) -> str:
     left = record.num_planned_videos - record.num_done_videos
-    return f"{format_count(left)}  the same command goes on with them" if left > 0 else ""
+    rates = format_rates(record, record.mean_rate(record.num_videos), record.mean_rate(record.num_frames))
+    num_frames, size = format_count(record.num_frames), format_bytes(record.size_bytes)
+    return summary_table(
+        [
+            *_outcome(record),
+            (unit_of(record), f"{format_count(record.num_videos)}{before}"),
+            ("left", f"{format_count(left)}  the same command continues with them" if left > 0 else ""),
+            ("statuses", Flow(status_texts(record))),
+            ("noticed", _text(", ".join(flag_texts(record.flags)), "yellow")),
+            ("failed attempts", _text(format_count(record.num_problems) if record.num_problems else "", "red")),
+            ("labels", Flow(_label_texts(record))),
+            *([("frames", num_frames), ("read", size)] if unit_of(record) == "videos" else []),
+            ("wall time", format_seconds(record.elapsed_seconds)),
+            ("rate", "  ".join(rates)),
+            ("output", record.output_uri),
+            ("report", _text(report_uri, "bold")),
+        ]
+    )
 
 
-def _statuses(record: RunRecord) -> list[tuple[str, int]]:
-    """Return (status, videos): failures last, and otherwise by number."""
-    return sorted(record.statuses.items(), key=lambda item: (item[0] not in NOT_FAILED, -item[1], item[0]))
+def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
+    """Return the table at the end of a training: its outcome, the metrics of the model, and where the model is."""
+    held_out = f", {format_count(record.num_validation_videos)} for validation" if record.num_validation_videos else ""
+    kept = ""
+    if record.kept is not None:
+        chosen = f", the best {record.selected_name}" if record.best_epoch is not None else ""
+        kept = f"epoch {record.kept.epoch} of {record.epochs[-1].epoch}{chosen}"
+    return summary_table(
+        [
+            *_outcome(record),
+            ("kept", kept),
+            *record.kept_metrics,
+            ("videos", f"{format_count(record.num_train_videos)} for training{held_out}"),
+            ("restarts", _text(format_count(record.num_restarts) if record.num_restarts else "", "yellow")),
+            ("wall time", format_seconds(record.elapsed_seconds)),
+            ("model", _text(record.model_uri, "bold")),
+            ("report", _text(report_uri, "bold")),
+        ]
+    )
 
 
-def _status_texts(record: RunRecord) -> list[Text]:
-    styles: dict[str, str] = {Status.OK: "green", Status.PARTIAL: "yellow", Status.GONE: "dim"}
+def recommend_table(
+    record: RunRecord, *, report_uri: str, num_users: int, statuses: Mapping[str, int], unknown_ids: str, index: str
+) -> Padding:
+    """Return the table at the end of recommend: what the output holds, and the speed of this run if it did anything."""
+    answered = [Text(f"{statuses[kind]:,} {how}") for kind, how in _ANSWERS.items() if statuses.get(kind)]
+    return summary_table(
+        [
+            ("users", format_count(num_users)),
+            ("answered", Flow(answered)),
+            ("unknown ids", unknown_ids),
+            ("index", index),
+            ("wall time", format_seconds(record.elapsed_seconds) if record.num_videos else ""),
+            ("rate", f"{format_rate(record.mean_rate(record.num_videos))} users/s" if record.num_videos else ""),
+            ("output", record.output_uri),
+            ("report", _text(report_uri, "bold")),
+        ]
+    )
+
+
+def epoch_table(rows: Sequence[tuple[EpochMetrics, bool]], *, max_rows: int = _MAX_EPOCHS) -> Table:
+    """Return the last epochs as a table. It always includes the best one, and has columns only for measured values."""
+    best = next((metrics for metrics, is_best in reversed(rows) if is_best), None)
+    shown = [metrics for metrics, _ in rows[-min(max_rows, _MAX_EPOCHS) :]]
+    if best is not None and best not in shown:
+        shown = [best, *shown[1:]]
+    names = [name for name in EPOCH_COLUMNS if any(getattr(metrics, name) is not None for metrics in shown)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="dim")
+    for heading in ("epoch", *(_SHORT_NAMES.get(name, metric_name(name)) for name in names), "samples/s"):
+        table.add_column(heading, justify="right", overflow="fold", min_width=5)
+    table.add_column("")
+    for metrics in shown:
+        table.add_row(
+            str(metrics.epoch),
+            *(format_metric(name, getattr(metrics, name)) for name in names),
+            format_speed(metrics.samples_per_second),
+            "best" if metrics is best else "",
+            style="bold green" if metrics is best else "",
+        )
+    return table
+
+
+def unit_of(record: RunRecord) -> str:
+    """Return what a job counts: ``videos`` or ``users``."""
+    return f"{record.noun}s"
+
+
+def format_rates(record: RunRecord, units_per_second: float, frames_per_second: float) -> list[str]:
+    """Return the rates of a job; only videos have frames."""
+    rates = [f"{format_rate(units_per_second)} {unit_of(record)}/s"]
+    return [*rates, f"{format_rate(frames_per_second)} frames/s"] if unit_of(record) == "videos" else rates
+
+
+def sorted_statuses(record: RunRecord) -> list[tuple[str, int]]:
+    """Return (status, count): failures last, otherwise the most frequent first."""
+    return sorted(record.statuses.items(), key=lambda item: (item[0] not in _STATUS_STYLES, -item[1], item[0]))
+
+
+def status_texts(record: RunRecord) -> list[Text]:
+    """Return the count of each status in the color of how bad it is."""
     return [
-        Text(f"{visible(status)} {format_count(count)}", style=styles.get(status, "red"))
-        for status, count in _statuses(record)
+        Text(f"{visible(status)} {format_count(count)}", style=_STATUS_STYLES.get(status, "red"))
+        for status, count in sorted_statuses(record)
     ]
+
+
+def _outcome(record: RunRecord | TrainingRecord) -> list[tuple[str, Text]]:
+    style = _OUTCOME_STYLES[record.outcome]
+    return [("outcome", _text(record.outcome, f"bold {style}")), ("", _text(record.message, style))]
 
 
 def _label_texts(record: RunRecord) -> list[Text]:
-    """The most frequent labels, and how many others there are."""
+    """Return the most frequent labels, and how many others there are."""
     texts = [Text(f"{visible(label)} {format_count(count)}") for label, count in record.labels.most_common(_MAX_LABELS)]
     others = len(record.labels) - len(texts)
     return [*texts, Text(f"and {plural(others, 'other label')}", style="dim")] if others else texts
+
+
+def _text(untrusted: str, style: str = "") -> Text:
+    return Text(visible(redact(untrusted)), style=style)

@@ -1,6 +1,8 @@
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from raypipe.config import EmbedConfig, load_config
 from raypipe.dataset.plan import StoredPlans
@@ -51,8 +53,10 @@ def test_what_would_be_marked_as_gone_is_counted_and_nothing_is_written(config: 
         found = estimate(config)
         assert (found.num_found, found.num_new) == (len(names) - num_deleted, 0)
         assert (found.num_gone, found.gone_is_refused) == (num_deleted, is_refused)
-        names_of_rows, values = (list(column.cells) for column in estimate_table(found).columns)
-        told = dict(zip(names_of_rows, map(str, values), strict=True))["gone"]
+        console = Console(width=200, file=io.StringIO())
+        with console.capture() as shown:
+            console.print(estimate_table(found))
+        told = dict(line.split(maxsplit=1) for line in shown.get().splitlines() if line.strip())["gone"]
         assert told.startswith(str(num_deleted))
         assert ("max_gone_fraction" in told) == is_refused
     assert keys(Folder(config.output)) == stored

@@ -20,7 +20,7 @@ from raypipe import cli
 from raypipe.endpoint.endpoints import NAMES
 from raypipe.endpoint.metrics import Metrics
 from raypipe.monitoring.files import DASHBOARD, SCRAPE_CONFIG, how_to_use, path_of
-from raypipe.runs import progress_metrics as of_jobs
+from raypipe.runs import progress as of_jobs
 from raypipe.status import NOT_FAILED, Status
 
 FUNCTIONS = {"avg", "histogram_quantile", "last_over_time", "max", "rate", "sum", "vector"}

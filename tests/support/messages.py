@@ -16,13 +16,11 @@ _TWO_WORDS = re.compile(r"[A-Za-z]{2,}[,:;]? \S*[A-Za-z{]")
 # Pages and displays, not errors: tests of them read what they show.
 _DISPLAYS = ("cli", "demo", "monitoring", "progress", "report")
 _DISPLAY_FILES = (
-    "view.py",
     "metrics.py",
     "progress.py",
+    "summary_tables.py",
     "haproxy_start.py",
     "haproxy.py",
-    "estimate_table.py",
-    "checks_table.py",
 )
 _CODE = ("Bearer ", "{operator}(Tensor", "pa.", "import ", "default-src ")  # begins a text that a program reads
 # A word of prose: not part of a path, key, option, command or quoted name, and not an acronym or a variable.

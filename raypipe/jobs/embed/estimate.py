@@ -4,8 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-from rich import box
-from rich.table import Table
+from rich.padding import Padding
 
 from raypipe.config import EmbedConfig
 from raypipe.dataset.plan import PlannedVideo, StoredPlans
@@ -13,6 +12,8 @@ from raypipe.jobs.embed.inputs import Planning, is_too_much, pack
 from raypipe.jobs.embed.job import EmbedSetup, prepare
 from raypipe.jobs.embed.rates import ProbeSettings, measure_rates
 from raypipe.models.backbones import resolve_dtype
+from raypipe.runs.summary_tables import summary_table
+from raypipe.text import format_seconds
 
 _PROBE_VIDEOS = 30
 # Ray's start, the actors' and the end of all, in times of what a process of the probe takes until it is ready: both are
@@ -41,13 +42,17 @@ class Estimate:
     @property
     def wall_seconds(self) -> float:
         """From the command to the last commit, every slot busy all the time that there is work."""
-        return self.start_seconds + (self.fetch_seconds + self.decode_seconds + self.embed_seconds) / self.slots
+        return self.start_seconds + sum(self.stage_seconds.values()) / self.slots
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """The seconds of each stage, without the start."""
+        return {"fetch": self.fetch_seconds, "decode": self.decode_seconds, "embed": self.embed_seconds}
 
     @property
     def bottleneck(self) -> str:
         """The stage that takes most of the time."""
-        stages = {"fetch": self.fetch_seconds, "decode": self.decode_seconds, "embed": self.embed_seconds}
-        return max(stages, key=lambda stage: stages[stage])
+        return max(self.stage_seconds, key=lambda stage: self.stage_seconds[stage])
 
 
 def estimate(config: EmbedConfig) -> Estimate:
@@ -104,38 +109,30 @@ def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None
     result.embed_seconds = scale * rates.embed_seconds
 
 
-def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Table:
-    """The estimate for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False, show_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("videos found", f"{result.num_found:,}")
-    table.add_row("new", f"{result.num_new:,}  ({result.size_bytes / 1e9:,.2f} GB in {result.num_shards:,} shards)")
-    if result.num_gone:
-        refused = "  (embed refuses so many without --set max_gone_fraction=1)" if result.gone_is_refused else ""
-        table.add_row("gone", f"{result.num_gone:,}  to be marked{refused}")
+def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Padding:
+    """Return the estimate for a terminal. ``hourly_price`` is what a machine like this one costs per hour."""
+    size = f"{result.size_bytes / 1e9:,.2f} GB in {result.num_shards:,} shards"
+    refused = "  (embed refuses so many without --set max_gone_fraction=1)" if result.gone_is_refused else ""
+    rows = [
+        ("videos found", f"{result.num_found:,}"),
+        ("new", f"{result.num_new:,}  ({size})"),
+        ("gone", f"{result.num_gone:,}  to be marked{refused}" if result.num_gone else ""),
+    ]
     if not result.num_new:
-        return table
-    table.add_row(
-        "probe", f"{result.num_probed} videos: " + ", ".join(f"{n}x {kind}" for kind, n in result.kinds.most_common(6))
-    )
-    total = result.fetch_seconds + result.decode_seconds + result.embed_seconds
-    for stage, seconds in (
-        ("fetch", result.fetch_seconds),
-        ("decode", result.decode_seconds),
-        ("embed", result.embed_seconds),
-    ):
-        table.add_row(stage, f"{_duration(seconds)} of one processor  ({seconds / max(total, 1e-9):.0%})")
-    table.add_row("bottleneck", result.bottleneck)
-    start = f"{_duration(result.start_seconds)} of it to start"
-    table.add_row("time", f"{_duration(result.wall_seconds)} on {result.slots} processors with no GPU, {start}")
-    price = f" = {hourly_price * result.wall_seconds / 3600:,.2f} at {hourly_price:g} an hour" if hourly_price else ""
-    table.add_row("cost", f"{result.wall_seconds / 3600:,.3f} machine hours{price}")
-    return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:  # noqa: PLR2004
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"  # noqa: PLR2004
+        return summary_table(rows)
+    kinds = ", ".join(f"{count}x {kind}" for kind, count in result.kinds.most_common(6))
+    total = max(sum(result.stage_seconds.values()), 1e-9)
+    start = f"{format_seconds(result.start_seconds)} of it to start"
+    hours = result.wall_seconds / 3600
+    price = f" = {hourly_price * hours:,.2f} at {hourly_price:g} an hour" if hourly_price else ""
+    rows += [
+        ("probe", f"{result.num_probed} videos: {kinds}"),
+        *(
+            (stage, f"{format_seconds(seconds)} of one processor  ({seconds / total:.0%})")
+            for stage, seconds in result.stage_seconds.items()
+        ),
+        ("bottleneck", result.bottleneck),
+        ("time", f"{format_seconds(result.wall_seconds)} on {result.slots} processors without a GPU, {start}"),
+        ("cost", f"{hours:,.3f} machine hours{price}"),
+    ]
+    return summary_table(rows)

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.padding import Padding
 
 from raypipe import schema
 from raypipe.config import IndexConfig
@@ -19,12 +20,14 @@ from raypipe.errors import ConfigError, FingerprintError
 from raypipe.jobs.index.changes import Changes, compare
 from raypipe.jobs.index.inputs import Joined, join, read_catalogue
 from raypipe.jobs.index.rows import IndexedRows, find_rows
+from raypipe.runs.summary_tables import summary_table
 from raypipe.search.build import build_version
 from raypipe.search.index import VideoIndex
 from raypipe.search.items import ITEMS
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from raypipe.storage.tables import TypedTable
+from raypipe.text import format_bytes, format_count, format_seconds, plural
 
 _OF_THE_LABELS = (schema.VIDEO_ID, schema.ETAG, schema.LABEL, schema.SCORE)
 
@@ -182,3 +185,42 @@ def _build(
 
 def _status(console: Console | None, text: str) -> AbstractContextManager[object]:
     return nullcontext() if console is None else console.status(text)
+
+
+def index_table(run: IndexRun) -> Padding:
+    """Return what the current version contains, how accurate and large it is, and what could not be indexed."""
+    made = run.manifest
+    return summary_table(
+        [
+            ("version", str(made["id"])),
+            ("videos", format_count(made["num_videos"])),
+            ("changes", _changes(run.changes)),
+            ("kind", f"{made['kind']}, {made['dim']} of {made['embedding_dim']} dimensions"),
+            ("recall@10", f"{made['recall_at_10']:.4f}"),
+            ("bytes per vector", f"{made['bytes_per_vector']:.0f}"),
+            ("size", format_bytes(sum(file["size_bytes"] for file in made["files"].values()))),
+            ("near-duplicates", plural(made["num_duplicate_groups"], "group")),
+            ("left out", _left_out(run)),
+            ("dates", "; ".join(reading.summary for reading in run.joined.readings if reading.kind == "dates")),
+            ("build time", format_seconds(made["build_seconds"])),
+        ]
+    )
+
+
+def _changes(changes: Changes | None) -> str:
+    if changes is None:
+        return ""
+    counts = f"{changes.num_new:,} new, {changes.num_changed:,} embedded again, {changes.num_deleted:,} gone"
+    return f"{counts}, other columns or labels" if changes.describes_anew else counts
+
+
+def _left_out(run: IndexRun) -> str:
+    joined = run.joined
+    counts = (
+        (run.num_left_out, "video", "whose status is not ok"),
+        (run.manifest["num_skipped"], "video", "whose embedding is zero or not finite"),
+        (joined.num_not_embedded, "catalogue row", "without an embedded video"),
+        (joined.num_uncatalogued, "video", "not in the catalogue (indexed, their columns are null)"),
+        (joined.num_unlabelled, "video", "without a label (indexed)"),
+    )
+    return "; ".join(f"{plural(count, noun)} {reason}" for count, noun, reason in counts if count)

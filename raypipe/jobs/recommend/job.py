@@ -34,6 +34,7 @@ from raypipe.runs.stages import Stage
 from raypipe.search.versions import CURRENT, Versions
 from raypipe.storage import Folder
 from raypipe.storage.tables import table_place
+from raypipe.text import plural
 
 _FORMAT = 2  # of the rows; raised by a change that old rows do not fit
 _VERSION = "index_version"  # in the settings: of whoever plans first
@@ -217,3 +218,13 @@ class RecommendOutput:
         """Return the share of ids in histories that the index does not hold."""
         counts = self.unknown.counts
         return counts["num_unknown_ids"] / counts["num_ids"] if counts.get("num_ids") else 0.0
+
+    @property
+    def unknown_ids(self) -> str:
+        """Return how many ids the index does not hold, and a few of them; empty if it holds all."""
+        counts = self.unknown.counts
+        if not counts.get("num_unknown_ids"):
+            return ""
+        share = f"{counts['num_unknown_ids']:,} of {counts['num_ids']:,} ({self.unknown_fraction:.1%})"
+        shown = ", ".join(map(repr, self.unknown.examples))
+        return f"{share}, of {plural(counts['num_users_with_unknown_ids'], 'user')}: {shown}"

@@ -24,7 +24,7 @@ from raypipe.records import TrainingRecord
 from raypipe.report import write_training_report
 from raypipe.report.model_card import model_card
 from raypipe.runs.actors import connect, reason_of
-from raypipe.runs.training_progress import TrainingProgress
+from raypipe.runs.progress import TrainingProgress
 from raypipe.storage import Folder
 
 REPORT = "report.html"

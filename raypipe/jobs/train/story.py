@@ -13,7 +13,7 @@ from raypipe.models.classifier_files import MODEL_FOLDER
 from raypipe.records import ClassMetrics, EpochMetrics, Mistake, TrainingRecord
 from raypipe.runs.actors import machine
 from raypipe.runs.job import versions
-from raypipe.runs.training_progress import TrainingProgress
+from raypipe.runs.progress import TrainingProgress
 from raypipe.storage import Folder
 
 SUMMARY = "summary.json"
