@@ -1,14 +1,16 @@
-"""The record of a run adds up and stays small, and its report shows hostile text without obeying it."""
+"""The record of a run adds up and stays small, and its report shows hostile text without interpreting it."""
 
 import io
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from base64 import b64decode, b64encode
 from dataclasses import replace
 from hashlib import sha256
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import PurePosixPath
 
@@ -292,7 +294,7 @@ def test_passwords_and_signatures_are_in_neither_file(clock: FakeClock) -> None:
 
 
 def full_record(text: str) -> RunRecord:
-    """A record with ``text`` wherever something untrusted can stand."""
+    """A record with ``text`` wherever untrusted text can occur."""
     clock = FakeClock()
     record = RunRecord(
         job=f"j{text}", command=f"c{text}", input_uri=f"i{text}", output_uri=f"o{text}", fingerprint=f"f{text}",
@@ -324,13 +326,21 @@ def test_untrusted_text_is_shown_as_it_is_with_odd_characters_visible(text: str)
     content = written(full_record(text))["report.html"]
     page = Page(content)
     for prefix in "cionsetbxgfvkpm":
-        # A long name is shortened, and whole in the title that a pointer brings up.
+        # A long name is shortened; its tooltip shows all of it.
         titles = [value for _, name, value in page.attributes if name == "title"]
         assert any(visible(f"{prefix}{text}") in shown for shown in [*page.texts, *titles]), prefix
     assert {tag for tag, _ in page.elements}.isdisjoint({"script", "iframe", "object", "embed", "link", "base", "a"})
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
-    # Only line ends of our own style sheet are not printable.
+    # Only line breaks of our own markup are not printable.
     assert "".join(page.texts).replace(page.style(), "").replace("\n", "").isprintable()
+
+
+def test_nothing_in_the_report_switches_escaping_off() -> None:
+    package = files("raypipe.report")
+    sources = [*package.iterdir(), *package.joinpath("templates").iterdir()]
+    for source in sources:
+        if source.name.endswith((".py", ".html")):
+            assert not re.search(r"\bsafe\b|Markup\(|autoescape false", source.read_text("utf-8")), source.name
 
 
 def test_the_page_loads_nothing_and_its_policy_allows_only_its_own_style() -> None:
@@ -354,13 +364,13 @@ def test_reports_of_runs_that_did_nothing_or_only_failed(clock: FakeClock) -> No
     clock.now += 1
     failed.add(shard(statuses={"missing": 4}, num_frames=0, size_bytes=0, stage_seconds={}))
     texts = Page(written(failed)["report.html"]).texts
-    assert "4 of 4 videos ended, and every one failed" in texts
+    assert "4 of 4 videos are done, and all of them failed" in texts
     assert "100% of videos" in texts
     resumed = RunRecord(clock=clock, num_planned_videos=4, num_resumed_videos=4)
     assert "All 4 videos are done" in Page(written(resumed)["report.html"]).texts
 
 
-def test_failed_attempts_at_a_shard_are_told_with_what_became_of_them(clock: FakeClock) -> None:
+def test_failed_attempts_at_a_shard_are_shown_with_their_outcome(clock: FakeClock) -> None:
     record = RunRecord(clock=clock, num_planned_videos=4)
     clock.now += 1
     record.add(shard(7, statuses={}, num_frames=0, size_bytes=0, stage_seconds={}, problem="503 Slow Down"))
@@ -376,7 +386,7 @@ def test_failed_attempts_at_a_shard_are_told_with_what_became_of_them(clock: Fak
 
 @few
 @given(st.lists(shards, max_size=10), st.floats(0, 10**6))
-def test_no_drawing_has_a_number_that_is_none(summaries: list[ShardSummary], seconds: float) -> None:
+def test_every_coordinate_in_a_chart_is_finite_and_positive(summaries: list[ShardSummary], seconds: float) -> None:
     clock = FakeClock()
     record = RunRecord(clock=clock, num_slots=3)
     clock.now += seconds
@@ -435,9 +445,10 @@ def test_errors_of_one_cause_have_one_kind() -> None:
     assert error_kind("") == ""
 
 
-@pytest.mark.parametrize("module", ["raypipe.report", "raypipe.runs"])
-def test_importing_it_loads_neither_ray_nor_torch(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'ray', 'torch', 'pyarrow', 'numpy'}} & set(sys.modules)))"
+@pytest.mark.parametrize("module", ["raypipe.records", "raypipe.report", "raypipe.report.model_card", "raypipe.runs"])
+def test_importing_it_loads_nothing_slow(module: str) -> None:
+    slow = {"ray", "torch", "pyarrow", "numpy", "jinja2", "huggingface_hub"}
+    code = f"import sys, {module}; print(sorted({slow} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "[]"
 
@@ -449,7 +460,7 @@ def test_the_labels_of_classify_are_counted_and_shown(clock: FakeClock) -> None:
     files = written(record)
     assert json.loads(files["summary.json"])["labels"] == {"cat": 3, "<dog>": 1}
     page = files["report.html"].decode()
-    assert "What the videos are" in page
+    assert "<h2>Labels</h2>" in page
     assert "&lt;dog&gt;" in page
     assert "<dog>" not in page
-    assert "What the videos are" not in written(RunRecord(clock=clock))["report.html"].decode()
+    assert "<h2>Labels</h2>" not in written(RunRecord(clock=clock))["report.html"].decode()

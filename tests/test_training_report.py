@@ -1,4 +1,4 @@
-"""The report and the card of a training say what was measured, whatever it was, and obey no text in it."""
+"""The report and the model card of a training show what was measured, and interpret no text in it."""
 
 import json
 import math
@@ -10,17 +10,17 @@ from html import unescape
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, TrainingRecord, Trial, confused_pairs
 from raypipe.report import write_training_report
-from raypipe.report.curves import MAX_POINTS, thinned
+from raypipe.report.charts import MAX_POINTS, thinned
 from raypipe.report.model_card import model_card
-from raypipe.report.training_summary import summarize_training
-from raypipe.report.training_text import format_loss, format_metric, format_parameters
-from raypipe.text import shorten, visible
+from raypipe.report.write import summarize_training
+from raypipe.text import format_loss, format_metric, format_parameters, shorten, visible
 from support.properties import examples
 from support.report_pages import HOSTILE, Page
 
@@ -47,7 +47,7 @@ def metrics_of(label: str, *, f1: float = 0.5, support: int = 4) -> ClassMetrics
 
 
 def training(num_labels: int = 3, **changes: object) -> TrainingRecord:
-    """A finished training; each label has ten validation videos, of which one is taken for the next label."""
+    """A finished training; each label has ten validation videos, and one of them is predicted as the next label."""
     names = tuple(f"label {number}" for number in range(num_labels))
     confusion = [
         [9 if row == column else int((row + 1) % num_labels == column) for column in range(num_labels)]
@@ -71,7 +71,7 @@ def masked(**changes: object) -> TrainingRecord:
 
 
 def full_training(text: str) -> TrainingRecord:
-    """A record with ``text`` wherever something untrusted can stand."""
+    """A record with ``text`` wherever untrusted text can occur."""
     names = (f"l{text}", f"p{text}")
     trial = Trial(name=f"t{text}", settings={f"k{text}": f"v{text}"}, outcome="finished", metrics=epoch(1))
     return training(
@@ -93,7 +93,7 @@ def page(record: TrainingRecord) -> Page:
     return Page(written(record)["report.html"])
 
 
-# 17 characters and a prefix are what a label of the confusion matrix has room for.
+# A label of the confusion matrix has room for 17 characters and a prefix.
 @few
 @given(st.one_of(st.text(max_size=17), st.sampled_from([text[:17] for text in HOSTILE])))
 def test_untrusted_text_never_becomes_markup(text: str) -> None:
@@ -156,8 +156,8 @@ SEVERAL = "multi_label_classification"
             "Training loss 1.000, with no validation videos",
         ),
         (masked(epochs=(), best_epoch=None, outcome="running", finished_at=None), "No epoch has ended"),
-        (training(epochs=(), best_epoch=None, outcome="failed"), "Training failed before an epoch had ended"),
-        (training(epochs=(), outcome="interrupted"), "Training was interrupted before an epoch had ended"),
+        (training(epochs=(), best_epoch=None, outcome="failed"), "Training failed before the first epoch ended"),
+        (training(epochs=(), outcome="interrupted"), "Training was interrupted before the first epoch ended"),
     ],
 )  # fmt: skip
 def test_the_headline_says_how_good_the_kept_epoch_is(record: TrainingRecord, headline: str) -> None:
@@ -168,7 +168,7 @@ def test_the_headline_says_how_good_the_kept_epoch_is(record: TrainingRecord, he
     assert f"\n{headline}.\n" in model_card(record)
 
 
-def test_a_loss_that_is_no_number_is_told_and_is_null_for_programs() -> None:
+def test_a_nan_loss_is_reported_and_is_null_in_summary_json() -> None:
     epochs = (epoch(1), epoch(2, train_loss=NAN, validation_loss=math.inf), epoch(3, train_loss=NAN))
     record = training(epochs=epochs, best_epoch=1, outcome="failed", message="The loss is not finite.")
     files = written(record)
@@ -227,11 +227,11 @@ def test_curves_have_a_legend_a_mark_at_the_kept_epoch_and_a_gap_where_a_value_i
     assert "Learning rate" not in one
 
 
-def test_what_chose_the_kept_epoch_is_named() -> None:
+def test_the_metric_that_selected_the_kept_epoch_is_named() -> None:
     for selected_by, words in (("loss", "validation loss"), ("macro_f1", "macro-F1"), ("accuracy", "accuracy")):
         record = training(selected_by=selected_by)
         assert f"the best {words}" in page(record).texts
-        assert f"Kept: epoch 2 of 3, 20 optimizer steps in, which has the best {words}" in model_card(record)
+        assert f"Kept: epoch 2 of 3, after 20 optimizer steps, which has the best {words}" in model_card(record)
     unheld = masked(epochs=(losses_only(1, validation_loss=None),), best_epoch=1, num_validation_videos=0)
     assert "the best training loss" in page(unheld).texts
 
@@ -258,14 +258,14 @@ def test_a_small_confusion_matrix_is_drawn_cell_by_cell() -> None:
     assert 'class="matrix"' in written(training(25))["report.html"].decode()
 
 
-def test_of_many_labels_the_pairs_confused_most_are_listed() -> None:
+def test_for_many_labels_the_most_confused_pairs_are_listed() -> None:
     record = training(26)
     assert record.confusion is not None
     counts = [list(row) for row in record.confusion]
     counts[7][3] = 5
     record = replace(record, confusion=counts)
     assert confused_pairs(record)[0] == ("label 7", "label 3", 5, 15)
-    content = written(record)["report.html"].decode()
+    content = written(record)["report.html"].decode().replace("\n", "")
     assert 'class="matrix"' not in content
     row = content.index("label 7</bdi><span")
     assert content[row:].startswith(
@@ -273,10 +273,10 @@ def test_of_many_labels_the_pairs_confused_most_are_listed() -> None:
     )
     assert content.index("<bdi>label 0</bdi><span") > row
     perfect = [[4 * (row == column) for column in range(26)] for row in range(26)]
-    assert "No video is predicted wrong." in page(replace(record, confusion=perfect)).texts
+    assert "All predictions are correct." in page(replace(record, confusion=perfect)).texts
 
 
-def test_labels_are_listed_from_the_worst_to_those_of_which_nothing_is_known() -> None:
+def test_labels_are_listed_worst_first_and_unmeasured_ones_last() -> None:
     rows = [metrics_of(f"label {n}", f1=1 - n / 20, support=0 if n == 19 else 3) for n in range(20)]
     content = written(training(20, classes=tuple(rows)))["report.html"].decode()
     listed = re.findall(r'<th class="wide" scope="row"><bdi>(label \d+)</bdi>', content)
@@ -308,7 +308,7 @@ def test_the_best_trial_is_the_best_by_what_selected_the_epoch(selected_by: str,
     assert training().best_trial is None
 
 
-def test_mistakes_are_shown_with_pictures_the_surest_first() -> None:
+def test_mistakes_are_shown_with_pictures_the_most_confident_first() -> None:
     mistakes = tuple(
         Mistake(video_id=f"{n}.mp4", label="dog", predicted="cat", score=n / 100, label_score=0.1, thumbnail=jpeg)
         for n, jpeg in enumerate((None, b"<svg onload=alert(1)>", JPEG + b"x" * 70_000, JPEG))
@@ -353,11 +353,11 @@ def test_summary_json_has_its_documented_keys_and_numbers() -> None:
     assert "thumbnail" not in summary["mistakes"][0]
 
 
-def test_tiles_compare_with_always_saying_one_label_and_tell_what_is_left_out() -> None:
+def test_tiles_show_the_accuracy_of_the_most_common_label_and_the_videos_left_out() -> None:
     classes = (metrics_of("cat", support=30), metrics_of("dog", support=10))
     record = training(2, classes=classes, num_unknown_labels=9, num_without_frames=3, num_restarts=1, num_workers=2)
     texts = page(record).texts
-    assert "75.0% by always saying cat" in texts
+    assert "75.0% by always predicting cat" in texts
     assert "9 without embeddings, 3 without frames" in texts
     assert "on 2 workers, 1 restart" in texts
     assert "2 of 3" in texts
@@ -386,7 +386,7 @@ MARKDOWN = [
 
 
 def holds_as_text(text: str) -> bool:
-    """Whether a card shows ``text`` wherever it can stand, and has the structure of any other card."""
+    """Return whether a card shows ``text`` literally everywhere, and has the same structure as any other card."""
     kinds, said = rendered(full_training(text))
     labels = [shorten(visible(f"{prefix}{text}".strip()), max_chars=120) for prefix in "lp"]
     codes = [shorten(visible(f"{prefix}{text}"), max_chars=240).strip() for prefix in "ebf"]
@@ -412,11 +412,17 @@ def test_the_card_tells_the_hub_what_was_measured() -> None:
     (result,) = header["model-index"][0]["results"]
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.842, "f1": 0.811}
     assert set(result) == {"task", "dataset", "metrics"}
+    card = ModelCard(model_card(training()))  # the parser of the Hub's own client
+    assert {found.metric_name: found.metric_value for found in card.data.eval_results} == {
+        "Accuracy": 0.842,
+        "Macro-F1": 0.811,
+    }
+    assert card.text.startswith("\n# GPT-2 over video frames\n")
     for record in (masked(), training(epochs=(), best_epoch=None), training(num_validation_videos=0)):
         assert "model-index" not in yaml.safe_load(model_card(record).split("---\n")[1])
 
 
-def test_the_card_lists_the_worst_labels_how_to_load_it_and_its_limits() -> None:
+def test_the_card_lists_the_worst_labels_and_how_to_load_the_model_and_its_limits() -> None:
     classes = tuple(metrics_of(f"label_{n}", f1=n / 20, support=0 if n == 19 else 3) for n in range(20))
     record = training(20, classes=classes, settings={"embedding_fingerprint": "c0ffee", "seed": 7, "output": "s3://x"})
     card = model_card(record)
@@ -427,7 +433,7 @@ def test_the_card_lists_the_worst_labels_how_to_load_it_and_its_limits() -> None
     assert "s3://x" not in unescape(card)
     assert "1 label had no validation video" in card
     assert "VideoClassifier" not in model_card(masked())
-    assert "No videos were held out" in model_card(training(num_validation_videos=0))
+    assert "There were no validation videos" in model_card(training(num_validation_videos=0))
 
 
 def test_metrics_read_without_false_precision() -> None:

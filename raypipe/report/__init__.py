@@ -1,6 +1,5 @@
-"""Render records: ``report.html``, ``summary.json`` and the model card."""
+"""Reports of runs and trainings: ``report.html``, ``summary.json`` and the model card."""
 
-from raypipe.report.training_page import write_training_report
-from raypipe.report.write import summarize, write_report
+from raypipe.report.write import summarize, write_report, write_training_report
 
 __all__ = ["summarize", "write_report", "write_training_report"]

@@ -1,102 +1,179 @@
-"""The drawings of a report as inline SVG: no script, no style attribute, colours by class."""
+"""The geometry of a report's charts, in pixels from the top left corner. ``charts.html`` draws it as SVG."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from unicodedata import east_asian_width
 
-from raypipe.report.markup import Html, join, tag
-from raypipe.text import format_rate, format_seconds
+from raypipe.records import Point
+from raypipe.text import format_rate, format_seconds, shorten, visible
 
+MAX_POINTS = 300
+MAX_LABELS = 25
+WIDE, HALF, NARROW = 920, 432, 340  # a phone has charts of its own, so that their labels keep their size
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 2, 26, 24  # pixels around the plot, for its labels
+_SAMPLE, _GAP, _CHAR = 16, 14, 6.8  # legend: a line sample, the space between two entries, about the width of a letter
+_LARGEST = 1e30  # larger values are left out like NaN, and values below its inverse count as 0
+_LABEL_CHARS = 18
+_LETTER, _WIDE_LETTER = 6.6, 12.0  # about the width of a letter of a label
+_FEW_LABELS, _LARGE_CELL, _SMALL_CELL = 12, 44, 30
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """How much per second in one span of time."""
-
-    start_seconds: float
-    end_seconds: float
-    per_second: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """Where a time and a rate stand in the drawing, in pixels."""
+class Plot:
+    """The axes of a chart: the first and last value of x, and the lowest and highest grid line of y."""
 
     width: int
     height: int
-    max_seconds: float
-    max_rate: float
+    first: float
+    last: float
+    low: float
+    high: float
+    step: float  # between two grid lines
+    left: int = 50  # the space for labels at each side
+    right: int = 2
+    top: int = 26
+    bottom: int = 24
 
-    def x(self, seconds: float) -> float:
-        return _LEFT + (self.width - _LEFT - _RIGHT) * seconds / self.max_seconds
+    @property
+    def inner_width(self) -> int:
+        return self.width - self.left - self.right
 
-    def y(self, per_second: float) -> float:
-        return self.height - _BOTTOM - (self.height - _TOP - _BOTTOM) * per_second / self.max_rate
+    @property
+    def inner_height(self) -> int:
+        return self.height - self.top - self.bottom
+
+    def x(self, value: float) -> float:
+        span = self.last - self.first
+        return self.left + self.inner_width * ((value - self.first) / span if span > 0 else 0.5)
+
+    def y(self, value: float) -> float:
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return self.top + self.inner_height * (1 - share)
+
+    def grid(self) -> Iterator[tuple[float, str]]:
+        """Yield y and label of each grid line, from the axis up."""
+        for index in range(round((self.high - self.low) / self.step) + 1):
+            value = self.low + index * self.step
+            value = 0.0 if abs(value) < self.step / 1000 else value
+            yield self.y(value), f"{value:,.10g}" if abs(value) < 1e7 else f"{value:.4g}"  # noqa: PLR2004  what fits
 
 
-def rate_chart(rates: Sequence[Rate], *, mean: float, unit: str, width: int, height: int) -> Html:
-    """Draw rates over time as steps, with both axes and a line at ``mean``; at least one rate, sizes in pixels."""
-    step = nice_step(max(rate.per_second for rate in rates), num_steps=3)
-    top = step * max(1, math.ceil(max(rate.per_second for rate in rates) / step - 1e-9))
-    scale = _Scale(width, height, max_seconds=rates[-1].end_seconds, max_rate=top)
-    edge = " ".join(
-        f"H{scale.x(rate.start_seconds):.1f}V{scale.y(rate.per_second):.1f}H{scale.x(rate.end_seconds):.1f}"
-        for rate in rates
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """What ``charts.html`` draws into a plot. ``kind`` is a class of the style sheet."""
+
+    plot: Plot
+    title: str
+    label: str  # for screen readers
+    ticks: Sequence[tuple[float, str]]  # x, label
+    strips: Sequence[tuple[float, float, str]]  # x, width, tooltip: they are invisible and cover the plot
+    lines: Sequence[tuple[str, str]]  # path, kind
+    area: str = ""  # path
+    dots: Sequence[tuple[float, float, str]] = ()  # x, y, kind
+    legend: Sequence[tuple[float, float, str, str]] = ()  # x of the sample, x of the name's end, name, kind
+    mean: tuple[float, str] | None = None  # y of a dashed line, label
+    marked: float | None = None  # x of a dashed line
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line: a value for each epoch, or None if there is none. ``kind`` is a class of the style sheet."""
+
+    name: str
+    kind: str
+    values: Sequence[float | None]
+
+    def at(self, index: int) -> float | None:
+        """Return a value if it can be drawn."""
+        value = self.values[index]
+        if value is None or not math.isfinite(value) or abs(value) > _LARGEST:
+            return None
+        return value if abs(value) * _LARGEST > 1 else 0.0
+
+
+def rate_chart(points: Sequence[Point], amounts: Sequence[float], *, unit: str, width: int, height: int) -> Chart:
+    """Draw ``amounts`` per second over time as steps, with a line at their mean. There is at least one point."""
+    seconds = points[-1].end_seconds
+    rates = [amount / point.width_seconds for point, amount in zip(points, amounts, strict=True)]
+    step, mean = nice_step(max(rates), num_steps=3), sum(amounts) / seconds
+    high = step * max(1, math.ceil(max(rates) / step - 1e-9))
+    plot = Plot(width, height, first=0, last=seconds, low=0, high=high, step=step)
+    spans = [(point.start_seconds, point.end_seconds) for point in points]
+    edge = "".join(
+        f"H{plot.x(start):.1f}V{plot.y(rate):.1f}H{plot.x(end):.1f}"
+        for (start, end), rate in zip(spans, rates, strict=True)
     )
-    base = scale.y(0)
-    area = f"M{scale.x(0):.1f},{base:.1f}{edge}V{base:.1f}Z"
-    line = f"M{scale.x(0):.1f},{scale.y(rates[0].per_second):.1f}{edge}"
-    label = f"{unit} over {format_seconds(scale.max_seconds)}; mean {format_rate(mean)}"
-    return tag(
-        "svg",
-        tag("text", unit, class_="unit", x=0, y=12),
-        _mean_line(scale, min(mean, top), mean),
-        _rate_axis(scale, step),
-        tag("path", d=area, class_="area"),
-        tag("path", d=line, class_="line"),
-        _time_axis(scale),
-        _tooltips(scale, rates, unit),
-        viewBox=f"0 0 {width} {height}",
-        width=width,
-        height=height,
-        role="img",
-        aria_label=label,
-        class_="chart",
+    # A label of the time axis needs about 70 pixels.
+    wanted = seconds / max(2, plot.inner_width // 70)
+    tick = next((step for step in _TIME_STEPS if step >= wanted), 86_400 * math.ceil(wanted / 86_400))
+    return Chart(
+        plot=plot,
+        title=unit,
+        label=f"{unit} over {format_seconds(seconds)}; mean {format_rate(mean)}",
+        ticks=[(plot.x(at), _time_label(at)) for at in range(0, int(seconds + tick * 1e-9) + 1, tick)],
+        strips=[
+            (
+                plot.x(start),
+                plot.x(end) - plot.x(start),
+                f"{format_seconds(start)} to {format_seconds(end)}: {format_rate(rate)} {unit}",
+            )
+            for (start, end), rate in zip(spans, rates, strict=True)
+        ],
+        lines=[(f"M{plot.x(0):.1f},{plot.y(rates[0]):.1f}{edge}", "main")],
+        area=f"M{plot.x(0):.1f},{plot.y(0):.1f}{edge}V{plot.y(0):.1f}Z",
+        mean=(plot.y(mean), f"mean {format_rate(mean)}"),
     )
 
 
-def stacked_bar(parts: Sequence[tuple[str, float, str]]) -> Html:
-    """Draw one bar of (class, share of one, title) parts side by side, as wide as its place."""
-    pieces, start = [], 0.0
-    for class_, share, title in parts:
-        pieces.append(
-            tag("rect", tag("title", title), x=1000 * start, y=0, width=1000 * share, height=20, class_=class_)
-        )
-        start += share
-    label = ", ".join(title for _, _, title in parts)
-    return tag(
-        "svg", *pieces, viewBox="0 0 1000 20", preserveAspectRatio="none", role="img", aria_label=label, class_="stack"
+def epoch_chart(
+    epochs: Sequence[int],
+    series: Sequence[Series],
+    *,
+    title: str,
+    marked: int | None,
+    show: Callable[[float], str],
+    bounds: tuple[float, float] | None = None,
+    width: int,
+    height: int,
+) -> Chart:
+    """Draw lines over rising ``epochs``, at least one. ``show`` formats a value for its tooltip."""
+    step, low, high = _range(series, len(epochs), bounds)
+    plot = Plot(width, height, first=epochs[0], last=epochs[-1], low=low, high=high, step=step)
+    drawn = [_line(plot, line, epochs, marked) for line in series]
+    middles = [(plot.x(left) + plot.x(right)) / 2 for left, right in pairwise(epochs)]
+    tooltips = [
+        ", ".join(f"{line.name} {show(value)}" for line in series if (value := line.values[index]) is not None)
+        for index in range(len(epochs))
+    ]
+    return Chart(
+        plot=plot,
+        title=title,
+        label=f"{title} over {len(epochs)} epochs: {', '.join(line.name for line in series)}",
+        ticks=[(plot.x(epoch), str(epoch)) for epoch in _epoch_ticks(plot, epochs)],
+        strips=[
+            (start, end - start, f"epoch {epoch}: {tooltip}")
+            for (start, end), epoch, tooltip in zip(
+                pairwise([plot.left, *middles, plot.left + plot.inner_width]), epochs, tooltips, strict=True
+            )
+        ],
+        lines=[(path, line.kind) for (path, _), line in zip(drawn, series, strict=True) if path],
+        dots=[(x, y, line.kind) for (_, dots), line in zip(drawn, series, strict=True) for x, y in dots],
+        legend=_legend([line for line in series if line.name != title.lower()], plot),
+        marked=plot.x(marked) if marked in epochs and marked is not None else None,
     )
 
 
-def share_bar(share: float, class_: str) -> Html:
-    """Draw a bar that fills ``share`` of its place; what is above nothing is seen."""
-    width = max(100 * min(share, 1.0), 1.0) if share > 0 else 0.0
-    return tag(
-        "svg",
-        tag("rect", x=0, y=0, width=100, height=8, class_="track"),
-        tag("rect", x=0, y=0, width=width, height=8, class_=class_),
-        viewBox="0 0 100 8",
-        preserveAspectRatio="none",
-        aria_hidden="true",
-        class_="share",
-    )
+def thinned(num_epochs: int, keep: int | None) -> list[int]:
+    """Return the indices of the epochs to draw: evenly spaced, with the last one and ``keep``."""
+    stride = math.ceil(num_epochs / MAX_POINTS) or 1
+    wanted = {*range(0, num_epochs, stride), num_epochs - 1}
+    return sorted(wanted if keep is None else wanted | {keep})
 
 
 def nice_step(largest: float, *, num_steps: int) -> float:
-    """Return 1, 2 or 5 times a power of ten, so that about ``num_steps`` of it reach ``largest``."""
+    """Return 1, 2 or 5 times a power of ten, so that about ``num_steps`` steps reach ``largest``."""
     if largest <= 0:
         return 1.0
     raw = largest / num_steps
@@ -104,60 +181,96 @@ def nice_step(largest: float, *, num_steps: int) -> float:
     return power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
 
 
-def _rate_axis(scale: _Scale, step: float) -> Html:
-    marks = []
-    for index in range(round(scale.max_rate / step) + 1):
-        y = scale.y(index * step)
-        marks.append(tag("line", x1=_LEFT, x2=scale.width - _RIGHT, y1=y, y2=y, class_="grid" if index else "axis"))
-        marks.append(tag("text", f"{index * step:,.10g}", x=_LEFT - 8, y=y + 4, class_="end"))
-    return join(*marks)
-
-
-def _time_axis(scale: _Scale) -> Html:
-    # One label needs about 70 pixels.
-    wanted = scale.max_seconds / max(2, (scale.width - _LEFT - _RIGHT) // 70)
-    step = next((step for step in _TIME_STEPS if step >= wanted), 86_400 * math.ceil(wanted / 86_400))
-    marks = []
-    for index in range(int(scale.max_seconds / step + 1e-9) + 1):
-        x = scale.x(index * step)
-        last = x > scale.width - _RIGHT - 12
-        marks.append(tag("text", _time_label(index * step), x=x, y=scale.height - 6, class_="end" if last else "mid"))
-    return join(*marks)
-
-
 def _time_label(seconds: int) -> str:
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
+    for size, unit, next_size in ((86_400, "d", 3600), (3600, "h", 60), (60, "m", 1)):
         if seconds >= size:
             whole, rest = divmod(seconds, size)
-            half = {86_400: 3600, 3600: 60, 60: 1}[size]
-            return f"{whole}{unit}{rest // half:02d}" if rest else f"{whole}{unit}"
+            return f"{whole}{unit}{rest // next_size:02d}" if rest else f"{whole}{unit}"
     return f"{seconds}s" if seconds else "0"
 
 
-def _mean_line(scale: _Scale, at: float, mean: float) -> Html:
-    y = scale.y(at)
-    return join(
-        tag("line", x1=_LEFT, x2=scale.width - _RIGHT, y1=y, y2=y, class_="mean"),
-        tag("text", f"mean {format_rate(mean)}", x=scale.width - _RIGHT, y=12, class_="end meanlabel"),
-    )
+def _epoch_ticks(plot: Plot, epochs: Sequence[int]) -> list[int]:
+    first, last = epochs[0], epochs[-1]
+    wanted = max(2, plot.inner_width // 55)
+    step = max(1, round(nice_step(max(last - first, 1), num_steps=wanted)))
+    return [epoch for epoch in range(first, last + 1) if epoch % step == 0 or last == first]
 
 
-def _tooltips(scale: _Scale, rates: Sequence[Rate], unit: str) -> Html:
-    return join(
-        *(
-            tag(
-                "rect",
-                tag(
-                    "title",
-                    f"{format_seconds(rate.start_seconds)} to {format_seconds(rate.end_seconds)}: "
-                    f"{format_rate(rate.per_second)} {unit}",
-                ),
-                x=scale.x(rate.start_seconds),
-                y=_TOP,
-                width=scale.x(rate.end_seconds) - scale.x(rate.start_seconds),
-                height=scale.height - _TOP - _BOTTOM,
-                class_="hit",
-            )
-            for rate in rates
-        )
-    )
+def _range(series: Sequence[Series], num_epochs: int, bounds: tuple[float, float] | None) -> tuple[float, float, float]:
+    """Return the distance between two grid lines, the lowest and the highest of them."""
+    drawn = [value for line in series for index in range(num_epochs) if (value := line.at(index)) is not None]
+    if bounds is not None:
+        return (bounds[1] - bounds[0]) / 4, *bounds
+    if not drawn:
+        return 1.0, 0.0, 1.0
+    low, high = min(drawn), max(drawn)
+    if high - low < abs(high) * 1e-3:  # an almost constant line should look constant
+        low, high = min(low, 0.0), max(high, 0.0)
+    step = nice_step(high - low, num_steps=3)
+    bottom, top = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    return step, bottom, max(top, bottom + step)
+
+
+def _line(plot: Plot, line: Series, epochs: Sequence[int], marked: int | None) -> tuple[str, list[tuple[float, float]]]:
+    """Return a path that is interrupted where a value is missing, and dots for isolated values and the marked one."""
+    path, dots, last = [], [], len(epochs) - 1
+    drawn = [line.at(index) for index in range(len(epochs))]
+    for index, value in enumerate(drawn):
+        if value is None:
+            continue
+        x, y = plot.x(epochs[index]), plot.y(value)
+        joined = index > 0 and drawn[index - 1] is not None
+        path.append(f"{'L' if joined else 'M'}{x:.1f},{y:.1f}")
+        alone = not joined and (index == last or drawn[index + 1] is None)
+        if alone or epochs[index] == marked:
+            dots.append((x, y))
+    return "".join(path), dots
+
+
+def _legend(series: Sequence[Series], plot: Plot) -> list[tuple[float, float, str, str]]:
+    """Place a sample and a name for each line, from right to left."""
+    entries, right = [], float(plot.width - plot.right)
+    for line in reversed(series):
+        sample = right - _CHAR * len(line.name) - _SAMPLE - 6
+        entries.append((sample, right, line.name, line.kind))
+        right = sample - _GAP
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class Heatmap:
+    """A confusion matrix of at most ``MAX_LABELS`` labels: a row of square cells for each true label."""
+
+    label_names: Sequence[str]
+    confusion: Sequence[Sequence[int]]
+
+    @property
+    def short_names(self) -> list[str]:
+        return [shorten(visible(name), max_chars=_LABEL_CHARS) for name in self.label_names]
+
+    @property
+    def cell(self) -> int:
+        """The size of a cell."""
+        return _LARGE_CELL if len(self.label_names) <= _FEW_LABELS else _SMALL_CELL
+
+    @property
+    def left(self) -> float:
+        """The space for the labels of the rows."""
+        return max(sum(map(_letter_width, name)) for name in self.short_names) + 12
+
+    @property
+    def slant(self) -> float:
+        """The space for the labels of the columns, which lean to the right, above the cells and next to them."""
+        return self.left * 0.72
+
+    @staticmethod
+    def short_count(count: int) -> str:
+        """Format a count in at most four characters, which fit into a cell."""
+        for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+            if count >= max(size, 10**4):
+                return f"{count // size}{unit}"
+        return str(count)
+
+
+def _letter_width(letter: str) -> float:
+    return _WIDE_LETTER if east_asian_width(letter) in "WF" else _LETTER

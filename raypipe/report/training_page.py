@@ -1,101 +1,228 @@
-"""The two files of a training's report: ``summary.json`` for programs and ``report.html`` for people."""
+"""The HTML page of a training, and the sentences that its model card shares."""
 
-import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from raypipe.records import EpochMetrics, TrainingRecord
-from raypipe.report import document, training_curves, training_sections
-from raypipe.report.markup import tag
-from raypipe.report.training_summary import summarize_training
-from raypipe.report.training_text import (
+from raypipe.records import MAX_MISTAKES, EpochMetrics, TrainingRecord, confused_pairs, is_thumbnail
+from raypipe.report.charts import HALF, MAX_LABELS, NARROW, WIDE, Chart, Heatmap, Series, epoch_chart, thinned
+from raypipe.report.templating import Tile, render_page
+from raypipe.text import (
+    finite,
+    format_count,
+    format_loss,
+    format_metric,
     format_parameters,
+    format_score,
+    format_seconds,
+    format_share,
     format_speed,
-    headline,
-    left_out,
-    measured,
-    most_common_label,
-    selected_name,
-    title,
+    heading,
+    metric_name,
+    plural,
+    shorten,
 )
-from raypipe.text import finite, format_count, format_seconds, format_share, plural, shorten
 
-_STYLES = ("style.css", "training.css")
+_MAX_PAIRS = 25
 _LABEL_CHARS = 24
+_TRIAL_METRICS = ("accuracy", "macro_f1", "validation_loss", "train_loss")
 
 
-def write_training_report(record: TrainingRecord, put: Callable[[str, bytes], object]) -> None:
-    """Give ``put`` the files ``summary.json`` and ``report.html``, one after the other, as (name, content)."""
-    summary = json.dumps(summarize_training(record), indent=2, allow_nan=False)
-    put("summary.json", f"{summary}\n".encode("ascii"))
-    put("report.html", training_page(record).encode())
+class _Curves(NamedTuple):
+    """Lines that share one chart: metrics of an epoch with their names, and how a value is shown."""
+
+    title: str
+    names: Mapping[str, str]
+    show: Callable[[float], str]
+    bounds: tuple[float, float] | None = None
+    height: int = 190
+
+
+_LOSS = _Curves("Loss", {"train_loss": "training", "validation_loss": "validation"}, format_loss)
+_SCORE = _Curves("Accuracy and macro-F1", {"accuracy": "accuracy", "macro_f1": "macro-F1"}, format_score, (0.0, 1.0))
+_RATE = _Curves("Learning rate", {"learning_rate": "learning rate"}, "{:.2g}".format, height=110)
 
 
 def training_page(record: TrainingRecord) -> str:
-    """Return the report of ``record`` as one HTML document."""
-    body = [
-        document.header(
-            job="train",
-            outcome=record.outcome,
-            headline=headline(record),
-            uris=(record.embeddings_uri, record.output_uri),
-            started_at=record.started_at,
-            elapsed_seconds=record.elapsed_seconds,
-        ),
-        tag(
-            "main",
-            training_sections.troubles(record),
-            document.tiles(_tiles(record), bad={"Left out"}),
-            training_curves.curves(record),
-            training_sections.confusion(record),
-            training_sections.mistakes(record),
-            training_sections.classes(record),
-            training_sections.trials(record),
-            training_sections.settings(record),
-        ),
-        document.footer(record.versions.get("raypipe", "")),
-    ]
-    return document.document(title=f"raypipe train: {headline(record)}", body=body, styles=_STYLES)
-
-
-def _tiles(record: TrainingRecord) -> list[tuple[str, str, str]]:
-    kept = record.kept
-    numbers = [] if kept is None else _scores(record, kept)
-    held_out = (
-        f"and {format_count(record.num_validation_videos)} for validation" if record.num_validation_videos else ""
+    """Return the report of a training as one HTML document."""
+    run = {
+        "objective": record.objective,
+        "embeddings": record.embeddings_uri,
+        "labels": record.labels_uri,
+        "output": record.output_uri,
+        "model": record.model_uri,
+    }
+    trials = [trial.metrics for trial in record.trials]
+    return render_page(
+        "training.html",
+        record,
+        job="train",
+        headline=headline(record),
+        uris=(record.embeddings_uri, record.output_uri),
+        tiles=_tiles(record),
+        bad_tile="Left out",
+        run=run,
+        loss_trouble=_loss_trouble(record),
+        curves=_curves(record),
+        confusion=_confusion(record),
+        classes=_classes(record),
+        mistakes=sorted(record.mistakes, key=lambda mistake: -finite(mistake.score))[:MAX_MISTAKES],
+        is_thumbnail=is_thumbnail,
+        trial_metrics=[name for name in _TRIAL_METRICS if any(getattr(m, name, None) is not None for m in trials)],
     )
-    numbers.append(("Training videos", format_count(record.num_train_videos), held_out))
+
+
+def headline(record: TrainingRecord) -> str:
+    """Return how good the kept checkpoint is, in one sentence."""
+    kept = record.kept
+    if kept is None:
+        ended = {"failed": "Training failed", "interrupted": "Training was interrupted"}.get(record.outcome)
+        return f"{ended} before the first epoch ended" if ended else "No epoch has ended"
+    videos = plural(record.num_validation_videos, "validation video")
+    if record.objective == "classify" and not record.several_labels and _is_number(kept.accuracy):
+        return f"{format_metric('accuracy', kept.accuracy)} of {videos} right"
+    if record.objective == "classify" and _is_number(kept.macro_f1):
+        return f"Macro-F1 {format_metric('macro_f1', kept.macro_f1)} on {videos}"
+    if kept.validation_loss is not None:
+        return f"Loss {format_loss(kept.validation_loss)} on {videos}"
+    return f"Training loss {format_loss(kept.train_loss)}, with no validation videos"
+
+
+def most_common_label(record: TrainingRecord) -> tuple[str, float] | None:
+    """Return the most common true label and the accuracy of always predicting it; None if that is meaningless."""
+    whole = sum(metrics.support for metrics in record.classes)
+    if record.several_labels or not whole:
+        return None
+    largest = max(record.classes, key=lambda metrics: metrics.support)
+    return largest.label, largest.support / whole
+
+
+def left_out(record: TrainingRecord) -> str:
+    """Return which videos could not be used for training, or nothing."""
+    counts = {"embeddings": record.num_unknown_labels, "frames": record.num_without_frames}
+    return ", ".join(f"{format_count(count)} without {what}" for what, count in counts.items() if count)
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _loss_trouble(record: TrainingRecord) -> str:
+    """Return the first epoch with a loss that is NaN or infinite, or nothing."""
+    for metrics in record.epochs:
+        for name in ("train_loss", "validation_loss"):
+            value = getattr(metrics, name)
+            if value is not None and not math.isfinite(value):
+                what = f"The {metric_name(name)} of epoch {metrics.epoch} is {format_loss(value)}"
+                return f"{what}: a smaller learning rate or float32 may help."
+    return ""
+
+
+def _tiles(record: TrainingRecord) -> list[Tile]:
+    """Return (name, number, note) of the large numbers at the top."""
+    tiles = _score_tiles(record)
+    held_out = format_count(record.num_validation_videos)
+    note = f"and {held_out} for validation" if record.num_validation_videos else ""
+    tiles.append(("Training videos", format_count(record.num_train_videos), note))
     if record.objective == "classify":
-        each = "a video may have several" if record.several_labels else "one for each video"
-        numbers.append(("Labels", format_count(len(record.label_names)), each))
+        each = "a video may have several" if record.several_labels else "one per video"
+        tiles.append(("Labels", format_count(len(record.label_names)), each))
     missing = record.num_unknown_labels + record.num_without_frames
     if missing:
-        numbers.append(("Left out", format_count(missing), left_out(record)))
+        tiles.append(("Left out", format_count(missing), left_out(record)))
     if record.num_parameters:
-        numbers.append(("Parameters", format_parameters(record.num_parameters), _trained(record)))
-    if kept is not None:
-        rates = [finite(metrics.samples_per_second) for metrics in record.epochs]
-        numbers.append(("Samples per second", format_speed(sorted(rates)[len(rates) // 2]), "median of the epochs"))
+        everything = record.num_trainable_parameters == record.num_parameters
+        trained = "all" if everything else format_parameters(record.num_trainable_parameters)
+        tiles.append(("Parameters", format_parameters(record.num_parameters), f"{trained} trained"))
+    if record.epochs:
+        speeds = sorted(finite(metrics.samples_per_second) for metrics in record.epochs)
+        tiles.append(("Samples per second", format_speed(speeds[len(speeds) // 2]), "median over epochs"))
     restarts = f", {plural(record.num_restarts, 'restart')}" if record.num_restarts else ""
     workers = f"on {plural(record.num_workers, 'worker')}{restarts}"
-    numbers.append(("Wall time", format_seconds(record.elapsed_seconds), workers))
-    return numbers
+    return [*tiles, ("Wall time", format_seconds(record.elapsed_seconds), workers)]
 
 
-def _scores(record: TrainingRecord, kept: EpochMetrics) -> list[tuple[str, str, str]]:
-    notes = {"macro-F1": "mean over the labels"}
+def _score_tiles(record: TrainingRecord) -> list[Tile]:
+    kept = record.kept
+    if kept is None:
+        return []
+    notes = {"macro-F1": "mean over labels"}
     common = most_common_label(record)
     if common is not None:
         label, share = common
-        notes["accuracy"] = f"{format_share(share)} by always saying {shorten(label, max_chars=_LABEL_CHARS)}"
+        notes["accuracy"] = f"{format_share(share)} by always predicting {shorten(label, max_chars=_LABEL_CHARS)}"
     if record.several_labels:
-        notes["accuracy"] = "videos with every label right"
-    numbers = [(title(name), number, notes.get(name, "")) for name, number in measured(record, kept)]
+        notes["accuracy"] = "videos with all labels correct"
+    tiles = [(heading(name), number, notes.get(name, "")) for name, number in record.kept_metrics]
     last = record.epochs[-1].epoch
-    chosen = f"the best {selected_name(record)}" if record.best_epoch is not None else "the last one"
-    return [*numbers, ("Kept epoch", f"{kept.epoch} of {last}" if last > 1 else f"{kept.epoch}", chosen)]
+    chosen = f"the best {record.selected_name}" if record.best_epoch is not None else "the last one"
+    return [*tiles, ("Kept epoch", f"{kept.epoch} of {last}" if last > 1 else f"{kept.epoch}", chosen)]
 
 
-def _trained(record: TrainingRecord) -> str:
-    if record.num_trainable_parameters == record.num_parameters:
-        return "all trained"
-    return f"{format_parameters(record.num_trainable_parameters)} trained"
+def _curves(record: TrainingRecord) -> Mapping[str, object] | None:
+    """Return the charts, and the epochs and metrics of the table below them."""
+    numbers = [metrics.epoch for metrics in record.epochs]
+    if not numbers:
+        return None
+    kept = numbers.index(record.best_epoch) if record.best_epoch in numbers else None
+    epochs = [record.epochs[index] for index in thinned(len(numbers), kept)]
+    scored = any(getattr(metrics, name) is not None for metrics in epochs for name in _SCORE.names)
+    row = [(_LOSS, HALF), (_SCORE, HALF)] if scored else [(_LOSS, WIDE)]
+    rows = [row, [(_RATE, WIDE)]] if len(epochs) > 1 else [row]
+    note = "Measured after each epoch."
+    if record.best_epoch is not None:
+        note += f" Epoch {record.best_epoch} (dotted line) has the best {record.selected_name} and is kept."
+    measured = [name for name in record.metric_names if any(getattr(metrics, name) is not None for metrics in epochs)]
+    return {
+        "charts": [
+            [[_chart(curves, epochs, record.best_epoch, pixels) for pixels in (width, NARROW)] for curves, width in row]
+            for row in rows
+        ],
+        "note": note,
+        "epochs": epochs,
+        "metrics": measured,
+    }
+
+
+def _chart(curves: _Curves, epochs: Sequence[EpochMetrics], marked: int | None, width: int) -> Chart:
+    values = {name: [getattr(metrics, name) for metrics in epochs] for name in curves.names}
+    present = [name for name in values if any(value is not None for value in values[name])]
+    series = [Series(curves.names[name], "main" if name == present[-1] else "other", values[name]) for name in present]
+    numbers = [metrics.epoch for metrics in epochs]
+    return epoch_chart(
+        numbers,
+        series,
+        title=curves.title,
+        marked=marked,
+        show=curves.show,
+        bounds=curves.bounds,
+        width=width,
+        height=curves.height,
+    )
+
+
+def _confusion(record: TrainingRecord) -> Mapping[str, object] | None:
+    """Return the whole matrix if it is small enough to be drawn, else the pairs of labels that are confused most."""
+    if not record.confusion or not any(map(any, record.confusion)):
+        return None
+    if len(record.label_names) <= MAX_LABELS:
+        note = "Rows are true labels, columns are predicted labels. The color shows the share of the row."
+        heatmap = Heatmap(record.label_names, record.confusion)
+        return {"title": "Confusion matrix", "heatmap": heatmap, "pairs": [], "note": note}
+    pairs = confused_pairs(record)
+    shown = pairs[:_MAX_PAIRS]
+    most = f"The {len(shown)} most frequently confused of {plural(len(pairs), 'pair')}"
+    note = f"{most}, with the share of the true label's videos." if pairs else ""
+    return {"title": "Confused labels", "heatmap": None, "pairs": shown, "note": note}
+
+
+def _classes(record: TrainingRecord) -> Mapping[str, object] | None:
+    """Return the labels from the worst to the best; those without a validation video are last."""
+    if not record.classes:
+        return None
+    missing = sum(not metrics.support for metrics in record.classes)
+    note = "On the validation videos, worst F1 first."
+    if missing:
+        note += f" Nothing is known about {plural(missing, 'label')} without a validation video."
+    ranked = sorted(record.classes, key=lambda metrics: (not metrics.support, finite(metrics.f1)))
+    return {"rows": ranked, "note": note}

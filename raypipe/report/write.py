@@ -6,114 +6,170 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from raypipe.records import RunRecord
-from raypipe.report.page import page
+from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, RunRecord, TrainingRecord, confused_pairs
+from raypipe.report.run_page import run_page
+from raypipe.report.training_page import training_page
 from raypipe.text import redact
 
 FORMAT = 1
+_MAX_CONFUSION_LABELS = 100
+_MAX_PAIRS = 100
 
 
 def write_report(record: RunRecord, put: Callable[[str, bytes], object]) -> None:
-    """Give ``put`` the files ``summary.json`` and ``report.html``, one after the other, as (name, content)."""
-    summary = json.dumps(summarize(record), indent=2, allow_nan=False)
-    put("summary.json", f"{summary}\n".encode("ascii"))
-    put("report.html", page(record).encode())
+    """Pass ``summary.json`` and then ``report.html`` to ``put``, as (name, content)."""
+    _write(summarize(record), run_page(record), put)
+
+
+def write_training_report(record: TrainingRecord, put: Callable[[str, bytes], object]) -> None:
+    """Pass ``summary.json`` and then ``report.html`` to ``put``, as (name, content)."""
+    _write(summarize_training(record), training_page(record), put)
+
+
+def _write(summary: Mapping[str, object], page: str, put: Callable[[str, bytes], object]) -> None:
+    put("summary.json", f"{json.dumps(summary, indent=2, allow_nan=False)}\n".encode("ascii"))
+    put("report.html", page.encode())
 
 
 def summarize(record: RunRecord) -> dict[str, object]:
-    """Return the content of ``summary.json``: numbers of this run only, but for planned, resumed, done and remaining.
+    """Return the content of ``summary.json``: numbers of this run only, except planned, resumed, done and remaining.
 
-    Always these keys, of which new ones may be added and none renamed without raising ``format``:
+    It always has these keys. New keys may be added; renaming one requires a higher ``format``:
 
     - ``format`` (1), ``job``, ``command``, ``input_uri``, ``output_uri``, ``plans`` (list of int), ``fingerprint``
     - ``outcome`` (running, finished, failed, interrupted), ``message``, ``started_at`` and ``finished_at`` (UTC,
       ISO 8601; ``finished_at`` is null while running), ``elapsed_seconds`` (wall time)
     - ``num_planned_videos``, ``num_resumed_videos``, ``num_done_videos``, ``num_remaining_videos``
     - ``num_videos``, ``num_failed_videos``, ``num_frames``, ``size_bytes`` (video read), ``num_shards``
-      (finished), ``num_already_committed_shards``, ``num_problems`` (attempts at a shard that failed, even where a
-      later one finished it), ``statuses`` (status → videos), ``labels`` (of classify: best label → videos),
-      ``flags`` (of embed: ``num_corrupt_videos``, ``num_corrupt_frames``, ``num_interlaced_videos``,
-      ``num_repaired_timelines``; those that are 0 are left out)
+      (finished), ``num_already_committed_shards``, ``num_problems`` (failed attempts at a shard, even if a later
+      attempt finished it), ``statuses`` (status → videos), ``labels`` (classify: best label → videos),
+      ``flags`` (embed: ``num_corrupt_videos``, ``num_corrupt_frames``, ``num_interlaced_videos``,
+      ``num_repaired_timelines``; without those that are 0)
     - ``videos_per_second``, ``frames_per_second``, ``bytes_per_second``: means over ``elapsed_seconds``
     - ``num_slots``, ``stage_seconds`` (stage → seconds of all slots together), ``idle_seconds`` (null: unknown)
     - ``timeline``: ``bucket_seconds`` and the lists ``num_shards``, ``num_videos``, ``num_failed``, ``num_frames``,
-      ``size_bytes``, one entry per bucket from the start on
+      ``size_bytes``, with one entry per bucket from the start on
     - ``slowest_videos``, ``failures``: the first of them, as ``video_id``, ``status``, ``error``, ``seconds``
     - ``failure_kinds``: ``status``, ``kind``, ``num_videos`` of the failures that the shards named
     - ``problems`` (list of lines), ``settings``, ``versions``, ``machine``
     """
-    finished_at = None if record.finished_at is None else utc(record.finished_at)
+    counters = ("num_shards", "num_videos", "num_failed", "num_frames", "size_bytes")
+    buckets = record.timeline.buckets
     return {
         "format": FORMAT,
-        "job": record.job,
-        "command": redact(record.command),
-        "input_uri": redact(record.input_uri),
-        "output_uri": redact(record.output_uri),
-        "plans": list(record.plans),
-        "fingerprint": record.fingerprint,
-        "outcome": record.outcome,
-        "message": record.message,
-        "started_at": utc(record.started_at),
-        "finished_at": finished_at,
-        "elapsed_seconds": record.elapsed_seconds,
-        **_counts(record),
-        "timeline": _timeline(record),
-        "slowest_videos": [asdict(note) for note in record.slowest],
-        "failures": [asdict(note) for note in record.failures],
-        "failure_kinds": [
-            {"status": status, "kind": kind, "num_videos": count}
-            for (status, kind), count in record.failure_kinds.most_common()
-        ],
-        "problems": record.problems,
-        "settings": plain(record.settings),
-        "versions": plain(record.versions),
-        "machine": plain(record.machine),
-    }
-
-
-def _counts(record: RunRecord) -> dict[str, object]:
-    return {
-        "num_planned_videos": record.num_planned_videos,
-        "num_resumed_videos": record.num_resumed_videos,
-        "num_done_videos": record.num_done_videos,
+        **_named(record, "job", "command", "input_uri", "output_uri", "plans", "fingerprint", "outcome", "message"),
+        **_times(record),
+        **_named(record, "num_planned_videos", "num_resumed_videos", "num_done_videos"),
         "num_remaining_videos": max(0, record.num_planned_videos - record.num_done_videos),
-        "num_videos": record.num_videos,
-        "num_failed_videos": record.num_failed_videos,
-        "num_frames": record.num_frames,
-        "size_bytes": record.size_bytes,
-        "num_shards": record.num_shards,
-        "num_already_committed_shards": record.num_already_committed_shards,
-        "num_problems": record.num_problems,
+        **_named(record, "num_videos", "num_failed_videos", "num_frames", "size_bytes", "num_shards"),
+        **_named(record, "num_already_committed_shards", "num_problems"),
         "statuses": dict(record.statuses.most_common()),
         "labels": dict(record.labels.most_common()),
         "flags": {name: count for name, count in sorted(record.flags.items()) if count},
         "videos_per_second": record.mean_rate(record.num_videos),
         "frames_per_second": record.mean_rate(record.num_frames),
         "bytes_per_second": record.mean_rate(record.size_bytes),
-        "num_slots": record.num_slots,
-        "stage_seconds": dict(record.stage_seconds),
-        "idle_seconds": record.idle_seconds,
+        **_named(record, "num_slots", "stage_seconds", "idle_seconds"),
+        "timeline": {
+            "bucket_seconds": record.timeline.bucket_seconds,
+            **{counter: [getattr(bucket, counter) for bucket in buckets] for counter in counters},
+        },
+        "slowest_videos": [asdict(note) for note in record.slowest],
+        "failures": [asdict(note) for note in record.failures],
+        "failure_kinds": [
+            {"status": status, "kind": kind, "num_videos": count}
+            for (status, kind), count in record.failure_kinds.most_common()
+        ],
+        **_named(record, "problems", "settings", "versions", "machine"),
     }
 
 
-def _timeline(record: RunRecord) -> dict[str, object]:
-    buckets = record.timeline.buckets
-    counters = ("num_shards", "num_videos", "num_failed", "num_frames", "size_bytes")
-    lists = {counter: [getattr(bucket, counter) for bucket in buckets] for counter in counters}
-    return {"bucket_seconds": record.timeline.bucket_seconds, **lists}
+def summarize_training(record: TrainingRecord) -> dict[str, object]:
+    """Return the content of a training's ``summary.json``.
+
+    It always has these keys. New keys may be added; renaming one requires a higher ``format``:
+
+    - ``format`` (1), ``job`` (train), ``objective``, ``problem_type``, ``command``, ``embeddings_uri``,
+      ``labels_uri``, ``output_uri``, ``model_uri``
+    - ``outcome`` (running, finished, failed, interrupted), ``message``, ``started_at`` and ``finished_at`` (UTC,
+      ISO 8601; ``finished_at`` is null while running), ``elapsed_seconds``
+    - ``num_labels``, ``label_names``, ``num_train_videos``, ``num_validation_videos``, ``num_unknown_labels`` (videos
+      with a label but without embeddings), ``num_without_frames``, ``num_parameters``, ``num_trainable_parameters``,
+      ``num_workers``, ``num_restarts``
+    - ``epochs``: as ``epoch``, ``step``, ``train_loss``, ``validation_loss``, ``accuracy``, ``top5_accuracy``,
+      ``macro_f1``, ``learning_rate``, ``samples_per_second``, ``seconds``; null: not measured, NaN or infinite
+    - ``best_epoch``, ``selected_by``, ``metrics`` (the kept epoch again; null: no epoch ended)
+    - ``confusion``: rows true, columns predicted; null if videos have several labels, or for more than 100 labels
+    - ``confused_pairs``: at most 100 of ``label``, ``predicted``, ``num_videos``
+    - ``classes``: ``label``, ``support``, ``predicted``, ``precision``, ``recall``, ``f1``
+    - ``mistakes``: ``video_id``, ``label``, ``predicted``, ``score``, ``label_score``
+    - ``trials``: ``name``, ``settings``, ``outcome``, ``best_epoch``, ``metrics``, ``is_best``
+    - ``settings``, ``versions``, ``machine``
+    """
+    is_small = record.confusion is not None and len(record.confusion) <= _MAX_CONFUSION_LABELS
+    pairs, best_trial = confused_pairs(record)[:_MAX_PAIRS], record.best_trial
+    return {
+        "format": FORMAT,
+        "job": "train",
+        **_named(record, "objective", "problem_type", "command", "embeddings_uri", "labels_uri", "output_uri"),
+        **_named(record, "model_uri", "outcome", "message"),
+        **_times(record),
+        "num_labels": len(record.label_names),
+        "label_names": list(record.label_names),
+        **_named(record, "num_train_videos", "num_validation_videos", "num_unknown_labels", "num_without_frames"),
+        **_named(record, "num_parameters", "num_trainable_parameters", "num_workers", "num_restarts"),
+        "epochs": [_numbers(metrics) for metrics in record.epochs],
+        **_named(record, "best_epoch", "selected_by"),
+        "metrics": _numbers(record.kept),
+        "confusion": [list(map(int, row)) for row in record.confusion or ()] if is_small else None,
+        "confused_pairs": [
+            {"label": label, "predicted": predicted, "num_videos": int(count)} for label, predicted, count, _ in pairs
+        ],
+        "classes": [_numbers(metrics) for metrics in record.classes],
+        "mistakes": [_numbers(mistake) for mistake in record.mistakes[:MAX_MISTAKES]],
+        "trials": [
+            {
+                **_named(trial, "name", "settings", "outcome", "best_epoch"),
+                "metrics": _numbers(trial.metrics),
+                "is_best": trial is best_trial,
+            }
+            for trial in record.trials
+        ],
+        **_named(record, "settings", "versions", "machine"),
+    }
 
 
-def utc(unix_seconds: float) -> str:
-    """Return Unix time in ISO 8601, UTC."""
+def _named(record: object, *names: str) -> dict[str, object]:
+    return {name: _plain(getattr(record, name)) for name in names}
+
+
+def _times(record: RunRecord | TrainingRecord) -> dict[str, object]:
+    return {
+        "started_at": _utc(record.started_at),
+        "finished_at": None if record.finished_at is None else _utc(record.finished_at),
+        "elapsed_seconds": record.elapsed_seconds,
+    }
+
+
+def _utc(unix_seconds: float) -> str:
     return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds")
 
 
-def plain(value: object) -> object:
-    """Return ``value`` as JSON can hold it: a report is never lost to an unusual setting."""
+def _numbers(row: EpochMetrics | ClassMetrics | Mistake | None) -> dict[str, object] | None:
+    """Return a row without its picture; floats that JSON does not support are null."""
+    if row is None:
+        return None
+    values = {name: value for name, value in asdict(row).items() if name != "thumbnail"}
+    nan = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {name: None if name in nan else value for name, value in values.items()}
+
+
+def _plain(value: object) -> object:
+    """Return ``value`` as JSON supports it, so that an unusual setting never prevents a report."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return redact(str(value))

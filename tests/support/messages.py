@@ -21,6 +21,7 @@ _DISPLAY_FILES = (
     "summary_tables.py",
     "haproxy_start.py",
     "haproxy.py",
+    "text.py",
 )
 _CODE = ("Bearer ", "{operator}(Tensor", "pa.", "import ", "default-src ")  # begins a text that a program reads
 # A word of prose: not part of a path, key, option, command or quoted name, and not an acronym or a variable.

@@ -1,4 +1,4 @@
-"""A report's page taken apart, and text that it must survive."""
+"""A parser for the pages of reports, and hostile text to put into them."""
 
 from html.parser import HTMLParser
 
@@ -19,7 +19,7 @@ HOSTILE = [
 
 
 class Page(HTMLParser):
-    """A report taken apart: its elements with their attributes, and the text of each kind of element."""
+    """A parsed report: its elements, their attributes, and its texts."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(convert_charrefs=True)
