@@ -21,10 +21,10 @@ from _common import describe_machine, print_table
 
 from raypipe.config import IndexSettings
 from raypipe.search.ann import Ann
-from raypipe.search.duplicates import duplicate_groups
-from raypipe.search.exact import neighbours
+from raypipe.search.build import duplicate_groups
+from raypipe.search.calibration import trial_queries
 from raypipe.search.filters import Eligible
-from raypipe.search.trials import trial_queries
+from raypipe.search.vectors import neighbors
 
 TARGET = 0.95
 ROWS = 50_000
@@ -62,7 +62,7 @@ def measure(ann: Ann, vectors: Vectors, *, eligible: Eligible | None, num_querie
     """Recall@10, queries a second of processor time, and the 99th percentile in milliseconds of wall time."""
     queries = trial_queries(vectors, count=num_queries, seed=SEED)
     allowed = np.arange(len(vectors)) if eligible is None else eligible.positions()
-    truth = allowed[neighbours(vectors if eligible is None else vectors[allowed], queries, top_k=10)]
+    truth = allowed[neighbors(vectors if eligible is None else vectors[allowed], queries, top_k=10)]
     for query in queries[:50]:
         ann.search(query[None], top_k=10, eligible=eligible)
     found, seconds = [], []
@@ -82,7 +82,7 @@ def selections(count: int) -> dict[str, Eligible | None]:
     found: dict[str, Eligible | None] = {"100 %": None}
     for part in (0.1, 0.01, 0.001):
         mask = chance.random(count) < part
-        found[f"{100 * part:g} %"] = Eligible(np.packbits(mask, bitorder="little"), int(mask.sum()), count)
+        found[f"{100 * part:g} %"] = Eligible.of(mask)
     return found
 
 
@@ -97,7 +97,10 @@ def run(vectors: Vectors, options: argparse.Namespace) -> None:
         groups = duplicate_groups(ann, vectors, cosine=IndexSettings().duplicate_cosine)
         group_seconds = time.perf_counter() - start
         num_groups = len(np.unique(groups[groups >= 0]))
-        sizes = (f"{ann.nlist:,}", str(ann.nprobe), f"{ann.bytes_per_vector:.0f}")
+        with tempfile.NamedTemporaryFile() as file:
+            ann.save(Path(file.name))
+            bytes_per_vector = Path(file.name).stat().st_size / len(vectors)
+        sizes = (f"{ann.nlist:,}", str(ann.nprobe), f"{bytes_per_vector:.0f}")
         built.append((ann.kind, f"{build_seconds:.0f}", *sizes, f"{num_groups:,}", f"{group_seconds:.0f}"))
         for name, eligible in selections(len(vectors)).items():
             recall, qps, slow = measure(ann, vectors, eligible=eligible, num_queries=options.queries)

@@ -59,9 +59,8 @@ class Live:
 
     def warm(self) -> None:
         """Answer once, so that no request waits for what is made at first use."""
-        items = self.index.items
         history = (self.index.items.row(0)[schema.VIDEO_ID],) if self.num_videos else ()
-        items.find("a", {}, offset=0, limit=1)
+        self.index.find("a", {}, offset=0, limit=1)
         self.recommended(self.index.recommend(Query(history=history, top_k=10)))
         self.recommended(self.index.recommend(Query(top_k=10)))
         _ = self.facts

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from raypipe.search.fetching import cache_folder
+from raypipe.search.versions import cache_folder
 
 _KEPT = 3  # versions: the live one, one to go back to, one that another replica may still be loading
 

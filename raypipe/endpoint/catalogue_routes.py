@@ -69,7 +69,7 @@ class CatalogueRoutes:
         filters = {name: value for name, value in named.items() if value}
 
         def find() -> bytes:
-            positions, total = live.index.items.find(text or None, filters, offset=offset, limit=limit)
+            positions, total = live.index.find(text or None, filters, offset=offset, limit=limit)
             return live.videos(positions, total)
 
         return JsonResponse(await self._service.lane.run("find" if text or filters else "list", find))

@@ -1,116 +1,116 @@
-"""The nearest vectors to a query, among all or those that filters leave: faiss finds them, exact scores rank them.
+"""Find the nearest vectors to a query, among all videos or the eligible ones: faiss finds them, exact scores rank them.
 
-A query is answered alone, in one thread, whatever others it comes with: so a batch gives what each alone would give.
+Each query is answered alone and in one thread, so that a batch returns the same results as its queries one by one.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 
 from raypipe.config import IndexSettings
 from raypipe.errors import IndexVersionError
-from raypipe.search import quantised
-from raypipe.search.exact import ROUNDING, Floats, Positions, Vectors, best, dots
+from raypipe.search.calibration import RANK, Trials, least_nprobe, make_trials
 from raypipe.search.filters import Eligible
-from raypipe.search.quantised import FaissIndex, Kind
-from raypipe.search.trials import RANK, least_nprobe, make_trials
+from raypipe.search.vectors import ROUNDING, Floats, Positions, Ranked, Vectors, best, dots, widen
 
-SCANNED = 5_000  # so few eligible vectors are compared one by one, sooner than faiss has found the best of them
-_CODES_PER_VECTOR = 16  # that faiss passes over, most of them not eligible, in the time of one such comparison
-_POOL: dict[Kind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (10, 400)}  # times top_k, plus
-_NEARLY_ALL = 0.9  # of the vectors: what so weak a filter leaves is searched as if there were none
-_CHANGE = 0.05  # of the results, that more lists may still exchange when they are enough
+IndexKind: TypeAlias = Literal["flat", "ivf_sq8", "compact"]
+FaissIndex: TypeAlias = Any
+_faiss: Any = faiss  # its types describe the C++ functions, not the Python wrappers
 
-Ranked: TypeAlias = tuple[Floats, Positions]  # scores and positions, the best first
+SCANNED = 5_000  # so few eligible vectors are compared one by one: that is faster than faiss
+_CODES_PER_VECTOR = 16  # ineligible codes that faiss skips in the time of one exact comparison
+_POOL: dict[IndexKind, tuple[int, int]] = {
+    "flat": (1, 8),
+    "ivf_sq8": (1, 30),
+    "compact": (10, 400),
+}  # · top_k, plus
+_NEARLY_ALL = 0.9  # a filter that keeps more of the vectors than this is searched as if there were none
+_CHANGE = 0.05  # stop when more lists replace at most this fraction of the results
 _NOTHING: Ranked = np.empty(0, np.float32), np.empty(0, np.int64)
+
+_FILL_ROWS = 65_536  # rows widened to float32 at a time
+_POINTS_PER_LIST = 64  # that k-means learns a list from: more take longer and do not help
+_FEWEST = 64  # vectors needed to learn lists and codes
+_PARTS = (4, 3, 2, 1)  # numbers encoded together in 4 bits by "compact": the first that divides the dimension
 
 
 class Ann:
-    """Approximate nearest neighbours by the dot product; any thread may search."""
+    """Approximate nearest neighbors by dot product. Searches are thread-safe."""
 
-    def __init__(
-        self,
-        index: FaissIndex,
-        vectors: Vectors,
-        *,
-        nprobe: int,
-        trained_on: int | None = None,
-        recall_at_10: float = math.nan,
-    ) -> None:
+    def __init__(self, index: FaissIndex, vectors: Vectors, *, nprobe: int, recall_at_10: float = math.nan) -> None:
         self._index = index
-        self._vectors = vectors.view(np.ndarray)  # rows of a memmap are slower to take
-        self.kind: Kind = quantised.kind_of(index)
+        self._vectors = vectors.view(np.ndarray)  # taking rows of a memmap is slower
+        self.kind = _kind_of(index)
         self.nlist = 1 if self.kind == "flat" else int(index.nlist)
         self.nprobe = min(nprobe, self.nlist)
-        self.trained_on = len(vectors) if trained_on is None else trained_on
         self.recall_at_10 = recall_at_10
 
-    @staticmethod
-    def kind_for(num_videos: int, *, settings: IndexSettings) -> Kind:
-        """The kind that ``build`` makes of so many vectors."""
-        return quantised.kind_for(num_videos, settings)
-
     @classmethod
-    def build(cls, vectors: Vectors, *, settings: IndexSettings, base: "Ann | None" = None) -> "Ann":
-        """Index vectors ``[N, d]`` of unit length; with ``base`` as that has learned to, where it is of the same kind.
+    def build(cls, vectors: Vectors, *, settings: IndexSettings, base: Self | None = None) -> Self:
+        """Index vectors ``[N, d]`` of unit length, reusing what ``base`` has learned if it has the same kind.
 
-        ``nprobe`` becomes the least that finds 98 % of the true neighbours of a sample of queries.
+        ``nprobe`` becomes the smallest that finds 98 % of the true neighbors of a sample of queries.
         """
-        kind = quantised.kind_for(len(vectors), settings)
+        kind = kind_for(len(vectors), settings)
         if base is not None and (base.kind, base.dim) == (kind, vectors.shape[1]):
-            index, trained_on = quantised.emptied(base._index), base.trained_on  # noqa: SLF001 - of its own class
+            index = _faiss.clone_index(base._index)  # noqa: SLF001 - its own class
+            index.reset()
         else:
-            index, trained_on = quantised.new_index(vectors, kind=kind, seed=settings.seed), len(vectors)
-        quantised.fill(index, vectors)
-        ann = cls(index, vectors, nprobe=1, trained_on=trained_on)
+            index = _train(vectors, kind=kind, seed=settings.seed)
+        for start in range(0, len(vectors), _FILL_ROWS):
+            index.add(widen(vectors[start : start + _FILL_ROWS]))
+        ann = cls(index, vectors, nprobe=1)
         ann._calibrate(settings.seed)
         return ann
 
+    def _calibrate(self, seed: int) -> None:
+        """Choose ``nprobe`` and measure the recall."""
+        choose, measure = make_trials(self._vectors, seed=seed)
+
+        def recall(nprobe: int, trials: Trials = choose) -> float:
+            self.nprobe = nprobe
+            return trials.recall(self.search(trials.queries, top_k=trials.top_k)[0])
+
+        nprobe = 1 if self.kind == "flat" else least_nprobe(recall, nlist=self.nlist)
+        self.recall_at_10 = recall(nprobe, measure)
+
     @classmethod
-    def open(
-        cls,
-        path: Path,
-        vectors: Vectors,
-        *,
-        nprobe: int,
-        trained_on: int | None = None,
-        recall_at_10: float = math.nan,
-    ) -> "Ann":
-        """Read what ``save`` wrote.
+    def open(cls, path: Path, vectors: Vectors, *, nprobe: int, recall_at_10: float = math.nan) -> Self:
+        """Read a file that ``save`` wrote.
 
         Raises:
-            IndexVersionError: it is no index of faiss, or not of these vectors.
+            IndexVersionError: it is not a faiss index, or not of these vectors.
         """
-        index = quantised.read(path)
+        try:
+            index = _faiss.read_index(str(path))
+        except RuntimeError as error:
+            msg = f"Cannot read the index {path}: {' '.join(str(error).split())}"
+            raise IndexVersionError(msg, key=str(path)) from None
         if (index.ntotal, index.d) != vectors.shape:
             found = index.ntotal, index.d
-            msg = f"The index {path} holds {found[0]} vectors of {found[1]} numbers; its vectors are {vectors.shape}."
+            msg = f"The index {path} is of vectors {found}, but the version has vectors {vectors.shape}."
             raise IndexVersionError(msg, key=str(path), value=found, expected=vectors.shape)
-        return cls(index, vectors, nprobe=nprobe, trained_on=trained_on, recall_at_10=recall_at_10)
+        return cls(index, vectors, nprobe=nprobe, recall_at_10=recall_at_10)
 
     def save(self, path: Path) -> None:
-        """Write what faiss searches; the vectors are a file of their own."""
-        quantised.write(self._index, path)
+        """Write what faiss searches, in its own format; the vectors are in a separate file."""
+        _faiss.write_index(self._index, str(path))
 
     @property
     def dim(self) -> int:
-        """The number of a vector's numbers, d."""
+        """The length of a vector, d."""
         return int(self._vectors.shape[1])
 
-    @property
-    def bytes_per_vector(self) -> float:
-        """What a search holds in memory for each vector; the vectors themselves are mapped from disk."""
-        return quantised.size_bytes(self._index) / max(1, len(self._vectors))
-
     def search(self, queries: npt.NDArray[np.floating], *, top_k: int, eligible: Eligible | None = None) -> Ranked:
-        """The scores and positions ``[Q, top_k]`` of the nearest to each of ``[Q, d]``, the nearest first.
+        """Return the scores and positions ``[Q, top_k]`` of the nearest to each query ``[Q, d]``, nearest first.
 
-        Where fewer are eligible, -1 fills both. Of equal scores the lowest position is first.
+        If fewer are eligible, -1 fills both. Of equal scores, the lowest position comes first.
         """
         scores = np.full((len(queries), top_k), -1, np.float32)
         positions = np.full((len(queries), top_k), -1, np.int64)
@@ -120,14 +120,14 @@ class Ann:
         return scores, positions
 
     def nearest(self, query: npt.NDArray[np.floating], *, top_k: int, eligible: Eligible | None = None) -> Ranked:
-        """The same for one query ``[d]``: at most ``top_k``, fewer where fewer are eligible.
+        """Search with one query ``[d]``; the result is shorter than ``top_k`` if fewer are eligible.
 
         Raises:
-            ValueError: it has not as many numbers as a vector.
+            ValueError: the query has another length than the vectors.
         """
         query = np.ascontiguousarray(query, np.float32)
-        if query.shape != (self.dim,):  # faiss would read beyond its end
-            msg = f"The query is {query.shape}; the vectors have {self.dim} numbers."
+        if query.shape != (self.dim,):  # faiss would read past its end
+            msg = f"The query is {query.shape}, but the vectors have {self.dim} numbers."
             raise ValueError(msg)
         count = len(self._vectors) if eligible is None else eligible.count
         if not (top_k := min(top_k, count)):
@@ -135,33 +135,36 @@ class Ann:
         if count <= max(SCANNED, 4 * top_k, self._codes_to_pass(top_k, count) // _CODES_PER_VECTOR):
             positions = np.arange(count) if eligible is None else eligible.positions()
             return best(dots(self._vectors, positions, query), positions, top_k)
-        selector = None if eligible is None else quantised.selector(eligible.bitmap)
+        selector = None if eligible is None else _faiss.IDSelectorBitmap(eligible.bitmap)  # reads the bitmap in place
         if self.kind == "flat":
-            scan = partial(quantised.scan_all, self._index, query, selector=selector)
-            return self._extend(_NOTHING, query, top_k, scan)[0]
+            return self._extend(_NOTHING, query, top_k, partial(self._scan_all, query, selector=selector))[0]
         return self._by_lists(query, top_k, selector, count)
 
     def nearest_lists(self, vectors: Vectors, count: int) -> Positions:
-        """The numbers ``[N, ≤ count]`` of the lists that are nearest to each vector; a flat index is one list."""
+        """Return the numbers ``[N, ≤ count]`` of the lists nearest to each vector; a flat index is a single list."""
         if self.kind == "flat":
             return np.zeros((len(vectors), 1), np.int64)
-        return quantised.nearest_lists_of_all(self._index, vectors, min(count, self.nlist))
+        lists = np.empty((len(vectors), min(count, self.nlist)), np.int64)
+        for start in range(0, len(vectors), _FILL_ROWS):
+            some = slice(start, start + _FILL_ROWS)
+            lists[some] = self._index.quantizer.search(widen(vectors[some]), lists.shape[1])[1]
+        return lists
 
     def _num_lists(self, top_k: int, count: int) -> float:
-        """How many lists are about enough: more for more results, and where a filter leaves less of each."""
+        """Estimate how many lists are enough: more for more results, and more if a filter leaves less of each."""
         return min(self.nlist, self.nprobe * math.sqrt(max(1, top_k / RANK) * len(self._vectors) / count))
 
     def _codes_to_pass(self, top_k: int, count: int) -> int:
-        """How many codes the lists hold that a filtered search goes through; none where nothing is filtered."""
+        """Return how many codes are in the lists that a filtered search scans; 0 if nothing is filtered."""
         if self.kind == "flat" or count > _NEARLY_ALL * len(self._vectors):
             return 0
         return int(self._num_lists(top_k, count) * len(self._vectors) / self.nlist)
 
     def _by_lists(self, query: Floats, top_k: int, selector: FaissIndex | None, count: int) -> Ranked:
-        """Scan the nearest lists; where a filter leaves few of each, more of them, until more change nothing.
+        """Scan the nearest lists; with a filter that leaves few of each, more lists until they change nothing.
 
-        What a filter leaves may be far from the query, where the order of the lists says little: so how many lists are
-        enough is seen, not computed.
+        The eligible videos may be far from the query, where the order of the lists says little. So how many lists are
+        enough is observed, not computed.
         """
         filtered = count < _NEARLY_ALL * len(self._vectors)
         width = math.ceil(self._num_lists(top_k, count) / (2 if filtered else 1))
@@ -170,15 +173,9 @@ class Ann:
             stop = min(start + width, self.nlist)
             if stop > known:
                 known = min(2 * stop if filtered else stop, self.nlist)
-                closeness, lists = quantised.nearest_lists(self._index, query, known)
-            scan = partial(
-                quantised.scan_lists,
-                self._index,
-                query,
-                lists=lists[start:stop],
-                closeness=closeness[start:stop],
-                selector=selector,
-            )
+                ((closeness,), (lists,)) = self._index.quantizer.search(query[None], known)
+            some = slice(start, stop)
+            scan = partial(self._scan_lists, query, lists=lists[some], closeness=closeness[some], selector=selector)
             before = top[1]
             top, seen = self._extend(top, query, top_k, scan)
             if stop == self.nlist or (len(top[1]) == top_k and not filtered):
@@ -188,9 +185,9 @@ class Ann:
             start, width = stop, stop
 
     def _extend(self, top: Ranked, query: Floats, top_k: int, scan: Callable[..., Positions]) -> tuple[Ranked, int]:
-        """Add what faiss finds to the best so far, and say how many that was.
+        """Add what faiss finds to the best so far, and return them and the number that faiss found.
 
-        It is asked for more while the last it found belongs among the best.
+        Ask for more as long as the last one found is among the best.
         """
         count = self._pool(top_k)
         while True:
@@ -202,21 +199,60 @@ class Ann:
             count *= 4
 
     def _pool(self, top_k: int) -> int:
-        """How many to take from faiss, whose order is that of inexact codes."""
+        """Return how many to request from faiss, which orders them by inexact codes."""
         times, plus = _POOL[self.kind]
         return times * top_k + plus
 
-    def _calibrate(self, seed: int) -> None:
-        """Choose ``nprobe`` and measure the recall."""
-        choose, measure = make_trials(self._vectors, seed=seed)
+    def _scan_lists(
+        self, query: Floats, *, lists: Positions, closeness: Floats, count: int, selector: FaissIndex | None
+    ) -> Positions:
+        """Return up to ``count`` rows of some lists, approximately the nearest to the query, nearest first."""
+        parameters = _faiss.SearchParametersIVF(nprobe=len(lists), sel=selector)
+        scores, rows = np.empty(count, np.float32), np.empty(count, np.int64)
+        asked, among, near, best_scores, found = map(_faiss.swig_ptr, (query, lists, closeness, scores, rows))
+        self._index.search_preassigned_c(1, asked, count, among, near, best_scores, found, False, parameters)  # noqa: FBT003 - C++
+        return rows[rows >= 0]
 
-        def search(queries: Floats, top_k: int) -> Floats:
-            return self.search(queries, top_k=top_k)[0]
+    def _scan_all(self, query: Floats, *, count: int, selector: FaissIndex | None) -> Positions:
+        """Do the same among all rows of a flat index."""
+        parameters = _faiss.SearchParameters(sel=selector) if selector is not None else None
+        rows: Positions = self._index.search(query[None], count, params=parameters)[1][0]
+        return rows[rows >= 0]
 
-        def recall(nprobe: int) -> float:
-            self.nprobe = nprobe
-            return choose.recall(search)
 
-        if self.kind != "flat":
-            self.nprobe = least_nprobe(recall, nlist=self.nlist)
-        self.recall_at_10 = measure.recall(search)
+def kind_for(num_videos: int, settings: IndexSettings) -> IndexKind:
+    """Return the kind of index that suits this many videos."""
+    if num_videos < max(settings.flat_below, _FEWEST):
+        return "flat"
+    return "compact" if settings.compact else "ivf_sq8"
+
+
+def _kind_of(index: FaissIndex) -> IndexKind:
+    if isinstance(index, _faiss.IndexIVFPQFastScan):
+        return "compact"
+    return "ivf_sq8" if isinstance(index, _faiss.IndexIVF) else "flat"
+
+
+def _train(vectors: Vectors, *, kind: IndexKind, seed: int) -> FaissIndex:
+    """Return a trained, empty index for these vectors."""
+    dim = vectors.shape[1]
+    if kind == "flat":  # float16, as the vectors themselves: its results are exact
+        flat = _faiss.IndexScalarQuantizer(dim, _faiss.ScalarQuantizer.QT_fp16, _faiss.METRIC_INNER_PRODUCT)
+        flat.train(np.zeros((1, dim), np.float32))
+        return flat
+    # About 4 √N lists, but none without vectors to learn it from.
+    nlist = max(1, min(round(4 * math.sqrt(len(vectors))), len(vectors) // 4))
+    lists = _faiss.IndexFlatIP(dim)
+    if kind == "compact":
+        codes = dim // next(part for part in _PARTS if dim % part == 0)
+        index: FaissIndex = _faiss.IndexIVFPQFastScan(lists, dim, nlist, codes, 4, _faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.min_points_per_centroid = 1
+    else:  # one range for all numbers of a vector: a scan takes two thirds of the time of one range per number
+        uniform = _faiss.ScalarQuantizer.QT_8bit_uniform
+        index = _faiss.IndexIVFScalarQuantizer(lists, dim, nlist, uniform, _faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed = seed + 1  # faiss replaces 0 by a seed of its own
+    index.cp.min_points_per_centroid = 1
+    index.cp.max_points_per_centroid = _POINTS_PER_LIST
+    chosen = np.random.default_rng(seed).permutation(len(vectors))[: _POINTS_PER_LIST * nlist]
+    index.train(widen(vectors[np.sort(chosen)]))
+    return index

@@ -1,10 +1,10 @@
-"""Make the files of a version: two passes over the embeddings, one to learn a projection and one to apply it."""
+"""Build the files of a version in two passes over the embeddings: one learns a projection, the other applies it."""
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,66 +15,61 @@ import pyarrow.parquet as pq
 from raypipe import schema
 from raypipe.config.index import IndexSettings
 from raypipe.errors import JobError
-from raypipe.search.ann import Ann
-from raypipe.search.duplicates import duplicate_groups
-from raypipe.search.items import DUPLICATE_GROUP, ITEMS, THUMBNAILS, Items
+from raypipe.search.ann import Ann, kind_for
+from raypipe.search.index import VideoIndex
+from raypipe.search.items import DUPLICATE_GROUP, ITEMS, THUMBNAILS, Items, ThumbnailWriter
 from raypipe.search.projection import PROJECTION, Moments, Projection, is_usable
+from raypipe.search.vectors import Positions, Vectors, VectorWriter, widen
 from raypipe.search.versions import FORMAT, SEARCH, VECTORS, new_version_id
-from raypipe.search.writers import ThumbnailWriter, VectorWriter
 
-if TYPE_CHECKING:
-    from raypipe.search.index import VideoIndex
-
-Batch: TypeAlias = tuple[npt.NDArray[np.float32], list[bytes | None]]  # [n, D], and a thumbnail of each
+Batch: TypeAlias = tuple[npt.NDArray[np.float32], list[bytes | None]]  # embeddings [n, D], and a thumbnail for each
 Batches: TypeAlias = Callable[[], Iterator[Batch]]
 
-LEARN_FROM = 65_536  # embeddings, chosen at random: more make the projection slower and not better
-GROWTH = 2  # times the videos that an index learned from: with more, it learns again
+LEARN_FROM = 65_536  # embeddings, chosen at random: with more, the projection takes longer and is no better
+GROWTH = 2  # an index with more than this many times the videos it learned from learns again
+_COMPARED_ROWS = 2_048  # rows compared at a time, with as many others
 
 
 def build_version(
-    work: Path, *, items: pa.Table, batches: Batches, settings: IndexSettings, base: "VideoIndex | None"
+    work: Path, *, items: pa.Table, batches: Batches, settings: IndexSettings, base: VideoIndex | None
 ) -> dict[str, Any]:
-    """Write the files of a version into ``work`` and return its manifest, without its files and its embeddings.
+    """Write the files of a version to ``work``; return its manifest, which does not yet list files and embeddings.
 
-    ``batches()`` yields the embeddings and thumbnails of the items, in their order, as often as it is called. A video
-    whose embedding is zero or not finite is left out, and counted as ``num_skipped``. What ``base`` has learned is kept
-    unless the index has drifted from it: other settings or another kind, more than twice the videos, too low a recall.
+    Every call of ``batches()`` yields the embeddings and thumbnails of the items, in their order. A video whose
+    embedding is zero or not finite is left out and counted as ``num_skipped``. What ``base`` has learned is reused,
+    unless the index has drifted from it: other settings, another kind, more than twice the videos, or a low recall.
 
     Raises:
-        JobError: no video can be indexed, one is there twice, or the embeddings are not those of the items.
+        JobError: no video can be indexed, one occurs twice, or the embeddings do not match the items.
     """
     began = time.monotonic()
     _check(items)
     work.mkdir(parents=True, exist_ok=True)
-    manifest: dict[str, Any] | None = None
-    if base is not None and not _drifted(base.manifest, items.num_rows, settings):
-        learned = base.projection, base.ann, base.manifest["trained"]
-        manifest = _build(work, items, batches, settings, learned)
-        if manifest["recall_at_10"] < settings.min_recall:
-            manifest = None
-    if manifest is None:
-        projection = _learn(batches, items.num_rows, settings)
-        manifest = _build(work, items, batches, settings, (projection, None, None))
+    if base is not None and _has_drifted(base, items.num_rows, settings):
+        base = None
+    manifest = _build(work, items, batches, settings, base)
+    if base is not None and manifest["recall_at_10"] < settings.min_recall:
+        manifest = _build(work, items, batches, settings, None)
     return {**manifest, "build_seconds": round(time.monotonic() - began, 3)}
 
 
 def _check(items: pa.Table) -> None:
     if not items.num_rows:
         msg = "There is no video to index: no embedding has status ok."
-        raise JobError(msg, key=schema.STATUS, remedy="Run raypipe embed, or give another output of it.")
+        raise JobError(msg, key=schema.STATUS, remedy="Run raypipe embed, or give the output of another run.")
     counts = pc.value_counts(items[schema.VIDEO_ID].combine_chunks())
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
         video_id, count = twice[0]["values"].as_py(), twice[0]["counts"].as_py()
-        msg = f"The video {video_id!r} is there {count} times; each counts once."
+        msg = f"The video {video_id!r} occurs {count} times, but ids must be unique."
         raise JobError(msg, key=schema.VIDEO_ID, value=video_id)
 
 
-def _drifted(base: Mapping[str, Any], num_videos: int, settings: IndexSettings) -> bool:
-    changed = any(base.get("settings", {}).get(key) != getattr(settings, key) for key in ("dim", "whitening"))
-    grown = num_videos > GROWTH * base["trained"]["num_videos"]
-    return changed or grown or base["kind"] != Ann.kind_for(num_videos, settings=settings)
+def _has_drifted(base: VideoIndex, num_videos: int, settings: IndexSettings) -> bool:
+    before = base.manifest
+    changed = any(before.get("settings", {}).get(key) != getattr(settings, key) for key in ("dim", "whitening"))
+    grown = num_videos > GROWTH * before["trained"]["num_videos"]
+    return changed or grown or before["kind"] != kind_for(num_videos, settings)
 
 
 def _learn(batches: Batches, num_videos: int, settings: IndexSettings) -> Projection:
@@ -90,17 +85,13 @@ def _learn(batches: Batches, num_videos: int, settings: IndexSettings) -> Projec
 
 
 def _build(
-    work: Path,
-    items: pa.Table,
-    batches: Batches,
-    settings: IndexSettings,
-    learned: tuple[Projection, Ann | None, Mapping[str, Any] | None],
+    work: Path, items: pa.Table, batches: Batches, settings: IndexSettings, base: VideoIndex | None
 ) -> dict[str, Any]:
-    projection, base, trained = learned
+    projection = _learn(batches, items.num_rows, settings) if base is None else base.projection
     kept = items.filter(pa.array(_write(work, batches, items.num_rows, projection)))
     projection.save(work / PROJECTION)
     vectors = np.load(work / VECTORS, mmap_mode="r", allow_pickle=False)
-    ann = Ann.build(vectors, settings=settings, base=base)
+    ann = Ann.build(vectors, settings=settings, base=None if base is None else base.ann)
     ann.save(work / SEARCH)
     groups = duplicate_groups(ann, vectors, cosine=settings.duplicate_cosine)
     kept = _with_groups(kept, groups)
@@ -120,24 +111,21 @@ def _build(
         "recall_at_10": float(ann.recall_at_10),
         "bytes_per_vector": (work / SEARCH).stat().st_size / len(vectors),
         "num_duplicate_groups": len(np.unique(groups[groups >= 0])),
-        "trained": dict(trained or {"num_videos": len(vectors), "version": version}),
+        "trained": dict(base.manifest["trained"] if base else {"num_videos": len(vectors), "version": version}),
         "settings": settings.model_dump(),
         "columns": {name: str(column) for name, column in Items(kept.slice(0, 0), None).columns.items()},
     }
 
 
 def _write(work: Path, batches: Batches, num_videos: int, projection: Projection) -> npt.NDArray[np.bool_]:
-    """Write the vectors and thumbnails of the usable embeddings, and say which those are."""
+    """Write the vectors and thumbnails of the usable embeddings, and return which ones those are."""
     usable = []
-    with (
-        VectorWriter(work / VECTORS, projection.dim) as vectors,
-        ThumbnailWriter(work / THUMBNAILS) as thumbnails,
-    ):
+    with VectorWriter(work / VECTORS, projection.dim) as vectors, ThumbnailWriter(work / THUMBNAILS) as thumbnails:
         for embeddings, pictures in batches():
             if embeddings.shape[1] != projection.embedding_dim:
                 found, expected = embeddings.shape[1], projection.embedding_dim
-                msg = f"An embedding has {found} numbers, those of the index {expected}."
-                remedy = "Build it without --append, or give embeddings of the same backbone."
+                msg = f"An embedding has {found} numbers, but the index has embeddings of {expected}."
+                remedy = "Build it without --append, or use embeddings of the same backbone."
                 raise JobError(msg, key=schema.EMBEDDING, value=found, expected=expected, remedy=remedy)
             usable.append(is_usable(embeddings))
             vectors.add(projection.apply(embeddings[usable[-1]]))
@@ -152,13 +140,61 @@ def _write(work: Path, batches: Batches, num_videos: int, projection: Projection
 
 
 def _none_usable(num_videos: int) -> JobError:
-    msg = f"None of the {num_videos} embeddings can be indexed: each is zero or not finite."
-    return JobError(msg, key=schema.EMBEDDING, remedy="Embed them again.")
+    msg = f"None of the {num_videos} embeddings can be indexed: each one is zero or not finite."
+    return JobError(msg, key=schema.EMBEDDING, remedy="Embed the videos again.")
 
 
-def _with_groups(items: pa.Table, groups: npt.NDArray[np.int64]) -> pa.Table:
-    """Add ``duplicate_group`` behind the prediction, where there is one; null is a video alone."""
+def _with_groups(items: pa.Table, groups: Positions) -> pa.Table:
+    """Add the column ``duplicate_group``, after the prediction if there is one; null is a video without a group."""
     names = [name for name in items.column_names if name != DUPLICATE_GROUP]
     at = names.index(schema.SCORE) + 1 if schema.SCORE in names else len(names)
     column = pa.array(groups, pa.int64(), mask=groups < 0)
     return items.select(names).add_column(at, DUPLICATE_GROUP, column)
+
+
+def duplicate_groups(ann: Ann, vectors: Vectors, *, cosine: float) -> Positions:
+    """Return the smallest row ``[N]`` of each vector's group of near-duplicates, -1 for a vector without one.
+
+    A group consists of vectors connected by pairs with at least this cosine. Each vector is compared with all others
+    in its list and in the two next lists, as the vectors of a pair are rarely further apart; without lists, with all.
+    """
+    roots = np.arange(len(vectors))
+    for rows, others in _to_compare(ann.nearest_lists(vectors, 3)):
+        near = widen(vectors[rows]) @ widen(vectors[others]).T >= cosine
+        _join(roots, rows, others, near)
+    groups = _find(roots, np.arange(len(roots)))
+    alone = np.bincount(groups, minlength=len(groups))[groups] == 1
+    return np.where(alone, -1, groups)
+
+
+def _to_compare(lists: Positions) -> Iterator[tuple[Positions, Positions]]:
+    """Yield blocks of rows and others to compare pair by pair, given the nearest lists ``[N, n]`` of each row."""
+    order = [np.argsort(column, kind="stable") for column in lists.T]
+    starts = [
+        np.searchsorted(column, np.arange(lists.max(initial=0) + 2), sorter=by)
+        for column, by in zip(lists.T, order, strict=True)
+    ]
+    for number in range(len(starts[0]) - 1):
+        members, *visitors = (by[at[number] : at[number + 1]] for by, at in zip(order, starts, strict=True))
+        others = np.concatenate([members, *visitors])
+        for start in range(0, len(members), _COMPARED_ROWS):
+            for right in range(start, len(others), _COMPARED_ROWS):  # earlier pairs have been compared the other way
+                yield members[start : start + _COMPARED_ROWS], others[right : right + _COMPARED_ROWS]
+
+
+def _join(roots: Positions, rows: Positions, others: Positions, near: npt.NDArray[np.bool_]) -> None:
+    """Give both rows of each near pair the same root: the smaller of the two."""
+    while near.any():
+        left, right = _find(roots, rows), _find(roots, others)
+        near &= left[:, None] != right
+        a, b = np.nonzero(near)
+        np.minimum.at(roots, np.maximum(left[a], right[b]), np.minimum(left[a], right[b]))
+
+
+def _find(roots: Positions, rows: Positions) -> Positions:
+    """Return the root of each row, and shorten the path to it."""
+    found = roots[rows]
+    while not np.array_equal(further := roots[found], found):
+        found = further
+    roots[rows] = found
+    return found

@@ -1,22 +1,22 @@
-"""The columns of a catalogue in the few forms that an index compares and shows."""
+"""Convert the columns of a catalogue to the few types that an index compares and returns."""
 
 import datetime as dt
 import decimal
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-Kind = Literal["text", "boolean", "integer", "number", "time"]
+Kind: TypeAlias = Literal["text", "boolean", "integer", "number", "time"]
 
 MICROSECONDS = 1_000_000
 _UTC = pa.timestamp("us", tz="UTC")
 
 
 def kind_of(column_type: pa.DataType) -> Kind | None:
-    """What a filter may compare a column with; None where it compares with nothing: lists, structs, bytes."""
+    """Return what a filter may compare the column with; None for lists, structs and bytes, which it cannot compare."""
     types = pa.types
     if types.is_large_string(column_type):
         return "text"
@@ -30,9 +30,9 @@ def kind_of(column_type: pa.DataType) -> Kind | None:
 
 
 def plain_column(column: pa.ChunkedArray) -> pa.Array:
-    """One array of the column: text as large strings, times as microseconds UTC, decimals as floats.
+    """Return the column as one array: text as large strings, times as microseconds in UTC, decimals as floats.
 
-    A time without a zone is taken for UTC.
+    A time without a zone is read as UTC.
     """
     types, found = pa.types, column.type
     if types.is_dictionary(found):
@@ -46,20 +46,16 @@ def plain_column(column: pa.ChunkedArray) -> pa.Array:
     elif types.is_decimal(found) or types.is_float16(found):
         column = column.cast(pa.float64())
     elif types.is_uint64(found):
-        column = _signed(column)
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid:
+            column = column.cast(pa.float64(), safe=False)
     array = column.combine_chunks()
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
-def _signed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    try:
-        return column.cast(pa.int64())
-    except pa.ArrowInvalid:
-        return column.cast(pa.float64(), safe=False)
-
-
 def comparable(array: pa.Array) -> pa.Array:
-    """A plain column as filters compare it: large strings, int64 (a time: microseconds since 1970), float64 or int8."""
+    """Convert a plain column for filters: large string, int64 (times: microseconds since 1970), float64 or int8."""
     kind = kind_of(array.type)
     if kind == "time":
         return array.cast(_UTC).cast(pa.int64())
@@ -71,7 +67,7 @@ def comparable(array: pa.Array) -> pa.Array:
 
 
 def as_numbers(array: pa.Array) -> npt.NDArray[np.float64] | None:
-    """Float64, a time in seconds since 1970, NaN for null; None for what is no number."""
+    """Convert to float64: times as seconds since 1970, null as NaN. Return None if the column is not numeric."""
     kind = kind_of(array.type)
     if kind not in {"number", "integer", "time"}:
         return None
@@ -80,15 +76,15 @@ def as_numbers(array: pa.Array) -> npt.NDArray[np.float64] | None:
     return numbers / MICROSECONDS if kind == "time" else numbers
 
 
-def as_json(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever the catalogue holds
-    """The value as JSON has it: a time as ISO text; null for NaN, infinity and a year that no calendar has."""
+def as_json(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - any value of a catalogue
+    """Return the value for JSON: times as ISO text; null for NaN, infinity and years outside the calendar."""
     try:
         return _json_value(scalar.as_py())
     except (ValueError, OverflowError):
         return None
 
 
-def _json_value(value: Any) -> Any:  # noqa: ANN401 - whatever the catalogue holds
+def _json_value(value: Any) -> Any:  # noqa: ANN401 - any value of a catalogue
     match value:
         case None | bool() | int() | str():
             plain: Any = value

@@ -1,80 +1,129 @@
-"""Which videos a request may be answered with: filters and exclusions as bitmaps that faiss takes as they are."""
+"""Which videos may be recommended: filters and exclusions, evaluated into bitmaps that faiss reads in place."""
 
+import datetime as dt
+import math
+import operator
+import reprlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from raypipe.search.conditions import Bitmap, Condition, bitmap_of, mask_of, parse
+from raypipe.errors import QueryError
+from raypipe.search.columns import Kind, kind_of
+from raypipe.search.items import Items
 from raypipe.search.query import Filters
+from raypipe.search.vectors import Positions
 
-if TYPE_CHECKING:
-    from raypipe.search.items import Items
+Bitmap: TypeAlias = npt.NDArray[np.uint8]  # the lowest bit of a byte first
+Operand: TypeAlias = str | int | float
 
 CACHE_BYTES = 268_435_456
-_FEW = 16  # so many videos to an eligible one, or more: most bytes of a bitmap hold none
+_SPARSE = 16  # if only one video in this many is eligible, most bytes of the bitmap are zero
+_COMPARE = {"gt": pc.greater, "gte": pc.greater_equal, "lt": pc.less, "lte": pc.less_equal}
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_EXPECTED: Mapping[Kind, str] = {
+    "text": "text",
+    "boolean": "true or false",
+    "integer": "numbers",
+    "number": "numbers",
+    "time": "times: write 2024-05-31 or 2024-05-31T12:00:00Z",
+}
 
 
 @dataclass(frozen=True)
 class Eligible:
-    """A bit for each of ``size`` videos, the lowest bit of a byte first, and how many are set."""
+    """A bit for each of ``size`` videos, and how many are set. The bitmap is read-only: threads share it."""
 
-    bitmap: Bitmap  # [ceil(size / 8)], not writable; bits past the size are 0
+    bitmap: Bitmap  # [ceil(size / 8)]; bits past the size are 0
     count: int
     size: int
 
-    def positions(self) -> npt.NDArray[np.int64]:
-        """The eligible positions, ascending."""
-        if self.count * _FEW < self.size:  # bytes that hold none are passed over whole
+    def __post_init__(self) -> None:
+        self.bitmap.flags.writeable = False
+
+    @classmethod
+    def of(cls, mask: npt.NDArray[np.bool_]) -> Self:
+        """Set the bits of a mask ``[size]``."""
+        return cls(np.packbits(mask, bitorder="little"), int(np.count_nonzero(mask)), len(mask))
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Return each bit as true or false ``[size]``."""
+        return _unpacked(self.bitmap, self.size)
+
+    def positions(self) -> Positions:
+        """Return the eligible positions in ascending order."""
+        if self.count * _SPARSE < self.size:  # skip the zero bytes
             held = np.flatnonzero(self.bitmap != 0)
-            bits = np.flatnonzero(mask_of(self.bitmap[held], 8 * len(held)))
-            positions: npt.NDArray[np.int64] = held[bits >> 3] * 8 + bits % 8
+            bits = np.flatnonzero(_unpacked(self.bitmap[held], 8 * len(held)))
+            positions: Positions = held[bits >> 3] * 8 + bits % 8
             return positions
-        return np.flatnonzero(mask_of(self.bitmap, self.size))
+        return np.flatnonzero(self.mask())
 
     def contains(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-        """Whether each position is eligible; one that does not exist, such as the -1 of faiss, is not."""
+        """Return whether each position is eligible; one that does not exist, such as faiss's -1, is not."""
         held: npt.NDArray[np.bool_] = (positions >= 0) & (positions < self.size)
         there = positions[held].astype(np.int64)
         held[held] = (self.bitmap[there >> 3] >> (there & 7).astype(np.uint8)) & 1
         return held
 
+    def without(self, excluded: Positions) -> "Eligible":
+        """Return the same videos except those at some distinct positions."""
+        gone = excluded[self.contains(excluded)]
+        bitmap = self.bitmap.copy()
+        np.bitwise_and.at(bitmap, gone >> 3, ~(np.uint8(1) << (gone & 7).astype(np.uint8)))
+        return Eligible(bitmap, self.count - len(gone), self.size)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One comparison with a column: ``in`` any of the operands, or one of the four operators with a single operand."""
+
+    column: str
+    operator: str
+    operands: tuple[Operand, ...]
+
 
 class FilterMasks:
-    """The masks of the filters asked for lately, at most ``cache_size`` and 256 MiB of them; any thread may ask."""
+    """Evaluate filters, with a cache of recent results: at most ``cache_size``, and at most 256 MiB. Thread-safe."""
 
-    def __init__(self, items: "Items", *, cache_size: int = 256) -> None:
+    def __init__(self, items: Items, *, cache_size: int = 256) -> None:
         self._items = items
         self._capacity = max(1, min(cache_size, CACHE_BYTES // max(1, len(items) // 8)))
         self._cache: OrderedDict[tuple[Condition, ...], Eligible] = OrderedDict()
         self._lock = threading.Lock()
 
-    def eligible(self, filters: Filters, *, exclude: Iterable[int] = ()) -> Eligible | None:
-        """Videos that pass every filter, but those at the excluded positions; None where that is every video.
+    def eligible(self, filters: Filters, *, exclude: npt.ArrayLike = ()) -> Eligible | None:
+        """Return the videos that pass every filter, except those at the excluded positions; None for every video.
 
         Raises:
-            QueryError: a filter names no column, or compares it with what it does not hold.
+            QueryError: a filter names an unknown column, or compares it with a value of another type.
         """
-        excluded = np.unique(np.asarray(exclude if isinstance(exclude, np.ndarray) else list(exclude), np.int64))
+        excluded = np.unique(np.asarray(exclude, np.int64))
         if not filters and not len(excluded):
             return None
-        found = self._cached(parse(self._items, filters))
-        return _without(found, excluded) if len(excluded) else found
+        found = self._cached(_parse(self._items, filters))
+        return found.without(excluded) if len(excluded) else found
 
     def _cached(self, conditions: tuple[Condition, ...]) -> Eligible:
         with self._lock:
             if (found := self._cache.get(conditions)) is not None:
                 self._cache.move_to_end(conditions)
                 return found
-        if len(conditions) > 1:  # each alone is likely to be asked for again, beside others
-            bitmap = np.bitwise_and.reduce([self._cached((condition,)).bitmap for condition in conditions])
-        else:
-            bitmap = bitmap_of(self._items, conditions)
-        found = _eligible(bitmap, int(np.bitwise_count(bitmap).sum(dtype=np.int64)), len(self._items))
+        size = len(self._items)
+        bitmap = np.full((size + 7) // 8, 255, np.uint8)
+        if size % 8:
+            bitmap[-1] = (1 << size % 8) - 1
+        for condition in conditions:  # several are also cached one by one: each is likely to be used with others
+            bitmap &= self._cached((condition,)).bitmap if len(conditions) > 1 else _evaluate(self._items, condition)
+        found = Eligible(bitmap, int(np.bitwise_count(bitmap).sum(dtype=np.int64)), size)
         with self._lock:
             self._cache[conditions] = found
             while len(self._cache) > self._capacity:
@@ -82,13 +131,99 @@ class FilterMasks:
         return found
 
 
-def _without(eligible: Eligible, excluded: npt.NDArray[np.int64]) -> Eligible:
-    gone = excluded[eligible.contains(excluded)]
-    bitmap = eligible.bitmap.copy()
-    np.bitwise_and.at(bitmap, gone >> 3, ~(np.uint8(1) << (gone & 7).astype(np.uint8)))
-    return _eligible(bitmap, eligible.count - len(gone), eligible.size)
+def _parse(items: Items, filters: Filters) -> tuple[Condition, ...]:
+    """Return the conditions that must all hold; equivalent filters return the same conditions."""
+    found = {condition for column, value in filters.items() for condition in _conditions(items, column, value)}
+    return tuple(sorted(found, key=operator.attrgetter("column", "operator", "operands")))
 
 
-def _eligible(bitmap: Bitmap, count: int, size: int) -> Eligible:
-    bitmap.flags.writeable = False  # it may be in the cache, and in another thread's search
-    return Eligible(bitmap, count, size)
+def _conditions(items: Items, column: str, value: Any) -> list[Condition]:  # noqa: ANN401 - external input
+    if column not in items.columns:
+        msg = f"Cannot filter by {column!r}."
+        raise QueryError(msg, key="filters", value=column, choices=sorted(items.columns))
+    kind = kind_of(items.columns[column])
+    if isinstance(value, Mapping):
+        if not value or not set(value) <= set(_COMPARE):
+            given = ", ".join(map(repr, value)) or "no operator"
+            msg = f"The filter of {column!r} has {given}."
+            raise QueryError(msg, key=column, value=[*value], choices=_COMPARE)
+        return [_range(column, kind, name, _operand(column, kind, operand)) for name, operand in value.items()]
+    several = isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (str, bytes))
+    operands = {_operand(column, kind, one) for one in (value if several else [value])}
+    if kind == "integer":
+        numbers = (one for one in operands if not isinstance(one, str) and _SMALLEST <= one <= _LARGEST)
+        operands = {int(one) for one in numbers if one == math.floor(one)}
+    return [Condition(column, "in", tuple(sorted(operands)))]
+
+
+def _range(column: str, kind: Kind | None, name: str, operand: Operand) -> Condition:
+    """Compare integers as a closed range, which is exact for 3.5 and for numbers that exceed 64 bits."""
+    if kind != "integer" or isinstance(operand, str):
+        return Condition(column, name, (operand,))
+    if name in {"gt", "gte"}:
+        smallest = math.floor(operand) + 1 if name == "gt" else math.ceil(operand)
+        return Condition(column, *(("in", ()) if smallest > _LARGEST else ("gte", (max(smallest, _SMALLEST),))))
+    largest = math.ceil(operand) - 1 if name == "lt" else math.floor(operand)
+    return Condition(column, *(("in", ()) if largest < _SMALLEST else ("lte", (min(largest, _LARGEST),))))
+
+
+def _operand(column: str, kind: Kind | None, value: Any) -> Operand:  # noqa: ANN401 - external input
+    """Return the value as ``columns.comparable`` converts the column; for integers, any finite number.
+
+    Raises:
+        QueryError: the value has another type than the column.
+    """
+    match kind, value:
+        case "text", str():
+            return value.encode(errors="replace").decode()  # no catalogue contains half of a surrogate pair
+        case ("boolean", bool()):
+            return int(value)
+        case ("integer" | "number", int() | float()) if not isinstance(value, bool) and _is_finite(value):
+            return value if kind == "integer" else float(value)
+        case "time", str():
+            try:
+                return _microseconds(value)
+            except ValueError:
+                pass
+    expected = _EXPECTED[kind] if kind else "nothing to compare with"
+    msg = f"The filter of {column!r} compares with {reprlib.repr(value)}, but the column contains {expected}."
+    raise QueryError(msg, key=column, value=value, expected=kind)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer larger than any float
+        return False
+
+
+def _microseconds(text: str) -> int:
+    moment = dt.datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    return (moment - _EPOCH) // dt.timedelta(microseconds=1)
+
+
+def _evaluate(items: Items, condition: Condition) -> Bitmap:
+    """Return a bit per video, 1 if the condition holds; null never matches. Bits past the last video are undefined."""
+    if few := items.few_values(condition.column):
+        codes, values = few
+        passed = np.append(_compare(values, condition).to_numpy(zero_copy_only=False), False)
+        return np.packbits(passed[codes], bitorder="little")  # the code of null is -1: the last entry
+    passed = _compare(items.comparable(condition.column), condition)
+    return np.frombuffer(passed.buffers()[1], np.uint8, (len(items) + 7) // 8, passed.offset // 8)
+
+
+def _compare(array: pa.Array, condition: Condition) -> pa.BooleanArray:
+    zeros = (0.0, -0.0) if kind_of(array.type) == "number" and 0.0 in condition.operands else ()
+    operands = pa.array((*condition.operands, *zeros), array.type)  # is_in treats the two zeros as different
+    if condition.operator != "in":
+        passed = _COMPARE[condition.operator](array, operands[0])
+    elif len(condition.operands) == 1:
+        passed = pc.equal(array, operands[0])
+    else:
+        passed = pc.is_in(array, operands)
+    return passed.fill_null(False)  # noqa: FBT003 - Arrow's signature
+
+
+def _unpacked(bitmap: Bitmap, size: int) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(bitmap, count=size, bitorder="little").view(np.bool_)

@@ -1,4 +1,4 @@
-"""One version of an index, opened: its videos, their vectors, and the answers to queries."""
+"""An open version of an index: its videos, their vectors, and the answers to queries."""
 
 import json
 from collections.abc import Mapping
@@ -11,19 +11,20 @@ import numpy as np
 from raypipe import schema
 from raypipe.errors import IndexVersionError, QueryError
 from raypipe.search.ann import Ann
-from raypipe.search.candidates import Boost, Ranking
-from raypipe.search.exact import Vectors
 from raypipe.search.filters import FilterMasks
-from raypipe.search.items import Items
+from raypipe.search.items import BOOST_COLUMNS, Items
 from raypipe.search.projection import PROJECTION, Projection
-from raypipe.search.query import Query, Recommendations
-from raypipe.search.recommend import BOOST_COLUMNS, recommend
-from raypipe.search.rerank import freshness, percentile_rank
+from raypipe.search.query import Filters, Query, Recommendation, Recommendations
+from raypipe.search.ranking import Boost, Candidates, HistoryVector, Nearest, Ranking, pick
+from raypipe.search.rerank import Caps, freshness, percentile_rank
+from raypipe.search.vectors import Vectors, open_vectors, widen
 from raypipe.search.versions import MANIFEST, SEARCH, VECTORS
+
+_REBUILD = "Build the index again."
 
 
 class VideoIndex:
-    """What a version holds, in memory but for its vectors and thumbnails, which are mapped; any thread may ask."""
+    """A version of an index in memory, with vectors and thumbnails memory-mapped. Thread-safe."""
 
     def __init__(
         self, *, manifest: Mapping[str, Any], items: Items, vectors: Vectors, projection: Projection, ann: Ann
@@ -38,30 +39,28 @@ class VideoIndex:
 
     @classmethod
     def open(cls, folder: Path, manifest: Mapping[str, Any] | None = None) -> Self:
-        """Open a version in a local folder, whose files were checked against its manifest: by default the one in there.
+        """Open a version in a local folder whose files are verified; the default manifest is the one in the folder.
 
         Raises:
-            IndexVersionError: its files do not fit one another.
+            IndexVersionError: a file is corrupt, or the files do not match.
         """
-        manifest = _manifest(folder) if manifest is None else manifest
-        vectors = _mapped(folder / VECTORS)
+        manifest = _read_manifest(folder) if manifest is None else manifest
+        vectors = open_vectors(folder / VECTORS)
         items, projection = Items.open(folder), Projection.load(folder / PROJECTION)
         if len(items) != len(vectors) or projection.dim != vectors.shape[1]:
             msg = (
-                f"The files of {folder} do not fit one another: {len(items)} items, vectors {vectors.shape}, "
+                f"The files of {folder} do not match: {len(items)} items, vectors {vectors.shape}, "
                 f"a projection to {projection.dim} numbers."
             )
-            expected = len(items), projection.dim
-            raise IndexVersionError(
-                msg, key=str(folder), value=vectors.shape, expected=expected, remedy="Build the index again."
-            )
+            found, expected = vectors.shape, (len(items), projection.dim)
+            raise IndexVersionError(msg, key=str(folder), value=found, expected=expected, remedy=_REBUILD)
         try:
-            said = int(manifest["nprobe"]), int(manifest["trained"]["num_videos"]), float(manifest["recall_at_10"])
+            nprobe, recall = int(manifest["nprobe"]), float(manifest["recall_at_10"])
+            int(manifest["trained"]["num_videos"])  # what raypipe index --append reads
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"The manifest of {folder} lacks {error}."
-            raise IndexVersionError(msg, key=str(folder / MANIFEST), remedy="Build the index again.") from None
-        nprobe, trained_on, recall = said
-        ann = Ann.open(folder / SEARCH, vectors, nprobe=nprobe, trained_on=trained_on, recall_at_10=recall)
+            msg = f"The manifest of {folder} has a missing or invalid key: {error}."
+            raise IndexVersionError(msg, key=str(folder / MANIFEST), remedy=_REBUILD) from None
+        ann = Ann.open(folder / SEARCH, vectors, nprobe=nprobe, recall_at_10=recall)
         return cls(manifest=manifest, items=items, vectors=vectors, projection=projection, ann=ann)
 
     @property
@@ -70,26 +69,71 @@ class VideoIndex:
         return str(self.manifest["id"])
 
     def recommend(self, query: Query) -> Recommendations:
-        """Answer a query.
+        """Answer one query; the answer does not depend on other queries.
 
         Raises:
-            QueryError: the index cannot answer it.
+            QueryError: a column is missing, or a number is out of range.
         """
-        return recommend(self, query)
+        query.check()
+        caps, boosts = self._caps(query), self._boosts(query)
+        history = HistoryVector.of(query, items=self.items, vectors=self.vectors, projection=self.projection)
+        excluded = [position for position in self.items.positions(query.exclude) if position is not None]
+        if query.exclude_history:
+            excluded += history.positions.tolist()
+        eligible = self.filters.eligible(query.filters, exclude=excluded)
+        candidates: Candidates
+        if history.direction is None:
+            candidates, boosts = self.popular, self._popular_boosts
+        else:
+            candidates = Nearest(self.ann, self.vectors, history.direction, boosts)
+        scores, positions = pick(
+            candidates, self.vectors, top_k=query.top_k, eligible=eligible, caps=caps, diversity=query.diversity
+        )
+        closest, similarity = history.closest(widen(self.vectors[positions]))
+        given = [boost.of(positions).tolist() for boost in boosts.values()]
+        rows = zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True)
+        return Recommendations(
+            results=tuple(
+                Recommendation(
+                    position=position,
+                    video_id=self.items.video_id(position),
+                    score=score,
+                    closest=watched,
+                    similarity=cosine,
+                    boosts=dict(zip(boosts, (values[number] for values in given), strict=True)),
+                )
+                for number, (position, score, watched, cosine) in enumerate(rows)
+            ),
+            unknown=history.unknown,
+            fallback="popular" if history.direction is None else None,
+            num_eligible=len(self.items) if eligible is None else eligible.count,
+        )
 
     def similar(self, video_id: str, *, top_k: int, **options: Any) -> Recommendations:  # noqa: ANN401 - fields of Query
-        """Recommend to someone who has watched one video and nothing else; ``options`` are fields of ``Query``.
+        """Recommend videos to someone who has watched only this one; ``options`` are fields of ``Query``.
 
         Raises:
-            QueryError: the index does not hold that video, or cannot answer.
+            QueryError: the video is not in the index, or a column is missing, or a number is out of range.
         """
         if self.items.position(video_id) is None:
-            msg = f"The index holds no video {video_id!r}."
+            msg = f"The index does not contain the video {video_id!r}."
             raise QueryError(msg, key=schema.VIDEO_ID, value=video_id)
         return self.recommend(Query(history=(video_id,), top_k=top_k, **options))
 
+    def find(self, text: str | None, filters: Filters, *, offset: int, limit: int) -> tuple[list[int], int]:
+        """Return positions of videos whose title or id contains the text, one page in ascending order, and the total.
+
+        Raises:
+            QueryError: a filter names an unknown column, or compares it with a value of another type.
+        """
+        eligible = self.filters.eligible(filters)
+        positions = np.arange(len(self.items)) if eligible is None else eligible.positions()
+        if text:
+            positions = self.items.containing(text, positions)
+        return positions[offset : offset + limit].tolist(), len(positions)
+
     def ranking(self, name: str) -> Ranking | None:
-        """All videos by ``freshness`` or ``popularity``; None where the catalogue has no such column."""
+        """Rank all videos by ``freshness`` or ``popularity``; None if the catalogue has no such column."""
         if name not in self._rankings:
             numbers = self.items.numbers(BOOST_COLUMNS[name])
             values = freshness if name == "freshness" else percentile_rank
@@ -97,36 +141,44 @@ class VideoIndex:
         return self._rankings[name]
 
     @cached_property
-    def popular_boosts(self) -> dict[str, Boost]:
-        """What counts where nothing is known of a taste: each ranking that there is, as much as the other."""
-        rankings = {name: self.ranking(name) for name in BOOST_COLUMNS}
-        return {name: Boost(1.0, ranking) for name, ranking in rankings.items() if ranking is not None}
-
-    @cached_property
     def popular(self) -> Ranking:
-        """All videos for someone of whom nothing is known; in the catalogue's order where there is no ranking."""
+        """All videos for an unknown viewer, by the sum of all boosts; in the catalogue's order if there are none."""
         scores = np.zeros(len(self.items), np.float32)
-        for boost in self.popular_boosts.values():
+        for boost in self._popular_boosts.values():
             scores += boost.ranking.values
         return Ranking.of(scores)
 
+    @cached_property
+    def _popular_boosts(self) -> dict[str, Boost]:
+        """Every ranking that the catalogue supports, with equal weights."""
+        rankings = {name: self.ranking(name) for name in BOOST_COLUMNS}
+        return {name: Boost(1.0, ranking) for name, ranking in rankings.items() if ranking is not None}
 
-def _manifest(folder: Path) -> dict[str, Any]:
+    def _boosts(self, query: Query) -> dict[str, Boost]:
+        boosts = {}
+        for name, column in BOOST_COLUMNS.items():
+            if weight := getattr(query, name):
+                if (ranking := self.ranking(name)) is None:
+                    msg = f"The catalogue has no column {column!r} with numbers or times, which {name} needs."
+                    raise QueryError(msg, key=column, remedy=f"Leave {name} at 0.")
+                boosts[name] = Boost(weight, ranking)
+        return boosts
+
+    def _caps(self, query: Query) -> Caps:
+        categories = None
+        if query.max_per_category is not None:
+            categories = self.items.codes(query.category_column)
+            if categories is None:
+                column, choices = query.category_column, sorted(self.items.columns)
+                msg = f"There is no column {column!r} to limit categories by."
+                raise QueryError(msg, key="category_column", value=column, choices=choices)
+        groups = self.items.duplicate_groups if query.one_per_duplicate_group else None
+        return Caps(categories, groups, query.max_per_category or 1)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / MANIFEST).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         msg = f"Cannot read {folder / MANIFEST}: {' '.join(str(error).split())}"
         raise IndexVersionError(msg, key=str(folder / MANIFEST)) from None
-
-
-def _mapped(path: Path) -> Vectors:
-    try:
-        vectors: Vectors = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    except (OSError, ValueError, EOFError) as error:
-        msg = f"Cannot read the vectors {path}: {' '.join(str(error).split())}"
-        raise IndexVersionError(msg, key=str(path)) from None
-    if vectors.dtype != np.float16 or vectors.ndim != 2:  # noqa: PLR2004 - rows of numbers
-        found = f"{vectors.dtype}{vectors.shape}"
-        msg = f"{path} holds no vectors: {found}, not float16 [videos, numbers]."
-        raise IndexVersionError(msg, key=str(path), value=found)
-    return vectors

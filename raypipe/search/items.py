@@ -1,9 +1,9 @@
-"""What an index knows of its videos, besides their vectors: row i is the video of vector i."""
+"""The videos of an index besides their vectors: ids, catalogue columns and thumbnails. Row i describes vector i."""
 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,24 +14,29 @@ import pyarrow.parquet as pq
 from raypipe import schema
 from raypipe.errors import IndexVersionError
 from raypipe.search.columns import as_json, as_numbers, comparable, kind_of, plain_column
-from raypipe.search.conditions import bitmap_of, mask_of, parse
-from raypipe.search.lookup import Lookup
-from raypipe.search.query import Filters
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.arrow"
 DUPLICATE_GROUP = "duplicate_group"
 TITLE = "title"
-_FEW_VALUES = 4_096  # a text column of no more distinct values is compared by their codes
+BOOST_COLUMNS = {"freshness": "published_at", "popularity": "popularity"}  # the catalogue column of each boost
+_FEW_VALUES = 4_096  # a text column with at most this many distinct values is compared by its dictionary codes
+_THUMBNAILS = pa.schema([(schema.THUMBNAIL, pa.large_binary())])
+_BATCH_ROWS, _BATCH_BYTES = 1_024, 33_554_432  # thumbnails in one record batch
+
+_HASH_ROWS = 262_144  # ids hashed at a time: each takes about 30 times its own bytes
+_NUM_WEIGHTS = 1_024  # the length of an S3 key; longer texts use the weights again
+_WEIGHTS = np.random.Generator(np.random.PCG64(1)).integers(1, 2**64, size=_NUM_WEIGHTS, dtype=np.uint64) | np.uint64(1)
+_LENGTH_WEIGHT = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Items:
-    """The items of an index in memory, their thumbnails in a mapped file; any thread may ask."""
+    """The items of an index: columns in memory, thumbnails memory-mapped. Thread-safe."""
 
     def __init__(self, table: pa.Table, thumbnails: pa.ChunkedArray | None) -> None:
-        """Take the table as ``items.parquet`` has it; ``video_id`` it must have.
+        """Take the table of ``items.parquet``.
 
         Raises:
-            IndexVersionError: it has no ``video_id``, or not as many thumbnails as rows.
+            IndexVersionError: there is no column ``video_id``, or thumbnails and rows differ in number.
         """
         if schema.VIDEO_ID not in table.column_names:
             names = table.column_names
@@ -39,7 +44,7 @@ class Items:
             raise IndexVersionError(msg, key=schema.VIDEO_ID, value=names)
         if thumbnails is not None and len(thumbnails) != table.num_rows:
             found, expected = len(thumbnails), table.num_rows
-            msg = f"This index has {expected} items and {found} thumbnails."
+            msg = f"This index has {expected} items, but {found} thumbnails."
             raise IndexVersionError(msg, key=THUMBNAILS, value=found, expected=expected, remedy="Build it again.")
         self._arrays = {name: plain_column(table[name]) for name in table.column_names}
         self._ids = self._arrays[schema.VIDEO_ID]
@@ -48,14 +53,14 @@ class Items:
         self._codes: dict[str, tuple[npt.NDArray[np.int32], pa.Array]] = {}
         self._many_values: set[str] = set()
         self._numbers: dict[str, npt.NDArray[np.float64] | None] = {}
-        self._lookup = Lookup(self._ids)
+        self._lookup = _Lookup(self._ids)
 
     @classmethod
-    def open(cls, folder: Path) -> "Items":
-        """Read a version's items and map its thumbnails.
+    def open(cls, folder: Path) -> Self:
+        """Read the items of a version and map its thumbnails.
 
         Raises:
-            IndexVersionError: they cannot be read.
+            IndexVersionError: a file cannot be read, or they do not match.
         """
         try:
             table = pq.read_table(folder / ITEMS)
@@ -71,70 +76,58 @@ class Items:
 
     @cached_property
     def columns(self) -> dict[str, pa.DataType]:
-        """Those that a filter can compare: no lists, structs or bytes."""
+        """The columns that a filter can compare: no lists, structs or bytes."""
         return {name: array.type for name, array in self._arrays.items() if kind_of(array.type)}
 
     def position(self, video_id: str) -> int | None:
-        """The position of a video, None where the index does not hold it."""
-        return self._lookup.position(video_id)
+        """Return the position of a video, or None if it is not in the index."""
+        return self.positions([video_id])[0]
 
     def positions(self, ids: Sequence[str]) -> list[int | None]:
-        """The position of each, None where the index does not hold it."""
+        """Return the position of each video, or None if it is not in the index."""
         return self._lookup.positions(ids)
 
     def video_id(self, position: int) -> str:
-        """The id of the video at a position."""
+        """Return the id of the video at a position."""
         return str(self._ids[position].as_py())
 
     def row(self, position: int) -> dict[str, Any]:
-        """All columns of one video as JSON has them."""
+        """Return all columns of one video, as values for JSON."""
         return {name: as_json(array[position]) for name, array in self._arrays.items()}
 
-    def find(self, text: str | None, filters: Filters, *, offset: int, limit: int) -> tuple[list[int], int]:
-        """Positions whose title or id holds the text in any case, some of them in order, and how many there are.
+    def thumbnail(self, position: int) -> bytes | None:
+        """Return the JPEG of one video, or None if it has none."""
+        return None if self._thumbnails is None else self._thumbnails[position].as_py()
 
-        Raises:
-            QueryError: a filter names no column, or compares it with what it does not hold.
-        """
-        found = np.ones(len(self), np.bool_)
-        if filters:
-            found = mask_of(bitmap_of(self, parse(self, filters)), len(self))
-        positions = np.flatnonzero(found)
-        if text:
-            positions = positions[self._holds(text, positions)]
-        return positions[offset : offset + limit].tolist(), len(positions)
-
-    def _holds(self, text: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        held = np.zeros(len(positions), np.bool_)
+    def containing(self, text: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return those of some positions whose title or id contains the text, ignoring case."""
+        is_found = np.zeros(len(positions), np.bool_)
         for name in (TITLE, schema.VIDEO_ID):
             array = self._arrays.get(name)
             if array is None or kind_of(array.type) != "text":
                 continue
             among = array if len(positions) == len(self) else array.take(pa.array(positions))
             hits = pc.match_substring(among, text, ignore_case=True)
-            held |= hits.fill_null(False).to_numpy(zero_copy_only=False)  # noqa: FBT003 - Arrow's own signature
-        return held
-
-    def thumbnail(self, position: int) -> bytes | None:
-        """The JPEG of one video, None where it has none."""
-        return None if self._thumbnails is None else self._thumbnails[position].as_py()
+            is_found |= hits.fill_null(False).to_numpy(zero_copy_only=False)  # noqa: FBT003 - Arrow's signature
+        return positions[is_found]
 
     def values(self, column: str, *, limit: int) -> list[str]:
-        """Distinct values of a column of text, the most frequent first; none where there is no such column."""
+        """Return the distinct values of a text column, most frequent first; empty if there is no such column."""
         array = self._arrays.get(column)
         if array is None or kind_of(array.type) != "text":
             return []
         codes, values = self._encoded(column)
         counts = np.bincount(codes[codes >= 0], minlength=len(values))
-        texts = values.to_pylist()
-        return sorted(texts, key=dict(zip(texts, (-counts).tolist(), strict=True)).__getitem__)[:limit]
+        most_frequent = np.argsort(-counts, kind="stable")[:limit]
+        texts: list[str] = values.take(pa.array(most_frequent)).to_pylist()
+        return texts
 
     def codes(self, column: str) -> npt.NDArray[np.int32] | None:
-        """A number for each row, the same for the same value, -1 for null; None where there is no such column."""
+        """Return a number per row, equal for equal values, -1 for null; None if there is no such column."""
         return self._encoded(column)[0] if column in self.columns else None
 
     def few_values(self, column: str) -> tuple[npt.NDArray[np.int32], pa.Array] | None:
-        """Codes and the values they stand for, of a text column of few values; None of any other."""
+        """Return codes and the values they stand for if this is a text column with few distinct values, else None."""
         if column in self._many_values or kind_of(self._arrays[column].type) != "text":
             return None
         if column not in self._codes and pc.count_distinct(self._arrays[column]).as_py() > _FEW_VALUES:
@@ -150,22 +143,103 @@ class Items:
         return self._codes[column]
 
     def numbers(self, column: str) -> npt.NDArray[np.float64] | None:
-        """A column of numbers, or of times in seconds since 1970, NaN for null; None where there is none."""
+        """Return a column of numbers, or of times in seconds since 1970, NaN for null; None if there is no such."""
         if column not in self._numbers:
             array = self._arrays.get(column)
             self._numbers[column] = None if array is None else as_numbers(array)
         return self._numbers[column]
 
     def comparable(self, column: str) -> pa.Array:
-        """A column as ``columns.comparable`` has it."""
+        """Return a column as ``columns.comparable`` converts it."""
         if column not in self._comparable:
             self._comparable[column] = comparable(self._arrays[column])
         return self._comparable[column]
 
     @cached_property
     def duplicate_groups(self) -> npt.NDArray[np.int64]:
-        """The smallest row of each video's group of near-duplicates, -1 for a video alone."""
+        """The smallest row of each video's group of near-duplicates, -1 for a video without one."""
         array = self._arrays.get(DUPLICATE_GROUP)
         if array is None or kind_of(array.type) != "integer":
             return np.full(len(self), -1, np.int64)
         return np.asarray(array.cast(pa.int64()).fill_null(-1))
+
+
+class ThumbnailWriter:
+    """Write the thumbnails of a version: an Arrow file with one column, in record batches of about a thousand."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pa.ipc.new_file(str(path), _THUMBNAILS)
+        self._waiting: list[bytes | None] = []
+        self._num_bytes = 0
+
+    def add(self, thumbnails: list[bytes | None]) -> None:
+        """Append; None is a video without a thumbnail."""
+        for thumbnail in thumbnails:
+            self._waiting.append(thumbnail)
+            self._num_bytes += len(thumbnail or b"")
+            if len(self._waiting) >= _BATCH_ROWS or self._num_bytes >= _BATCH_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_batch(pa.record_batch([pa.array(self._waiting, pa.large_binary())], schema=_THUMBNAILS))
+        self._waiting, self._num_bytes = [], 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._writer:
+            if kind is None and self._waiting:
+                self._flush()
+
+
+class _Lookup:
+    """Find ids by sorted hashes: 12 bytes per id, where a dict takes over 100. Of equal ids, the first is found."""
+
+    def __init__(self, texts: pa.LargeStringArray) -> None:
+        """Hash and sort; null is never found."""
+        pieces = range(0, max(1, len(texts)), _HASH_ROWS)
+        hashes = np.concatenate([_hash_rows(texts.slice(at, _HASH_ROWS)) for at in pieces])
+        order = np.argsort(hashes, kind="stable")
+        self._texts = texts
+        self._hashes = hashes[order]
+        self._positions = order.astype(np.uint32 if len(texts) < 2**32 else np.int64)
+
+    def positions(self, texts: Sequence[str]) -> list[int | None]:
+        if not texts:
+            return []
+        wanted = np.fromiter((_hash(text) for text in texts), np.uint64, len(texts))
+        starts = np.searchsorted(self._hashes, wanted)
+        return [self._find(text, at, key) for text, at, key in zip(texts, starts.tolist(), wanted, strict=True)]
+
+    def _find(self, text: str, at: int, key: np.uint64) -> int | None:
+        """Check the ids with the same hash: nearly always one."""
+        while at < len(self._hashes) and self._hashes[at] == key:
+            position = int(self._positions[at])
+            if self._texts[position].as_py() == text:
+                return position
+            at += 1
+        return None
+
+
+def _hash(text: str) -> np.uint64:
+    data = np.frombuffer(text.encode(errors="surrogatepass"), np.uint8).astype(np.uint64)
+    weights = _WEIGHTS if len(data) <= _NUM_WEIGHTS else np.resize(_WEIGHTS, len(data))
+    total: np.uint64 = np.dot(data, weights[: len(data)])
+    return total ^ np.uint64(len(data) * int(_LENGTH_WEIGHT) % 2**64)
+
+
+def _hash_rows(texts: pa.LargeStringArray) -> npt.NDArray[np.uint64]:
+    """Return multilinear hashes: the sum of each byte times the weight of its position, modulo 2⁶⁴."""
+    _, offsets_buffer, data_buffer = texts.buffers()
+    if not len(texts) or data_buffer is None:
+        return np.zeros(len(texts), np.uint64)
+    offsets = np.frombuffer(offsets_buffer, np.int64, len(texts) + 1, texts.offset * 8)
+    lengths = np.diff(offsets)
+    ends = offsets - offsets[0]
+    data = np.frombuffer(data_buffer, np.uint8, int(ends[-1]), int(offsets[0]))
+    products = _WEIGHTS[(np.arange(len(data)) - np.repeat(ends[:-1], lengths)) % _NUM_WEIGHTS]
+    products *= data
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(products, dtype=np.uint64)])
+    hashes: npt.NDArray[np.uint64] = sums[ends[1:]] - sums[ends[:-1]]
+    return hashes ^ (lengths.astype(np.uint64) * _LENGTH_WEIGHT)

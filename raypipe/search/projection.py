@@ -1,11 +1,12 @@
-"""How an embedding becomes a vector of an index: unit length, centred, whitened in part, reduced, unit length again.
+"""Project embeddings to the vectors of an index: normalise, centre, whiten partially, reduce, normalise again.
 
-Whitening between two normalisations as Jégou and Chum, "Negative evidences and co-occurences in image retrieval: the
-benefit of PCA and whitening", ECCV 2012. How much to whiten is an exponent: in full, directions that are mostly noise
-weigh as much as any other, and on small catalogues that is worse than not to whiten at all.
+Whitening between two normalisations follows Jégou and Chum, "Negative evidences and co-occurences in image retrieval:
+the benefit of PCA and whitening", ECCV 2012. An exponent sets how much to whiten: with full whitening, directions that
+are mostly noise weigh as much as any other, which is worse on small catalogues than no whitening at all.
 """
 
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,13 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from raypipe.errors import IndexVersionError
+from raypipe.search.vectors import Floats
 
 PROJECTION = "projection.safetensors"
-FEW_VIDEOS = 16  # of no more videos a mean says nothing: two near-duplicates alone would become opposites
-_SAME = 1e-9  # of unit length: less variance is what float32 makes of equal embeddings
-_RANK = 1e-10  # of the largest eigenvalue: a smaller one is what float32 makes of zero
+FEW_VIDEOS = 16  # the mean of so few videos is meaningless: centring would make two lone near-duplicates opposites
+_SAME = 1e-9  # a smaller variance of unit vectors is the float32 rounding error of equal embeddings
+_RANK = 1e-10  # of the largest eigenvalue: a smaller one is the float32 rounding error of zero
 _ROWS = 8_192
-
-Floats = npt.NDArray[np.float32]
 
 
 class Projection:
@@ -33,16 +33,16 @@ class Projection:
 
     @property
     def embedding_dim(self) -> int:
-        """D."""
+        """The length of an embedding, D."""
         return int(self.matrix.shape[0])
 
     @property
     def dim(self) -> int:
-        """The number of a vector's numbers, d."""
+        """The length of a vector, d."""
         return int(self.matrix.shape[1])
 
     def apply(self, embeddings: npt.NDArray[np.floating]) -> Floats:
-        """Project ``[M, D]`` embeddings to ``[M, d]`` of unit length; one without a direction becomes zero."""
+        """Project embeddings ``[M, D]`` to unit vectors ``[M, d]``; an embedding without a direction becomes zero."""
         vectors = np.zeros((len(embeddings), self.dim), np.float32)
         for at in range(0, len(embeddings), _ROWS):
             rows = embeddings[at : at + _ROWS]
@@ -51,7 +51,7 @@ class Projection:
         return vectors
 
     def project(self, embeddings: npt.NDArray[np.floating]) -> Floats:
-        """The same before the last normalisation: whitened in full, with a variance of about one in each direction."""
+        """Project without the last normalisation: fully whitened, each direction has a variance of about one."""
         return np.asarray((unit_length(embeddings) - self.mean) @ self.matrix, np.float32)
 
     def save(self, path: Path) -> None:
@@ -60,11 +60,11 @@ class Projection:
         safetensors.numpy.save_file(arrays, path)
 
     @classmethod
-    def load(cls, path: Path) -> "Projection":
-        """Read what ``save`` wrote.
+    def load(cls, path: Path) -> Self:
+        """Read a file that ``save`` wrote.
 
         Raises:
-            IndexVersionError: the file is no projection.
+            IndexVersionError: the file cannot be read, or is not a projection.
         """
         try:
             arrays = safetensors.numpy.load_file(path)
@@ -75,22 +75,22 @@ class Projection:
         fits = mean.ndim == 1 and matrix.ndim == 2 and matrix.shape[0] == mean.shape[0] and matrix.size  # noqa: PLR2004
         of_float32 = {mean.dtype, matrix.dtype} == {np.dtype(np.float32)}
         if not (fits and of_float32 and np.isfinite(mean).all() and np.isfinite(matrix).all()):
-            msg = f"{path} holds no projection: mean {mean.dtype}{mean.shape}, matrix {matrix.dtype}{matrix.shape}."
+            msg = f"{path} is not a projection: mean {mean.dtype}{mean.shape}, matrix {matrix.dtype}{matrix.shape}."
             raise IndexVersionError(msg, key=str(path))
         return cls(mean, matrix)
 
 
 class Moments:
-    """Count, sum and sum of outer products of embeddings that come batch by batch, all that a projection learns."""
+    """Accumulate the count, sum and sum of outer products of embeddings, which is all that a projection learns."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._origin = np.zeros(0, np.float64)  # near the mean: equal embeddings then have no variance at all
+        self._origin = np.zeros(0, np.float64)  # near the mean: then equal embeddings have no variance
         self._sum = np.zeros(0)
         self._products = np.zeros((0, 0))
 
     def add(self, batch: npt.NDArray[np.floating]) -> None:
-        """Add ``[n, D]`` finite embeddings, none of which is zero."""
+        """Add finite, nonzero embeddings ``[n, D]``."""
         if not len(batch):
             return
         units = unit_length(batch).astype(np.float64)
@@ -104,9 +104,9 @@ class Moments:
         self._products += units.T @ units
 
     def fit(self, dim: int, *, whitening: float) -> Projection:
-        """The projection to at most ``dim`` numbers, and no more than the embeddings have directions.
+        """Return the projection to at most ``dim`` numbers, or fewer if the embeddings have fewer directions.
 
-        A direction of variance v is divided by v to the power of ``whitening`` / 2: 0 is PCA alone, 1 whitens in full.
+        A direction of variance v is divided by v ** (``whitening`` / 2): 0 is PCA alone, 1 whitens fully.
 
         Raises:
             ValueError: nothing was added.
@@ -126,13 +126,13 @@ class Moments:
 
 
 def _without_centring(second_moment: npt.NDArray[np.float64], dim: int) -> Projection:
-    """A rotation that keeps the angles between the embeddings it is fitted to, where these are at most ``dim``."""
+    """Return a rotation, which preserves the angles between the fitted embeddings if there are at most ``dim``."""
     _, directions = _eigen(second_moment)
     return Projection(np.zeros(len(directions), np.float32), directions[:, :dim].astype(np.float32))
 
 
 def _eigen(matrix: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Eigenvalues, the largest first, and eigenvectors in columns, each with its largest number positive."""
+    """Return eigenvalues in descending order, and eigenvectors as columns, each with its largest number positive."""
     values, vectors = np.linalg.eigh(matrix)
     vectors = vectors[:, ::-1]
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(vectors))])
@@ -140,7 +140,7 @@ def _eigen(matrix: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], np
 
 
 def _shrunk(variances: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
-    """Draw eigenvalues towards their mean, the more the fewer videos: without, N near D makes all equally far apart.
+    """Shrink eigenvalues towards their mean, more so for fewer videos: otherwise, N ≈ D makes all videos equidistant.
 
     OAS, equation 23 of Chen, Wiesel, Eldar and Hero, "Shrinkage algorithms for MMSE covariance estimation", 2010.
     """
@@ -152,15 +152,15 @@ def _shrunk(variances: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.fl
 
 
 def is_usable(embeddings: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Which of ``[M, D]`` embeddings have a direction: finite, and not zero."""
-    largest = np.abs(embeddings).max(axis=1, initial=0)  # NaN where one is NaN
+    """Return which of the embeddings ``[M, D]`` have a direction: finite and nonzero."""
+    largest = np.abs(embeddings).max(axis=1, initial=0)  # NaN if any number is NaN
     usable: npt.NDArray[np.bool_] = np.isfinite(largest) & (largest > np.finfo(np.float32).tiny)
     return usable
 
 
 def unit_length(rows: npt.NDArray[np.floating]) -> Floats:
-    """Float32 rows of length one; zero stays zero."""
-    wide = rows.astype(np.float64)  # the square of a large float32 is none
+    """Normalise rows to length one, in float32; zero stays zero."""
+    wide = rows.astype(np.float64)  # the square of a large float32 overflows
     lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     lengths[lengths == 0] = 1
     return np.asarray(wide / lengths[:, None], np.float32)

@@ -1,5 +1,6 @@
-"""What is asked of an index, and what it answers."""
+"""What callers ask of an index, and what it answers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,23 +8,24 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from raypipe.errors import QueryError
+
 Value = str | int | float | bool
-Operator = Literal["gt", "gte", "lt", "lte"]
-FilterValue = Value | Sequence[Value] | Mapping[str, Value]  # equal to · one of · between, by operators
+FilterValue = Value | Sequence[Value] | Mapping[str, Value]  # equal to · one of · a range, by gt, gte, lt, lte
 Filters = Mapping[str, FilterValue]
 Fallback = Literal["popular"]
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which videos to recommend; every option of the ranking is off unless it is given.
+    """Which videos to recommend. Every ranking option is off by default.
 
-    ``history`` are ids of watched videos, the newest last; ``embeddings`` ``[M, D]`` are watched videos that the
-    catalogue does not hold, newer than those. ``diversity``, ``freshness`` and ``popularity`` go from 0 to 1.
+    ``history`` contains ids of watched videos, newest last. ``embeddings`` ``[M, D]`` are watched videos that are not
+    in the catalogue, and newer than the history. ``diversity``, ``freshness`` and ``popularity`` range from 0 to 1.
     """
 
     history: tuple[str, ...] = ()
-    weights: tuple[float, ...] | None = None  # one for each of the history
+    weights: tuple[float, ...] | None = None  # one per video in the history
     embeddings: npt.NDArray[np.float32] | None = None
     filters: Filters = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
@@ -36,10 +38,30 @@ class Query:
     freshness: float = 0.0
     popularity: float = 0.0
 
+    def check(self) -> None:
+        """Raise QueryError if a number is out of range."""
+        for name, number in (("top_k", self.top_k), ("max_per_category", self.max_per_category)):
+            if number is not None and number < 1:
+                msg = f"{name} is {number}, but must be at least 1."
+                raise QueryError(msg, key=name, value=number)
+        for name in ("diversity", "freshness", "popularity"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                msg = f"{name} is {value}, but must be from 0 to 1."
+                raise QueryError(msg, key=name, value=value)
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.history):
+            found, expected = len(self.weights), len(self.history)
+            msg = f"There are {found} weights for {expected} watched videos. Give one weight per video."
+            raise QueryError(msg, key="weights", value=found, expected=expected)
+        if wrong := [weight for weight in self.weights if not 0 <= weight < math.inf]:
+            msg = f"A weight is {wrong[0]}, but weights must be finite and at least 0."
+            raise QueryError(msg, key="weights", value=wrong[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """One video, and why: the watched video that it is closest to, with their cosine, and the boosts it got."""
+    """A video and why: the watched video closest to it, with their cosine, and the boosts it received."""
 
     position: int
     video_id: str
@@ -51,9 +73,9 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class Recommendations:
-    """The best first; ``unknown`` are ids of the history that the index does not hold."""
+    """The results, best first; ``unknown`` contains the ids in the history that are not in the index."""
 
     results: tuple[Recommendation, ...]
     unknown: tuple[str, ...] = ()
     fallback: Fallback | None = None
-    num_eligible: int = 0  # by filters and exclusions
+    num_eligible: int = 0  # after filters and exclusions

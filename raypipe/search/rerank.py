@@ -1,7 +1,7 @@
-"""Which of the candidates to recommend, and in what order: pure functions on arrays.
+"""Choose which candidates to recommend, and in what order: pure functions on arrays.
 
-Candidates have one entry in each array, the most relevant first. A category is a number, and so is a group of
-near-duplicates, -1 for a video alone; videos without a category count as one more category.
+Each candidate has one entry in every array, most relevant first. Categories and groups of near-duplicates are numbers;
+-1 is a video without a group. Videos without a category count as one more category.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.search.exact import Floats
+from raypipe.search.vectors import Floats
 
 HALF_LIFE_DAYS = 30.0
 _DAY_SECONDS = 86_400.0
@@ -24,22 +24,22 @@ Codes: TypeAlias = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Caps:
-    """How many of a category, and whether one alone of a group; with the category and the group of each candidate."""
+    """Limits per category and per group of near-duplicates, with the category and the group of each candidate."""
 
     categories: Codes | None = None
-    groups: Codes | None = None
+    groups: Codes | None = None  # if given, at most one video per group
     max_per_category: int = 1
 
     def __bool__(self) -> bool:
         return self.categories is not None or self.groups is not None
 
     def at(self, positions: npt.NDArray[np.int64]) -> "Caps":
-        """The same for some of the candidates."""
+        """Return the same limits for some of the candidates."""
         categories, groups = (None if codes is None else codes[positions] for codes in (self.categories, self.groups))
         return Caps(categories, groups, self.max_per_category)
 
     def blocked(self, picked: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which candidates may not be picked beside the picked ones."""
+        """Return which candidates may not be picked in addition to the picked ones."""
         chosen = np.asarray(picked, np.int64)
         size = len(next(codes for codes in (self.categories, self.groups) if codes is not None))
         closed = np.zeros(size, np.bool_)
@@ -54,7 +54,7 @@ class Caps:
 
 
 def freshness(published: Numbers) -> Floats:
-    """1 for the newest of times in seconds, half of it for every 30 days before; 0 where there is none (NaN)."""
+    """Score times in seconds: 1 for the newest, half of it for every 30 days before; 0 for no time (NaN)."""
     known = np.where(np.isfinite(published), published, np.nan)
     newest = np.fmax.reduce(known, initial=-np.inf)
     days = (newest - known) / _DAY_SECONDS
@@ -63,7 +63,7 @@ def freshness(published: Numbers) -> Floats:
 
 
 def percentile_rank(values: Numbers) -> Floats:
-    """The part of the numbers that each is no less than: 1 for the largest, 0 where there is none (NaN)."""
+    """Return the fraction of numbers that each one is at least as large as: 1 for the largest, 0 for NaN."""
     known = np.sort(values[~np.isnan(values)])
     ranks = np.searchsorted(known, values, side="right") / max(1, len(known))
     return np.where(np.isnan(values), 0.0, ranks).astype(np.float32)
@@ -74,8 +74,8 @@ def choose(
 ) -> list[int]:
     """Pick at most ``top_k`` candidates, one after the other: the most relevant that the caps allow.
 
-    With ``diversity`` the next one is that of the highest (1 - diversity) · relevance - diversity · cosine to the
-    nearest already picked: the maximal marginal relevance of Carbonell and Goldstein, 1998. It takes the ``vectors``.
+    With ``diversity``, which needs the ``vectors``, the next one has the highest (1 - diversity) · relevance -
+    diversity · cosine to the nearest one picked: the maximal marginal relevance of Carbonell and Goldstein, 1998.
     """
     allowed = np.ones(len(relevance), np.bool_)
     nearest = np.full(len(relevance), -1, np.float32)
@@ -101,10 +101,10 @@ def choose(
 
 
 def complete(picked: Sequence[int], *, top_k: int, caps: Caps) -> list[int]:
-    """Exchange picked candidates so that more fit, until ``top_k`` or as many as both caps allow together.
+    """Exchange picked candidates so that more fit, until there are ``top_k``, or as many as both caps allow together.
 
-    One after the other may end with too few: it may have taken of a group the one whose category is needed for another.
-    Augmenting paths, as in a matching of groups with categories, find the most there can be.
+    Picking one after the other may end with too few: from a group, it may take a video whose category another group
+    needs. Augmenting paths, as in a matching of groups with categories, find the maximum.
     """
     whole = set(picked)
     if caps.categories is None or caps.groups is None:
@@ -115,13 +115,13 @@ def complete(picked: Sequence[int], *, top_k: int, caps: Caps) -> list[int]:
 
 
 def _augment(picked: set[int], categories: Codes, groups: Codes, cap: int) -> set[int] | None:
-    """The candidates to add and to take out, one more of the former; None where nothing more fits."""
+    """Return the candidates to add and to remove, one more to add than to remove; None if nothing more fits."""
     among = np.fromiter(picked, np.int64, len(picked))
     used = groups[among]
     in_use = np.isin(groups, used[used != _ALONE])
     in_category = Counter(categories[among].tolist())
     if all(in_category[category] >= cap for category in np.unique(categories[in_use]).tolist()):
-        return None  # as nearly always: no group has a video whose category has room
+        return None  # nearly always: no group has a video in a category with room
     free = ~in_use
     free[among] = False
     codes, firsts = np.unique(categories[free], return_index=True)
@@ -130,7 +130,7 @@ def _augment(picked: set[int], categories: Codes, groups: Codes, cap: int) -> se
     queue = list(came)
     for category in queue:
         if in_category[category] < cap:
-            return _way_back(category, came, categories)
+            return _path_to(category, came, categories)
         for pick in sorted(picked):
             if categories[pick] != category or groups[pick] == _ALONE:
                 continue
@@ -141,7 +141,7 @@ def _augment(picked: set[int], categories: Codes, groups: Codes, cap: int) -> se
     return None
 
 
-def _way_back(category: int, came: dict[int, tuple[int, int | None]], categories: Codes) -> set[int]:
+def _path_to(category: int, came: dict[int, tuple[int, int | None]], categories: Codes) -> set[int]:
     exchange: set[int] = set()
     while True:
         added, instead_of = came[category]

@@ -1,32 +1,38 @@
-"""The versions of an index in a folder: each immutable and whole or not there, one of them current."""
+"""The versions of an index in a folder: each is immutable and complete or absent, and one of them is current."""
 
 import builtins
 import datetime as dt
+import fcntl
+import hashlib
 import json
 import mmap
+import os
 import re
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from raypipe.errors import IndexVersionError, ObjectError, ObjectMissingError
-from raypipe.search.fetching import REMEDY, check_files, fetch_files, size_and_sha256
 from raypipe.search.items import ITEMS, THUMBNAILS
 from raypipe.search.projection import PROJECTION
-from raypipe.storage import Folder
+from raypipe.storage import Folder, read_object
 from raypipe.storage.s3_put import SINGLE_PUT_BYTES
 
 CURRENT, VERSIONS, MANIFEST = "CURRENT", "versions", "manifest.json"
 SEARCH, VECTORS = "index.faiss", "vectors.npy"
 FILES = (SEARCH, VECTORS, PROJECTION, ITEMS, THUMBNAILS)
 FORMAT = 1
+REMEDY = "Roll back, or build the index again."
 _ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")
 
+Files: TypeAlias = Mapping[str, Mapping[str, Any]]  # the size_bytes and sha256 of each file, as in a manifest
 
-class _File(BaseModel):
+
+class _StoredFile(BaseModel):
     model_config = ConfigDict(strict=True)
 
     size_bytes: int = Field(ge=0)
@@ -34,7 +40,7 @@ class _File(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What every reader relies on; a manifest may say more."""
+    """What every reader relies on; a manifest may contain more."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -45,26 +51,31 @@ class _Manifest(BaseModel):
     dim: int = Field(ge=1)
     embedding_dim: int = Field(ge=1)
     kind: str
-    # A name becomes a path, and whoever wrote the manifest may not be who reads it.
-    files: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], _File]
+    # A name becomes a path, and the writer of a manifest may not be trusted.
+    files: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], _StoredFile]
 
 
 def new_version_id() -> str:
-    """An id that sorts by the time of its making."""
+    """Return an id that sorts by its time of creation."""
     return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
+def cache_folder(given: str | None) -> Path:
+    """Return where this machine keeps versions from a bucket: the given folder, or one below the user's cache."""
+    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "raypipe", "index")).expanduser()
+
+
 class Versions:
-    """What ``raypipe index`` puts and ``raypipe serve`` reads; any number of processes may do either at once."""
+    """What ``raypipe index`` writes and ``raypipe serve`` reads; any number of processes may do either at once."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
 
     def current(self) -> str | None:
-        """The id of the live version, None where there is none yet.
+        """Return the id of the current version, or None if there is none yet.
 
         Raises:
-            IndexVersionError: ``CURRENT`` names none.
+            IndexVersionError: ``CURRENT`` does not contain an id.
         """
         try:
             data = self.folder.read(CURRENT)
@@ -75,26 +86,32 @@ class Versions:
         return self._checked_id(data.decode(errors="replace").strip(), of=CURRENT)
 
     def require_current(self) -> str:
-        """The id of the live version.
+        """Return the id of the current version.
 
         Raises:
             IndexVersionError: there is none.
         """
         if (version := self.current()) is None:
-            msg = f"{self.folder} holds no index."
+            msg = f"{self.folder} does not contain an index."
             raise IndexVersionError(msg, key=str(self.folder), remedy="Run raypipe index with it as --output.")
         return version
 
+    def list(self) -> builtins.list[str]:
+        """Return the ids of all versions that have a manifest, oldest first."""
+        ends = f"/{MANIFEST}"
+        keys = [stored.key for stored in self.folder.list(f"{VERSIONS}/") if stored.key.endswith(ends)]
+        ids = [key.removeprefix(f"{VERSIONS}/").removesuffix(ends) for key in keys]
+        return sorted(version for version in ids if _ID.fullmatch(version))
+
     def read_manifest(self, version: str) -> dict[str, Any]:
-        """What a version says of itself, checked.
+        """Read and validate the manifest of a version.
 
         Raises:
-            IndexVersionError: there is no such version, or its manifest is damaged.
+            IndexVersionError: there is no such version, or its manifest is corrupt.
         """
-        place = self.folder.child(self._name(version, MANIFEST))
+        name = self._name(version, MANIFEST)
         try:
-            data = self.folder.read(self._name(version, MANIFEST))
-            manifest = json.loads(data)
+            manifest = json.loads(self.folder.read(name))
             checked = _Manifest.model_validate(manifest)
         except ObjectMissingError:
             msg = f"{self.folder} has no version {version}."
@@ -105,35 +122,36 @@ class Versions:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise _damaged(place, f"{where!r}: {first['msg']}") from None
+            raise self._corrupt(name, f"{where!r}: {first['msg']}") from None
         except (ValueError, RecursionError) as error:
-            raise _damaged(place, " ".join(str(error).split())) from None
-        missing = [name for name in FILES if name not in checked.files]
+            raise self._corrupt(name, " ".join(str(error).split())) from None
+        missing = [file for file in FILES if file not in checked.files]
         if checked.id != version:
-            raise _damaged(place, f"it is of {checked.id!r}")
+            raise self._corrupt(name, f"its id is {checked.id!r}")
         if missing:
-            raise _damaged(place, f"its files lack {', '.join(missing)}")
+            raise self._corrupt(name, f"its files do not include {', '.join(missing)}")
         if MANIFEST in checked.files:
-            raise _damaged(place, f"its files include {MANIFEST} itself")
+            raise self._corrupt(name, f"its files include {MANIFEST} itself")
         return dict(manifest)
 
     def put(self, version: str, local_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Put the files of ``FILES`` and then the manifest, to which it adds them; return that manifest.
+        """Store the files in ``FILES`` and then the manifest, with these files added; return that manifest.
 
-        ``previous`` becomes the version that is live now. It is not made the live one: ``set_current`` does that.
+        Its ``previous`` is the current version. The new one only becomes current by ``set_current``.
 
         Raises:
-            IndexVersionError: a file of that version is there already, and is another.
+            IndexVersionError: this version already has a file with other contents.
         """
         files = {}
         for name in FILES:
-            size_bytes, sha256 = size_and_sha256(local_dir / name)
+            size_bytes, sha256 = _size_and_sha256(local_dir / name)
             files[name] = {"size_bytes": size_bytes, "sha256": sha256}
             self._put_file(self._name(version, name), local_dir / name, size_bytes)
         whole = {**manifest, "format": FORMAT, "id": version, "previous": self.current(), "files": files}
         data = json.dumps(whole, indent=1, allow_nan=False).encode()
-        if not self.folder.put_new(self._name(version, MANIFEST), data):
-            self._refuse_unless(self.folder.read(self._name(version, MANIFEST)) == data, self._name(version, MANIFEST))
+        name = self._name(version, MANIFEST)
+        if not self.folder.put_new(name, data) and self.folder.read(name) != data:
+            raise self._taken(name)
         return self.read_manifest(version)
 
     def _put_file(self, name: str, path: Path, size_bytes: int) -> None:
@@ -141,39 +159,18 @@ class Versions:
             created = self.folder.put_new(name, path.read_bytes())
         else:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                # Put in parts: of one so large, a storage takes the length, and slices, which are bytes.
+                # A multipart upload only takes the length and slices of the mapped file, and slices are bytes.
                 created = self.folder.put_new(name, cast("bytes", mapped))
-        if not created:  # a reply was lost, or another had the same id
+        if not created:  # a response was lost, or another process chose the same id
             found = self.folder.stat(name)
-            self._refuse_unless(found is not None and found.size_bytes == size_bytes, name)
-
-    def _refuse_unless(self, same: bool, name: str) -> None:  # noqa: FBT001 - read at its calls
-        if not same:
-            uri = self.folder.child(name)
-            msg = f"{uri} exists already and is a different file."
-            raise IndexVersionError(msg, key=uri, remedy="Run the same command again.")
-
-    def fetch(self, version: str, cache: Path) -> Path:
-        """A folder of this machine with every file of a version, checked: in the cache, or where a local index is.
-
-        Raises:
-            IndexVersionError: there is no such version, or it is not whole.
-            StorageError: the storage refuses or cannot be reached.
-        """
-        manifest = self.read_manifest(version)
-        source = Folder(self.folder.child(f"{VERSIONS}/{version}"))
-        if not source.uri.startswith("s3://"):
-            check_files(Path(source.uri), manifest["files"])
-            return Path(source.uri)
-        target = cache / version
-        fetch_files(source, manifest["files"], target=target, also={MANIFEST: json.dumps(manifest).encode()})
-        return target
+            if found is None or found.size_bytes != size_bytes:
+                raise self._taken(name)
 
     def set_current(self, version: str) -> None:
-        """Make a version the live one.
+        """Make a version the current one.
 
         Raises:
-            IndexVersionError: it is not there, or lacks a file; the live one stays.
+            IndexVersionError: the version or one of its files is missing; the current one does not change.
         """
         for name, said in self.read_manifest(version)["files"].items():
             found = self.folder.stat(self._name(version, name))
@@ -185,27 +182,41 @@ class Versions:
         self.folder.put(CURRENT, f"{version}\n".encode())
 
     def rollback(self) -> str:
-        """Make the version live that was so before the live one, and return its id.
+        """Make the version before the current one current again, and return its id.
 
         Raises:
-            IndexVersionError: there is none before it, or that is not whole; the live one stays.
+            IndexVersionError: there is no version before it, or it is incomplete; the current one does not change.
         """
         version = self.require_current()
         previous: str | None = self.read_manifest(version)["previous"]
         if previous is None:
             uri = self.folder.child(self._name(version, MANIFEST))
             others = [other for other in reversed(self.list()) if other != version]
-            msg = f"{self.folder}: {version} has no version before it to go back to."
+            msg = f"{self.folder}: {version} has no version before it to roll back to."
             raise IndexVersionError(msg, key=uri, choices=others)
         self.set_current(previous)
         return previous
 
-    def list(self) -> builtins.list[str]:
-        """The ids of all versions that have a manifest, the oldest first."""
-        ends = f"/{MANIFEST}"
-        keys = [stored.key for stored in self.folder.list(f"{VERSIONS}/") if stored.key.endswith(ends)]
-        ids = [key.removeprefix(f"{VERSIONS}/").removesuffix(ends) for key in keys]
-        return sorted(version for version in ids if _ID.fullmatch(version))
+    def fetch(self, version: str, cache: Path) -> Path:
+        """Return a local folder with every file of a version, verified: in the cache, or the local index itself.
+
+        Raises:
+            IndexVersionError: there is no such version, a file is missing or corrupt, or the cache cannot be written.
+            StorageError: the storage refuses or cannot be reached.
+        """
+        manifest = self.read_manifest(version)
+        source = Folder(self.folder.child(f"{VERSIONS}/{version}"))
+        if not source.uri.startswith("s3://"):
+            _check_files(Path(source.uri), manifest["files"])
+            return Path(source.uri)
+        target = cache / version
+        try:
+            _download_version(source, manifest, target)
+        except OSError as error:
+            msg = f"Cannot keep an index in {target}: {error.strerror}."
+            remedy = "Check its permissions and free space."
+            raise IndexVersionError(msg, key=str(target), remedy=remedy) from None
+        return target
 
     def _name(self, version: str, name: str) -> str:
         return f"{VERSIONS}/{self._checked_id(version, of=VERSIONS)}/{name}"
@@ -217,6 +228,83 @@ class Versions:
             raise IndexVersionError(msg, key=uri, value=version)
         return version
 
+    def _corrupt(self, name: str, reason: str) -> IndexVersionError:
+        uri = self.folder.child(name)
+        return IndexVersionError(f"{uri} is corrupt: {reason}.", key=uri, remedy=REMEDY)
 
-def _damaged(uri: str, reason: str) -> IndexVersionError:
-    return IndexVersionError(f"{uri} is damaged: {reason}.", key=uri, remedy=REMEDY)
+    def _taken(self, name: str) -> IndexVersionError:
+        uri = self.folder.child(name)
+        msg = f"{uri} already exists with other contents."
+        return IndexVersionError(msg, key=uri, remedy="Run the same command again.")
+
+
+def _check_files(place: Path, files: Files) -> None:
+    """Read every file in ``place`` and compare it with the manifest.
+
+    Raises:
+        IndexVersionError: a file is missing, or its size or SHA-256 differs.
+    """
+    for name, said in files.items():
+        path = place / name
+        try:
+            _require(path, "size in bytes", path.stat().st_size, said["size_bytes"])
+            _require(path, "SHA-256", _size_and_sha256(path)[1], said["sha256"])
+        except OSError as error:
+            msg = f"{path} cannot be read: {error.strerror}."
+            raise IndexVersionError(msg, key=str(path), remedy=REMEDY) from error
+
+
+def _require(path: Path, name: str, found: object, expected: object) -> None:
+    if found != expected:
+        msg = f"{path} has changed: its {name} is {found}, not {expected}."
+        raise IndexVersionError(msg, key=str(path), value=found, expected=expected, remedy=REMEDY)
+
+
+def _size_and_sha256(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
+
+
+def _download_version(source: Folder, manifest: Mapping[str, Any], target: Path) -> None:
+    """Download the files and the manifest to ``target``, which only appears once it is complete and verified.
+
+    If several processes do this, one downloads and the others wait. The next process removes what a killed one left.
+    """
+    files, manifest_data = manifest["files"], json.dumps(manifest).encode()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it if this process dies
+        if _is_complete(target, files, manifest_data):
+            return
+        temporary = target.with_name(f".{target.name}.tmp")
+        for folder in (temporary, target):
+            if folder.exists():
+                shutil.rmtree(folder)
+        temporary.mkdir()
+        for name, said in files.items():
+            _download(source, name, said["size_bytes"], temporary / name)
+        _check_files(temporary, files)
+        (temporary / MANIFEST).write_bytes(manifest_data)
+        temporary.rename(target)
+
+
+def _is_complete(target: Path, files: Files, manifest_data: bytes) -> bool:
+    try:
+        _check_files(target, files)
+        return (target / MANIFEST).read_bytes() == manifest_data
+    except (IndexVersionError, OSError):
+        return False
+
+
+def _download(source: Folder, name: str, size_bytes: int, path: Path) -> None:
+    try:
+        found = source.stat(name)
+        if found is None:
+            msg = f"{source.child(name)} does not exist."
+            raise ObjectMissingError(msg)
+        with path.open("xb+") as file:
+            read_object(found.uri, etag=found.etag, max_size_bytes=size_bytes, into=file)
+    except ObjectError as error:
+        msg = f"{str(error).rstrip('.')}."
+        raise IndexVersionError(msg, key=source.child(name), remedy=REMEDY) from error

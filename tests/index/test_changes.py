@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.jobs.index.changes import Changes, compare
+from raypipe.jobs.index.job import Changes, compare
 
 contents = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 2), min_size=1)
 

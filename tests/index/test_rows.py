@@ -8,7 +8,7 @@ import pytest
 
 from raypipe.dataset.read import embeddings_manifests, read_embeddings
 from raypipe.errors import CommitError, ConfigError
-from raypipe.jobs.index.rows import IndexedRows, find_rows
+from raypipe.jobs.index.inputs import IndexedRows, find_rows
 from raypipe.storage import Folder
 from support.embed_outputs import (
     DIM,

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from raypipe.search import duplicates
+from raypipe.search import build as build_module
 from raypipe.search.ann import Ann
-from raypipe.search.duplicates import duplicate_groups
+from raypipe.search.build import duplicate_groups
 from support.vectors import KINDS, clustered, settings_of, units
 
 
@@ -37,7 +37,7 @@ def by_pairs(vectors: np.ndarray, cosine: float) -> list[int]:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_groups_are_what_near_pairs_connect(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "_ROWS", 100)  # so that a list is compared in parts
+    monkeypatch.setattr(build_module, "_COMPARED_ROWS", 100)  # so that a list is compared in parts
     vectors = with_near_duplicates(2_500, copies=600)
     expected = by_pairs(vectors, 0.98)
     assert len(set(expected)) > 100

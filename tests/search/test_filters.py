@@ -275,6 +275,8 @@ def ids_of(masks: FilterMasks, asked: dict[str, Any], excluded: Iterable[int]) -
 @given(size=st.integers(1, 2_000), share=st.floats(0, 0.3), seed=st.integers(0, 2**32 - 1))
 def test_the_positions_of_few_are_those_of_their_bits(size: int, share: float, seed: int) -> None:
     mask = np.random.default_rng(seed).random(size) < share
-    found = Eligible(np.packbits(mask, bitorder="little"), int(mask.sum()), size)
+    found = Eligible.of(mask)
+    assert (found.count, found.size) == (mask.sum(), size)
+    np.testing.assert_array_equal(found.mask(), mask)
     assert found.positions().dtype == np.int64
     assert found.positions().tolist() == np.flatnonzero(mask).tolist()

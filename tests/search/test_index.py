@@ -9,6 +9,7 @@ from raypipe.errors import IndexVersionError, QueryError
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query
 from support.catalogues import Catalogue
+from support.vectors import clustered, index_of
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def test_it_opens_with_its_own_manifest_or_one_that_was_read(index: VideoIndex, 
     assert index.manifest == manifest
     assert index.version == VideoIndex.open(index_folder, manifest).version == manifest["id"]
     assert len(index.items) == len(index.vectors) == 600
-    assert (index.ann.kind, index.ann.trained_on, index.ann.recall_at_10) == ("flat", 600, 1.0)
+    assert (index.ann.kind, index.ann.nlist, index.ann.recall_at_10) == ("flat", 1, 1.0)
 
 
 def test_similar_videos_are_of_the_same_cluster(index: VideoIndex, catalogue: Catalogue) -> None:
@@ -59,6 +60,29 @@ def test_an_unknown_video_has_no_similar_ones(index: VideoIndex) -> None:
     with pytest.raises(QueryError) as raised:
         index.similar("nothing", top_k=5)
     assert (raised.value.key, raised.value.value) == ("video_id", "nothing")
+
+
+def test_find_looks_into_titles_and_ids_in_any_case() -> None:
+    columns = {
+        "video_id": ["clips/One.mp4", "clips/two.mp4", "clips/three.mp4", "clips/four.mp4"],
+        "title": ["Ärger", None, "Second (one)", "100%"],
+        "category": ["a", "a", "b", None],
+    }
+    index = index_of(clustered(4, dim=4), columns)
+    assert index.find("ONE", {}, offset=0, limit=9) == ([0, 2], 2)
+    assert index.find("ONE", {"category": "b"}, offset=0, limit=9) == ([2], 1)
+    assert index.find("second", {"category": "b"}, offset=0, limit=9) == ([2], 1)
+    assert index.find("clips/t", {"category": "b"}, offset=0, limit=9) == ([2], 1)
+    assert index.find("clips/t", {"category": "a"}, offset=0, limit=9) == ([1], 1)
+    assert index.find("ärg", {}, offset=0, limit=9) == ([0], 1)
+    assert index.find("(one)", {}, offset=0, limit=9) == ([2], 1)
+    assert index.find("%", {}, offset=0, limit=9) == ([3], 1)
+    assert index.find(None, {}, offset=1, limit=2) == ([1, 2], 4)
+    assert index.find("", {"category": ["a", "b"]}, offset=2, limit=2) == ([2], 3)
+    assert index.find("mp4", {}, offset=9, limit=2) == ([], 4)
+    with pytest.raises(QueryError) as raised:
+        index.find("x", {"genre": "a"}, offset=0, limit=9)
+    assert (raised.value.value, raised.value.choices) == ("genre", ("category", "title", "video_id"))
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.errors import IndexVersionError, QueryError
-from raypipe.search import lookup
-from raypipe.search.items import Items
-from raypipe.search.writers import ThumbnailWriter
+from raypipe.errors import IndexVersionError
+from raypipe.search import items as items_module
+from raypipe.search.items import Items, ThumbnailWriter
 from support.properties import examples
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -31,7 +30,7 @@ def test_positions_are_those_of_a_dict(ids: list[str], others: list[str]) -> Non
 
 def test_ids_of_equal_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        lookup, "_WEIGHTS", np.ones(1024, np.uint64)
+        items_module, "_WEIGHTS", np.ones(1024, np.uint64)
     )  # the hash is the sum of the bytes, and the length
     ids = ["abc", "acb", "x", "bca", "cab", "bb", "ac"]
     items = Items(pa.table({"video_id": ids}), None)
@@ -39,7 +38,7 @@ def test_ids_of_equal_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_ids_longer_than_the_weights_and_in_several_pieces_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "_ROWS", 7)
+    monkeypatch.setattr(items_module, "_HASH_ROWS", 7)
     ids = [f"{'x' * (row * 97)}{row}" for row in range(30)]
     table = pa.concat_tables([pa.table({"video_id": ids[:11]}), pa.table({"video_id": ids[11:]})])
     assert Items(table.slice(3), None).positions(ids) == [None] * 3 + list(range(27))
@@ -98,31 +97,6 @@ def test_row_is_json() -> None:
         "kind",
         "nothing",
     ]
-
-
-def test_find_looks_into_titles_and_ids_in_any_case() -> None:
-    table = pa.table(
-        {
-            "video_id": ["clips/One.mp4", "clips/two.mp4", "clips/three.mp4", "clips/four.mp4"],
-            "title": ["Ärger", None, "Second (one)", "100%"],
-            "category": ["a", "a", "b", None],
-        }
-    )
-    items = Items(table, None)
-    assert items.find("ONE", {}, offset=0, limit=9) == ([0, 2], 2)
-    assert items.find("ONE", {"category": "b"}, offset=0, limit=9) == ([2], 1)
-    assert items.find("second", {"category": "b"}, offset=0, limit=9) == ([2], 1)
-    assert items.find("clips/t", {"category": "b"}, offset=0, limit=9) == ([2], 1)
-    assert items.find("clips/t", {"category": "a"}, offset=0, limit=9) == ([1], 1)
-    assert items.find("ärg", {}, offset=0, limit=9) == ([0], 1)
-    assert items.find("(one)", {}, offset=0, limit=9) == ([2], 1)
-    assert items.find("%", {}, offset=0, limit=9) == ([3], 1)
-    assert items.find(None, {}, offset=1, limit=2) == ([1, 2], 4)
-    assert items.find("", {"category": ["a", "b"]}, offset=2, limit=2) == ([2], 3)
-    assert items.find("mp4", {}, offset=9, limit=2) == ([], 4)
-    with pytest.raises(QueryError) as raised:
-        items.find("x", {"genre": "a"}, offset=0, limit=9)
-    assert (raised.value.value, raised.value.choices) == ("genre", ("category", "title", "video_id"))
 
 
 def test_values_are_the_most_frequent_first() -> None:

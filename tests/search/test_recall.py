@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from raypipe.search.ann import Ann
-from raypipe.search.exact import neighbours
-from raypipe.search.trials import trial_queries
-from support.vectors import clustered, eligible_among, settings_of
+from raypipe.search.calibration import trial_queries
+from raypipe.search.filters import Eligible
+from raypipe.search.vectors import neighbors
+from support.vectors import clustered, settings_of
 
 NUM_VECTORS = 200_000
 
@@ -31,9 +32,9 @@ def test_recall_at_10_with_and_without_filters(vectors: np.ndarray, ann: Ann) ->
     queries = trial_queries(vectors, count=200, seed=9)
     recalls = {}
     for name, mask in masks(vectors).items():
-        _, found = ann.search(queries, top_k=10, eligible=None if mask.all() else eligible_among(mask))
+        _, found = ann.search(queries, top_k=10, eligible=None if mask.all() else Eligible.of(mask))
         assert mask[found].all()
         allowed = np.flatnonzero(mask)
-        truth = allowed[neighbours(vectors[allowed], queries, top_k=10)]
+        truth = allowed[neighbors(vectors[allowed], queries, top_k=10)]
         recalls[name] = np.mean([np.isin(one, other).sum() for one, other in zip(found, truth, strict=True)]) / 10
     assert min(recalls.values()) >= 0.95, recalls

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raypipe.errors import QueryError
 from raypipe.search import ann as ann_module
-from raypipe.search import candidates, trials
+from raypipe.search import calibration, ranking
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query, Recommendations
 from raypipe.search.rerank import freshness, percentile_rank
@@ -45,8 +45,8 @@ def however_few() -> Any:  # noqa: ANN401 - pytest's
     """Faiss finds however few vectors, and pools are so small that they have to grow."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann_module, "SCANNED", 0)
-        patch.setattr(trials, "NUM_QUERIES", 16)
-        patch.setattr(candidates, "_POOL", (1, 2))
+        patch.setattr(calibration, "NUM_QUERIES", 16)
+        patch.setattr(ranking, "_POOL", (1, 2))
         yield
 
 

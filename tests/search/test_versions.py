@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import IndexVersionError, ObjectMissingError, ObjectTooLargeError
-from raypipe.search import fetching
 from raypipe.search import versions as versions_module
 from raypipe.search.versions import FILES, MANIFEST, Versions, new_version_id
 from raypipe.storage import Folder, read_object, s3_put
@@ -97,7 +96,7 @@ def test_any_changed_byte_is_seen(
         error, put_ones = raised.value, Versions(folder).read_manifest(version)["files"]
         assert Path(error.key).name == name
         assert (error.value, error.expected) == (hashlib.sha256(data).hexdigest(), put_ones[name]["sha256"])
-        assert error.remedy == fetching.REMEDY
+        assert error.remedy == versions_module.REMEDY
         assert not (root / "cache" / version).exists()
 
 
@@ -136,7 +135,7 @@ def test_a_file_of_another_size_is_seen(folder: Folder, name: str, more: int, tm
         assert (raised.value.value, raised.value.expected) == (len(changed), len(data))
     with pytest.raises(IndexVersionError) as raised:
         Versions(folder).set_current(version)
-    assert (raised.value.key, raised.value.remedy) == (folder.child(stored), fetching.REMEDY)
+    assert (raised.value.key, raised.value.remedy) == (folder.child(stored), versions_module.REMEDY)
     assert (raised.value.value, raised.value.expected) == (len(changed), len(data))
 
 
@@ -173,7 +172,7 @@ def test_a_manifest_that_promises_nothing_is_refused(change: Callable[[dict[str,
         with pytest.raises(IndexVersionError) as raised:
             ask(version)
         assert raised.value.key == folder.child(f"versions/{version}/{MANIFEST}")
-        assert raised.value.remedy == fetching.REMEDY
+        assert raised.value.remedy == versions_module.REMEDY
         assert str(raised.value).isprintable()
     with pytest.raises(IndexVersionError):
         Versions(folder).fetch(version, tmp_path / "cache")
@@ -263,7 +262,7 @@ def test_a_download_that_dies_leaves_nothing_half(bucket: str, tmp_path: Path) -
     version = put(Folder(bucket), tmp_path / "work")
     program = f"""
 import os, pathlib, signal
-from raypipe.search import fetching
+from raypipe.search import versions
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder, read_object, s3_put
 left = 2
@@ -273,7 +272,7 @@ def read(uri, **options):
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return read_object(uri, **options)
-fetching.read_object = read
+versions.read_object = read
 Versions(Folder({bucket!r})).fetch({version!r}, pathlib.Path({str(tmp_path / "cache")!r}))
 """
     killed = subprocess.run([sys.executable, "-c", program], check=False, env=dict(os.environ), timeout=120)
@@ -295,7 +294,7 @@ def test_of_many_that_fetch_together_one_downloads(
         downloads.append(uri)
         return read_object(uri, **options)
 
-    monkeypatch.setattr(fetching, "read_object", read)
+    monkeypatch.setattr(versions_module, "read_object", read)
     together = Barrier(4)
 
     def fetch(_: int) -> Path:
@@ -326,10 +325,10 @@ def test_a_file_that_changes_during_a_download_is_refused(
         folder.put(uri.removeprefix(f"{folder.uri}/"), b"another")
         return read_object(uri, **options)
 
-    monkeypatch.setattr(fetching, "read_object", read)
+    monkeypatch.setattr(versions_module, "read_object", read)
     with pytest.raises(IndexVersionError) as raised:
         Versions(folder).fetch(version, tmp_path / "cache")
-    assert (Path(raised.value.key).name, raised.value.remedy) == (FILES[0], fetching.REMEDY)
+    assert (Path(raised.value.key).name, raised.value.remedy) == (FILES[0], versions_module.REMEDY)
     assert str(raised.value).isprintable()
 
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from raypipe.config import IndexSettings
 from raypipe.search.ann import Ann
-from raypipe.search.filters import Eligible
 from raypipe.search.index import VideoIndex
 from raypipe.search.items import Items
 from raypipe.search.projection import Projection
@@ -40,11 +39,6 @@ def units(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
 def settings_of(kind: str, **options: Any) -> IndexSettings:  # noqa: ANN401 - settings
     """What makes an index of that kind, of 64 vectors or more."""
     return IndexSettings(**{**KINDS[kind], **options})
-
-
-def eligible_among(mask: npt.NDArray[np.bool_]) -> Eligible:
-    """What a filter that leaves those would give."""
-    return Eligible(np.packbits(mask, bitorder="little"), int(mask.sum()), len(mask))
 
 
 def true_neighbours(vectors: Half, query: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_]) -> list[int]:

@@ -1,51 +1,157 @@
-"""What is known of videos besides their embeddings: a catalogue that a user wrote, and labels that a model gave."""
+"""What there is to index: rows of sealed embeddings, joined with a user's catalogue and a classifier's labels."""
 
 import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe import schema
+from raypipe.dataset.footer import not_sealed, read_parquet
+from raypipe.dataset.plan import data_name
+from raypipe.dataset.read import planned_rows, read_rows
 from raypipe.errors import ConfigError
-from raypipe.jobs.index.rows import OF_THE_ROWS
-from raypipe.search.items import DUPLICATE_GROUP
-from raypipe.search.recommend import BOOST_COLUMNS
+from raypipe.search.build import Batch
+from raypipe.search.items import BOOST_COLUMNS, DUPLICATE_GROUP
+from raypipe.status import Status
+from raypipe.storage import Folder
 from raypipe.storage.column_types import ColumnReading, Kind
 from raypipe.storage.tables import TypedTable, empty_rows, read_table, table_place
 
-_logger = logging.getLogger(__name__)
+ROW_COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.GENERATION, schema.DURATION_SECONDS)
 LABEL_COLUMNS = {schema.LABEL: pa.string(), schema.SCORE: pa.float32()}
-_TEXT = (schema.VIDEO_ID, "title", "category", "language")  # 1917 is a title, and no number
+_RESERVED = (*ROW_COLUMNS[1:], *LABEL_COLUMNS, DUPLICATE_GROUP)
+_TEXT = (schema.VIDEO_ID, "title", "category", "language")  # the title 1917 is not a number
 _EXPECTED: dict[str, Kind] = {BOOST_COLUMNS["freshness"]: "dates", BOOST_COLUMNS["popularity"]: "numbers"}
-_TAKEN = (*OF_THE_ROWS[1:], *LABEL_COLUMNS, DUPLICATE_GROUP)
+_READS_AT_ONCE = 8
+_ItemT = TypeVar("_ItemT")
+_ReadT = TypeVar("_ReadT")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedRows:
+    """The current rows with status ``ok``, those of the latest plan first.
+
+    ``items`` has the columns ``ROW_COLUMNS``. Plans that another driver seals later do not change anything.
+    """
+
+    embeddings: Folder
+    embedding_dim: int
+    items: pa.Table
+    num_left_out: int  # videos with another status, except those that are gone
+    _files: tuple[tuple[str, npt.NDArray[np.bool_]], ...]  # names, and which of their rows are indexed
+
+    def batches(self) -> Iterator[Batch]:
+        """Read vectors and thumbnails, in the order of ``items``; only a few files are in memory at a time.
+
+        Raises:
+            CommitError: a file differs from what was sealed.
+        """
+        for batch in _read_ahead(self._read, self._files):
+            if len(batch[1]):
+                yield batch
+
+    def _read(self, file: tuple[str, npt.NDArray[np.bool_]]) -> Batch:
+        name, is_indexed = file
+        table = read_parquet(self.embeddings, name, columns=(schema.EMBEDDING, schema.THUMBNAIL))
+        if (found := table.num_rows) != (expected := len(is_indexed)):
+            reason = f"it has {found} rows, not {expected}"
+            raise not_sealed(self.embeddings, name, reason, value=found, expected=expected)
+        rows = table.filter(pa.array(is_indexed))
+        vectors = rows[schema.EMBEDDING].combine_chunks()
+        kind = vectors.type
+        if not pa.types.is_fixed_size_list(kind) or kind.list_size != self.embedding_dim or vectors.null_count:
+            reason = f"its embeddings are {kind}, or some are missing"
+            raise not_sealed(self.embeddings, name, reason, value=str(kind), expected=self.embedding_dim)
+        matrix = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        return matrix.reshape(len(vectors), self.embedding_dim), rows[schema.THUMBNAIL].to_pylist()
+
+
+def find_rows(embeddings: Folder, manifests: Sequence[dict[str, Any]], *, embedding_dim: int) -> IndexedRows:
+    """Decide which rows of these sealed plans are indexed, without reading any vector.
+
+    Raises:
+        ConfigError: no video has status ok.
+        CommitError: a file differs from what was sealed.
+    """
+    files, tables, num_left_out = [], [], 0
+    planned_files = _planned_files(embeddings, manifests)
+    for name, is_current, table in _read_ahead(lambda planned: _read_current(embeddings, *planned), planned_files):
+        is_ok = pc.equal(table[schema.STATUS], str(Status.OK)).to_numpy() & is_current
+        is_gone = pc.equal(table[schema.STATUS], str(Status.GONE)).to_numpy() & is_current
+        num_left_out += int(is_current.sum() - is_ok.sum() - is_gone.sum())
+        files.append((name, is_ok))
+        tables.append(table.filter(pa.array(is_ok)).select(ROW_COLUMNS))
+    items = pa.concat_tables(tables).combine_chunks()
+    if not items.num_rows:
+        msg = f"{embeddings} contains no video with status ok ({num_left_out} have another status)."
+        remedy = "Check them with raypipe verify."
+        raise ConfigError(msg, key=str(embeddings), value=num_left_out, remedy=remedy)
+    return IndexedRows(embeddings, embedding_dim, items, num_left_out, tuple(files))
+
+
+def _planned_files(embeddings: Folder, manifests: Sequence[dict[str, Any]]) -> Iterator[tuple[str, pa.Array]]:
+    """Yield each file with current rows, and the video ids of those."""
+    for number, planned in planned_rows(embeddings, list(manifests)):
+        shards, first = np.unique(planned[schema.SHARD].to_numpy(), return_index=True)  # ascending in a plan
+        for shard, (start, stop) in zip(shards, pairwise([*first, planned.num_rows]), strict=True):
+            yield data_name(number, int(shard)), planned[schema.VIDEO_ID].slice(start, stop - start).combine_chunks()
+
+
+def _read_current(embeddings: Folder, name: str, ids: pa.Array) -> tuple[str, npt.NDArray[np.bool_], pa.Table]:
+    table = read_parquet(embeddings, name, columns=(*ROW_COLUMNS, schema.STATUS))
+    is_current = pc.is_in(table[schema.VIDEO_ID], value_set=ids).to_numpy()
+    found, expected = int(is_current.sum()), len(ids)
+    if found != expected:
+        reason = f"it has {found} of its {expected} planned videos"
+        raise not_sealed(embeddings, name, reason, value=found, expected=expected)
+    return name, is_current, table
+
+
+def _read_ahead(read: Callable[[_ItemT], _ReadT], items: Iterable[_ItemT]) -> Iterator[_ReadT]:
+    """Yield ``read(item)`` for each item in order, with a few reads in flight."""
+    coming = iter(items)
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        reads: deque[Future[_ReadT]] = deque()
+        reads.extend(pool.submit(read, item) for item in islice(coming, _READS_AT_ONCE))
+        while reads:
+            done = reads.popleft().result()
+            reads.extend(pool.submit(read, item) for item in islice(coming, 1))
+            yield done
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The rows of an index, and what did not fit: each a number of videos, None where nothing was given."""
+    """The items of an index, and how many videos did not match; None if there was nothing to match with."""
 
     items: pa.Table
-    num_uncatalogued: int | None = None  # embedded, and not in the catalogue
-    num_not_embedded: int | None = None  # in the catalogue, and not embedded
+    num_uncatalogued: int | None = None  # embedded, but not in the catalogue
+    num_not_embedded: int | None = None  # in the catalogue, but not embedded
     num_unlabelled: int | None = None
-    readings: tuple[ColumnReading, ...] = ()  # how columns of the catalogue were read
+    readings: tuple[ColumnReading, ...] = ()  # how columns of the catalogue were parsed
 
 
 def read_catalogue(uri: str) -> TypedTable:
-    """Read ``video_id`` and whatever else stands there, typed; warn of columns with bad values.
+    """Read ``video_id`` and all other columns with their types; log a warning about columns with bad values.
 
     Raises:
-        ConfigError: it cannot be read, a video has no id or several rows, or a column has a name that an index uses.
+        ConfigError: the file cannot be read, a video has no id or several rows, or a column has a reserved name.
     """
     folder, name = table_place(uri, what="catalogue")
     found = read_table(folder, name, text=_TEXT, required=(schema.VIDEO_ID,), what="catalogue", expected=_EXPECTED)
     table = found.table
-    if taken := [column for column in table.column_names if column in _TAKEN]:
+    if taken := [column for column in table.column_names if column in _RESERVED]:
         msg = f"{uri} has a column {taken[0]!r}, a name that the index itself uses."
-        raise ConfigError(msg, key=taken[0], remedy=f"Rename it. Reserved names are {', '.join(_TAKEN)}.")
-    ids = table[schema.VIDEO_ID]
-    if lacking := empty_rows(ids):
+        raise ConfigError(msg, key=taken[0], remedy=f"Rename it. Reserved names are {', '.join(_RESERVED)}.")
+    if lacking := empty_rows(table[schema.VIDEO_ID]):
         msg = f"{uri}: {len(lacking)} rows have no video_id, the first is row {lacking[0]}. Every row needs one."
         raise ConfigError(msg, key=schema.VIDEO_ID, value="")
     counts = table.group_by(schema.VIDEO_ID, use_threads=False).aggregate([([], "count_all")])
@@ -60,39 +166,46 @@ def read_catalogue(uri: str) -> TypedTable:
     return TypedTable(table.combine_chunks(), found.readings)
 
 
-def join(rows: pa.Table, *, catalogue: TypedTable | None, labels: pa.Table | None) -> Joined:
-    """Put beside each row its label and its catalogue columns, null where there is none.
+def read_labels(uri: str) -> pa.Table:
+    """Read the predictions of a sealed output of ``raypipe classify``."""
+    return pa.concat_tables(read_rows(Folder(uri), columns=(schema.VIDEO_ID, schema.ETAG, *LABEL_COLUMNS)))
 
-    ``labels`` are rows of ``raypipe classify``; one counts for the very embedding that it was made of.
+
+def join(rows: pa.Table, *, catalogue: TypedTable | None, labels: pa.Table | None) -> Joined:
+    """Add its label and its catalogue columns to each row; null if there are none.
+
+    ``labels`` are rows of ``raypipe classify``. A label is used only if it was made from this embedding.
     """
-    ids = rows[schema.VIDEO_ID]
-    items = rows
     label_columns = _labels_of(rows, labels)
+    items = rows
     for name, column in label_columns.items():
         items = items.append_column(name, column)
     num_unlabelled = None if labels is None else label_columns[schema.LABEL].null_count
     if catalogue is None:
         return Joined(items, num_unlabelled=num_unlabelled)
-    described = catalogue.table
-    known = described[schema.VIDEO_ID]
-    positions = pc.index_in(ids, value_set=known.combine_chunks())
-    found = described.take(positions)
-    for name in described.column_names:
+    positions = _positions(rows, catalogue.table)
+    found = catalogue.table.take(positions)
+    for name in found.column_names:
         if name != schema.VIDEO_ID:
             items = items.append_column(name, found[name])
-    num_known = len(ids) - positions.null_count
-    return Joined(items, len(ids) - num_known, len(known) - num_known, num_unlabelled, catalogue.readings)
+    num_known = len(positions) - positions.null_count
+    num_not_embedded = catalogue.table.num_rows - num_known
+    return Joined(items, positions.null_count, num_not_embedded, num_unlabelled, catalogue.readings)
 
 
 def _labels_of(rows: pa.Table, labels: pa.Table | None) -> dict[str, pa.ChunkedArray | pa.Array]:
     if labels is None:
         return {name: pa.nulls(rows.num_rows, kind) for name, kind in LABEL_COLUMNS.items()}
-    positions = pc.index_in(rows[schema.VIDEO_ID], value_set=labels[schema.VIDEO_ID].combine_chunks())
-    found = labels.take(positions)
+    found = labels.take(_positions(rows, labels))
     generation = rows[schema.GENERATION].cast(pa.string())
-    version = pc.binary_join_element_wise(generation, rows[schema.ETAG], "-")  # as the etag of a prediction is written
-    is_of_this = pc.equal(found[schema.ETAG], version).fill_null(False)  # noqa: FBT003 - Arrow's own signature
+    version = pc.binary_join_element_wise(generation, rows[schema.ETAG], "-")  # the etag of a prediction
+    is_of_this = pc.equal(found[schema.ETAG], version).fill_null(False)  # noqa: FBT003 - Arrow's signature
     return {
         name: pc.if_else(is_of_this, found[name].cast(kind), pa.scalar(None, kind))
         for name, kind in LABEL_COLUMNS.items()
     }
+
+
+def _positions(rows: pa.Table, others: pa.Table) -> pa.ChunkedArray:
+    """Return the position of each row's video in another table, null if it is not there."""
+    return pc.index_in(rows[schema.VIDEO_ID], value_set=others[schema.VIDEO_ID].combine_chunks())

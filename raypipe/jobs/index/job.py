@@ -1,4 +1,4 @@
-"""The index job, from a configuration to the version that ``CURRENT`` names."""
+"""The index job: from a configuration to a new version that ``CURRENT`` names."""
 
 import tempfile
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.padding import Padding
@@ -15,28 +16,23 @@ from rich.padding import Padding
 from raypipe import schema
 from raypipe.config import IndexConfig
 from raypipe.dataset.plan import job_of, plan_numbers
-from raypipe.dataset.read import embedding_dim, embeddings_manifests, read_rows, sealed_manifests
+from raypipe.dataset.read import embedding_dim, embeddings_manifests, sealed_manifests
 from raypipe.errors import ConfigError, FingerprintError
-from raypipe.jobs.index.changes import Changes, compare
-from raypipe.jobs.index.inputs import Joined, join, read_catalogue
-from raypipe.jobs.index.rows import IndexedRows, find_rows
+from raypipe.jobs.index.inputs import Joined, find_rows, join, read_catalogue, read_labels
 from raypipe.runs.summary_tables import summary_table
 from raypipe.search.build import build_version
 from raypipe.search.index import VideoIndex
-from raypipe.search.items import ITEMS
+from raypipe.search.items import DUPLICATE_GROUP, ITEMS
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from raypipe.storage.tables import TypedTable
 from raypipe.text import format_bytes, format_count, format_seconds, plural
 
-_OF_THE_LABELS = (schema.VIDEO_ID, schema.ETAG, schema.LABEL, schema.SCORE)
-
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """What is settled before any vector is read."""
+class IndexSetup:
+    """What is known before any vector is read."""
 
-    config: IndexConfig
     embeddings: Folder
     output: Folder
     manifests: list[dict[str, Any]]  # of the embeddings' plans
@@ -45,12 +41,12 @@ class Setup:
 
     @property
     def fingerprint(self) -> str:
-        """Of the embeddings."""
+        """The fingerprint of the embeddings."""
         return str(self.manifests[-1]["fingerprint"])
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the embeddings are, as the manifest of a version says it."""
+        """The embeddings, as the manifest of a version describes them."""
         return {
             "uri": self.embeddings.uri,
             "fingerprint": self.fingerprint,
@@ -60,7 +56,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseVersion:
     """The version that is appended to, and the local folder of its files."""
 
     index: VideoIndex
@@ -68,8 +64,21 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """The videos that are new, embedded again, or gone; ``describes_anew``: only other columns or labels."""
+
+    num_new: int
+    num_changed: int
+    num_deleted: int
+    describes_anew: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.num_new or self.num_changed or self.num_deleted or self.describes_anew)
+
+
+@dataclass(frozen=True, slots=True)
 class IndexRun:
-    """What a run did: the manifest of the version that is current now, and how its rows came about."""
+    """The result of a run: the manifest of the version that is current now, and where its rows come from."""
 
     manifest: Mapping[str, Any]
     is_new: bool
@@ -78,12 +87,44 @@ class IndexRun:
     changes: Changes | None  # since the version that was appended to
 
 
-def prepare(config: IndexConfig) -> Setup:
-    """Read the catalogue and every manifest, and hold them against one another.
+def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRun:
+    """Build a version from what is sealed now, store it, and make it the current one.
 
     Raises:
-        ConfigError: a folder is not what it is given for, or the catalogue does not fit.
-        FingerprintError: the labels are of other embeddings.
+        SetupError: something is wrong before the work starts.
+        JobError: a stored file differs from what was sealed.
+    """
+    setup = prepare(config)
+    setup.output.check_writable()
+    versions = Versions(setup.output)
+    with tempfile.TemporaryDirectory(prefix="raypipe-index-") as work:
+        base = _open_base(setup, versions, Path(work, "base")) if config.append else None
+        with _status(console, "Reading the rows of the embeddings"):
+            rows = find_rows(setup.embeddings, setup.manifests, embedding_dim=setup.embedding_dim)
+            labels = None if config.labels is None else read_labels(config.labels)
+            joined = join(rows.items, catalogue=setup.catalogue, labels=labels)
+        changes = None
+        if base is not None:
+            before = base.index.manifest
+            same_plans = before["embeddings"] == setup.source
+            changes = compare(pq.read_table(base.folder / ITEMS), joined.items, same_plans=same_plans)
+            if not changes and before["settings"] == config.index.model_dump():
+                return IndexRun(before, False, rows.num_left_out, joined, changes)  # noqa: FBT003
+        with _status(console, f"Building an index of {rows.items.num_rows:,} videos"):
+            new = Path(work, "version")
+            index = None if base is None else base.index
+            made = build_version(new, items=joined.items, batches=rows.batches, settings=config.index, base=index)
+            manifest = versions.put(made["id"], new, {**made, "embeddings": setup.source})
+            versions.set_current(manifest["id"])
+    return IndexRun(manifest, True, rows.num_left_out, joined, changes)  # noqa: FBT003
+
+
+def prepare(config: IndexConfig) -> IndexSetup:
+    """Read the catalogue and all manifests, and check that they match.
+
+    Raises:
+        ConfigError: a folder is not what it is given as, or the catalogue cannot be used.
+        FingerprintError: the labels were made from other embeddings.
         JobError: the embeddings or the labels are not sealed.
     """
     embeddings, output = Folder(config.embeddings), Folder(config.output)
@@ -92,13 +133,13 @@ def prepare(config: IndexConfig) -> Setup:
         msg = f"{output} is the output of a batch job, not an index."
         raise ConfigError(msg, key=str(output), remedy="Choose another output.")
     catalogue = None if config.catalogue is None else read_catalogue(config.catalogue)
-    setup = Setup(config, embeddings, output, manifests, embedding_dim(embeddings, manifests), catalogue)
+    setup = IndexSetup(embeddings, output, manifests, embedding_dim(embeddings, manifests), catalogue)
     if config.labels is not None:
         _check_labels(Folder(config.labels), setup)
     return setup
 
 
-def _check_labels(labels: Folder, setup: Setup) -> None:
+def _check_labels(labels: Folder, setup: IndexSetup) -> None:
     settings = sealed_manifests(labels)[-1]["settings"]
     if (job := job_of(settings)) != "classify":
         msg = f"{labels} is an output of raypipe {job}."
@@ -107,44 +148,19 @@ def _check_labels(labels: Folder, setup: Setup) -> None:
     found, expected = settings["embeddings"], setup.fingerprint
     if found != expected:
         msg = (
-            f"{labels} holds labels of embeddings of fingerprint {found}; those of {setup.embeddings} have {expected}."
+            f"The labels in {labels} were made from embeddings with fingerprint {found}, but {setup.embeddings} has "
+            f"{expected}."
         )
         remedy = "Run raypipe classify on these embeddings, or give the embeddings that were classified."
         raise FingerprintError(msg, key=str(labels), value=found, expected=expected, remedy=remedy)
 
 
-def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRun:
-    """Build a version of what is sealed now, store it, and make it the current one.
+def _open_base(setup: IndexSetup, versions: Versions, cache: Path) -> BaseVersion | None:
+    """Open the current version; None if there is none yet.
 
     Raises:
-        SetupError: something is wrong before the work starts.
-        JobError: what is stored is not what was sealed.
-    """
-    setup = prepare(config)
-    setup.output.check_writable()
-    versions = Versions(setup.output)
-    with tempfile.TemporaryDirectory(prefix="raypipe-index-") as work:
-        base = _open_base(setup, versions, Path(work, "base")) if config.append else None
-        with _status(console, "Reading which videos there are"):
-            rows = find_rows(setup.embeddings, setup.manifests, embedding_dim=setup.embedding_dim)
-            joined = join(rows.items, catalogue=setup.catalogue, labels=_read_labels(config))
-        changes = None
-        if base is not None:
-            same_plans = base.index.manifest["embeddings"] == setup.source
-            changes = compare(pq.read_table(base.folder / ITEMS), joined.items, same_plans=same_plans)
-            if not changes and base.index.manifest["settings"] == config.index.model_dump():
-                return IndexRun(base.index.manifest, False, rows.num_left_out, joined, changes)  # noqa: FBT003
-        with _status(console, f"Building an index of {rows.items.num_rows:,} videos"):
-            manifest = _build(setup, versions, Path(work, "version"), rows=rows, items=joined.items, base=base)
-    return IndexRun(manifest, True, rows.num_left_out, joined, changes)  # noqa: FBT003
-
-
-def _open_base(setup: Setup, versions: Versions, cache: Path) -> Base | None:
-    """The current version, None where there is none yet.
-
-    Raises:
-        FingerprintError: it was built of other embeddings.
-        IndexVersionError: it is not whole.
+        FingerprintError: it was built from other embeddings.
+        IndexVersionError: it is corrupt or incomplete.
     """
     if (version := versions.current()) is None:
         return None
@@ -153,34 +169,40 @@ def _open_base(setup: Setup, versions: Versions, cache: Path) -> Base | None:
     found, expected = index.manifest["embeddings"]["fingerprint"], setup.fingerprint
     if found != expected:
         msg = (
-            f"Cannot append to version {version}: it holds embeddings of fingerprint {found}; those of "
-            f"{setup.embeddings} have {expected}."
+            f"Cannot append to version {version}: it was built from embeddings with fingerprint {found}, but "
+            f"{setup.embeddings} has {expected}."
         )
-        remedy = "Leave out --append to build the whole index again."
+        remedy = "Omit --append to rebuild the whole index."
         raise FingerprintError(msg, key=version, value=found, expected=expected, remedy=remedy)
-    return Base(index, folder)
+    return BaseVersion(index, folder)
 
 
-def _read_labels(config: IndexConfig) -> pa.Table | None:
-    if config.labels is None:
-        return None
-    return pa.concat_tables(read_rows(Folder(config.labels), columns=_OF_THE_LABELS))
+def compare(before: pa.Table, now: pa.Table, *, same_plans: bool) -> Changes:
+    """Compare the items of the current version with those of the new one, which has no duplicate groups yet.
 
-
-def _build(
-    setup: Setup, versions: Versions, work: Path, *, rows: IndexedRows, items: pa.Table, base: Base | None
-) -> dict[str, Any]:
-    work.mkdir()
-    made = build_version(
-        work,
-        items=items,
-        batches=rows.batches,
-        settings=setup.config.index,
-        base=None if base is None else base.index,
+    If no plan was sealed in between, videos missing in ``before`` could not be indexed then, and still cannot.
+    """
+    known = before[schema.VIDEO_ID].combine_chunks()
+    if same_plans:
+        now = now.filter(pc.is_in(now[schema.VIDEO_ID], value_set=known))
+    positions = pc.index_in(now[schema.VIDEO_ID], value_set=known)
+    found = before.select([schema.GENERATION, schema.ETAG]).take(positions)
+    is_same = pc.and_(
+        pc.equal(found[schema.GENERATION], now[schema.GENERATION]), pc.equal(found[schema.ETAG], now[schema.ETAG])
     )
-    stored = versions.put(made["id"], work, {**made, "embeddings": setup.source})
-    versions.set_current(stored["id"])
-    return stored
+    num_known = now.num_rows - positions.null_count
+    num_same = int(pc.sum(is_same).as_py() or 0)
+    changes = Changes(now.num_rows - num_known, num_known - num_same, before.num_rows - num_known, describes_anew=False)
+    return changes or Changes(0, 0, 0, describes_anew=not _is_equal(before, now))
+
+
+def _is_equal(before: pa.Table, now: pa.Table) -> bool:
+    if {*before.column_names} - {DUPLICATE_GROUP} != set(now.column_names):
+        return False
+    try:
+        return bool(before.select(now.column_names).cast(now.schema).equals(now))
+    except pa.ArrowException:  # a column has values of another type
+        return False
 
 
 def _status(console: Console | None, text: str) -> AbstractContextManager[object]:

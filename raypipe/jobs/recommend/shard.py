@@ -14,10 +14,9 @@ from raypipe.errors import QueryError
 from raypipe.jobs.recommend.inputs import User, other_readings, parse
 from raypipe.records import ShardSummary, VideoNote
 from raypipe.runs.stages import identity
-from raypipe.search.fetching import cache_folder
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query, Recommendations
-from raypipe.search.versions import Versions
+from raypipe.search.versions import Versions, cache_folder
 from raypipe.status import UserStatus
 from raypipe.storage import Folder
 

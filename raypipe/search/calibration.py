@@ -1,48 +1,45 @@
-"""How well an index finds what an exact search finds, and how many of its lists that takes."""
+"""Measure how much of the exact result an index finds, and choose how many of its lists a search has to scan."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from raypipe.search.exact import ROUNDING, Floats, Vectors, neighbours, widen
+from raypipe.search.vectors import ROUNDING, Floats, Vectors, neighbors, widen
 
 RANK = 10  # recall@10
 TARGET_RECALL = 0.98
 NUM_QUERIES = 256
 _LONGEST_HISTORY = 5
-_SOME = 0.5  # recall: below, it may grow slowly and yet grow far
-_NO_GAIN = 0.005  # of recall, by twice the lists: what is still missed then, the codes hide
-
-Search = Callable[[Floats, int], Floats]  # queries [Q, d], top_k -> scores [Q, top_k]
+_SOME = 0.5  # recall below this may grow slowly and still grow far
+_NO_GAIN = 0.005  # recall gained by twice the lists: what is still missing then is hidden by the quantisation
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Queries ``[Q, d]``, and the lowest score ``[Q]`` of their ``top_k`` nearest vectors."""
+    """Queries ``[Q, d]``, and the score ``[Q]`` of the last of each query's ``top_k`` nearest vectors."""
 
     queries: Floats
     lowest: Floats
     top_k: int = RANK
 
-    def recall(self, search: Search) -> float:
-        """The part of what a search finds that is as near as the nearest: any of equal vectors is as good."""
-        scores = search(self.queries, self.top_k)
+    def recall(self, scores: Floats) -> float:
+        """Return the fraction of found scores ``[Q, top_k]`` as high as the true ones: any of equal vectors counts."""
         return float(np.mean(scores >= self.lowest[:, None] - ROUNDING))
 
 
 def make_trials(vectors: Vectors, *, seed: int) -> tuple[Trials, Trials]:
-    """Trials to choose by, and others to measure by."""
+    """Return trials to choose parameters with, and separate ones to measure the result with."""
     queries = trial_queries(vectors, count=2 * NUM_QUERIES, seed=seed)
     top_k = min(RANK, len(vectors))
-    last = neighbours(vectors, queries, top_k=top_k)[:, -1]
+    last = neighbors(vectors, queries, top_k=top_k)[:, -1]
     lowest: Floats = np.einsum("ij,ij->i", widen(vectors[last]), queries)
     first, second = slice(0, NUM_QUERIES), slice(NUM_QUERIES, None)
     return Trials(queries[first], lowest[first], top_k), Trials(queries[second], lowest[second], top_k)
 
 
 def trial_queries(vectors: Vectors, *, count: int, seed: int) -> Floats:
-    """Queries ``[count, d]`` as requests make them: half are vectors of the index, half are means of two to five."""
+    """Return realistic queries ``[count, d]``: half are vectors of the index, half are means of two to five of them."""
     chance = np.random.default_rng(seed)
     chosen = widen(vectors[chance.integers(len(vectors), size=count * _LONGEST_HISTORY)])
     histories = chosen.reshape(count, _LONGEST_HISTORY, -1)
@@ -55,7 +52,7 @@ def trial_queries(vectors: Vectors, *, count: int, seed: int) -> Floats:
 
 
 def least_nprobe(recall: Callable[[int], float], *, nlist: int) -> int:
-    """About the smallest number of lists whose recall is 0.98, or as good as what twice as many reach."""
+    """Return about the smallest number of lists with a recall of 0.98, or as good as twice as many lists reach."""
     low, high, reached = 0, 1, recall(1)
     while reached < TARGET_RECALL and high < nlist:
         twice = min(2 * high, nlist)

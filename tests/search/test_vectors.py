@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from raypipe.search.exact import best, dots, neighbours, widen
+from raypipe.search.vectors import best, dots, neighbors, widen
 from support.vectors import clustered
 
 BITS = arrays.arrays(np.uint16, (7, 5))
@@ -42,8 +42,8 @@ def test_neighbours_are_those_of_all_vectors() -> None:
     vectors = clustered(9_000, dim=8)  # more than are multiplied at a time
     queries = vectors[::1_000].astype(np.float32)
     scores = queries @ vectors.astype(np.float32).T
-    np.testing.assert_array_equal(neighbours(vectors, queries, top_k=5), np.argsort(-scores, axis=1)[:, :5])
+    np.testing.assert_array_equal(neighbors(vectors, queries, top_k=5), np.argsort(-scores, axis=1)[:, :5])
 
 
 def test_no_vectors_are_no_neighbours() -> None:
-    assert neighbours(np.empty((0, 3), np.float16), np.ones((2, 3), np.float32), top_k=0).shape == (2, 0)
+    assert neighbors(np.empty((0, 3), np.float16), np.ones((2, 3), np.float32), top_k=0).shape == (2, 0)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from raypipe.search.trials import TARGET_RECALL, Trials, least_nprobe, make_trials, trial_queries
+from raypipe.search.calibration import TARGET_RECALL, Trials, least_nprobe, make_trials, trial_queries
 from support.vectors import clustered
 
 
@@ -31,13 +31,13 @@ def test_a_recall_that_no_number_of_lists_reaches_stops_the_search() -> None:
 
 def test_recall_is_the_part_as_near_as_the_nearest() -> None:
     trials = Trials(np.zeros((2, 3), np.float32), np.array([0.5, 0.8], np.float32), 2)
-    assert trials.recall(lambda _queries, top_k: np.array([[0.9, 0.4], [0.9, 0.8]])[:, :top_k]) == 0.75
+    assert trials.recall(np.array([[0.9, 0.4], [0.9, 0.8]], np.float32)) == 0.75
 
 
 def test_of_equal_vectors_any_is_found() -> None:
     vectors = np.ones((100, 1), np.float16)
     trials, _ = make_trials(vectors, seed=0)
-    assert trials.recall(lambda queries, top_k: np.ones((len(queries), top_k), np.float32)) == 1
+    assert trials.recall(np.ones((len(trials.queries), trials.top_k), np.float32)) == 1
 
 
 def test_queries_are_of_length_one_and_half_are_vectors_of_the_index() -> None:

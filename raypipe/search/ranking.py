@@ -1,0 +1,213 @@
+"""Rank the videos of an index for one query: the vector of its history, the candidates near it, and the final pick."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self, TypeAlias
+
+import numpy as np
+
+from raypipe.errors import QueryError
+from raypipe.search.ann import Ann
+from raypipe.search.filters import Eligible
+from raypipe.search.items import Items
+from raypipe.search.projection import Projection
+from raypipe.search.query import Query
+from raypipe.search.rerank import Caps, choose, complete
+from raypipe.search.vectors import Floats, Positions, Ranked, Vectors, best, dots, widen
+
+RECENCY = 0.9  # the weight of a watched video, relative to the next one
+_SMALLEST = 1e-6  # a mean of unit vectors that is shorter has no direction
+_POOL, _BOOSTED_POOL = (5, 100), (10, 200)  # times top_k, and at least: if more than the cosine decides
+
+
+@dataclass(frozen=True)
+class HistoryVector:
+    """The watched videos ``[H, d]``, the id of each one that is in the index, and the direction ``[d]`` of their mean.
+
+    There is no direction if no watched video is known, or if they cancel out.
+    """
+
+    vectors: Floats
+    ids: tuple[str | None, ...]
+    positions: Positions  # of the watched videos that are in the index
+    unknown: tuple[str, ...]
+    direction: Floats | None
+
+    @classmethod
+    def of(cls, query: Query, *, items: Items, vectors: Vectors, projection: Projection) -> Self:
+        """Average the watched videos. Each weighs 0.9 times as much as the next one, times its own weight.
+
+        Raises:
+            QueryError: the embeddings have another length than those of the index, or are not finite.
+        """
+        found = items.positions(query.history)
+        known = [number for number, position in enumerate(found) if position is not None]
+        positions = np.array([found[number] for number in known], np.int64)
+        embedded = np.empty((0, projection.dim), np.float32)
+        if query.embeddings is not None:
+            given, expected = np.asarray(query.embeddings, np.float32), projection.embedding_dim
+            if given.ndim != 2 or given.shape[1] != expected or not np.isfinite(given).all():  # noqa: PLR2004 - a matrix
+                msg = f"The embeddings are {given.shape}, but this index takes rows of {expected} finite numbers."
+                raise QueryError(msg, key="embeddings", value=given.shape, expected=expected)
+            embedded = projection.apply(given)
+        watched = np.concatenate([widen(vectors[positions]), embedded])
+        return cls(
+            vectors=watched,
+            ids=(*(query.history[number] for number in known), *(None,) * len(embedded)),
+            positions=positions,
+            unknown=tuple(dict.fromkeys(one for one, at in zip(query.history, found, strict=True) if at is None)),
+            direction=_direction(watched, _weights(query.weights, known, len(found), len(embedded))),
+        )
+
+    def closest(self, vectors: Floats) -> tuple[list[str | None], list[float | None]]:
+        """Return the watched video that is closest to each of ``[n, d]`` vectors, and their exact cosine."""
+        if not len(self.vectors) or not len(vectors):
+            return [None] * len(vectors), [None] * len(vectors)
+        cosines = np.einsum("ij,kj->ik", vectors, self.vectors)
+        ids = [self.ids[number] for number in cosines.argmax(axis=1).tolist()]
+        return ids, np.minimum(cosines.max(axis=1), 1).tolist()  # float16 makes some slightly longer than one
+
+
+def _weights(weights: tuple[float, ...] | None, known: list[int], num_watched: int, num_embedded: int) -> Floats:
+    """Return the weights of the known videos in the history, then those of the embeddings; the largest is 1."""
+    places = np.array([*known, *range(num_watched, num_watched + num_embedded)], np.int64)
+    given = np.ones(num_watched + num_embedded)
+    given[:num_watched] = 1 if weights is None else weights
+    decayed = given[places] * RECENCY ** (places.max(initial=0) - places)
+    return np.asarray(decayed / (decayed.max(initial=0) or 1), np.float32)
+
+
+def _direction(vectors: Floats, weights: Floats) -> Floats | None:
+    total: Floats = np.einsum("i,ij->j", weights, vectors)
+    length = np.sqrt(np.einsum("i,i->", total, total))
+    return total / length if length > _SMALLEST else None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A number per video of an index, and all positions in descending order of it. A source of candidates."""
+
+    boosted: ClassVar[bool] = False
+    values: Floats  # [N]
+    order: Positions  # [N]
+
+    @classmethod
+    def of(cls, values: Floats) -> Self:
+        """Rank by some values; of equal ones, the lowest position comes first."""
+        return cls(values, np.argsort(-values, kind="stable"))
+
+    def first(self, count: int, eligible: Eligible | None) -> Positions:
+        """Return the first ``count`` eligible positions, or as many as there are."""
+        if eligible is None:
+            return self.order[:count]
+        found: list[Positions] = []
+        missing, start, rows = min(count, eligible.count), 0, 2 * count
+        while missing > 0:
+            some = self.order[start : start + rows]
+            found.append(some[eligible.contains(some)][:missing])
+            missing -= len(found[-1])
+            start, rows = start + rows, 2 * rows
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def draw(self, count: int, eligible: Eligible | None) -> Ranked:
+        """Return the first ``count`` eligible videos, or as many as there are."""
+        positions = self.first(count, eligible)
+        return self.values[positions], positions
+
+    def score(self, positions: Positions) -> Floats:
+        """Return the numbers of some videos."""
+        return self.values[positions]
+
+
+@dataclass(frozen=True)
+class Boost:
+    """A ranking, and the weight with which it is added to the cosine."""
+
+    weight: float
+    ranking: Ranking
+
+    def of(self, positions: Positions) -> Floats:
+        """Return the boost of some videos."""
+        return np.float32(self.weight) * self.ranking.values[positions]
+
+
+class Nearest:
+    """Candidates by their cosine with a direction ``[d]``, plus boosts: a source like ``Ranking``."""
+
+    def __init__(self, ann: Ann, vectors: Vectors, direction: Floats, boosts: Mapping[str, Boost]) -> None:
+        self._ann = ann
+        self._vectors = vectors
+        self._direction = direction
+        self._boosts = boosts.values()
+        self.boosted = bool(boosts)
+
+    def draw(self, count: int, eligible: Eligible | None) -> Ranked:
+        """Return at least the ``count`` most relevant eligible videos, or all if there are fewer; most relevant first.
+
+        With boosts, these are the ``count`` nearest and the ``count`` that each boost ranks first. That pool may miss
+        videos that are more relevant than some of it.
+        """
+        scores, positions = self._ann.nearest(self._direction, top_k=count, eligible=eligible)
+        if not self.boosted:
+            return scores, positions
+        firsts = [boost.ranking.first(count, eligible) for boost in self._boosts]
+        pool = np.unique(np.concatenate([positions, *firsts]))
+        return best(self.score(pool), pool, len(pool))
+
+    def score(self, positions: Positions) -> Floats:
+        """Return the relevance of some videos."""
+        scores = dots(self._vectors, positions, self._direction)
+        for boost in self._boosts:
+            scores += boost.of(positions)
+        return scores
+
+
+Candidates: TypeAlias = Nearest | Ranking
+
+
+def pick(
+    candidates: Candidates, vectors: Vectors, *, top_k: int, eligible: Eligible | None, caps: Caps, diversity: float
+) -> Ranked:
+    """Return exactly ``top_k`` videos, or as many as are eligible and the caps allow.
+
+    Without caps, diversity and boosts these are the most relevant. With any of them, they come from a pool: the
+    5 · ``top_k`` (at least 100) most relevant, or with boosts the 10 · ``top_k`` (at least 200) nearest and as many
+    that each boost ranks first. With ``diversity``, they are in the order in which they were picked.
+    """
+    count = len(vectors) if eligible is None else eligible.count
+    times, least = _BOOSTED_POOL if candidates.boosted else _POOL
+    wanted = max(times * top_k, least) if caps or diversity or candidates.boosted else top_k
+    scores, positions = candidates.draw(wanted, eligible)
+    if not caps and not diversity:
+        return scores[:top_k], positions[:top_k]
+    while True:
+        rows = widen(vectors[positions]) if diversity else None
+        chosen = choose(scores, top_k=top_k, caps=caps.at(positions), diversity=diversity, vectors=rows)
+        if len(chosen) >= min(top_k, count) or not caps:
+            return scores[chosen], positions[chosen]
+        mask = ~caps.blocked(positions[chosen])
+        if eligible is not None:
+            mask &= eligible.mask()
+        mask[positions] = False
+        rest = Eligible.of(mask)
+        if not rest.count:
+            return _completed(candidates, positions, chosen, top_k=top_k, eligible=eligible, caps=caps)
+        wanted *= 2
+        more_scores, more = candidates.draw(wanted, rest)
+        scores, positions = np.concatenate([scores, more_scores]), np.concatenate([positions, more])
+        scores, positions = best(scores, positions, len(positions))
+
+
+def _completed(
+    candidates: Candidates, pool: Positions, chosen: list[int], *, top_k: int, eligible: Eligible | None, caps: Caps
+) -> Ranked:
+    """Return the chosen part of the pool, or more by exchanging some of it for other eligible videos."""
+    if caps.categories is not None and caps.groups is not None:
+        everything = np.arange(len(caps.groups)) if eligible is None else eligible.positions()
+        reachable = np.concatenate([pool, np.setdiff1d(everything, pool, assume_unique=True)])
+        whole = complete(chosen, top_k=top_k, caps=caps.at(reachable))
+        if len(whole) > len(chosen):
+            positions = reachable[whole]
+            return best(candidates.score(positions), positions, top_k)
+    positions = pool[chosen]
+    return candidates.score(positions), positions
