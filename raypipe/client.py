@@ -1,4 +1,4 @@
-"""A client of ``raypipe serve``: ``Client("http://127.0.0.1:8000").similar("a.mp4")``. The standard library alone."""
+"""A client of ``raypipe serve``: ``Client("http://127.0.0.1:8000").similar("a.mp4")``. Standard library only."""
 
 import ipaddress
 import json
@@ -21,9 +21,9 @@ class ClientError(RaypipeError):
 
 
 class AnswerError(ClientError):
-    """The server refused: ``status``, a ``code`` for programs, and its message.
+    """The server refused: HTTP ``status``, a ``code`` for programs, and its message.
 
-    ``retry_after_seconds`` is given where the same request may succeed later.
+    ``retry_after_seconds`` is set if the same request may succeed later.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Client:
-    """Asks one server; answers are dicts as its OpenAPI describes them. Any thread may use it.
+    """A client of one server, for any thread; answers are dicts as the server's OpenAPI describes them.
 
-    Every method raises AnswerError where the server refuses, and ClientError where it cannot be reached.
+    Every method raises AnswerError if the server refuses, and ClientError if it cannot be reached.
 
     Raises:
-        ConfigError: ``base_url`` is no http or https address.
+        ConfigError: ``base_url`` is not an http or https address.
     """
 
     def __init__(self, base_url: str, token: str | None = None, *, timeout_seconds: float = 30.0) -> None:
@@ -66,8 +66,8 @@ class Client:
         self._opener = urllib.request.build_opener(*handlers)
 
     def index(self) -> Answer:
-        """Say which version is served, and what the server can do."""
-        return self._get("/v1/index")
+        """Return which version is served, and what the server can do."""
+        return self._ask("GET", "/v1/index")
 
     def videos(
         self,
@@ -78,64 +78,72 @@ class Client:
         offset: int = 0,
         limit: int = 48,
     ) -> Answer:
-        """List the catalogue, or what of it holds a text in its title or id."""
+        """List the catalogue, or the videos with a text in their title or id."""
         query = {"text": text, "category": category, "label": label, "offset": offset, "limit": limit}
-        return self._get("/v1/videos", query)
+        return self._ask("GET", "/v1/videos", query)
 
     def video(self, video_id: str) -> Answer:
-        """Give one video of the catalogue."""
-        return self._get(f"/v1/videos/{_quoted(video_id)}")
+        """Return one video of the catalogue."""
+        return self._ask("GET", f"/v1/videos/{_quoted(video_id)}")
 
     def thumbnail(self, video_id: str) -> bytes:
-        """Give the JPEG of a video."""
+        """Return the JPEG of a video."""
         return self._send("GET", f"/v1/videos/{_quoted(video_id)}/thumbnail")
 
     def similar(self, video_id: str, *, top_k: int = 20, diversity: float = 0.0, category: str | None = None) -> Answer:
-        """Find videos like one of the catalogue."""
+        """Find videos similar to one of the catalogue."""
         query = {"top_k": top_k, "diversity": diversity, "category": category}
-        return self._get(f"/v1/similar/{_quoted(video_id)}", query)
+        return self._ask("GET", f"/v1/similar/{_quoted(video_id)}", query)
 
     def recommend(self, history: Sequence[str] = (), *, top_k: int = 20, **options: object) -> Answer:
-        """Recommend to somebody who watched ``history``, the newest last; ``options`` are those of /v1/recommend."""
+        """Recommend to somebody who watched ``history``, newest last; ``options`` are those of /v1/recommend."""
         return self._post("/v1/recommend", {"history": list(history), "top_k": top_k, **options})
 
     def recommend_batch(self, requests: Sequence[Mapping[str, object]]) -> list[Answer]:
-        """Recommend to several; each request holds what ``recommend`` takes."""
+        """Recommend to several people; each request holds the arguments of ``recommend``."""
         answers: list[Answer] = self._post("/v1/recommend/batch", {"requests": list(requests)})["answers"]
         return answers
 
     def embed(self, video: Path | str, *, top_k: int = 0) -> Answer:
         """Embed a video that the catalogue does not hold: a Path is sent, a str is a URI that the server reads."""
-        return self._video("/v1/embed", video, {"top_k": top_k})
+        return self._post_video("/v1/embed", video, {"top_k": top_k})
 
     def classify(self, video: Path | str, *, top_k: int = 5, neighbors: int = 0) -> Answer:
         """Label a video: a Path is sent, a str is a URI that the server reads."""
-        return self._video("/v1/classify", video, {"top_k": top_k, "neighbors": neighbors})
+        return self._post_video("/v1/classify", video, {"top_k": top_k, "neighbors": neighbors})
 
     def reload(self) -> Answer:
-        """Have the server take up a new version of its index now."""
+        """Make the server load a new version of its index now."""
         return self._post("/v1/admin/reload", None)
 
     def rollback(self) -> Answer:
-        """Have the server go back to the version before."""
+        """Make the server go back to the previous version."""
         return self._post("/v1/admin/rollback", None)
 
-    def _get(self, path: str, query: Mapping[str, object] = {}) -> Answer:
-        return self._parse(self._send("GET", path, query))
+    def _post(self, path: str, body: object, query: Mapping[str, object] = {}) -> Answer:
+        return self._ask("POST", path, query, json.dumps(body).encode(), _JSON)
 
-    def _post(self, path: str, body: object) -> Answer:
-        return self._parse(self._send("POST", path, data=json.dumps(body).encode(), kind=_JSON))
-
-    def _video(self, path: str, video: Path | str, query: Mapping[str, object]) -> Answer:
+    def _post_video(self, path: str, video: Path | str, query: Mapping[str, object]) -> Answer:
         if isinstance(video, str):
-            return self._parse(self._send("POST", path, query, json.dumps({"uri": video}).encode(), _JSON))
+            return self._post(path, {"uri": video}, query)
         try:
             data = video.read_bytes()
         except OSError as error:
             msg = f"Cannot read {str(video)!r}: {error.strerror}."
             remedy = "Pass a URI that the server should read as a str."
             raise ConfigError(msg, key=str(video), remedy=remedy) from None
-        return self._parse(self._send("POST", path, query, data, _BYTES))
+        return self._ask("POST", path, query, data, _BYTES)
+
+    def _ask(self, method: str, path: str, query: Mapping[str, object] = {}, *sent: Any) -> Answer:  # noqa: ANN401
+        body = self._send(method, path, query, *sent)
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            msg = f"{self.base_url} does not answer like raypipe serve: {body[:100]!r}."
+            raise ClientError(msg, key=self.base_url, value=body)
+        return answer
 
     def _send(
         self,
@@ -163,16 +171,6 @@ class Client:
             msg = f"Cannot ask {self.base_url}: {reason}."
             raise ClientError(msg, key=self.base_url) from error
 
-    def _parse(self, body: bytes) -> Answer:
-        try:
-            answer = json.loads(body)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            msg = f"{self.base_url} does not answer like raypipe serve: {body[:100]!r}."
-            raise ClientError(msg, key=self.base_url, value=body)
-        return answer
-
 
 def _refused(error: urllib.error.HTTPError) -> AnswerError:
     body = error.read()
@@ -180,7 +178,7 @@ def _refused(error: urllib.error.HTTPError) -> AnswerError:
         answer = json.loads(body)
         code, message = str(answer["error"]["code"]), str(answer["error"]["message"])
         request_id = str(answer["request_id"])
-    except (ValueError, KeyError, TypeError):  # of a proxy before the server
+    except (ValueError, KeyError, TypeError):  # from a proxy in front of the server
         code, message = "", " ".join(body[:200].decode(errors="replace").split()) or str(error.reason)
         request_id = str(error.headers.get("X-Request-Id", ""))
     after = error.headers.get("Retry-After", "")

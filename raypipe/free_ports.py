@@ -1,4 +1,4 @@
-"""Free TCP ports of this machine, for servers that are told their port before they bind it."""
+"""Free TCP ports of this machine, for servers that get their port before they bind it."""
 
 import random
 import socket
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-# Linux takes the ports of outgoing connections, and of `bind` to port 0, from this range.
+# Linux takes ports for outgoing connections, and for `bind` to port 0, from this range.
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_PORT = 20000  # Ray's workers use 10002 to 19999
 _LAST_PORT = 32767

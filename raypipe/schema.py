@@ -1,4 +1,4 @@
-"""Column names and Arrow schemas: the contract between jobs. Each name stands here once."""
+"""Column names and Arrow schemas: the contract between jobs. Each name is written here once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ VIDEO_URI = "video_uri"
 ETAG = "etag"
 SIZE_BYTES = "size_bytes"
 SHARD = "shard"
-GONE = "gone"  # of plans that mark videos as gone, and of no others
+GONE = "gone"  # only in plans that mark videos as gone
 GENERATION = "generation"
 STATUS = "status"
 ERROR = "error"
@@ -47,10 +47,10 @@ TOP_LABELS = "top_labels"
 TOP_SCORES = "top_scores"
 FRAME_SCORES = "frame_scores"
 
-ROW_FORMAT = 2  # of the rows of embed: their columns, and the rules that videos are decoded by; part of the fingerprint
+ROW_FORMAT = 2  # of the rows of embed: their columns and the rules for decoding; part of the fingerprint
 _ADDED_BY_FORMAT_2 = (NUM_CORRUPT_FRAMES, INTERLACED, TIMELINE_REPAIRED)
 
-LABEL_THRESHOLD = 0.5  # of several labels, a video is given those that are at least this probable
+LABEL_THRESHOLD = 0.5  # with several labels, a video gets those that are at least this probable
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -66,16 +66,16 @@ RANGE_PLAN_SCHEMA = pa.schema([(FIRST_ROW, pa.int64()), (NUM_ROWS, pa.int64()), 
 
 
 def row_format_of(settings: Mapping[str, Any]) -> int:
-    """Return the row format of an output of embed, from its settings; the latest where it has none yet."""
+    """Return the row format of an output of embed from its settings; the latest if it has none yet."""
     return 1 if settings.get("format") == 1 else ROW_FORMAT
 
 
 def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT) -> pa.Schema:
-    """Schema of a file in ``OUTPUT/data/``: one row per video, T frames of D = ``embedding_dim`` numbers.
+    """Return the schema of a file in ``OUTPUT/data/``: a row per video, T frames of D = ``embedding_dim`` numbers.
 
-    ``num_corrupt_frames`` counts those of the T frames whose picture is damaged. ``interlaced``: frames were
-    deinterlaced. ``timeline_repaired``: the container's time stamps contradict each other, and
-    ``frame_pts_seconds`` and ``duration_seconds`` refer to a repaired timeline. Format 1 lacks these three.
+    ``num_corrupt_frames`` counts how many of the T frames are corrupt. ``interlaced``: frames were deinterlaced.
+    ``timeline_repaired``: the container's time stamps contradict each other, and ``frame_pts_seconds`` and
+    ``duration_seconds`` refer to a repaired timeline. Format 1 lacks these three.
     """
     fields = pa.schema(
         [
@@ -110,11 +110,11 @@ def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT) -> pa
 
 
 def predictions_schema() -> pa.Schema:
-    """Schema of a file of ``raypipe classify``: one row per video, all of the last columns null where it has no frames.
+    """Return the schema of a file of ``raypipe classify``: a row per video, from ``label`` on null if it has no frames.
 
-    ``etag`` is the embedded row's generation and etag, ``3-d41d8…``: what tells one embedding of a video from another.
-    ``generation`` counts the classifications. ``labels`` are those of at least 0.5 of a multi-label model, else the
-    one. ``frame_scores`` are null unless asked for.
+    ``etag`` is the generation and etag of the embedded row, ``3-d41d8…``, which identifies one embedding of a video.
+    ``generation`` counts the classifications. ``labels`` are those of at least 0.5 for a multi-label model, otherwise
+    the only one. ``frame_scores`` are null unless requested.
     """
     return pa.schema(
         [

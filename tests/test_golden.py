@@ -17,13 +17,13 @@ from pydantic import BaseModel
 
 from golden.make import EXPECTED, frame_vectors, read, verified
 from raypipe.config import ClassifyConfig, DecodeConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
-from raypipe.dataset.plan import PlannedVideo, plan_numbers
+from raypipe.dataset.plan import PlannedVideo, StoredPlans, plan_numbers
 from raypipe.dataset.verify import Verification, stored_job, stored_settings
 from raypipe.errors import FingerprintError
 from raypipe.jobs.classify import job as classify
 from raypipe.jobs.classify.verify import verify as verify_predictions
+from raypipe.jobs.embed import inputs
 from raypipe.jobs.embed import job as embed
-from raypipe.jobs.embed import planning
 from raypipe.jobs.embed.inputs import find_videos
 from raypipe.jobs.embed.verify import recheck_inputs
 from raypipe.jobs.embed.verify import verify as verify_embeddings
@@ -95,7 +95,7 @@ def golden(request: pytest.FixtureRequest, s3: object, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def embed_setup(golden: Golden) -> embed.Setup:
+def embed_setup(golden: Golden) -> embed.EmbedSetup:
     """Settle the settings of the golden embed job, as the current code sees them."""
     return embed.prepare(golden.config(EmbedConfig, "embed"), dtype="float32")
 
@@ -207,9 +207,9 @@ def test_an_index_is_appended_to(golden: Golden, bucket: str) -> None:
     assert (bool(run.changes), run.num_left_out, run.manifest["num_videos"]) == (False, 2, 7)
 
 
-def test_only_new_videos_are_planned(golden: Golden, bucket: str, embed_setup: embed.Setup) -> None:
+def test_only_new_videos_are_planned(golden: Golden, bucket: str, embed_setup: embed.EmbedSetup) -> None:
     output = golden.copy("embed", Folder(bucket))
-    embed.plan_new(replace(embed_setup, output=output), slots=1)
+    embed.plan_new(replace(embed_setup, output=output), StoredPlans(output), num_slots=1)
     assert plan_numbers(output) == [0, 1]
 
     config = embed_setup.config
@@ -224,7 +224,7 @@ def test_only_new_videos_are_planned(golden: Golden, bucket: str, embed_setup: e
     assert [one.video_id for one in again.new_videos(known, retry="all")] == [known[0].video_id, "dog/no video.mp4"]
 
 
-def test_rows_of_format_1_stay_readable_and_resumable(golden: Golden, embed_setup: embed.Setup) -> None:
+def test_rows_of_format_1_stay_readable_and_resumable(golden: Golden, embed_setup: embed.EmbedSetup) -> None:
     output = Folder(golden.place.child("embed"))
     assert (embed_setup.row_format, row_format_of(stored_settings(output))) == (1, 1)
     assert embed_setup.settings["format"] == embed_setup.decode_request.row_format == 1
@@ -233,26 +233,28 @@ def test_rows_of_format_1_stay_readable_and_resumable(golden: Golden, embed_setu
     assert not any(row.changes or row.problem for row in rows)  # its videos are ordinary: no later rule is about them
 
 
-def test_other_settings_need_another_output(golden: Golden, embed_setup: embed.Setup) -> None:
+def test_other_settings_need_another_output(golden: Golden, embed_setup: embed.EmbedSetup) -> None:
     config = golden.config(EmbedConfig, "embed")
     sampling = config.sampling.model_copy(update={"num_frames": 3})
     other = replace(embed_setup, config=config.model_copy(update={"sampling": sampling}))
     with pytest.raises(FingerprintError):
-        embed.plan_new(other, slots=1)
+        embed.plan_new(other, StoredPlans(other.output), num_slots=1)
     assert plan_numbers(golden.folder("embed")) == [0, 1]
 
 
 def test_only_new_embeddings_are_classified(golden: Golden, bucket: str) -> None:
     output = golden.copy("predictions", Folder(bucket))
     config = golden.config(ClassifyConfig, "classify").model_copy(update={"output": output.uri})
-    classify.plan_new(classify.prepare(config), slots=1)
+    classify.plan_new(setup := classify.prepare(config), StoredPlans(setup.output), num_slots=1)
     assert plan_numbers(output) == [0]
     with pytest.raises(FingerprintError):
-        classify.plan_new(classify.prepare(config.model_copy(update={"top_k": 1})), slots=1)
+        classify.plan_new(
+            setup := classify.prepare(config.model_copy(update={"top_k": 1})), StoredPlans(setup.output), num_slots=1
+        )
 
 
 def test_what_is_gone_from_an_old_output_is_marked(
-    golden: Golden, bucket: str, embed_setup: embed.Setup, monkeypatch: pytest.MonkeyPatch
+    golden: Golden, bucket: str, embed_setup: embed.EmbedSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = golden.copy("embed", Folder(bucket))
     known = {one.video_id: one for one in find_videos(embed_setup.config.input, output_uri=output.uri)}
@@ -265,10 +267,10 @@ def test_what_is_gone_from_an_old_output_is_marked(
         listed.uri, listed.kind = Folder(embed_setup.config.input).uri, "folder"
         assert output_uri == output.uri
 
-    monkeypatch.setattr(planning, "find_videos", left)
-    embed.plan_new(replace(embed_setup, output=output), slots=1)
+    monkeypatch.setattr(inputs, "find_videos", left)
+    embed.plan_new(replace(embed_setup, output=output), StoredPlans(output), num_slots=1)
     assert plan_numbers(output) == [0, 1, 2]
     assert {one.video_id for one in planned(output, [2]) if one.is_gone} == gone
     monkeypatch.undo()
-    embed.plan_new(replace(embed_setup, output=output), slots=1)
+    embed.plan_new(replace(embed_setup, output=output), StoredPlans(output), num_slots=1)
     assert {one.video_id for one in planned(output, [3]) if not one.is_gone} == gone

@@ -1,9 +1,11 @@
 """The program that the commands belong to: its help, its errors, its exit codes.
 
-0 done · 1 the work failed · 2 the arguments, the configuration or the set-up are wrong · 3 done, but more videos failed
-than --max-failed-fraction allows, or more ids are unknown than max_unknown_fraction does · 130 stopped by Ctrl-C.
+0 done · 1 the work failed · 2 the arguments, the configuration or the environment are wrong · 3 done, but more videos
+failed than --max-failed-fraction allows, or more ids are unknown than max_unknown_fraction allows · 130 Ctrl-C.
 """
 
+import functools
+import inspect
 import logging
 import sys
 import traceback
@@ -18,11 +20,12 @@ from raypipe.errors import RaypipeError, SetupError
 
 TOO_MANY_BAD = 3
 INTERRUPTED = 130
-_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or the one that typer has of its own
+_Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's own log, and tracebacks.")]
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or typer's own copy
 
 
 class _Commands(TyperGroup):
-    """Says in one line what is wrong with the arguments; typer takes a page for it."""
+    """Report wrong arguments in one line instead of typer's page."""
 
     def main(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - typer's own signature is longer
         standalone = options.get("standalone_mode", True)
@@ -67,22 +70,36 @@ def _version(
         raise typer.Exit(SetupError.exit_code)
 
 
-def leave(run: Callable[[], int], *, debug: bool) -> NoReturn:
-    """Run a command and leave with its exit code; an error that raypipe raises on purpose is one line."""
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        code = run()
-    except RaypipeError as error:
-        if debug:
-            traceback.print_exc()
-        say(f"error: {error}")
-        code = error.exit_code
-    except KeyboardInterrupt:
-        say("stopped: what is committed stays, and the same command resumes.")
-        code = INTERRUPTED
-    raise SystemExit(code)
+def command(function: Callable[..., int]) -> Callable[..., int]:
+    """Add a command that returns its exit code, and give it ``--debug``.
+
+    An error that raypipe raises on purpose becomes one line and the exit code of its class.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: Any, debug: bool, **options: Any) -> NoReturn:  # noqa: ANN401 - whatever typer parsed
+        level = logging.DEBUG if debug else logging.WARNING
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+        try:
+            code = function(*arguments, **options)
+        except RaypipeError as error:
+            if debug:
+                traceback.print_exc()
+            say(f"error: {error}")
+            code = error.exit_code
+        except KeyboardInterrupt:
+            say("stopped: what is committed stays, and the same command resumes.")
+            code = INTERRUPTED
+        raise SystemExit(code)
+
+    signature = inspect.signature(function)
+    option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    run.__annotations__ = {**function.__annotations__, "debug": _Debug}
+    app.command()(run)
+    return function
 
 
 def say(line: str) -> None:
-    """One line on standard error, in which a file's name cannot command the terminal."""
+    """Print one line on standard error, with control characters escaped: a file's name may hold some."""
     typer.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), err=True)

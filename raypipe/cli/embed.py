@@ -5,31 +5,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli.app import TOO_MANY_BAD, app, leave, say
-from raypipe.cli.options import Config, Debug, Input, MaxFailed, Output, Overrides, Retry
+from raypipe.cli.app import TOO_MANY_BAD, command, say
+from raypipe.cli.options import Input, MaxFailed, Output, Overrides, Retry, config_file
 
 if TYPE_CHECKING:
     from raypipe.config import EmbedConfig
 
 
-@app.command()
+@command
 def embed(
-    config: Config = None,
+    config: Annotated[Path | None, config_file("embed")] = None,
     *,
     input_uri: Input = None,
     output: Output = None,
     overrides: Overrides = None,
     retry: Retry = None,
     max_failed_fraction: MaxFailed = None,
-    debug: Debug = False,
-) -> None:
+) -> int:
     """Decode and embed every new video of a bucket into sealed Parquet; again: resume, or only what is new."""
-
-    def run() -> int:
-        settings = _embed_config(config, input_uri, output, overrides, retry, max_failed_fraction)
-        return _embed(settings)
-
-    leave(run, debug=debug)
+    return _embed(_embed_config(config, input_uri, output, overrides, retry, max_failed_fraction))
 
 
 def _embed(settings: "EmbedConfig") -> int:
@@ -51,9 +45,9 @@ def _embed(settings: "EmbedConfig") -> int:
     return 0
 
 
-@app.command()
+@command
 def plan(
-    config: Config = None,
+    config: Annotated[Path | None, config_file("embed")] = None,
     *,
     input_uri: Input = None,
     output: Output = None,
@@ -63,23 +57,18 @@ def plan(
     hourly_price: Annotated[
         float | None, typer.Option(help="What one machine like this costs an hour, for the estimate.")
     ] = None,
-    debug: Debug = False,
-) -> None:
+) -> int:
     """Say what embed would do, from a probe of a few videos: how much, how long, what holds it back. Writes nothing."""
+    from rich.console import Console
 
-    def run() -> int:
-        from rich.console import Console
+    from raypipe.jobs.embed.estimate import estimate, estimate_table
 
-        from raypipe.jobs.embed.estimate import estimate, estimate_table
-
-        settings = _embed_config(config, input_uri, output, overrides, retry, max_failed_fraction)
-        Console().print(estimate_table(estimate(settings), hourly_price=hourly_price))
-        return 0
-
-    leave(run, debug=debug)
+    settings = _embed_config(config, input_uri, output, overrides, retry, max_failed_fraction)
+    Console().print(estimate_table(estimate(settings), hourly_price=hourly_price))
+    return 0
 
 
-@app.command()
+@command
 def verify(
     output: Annotated[str, typer.Argument(help="The output folder of embed, classify or recommend.")],
     *,
@@ -90,32 +79,27 @@ def verify(
             help="Of an output of row format 1: also read its videos again, and list the rows that format 2 changes.",
         ),
     ] = False,
-    debug: Debug = False,
-) -> None:
+) -> int:
     """Verify the integrity of an output from what is stored; exit 1 and name what is broken."""
+    from rich.console import Console
 
-    def run() -> int:
-        from rich.console import Console
+    from raypipe.jobs.outputs import verify_any
+    from raypipe.storage import Folder
 
-        from raypipe.jobs.outputs import verify_any
-        from raypipe.storage import Folder
-
-        result = verify_any(Folder(output))
-        for violation in result.violations:
-            say(f"violation: {violation}")
-        counts = ", ".join(f"{count} {status}" for status, count in result.statuses.most_common())
-        held = "every promise holds" if not result.violations else f"{len(result.violations)} violations"
-        Console().print(
-            f"{result.num_rows} rows ({counts or 'none'}), {result.num_frames} frames, {result.num_files} files, "
-            f"{result.num_plans} plans: {held}.",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if inputs:
-            _recheck(output)
-        return 1 if result.violations else 0
-
-    leave(run, debug=debug)
+    result = verify_any(Folder(output))
+    for violation in result.violations:
+        say(f"violation: {violation}")
+    counts = ", ".join(f"{count} {status}" for status, count in result.statuses.most_common())
+    held = "every promise holds" if not result.violations else f"{len(result.violations)} violations"
+    Console().print(
+        f"{result.num_rows} rows ({counts or 'none'}), {result.num_frames} frames, {result.num_files} files, "
+        f"{result.num_plans} plans: {held}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if inputs:
+        _recheck(output)
+    return 1 if result.violations else 0
 
 
 def _recheck(output: str) -> None:
@@ -149,7 +133,7 @@ def _recheck(output: str) -> None:
     typer.echo(f"Format {ROW_FORMAT} would change {num_changed} of {num_rows} rows{unread}.{remedy}")
 
 
-@app.command()
+@command
 def doctor(
     input_uri: Input = None,
     output: Output = None,
@@ -161,27 +145,22 @@ def doctor(
     grafana: Annotated[
         bool, typer.Option("--grafana", help="Only say where the files for Prometheus and Grafana are.")
     ] = False,
-    debug: Debug = False,
-) -> None:
-    """Check this machine or cluster: decoders, sandbox, weights, storage, Ray, GPUs; say how to mend each."""
+) -> int:
+    """Check decoders, sandbox, weights, storage, Ray and GPUs, here or on a cluster; suggest fixes."""
+    if grafana:
+        from raypipe.monitoring import how_to_use
 
-    def run() -> int:
-        if grafana:
-            from raypipe.monitoring.files import how_to_use
+        typer.echo(how_to_use())
+        return 0
+    if address is not None:
+        return _doctor_there(address, input_uri=input_uri, output_uri=output)
+    from rich.console import Console
 
-            typer.echo(how_to_use())
-            return 0
-        if address is not None:
-            return _doctor_there(address, input_uri=input_uri, output_uri=output)
-        from rich.console import Console
+    from raypipe.doctor.checks import checks_table, run_checks
 
-        from raypipe.doctor.checks import checks_table, run_checks
-
-        checks = run_checks(input_uri=input_uri, output_uri=output)
-        Console().print(checks_table(checks))
-        return 1 if any(check.state == "broken" for check in checks) else 0
-
-    leave(run, debug=debug)
+    checks = run_checks(input_uri=input_uri, output_uri=output)
+    Console().print(checks_table(checks))
+    return 1 if any(check.state == "error" for check in checks) else 0
 
 
 def _doctor_there(address: str, *, input_uri: str | None, output_uri: str | None) -> int:
@@ -189,9 +168,8 @@ def _doctor_there(address: str, *, input_uri: str | None, output_uri: str | None
 
     from raypipe.doctor.checks import checks_table
     from raypipe.doctor.remote import check_api
-    from raypipe.submit.connection import connect
-    from raypipe.submit.follow import Remote
     from raypipe.submit.job import packed_doctor
+    from raypipe.submit.job_api import Remote, connect
 
     client = connect(address)
     checks = check_api(client)
@@ -200,7 +178,7 @@ def _doctor_there(address: str, *, input_uri: str | None, output_uri: str | None
     with packed_doctor(input_uri=input_uri, output_uri=output_uri) as job:
         remote.send(job)
     code = remote.follow(job.submission_id, write=lambda text: typer.echo(text, nl=False))
-    return 1 if any(check.state == "broken" for check in checks) else code
+    return 1 if any(check.state == "error" for check in checks) else code
 
 
 def _embed_config(

@@ -5,23 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli.app import TOO_MANY_BAD, app, leave, say
-from raypipe.cli.options import Debug, Overrides
+from raypipe.cli.app import TOO_MANY_BAD, command, say
+from raypipe.cli.options import Overrides, config_file
 
 if TYPE_CHECKING:
     from raypipe.config import IndexConfig, RecommendConfig
 
-IndexFile = Annotated[
-    Path | None, typer.Argument(help="A YAML file; jobs/index.yaml lists every key.", show_default=False)
-]
-RecommendFile = Annotated[
-    Path | None, typer.Argument(help="A YAML file; jobs/recommend.yaml lists every key.", show_default=False)
-]
 
-
-@app.command()
+@command
 def index(
-    config: IndexFile = None,
+    config: Annotated[Path | None, config_file("index")] = None,
     *,
     embeddings: Annotated[str | None, typer.Option("--embeddings", help="The output folder of embed.")] = None,
     catalogue: Annotated[
@@ -36,23 +29,12 @@ def index(
         bool | None, typer.Option("--append", help="Keep what the current version has learned, if it still fits.")
     ] = None,
     overrides: Overrides = None,
-    debug: Debug = False,
-) -> None:
+) -> int:
     """Build a version of a searchable index from sealed embeddings, and make it the current one."""
+    from raypipe.config import IndexConfig, load_config
 
-    def run() -> int:
-        from raypipe.config import IndexConfig, load_config
-
-        values = {
-            "embeddings": embeddings,
-            "catalogue": catalogue,
-            "labels": labels,
-            "output": output,
-            "append": append,
-        }
-        return _index(load_config(IndexConfig, config, values=values, overrides=overrides or ()))
-
-    leave(run, debug=debug)
+    values = {"embeddings": embeddings, "catalogue": catalogue, "labels": labels, "output": output, "append": append}
+    return _index(load_config(IndexConfig, config, values=values, overrides=overrides or ()))
 
 
 def _index(settings: "IndexConfig") -> int:
@@ -69,9 +51,9 @@ def _index(settings: "IndexConfig") -> int:
     return 0
 
 
-@app.command()
+@command
 def recommend(
-    config: RecommendFile = None,
+    config: Annotated[Path | None, config_file("recommend")] = None,
     *,
     index_uri: Annotated[str | None, typer.Option("--index", help="The output folder of index.")] = None,
     history: Annotated[
@@ -79,17 +61,12 @@ def recommend(
     ] = None,
     output: Annotated[str | None, typer.Option("--output", help="Folder of the recommendations.")] = None,
     overrides: Overrides = None,
-    debug: Debug = False,
-) -> None:
+) -> int:
     """Recommend videos to every user of a history file, as the endpoint would; again: go on with what is missing."""
+    from raypipe.config import RecommendConfig, load_config
 
-    def run() -> int:
-        from raypipe.config import RecommendConfig, load_config
-
-        values = {"index": index_uri, "history": history, "output": output}
-        return _recommend(load_config(RecommendConfig, config, values=values, overrides=overrides or ()))
-
-    leave(run, debug=debug)
+    values = {"index": index_uri, "history": history, "output": output}
+    return _recommend(load_config(RecommendConfig, config, values=values, overrides=overrides or ()))
 
 
 def _recommend(settings: "RecommendConfig") -> int:

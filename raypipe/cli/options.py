@@ -1,13 +1,15 @@
 """Options that several commands take."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Config = Annotated[
-    Path | None, typer.Argument(help="A YAML file; jobs/embed.yaml lists every key.", show_default=False)
-]
+
+def config_file(command: str) -> Any:  # noqa: ANN401 - as typer types it
+    """Describe the YAML file of a command."""
+    return typer.Argument(help=f"A YAML file; jobs/{command}.yaml lists every key.", show_default=False)
+
+
 Input = Annotated[str | None, typer.Option("--input", help="Folder, prefix, glob or manifest of videos.")]
 Output = Annotated[str | None, typer.Option("--output", help="Folder of the embeddings: s3://BUCKET/PREFIX or a path.")]
 Overrides = Annotated[
@@ -17,4 +19,3 @@ Retry = Annotated[str | None, typer.Option("--retry", help="Plan failed videos a
 MaxFailed = Annotated[
     float | None, typer.Option("--max-failed-fraction", help="Exit with 3 when a larger share failed.")
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's own log, and tracebacks.")]

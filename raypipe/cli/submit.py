@@ -5,25 +5,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raypipe.cli.app import INTERRUPTED, app, leave, say
-from raypipe.cli.options import Debug, Overrides
+from raypipe.cli.app import INTERRUPTED, command, say
+from raypipe.cli.options import Overrides
 
 if TYPE_CHECKING:
-    from raypipe.submit.follow import Remote
-
-Address = Annotated[
-    str | None,
-    typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The job API of the cluster: http://HOST:8265."),
-]
+    from raypipe.submit.job_api import Remote
 
 
-@app.command()
+@command
 def submit(
     config: Annotated[
         Path | None, typer.Argument(help="A YAML file, named after its job: embed.yaml.", show_default=False)
     ] = None,
     *,
-    address: Address = None,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The job API of the cluster: http://HOST:8265."),
+    ] = None,
     job: Annotated[
         Literal["embed", "train", "classify", "index", "recommend"] | None,
         typer.Option("--job", help="The job, where the file's name does not tell."),
@@ -36,43 +34,37 @@ def submit(
     status: Annotated[str | None, typer.Option("--status", metavar="ID", help="Say how a job is.")] = None,
     follow: Annotated[str | None, typer.Option("--follow", metavar="ID", help="Follow a job that was sent.")] = None,
     stop: Annotated[str | None, typer.Option("--stop", metavar="ID", help="Stop a job; its output resumes.")] = None,
-    debug: Debug = False,
-) -> None:
+) -> int:
     """Run embed, train, classify, index or recommend on a cluster; follow its log, leave with its exit code."""
+    from raypipe.errors import ConfigError
+    from raypipe.submit.job import packed
+    from raypipe.submit.job_api import Remote, connect, one_line
 
-    def run() -> int:
-        from raypipe.errors import ConfigError
-        from raypipe.submit.connection import connect
-        from raypipe.submit.follow import Remote, one_line
-        from raypipe.submit.job import packed
-
-        asked = [one for one in (config, status, follow, stop) if one is not None]
-        if len(asked) != 1:
-            msg = "Give one of CONFIG, --status ID, --follow ID and --stop ID."
-            raise ConfigError(msg)
-        if config is None:
-            remote = Remote(connect(address))
-            if follow is not None:
-                return _follow(remote, follow)
-            ended = remote.stop(stop) if stop is not None else remote.details(str(status))
-            typer.echo(one_line(ended))
-            return 0
-        with packed(config, command=job, overrides=overrides or (), working_dir=working_dir) as sent:
-            for note in sent.notes:
-                say(f"note: {note}")
-            remote = Remote(connect(address))
-            remote.send(sent)
-        if no_wait:
-            typer.echo(sent.submission_id)
-            return 0
-        say(f"Sent {sent.submission_id}. Ctrl-C leaves it running.")
-        return _follow(remote, sent.submission_id)
-
-    leave(run, debug=debug)
+    asked = [one for one in (config, status, follow, stop) if one is not None]
+    if len(asked) != 1:
+        msg = "Give one of CONFIG, --status ID, --follow ID and --stop ID."
+        raise ConfigError(msg)
+    if config is None:
+        remote = Remote(connect(address))
+        if follow is not None:
+            return _follow(remote, follow)
+        ended = remote.stop(stop) if stop is not None else remote.details(str(status))
+        typer.echo(one_line(ended))
+        return 0
+    with packed(config, command=job, overrides=overrides or (), working_dir=working_dir) as sent:
+        for note in sent.notes:
+            say(f"note: {note}")
+        remote = Remote(connect(address))
+        remote.send(sent)
+    if no_wait:
+        typer.echo(sent.submission_id)
+        return 0
+    say(f"Sent {sent.submission_id}. Ctrl-C leaves it running.")
+    return _follow(remote, sent.submission_id)
 
 
 def _follow(remote: "Remote", submission_id: str) -> int:
-    from raypipe.submit.follow import one_line
+    from raypipe.submit.job_api import one_line
 
     try:
         code = remote.follow(submission_id, write=lambda text: typer.echo(text, nl=False))

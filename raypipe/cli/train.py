@@ -5,26 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli.app import app, leave
-from raypipe.cli.options import Debug, Overrides
+from raypipe.cli.app import command
+from raypipe.cli.options import Overrides, config_file
 
 if TYPE_CHECKING:
     from raypipe.config import ClassifyConfig, TrainConfig
 
-ClassifyFile = Annotated[
-    Path | None, typer.Argument(help="A YAML file; jobs/classify.yaml lists every key.", show_default=False)
-]
-TrainFile = Annotated[
-    Path | None, typer.Argument(help="A YAML file; jobs/train.yaml lists every key.", show_default=False)
-]
 Embeddings = Annotated[str | None, typer.Option("--embeddings", help="The output folder of embed.")]
-Model = Annotated[str | None, typer.Option("--model", help="The output folder of train, or one of save_pretrained.")]
-Predictions = Annotated[str | None, typer.Option("--output", help="Folder of the predictions.")]
 
 
-@app.command()
+@command
 def train(
-    config: TrainFile = None,
+    config: Annotated[Path | None, config_file("train")] = None,
     *,
     embeddings: Embeddings = None,
     labels: Annotated[
@@ -37,17 +29,12 @@ def train(
         str | None, typer.Option("--output", help="Folder of the model, its checkpoints and its report.")
     ] = None,
     overrides: Overrides = None,
-    debug: Debug = False,
-) -> None:
+) -> int:
     """Fine-tune a GPT-2 over the frame embeddings of labelled videos; again: go on from the last checkpoint."""
+    from raypipe.config import TrainConfig, load_config
 
-    def run() -> int:
-        from raypipe.config import TrainConfig, load_config
-
-        values = {"embeddings": embeddings, "labels": labels, "labels_from": labels_from, "output": output}
-        return _train(load_config(TrainConfig, config, values=values, overrides=overrides or ()))
-
-    leave(run, debug=debug)
+    values = {"embeddings": embeddings, "labels": labels, "labels_from": labels_from, "output": output}
+    return _train(load_config(TrainConfig, config, values=values, overrides=overrides or ()))
 
 
 def _train(settings: "TrainConfig") -> int:
@@ -64,25 +51,22 @@ def _train(settings: "TrainConfig") -> int:
     return 0
 
 
-@app.command()
+@command
 def classify(
-    config: ClassifyFile = None,
+    config: Annotated[Path | None, config_file("classify")] = None,
     *,
     embeddings: Embeddings = None,
-    model: Model = None,
-    output: Predictions = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The output folder of train, or one of save_pretrained.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Folder of the predictions.")] = None,
     overrides: Overrides = None,
-    debug: Debug = False,
-) -> None:
+) -> int:
     """Label every new video of sealed embeddings with a trained model; again: resume, or only what is new."""
+    from raypipe.config import ClassifyConfig, load_config
 
-    def run() -> int:
-        from raypipe.config import ClassifyConfig, load_config
-
-        values = {"embeddings": embeddings, "model": model, "output": output}
-        return _classify(load_config(ClassifyConfig, config, values=values, overrides=overrides or ()))
-
-    leave(run, debug=debug)
+    values = {"embeddings": embeddings, "model": model, "output": output}
+    return _classify(load_config(ClassifyConfig, config, values=values, overrides=overrides or ()))
 
 
 def _classify(settings: "ClassifyConfig") -> int:

@@ -1,4 +1,4 @@
-"""The configuration of each job: frozen pydantic models whose unknown keys are refused."""
+"""The configuration of each command: frozen pydantic models in which unknown keys are errors."""
 
 from raypipe.config.classify import ClassifyConfig, ClassifyResourcesConfig
 from raypipe.config.embed import DecodeConfig, EmbedConfig, ResourcesConfig, Retry, SamplingConfig

@@ -6,14 +6,14 @@ from raypipe.config.load import Count, Gpus, Section, Uri
 
 
 class PredictionShardConfig(Section):
-    """The largest a shard may be: the unit of work, of commit and of loss when a worker dies."""
+    """The maximum size of a shard: the unit of work and of commit, and what is lost if a worker dies."""
 
     max_videos: int = Field(default=1024, ge=1)
     max_frames: int = Field(default=65_536, ge=1)
 
 
 class ClassifyResourcesConfig(Section):
-    """How many actors there are, and what each takes of the cluster's GPUs."""
+    """The number of actors, and the share of a GPU for each."""
 
     gpus: Gpus = "auto"
     concurrency: Count = "auto"

@@ -31,12 +31,12 @@ class SamplingConfig(Section):
 
     @property
     def frames_per_video(self) -> int:
-        """The number of frames to expect of a video: exact for ``uniform``, the cap for the others."""
+        """Return the expected number of frames per video: exact for ``uniform``, the cap for other modes."""
         return self.num_frames if self.mode == "uniform" else self.max_frames
 
 
 class DecodeConfig(Section):
-    """The limits an untrusted video is decoded under."""
+    """The limits for decoding an untrusted video."""
 
     decoder: DecoderName = "auto"
     timeout_seconds: float = Field(default=60, gt=0)
@@ -57,14 +57,14 @@ class BackboneConfig(Section):
 
 
 class ShardConfig(Section):
-    """The largest a shard may be: the unit of work, of commit and of loss when a worker dies."""
+    """The maximum size of a shard: the unit of work and of commit, and what is lost if a worker dies."""
 
     max_videos: int = Field(default=64, ge=1)
     max_frames: int = Field(default=1024, ge=1)
 
 
 class ResourcesConfig(Section):
-    """What one actor takes of the cluster, and how many there are."""
+    """The number of actors, and the resources of the cluster for each."""
 
     decode_cpus: float = Field(default=1, gt=0)
     embed_gpus: Gpus = "auto"

@@ -1,4 +1,4 @@
-"""Read a configuration from YAML, command line and overrides; what is wrong with it is one ConfigError."""
+"""Read a configuration from YAML, the command line and overrides; any mistake in it is one ConfigError."""
 
 import copy
 import re
@@ -19,7 +19,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """Keys that belong together: frozen, unknown ones refused."""
+    """Keys that belong together: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -37,7 +37,7 @@ Gpus = Literal["auto"] | Annotated[float, Field(ge=0)]
 
 
 def uris(section: BaseModel) -> dict[str, str]:
-    """The keys of a configuration that hold a location, below no other key, and their values."""
+    """Return the top-level keys of a configuration that hold a location, and their values."""
     fields = type(section).model_fields.items()
     found = {name: getattr(section, name) for name, field in fields if _is_utf8 in _validators(field)}
     return {name: uri for name, uri in found.items() if uri is not None}
@@ -55,11 +55,11 @@ def load_config(
     values: Mapping[str, Any] = {},
     overrides: Iterable[str] = (),
 ) -> ConfigT:
-    """Read a YAML file, lay ``values`` and then ``key.sub=value`` overrides over it, and check the result.
+    """Read a YAML file, apply ``values`` and then ``key.sub=value`` overrides to it, and validate the result.
 
     Raises:
-        ConfigError: the file, a key or a value is wrong; ``key`` names it, ``value`` and ``choices`` are given where
-            it has any.
+        ConfigError: the file, a key or a value is wrong; ``key`` names it, ``value`` and ``choices`` are set if it has
+            any.
     """
     tree = _read_yaml(path) if path is not None else {}
     tree.update({key: copy.deepcopy(value) for key, value in values.items() if value is not None})
@@ -72,7 +72,7 @@ def load_config(
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as its readers take it: 1e-4 is a number, and a key that appears twice is an error."""
+    """YAML as people expect it: 1e-4 is a number, and a key that appears twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - PyYAML's own signature
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -133,39 +133,40 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> ConfigErro
     problems = error.errors(include_url=False)
     first = problems[0]
     kind, value = first["type"], first["input"]
-    path = _field_path(model, first["loc"])
+    path, annotation = _locate(model, first["loc"])
+    siblings = _keys_of(_locate(model, path[:-1])[1])
     key = ".".join(path)
     if kind == "extra_forbidden":
-        return ConfigError(f"Unknown key {key!r}.", key=key, value=key, choices=_keys_at(model, path[:-1]))
-    if kind == "invalid_key":  # YAML reads on, 1 and 2024-05-31 as something else than text
+        return ConfigError(f"Unknown key {key!r}.", key=key, value=key, choices=siblings)
+    if kind == "invalid_key":  # YAML does not read on, 1 and 2024-05-31 as text
         key = ".".join([*path[:-1], str(value)])
-        return ConfigError(f"The key {key!r} is not text.", key=key, value=value, choices=_keys_at(model, path[:-1]))
+        return ConfigError(f"The key {key!r} is not text.", key=key, value=value, choices=siblings)
     if kind == "missing":
         option = key.replace(".", "-").replace("_", "-")
         remedy = f"Give --{option}, or the key {key!r} in the YAML file."
         return ConfigError(f"{key!r} is missing.", key=key, remedy=remedy)
     if kind == "model_type":
         msg = f"{key}={_short(value)} should be a section with keys."
-        return ConfigError(msg, key=key, value=value, choices=_keys_at(model, path))
-    same = [problem for problem in problems if _field_path(model, problem["loc"]) == path]
-    return _wrong_value(same, key=key, choices=_literals(_annotation_at(model, path)))
+        return ConfigError(msg, key=key, value=value, choices=_keys_of(annotation))
+    same = [problem for problem in problems if _locate(model, problem["loc"])[0] == path]
+    return _wrong_value(same, key=key, choices=_literals(annotation))
 
 
 def _wrong_value(problems: list[ErrorDetails], *, key: str, choices: list[str]) -> ConfigError:
-    """Say what a value should be: a union gives one problem for each of its members, together they are the choices."""
+    """Say what a value should be: a union gives one problem for each member, and together they are the choices."""
     value = problems[0]["input"]
     if all(problem["type"] == "literal_error" for problem in problems):
         return ConfigError(f"{key}={_short(value)} is not valid.", key=key, value=value, choices=choices)
     reasons = [_reason(problem["msg"]) for problem in problems]
     reason = " or ".join([reasons[0], *(other.removeprefix("input should be ") for other in reasons[1:])])
     is_section = problems[0]["type"] == "value_error" and isinstance(value, dict)
-    # Of a section the reason names the keys that do not fit together, with their values.
+    # For a section, the reason names the keys that do not fit together, with their values.
     where = (key or "The configuration") if is_section else f"{key}={_short(value)}"
     return ConfigError(f"{where}: {reason}.", key=key, value=value)
 
 
 def _short(value: object) -> str:
-    """The value in one line, its middle left out where it is long."""
+    """Return the value in one line, without its middle if it is long."""
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 200
     return shortener.repr(value)
@@ -176,27 +177,21 @@ def _reason(message: str) -> str:
     return message[0].lower() + message[1:]
 
 
-def _field_path(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The part of a pydantic location that names keys; the rest names members of a union."""
+def _locate(model: type[BaseModel], location: Iterable[int | str]) -> tuple[list[str], Any]:
+    """Return the keys of a pydantic location and the annotation there; the rest of it names members of a union."""
     path: list[str] = []
+    annotation: Any = model
     for part in location:
-        if path and str(part) not in _keys_at(model, path[:-1]) and not _keys_at(model, path):
+        if not _is_section(annotation):
             break
         path.append(str(part))
-    return path
-
-
-def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    annotation = _annotation_at(model, path)
-    return list(annotation.model_fields) if _is_section(annotation) else []
-
-
-def _annotation_at(model: type[BaseModel], path: list[str]) -> Any:  # noqa: ANN401 - a type or a form of typing
-    annotation: Any = model
-    for part in path:
-        field = annotation.model_fields.get(part) if _is_section(annotation) else None
+        field = annotation.model_fields.get(path[-1])
         annotation = field.annotation if field is not None else None
-    return annotation
+    return path, annotation
+
+
+def _keys_of(annotation: Any) -> list[str]:  # noqa: ANN401 - a type or a form of typing
+    return list(annotation.model_fields) if _is_section(annotation) else []
 
 
 def _is_section(annotation: object) -> bool:

@@ -17,7 +17,7 @@ def _iso(value: object) -> str:
 
 
 class RankingConfig(Section):
-    """What is recommended, the same for every user; the options of the endpoint under the same names."""
+    """How to rank, the same for every user; the endpoint has the same options under the same names."""
 
     top_k: int = Field(default=20, ge=1, le=200)
     filters: dict[str, Any] = Field(default_factory=dict)
@@ -32,7 +32,7 @@ class RankingConfig(Section):
     @field_validator("filters")
     @classmethod
     def _is_json(cls, filters: dict[str, Any]) -> dict[str, Any]:
-        """YAML reads 2024-05-31 as a date, a request has it as text."""
+        """Turn dates into text: YAML reads 2024-05-31 as a date, but a request holds text."""
         try:
             plain: dict[str, Any] = json.loads(json.dumps(filters, default=_iso, allow_nan=False))
         except (TypeError, ValueError) as error:

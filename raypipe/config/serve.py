@@ -9,7 +9,7 @@ from raypipe.config.load import Section, Uri
 
 
 class LimitsConfig(Section):
-    """What a request may take; beyond it the answer is an error at once."""
+    """The limits of a request; if it exceeds one, the answer is an immediate error."""
 
     max_body_bytes: int = Field(default=67_108_864, ge=1)
     max_json_bytes: int = Field(default=4_194_304, ge=1)
@@ -22,7 +22,7 @@ class LimitsConfig(Section):
 
 
 class ReplicasConfig(Section):
-    """How many replicas of a deployment there are, and what each takes; between the two, load decides."""
+    """The number of replicas of a deployment, scaled between ``min`` and ``max`` by load, and the resources of each."""
 
     min: int = Field(default=1, ge=1)
     max: int = Field(default=1, ge=1)
@@ -39,7 +39,7 @@ class ReplicasConfig(Section):
 
 
 class EmbedderConfig(Section):
-    """Embedding of videos that the catalogue does not hold, as ``raypipe embed`` made those of the index."""
+    """How to embed videos that are not in the catalogue: the same way as ``raypipe embed`` did for the index."""
 
     enabled: Literal["auto"] | bool = "auto"
     weights: str = "default"

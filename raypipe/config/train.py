@@ -27,7 +27,7 @@ class Gpt2Size(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters in every block of GPT-2 (peft); ``rank`` 0: none."""
+    """Low-rank adapters in every block of GPT-2 (peft); none if ``rank`` is 0."""
 
     rank: int = Field(default=0, ge=0)
     alpha: int = Field(default=16, ge=1)
@@ -53,7 +53,7 @@ class ClassifierConfig(Section):
 
 
 class DataConfig(Section):
-    """Which videos are learned from, and which are held out."""
+    """Which videos to train on, and which to hold out."""
 
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     split_column: str = "split"
@@ -62,7 +62,7 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with warm-up, then a cosine down to nothing."""
+    """AdamW with warm-up, then cosine decay to zero."""
 
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=16, ge=1)
@@ -81,14 +81,14 @@ class OptimizerConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state of a run is stored: after every epoch, and every so many minutes."""
+    """When to store the state of a run: after every epoch, and every ``minutes``."""
 
     minutes: float = Field(default=10.0, gt=0)
     keep: int = Field(default=3, ge=1)
 
 
 class TrainResourcesConfig(Section):
-    """What Ray Train takes of the cluster."""
+    """The resources that Ray Train takes from the cluster."""
 
     num_workers: int = Field(default=1, ge=1)
     use_gpu: Literal["auto"] | bool = "auto"

@@ -23,7 +23,7 @@ from raypipe.dataset.plan import (
 from raypipe.errors import ConfigError
 from raypipe.status import NOT_FAILED, TRANSIENT
 from raypipe.storage import Folder
-from raypipe.storage.tables import is_table
+from raypipe.tables import is_table
 
 Retry = Literal["none", "transient", "all"]
 Key = Literal["video_uri", "video_id"]

@@ -1,1 +1,1 @@
-"""What ``raypipe demo`` needs beside the jobs themselves."""
+"""What ``raypipe demo`` adds to the jobs: clips, an S3 server, and the sequence of commands."""

@@ -1,8 +1,12 @@
-"""The demo's catalogue: short videos of shapes that move, in classes that only the order of time tells apart."""
+"""The demo's clips: short videos of moving shapes, in classes that only the order of the frames tells apart.
+
+A clip shows a scene, drawn at random without knowledge of the label: a textured shape in front of a quiet background,
+lit from the left. Only the trajectory of the shape depends on the label.
+"""
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,9 +15,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.demo.scene import SPRITE_REACH, Floats, Motion, Scene, draw_scene
 from raypipe.errors import ConfigError
 
+Floats = NDArray[np.float32]
 Label = Literal["grow", "shrink", "left_to_right", "right_to_left", "fade_in", "fade_out"]
 
 # The second of a pair is the first played backwards: no single frame and no average over time tells them apart.
@@ -27,6 +31,49 @@ LABELS_FILE = "labels.csv"
 
 _BACKWARDS = frozenset(second for _, second in PAIRS)
 _SHADOW_SHIFT = 0.14  # right and down, in radii
+_SPRITE_REACH = 1.4  # a sprite shows the plane from -1.4 to 1.4; the tips of a shape are at radius 1
+_SIZES = ((320, 240), (384, 216), (256, 256), (240, 320), (216, 384))  # width, height
+_FPS = (24, 25, 30)
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 2.0, 6.0
+_SPRITE_SIZE = 320
+_NUM_GRAINS = 4
+# The number of tips, and the radius of the corners between two of them: cos(pi / n) makes a regular polygon.
+_SHAPES = {
+    "circle": (64, math.cos(math.pi / 64)),
+    "square": (4, math.cos(math.pi / 4)),
+    "triangle": (3, math.cos(math.pi / 3)),
+    "star": (5, 0.45),
+}
+_TEXTURES = ("stripes", "checks", "dots", "clouds")
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """How a shape may move, for any label; lengths are fractions of the frame's width, height or shorter side."""
+
+    x: float  # its position halfway
+    y: float
+    drift_x: float  # how far it wanders in one clip
+    drift_y: float
+    margin: float  # where a crossing begins and ends
+    radius: float  # while it keeps its size
+    smallest: float
+    largest: float
+    turns: float  # of rotation in one clip; negative is counterclockwise
+    easing: float  # -1 to 1: positive is faster at both ends
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Everything in a clip except its label; colours are RGB, 0 to 255."""
+
+    num_frames: int
+    average_fps: int
+    motion: Motion
+    sprite: Floats  # [S, S, 3]: the shape's texture in its colours
+    outline: Floats  # [S, S]: distance to the shape's edge in radii, negative inside
+    light: Floats  # [W, 1]: brightness of each column
+    backgrounds: NDArray[np.uint8]  # [G, H, W, 3]: one lit background with G film grains
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +85,14 @@ class Clip:
     num_frames: int
     average_fps: int
 
+    @property
+    def video_id(self) -> str:
+        """Its key in the catalogue."""
+        return f"{self.label}/{self.path.name}"
+
 
 class Trajectory(NamedTuple):
-    """Where the shape is in each of T frames: five arrays [T]."""
+    """The pose of the shape in each of T frames: five arrays [T]."""
 
     x: NDArray[np.float64]  # fraction of the width
     y: NDArray[np.float64]  # fraction of the height
@@ -68,15 +120,20 @@ def make_catalogue(folder: Path, *, clips_per_class: int = 8, seed: int = 0) -> 
             path = folder / label / f"{label}-{number:03d}.mp4"
             _encode(path, scene, label)
             clips.append(Clip(path, label, scene.num_frames, scene.average_fps))
-    with (folder / LABELS_FILE).open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("video_id", "label"))
-        rows.writerows((clip.path.relative_to(folder).as_posix(), clip.label) for clip in clips)
+    write_csv(folder / LABELS_FILE, ("video_id", "label"), ((clip.video_id, clip.label) for clip in clips))
     return clips
 
 
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file in UTF-8, with a line feed at the end of each line."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
 def trajectory(label: Label, motion: Motion, *, num_frames: int) -> Trajectory:
-    """Say where the shape is in each frame; the second label of a pair takes the first one's poses backwards."""
+    """Return the pose in each frame; the second label of a pair takes the poses of the first one backwards."""
     progress = _moments(label, num_frames) / (num_frames - 1)
     eased = progress + motion.easing * np.sin(2 * np.pi * progress) / (2 * np.pi)
     x = motion.x + motion.drift_x * (progress - 0.5)
@@ -96,7 +153,7 @@ def render(scene: Scene, label: Label) -> Iterator[NDArray[np.uint8]]:
     """Draw the clip's frames, each [H, W, 3] RGB."""
     num_grains, height, width, _ = scene.backgrounds.shape
     poses = np.stack(trajectory(label, scene.motion, num_frames=scene.num_frames), axis=1).tolist()
-    # The grain belongs to the pose, not to the frame: played backwards, it runs backwards too.
+    # The grain belongs to the pose, not to the frame number: a clip played backwards has its grain backwards too.
     for (x, y, radius, angle, opacity), moment in zip(poses, _moments(label, scene.num_frames), strict=True):
         frame = scene.backgrounds[moment % num_grains].copy()
         center = (x * width, y * height)
@@ -134,8 +191,8 @@ def _paint(
 
 
 def _cells(across: Floats, down: Floats, angle: float, size: int) -> NDArray[np.int32]:
-    """Find which cell of a sprite, turned by ``angle``, lies at these distances from its centre."""
-    scale = (size - 1) / (2 * SPRITE_REACH)
+    """Return which cell of a sprite, turned by ``angle``, is at these distances from its centre."""
+    scale = (size - 1) / (2 * _SPRITE_REACH)
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
     rows = np.clip((down * cos + size / 2) - across * sin, 0, size - 1).astype(np.int32)
     columns = np.clip((down * sin + size / 2) + across * cos, 0, size - 1).astype(np.int32)
@@ -144,8 +201,8 @@ def _cells(across: Floats, down: Floats, angle: float, size: int) -> NDArray[np.
 
 def _encode(path: Path, scene: Scene, label: Label) -> None:
     height, width = scene.backgrounds.shape[1:3]
-    # One encoder thread: with several, the bytes of a file depend on the number of processors. No macroblock tree: with
-    # AVX-512 it reads beyond the frame, and the bytes depend on what lies there.
+    # One encoder thread: with several, the bytes of a file depend on the number of CPUs. No macroblock tree: with
+    # AVX-512 it reads beyond the frame, and the bytes depend on what is stored there.
     options = {"preset": "veryfast", "crf": "25", "threads": "1", "mbtree": "0", "g": str(scene.average_fps)}
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=scene.average_fps, options=options)
@@ -153,3 +210,102 @@ def _encode(path: Path, scene: Scene, label: Label) -> None:
         for frame in render(scene, label):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene at random, without the label, so that only the trajectory can depend on it."""
+    width, height = _SIZES[rng.integers(len(_SIZES))]
+    average_fps = _FPS[rng.integers(len(_FPS))]
+    num_frames = round(rng.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS) * average_fps)
+    hue = rng.uniform()
+    # Light from the left in every scene: the brightness of a shape shows where it is.
+    light = np.linspace(1.15, 1.15 - rng.uniform(0.45, 0.65), width, dtype=np.float32)[:, None]
+    background = _draw_background(rng, width, height, hue + rng.uniform(0.35, 0.65)) * light
+    grain = rng.normal(0, 2, (_NUM_GRAINS, height, width, 1))
+    return Scene(
+        num_frames=num_frames,
+        average_fps=average_fps,
+        motion=draw_motion(rng),
+        sprite=_draw_sprite(rng, hue),
+        outline=_distances(list(_SHAPES)[rng.integers(len(_SHAPES))]),
+        light=light,
+        backgrounds=np.clip(background + grain, 0, 255).astype(np.uint8),
+    )
+
+
+def draw_motion(rng: np.random.Generator) -> Motion:
+    """Draw how far and how fast a shape moves, for any label."""
+    return Motion(
+        x=rng.uniform(0.42, 0.58),
+        y=rng.uniform(0.4, 0.6),
+        drift_x=rng.uniform(-0.12, 0.12),
+        drift_y=rng.uniform(-0.2, 0.2),
+        margin=rng.uniform(0.02, 0.15),
+        radius=rng.uniform(0.2, 0.32),
+        smallest=rng.uniform(0.06, 0.1),
+        largest=rng.uniform(0.38, 0.46),
+        turns=rng.uniform(-0.5, 0.5),
+        easing=rng.uniform(-0.6, 0.6),
+    )
+
+
+def _draw_sprite(rng: np.random.Generator, hue: float) -> Floats:
+    """Draw a texture that mixes two strong colours: [S, S, 3]."""
+    kind = _TEXTURES[rng.integers(len(_TEXTURES))]
+    axis = np.linspace(-_SPRITE_REACH, _SPRITE_REACH, _SPRITE_SIZE)
+    waves = np.sin(axis * math.pi * rng.uniform(1.5, 4) + rng.uniform(0, 2 * math.pi))
+    if kind == "stripes":
+        pattern = np.tile(waves, (_SPRITE_SIZE, 1))
+    elif kind == "checks":
+        pattern = np.outer(waves, waves)
+    elif kind == "dots":
+        pattern = np.add.outer(waves, waves) - 0.7
+    else:
+        pattern = 3 * _clouds(rng, _SPRITE_SIZE, _SPRITE_SIZE, cells=10)
+    mix = (0.5 + 0.5 * np.tanh(5 * pattern))[..., None]
+    one = _rgb(hue, 0.85, 0.95)
+    other = _rgb(hue + rng.uniform(0.08, 0.4), rng.uniform(0.2, 0.9), 0.9)
+    return np.asarray(one * mix + other * (1 - mix), dtype=np.float32)
+
+
+def _distances(shape: str) -> Floats:
+    """Measure the distance of a sprite's points to the line of the nearest edge, in radii: [S, S], negative inside."""
+    tips, inner = _SHAPES[shape]
+    axis = np.linspace(-_SPRITE_REACH, _SPRITE_REACH, _SPRITE_SIZE)
+    u, v = axis[None, :], axis[:, None]
+    # Fold the plane into the wedge between a tip, at angle 0, and the next corner between tips, at angle ``step``.
+    step = math.pi / tips
+    folded = np.abs((np.arctan2(u, -v) + step) % (2 * step) - step)
+    radius = np.hypot(u, v)
+    edge_x, edge_y = inner * math.cos(step) - 1, inner * math.sin(step)
+    cross = (radius * np.cos(folded) - 1) * edge_y - radius * np.sin(folded) * edge_x
+    return np.asarray(cross / math.hypot(edge_x, edge_y), dtype=np.float32)
+
+
+def _draw_background(rng: np.random.Generator, width: int, height: int, hue: float) -> Floats:
+    """Draw a gradient between two quiet colours, with clouds in it: [H, W, 3]."""
+    angle = rng.uniform(0, 2 * math.pi)
+    down, across = np.linspace(-0.5, 0.5, height) * math.sin(angle), np.linspace(-0.5, 0.5, width) * math.cos(angle)
+    clouds = _clouds(rng, height, width, cells=5) * rng.uniform(0.2, 0.8)
+    mix = np.clip(0.5 + np.add.outer(down, across) + clouds, 0, 1)[..., None]
+    one = _rgb(hue, rng.uniform(0.1, 0.45), rng.uniform(0.5, 0.85))
+    other = _rgb(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.1, 0.45), rng.uniform(0.3, 0.6))
+    speckle = 10 * _clouds(rng, height, width, cells=60)[..., None]
+    return np.asarray(one * mix + other * (1 - mix) + speckle, dtype=np.float32)
+
+
+def _clouds(rng: np.random.Generator, height: int, width: int, *, cells: int) -> Floats:
+    """Draw noise that is smooth between ``cells`` by ``cells`` points: [height, width], -0.5 to 0.5."""
+    knots = np.arange(cells)
+
+    def weights(size: int) -> NDArray[np.float64]:
+        return np.asarray(np.clip(1 - np.abs(np.linspace(0, cells - 1, size)[:, None] - knots), 0, 1))
+
+    noise = weights(height) @ rng.uniform(-0.5, 0.5, (cells, cells)) @ weights(width).T
+    return np.asarray(noise, dtype=np.float32)
+
+
+def _rgb(hue: float, saturation: float, value: float) -> Floats:
+    """Turn hue (any number; 1 is a full turn), saturation and value (0 to 1) into RGB, 0 to 255."""
+    phase = np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
+    return np.asarray(255 * value * (1 - saturation + saturation * np.clip(phase, 0, 1)), dtype=np.float32)

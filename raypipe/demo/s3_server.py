@@ -1,4 +1,4 @@
-"""A real S3 server on this machine: SeaweedFS on loopback, on free ports, with credentials of its own."""
+"""A real S3 server on this machine: SeaweedFS on loopback, on free ports, with its own credentials."""
 
 import ctypes
 import os
@@ -38,14 +38,14 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """Where a running server is, and who may use it."""
+    """The address of a running server, and the credentials for it."""
 
     endpoint_url: str
     access_key: str
     secret_key: str = field(repr=False)
 
     def environment(self) -> dict[str, str]:
-        """The variables that point any AWS client at this server."""
+        """Return the variables that point any AWS client at this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -61,7 +61,7 @@ def local_s3(folder: Path, *, buckets: Sequence[str] = ("videos",)) -> Iterator[
     The server dies with the thread that entered the block, even when the process is killed.
 
     Raises:
-        SetupError: the server's program is missing, or it does not come up.
+        SetupError: the server's program is missing, or it does not start.
     """
     program = _program()
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,13 +76,13 @@ def local_s3(folder: Path, *, buckets: Sequence[str] = ("videos",)) -> Iterator[
         finally:
             process.kill()
             process.wait()
-            for port in ports.values():  # the server names its sockets by port, in a folder nobody can choose
+            for port in ports.values():  # the server names its sockets by port, in a fixed folder
                 for leftover in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
                     leftover.unlink(missing_ok=True)
 
 
 def _program() -> str:
-    """Find ``weed`` beside this Python, which also works in a virtual environment that is not activated."""
+    """Find ``weed`` next to this Python, which also works in a virtual environment that is not activated."""
     program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if program is None:
         msg = "The S3 server's program 'weed' is not installed."
@@ -121,7 +121,7 @@ def _die_with_parent() -> Callable[[], None] | None:
 def _wait_until_ready(
     process: subprocess.Popen[bytes], server: S3Server, buckets: Sequence[str], *, folder: Path, last_attempt: bool
 ) -> bool:
-    """Wait until a signed listing shows every bucket; False when the server ended and another try may help."""
+    """Wait until a signed listing shows every bucket; False if the server ended and a retry may help."""
     client = _client(server)
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     state = "it does not answer"

@@ -1,9 +1,8 @@
-"""Check every node of a cluster from within: what is installed there, its GPUs, and whether it reaches the bucket."""
+"""Check every node of a cluster from within: its packages, its GPUs, and whether it reaches the bucket."""
 
 import platform
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -11,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypipe import __version__
+from raypipe.doctor import Check
 from raypipe.errors import RaypipeError
 from raypipe.jobs.embed.inputs import find_videos
 from raypipe.storage import Folder
@@ -20,43 +20,20 @@ _WAIT_SECONDS = 120.0  # a node imports all of it first
 _SHOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What several nodes have in common."""
-
-    addresses: tuple[str, ...]
-    found: str
-    problem: str = ""
-
-    @property
-    def who(self) -> str:
-        """The nodes, the first few by address."""
-        shown, more = ", ".join(self.addresses[:_SHOWN]), len(self.addresses) - _SHOWN
-        return f"{shown} and {more} more" if more > 0 else shown
-
-
 def first_video(uri: str) -> str:
-    """List an input, as far as its first video.
-
-    Raises:
-        SetupError: it cannot be listed.
-    """
+    """List an input up to its first video; raises SetupError if it cannot be listed."""
     first = next(iter(find_videos(uri, output_uri="")), None)
     return f"{uri} is listed; the first video is {first.video_id}" if first else f"{uri} is listed, and holds no video"
 
 
 def writable(uri: str) -> str:
-    """Put the marker of a writable output.
-
-    Raises:
-        SetupError: it cannot be written.
-    """
+    """Put the marker of a writable output; raises SetupError if it cannot be written."""
     Folder(uri).check_writable()
     return f"{uri} can be written, each object once"
 
 
-def check_nodes(*, input_uri: str | None, output_uri: str | None) -> Iterator[Findings]:
-    """Ask every node that is alive; those that answer alike are one finding."""
+def check_nodes(*, input_uri: str | None, output_uri: str | None) -> Iterator[Check]:
+    """Ask every node that is alive; nodes that give the same answer are one check."""
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     look_around: Any = _look_around
     ask = ray.remote(num_cpus=0, max_retries=0)(look_around)
@@ -76,14 +53,17 @@ def check_nodes(*, input_uri: str | None, output_uri: str | None) -> Iterator[Fi
     for reference in silent:
         alike["", f"does not answer within {_WAIT_SECONDS:g} s"].append(asked[reference])
     for (found, problem), addresses in alike.items():
-        yield Findings(tuple(sorted(addresses)), found, problem)
+        shown, more = ", ".join(sorted(addresses)[:_SHOWN]), len(addresses) - _SHOWN
+        who = f"{shown} and {more} more" if more > 0 else shown
+        parts = ": ".join(part for part in (who, found, problem) if part)
+        yield Check("nodes", "error" if problem else "ok", parts)
 
 
 def _look_around(input_uri: str | None, output_uri: str | None, *, has_gpu: bool) -> tuple[str, str]:
     versions = [f"Python {platform.python_version()}", f"raypipe {__version__}", *_versions()]
     problems = []
     if has_gpu:
-        import torch  # noqa: PLC0415 - seconds, and only nodes with a GPU need it
+        import torch  # noqa: PLC0415 - takes seconds, and only nodes with a GPU need it
 
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         versions.append(", ".join(names))

@@ -11,7 +11,7 @@ from raypipe.config.embed import DecodeConfig
 from raypipe.endpoint.http_errors import HttpError
 from raypipe.endpoint.sources import Prefixes, Source
 from raypipe.errors import FingerprintError, IndexVersionError
-from raypipe.models.pooling import mean_embedding
+from raypipe.models.backbones import mean_embedding
 from raypipe.status import HAS_FRAMES
 from raypipe.storage.folder import read_uri
 from raypipe.video.protocol import DecodeRequest, Limits, Pixels, request_of_settings

@@ -1,4 +1,4 @@
-"""What of a model is trained: all of it, the last blocks, or low-rank adapters beside frozen weights."""
+"""Choose what of a model is trained: all of it, the last blocks, or low-rank adapters on frozen weights."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ VideoModel = VideoClassifier | MaskedFrameModel
 
 
 def freeze(model: VideoModel, what: str) -> None:
-    """Stop training ``none``, ``gpt2``, or ``all_but_last_K`` of GPT-2's blocks, with the positions before them."""
+    """Freeze ``none``, ``gpt2``, or ``all_but_last_K`` of GPT-2's blocks and its position embeddings."""
     if what == "none":
         return
     gpt2 = model.encoder.gpt2
@@ -23,7 +23,7 @@ def freeze(model: VideoModel, what: str) -> None:
 
 
 def add_lora(model: VideoModel, *, rank: int, alpha: int, dropout: float) -> None:
-    """Put adapters of this rank beside every matrix of GPT-2 (LoRA, arXiv:2106.09685), and freeze its own weights.
+    """Add adapters of this rank to every matrix of GPT-2 (LoRA, arXiv:2106.09685), and freeze its own weights.
 
     Raises:
         SetupError: peft is not installed.
@@ -42,7 +42,7 @@ def add_lora(model: VideoModel, *, rank: int, alpha: int, dropout: float) -> Non
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Add the adapters to the weights that they stand beside, so that nothing of peft is left in the model."""
+    """Merge the adapters into the weights that they adapt, so that no layer of peft is left in the model."""
     for name, child in list(module.named_children()):
         layer: Any = child
         if hasattr(layer, "get_base_layer") and hasattr(layer, "merge"):

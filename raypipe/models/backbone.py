@@ -11,14 +11,12 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raypipe.errors import WeightsError
-from raypipe.models.backbones import Dtype, embedding_dim
-from raypipe.models.crops import Crops
+from raypipe.models.backbones import Crops, Dtype, embedding_dim
 from raypipe.models.networks import build_network, preprocessing
-from raypipe.models.staging import Staging
 
 logger = logging.getLogger(__name__)
 
-# One thread is as fast on 4 as on 32 frames, whose activations leave the caches and cost memory for nothing.
+# One thread is as fast with 4 frames as with 32, whose activations do not fit the caches and only cost memory.
 CPU_BATCH_SIZE = 8
 
 
@@ -53,9 +51,9 @@ class Backbone:
         _fold_batch_norms(network)
         network = network.to(dtype=getattr(torch, dtype)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         embedder = _Embedder(network, mean=facts.mean, std=facts.std).to(self._device).eval().requires_grad_(False)  # noqa: FBT003
-        # A compiled network is made for one shape: shorter batches are filled up.
+        # A network is compiled for one shape: shorter batches are padded.
         self._compiled = compile is True or (compile == "auto" and on_gpu)
-        self._staging: Staging | None = None
+        self._staging: _Staging | None = None
         self._embedder: nn.Module = _compile(embedder, on_gpu=on_gpu) if self._compiled else embedder
 
     def embed(self, frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:
@@ -63,7 +61,7 @@ class Backbone:
 
         Raises:
             ValueError: the array has another shape or type.
-            torch.OutOfMemoryError: not even one frame fits; MemoryError where it was raised instead.
+            torch.OutOfMemoryError: not even one frame fits; MemoryError if that was raised instead.
         """
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:  # noqa: PLR2004 - N, H, W, RGB
             msg = f"Frames are {frames.dtype}{list(frames.shape)}; give uint8[N, H, W, 3]."
@@ -84,7 +82,7 @@ class Backbone:
                     start += len(batch)
                     continue
                 self._halve_batch_size(len(batch))  # here, where the exception no longer holds the batch's tensors
-        if on_gpu:  # the only wait for the device: until here batches are queued while it computes
+        if on_gpu:  # the only wait for the device: up to here, batches are queued while it computes
             torch.cuda.current_stream(self._device).synchronize()
         return cast("npt.NDArray[np.float32]", embeddings.numpy())
 
@@ -100,7 +98,7 @@ class Backbone:
     def _on_gpu(self, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
         shape = (self.batch_size, *batch.shape[1:])
         if self._staging is None or self._staging.shape != shape:
-            self._staging = Staging(shape, self._device)
+            self._staging = _Staging(shape, self._device)
         return self._staging.put(batch)
 
     def _halve_batch_size(self, num_frames: int) -> None:
@@ -110,6 +108,44 @@ class Backbone:
         if self._device.type == "cuda":
             self._staging = None
             torch.cuda.empty_cache()
+
+
+class _Slot:
+    """Memory for one batch on both sides: on the device, and pinned, so that the copy needs no CPU."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.pinned = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+        self.frames = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.read = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+class _Staging:
+    """Two slots of ``shape``, filled in turn over a separate stream: one batch arrives while the last is computed."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.shape = shape
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._slots = [_Slot(shape, device) for _ in range(2)]
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # which fills the slots with zeros
+
+    def put(self, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Return the slot on the device: the batch, followed by what an earlier batch left there.
+
+        Only work that is queued on the current stream before the next call may read it.
+        """
+        current = torch.cuda.current_stream(self._stream.device)
+        self._slots[0].read.record(current)  # after all work queued so far, such as the pass over the last batch
+        self._slots.reverse()
+        slot = self._slots[0]
+        slot.arrived.synchronize()  # the batch before the last has left the pinned side
+        slot.pinned.numpy()[: len(batch)] = batch
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(slot.read)
+            slot.frames[: len(batch)].copy_(slot.pinned[: len(batch)], non_blocking=True)
+            slot.arrived.record(self._stream)
+        current.wait_event(slot.arrived)
+        return slot.frames
 
 
 class _Embedder(nn.Module):

@@ -1,9 +1,14 @@
-"""What is known of the backbones without torch: their names, sizes and dtypes."""
+"""The backbones without torch, whose import takes seconds: names, sizes, dtypes, the frames they take, pooling."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from raypipe.errors import ConfigError
 
@@ -18,14 +23,14 @@ BACKBONES = (
 # fmt: on
 
 Dtype = Literal["float32", "bfloat16"]
-
-
-_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is what aarch64 says
+Pixels = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is aarch64's
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What the pretrained weights of a backbone were trained on: sizes in pixels, colours of RGB in 0 to 1."""
+    """The input that the pretrained weights of a backbone expect: sizes in pixels, RGB colours in 0 to 1."""
 
     resize_size: int  # of the shorter side
     crop_size: int  # of the square cut from its centre
@@ -41,12 +46,12 @@ def check_name(name: str) -> None:
 
 
 def head_name(name: str) -> str:
-    """Name of the layer behind the embedding, which is left out."""
+    """Return the name of the layer after the embedding, which is left out."""
     return "classifier.6" if name.startswith("vgg") else "fc"
 
 
 def embedding_dim(name: str) -> int:
-    """Length of an embedding; raises ConfigError for an unknown name."""
+    """Return the length of an embedding; raises ConfigError for an unknown name."""
     check_name(name)
     if name.startswith("vgg"):
         return 4096
@@ -54,12 +59,12 @@ def embedding_dim(name: str) -> int:
 
 
 def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
-    """Turn ``auto`` into bfloat16 where the processor computes in it natively, else float32, which is faster there."""
+    """Turn ``auto`` into bfloat16 if the device has native support, otherwise into float32, which is faster then."""
     if dtype != "auto":
         return dtype
     if device == "cpu":
         return "float32" if _cpu_flags().isdisjoint(_BFLOAT16_FLAGS) else "bfloat16"
-    import torch  # noqa: PLC0415 - seconds that who computes on a processor does without
+    import torch  # noqa: PLC0415 - not needed on a CPU
 
     if not torch.cuda.is_available():
         # A driver on a node without a GPU cannot know; older GPUs are many times slower in bfloat16.
@@ -71,9 +76,44 @@ def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Feature names of this processor; empty where the system does not list them."""
+    """Return the feature names of this processor; empty if the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return frozenset()
     return frozenset(flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split())
+
+
+class Crops:
+    """RGB frames uint8 [N, H, W, 3] of several videos, sliced like one array; only a slice across videos is a copy."""
+
+    ndim = 4
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, videos: Sequence[Pixels], *, crop_size: int) -> None:
+        self._videos = [video for video in videos if len(video)]
+        self._stops = list(accumulate(map(len, self._videos)))
+        self.shape = (self._stops[-1] if self._stops else 0, crop_size, crop_size, 3)
+
+    def __len__(self) -> int:
+        """Return the number of frames of all videos."""
+        return self.shape[0]
+
+    def __getitem__(self, span: slice) -> Pixels:
+        """Return a span of frames, which may belong to several videos."""
+        start, stop, _ = span.indices(len(self))
+        parts = []
+        for video, end in zip(self._videos, self._stops, strict=True):
+            begin = end - len(video)
+            if begin < stop and start < end:
+                parts.append(video[max(0, start - begin) : stop - begin])
+        if not parts:
+            return np.empty((0, *self.shape[1:]), np.uint8)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def mean_embedding(vectors: Vectors) -> Vectors:
+    """Return the L2-normalised mean [D] of the frames [T, D] of a video, T ≥ 1."""
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    normal: Vectors = (mean / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny)).astype(np.float32)
+    return normal

@@ -1,34 +1,35 @@
 """The classifier: GPT-2 over the frame embeddings of a video, as a ``transformers`` model.
 
-``VideoClassifier.from_pretrained(FOLDER)`` loads what ``raypipe train`` saved, and, once this module is imported, so do
+``VideoClassifier.from_pretrained(FOLDER)`` loads what ``raypipe train`` saved. Once this module is imported, so do
 ``AutoConfig`` and ``AutoModel``. No Ray is needed. All models here take frame embeddings ``[B, T, D]`` with an
-attention mask ``[B, T]`` that is 0 where a shorter video is padded behind its end.
+attention mask ``[B, T]`` that is 0 where a shorter video is padded at its end.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
-from raypipe.models.frames import Array, Frames, Predictions, by_length, pad_frames
 from raypipe.models.networks import prepare_torchvision
 
-prepare_torchvision()  # transformers imports torchvision where there is one
+prepare_torchvision()  # transformers imports torchvision if it is installed
 
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model, PreTrainedConfig, PreTrainedModel  # noqa: E402
 from transformers.utils.generic import ModelOutput  # noqa: E402
 
-ProblemType = Literal["single_label_classification", "multi_label_classification"]
+Frames = npt.NDArray[np.float16] | npt.NDArray[np.float32]  # [T, D]
+Array = npt.NDArray[np.float32]
 
 
 class VideoClassifierConfig(PreTrainedConfig):
-    """Everything that ``config.json`` says beside transformers' own keys.
+    """The keys of ``config.json`` in addition to transformers' own.
 
-    ``gpt2`` are the sizes of the GPT-2 inside. Videos of more than ``max_frames`` frames are thinned evenly.
-    ``embedding_fingerprint`` names the settings that made the embeddings: those of others mean something else.
+    ``gpt2`` holds the sizes of the GPT-2 inside. Videos of more than ``max_frames`` frames are thinned evenly.
+    ``embedding_fingerprint`` identifies the settings that made the embeddings: others mean something else.
     ``metrics`` are those of the epoch whose weights these are.
     """
 
@@ -54,7 +55,7 @@ class VideoClassifierConfig(PreTrainedConfig):
 
     @property
     def label_names(self) -> list[str]:
-        """The label of each logit."""
+        """Return the label of each logit."""
         names: Any = self.id2label
         return [names[number] for number in range(len(names))]
 
@@ -67,6 +68,14 @@ class VideoOutput(ModelOutput):
     logits: torch.Tensor | None = None
     losses: torch.Tensor | None = None
     frames: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a classifier says about V videos."""
+
+    probabilities: Array  # [V, C]; with one label per video they add up to 1
+    frame_scores: list[Array] | None  # V times [T]
 
 
 class VideoEncoder(nn.Module):
@@ -86,11 +95,11 @@ class VideoEncoder(nn.Module):
         self.projection = nn.Linear(config.embedding_dim, width)
         self.hidden_frame = nn.Parameter(torch.zeros(width))  # stands where a masked-frame model hides one
         self.gpt2 = GPT2Model(config.gpt2)
-        # Frames come in by inputs_embeds: a vocabulary's table would never be read.
+        # Frames come in as inputs_embeds: the token embeddings would never be read.
         self.gpt2.wte = nn.Identity()  # type: ignore[assignment]
 
     def standardise(self, frame_embeddings: torch.Tensor) -> torch.Tensor:
-        """Centre and scale each of the D numbers by what the training videos had."""
+        """Centre and scale each of the D numbers by the mean and std of the training videos."""
         return (frame_embeddings.float() - self.mean) / self.std
 
     def forward(
@@ -105,7 +114,7 @@ class VideoEncoder(nn.Module):
 
 
 class _VideoModel(PreTrainedModel):
-    """What both models share: the encoder, and the way their weights begin."""
+    """What both models share: the encoder, and the initialisation of weights."""
 
     config_class = VideoClassifierConfig
     base_model_prefix = "encoder"
@@ -127,7 +136,7 @@ class _VideoModel(PreTrainedModel):
 
 
 class VideoClassifier(_VideoModel):
-    """GPT-2 over frames, the mean of its states over the frames there are, one linear layer to the labels."""
+    """GPT-2 over the frames, the mean of its states over the unpadded ones, one linear layer to the labels."""
 
     def __init__(self, config: VideoClassifierConfig) -> None:
         super().__init__(config)
@@ -151,19 +160,19 @@ class VideoClassifier(_VideoModel):
     def from_standardised(
         self, standardised: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
     ) -> VideoOutput:
-        """Do the same from embeddings that are standardised already."""
+        """Classify videos whose embeddings are already standardised."""
         states = self.encoder(standardised, attention_mask)
         logits = self.head(self.dropout(masked_mean(states, attention_mask)))
         loss = None if labels is None else classification_loss(logits, labels).mean()
         return VideoOutput(loss=loss, logits=logits)
 
     def classify(self, videos: Sequence[Frames], *, frame_scores: bool = False, batch_size: int = 64) -> Predictions:
-        """Classify videos by their frame embeddings, each ``[T, D]`` with a T of its own, of at least 1.
+        """Classify videos by their frame embeddings, each ``[T, D]`` with its own T ≥ 1.
 
         Puts the model into evaluation mode. ``frame_scores`` also says how much each frame contributed to the best
         label's logit: gradient x input (Shrikumar et al. 2016, arXiv:1605.01713) on the standardised embedding, summed
-        over D. Its zero is thus the average frame of the training videos; a frame that speaks against the label has a
-        negative score, and one that was left out because of ``max_frames`` 0. The scores do not add up to the logit.
+        over D. Zero is thus the average frame of the training videos. A frame that counts against the label has a
+        negative score; one that was left out because of ``max_frames`` has 0. The scores do not add up to the logit.
         """
         self.eval()
         probabilities = torch.empty((len(videos), len(self.config.label_names)))
@@ -184,7 +193,7 @@ class VideoClassifier(_VideoModel):
 
 
 class MaskedFrameModel(_VideoModel):
-    """GPT-2 that says what a hidden frame's embedding is: the self-supervised start of a classifier."""
+    """GPT-2 that predicts the embeddings of hidden frames: self-supervised pretraining for a classifier."""
 
     def __init__(self, config: VideoClassifierConfig) -> None:
         super().__init__(config)
@@ -208,7 +217,7 @@ class MaskedFrameModel(_VideoModel):
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean over T of ``[B, T, N]`` where ``mask`` ``[B, T]`` is not 0, as ``[B, N]``; 0 where it is nowhere."""
+    """Return the mean over T of ``[B, T, N]`` where ``mask`` ``[B, T]`` is not 0, as ``[B, N]``; 0 if it is all 0."""
     weights = mask[..., None].to(states.dtype)
     return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
@@ -220,7 +229,7 @@ def classification_loss(
     class_weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """The loss of each video ``[B]``: cross-entropy of class numbers ``[B]``, or the mean binary one of ``[B, C]``."""
+    """Return the loss of each video ``[B]``: cross-entropy of class numbers ``[B]``, or mean binary of ``[B, C]``."""
     logits = logits.float()
     if labels.ndim == 1:
         return nn.functional.cross_entropy(
@@ -229,6 +238,55 @@ def classification_loss(
     targets = labels.float() * (1 - label_smoothing) + label_smoothing / 2
     losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights, reduction="none")
     return losses.mean(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedFrames:
+    """A batch of B videos, padded at their end."""
+
+    frames: torch.Tensor  # [B, T, D], of the videos' dtype
+    mask: torch.Tensor  # [B, T] int64: 1 where there is a frame
+    kept: list[npt.NDArray[np.int64]]  # for each video, the frames that are in the batch
+    num_frames: list[int]  # of each video, including those that were left out
+
+    def to(self, device: torch.device) -> "PaddedFrames":
+        """Copy the batch to another device."""
+        frames, mask = self.frames.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
+        return PaddedFrames(frames, mask, self.kept, self.num_frames)
+
+    def spread(self, rows: npt.NDArray[Any]) -> list[Array]:
+        """Turn numbers per frame of the batch ``[B, T]`` into numbers for all frames of each video, 0 if left out."""
+        spread = []
+        for row, kept, num_frames in zip(rows, self.kept, self.num_frames, strict=True):
+            whole = np.zeros(num_frames, dtype=np.float32)
+            whole[kept] = row[: len(kept)]
+            spread.append(whole)
+        return spread
+
+
+def thin(num_frames: int, *, max_frames: int) -> npt.NDArray[np.int64]:
+    """Return which frames of a video are used: all, or ``max_frames`` spread evenly, including the first and last."""
+    if num_frames <= max_frames:
+        return np.arange(num_frames)
+    return np.linspace(0, num_frames - 1, max_frames).round().astype(np.int64)
+
+
+def pad_frames(videos: Sequence[Frames], *, max_frames: int) -> PaddedFrames:
+    """Stack at least one video ``[T, D]``; long ones are thinned."""
+    kept = [thin(len(video), max_frames=max_frames) for video in videos]
+    longest = max(1, *(len(rows) for rows in kept))
+    padded = np.zeros((len(videos), longest, videos[0].shape[1]), dtype=np.result_type(*videos))
+    mask = np.zeros((len(videos), longest), dtype=np.int64)
+    for at, (video, rows) in enumerate(zip(videos, kept, strict=True)):
+        padded[at, : len(rows)] = video if len(rows) == len(video) else video[rows]
+        mask[at, : len(rows)] = 1
+    return PaddedFrames(torch.from_numpy(padded), torch.from_numpy(mask), kept, [len(video) for video in videos])
+
+
+def by_length(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
+    """Return the positions of videos in batches of similar length, so that there is little padding."""
+    order = np.argsort(np.asarray(lengths), kind="stable").tolist()
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 AutoConfig.register(VideoClassifierConfig.model_type, VideoClassifierConfig)

@@ -1,4 +1,4 @@
-"""A classifier's files: read from any folder, checked, and built into a model."""
+"""The files of a classifier: read from any folder, verified, and built into a model."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _KINDS: Mapping[str, type[VideoModel]] = {kind.__name__: kind for kind in (Video
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The files of a model, and the SHA-256 that tells it from any other."""
+    """The files of a model, and the SHA-256 that identifies it."""
 
     files: Mapping[str, bytes]
     digest: str
@@ -32,7 +32,7 @@ def read_model(folder: Folder) -> ModelFiles:
     """Read an output of ``raypipe train``, or a folder of ``save_pretrained``.
 
     Raises:
-        WeightsError: there is no model, or its files are not those that were put there.
+        WeightsError: there is no model, or its files are not those that were saved.
         StorageError: the storage refuses or cannot be reached.
     """
     inner = Folder(folder.child(MODEL_FOLDER))
@@ -54,11 +54,11 @@ def read_model(folder: Folder) -> ModelFiles:
 
 
 def _check_complete(source: Folder, files: Mapping[str, bytes]) -> None:
-    """Where raypipe put the files, hold them against what it said of them."""
+    """Verify files that raypipe saved against their digests."""
     try:
         said = json.loads(source.read(COMPLETE))["sha256"]
     except ObjectMissingError:
-        return  # another tool's folder: safetensors says itself when it is cut short
+        return  # another tool's folder: safetensors detects itself that it is truncated
     except (ObjectError, KeyError, TypeError, ValueError):
         said = {}
     for name, data in files.items():
@@ -68,16 +68,16 @@ def _check_complete(source: Folder, files: Mapping[str, bytes]) -> None:
 
 
 def digests(files: Mapping[str, bytes]) -> bytes:
-    """The content of ``complete.json``, which is put when every other file is there."""
+    """Return the content of ``complete.json``, which is put after every other file."""
     sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return json.dumps({"sha256": sha256}, indent=1).encode()
 
 
 def build_model(files: ModelFiles) -> VideoModel:
-    """Build whichever model the files hold: float32, on the processor, in evaluation mode.
+    """Build whichever model the files hold: float32, on the CPU, in evaluation mode.
 
     Raises:
-        WeightsError: the files are damaged, or no model of raypipe.
+        WeightsError: the files are corrupt, or not a model of raypipe.
     """
     config = read_config(files)
     kind = _KINDS.get((config.architectures or [""])[0])
@@ -106,18 +106,14 @@ def build_classifier(files: ModelFiles) -> VideoClassifier:
 
 
 def read_config(files: ModelFiles) -> VideoClassifierConfig:
-    """Read what the model says of itself.
-
-    Raises:
-        WeightsError: its configuration is no ``VideoClassifierConfig``.
-    """
+    """Read the configuration of a model; raises WeightsError if it is not a ``VideoClassifierConfig``."""
     try:
         tree: Any = json.loads(files.files[CONFIG])
         if tree["model_type"] != VideoClassifierConfig.model_type:
             msg = f"model_type is {tree['model_type']!r}, not {VideoClassifierConfig.model_type!r}"
             raise ValueError(msg)  # noqa: TRY301 - one message for all that may be wrong
         return VideoClassifierConfig.from_dict(tree)
-    except Exception as error:  # noqa: BLE001 - a damaged file makes transformers raise nearly anything
+    except Exception as error:  # noqa: BLE001 - a corrupt file makes transformers raise nearly anything
         uri = f"{files.source}/{CONFIG}"
         msg = f"{uri} is not the configuration of a raypipe model: {' '.join(str(error).split())}"
         raise WeightsError(msg, key=uri) from None
@@ -126,9 +122,9 @@ def read_config(files: ModelFiles) -> VideoClassifierConfig:
 def check_embeddings(
     files: ModelFiles, fingerprint: str, embedding_dim: int, *, comparable: Collection[str] = ()
 ) -> None:
-    """Refuse embeddings that mean something else to a model than those that it learned from.
+    """Refuse embeddings that do not mean the same as those that the model was trained on.
 
-    ``comparable`` are the fingerprints of other embeddings that mean the same.
+    ``comparable`` are the fingerprints of other embeddings that do mean the same.
 
     Raises:
         FingerprintError: they were made with other settings, or are of another size.

@@ -1,4 +1,4 @@
-"""Where the GPT-2 of a model comes from: sizes for random weights, a local folder, or the Hugging Face hub by name."""
+"""Find the GPT-2 of a model: sizes for random weights, a local folder, or a name on the Hugging Face hub."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from raypipe.config import Gpt2Size
 from raypipe.errors import ConfigError, WeightsError
 from raypipe.models.networks import prepare_torchvision
 
-prepare_torchvision()  # transformers imports torchvision where there is one
+prepare_torchvision()  # transformers imports torchvision if it is installed
 
 from transformers import GPT2Config, GPT2Model  # noqa: E402
 from transformers.utils import logging  # noqa: E402
@@ -21,19 +21,19 @@ from transformers.utils import logging  # noqa: E402
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 _CONFIG = "config.json"
 _ADVICE = f"Give a folder of save_pretrained: {_CONFIG} and model.safetensors of a GPT-2."
-_VOCABULARY = "wte."  # frames come in as embeddings: the words' table is never read
+_VOCABULARY = "wte."  # frames come in as embeddings: token embeddings are never read
 
 
 @dataclass(frozen=True, slots=True)
 class Gpt2:
-    """Sizes, and the weights under the names of ``GPT2Model`` where they are pretrained."""
+    """Sizes, and pretrained weights, if any, under the names of ``GPT2Model``."""
 
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def max_frames(self) -> int | None:
-        """The positions that pretrained weights have."""
+        """Return the number of positions that pretrained weights have."""
         return int(self.config["n_positions"]) if self.weights else None
 
 
@@ -57,8 +57,8 @@ def resolve_gpt2(gpt2: str | Gpt2Size) -> Gpt2:
 
 
 def _download(name: str) -> Path:
-    """The folder of a published model, from the cache where the hub cannot be reached."""
-    try:  # asked for the files one by one, it tries each for half a minute or more
+    """Return the folder of a published model, from the cache if the hub cannot be reached."""
+    try:  # requesting the files one by one would retry each for half a minute or more
         return Path(snapshot_download(name, allow_patterns=[_CONFIG, "model*.safetensors*"]))
     except Exception as error:  # the hub's client raises nearly anything
         msg = f"Cannot download GPT-2 {name!r}: {_reason(error)}."
@@ -73,11 +73,11 @@ def _load(folder: Path) -> Gpt2:
             loaded: Any = GPT2Model.from_pretrained(
                 folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-    except Exception as error:  # a damaged file makes transformers raise nearly anything
+    except Exception as error:  # a corrupt file makes transformers raise nearly anything
         msg = f"Cannot load GPT-2 from {str(folder)!r}: {_reason(error)}."
         raise WeightsError(msg, key="model.gpt2", value=str(folder), remedy=_ADVICE) from error
     model, about = loaded
-    # transformers begins at random what it does not find
+    # transformers initialises at random whatever it does not find
     if missing := sorted(key for key in about["missing_keys"] if not key.startswith(_VOCABULARY)):
         msg = f"Cannot load GPT-2 from {str(folder)!r}: it lacks {len(missing)} weights, {missing[0]!r} first."
         raise WeightsError(msg, key="model.gpt2", value=str(folder), remedy=_ADVICE)
@@ -87,7 +87,7 @@ def _load(folder: Path) -> Gpt2:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' progress bar, and its table of the weights that nothing here has a use for."""
+    """Hide transformers' progress bar, and its table of unused weights."""
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

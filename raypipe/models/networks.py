@@ -1,4 +1,4 @@
-"""The edge to torchvision: its networks without memory, and what it publishes beside their weights."""
+"""The edge to torchvision: its networks without memory, and what it publishes with their weights."""
 
 import functools
 import importlib
@@ -18,7 +18,7 @@ from raypipe.models.backbones import Preprocessing, check_name, head_name
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """What torchvision declares beside the default weights; raises ConfigError for an unknown name."""
+    """Return the preprocessing that torchvision declares for the default weights; ConfigError for an unknown name."""
     transforms = _default_weights(name).transforms()
     return Preprocessing(
         resize_size=transforms.resize_size[0],
@@ -29,16 +29,16 @@ def preprocessing(name: str) -> Preprocessing:
 
 
 def pretrained_url(name: str) -> str:
-    """Where torchvision publishes the default weights; raises ConfigError for an unknown name."""
+    """Return the URL of torchvision's default weights; raises ConfigError for an unknown name."""
     return str(_default_weights(name).url)
 
 
 @functools.cache
 def prepare_torchvision() -> torch.library.Library | None:
-    """Make torchvision, and transformers which imports it, importable beside a CPU-only torch; call it before either.
+    """Make torchvision, and transformers which imports it, importable with a CPU-only torch; call it before either.
 
-    torchvision's Linux wheel is a CUDA build: its operators cannot load beside a CPU torch, and its import then fails
-    on the missing schemas. They are declared only where the real ones are missing; no network here calls them.
+    torchvision's Linux wheel is a CUDA build: its operators cannot load with a CPU torch, and its import then fails
+    on the missing schemas. They are declared only if the real ones are missing; no network here calls them.
     """
     if hasattr(torch.ops.torchvision, "nms"):
         return None
@@ -67,10 +67,10 @@ def _models() -> Any:  # noqa: ANN401 - torchvision ships no types
 
 @contextmanager
 def _compiler_deferred() -> Iterator[None]:
-    """Let an import do without torch's compiler, whose own takes some two seconds of every process.
+    """Let an import do without torch's compiler, whose own import takes about two seconds in every process.
 
-    ``torchvision.ops`` imports it for one question of a function that no network here calls. Whoever asks that or
-    anything else meanwhile has the compiler imported, and its answer.
+    ``torchvision.ops`` imports it for one check in a function that no network here calls. The stand-in imports the
+    compiler as soon as that check, or any other attribute, is used.
     """
     name = "torch._dynamo.utils"
     if name in sys.modules:
@@ -112,7 +112,7 @@ def build_network(name: str) -> nn.Module:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Draws no random numbers: for tensors without memory that is nothing but an import of torch's compiler."""
+    """Draw no random numbers: for tensors without memory, that would only import torch's compiler."""
 
     def __torch_function__(
         self,

@@ -1,4 +1,4 @@
-"""The weights of a backbone: found once by the driver, identified by a digest, handed to every actor as arrays."""
+"""The weights of a backbone: resolved once by the driver, identified by a digest, passed to every actor as arrays."""
 
 import contextlib
 import hashlib
@@ -33,7 +33,7 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Float32 arrays under torchvision's names, the head left out, and the SHA-256 that tells them from any others."""
+    """Float32 arrays under torchvision's names, without the head, and the SHA-256 that identifies them."""
 
     state_dict: Arrays
     digest: str
@@ -65,14 +65,14 @@ def _read_default(name: str) -> Mapping[str, object]:
     if cached.exists():
         return _read(str(cached), lambda path: Path(path).read_bytes())
     try:
-        # torch announces the download on stdout, which belongs to what a command prints.
+        # torch announces the download on stdout, which is reserved for the output of a command.
         with contextlib.redirect_stdout(sys.stderr):
             state_dict: Mapping[str, object] = torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
             )
     except (OSError, HTTPException, RuntimeError) as error:  # the last is a wrong hash
         if isinstance(error, HTTPError):
-            error.close()  # it is the response too, and holds its socket
+            error.close()  # it is also the response, and holds its socket
         msg = f"Cannot download the weights {url}: {_one_line(error)}"
         remedy = f"Put that file into {folder} by hand, or use `weights: random` for a dry run."
         raise WeightsError(msg, key=url, remedy=remedy) from error
@@ -100,7 +100,7 @@ def _parse(data: bytes, *, source: str) -> Mapping[str, object]:
     except pickle.UnpicklingError:
         msg = f"The weights {source!r} are not a plain state dict; pickled code is not run."
         raise WeightsError(msg, key=source, remedy="Save them as .safetensors.") from None
-    except Exception as error:  # a damaged file makes the parsers raise nearly anything
+    except Exception as error:  # a corrupt file makes the parsers raise nearly anything
         msg = f"The weights {source!r} are corrupt: {_one_line(error)}"
         raise WeightsError(msg, key=source, remedy="Save or download them again.") from error
     while isinstance(tree, Mapping) and isinstance(tree.get("state_dict"), Mapping):
@@ -113,53 +113,36 @@ def _parse(data: bytes, *, source: str) -> Mapping[str, object]:
 
 
 def _fit(tree: Mapping[str, object], *, name: str, source: str) -> Arrays:
-    """Take what the backbone needs of a state dict, in the network's order; the first that does not fit is raised."""
+    """Return the tensors that the backbone needs, in the network's order; raise WeightsError for the first misfit."""
     shapes = weight_shapes(name)
     unknown = (key for key in tree if key not in shapes and not _is_unused(name, key))
-    misfits = [
-        *(misfit for key, shape in shapes.items() if (misfit := _misfit(tree.get(key), key, shape))),
-        *(_Misfit(key, "is not one of its tensors") for key in unknown),
-    ]
-    if misfits:
-        first = misfits[0]
-        msg = f"The weights {source!r} do not fit {name}: {first.key!r} {first.problem}."
+    misfits = {key: misfit for key, shape in shapes.items() if (misfit := _misfit(tree.get(key), shape))}
+    misfits |= dict.fromkeys(unknown, ("is not one of its tensors", None, None))
+    for key, (problem, value, expected) in misfits.items():
+        msg = f"The weights {source!r} do not fit {name}: {key!r} {problem}."
         remedy = f"Give weights of {name}, or name their backbone."
-        raise WeightsError(msg, key=first.key, value=first.value, expected=first.expected, remedy=remedy)
-    return {key: _float32(tree[key]) for key in shapes}
+        raise WeightsError(msg, key=key, value=value, expected=expected, remedy=remedy)
+    return {key: torch.as_tensor(tree[key]).detach().to(torch.float32).contiguous().numpy() for key in shapes}
 
 
-@dataclass(frozen=True, slots=True)
-class _Misfit:
-    """Why a tensor does not fit."""
-
-    key: str
-    problem: str
-    value: object = None
-    expected: object = None
-
-
-def _misfit(tensor: object, key: str, shape: tuple[int, ...]) -> _Misfit | None:
+def _misfit(tensor: object, shape: tuple[int, ...]) -> tuple[str, object, object] | None:
+    """Return why a tensor does not fit, the value that is wrong and the one expected; None if it fits."""
     if tensor is None:
-        return _Misfit(key, "is missing", expected=shape)
+        return "is missing", None, shape
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
         kind = f"{tensor.layout} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-        return _Misfit(key, f"is {kind}, not a dense tensor of floats", value=kind)
+        return f"is {kind}, not a dense tensor of floats", kind, None
     if (found := tuple(tensor.shape)) != shape:
-        return _Misfit(key, f"has shape {found} instead of {shape}", value=found, expected=shape)
+        return f"has shape {found} instead of {shape}", found, shape
     is_finite = tensor.isfinite()
     if not is_finite.all():
         number = str(tensor[~is_finite][0].item())
-        return _Misfit(key, f"holds {number}, which is not finite", value=number)
+        return f"holds {number}, which is not finite", number, None
     return None
 
 
-def _float32(value: object) -> npt.NDArray[np.float32]:
-    array: npt.NDArray[np.float32] = torch.as_tensor(value).detach().to(torch.float32).contiguous().numpy()
-    return array
-
-
 def weight_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Every tensor that an embedding depends on, in the network's order: no head, no training counters."""
+    """Return every tensor that an embedding depends on, in the network's order: no head, no training counters."""
     state = build_network(name).state_dict()
     return {key: tuple(tensor.shape) for key, tensor in state.items() if not _is_unused(name, key)}
 
@@ -171,8 +154,8 @@ def _is_unused(name: str, key: str) -> bool:
 def _random_arrays(name: str) -> Arrays:
     """Draw weights whose embeddings stay finite in float16 and tell images apart, at any depth.
 
-    He initialisation, with two changes. Every filter behind a ReLU has mean zero: what all images share after a ReLU
-    is its positive mean, and layer upon layer it would leave one direction for all. And a residual block adds little,
+    He initialisation, with two changes. Every filter after a ReLU has mean zero: the positive mean of a ReLU is common
+    to all images, and over many layers it would leave a single direction for all. And a residual block adds little,
     1 / (4 x blocks) of variance, so that the sum neither grows with depth nor forgets the shallow layers.
     """
     shapes = weight_shapes(name)
@@ -195,11 +178,11 @@ def _random_arrays(name: str) -> Arrays:
 def _random_filters(
     generator: np.random.Generator, shape: tuple[int, ...], *, centered: bool
 ) -> npt.NDArray[np.float32]:
-    """Uniform, because that takes no logarithm: every machine computes the same bits, and so the same digest."""
+    """Draw uniformly, because that takes no logarithm: every machine computes the same bits and the same digest."""
     filters = generator.random(shape, dtype=np.float32) - np.float32(0.5)
     axes = tuple(range(1, len(shape)))
     if centered:
-        # Exact in float64, whatever the order in which a processor adds up.
+        # Exact in float64, in whatever order a processor adds.
         filters -= filters.mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32)
     # A ReLU halves the mean square of its input; a share 1 / pi of that half is the square of the mean.
     gain = 2 / (1 - 1 / math.pi) if centered else 2
@@ -208,7 +191,7 @@ def _random_filters(
 
 
 def _last_norms(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Weights of the batch norm that ends each residual block; none in a VGG."""
+    """Return the weights of the batch norm that ends each residual block; a VGG has none."""
     last = {}
     for key in shapes:
         if match := re.fullmatch(r"(layer\d+\.\d+)\.bn\d\.weight", key):

@@ -1,1 +1,21 @@
-"""What Prometheus and Grafana are given to watch jobs and the endpoint: two files, and where they lie."""
+"""The configuration of Prometheus and the dashboard of Grafana, to watch jobs and the endpoint."""
+
+from importlib.resources import files
+from pathlib import Path
+
+SCRAPE_CONFIG = "prometheus.yml"
+DASHBOARD = "grafana-dashboard.json"
+
+
+def path_of(name: str) -> Path:
+    """Return the path of a file of this package."""
+    return Path(str(files(__package__) / name))
+
+
+def how_to_use() -> str:
+    """Say in three lines where the two files are and how to use them."""
+    return (
+        f"Prometheus: {path_of(SCRAPE_CONFIG)} (on the head node: prometheus --config.file=THAT_FILE)\n"
+        f"Grafana: {path_of(DASHBOARD)} (Dashboards, New, Import; then choose the Prometheus data source)\n"
+        "Nodes need ray[default] to tell of themselves and of jobs; the endpoint tells of itself at /metrics."
+    )

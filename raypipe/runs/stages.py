@@ -14,7 +14,7 @@ from raypipe.dataset.commit import Totals, describe_shard, put_shard, read_shard
 from raypipe.dataset.plan import data_name
 from raypipe.records import ShardSummary
 from raypipe.storage import Folder
-from raypipe.storage.throttles import take_throttles
+from raypipe.storage.s3_client import take_throttles
 
 SUMMARY = "summary"
 _PUTS_AT_ONCE = 4  # actors that only commit; they reserve no CPU, because decoding needs all of them

@@ -20,7 +20,7 @@ from raypipe.errors import IndexVersionError, ObjectError, ObjectMissingError
 from raypipe.search.items import ITEMS, THUMBNAILS
 from raypipe.search.projection import PROJECTION
 from raypipe.storage import Folder, read_object
-from raypipe.storage.s3_put import SINGLE_PUT_BYTES
+from raypipe.storage.s3 import SINGLE_PUT_BYTES
 
 CURRENT, VERSIONS, MANIFEST = "CURRENT", "versions", "manifest.json"
 SEARCH, VECTORS = "index.faiss", "vectors.npy"

@@ -1,10 +1,10 @@
-"""Folders and objects by URI: ``s3://bucket/prefix``, a local path or ``file://``; list, read if unchanged, put once.
+"""Folders and objects by URI (``s3://bucket/prefix``, a local path or ``file://``): list, read if unchanged, put once.
 
 Credentials, region and endpoint come from the usual AWS variables and profiles, never from a URI.
 """
 
 from raypipe.storage.base import StoredObject
 from raypipe.storage.folder import Folder, read_object, read_range
-from raypipe.storage.videos import Listed, list_videos
+from raypipe.storage.video_listing import Listed, list_videos
 
 __all__ = ["Folder", "Listed", "StoredObject", "list_videos", "read_object", "read_range"]

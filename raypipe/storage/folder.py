@@ -1,4 +1,4 @@
-"""A folder by URI, and the one object that a plan names: the two things that jobs ask a storage for."""
+"""A folder by URI, and single objects by URI: all that jobs ask of a storage."""
 
 import builtins
 import os
@@ -20,16 +20,17 @@ class Folder:
     """A folder that may not exist yet; ``uri`` is normalised, and a local path is made absolute.
 
     Names are relative to it. Nothing is cached: every call asks the storage.
+
+    Raises:
+        ConfigError: the URI is of a kind that raypipe does not read.
+        StorageError: from any method: the storage refuses or cannot be reached, or there is no such bucket.
+        ObjectError: from ``read``, ``read_tail`` and ``open_input``: the object is missing, denied or unreadable.
     """
 
     uri: str
 
     def __post_init__(self) -> None:
-        """Normalise the URI.
-
-        Raises:
-            ConfigError: the URI is of a kind that raypipe does not read.
-        """
+        """Normalise the URI."""
         object.__setattr__(self, "uri", normalise(self.uri).rstrip("/") or "/")
 
     def __str__(self) -> str:
@@ -42,41 +43,29 @@ class Folder:
     def list(self, prefix: str = "", *, skipped: builtins.list[str] | None = None) -> Iterator[StoredObject]:
         """Yield every object in and below this folder whose key begins with ``prefix``, in no promised order.
 
-        Nothing is yielded for a folder that does not exist. ``skipped`` gets the URIs of what is there and cannot be
-        looked at: it and all below it are left out.
-
-        Raises:
-            StorageError: the bucket is missing, or the storage refuses or cannot be reached.
+        Nothing is yielded for a folder that does not exist. ``skipped`` gets the URIs of what exists but cannot be
+        examined: it and everything below it are left out.
         """
         return storage_of(self.uri).list_objects(self.uri, prefix, skipped=skipped)
 
     def stat(self, name: str) -> StoredObject | None:
-        """Return what the storage says of one object, None when there is none.
-
-        Raises:
-            StorageError: the storage refuses or cannot be reached.
-        """
+        """Return what the storage says about one object, None if there is none."""
         return storage_of(self.uri).stat(self.child(name))
 
     def exists(self, name: str) -> bool:
-        """Ask whether an object of this name is there; raises like ``stat``."""
+        """Tell whether there is an object of this name."""
         return self.stat(name) is not None
 
     def read(self, name: str) -> bytes:
-        """Read a whole object.
-
-        Raises:
-            ObjectError: it is missing, denied, or cannot be read.
-            StorageError: the storage refuses or cannot be reached.
-        """
+        """Read a whole object."""
         return storage_of(self.uri).read(self.child(name), tail_bytes=None)
 
     def read_tail(self, name: str, size_bytes: int) -> bytes:
-        """Read the last ``size_bytes`` of an object, or all of it when it is smaller; raises like ``read``."""
+        """Read the last ``size_bytes`` of an object, or all of it if it is smaller."""
         return storage_of(self.uri).read(self.child(name), tail_bytes=size_bytes)
 
     def open_input(self, name: str) -> BinaryIO:
-        """Open an object for random access, pinned to its present content; raises like ``read``."""
+        """Open an object for random access, pinned to its present content."""
         return storage_of(self.uri).open_input(self.child(name))
 
     def put_new(self, name: str, data: bytes) -> bool:
@@ -84,35 +73,22 @@ class Folder:
 
         False may also mean that this very call made it: a reply can be lost and the request sent again. Whoever needs
         to know reads it. No reader ever sees a part of ``data``, even when this process is killed.
-
-        Raises:
-            StorageError: the storage refuses or cannot be reached.
         """
         return storage_of(self.uri).put_new(self.child(name), data)
 
     def put(self, name: str, data: bytes) -> None:
-        """Create an object or replace it in one step: for what others may read at any time, such as metrics.
-
-        Raises:
-            StorageError: the storage refuses or cannot be reached.
-        """
+        """Create an object or replace it in one step: for what others may read at any time, such as metrics."""
         storage_of(self.uri).put(self.child(name), data)
 
     def delete(self, name: str) -> None:
-        """Delete an object; one that is gone is no error.
-
-        Raises:
-            StorageError: the storage refuses or cannot be reached.
-        """
+        """Delete an object; it is no error if it is gone."""
         storage_of(self.uri).delete(self.child(name))
 
     def check_writable(self) -> None:
-        """Prove that objects can be created here, and only once each, by creating ``.raypipe`` unless it is there.
+        """Prove that objects can be created here, and only once each, by creating ``.raypipe`` unless it exists.
 
-        It needs the permission to create and no other; the marker stays, and holds nothing.
-
-        Raises:
-            StorageError: objects cannot be created, or the storage would overwrite one that exists.
+        This needs the permission to create and no other; the marker stays, and holds nothing. StorageError also means
+        that the storage would overwrite an existing object.
         """
         data = b"An output folder of raypipe.\n"
         if self.put_new(MARKER, data) and self.put_new(MARKER, data):
@@ -128,7 +104,7 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
         ObjectChangedError: it has another etag.
         ObjectDeniedError: it may not be read.
         ObjectTooLargeError: it is larger than ``max_size_bytes``; its body was not read.
-        ObjectUnreadableError: the storage kept failing on it.
+        ObjectUnreadableError: the storage kept failing on it after every retry.
         StorageError: no object can be read: bad credentials, no such bucket, no such host.
     """
     return storage_of(uri).read_object(uri, etag=etag, max_size_bytes=max_size_bytes, into=into)
@@ -140,17 +116,13 @@ def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
 
 
 def place_of(uri: str) -> tuple[Folder, str]:
-    """The folder of one object, and its name there.
-
-    Raises:
-        ConfigError: the URI is of a kind that raypipe does not read.
-    """
+    """Return the folder of one object, and its name there; raises ConfigError like ``normalise``."""
     parent, _, name = normalise(uri).rpartition("/")
     return Folder(parent or "/"), name
 
 
 def read_uri(uri: str) -> bytes:
-    """Read a whole object; raises ConfigError as ``place_of`` does, and the rest as ``Folder.read``."""
+    """Read a whole object; raises ConfigError like ``normalise``, and the rest like ``Folder.read``."""
     folder, name = place_of(Folder(uri).uri)
     return folder.read(name)
 

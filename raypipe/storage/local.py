@@ -1,4 +1,4 @@
-"""Folders of this machine, or of one that it mounts, as a storage."""
+"""Folders of this machine, mounted ones included, as a storage."""
 
 import errno
 import logging
@@ -21,53 +21,42 @@ from raypipe.errors import (
 from raypipe.storage.base import StoredObject
 
 CHUNK_BYTES = 1_048_576
-_TEMPORARY = (".raypipe-", ".tmp")  # hidden from listings here, and from Spark, DuckDB and pyarrow by its leading dot
+_TEMPORARY = (".raypipe-", ".tmp")  # listings here skip these; Spark, DuckDB and pyarrow skip names with a leading dot
 _log = logging.getLogger(__name__)
 
 
 def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) -> Iterator[StoredObject]:
     """Yield the regular files below ``root``, folder by folder in name order; links are followed.
 
-    A name that is not UTF-8 fits no Parquet string and no URI: it is skipped with a warning. So is what is there and
-    cannot be looked at, such as a link to nowhere: ``skipped`` gets its path.
+    A name that is not UTF-8 fits no Parquet string and no URI, so it is skipped with a warning. So is anything that
+    exists but cannot be examined, such as a dangling link: ``skipped`` gets its path.
     """
     skipped = [] if skipped is None else skipped
     folder, _, name_prefix = prefix.rpartition("/")
     key_prefix = f"{folder}/" if folder else ""
     start = os.path.join(root, folder)  # noqa: PTH118 - pathlib would change the names
-    if link := _dangling_link(start):
-        _log.warning("Skipped %r: the link %r leads nowhere.", start, link)
-        skipped.append(start.rstrip("/"))
-    elif _is_folder(start):
+    status = _status(start, "list")
+    if status is not None and stat_module.S_ISDIR(status.st_mode):
         yield from _walk(start, key_prefix, name_prefix, frozenset(), skipped)
+    elif status is None and (link := _dangling_link(Path(start))):
+        _log.warning("Skipped %r: the link %r leads nowhere.", start, str(link))
+        skipped.append(start.rstrip("/"))
 
 
-def _dangling_link(path: str) -> str | None:
-    """Return the link that a path goes through and that leads nowhere, as to a disk that is not mounted."""
+def _status(path: str, action: str) -> os.stat_result | None:
+    """Return what the system says of a path, None if it does not exist."""
     try:
-        os.stat(path)  # noqa: PTH116
-    except FileNotFoundError:
-        return next(
-            (str(one) for one in (Path(path), *Path(path).parents) if one.is_symlink() and not one.exists()), None
-        )
-    except OSError:  # told when it is listed
-        pass
-    return None
-
-
-def _is_folder(path: str) -> bool:
-    """Tell whether a folder exists.
-
-    Raises:
-        StorageError: nobody can tell, for example because of its permissions.
-    """
-    try:
-        return stat_module.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116
+        return os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return None
     except OSError as error:
-        msg = f"Cannot list {path!r}: {error.strerror}. Check its permissions."
+        msg = f"Cannot {action} {path!r}: {error.strerror}. Check its permissions."
         raise StorageError(msg) from error
+
+
+def _dangling_link(path: Path) -> Path | None:
+    """Return the dangling link on a path, such as one to a disk that is not mounted."""
+    return next((one for one in (path, *path.parents) if one.is_symlink() and not one.exists()), None)
 
 
 def _walk(
@@ -88,11 +77,14 @@ def _walk(
         try:
             status = entry.stat()
         except OSError as error:
-            _log.warning("Skipped %r: %s.", entry.path, error.strerror)  # a dangling link, or deleted meanwhile
+            _log.warning("Skipped %r: %s.", entry.path, error.strerror)  # a dangling link, or just deleted
             skipped.append(entry.path)
             continue
         if stat_module.S_ISDIR(status.st_mode):
-            if (status.st_dev, status.st_ino) not in above:  # else a link to a folder above: no end
+            if (
+                status.st_dev,
+                status.st_ino,
+            ) not in above:  # otherwise a link to a parent: an endless loop
                 yield from _walk(entry.path, f"{key_prefix}{entry.name}/", "", above, skipped)
         elif stat_module.S_ISREG(status.st_mode) and not _is_temporary(entry.name):
             yield StoredObject(entry.path, f"{key_prefix}{entry.name}", status.st_size, _etag(status))
@@ -100,14 +92,8 @@ def _walk(
 
 def stat(uri: str) -> StoredObject | None:
     """Return a regular file, None for anything else."""
-    try:
-        status = os.stat(uri)  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        msg = f"Cannot look at {uri!r}: {error.strerror}. Check its permissions."
-        raise StorageError(msg) from error
-    if not stat_module.S_ISREG(status.st_mode):
+    status = _status(uri, "look at")
+    if status is None or not stat_module.S_ISREG(status.st_mode):
         return None
     return StoredObject(uri, uri.rpartition("/")[2], status.st_size, _etag(status))
 
@@ -121,7 +107,7 @@ def read(uri: str, *, tail_bytes: int | None) -> bytes:
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open a regular file for reading; a pipe or device is refused at once, never waited for."""
+    """Open a regular file for reading; a pipe or device is refused at once instead of blocking."""
     with _object_problems(uri):
         descriptor = os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat_module.S_ISREG(os.fstat(descriptor).st_mode):
@@ -132,9 +118,9 @@ def open_input(uri: str) -> BinaryIO:
 
 
 def put_new(uri: str, data: bytes) -> bool:
-    """Write a hidden temporary file, then link it to its name: a link either is there or is not."""
+    """Write a hidden temporary file, then link it to its name, which is atomic."""
     target = Path(uri)
-    if os.path.lexists(target):  # the usual case of a resumed run: do not write what will be refused
+    if os.path.lexists(target):  # usual in a resumed run: do not write what would be refused
         return False
     try:
         _write(target, data, place=os.link)
@@ -158,11 +144,11 @@ def delete(uri: str) -> None:
 
 
 def _write(target: Path, data: bytes, *, place: Callable[[Path, Path], None]) -> None:
-    """Write under a hidden name, give that its place, and leave nothing else behind; FileExistsError passes."""
+    """Write under a hidden name, move it to its place with ``place``, and clean up; FileExistsError propagates."""
     temporary = target.with_name(f"{_TEMPORARY[0]}{secrets.token_hex(8)}{_TEMPORARY[1]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a file where a folder should be is FileExistsError, and no success
+    except OSError as error:  # FileExistsError here is a file in place of a folder, not a lost race
         raise _cannot_create(str(target), error) from error
     try:
         try:
@@ -189,7 +175,7 @@ def _cannot_create(uri: str, error: OSError) -> StorageError:
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
-    """Copy a file that was not written to since it was listed, nor while it was copied."""
+    """Copy a file that has not changed since it was listed, nor while it was copied."""
     with open_input(uri) as file:
         status = os.fstat(file.fileno())
         _check_etag(uri, etag, status)
@@ -197,7 +183,11 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
             msg = f"{uri} has {status.st_size} bytes; the limit is {max_size_bytes}."
             raise ObjectTooLargeError(msg, key=uri, value=status.st_size)
         copied = 0
-        while chunk := _read_chunk(file, uri):
+        while True:
+            with _object_problems(uri):  # of reading, not of writing
+                chunk = file.read(CHUNK_BYTES)
+            if not chunk:
+                break
             into.write(chunk)
             copied += len(chunk)
         _check_etag(uri, etag, os.fstat(file.fileno()))
@@ -205,7 +195,7 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
 
 
 def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
-    """Read a part of a file that was not written to since it was listed, nor while it was read."""
+    """Read a part of a file that has not changed since it was listed, nor while it was read."""
     with open_input(uri) as file:
         _check_etag(uri, etag, os.fstat(file.fileno()))
         with _object_problems(uri):
@@ -217,14 +207,9 @@ def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
     return data
 
 
-def _read_chunk(file: BinaryIO, uri: str) -> bytes:
-    with _object_problems(uri):
-        return file.read(CHUNK_BYTES)
-
-
 def _check_etag(uri: str, etag: str, status: os.stat_result) -> None:
-    if _etag(status) != etag:
-        msg = f"{uri} changed: its etag is {_etag(status)}, the plan says {etag}."
+    if (found := _etag(status)) != etag:
+        msg = f"{uri} changed: its etag is {found}, the plan says {etag}."
         raise ObjectChangedError(msg)
 
 

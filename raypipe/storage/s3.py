@@ -1,10 +1,12 @@
-"""Amazon S3 and what speaks its protocol as a storage.
+"""Amazon S3, and other servers that speak its protocol, as a storage.
 
-Keys go to the client as they are: s3fs's own path functions take ``?versionId=`` and a last slash for something else.
+Keys go to the client as they are: s3fs's own path functions give a meaning to ``?versionId=`` and to a trailing slash.
 """
 
 import io
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -23,6 +25,7 @@ from raypipe.storage.s3_client import (
     FAILURES,
     call,
     client,
+    code_of,
     object_error,
     pause,
     split,
@@ -30,37 +33,36 @@ from raypipe.storage.s3_client import (
     storage_error,
     wait,
 )
-from raypipe.storage.s3_list import list_objects
-from raypipe.storage.s3_put import delete, put, put_new
-
-__all__ = ["delete", "list_objects", "open_input", "put", "put_new", "read", "read_object", "read_range", "stat"]
+from raypipe.storage.s3_list import list_objects as list_objects  # noqa: PLC0414 - a function of the protocol
 
 BODY_ATTEMPTS = 4
 CHUNK_BYTES = 1_048_576
-_RANGE_NOT_SATISFIABLE = 416
-_PARTIAL_CONTENT = 206
+SINGLE_PUT_BYTES = 104_857_600  # S3 takes 5 GiB in one request, but a broken connection loses all of it
+PART_BYTES = 67_108_864
+MAX_PARTS = 10_000
+_PARTIAL_CONTENT, _NOT_FOUND, _PRECONDITION_FAILED, _RANGE_NOT_SATISFIABLE = 206, 404, 412, 416  # HTTP status
 _NO_ETAG = "the reply has no etag, which S3 always gives."
 
 
 def stat(uri: str) -> StoredObject | None:
-    """Ask with a HEAD, whose errors have a status and no reason."""
+    """Send a HEAD; its errors have a status and no reason."""
     bucket, key = split(uri)
     if not key:
         return None
     try:
         head = call(partial(client().head_object, Bucket=bucket, Key=key))
     except FAILURES as error:
-        if status_of(error) == 404:  # noqa: PLR2004
+        if status_of(error) == _NOT_FOUND:
             return None
         raise storage_error(error, uri, "look at", permission="s3:GetObject and s3:ListBucket") from error
     if "ETag" not in head:
-        msg = f"Cannot look at {uri}: {_NO_ETAG} Ask who runs that storage, or what lies before it."
+        msg = f"Cannot look at {uri}: {_NO_ETAG} Ask who runs that storage, or what is in front of it."
         raise StorageError(msg)
     return StoredObject(uri, key.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
 
 
 def read(uri: str, *, tail_bytes: int | None) -> bytes:
-    """Read in one request, again from the start when its body breaks off."""
+    """Read in one request, again from the start if its body breaks off."""
     if tail_bytes is None:
         return _get(uri)
     try:
@@ -72,7 +74,7 @@ def read(uri: str, *, tail_bytes: int | None) -> bytes:
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open an object whose every read is one request, which fails when the object has changed since."""
+    """Open an object. Each read is one request, which fails if the object has changed since."""
     found = stat(uri)
     if found is None:
         msg = f"{uri} does not exist."
@@ -91,9 +93,6 @@ class _RangeReader(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def tell(self) -> int:
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start_of = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._found.size_bytes}
         self._position = start_of[whence] + offset
@@ -110,7 +109,7 @@ class _RangeReader(io.RawIOBase):
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
-    """Stream into ``into``; a body that breaks off is resumed where it stopped, from the same etag or not at all."""
+    """Stream into ``into``; a body that breaks off is resumed where it stopped, if the etag is still the same."""
     received = failures = 0
     while True:
         resume = {"Range": f"bytes={received}-"} if received else {}
@@ -120,8 +119,10 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
             into.truncate()
         body = reply["Body"]
         try:
-            _check_reply(uri, reply, etag=etag, max_size_bytes=max_size_bytes - received)
-            size = received + reply["ContentLength"]
+            _check_etag(uri, reply, etag)
+            if (size := received + reply["ContentLength"]) > max_size_bytes:
+                msg = f"{uri} has {size} bytes; the limit is {max_size_bytes}."
+                raise ObjectTooLargeError(msg, key=uri, value=size)
             failure = None
             while failure is None:
                 chunk, failure = _next_chunk(body)
@@ -135,32 +136,58 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
         if failures == BODY_ATTEMPTS:
             raise object_error(failure, uri) from failure
         if isinstance(failure, FlexibleChecksumError) or received == size:
-            received = 0  # nothing is left to resume, and what came is not to be trusted
+            received = 0  # nothing is left to resume, and what came cannot be trusted
         pause(failures)
 
 
 def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
-    """Read a part in one request, which fails when the object has changed since it was listed."""
+    """Read a part in one request, which fails if the object has changed since it was listed."""
 
     def check(reply: dict[str, Any]) -> None:
         _check_etag(uri, reply, etag)
-        if reply["ContentLength"] != stop - start:  # a storage may not know ranges
-            msg = f"{uri} would give {reply['ContentLength']} bytes where {stop - start} were asked for."
+        if reply["ContentLength"] != stop - start:  # a storage may ignore Range
+            msg = f"{uri} would give {reply['ContentLength']} bytes instead of the {stop - start} requested."
             raise ObjectUnreadableError(msg)
 
     return _get(uri, check, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{etag}"')
 
 
-def _check_reply(uri: str, reply: dict[str, Any], *, etag: str, max_size_bytes: int) -> None:
-    _check_etag(uri, reply, etag)
-    if reply["ContentLength"] > max_size_bytes:
-        msg = f"{uri} has {reply['ContentLength']} bytes; the limit is {max_size_bytes}."
-        raise ObjectTooLargeError(msg, key=uri, value=reply["ContentLength"])
+def put_new(uri: str, data: bytes) -> bool:
+    """Create the object; 412 means that it exists."""
+    s3 = client()
+    bucket, key = split(uri)
+    try:
+        call(lambda: _put(s3, {"Bucket": bucket, "Key": key}, data), size_bytes=len(data))
+    except FAILURES as error:
+        if status_of(error) == _PRECONDITION_FAILED:
+            return False
+        if code_of(error) == "NoSuchUpload":
+            return False  # completed by an attempt whose reply was lost
+        raise storage_error(error, uri, "create", permission="s3:PutObject") from error
+    return True
+
+
+def put(uri: str, data: bytes) -> None:
+    """Create or replace the object in one request."""
+    bucket, key = split(uri)
+    try:
+        call(partial(client().put_object, Bucket=bucket, Key=key, Body=data), size_bytes=len(data))
+    except FAILURES as error:
+        raise storage_error(error, uri, "write", permission="s3:PutObject") from error
+
+
+def delete(uri: str) -> None:
+    """Delete the object; S3 gives the same reply if there is none."""
+    bucket, key = split(uri)
+    try:
+        call(partial(client().delete_object, Bucket=bucket, Key=key))
+    except FAILURES as error:
+        raise storage_error(error, uri, "delete", permission="s3:DeleteObject") from error
 
 
 def _check_etag(uri: str, reply: dict[str, Any], etag: str) -> None:
     found = reply["ETag"].strip('"')
-    if found != etag:  # a storage may not know If-Match
+    if found != etag:  # a storage may ignore If-Match
         msg = f"{uri} changed: its etag is {found}, the plan says {etag}."
         raise ObjectChangedError(msg)
 
@@ -212,7 +239,7 @@ def _next_chunk(body: Any) -> tuple[bytes, Exception | None]:  # noqa: ANN401 - 
 
 
 async def _read_chunk(body: Any) -> tuple[bytes, Exception | None]:  # noqa: ANN401 - the client's own stream
-    """Gather what arrives in small pieces, so that threads change places once per chunk, up to an error."""
+    """Gather the small pieces that arrive, up to an error, so that threads switch once per chunk."""
     chunk = bytearray()
     try:
         while len(chunk) < CHUNK_BYTES and (piece := await body.read(CHUNK_BYTES - len(chunk))):
@@ -220,3 +247,21 @@ async def _read_chunk(body: Any) -> tuple[bytes, Exception | None]:  # noqa: ANN
     except FAILURES as error:
         return bytes(chunk), error
     return bytes(chunk), None
+
+
+async def _put(s3: Any, target: dict[str, str], data: bytes) -> None:  # noqa: ANN401 - a class made at run time
+    if len(data) <= SINGLE_PUT_BYTES:
+        await s3.put_object(**target, Body=data, IfNoneMatch="*")
+        return
+    upload = {**target, "UploadId": (await s3.create_multipart_upload(**target))["UploadId"]}
+    size = max(PART_BYTES, math.ceil(len(data) / MAX_PARTS))
+    parts = []
+    try:
+        for number, offset in enumerate(range(0, len(data), size), start=1):
+            reply = await s3.upload_part(**upload, PartNumber=number, Body=data[offset : offset + size])
+            parts.append({"PartNumber": number, "ETag": reply["ETag"]})
+        await s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+    except BaseException:
+        with suppress(*FAILURES):  # a lifecycle rule removes what is left; report the first error
+            await s3.abort_multipart_upload(**upload)
+        raise

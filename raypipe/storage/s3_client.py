@@ -1,4 +1,4 @@
-"""The connection to S3: one client per process and environment, its limits, and what its errors mean."""
+"""The connection to S3: one client per process and environment, its limits, and the meaning of its errors."""
 
 import asyncio
 import functools
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import s3fs
+from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec.asyn import get_loop
 
@@ -25,14 +26,13 @@ from raypipe.errors import (
     RaypipeError,
     StorageError,
 )
-from raypipe.storage.throttles import counting_session
 
-# What keeps failing for a reason that may pass is tried again until RETRY_SECONDS after it began. One try is up to
-# MAX_ATTEMPTS requests, made by the client close together, and takes REQUEST_SECONDS at the most.
+# A request that fails for a transient reason is retried until RETRY_SECONDS after the first attempt. One attempt is up
+# to MAX_ATTEMPTS requests, made by the client close together, and takes at most REQUEST_SECONDS.
 RETRY_SECONDS = 60.0
 REQUEST_SECONDS = 60.0
 MIN_BYTES_PER_SECOND = 1_048_576  # a put may take longer, by its size
-UNREACHABLE_SECONDS = 10.0  # instead, where nobody listens: enough for a restart, and soon enough for a wrong address
+UNREACHABLE_SECONDS = 10.0  # instead, if nothing listens there: long enough for a restart, short enough for a typo
 MAX_ATTEMPTS = 3
 CONNECT_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 15.0
@@ -53,24 +53,22 @@ _CREDENTIALS = (
 _UNREACHABLE = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
 _CREDENTIAL_ADVICE = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE."
 _BUCKET_ADVICE = "Check the bucket's name, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION."
-_ADVICE = {  # codes that no object has to answer for -> what to do
-    "AccountProblem": "Check the AWS account.",
-    "AllAccessDisabled": "Check the AWS account.",
-    "AuthorizationHeaderMalformed": _BUCKET_ADVICE,
-    "ExpiredToken": "Renew the credentials.",
-    "ExpiredTokenException": "Renew the credentials.",
-    "IllegalLocationConstraintException": _BUCKET_ADVICE,
-    "InvalidAccessKeyId": _CREDENTIAL_ADVICE,
-    "InvalidBucketName": _BUCKET_ADVICE,
-    "InvalidToken": _CREDENTIAL_ADVICE,
+_REDIRECTS = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
+_ADVICE = {  # codes that do not depend on the object -> what to do
+    **dict.fromkeys(("AccountProblem", "AllAccessDisabled"), "Check the AWS account."),
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"), "Renew the credentials."),
+    **dict.fromkeys(("InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"), _CREDENTIAL_ADVICE),
+    **dict.fromkeys((*_REDIRECTS, "InvalidBucketName"), _BUCKET_ADVICE),
     "NoSuchBucket": "Check its name, or create it.",
-    "PermanentRedirect": _BUCKET_ADVICE,
     "RequestTimeTooSkewed": "Set this machine's clock.",
-    "SignatureDoesNotMatch": _CREDENTIAL_ADVICE,
-    "TokenRefreshRequired": "Renew the credentials.",
 }
+_THROTTLE_STATUSES = frozenset({429, 503})
+_THROTTLE_CODES = frozenset(
+    {"RequestLimitExceeded", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
+)
 _PASSING = frozenset({409, 425, 429, 500, 502, 503, 504})  # 409: another request for that key is under way
-_lock = threading.Lock()
+_client_lock, _throttle_lock = threading.Lock(), threading.Lock()
+_throttles = [0]
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +85,7 @@ def client() -> Any:  # noqa: ANN401 - botocore builds the class of a client at 
 
 
 def call(request: Callable[[], Coroutine[Any, Any, T]], *, size_bytes: int = 0) -> T:
-    """Make a request that sends so many bytes, and make it again while it fails for a reason that may pass."""
+    """Make a request that sends ``size_bytes``, and retry it while it fails for a reason that may pass."""
     began = time.monotonic()
     failures = 0
     while True:
@@ -104,9 +102,9 @@ def call(request: Callable[[], Coroutine[Any, Any, T]], *, size_bytes: int = 0) 
 
 
 def start(coroutine: Coroutine[Any, Any, T], *, size_bytes: int = 0) -> Future[T]:
-    """Start a coroutine of the client on fsspec's thread.
+    """Start a coroutine of the client on fsspec's thread, with a time limit.
 
-    Its time is limited here: the client itself waits for "100 Continue", and for a peer that does not read, for ever.
+    The client itself has none while it waits for "100 Continue" or for a peer that does not read.
     """
     seconds = REQUEST_SECONDS + size_bytes / MIN_BYTES_PER_SECOND
     return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), get_loop())
@@ -128,14 +126,14 @@ def split(uri: str) -> tuple[str, str]:
 
 
 def pause(failures: int) -> None:
-    """Wait before trying again after so many failures: longer each time, and never in step with other workers."""
+    """Back off after this many failures: longer each time, with jitter so that workers do not retry in step."""
     time.sleep(min(2.0 ** (failures - 1), MAX_PAUSE_SECONDS) * random.random())  # noqa: S311
 
 
 def _filesystem() -> s3fs.S3FileSystem:
     environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     limits = (MAX_ATTEMPTS, CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)
-    with _lock:
+    with _client_lock:
         return _new_filesystem(os.getpid(), environment, limits)
 
 
@@ -146,10 +144,12 @@ def _new_filesystem(
     limits: tuple[int, float, float],
 ) -> s3fs.S3FileSystem:
     max_attempts, connect_timeout, read_timeout = limits
+    session = AioSession()
+    session.register("needs-retry.s3", _count_throttle)
     return s3fs.S3FileSystem(
-        skip_instance_cache=True,  # which keeps one per thread
+        skip_instance_cache=True,  # that cache keeps one per thread
         use_listings_cache=False,
-        session=counting_session(),
+        session=session,
         config_kwargs={
             "retries": {"mode": "adaptive", "total_max_attempts": max_attempts},
             "connect_timeout": connect_timeout,
@@ -159,16 +159,36 @@ def _new_filesystem(
     )
 
 
+def _count_throttle(response: tuple[object, dict[str, Any]] | None, **_: object) -> None:
+    """Look at one attempt of one request; botocore calls this, with None if there was no reply."""
+    if response is None:
+        return
+    parsed = response[1]
+    status = parsed.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status in _THROTTLE_STATUSES or parsed.get("Error", {}).get("Code") in _THROTTLE_CODES:
+        with _throttle_lock:
+            _throttles[0] += 1
+
+
+def take_throttles() -> int:
+    """Return how many replies since the last call asked this process for fewer requests, retried ones included."""
+    with _throttle_lock:
+        count, _throttles[0] = _throttles[0], 0
+    return count
+
+
 def code_of(error: Exception) -> str:
-    """Return the storage's own code, "" when it gave none; a HEAD has only the HTTP status."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+    """Return the storage's error code, "" if it gave none: the reply to a HEAD has only the HTTP status."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
 
 
 def status_of(error: Exception) -> int:
     """Return the HTTP status, 0 when there was no reply."""
-    response = getattr(error, "response", None) or {}
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _response(error: Exception) -> dict[str, Any]:
+    return getattr(error, "response", None) or {}
 
 
 def storage_error(error: Exception, uri: str, action: str, *, permission: str = "") -> StorageError:
@@ -191,7 +211,7 @@ def storage_error(error: Exception, uri: str, action: str, *, permission: str = 
 
 
 def object_error(error: Exception, uri: str) -> RaypipeError:
-    """Tell an error of one object from one that every other object would share."""
+    """Return the error of this one object, or a StorageError if every other object would fail in the same way."""
     if (
         isinstance(error, (*_CREDENTIALS, boto.ParamValidationError))
         or code_of(error) in _ADVICE
@@ -218,15 +238,14 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Tell an endpoint that takes no connection from one that broke a connection off."""
+    """Tell an endpoint that accepts no connection from one that broke a connection."""
     if isinstance(error, boto.EndpointConnectionError):
         return isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
     return isinstance(error, _UNREACHABLE)
 
 
 def _reason(error: Exception) -> str:
-    response = getattr(error, "response", None) or {}
-    message = str(response.get("Error", {}).get("Message") or str(error) or type(error).__name__)
+    message = str(_response(error).get("Error", {}).get("Message") or str(error) or type(error).__name__)
     line = " ".join(message.split()).rstrip(".")
     code = code_of(error)
     return f"{line} ({code})." if code and code != line else f"{line}."

@@ -1,26 +1,30 @@
-"""List a folder of S3: several requests at once, a bounded number of pages in memory, every key once."""
+"""List a folder on S3: several requests at once, a bounded number of pages in memory, every key once."""
 
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree as ET
 
 import aiohttp
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from raypipe.storage.base import StoredObject
 from raypipe.storage.s3_client import FAILURES, call, client, split, start, storage_error
-from raypipe.storage.s3_page import OBJECTS, read_objects_of
-from raypipe.storage.s3_ranges import boundary
 
 PAGE_KEYS = 1000
 CONCURRENCY = 16
-LARGE_SUBFOLDERS = 8  # a page of keys from at most so many: each is worth a listing of its own
-# Amazon promises keys in the order of their bytes, but for its directory buckets; others list folder by folder.
+LARGE_SUBFOLDERS = 8  # if a page of keys comes from at most this many, each is worth a listing of its own
+OBJECTS = "RaypipeObjects"  # in a reply: (key, size in bytes, etag) of each object
+# Amazon promises keys in the order of their bytes, except in directory buckets; other servers list folder by folder.
 _IN_ORDER = "AmazonS3"
 _NOT_IN_ORDER = ("--x-s3", "--xa-s3")  # directory buckets, and access points of them
+_DIGITS = frozenset("0123456789")
+_LAST_BEFORE_SURROGATES = "\ud7ff"
 _Reply = dict[str, Any]
 _Request = Callable[[], Coroutine[Any, Any, _Reply]]
 
@@ -29,7 +33,7 @@ _Request = Callable[[], Coroutine[Any, Any, _Reply]]
 class _Page:
     """One request of a listing: the keys that begin with ``prefix``, or only up to the next ``delimiter``.
 
-    Of a listing in parts it is of those behind ``after`` and not behind ``until``; ``first`` is the first of all.
+    In a divided listing, only keys after ``after`` and up to ``until`` belong to it; ``first`` is the first key of all.
     """
 
     prefix: str
@@ -62,7 +66,8 @@ def list_objects(
     bucket, base = split(root)
     base = f"{base}/" if base else ""
     s3 = client()
-    read_objects_of(s3)
+    # botocore takes four times as long to read a page, mostly for dates. Registering again is a no-op.
+    s3.meta.events.register("before-parse.s3.ListObjectsV2", _take_objects, unique_id=OBJECTS)
     todo = [_Page(base + prefix)]
     asked: dict[Future[_Reply], tuple[_Page, _Request]] = {}
     try:
@@ -80,7 +85,9 @@ def list_objects(
                     continue
                 may_divide = in_order and len(asked) + len(todo) < CONCURRENCY
                 todo.extend(_next_pages(page, reply, may_divide=may_divide))
-                yield from _objects(page, reply, bucket, base)
+                for key, size_bytes, etag in reply[OBJECTS]:
+                    if not key.endswith("/") and page.holds(key):
+                        yield StoredObject(f"s3://{bucket}/{key}", key[len(base) :], size_bytes, etag.strip('"'))
     finally:
         for future in asked:
             future.cancel()
@@ -107,6 +114,28 @@ async def _ask(s3: Any, asked: dict[str, Any]) -> _Reply:  # noqa: ANN401 - boto
     return reply
 
 
+def _take_objects(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_more: object) -> None:
+    """Move the objects of a page from its XML to ``OBJECTS``; errors, tokens and prefixes are left to botocore."""
+    try:
+        root = ET.fromstring(response_dict["body"])  # noqa: S314 - as botocore does
+    except ET.ParseError:
+        return
+    namespace, _, kind = root.tag.rpartition("}")
+    if kind != "ListBucketResult":
+        return
+    space = f"{namespace}}}" if namespace else ""
+    if root.findtext(f"{space}IsTruncated") not in {"true", "false"}:
+        return  # botocore would take anything else for the end of the listing
+    decode = unquote_plus if root.findtext(f"{space}EncodingType") == "url" else str
+    contents, key, size, etag = (f"{space}{name}" for name in ("Contents", "Key", "Size", "ETag"))
+    objects = []
+    for item in root.findall(contents):
+        objects.append((decode(item.findtext(key, "")), int(item.findtext(size) or 0), item.findtext(etag, "")))
+        root.remove(item)
+    customized_response_dict[OBJECTS] = objects
+    response_dict["body"] = ET.tostring(root)
+
+
 def _reply(future: Future[_Reply], request: _Request, root: str) -> _Reply:
     try:
         try:
@@ -123,16 +152,16 @@ def _is_in_order(bucket: str, reply: _Reply) -> bool:
 
 
 def _is_worth_splitting(page: _Page, reply: _Reply) -> bool:
-    """Tell a few large subfolders, to be listed side by side, from many small ones: those take a request each."""
+    """Tell a few large subfolders, which are listed in parallel, from many small ones, which take a request each."""
     if page.delimiter or page.token or not reply["IsTruncated"]:
         return False
-    rests = (key[len(page.prefix) :].partition("/") for key, _, _ in reply.get(OBJECTS, []))
+    rests = (key[len(page.prefix) :].partition("/") for key, _, _ in reply[OBJECTS])
     return 0 < len({name for name, slash, _ in rests if slash}) <= LARGE_SUBFOLDERS
 
 
 def _next_pages(page: _Page, reply: _Reply, *, may_divide: bool) -> list[_Page]:
-    """Return what is left to ask, the subfolders last: they are asked first, so that few are waiting at a time."""
-    objects = reply.get(OBJECTS, [])
+    """Return what is left to request, subfolders last: they are requested first, so that few are waiting at a time."""
+    objects = reply[OBJECTS]
     is_over = not reply["IsTruncated"] or bool(objects and page.until and objects[-1][0] > page.until)
     following = [] if is_over else [replace(page, token=reply["NextContinuationToken"])]
     if following and objects and may_divide and page.holds(objects[-1][0]):
@@ -143,7 +172,34 @@ def _next_pages(page: _Page, reply: _Reply, *, may_divide: bool) -> list[_Page]:
     return following + [_Page(item["Prefix"]) for item in reversed(reply.get("CommonPrefixes", []))]
 
 
-def _objects(page: _Page, reply: _Reply, bucket: str, base: str) -> Iterator[StoredObject]:
-    for key, size_bytes, etag in reply.get(OBJECTS, []):
-        if not key.endswith("/") and page.holds(key):
-            yield StoredObject(f"s3://{bucket}/{key}", key[len(base) :], size_bytes, etag.strip('"'))
+def boundary(*, first: str, last: str, until: str, prefix: str) -> str:
+    """Guess where to divide what is left of a listing, so that its parts can be requested in parallel.
+
+    Return a string between ``last`` and ``until`` with keys on both sides, or "" if none is found. ``first`` is the
+    first key of the whole listing and ``last`` the last one seen. The keys left are greater, begin with ``prefix``, and
+    are at most ``until`` unless that is "". Only speed depends on the guess: each key is on one side of any boundary.
+    """
+    if not until and (after_all := _after_all(last[: _num_shared(first, last)], prefix)):
+        return after_all
+    shared = _num_shared(last, until) if until else len(prefix)
+    seen = frozenset(first[len(prefix) :] + last[len(prefix) :])
+    for at in range(shared, len(last)):
+        most = until[at] if at == shared < len(until) else ""
+        for alphabet in (_DIGITS if last[at] in _DIGITS else frozenset(), seen):
+            signs = sorted(sign for sign in alphabet if sign > last[at] and (not most or sign <= most))
+            middle = last[:at] + signs[len(signs) // 2] if signs else ""
+            if middle and (not until or middle < until):
+                return middle
+    return ""
+
+
+def _num_shared(one: str, other: str) -> int:
+    """Return the length of the common prefix of two strings."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _after_all(common: str, prefix: str) -> str:
+    """Return a string after every key that begins as all keys so far do: few requests tell how far that holds."""
+    if len(common) <= len(prefix) or not " " <= common[-1] < _LAST_BEFORE_SURROGATES:
+        return ""
+    return common[:-1] + chr(ord(common[-1]) + 1)

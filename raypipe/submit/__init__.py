@@ -1,1 +1,1 @@
-"""Jobs on a cluster that is reached by the HTTP address of its job API, as ``raypipe submit`` sends them."""
+"""Send a job to a cluster by the HTTP address of its job API, and follow it: ``raypipe submit``."""

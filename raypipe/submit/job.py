@@ -1,4 +1,4 @@
-"""What is sent to a cluster: a command, its configuration, and the code that runs it."""
+"""A job to send to a cluster: a command, its configuration, and the code that runs it."""
 
 import secrets
 import shlex
@@ -30,7 +30,7 @@ _FILE = "job.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command for a cluster: ``entrypoint`` is a line for its shell, ``runtime_env`` the code that goes with it."""
+    """A command for a cluster: ``entrypoint`` is a line for its shell, ``runtime_env`` the code to send along."""
 
     submission_id: str
     entrypoint: str
@@ -42,9 +42,9 @@ class Job:
 def packed(
     path: Path, *, command: str | None = None, overrides: Sequence[str] = (), working_dir: Path | None = None
 ) -> Iterator[Job]:
-    """A job ready to be sent; its files are there for as long as the context.
+    """Prepare a job to be sent; its files exist until the context ends.
 
-    The code is the raypipe that is installed here, or that of a checkout that ``working_dir`` holds.
+    The code is the raypipe that is installed here, or a checkout of it in ``working_dir``.
 
     Raises:
         ConfigError: the configuration is wrong, or names a file that the cluster will not have.
@@ -64,7 +64,7 @@ def packed(
 
 @contextmanager
 def packed_doctor(*, input_uri: str | None, output_uri: str | None) -> Iterator[Job]:
-    """``raypipe doctor``, to be run there."""
+    """Prepare ``raypipe doctor`` to run on the cluster."""
     options = {"--input": input_uri, "--output": output_uri}
     words = [word for option, uri in options.items() if uri is not None for word in (option, uri)]
     with tempfile.TemporaryDirectory(prefix="raypipe-submit-") as folder:

@@ -27,7 +27,7 @@ def test_a_bucket_that_no_node_reaches(cluster: RayCluster) -> None:
     done = raypipe(cluster, "doctor", "--address", cluster.address, "--input", "s3://no-such-bucket/in")
     assert done.returncode == 1
     [nodes] = [line for line in done.stdout.splitlines() if line.startswith("nodes")]
-    assert "broken" in nodes
+    assert "error" in nodes
     assert "no-such-bucket" in done.stdout
 
 

@@ -10,8 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.demo import clips
-from raypipe.demo.clips import LABELS, LABELS_FILE, PAIRS, Clip, Label, make_catalogue, render, trajectory
-from raypipe.demo.scene import Motion, Scene, draw_motion, draw_scene
+from raypipe.demo.clips import (
+    LABELS,
+    LABELS_FILE,
+    PAIRS,
+    Clip,
+    Label,
+    Motion,
+    Scene,
+    draw_motion,
+    draw_scene,
+    make_catalogue,
+    render,
+    trajectory,
+)
 from raypipe.errors import ConfigError
 
 FORWARD = [first for first, _ in PAIRS]

@@ -26,10 +26,10 @@ from raypipe.jobs.embed.shard import (
     summarize,
     thumbnail,
 )
-from raypipe.models.crops import Crops
+from raypipe.models.backbones import Crops
 from raypipe.runs.stages import output_rows
 from raypipe.status import HAS_FRAMES, Status
-from raypipe.storage import Folder, throttles
+from raypipe.storage import Folder, s3_client
 from support.embed_outputs import CROP, DIM, FakeSandbox, content, decoded, embed, upload
 from support.properties import examples
 
@@ -239,9 +239,9 @@ def test_a_summary_adds_up() -> None:
 def test_what_slowed_the_fetching_of_a_shard_goes_with_its_rows(folder: Folder) -> None:
     upload(folder, {"a.mp4": content("ok"), "b.mp4": content("ok", seed=1)})
     rows = planned([PlannedVideo.of(stored) for stored in folder.list()])
-    throttles.take_throttles()
+    s3_client.take_throttles()
     for _ in range(2):
-        throttles._count((None, {"ResponseMetadata": {"HTTPStatusCode": 503}}))
+        s3_client._count_throttle((None, {"ResponseMetadata": {"HTTPStatusCode": 503}}))
     done = decode_shard(rows, FakeSandbox(), max_size_bytes=400)  # type: ignore[arg-type]
     assert done[NUM_THROTTLES].to_pylist() == [2, 0]
     assert decode_shard(rows, FakeSandbox(), max_size_bytes=400)[NUM_THROTTLES].to_pylist() == [0, 0]  # type: ignore[arg-type]

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from raypipe import schema
 from raypipe.config import IndexConfig
 from raypipe.dataset.commit import describe_shard, missing_shards, put_shard, seal, unsealed_plans
 from raypipe.dataset.plan import StoredPlans, fingerprint
 from raypipe.errors import ConfigError, FingerprintError, IndexVersionError, JobError, RaypipeError
-from raypipe.jobs.classify import shard as classifying
 from raypipe.jobs.index.job import run_index
+from raypipe.runs.stages import output_rows
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query
 from raypipe.search.versions import Versions
@@ -55,7 +56,7 @@ def classify(embeddings: Folder, output: Folder, *, of: str = MARK, sealed: bool
     plan_labels(embeddings, output, settings=settings)
     for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
         plan, shard = rows["generation"][0].as_py(), rows["shard"][0].as_py()
-        made = classifying.output_rows(classified_rows(rows, embeddings, FakeModel()))
+        made = output_rows(classified_rows(rows, embeddings, FakeModel()), schema.predictions_schema())
         assert put_shard(output, made, describe_shard(made, plan=plan, shard=shard, fingerprint=fingerprint(settings)))
     if sealed:
         assert all(seal(StoredPlans(output), number, versions=VERSIONS) for number in unsealed_plans(output))

@@ -8,8 +8,7 @@ import torch
 from raypipe.jobs.train.optim import make_optimizer, set_rate
 from raypipe.jobs.train.outputs import put_model
 from raypipe.models.adapters import VideoModel, add_lora, freeze, merge_lora
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
-from raypipe.models.frames import pad_frames
+from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
 from raypipe.storage import Folder
 from support.tiny_models import DIM, random_videos, tiny_classifier, tiny_masked_frame
 

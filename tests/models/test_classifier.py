@@ -20,10 +20,12 @@ from raypipe.models.classifier import (
     MaskedFrameModel,
     VideoClassifier,
     VideoClassifierConfig,
+    by_length,
     classification_loss,
     masked_mean,
+    pad_frames,
+    thin,
 )
-from raypipe.models.frames import by_length, pad_frames, thin
 from support.properties import examples
 from support.tiny_models import DIM, NAMES, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 

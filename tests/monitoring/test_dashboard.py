@@ -19,7 +19,7 @@ from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from raypipe import cli
 from raypipe.endpoint.endpoints import NAMES
 from raypipe.endpoint.metrics import Metrics
-from raypipe.monitoring.files import DASHBOARD, SCRAPE_CONFIG, how_to_use, path_of
+from raypipe.monitoring import DASHBOARD, SCRAPE_CONFIG, how_to_use, path_of
 from raypipe.runs import progress as of_jobs
 from raypipe.status import NOT_FAILED, Status
 

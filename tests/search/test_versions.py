@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from raypipe.errors import IndexVersionError, ObjectMissingError, ObjectTooLargeError
 from raypipe.search import versions as versions_module
 from raypipe.search.versions import FILES, MANIFEST, Versions, new_version_id
-from raypipe.storage import Folder, read_object, s3_put
+from raypipe.storage import Folder, read_object, s3
 from support.folders import keys
 from support.properties import examples
 
@@ -249,9 +249,9 @@ def test_a_version_is_never_put_over_another(folder: Folder, tmp_path: Path) -> 
 def test_large_files_are_put_in_parts_and_never_read_whole(
     folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (versions_module, s3_put):
+    for module in (versions_module, s3):
         monkeypatch.setattr(module, "SINGLE_PUT_BYTES", 1_000)
-    monkeypatch.setattr(s3_put, "PART_BYTES", 5_242_880)  # S3's smallest
+    monkeypatch.setattr(s3, "PART_BYTES", 5_242_880)  # S3's smallest
     version = put(folder, tmp_path / "work", sizes=[10, 6_000_000, 1_000, 1_001, 0])
     fetched = Versions(folder).fetch(version, tmp_path / "cache")
     assert all((fetched / name).read_bytes() == (tmp_path / "work" / name).read_bytes() for name in FILES)
@@ -264,7 +264,7 @@ def test_a_download_that_dies_leaves_nothing_half(bucket: str, tmp_path: Path) -
 import os, pathlib, signal
 from raypipe.search import versions
 from raypipe.search.versions import Versions
-from raypipe.storage import Folder, read_object, s3_put
+from raypipe.storage import Folder, read_object
 left = 2
 def read(uri, **options):
     global left

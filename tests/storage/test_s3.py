@@ -8,13 +8,13 @@ import pytest
 from raypipe.errors import (
     StorageError,
 )
-from raypipe.storage import Folder, read_object, s3_client, s3_list, s3_put
+from raypipe.storage import Folder, read_object, s3, s3_client, s3_list
 from support.folders import fill, keys
 
 
 def test_put_new_in_parts_creates_an_object_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_put, "SINGLE_PUT_BYTES", 1000)
-    monkeypatch.setattr(s3_put, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "SINGLE_PUT_BYTES", 1000)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     data = secrets.token_bytes(11 << 20)
     assert Folder(bucket).put_new("large", data)
     assert not Folder(bucket).put_new("large", bytes(11 << 20))

@@ -23,7 +23,7 @@ from raypipe.errors import (
     StorageError,
 )
 from raypipe.storage import Folder, read_object, read_range, s3, s3_client
-from raypipe.storage.throttles import take_throttles
+from raypipe.storage.s3_client import take_throttles
 
 VIDEO = b"0123456789"
 WRONG_CRC32 = base64.b64encode(struct.pack(">I", zlib.crc32(b"other"))).decode()

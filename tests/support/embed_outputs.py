@@ -18,7 +18,7 @@ from raypipe.dataset.planner import Planner, Retry
 from raypipe.dataset.verify import Violation
 from raypipe.jobs.embed import shard as work
 from raypipe.jobs.embed.inputs import Planning, pack, plan_listing
-from raypipe.models.crops import Crops
+from raypipe.models.backbones import Crops
 from raypipe.runs.stages import output_rows
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, s3_client

@@ -21,9 +21,8 @@ from raypipe.jobs.train.network import Start, build
 from raypipe.jobs.train.outputs import put_model
 from raypipe.jobs.train.shard import Window
 from raypipe.models.adapters import freeze
-from raypipe.models.classifier import VideoClassifier
+from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.classifier_files import read_model
-from raypipe.models.frames import pad_frames
 from raypipe.storage import Folder
 from support import TESTS
 from support.tiny_models import NAMES, Half

@@ -15,7 +15,7 @@ from raypipe.dataset.planner import GoneVideos, Planner, Retry, Unlisted, normal
 from raypipe.errors import ConfigError, ObjectDeniedError, ObjectError, StorageError
 from raypipe.storage import Folder, Listed, list_videos
 from raypipe.storage.folder import normalise, place_of, storage_of
-from raypipe.storage.tables import is_table, read_text_columns
+from raypipe.tables import is_table, read_text_columns
 
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI)
 _STATS_AT_ONCE = 32

@@ -21,12 +21,11 @@ from raypipe.config import DecodeConfig
 from raypipe.dataset.plan import planned_videos
 from raypipe.errors import JobError
 from raypipe.jobs.embed.fetch import decode_fetched, fetch_videos
-from raypipe.models.crops import Crops
-from raypipe.models.pooling import mean_embedding
+from raypipe.models.backbones import Crops, mean_embedding
 from raypipe.records import ShardSummary, VideoNote
 from raypipe.runs.stages import Shared, identity
 from raypipe.status import NOT_FAILED, Status
-from raypipe.storage.throttles import take_throttles
+from raypipe.storage.s3_client import take_throttles
 from raypipe.video.protocol import DecodeRequest, Pixels
 from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
 

@@ -22,8 +22,7 @@ from raypipe.search.build import Batch
 from raypipe.search.items import BOOST_COLUMNS, DUPLICATE_GROUP
 from raypipe.status import Status
 from raypipe.storage import Folder
-from raypipe.storage.column_types import ColumnReading, Kind
-from raypipe.storage.tables import TypedTable, empty_rows, read_table, table_place
+from raypipe.tables import ColumnReading, Kind, TypedTable, empty_rows, read_table, table_place
 
 ROW_COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.GENERATION, schema.DURATION_SECONDS)
 LABEL_COLUMNS = {schema.LABEL: pa.string(), schema.SCORE: pa.float32()}

@@ -25,7 +25,7 @@ from raypipe.search.index import VideoIndex
 from raypipe.search.items import DUPLICATE_GROUP, ITEMS
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
-from raypipe.storage.tables import TypedTable
+from raypipe.tables import TypedTable
 from raypipe.text import format_bytes, format_count, format_seconds, plural
 
 

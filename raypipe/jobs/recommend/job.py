@@ -33,7 +33,7 @@ from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.search.versions import CURRENT, Versions
 from raypipe.storage import Folder
-from raypipe.storage.tables import table_place
+from raypipe.tables import table_place
 from raypipe.text import plural
 
 _FORMAT = 2  # of the rows; raised by a change that old rows do not fit

@@ -14,8 +14,7 @@ from raypipe.jobs.train.state import seed_step
 from raypipe.jobs.train.team import Team
 from raypipe.models.adapters import VideoModel
 from raypipe.models.backbones import resolve_dtype
-from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig
-from raypipe.models.frames import by_length
+from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, by_length
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Each = Callable[[Window, Ints, torch.Tensor], None]

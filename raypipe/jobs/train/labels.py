@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from raypipe import schema
 from raypipe.errors import ConfigError
-from raypipe.storage.tables import empty_rows, read_text_columns, table_place
+from raypipe.tables import empty_rows, read_text_columns, table_place
 
 _logger = logging.getLogger(__name__)
 SPLIT = "split"

@@ -12,9 +12,15 @@ from torch import nn
 from raypipe.config import ClassifierConfig, OptimizerConfig
 from raypipe.errors import ConfigError, WeightsError
 from raypipe.models.adapters import VideoModel, add_lora, freeze
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig, classification_loss
+from raypipe.models.classifier import (
+    Frames,
+    MaskedFrameModel,
+    VideoClassifier,
+    VideoClassifierConfig,
+    classification_loss,
+    pad_frames,
+)
 from raypipe.models.classifier_files import ModelFiles, build_model
-from raypipe.models.frames import Frames, pad_frames
 from raypipe.models.gpt2 import Gpt2
 
 

@@ -1,4 +1,4 @@
-"""Which objects of an input are videos to plan."""
+"""List the objects of an input that may be videos."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from raypipe.errors import ConfigError
 from raypipe.storage.base import StoredObject
 from raypipe.storage.folder import Folder, storage_of
 
-# What lies beside videos in a bucket. Anything else is planned: a video is told by its bytes, not by its name.
+# What is stored next to videos in a bucket. All else is planned: its bytes, not its name, tell whether it is a video.
 SIDECAR_EXTENSIONS = frozenset(
     (
         *("json", "jsonl", "ndjson", "txt", "csv", "tsv", "parquet", "arrow", "avro", "orc", "xml", "md", "rst"),
@@ -24,7 +24,7 @@ SIDECAR_EXTENSIONS = frozenset(
         *("py", "sh", "ipynb"),
     )
 )
-# A single object of these is meant as a list of videos, in a format that is not read.
+# A single object with one of these endings is meant as a list of videos, in a format that raypipe does not read.
 _UNREAD_LISTS = (".txt", ".tsv", ".json", ".ndjson", ".arrow", ".avro", ".orc", ".xml", ".yaml", ".yml")
 _GLOB = re.compile(r"[*?\[]")
 Kind = Literal["folder", "object", "glob", "manifest", "nothing"]
@@ -59,9 +59,9 @@ def _is_below(uri: str, place: str) -> bool:
 def list_videos(input_uri: str, *, exclude_under: str = "", listed: Listed | None = None) -> Iterator[StoredObject]:
     """Yield what may be a video; ``key`` is relative to the input folder, or a glob's part before its first wildcard.
 
-    A folder yields all but hidden names, sidecar files (by extension) and what lies below ``exclude_under``; a single
+    A folder yields all but hidden names, sidecar files (by extension) and what is below ``exclude_under``; a single
     object or a glob (``*``, ``?``, ``[…]``, ``**`` for any folders) yields what it names. An input that exists as it is
-    written is never taken for a glob. An input that names nothing yields nothing. ``listed`` is told what it was.
+    written is never taken for a glob. An input that names nothing yields nothing. The result is noted in ``listed``.
 
     Raises:
         ConfigError: the URI is wrong, the input is the folder to exclude, or a list of videos in an unknown format.
@@ -73,12 +73,12 @@ def list_videos(input_uri: str, *, exclude_under: str = "", listed: Listed | Non
         msg = f"Input and output are both {excluded!r}."
         remedy = f"Give the output its own folder, such as {excluded}/embeddings."
         raise ConfigError(msg, key="output", value=excluded, remedy=remedy)
-    skipped = (
-        f"{excluded}/" if excluded.startswith(folder.child("")) else None
-    )  # an output around the input hides nothing
+    # An output around the input excludes nothing.
+    skipped = f"{excluded}/" if excluded.startswith(folder.child("")) else None
     listed = listed or Listed()
     listed.uri = folder.uri
-    listed.hidden += [excluded] * (skipped is not None)
+    if skipped:
+        listed.hidden.append(excluded)
     for stored in folder.list(skipped=listed.hidden):
         listed.kind = "folder"
         if _may_be_video(stored.key) and not (skipped and stored.uri.startswith(skipped)):

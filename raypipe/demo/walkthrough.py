@@ -1,21 +1,35 @@
 """The demo, end to end: clips into a bucket, embed from S3 to S3, verify, train, classify, index, serve."""
 
-import csv
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from raypipe import schema
+from raypipe.client import Client
 from raypipe.config import ClassifyConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
-from raypipe.demo.clips import LABELS, Clip, make_catalogue
-from raypipe.demo.endpoint import show_endpoint, write_catalogue
+from raypipe.demo.clips import LABELS, Clip, make_catalogue, write_csv
 from raypipe.demo.s3_server import local_s3
-from raypipe.errors import ConfigError, VerifyError, WeightsError
+from raypipe.errors import ConfigError, JobError, RaypipeError, VerifyError, WeightsError
+from raypipe.free_ports import free_ports
 from raypipe.storage import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
 
 _INPUT = "s3://videos/clips/"
 _OUTPUT = "s3://embeddings/v1/"
@@ -26,17 +40,21 @@ _BUCKETS = ("videos", "embeddings", "models", "predictions", "index")
 _BACKBONE = "resnet18"
 _MARKER = ".raypipe-demo"
 _CLIPS_PER_CLASS = 16
+_PORT = 8000
+_READY_SECONDS, _END_SECONDS = 120.0, 60.0
+_NUM_SHOWN = 3
 _SPLITS = ("train",) * 10 + ("validation",) * 2 + ("test",) * 4  # of each class, in the order of its clips
 
 
 def run_demo(folder: Path, *, keep: bool = False) -> int:
-    """Do everything in ``folder``, whose earlier demo is replaced; 0 when every promise holds.
+    """Do everything in ``folder``, and replace an earlier demo there; 0 if every promise holds.
 
     With ``keep`` the endpoint stays until Ctrl-C.
 
     Raises:
-        ConfigError: the folder holds something else than an earlier demo.
+        ConfigError: the folder holds something other than an earlier demo.
         VerifyError: the output breaks a promise.
+        JobError: the endpoint does not start.
     """
     console = Console(highlight=False)
     _clear(folder)
@@ -47,7 +65,7 @@ def run_demo(folder: Path, *, keep: bool = False) -> int:
     with local_s3(folder / "s3", buckets=_BUCKETS) as server, _environment(server.environment()):
         bucket = Folder(_INPUT)
         for clip in clips:
-            bucket.put_new(clip.path.relative_to(folder / "clips").as_posix(), clip.path.read_bytes())
+            bucket.put_new(clip.video_id, clip.path.read_bytes())
         weights = _weights(console)
         console.print(f"[bold]3/8[/] raypipe embed --input {_INPUT} --output {_OUTPUT} --set backbone.name={_BACKBONE}")
         reports = [_embed(console, folder, weights)]
@@ -59,17 +77,14 @@ def run_demo(folder: Path, *, keep: bool = False) -> int:
         console.print(f"[bold]6/8[/] raypipe classify --embeddings {_OUTPUT} --model {_MODEL} --output {_PREDICTIONS}")
         reports.append(_classify(console, folder))
         _compare(console, splits, weights)
-        catalogue = write_catalogue(folder, clips)
-        console.print(
-            f"[bold]7/8[/] raypipe index --embeddings {_OUTPUT} --catalogue {catalogue} --labels {_PREDICTIONS} "
-            f"--output {_INDEX}"
-        )
+        catalogue = _write_catalogue(folder, clips)
+        options = f"--embeddings {_OUTPUT} --catalogue {catalogue} --labels {_PREDICTIONS} --output {_INDEX}"
+        console.print(f"[bold]7/8[/] raypipe index {options}")
         _index(console, catalogue)
         for report in reports:
             console.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)
         console.print(f"[bold]8/8[/] raypipe serve --index {_INDEX} --model {_MODEL}")
-        _end_ray()
-        show_endpoint(console, index=_INDEX, model=_MODEL, weights=weights, log=folder / "serve.log", keep=keep)
+        _serve(console, weights=weights, log=folder / "serve.log", keep=keep)
     return 0
 
 
@@ -82,18 +97,25 @@ def _clear(folder: Path) -> None:
     (folder / _MARKER).touch()
 
 
-def _write_labels(folder: Path, clips: list[Clip]) -> dict[str, tuple[str, str]]:
-    """Write ``labels.csv``, and give the label and the split of each video."""
-    number = dict.fromkeys(LABELS, 0)
-    rows: dict[str, tuple[str, str]] = {}
-    for clip in clips:
-        rows[clip.path.relative_to(folder / "clips").as_posix()] = (clip.label, _SPLITS[number[clip.label]])
-        number[clip.label] += 1
-    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("video_id", "label", "split"))
-        writer.writerows((video_id, *row) for video_id, row in rows.items())
+def _write_labels(folder: Path, clips: Sequence[Clip]) -> dict[str, tuple[str, str]]:
+    """Write ``labels.csv``; return the label and the split of each video."""
+    rows: dict[str, tuple[str, str]] = {
+        clip.video_id: (clip.label, _SPLITS[at % _CLIPS_PER_CLASS]) for at, clip in enumerate(clips)
+    }
+    write_csv(folder / "labels.csv", ("video_id", "label", "split"), ((one, *row) for one, row in rows.items()))
     return rows
+
+
+def _write_catalogue(folder: Path, clips: Sequence[Clip]) -> Path:
+    """Write ``catalogue.csv``: what a platform would know about its videos, made up from the clips' own numbers."""
+    rows = []
+    for number, clip in enumerate(clips):
+        title = f"{clip.label.replace('_', ' ').capitalize()}, take {clip.path.stem.rpartition('-')[2]}"
+        published = date(2026, 1, 1) + timedelta(days=number * 7 % 300)
+        rows.append((clip.video_id, title, clip.label, published.isoformat(), number * 37 % 100))
+    path = folder / "catalogue.csv"
+    write_csv(path, ("video_id", "title", "category", "published_at", "popularity"), rows)
+    return path
 
 
 def _weights(console: Console) -> str:
@@ -149,13 +171,6 @@ def _index(console: Console, catalogue: Path) -> None:
     console.print(index_table(run))
 
 
-def _end_ray() -> None:
-    """The endpoint starts a Ray of its own, and the machine may be small."""
-    import ray  # noqa: PLC0415
-
-    ray.shutdown()
-
-
 def _fetch(report_uri: str, output: str, report: Path) -> Path:
     """Copy a report out of the bucket, which ends with the demo."""
     report.write_bytes(Folder(output).read(report_uri.removeprefix(Folder(output).child(""))))
@@ -163,36 +178,59 @@ def _fetch(report_uri: str, output: str, report: Path) -> Path:
 
 
 def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str) -> None:
-    """Hold the labels of the clips that training never saw against those of a model that knows no order of time."""
-    import numpy as np  # noqa: PLC0415
-
-    from raypipe import schema  # noqa: PLC0415
+    """Compare the labels of clips that training never saw with those of a model that ignores the order of frames."""
     from raypipe.dataset.read import read_embeddings, read_rows  # noqa: PLC0415
-    from raypipe.demo.probe import linear_probe  # noqa: PLC0415
 
-    predicted: dict[str, str] = {}
-    for table in read_rows(Folder(_PREDICTIONS), columns=[schema.VIDEO_ID, schema.LABEL]):
-        predicted.update(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
-    means: dict[str, list[float]] = {}
-    for table in read_embeddings(Folder(_OUTPUT), columns=[schema.VIDEO_ID, schema.EMBEDDING]):
-        means.update(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
+    predicted = _by_id(read_rows(Folder(_PREDICTIONS), columns=[schema.VIDEO_ID, schema.LABEL]))
+    means = _by_id(read_embeddings(Folder(_OUTPUT), columns=[schema.VIDEO_ID, schema.EMBEDDING]))
     tested = [video_id for video_id, (_, split) in splits.items() if split == "test" and means[video_id]]
     learned = [video_id for video_id, (_, split) in splits.items() if split != "test" and means[video_id]]
     numbers = {video_id: LABELS.index(splits[video_id][0]) for video_id in (*tested, *learned)}
     train, test = (np.array([means[one] for one in ids], dtype=np.float32) for ids in (learned, tested))
-    probed = linear_probe(train, np.array([numbers[one] for one in learned]), test)
+    probed = _linear_probe(train, np.array([numbers[one] for one in learned]), test)
+    num_right = sum(predicted[one] == splits[one][0] for one in tested)
+    num_probed_right = sum(numbers[one] == found for one, found in zip(tested, probed.tolist(), strict=True))
     table = Table("on clips that training never saw", "accuracy")
-    right = sum(predicted[one] == splits[one][0] for one in tested)
-    table.add_row("GPT-2 over the frames", f"{right}/{len(tested)}")
-    right = sum(numbers[one] == found for one, found in zip(tested, probed.tolist(), strict=True))
-    table.add_row("linear model on the mean of the frames", f"{right}/{len(tested)}")
+    table.add_row("GPT-2 over the frames", f"{num_right}/{len(tested)}")
+    table.add_row("linear model on the mean of the frames", f"{num_probed_right}/{len(tested)}")
     console.print(table)
     said = "random weights, which say little about what is seen" if weights == "random" else "ImageNet weights"
     console.print(f"{_BACKBONE} with {said}; each class is another one played backwards.")
 
 
+def _by_id(tables: "Iterable[pa.Table]") -> dict[str, Any]:
+    """Read tables of two columns, a video's id and something about it."""
+    return {key: value for table in tables for key, value in zip(*(one.to_pylist() for one in table), strict=True)}
+
+
+def _linear_probe(
+    train: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], others: npt.NDArray[np.float32], decay: float = 1e-2
+) -> npt.NDArray[np.int64]:
+    """Fit a logistic regression to vectors ``[N, D]`` and class numbers ``[N]``; return those of others ``[M, D]``.
+
+    Vectors are standardised by the training ones; ``decay`` weighs the squared weights against the mean loss.
+    """
+    import torch  # noqa: PLC0415
+
+    mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
+    inputs, targets = torch.from_numpy((train - mean) / std).float(), torch.from_numpy(labels)
+    layer = torch.nn.Linear(inputs.shape[1], int(labels.max()) + 1)
+    torch.nn.init.zeros_(layer.weight)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> "torch.Tensor":
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(layer(inputs), targets) + decay * layer.weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        found: npt.NDArray[np.int64] = layer(torch.from_numpy((others - mean) / std).float()).argmax(dim=1).numpy()
+    return found
+
+
 def _verify(console: Console) -> None:
-    from raypipe import schema  # noqa: PLC0415
     from raypipe.dataset.read import read_embeddings  # noqa: PLC0415
     from raypipe.jobs.embed.verify import verify  # noqa: PLC0415
 
@@ -211,6 +249,82 @@ def _verify(console: Console) -> None:
         table.add_row(label, str(len(of)), str(ok), str(frames), f"{seconds:.1f}")
     console.print(table)
     console.print(f"{result.num_rows} videos in {result.num_files} files: every promise holds.")
+
+
+def _serve(console: Console, *, weights: str, log: Path, keep: bool) -> None:
+    """Start ``raypipe serve``, ask it for recommendations, and stop it; with ``keep``, only after Ctrl-C."""
+    import ray  # noqa: PLC0415
+
+    ray.shutdown()  # the endpoint starts its own Ray, and the machine may be small
+    port = _free_port()
+    command = [sys.executable, "-m", "raypipe", "serve", "--index", _INDEX, "--model", _MODEL]
+    command += ["--set", f"port={port}", "--set", f"embedder.weights={weights}"]
+    with _running(command, log) as server:
+        client = Client(f"http://127.0.0.1:{port}")
+        _await_ready(client, server, log)
+        _recommend(console, client)
+        if keep:
+            console.print(f"The page: [bold]http://127.0.0.1:{port}/[/] (Ctrl-C ends it)")
+            server.wait()
+        else:
+            console.print(f"The page was at http://127.0.0.1:{port}/: [bold]raypipe demo --keep[/] leaves it there.")
+
+
+def _recommend(console: Console, client: Client) -> None:
+    """Print the recommendations for somebody who has watched two clips."""
+    watched = {video["video_id"]: _title(video) for video in client.videos(limit=2)["videos"]}
+    answer = client.recommend(list(watched), top_k=_NUM_SHOWN, diversity=0.3)
+    table = Table("recommended", "score", "because of", "similarity")
+    for result in answer["results"]:
+        why = result["why"]
+        closest = watched.get(why["closest"], "")
+        table.add_row(_title(result["video"]), f"{result['score']:.2f}", closest, f"{why['similarity']:.2f}")
+    console.print(f"To somebody who watched {' and '.join(repr(title) for title in watched.values())}:")
+    console.print(table)
+
+
+def _title(video: Mapping[str, Any]) -> str:
+    return str(video["fields"]["title"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", _PORT))
+        except OSError:
+            return free_ports(1)[0]
+    return _PORT
+
+
+@contextmanager
+def _running(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    with log.open("wb") as output:
+        # In a new session, so that Ctrl-C reaches only the demo, which then stops the server.
+        server = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)  # noqa: S603 - its arguments are ours
+        try:
+            yield server
+        finally:
+            server.send_signal(signal.SIGINT)
+            try:
+                server.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _await_ready(client: Client, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    end = time.monotonic() + _READY_SECONDS
+    while server.poll() is None and time.monotonic() < end:
+        try:
+            client.index()
+        except RaypipeError:
+            time.sleep(0.2)
+        else:
+            return
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+    msg = f"The endpoint did not start: {lines[-1]} All it said is in {log}."
+    raise JobError(msg)
 
 
 @contextmanager

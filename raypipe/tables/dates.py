@@ -1,4 +1,4 @@
-"""Dates as users write them: ISO text, epoch numbers of four units, years and YYYYMMDD, all as microseconds UTC."""
+"""Read dates as users write them (ISO text, epoch numbers of four units, years, YYYYMMDD) as microseconds in UTC."""
 
 import datetime as dt
 from collections.abc import Callable
@@ -31,12 +31,12 @@ _ISO_TIME = (
 @dataclass(frozen=True, slots=True)
 class _Unit:
     name: str
-    is_one: Callable[[Floats], Mask]  # which numbers can only be of this unit: those of two units never overlap
+    is_one: Callable[[Floats], Mask]  # which numbers can only be of this unit: the ranges of two units never overlap
     to_microseconds: Callable[[Floats], Floats]
 
 
 def iso_times(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The ISO dates and times among some texts as timestamps, null for everything else; no zone means UTC."""
+    """Return ISO dates and times as timestamps, and null for every other text; no zone means UTC."""
     nothing = pa.scalar(None, pa.string())
     texts = pc.if_else(_is_iso(texts), texts, nothing)
     texts = pc.replace_substring_regex(texts, pattern=r"(\.[0-9]{6})[0-9]+", replacement=r"\1")
@@ -47,7 +47,7 @@ def iso_times(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _is_iso(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Also checks that the calendar has the day: 2023-02-29 is no date."""
+    """Also check that the calendar has the day: 2023-02-29 is not a date."""
     matches = pc.match_substring_regex(texts, _ISO_TIME).fill_null(False)  # noqa: FBT003 - Arrow's own signature
     days = pc.utf8_slice_codeunits(texts, 0, 10)
     existing = [day for day in pc.unique(days.filter(matches)).to_pylist() if _exists(day)]
@@ -62,32 +62,22 @@ def _exists(day: str) -> bool:
     return True
 
 
-def _calendar_days(
-    years: npt.NDArray[np.int64], months: npt.NDArray[np.int64], days: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], Mask]:
-    """Days since 1970, and whether the calendar has them."""
-    begin = ((years - 1970) * 12 + months - 1).astype("datetime64[M]")
-    length = (begin + 1).astype("datetime64[D]") - begin.astype("datetime64[D]")
-    exists = (months >= 1) & (months <= 12) & (days >= 1) & (days <= length.astype(np.int64))  # noqa: PLR2004
-    return begin.astype("datetime64[D]").astype(np.int64) + days - 1, exists
-
-
 def is_plausible(microseconds: Microseconds) -> Mask:
-    """Which times may be dates of videos: from 1800 to 2199, and no count of something else read as 1970-01-01."""
+    """Tell which times may be dates of videos: 1800 to 2199, and not a small count that was read as 1970-01-01."""
     in_range: Mask = (microseconds >= _FIRST) & (microseconds <= _LAST)
     in_range &= (np.abs(microseconds) >= _DAY) | (microseconds == 0)
     return in_range
 
 
 def unit_of(numbers: Floats) -> str | None:
-    """The unit in which most of the numbers are dates, None where none of them is one in any unit."""
+    """Return the unit in which most of the numbers are dates, None if no number is a date in any unit."""
     counts = {unit.name: int(unit.is_one(numbers).sum()) for unit in _UNITS}
     best = max(counts, key=counts.__getitem__)
     return best if counts[best] else None
 
 
 def dates_of_numbers(numbers: Floats, unit: str) -> tuple[Microseconds, Mask]:
-    """The numbers as times, all of one unit, and which of them are plausible: no 0, and none of another unit."""
+    """Return numbers of one unit as times, and which of them are plausible: not 0, and not of another unit."""
     chosen = next(one for one in _UNITS if one.name == unit)
     is_other = np.zeros(len(numbers), np.bool_)
     for other in _UNITS:
@@ -122,19 +112,24 @@ def _year_microseconds(numbers: Floats) -> Floats:
     return begin.astype(np.int64).astype(np.float64) * _DAY
 
 
-def _split_day(numbers: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _days_of(numbers: Floats) -> tuple[npt.NDArray[np.int64], Mask]:
+    """Return the days since 1970 of numbers YYYYMMDD, and whether the calendar has them."""
     whole = numbers.astype(np.int64)
-    return whole // 10_000, whole // 100 % 100, whole % 100
+    years, months, days = whole // 10_000, whole // 100 % 100, whole % 100
+    begin = ((years - 1970) * 12 + months - 1).astype("datetime64[M]")
+    length = (begin + 1).astype("datetime64[D]") - begin.astype("datetime64[D]")
+    exists = (months >= 1) & (months <= 12) & (days >= 1) & (days <= length.astype(np.int64))  # noqa: PLR2004
+    return begin.astype("datetime64[D]").astype(np.int64) + days - 1, exists
 
 
 def _is_day(numbers: Floats) -> Mask:
     in_range: Mask = (numbers >= _FIRST_YEAR * 10_000) & (numbers < (_LAST_YEAR + 1) * 10_000)
     in_range &= numbers == np.floor(numbers)
-    return in_range & _calendar_days(*_split_day(np.where(in_range, numbers, 0)))[1]
+    return in_range & _days_of(np.where(in_range, numbers, 0))[1]
 
 
 def _day_microseconds(numbers: Floats) -> Floats:
-    return _calendar_days(*_split_day(numbers))[0].astype(np.float64) * _DAY
+    return _days_of(numbers)[0].astype(np.float64) * _DAY
 
 
 _CALENDAR = ("years", "YYYYMMDD")

@@ -1,18 +1,21 @@
-"""Addresses at which there is no job API that can be used: real sockets, real answers."""
+"""Addresses without a usable job API, over real sockets; and the log of a job whose connection breaks."""
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from ray import __version__ as ray_version
+from ray.job_submission import JobDetails, JobStatus, JobType
 
 from raypipe.errors import ConfigError, SetupError
-from raypipe.submit.connection import connect
+from raypipe.submit.job_api import Remote, connect
 
 VERSION = json.dumps({"ray_version": ray_version, "version": "4"}).encode()
+LOG = "".join(f"line {number}\n" for number in range(10))
 
 
 @contextmanager
@@ -92,3 +95,45 @@ def test_the_address_that_is_given_is_the_one_asked(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     with answering(200, VERSION) as address:
         assert connect(address).get_address() == address
+
+
+class BreakingClient:
+    """Tails ``LOG`` by fives; breaks off after each of these numbers of characters, once."""
+
+    def __init__(self, *breaks: int) -> None:
+        self._breaks = list(breaks)
+
+    def get_address(self) -> str:
+        return "http://127.0.0.1:1"
+
+    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+        for start in range(0, len(LOG), 5):
+            if self._breaks and start >= self._breaks[0]:
+                del self._breaks[0]
+                msg = "closed unexpectedly"
+                raise RuntimeError(msg)
+            yield LOG[start : start + 5]
+
+    def get_job_info(self, submission_id: str) -> JobDetails:
+        status = JobStatus.RUNNING if self._breaks else JobStatus.FAILED
+        return JobDetails(
+            type=JobType.SUBMISSION, submission_id=submission_id, status=status, entrypoint="", driver_exit_code=3
+        )
+
+    def get_job_logs(self, _: str) -> str:
+        return LOG
+
+
+def followed(client: Any) -> tuple[str, int]:  # noqa: ANN401 - stands in for Ray's
+    """What is written, and the exit code."""
+    written: list[str] = []
+    code = Remote(client).follow("a", write=written.append)
+    return "".join(written), code
+
+
+def test_each_line_is_written_once_though_the_line_breaks() -> None:
+    assert followed(BreakingClient(20, 10, 45)) == (LOG, 3)
+
+
+def test_what_follows_the_last_break_is_written() -> None:
+    assert followed(BreakingClient(20)) == (LOG, 3)

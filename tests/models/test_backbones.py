@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.models.crops import Crops
+from raypipe.models.backbones import Crops
 from support.properties import examples
 
 SIZE = 2

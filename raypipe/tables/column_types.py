@@ -1,7 +1,6 @@
-"""Decide what a column holds by all of its values: booleans, numbers, dates, texts, or lists of texts."""
+"""Decide the type of a column by all of its values: booleans, numbers, dates, texts, or lists of texts."""
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -10,20 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe.storage.dates import (
-    ISO_TEXT,
-    TIMESTAMP,
-    Floats,
-    dates_of_numbers,
-    is_plausible,
-    iso_times,
-    unit_of,
-)
+from raypipe.tables.dates import ISO_TEXT, TIMESTAMP, Floats, dates_of_numbers, is_plausible, iso_times, unit_of
 
 Kind = Literal["true or false", "numbers", "dates", "text", "lists of texts"]
 
 MAX_BAD_FRACTION = 0.05  # a column with a larger share of bad values is text
-# Named in a warning, but a column keeps its type however many it has.
+# They are named in a warning, but any number of them leaves a column its type.
 MISSING = ("n/a", "na", "nan", "inf", "-inf", "none", "null", "nil", "unknown", "undefined", "-", "--", "?")
 TIMESTAMPS = "timestamps"
 _NUM_EXAMPLES, _MAX_SHOWN = 3, 40
@@ -50,7 +41,7 @@ class ColumnReading:
 
     @property
     def summary(self) -> str:
-        """What the column holds, in a few words."""
+        """Describe the column in a few words."""
         if self.kind != "dates":
             return f"{self.name}: {self.kind}"
         span = f", {self.first} … {self.last}" if self.first else ""
@@ -58,14 +49,13 @@ class ColumnReading:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with the column, and how it is treated; None where nothing is."""
+        """Say what is wrong with the column and how it is treated; None if nothing is wrong."""
         if self.kind not in (self.most, "text"):
             return f"column {self.name!r} holds {self.kind}. Give {self.most}."
         if not self.num_bad:
             return None
-        found = (
-            f"{self.num_bad:,} of {self.num_values:,} values are not {self.most}: {', '.join(map(repr, self.examples))}"
-        )
+        examples = ", ".join(map(repr, self.examples))
+        found = f"{self.num_bad:,} of {self.num_values:,} values are not {self.most}: {examples}"
         if self.kind == "text":
             remedy = " Write 2024-05-31, or epoch numbers of one unit." if self.most == "dates" else ""
             return f"column {self.name!r}: {found}. It is kept as text and is not used as {self.most}.{remedy}"
@@ -76,35 +66,52 @@ class ColumnReading:
 def read_column(
     name: str, column: pa.ChunkedArray, *, expected: Kind | None = None, is_untyped: bool = False
 ) -> tuple[pa.ChunkedArray, ColumnReading | None]:
-    """Bring a column to the one type of its kind, and say how it was read where that was to be decided.
+    """Bring a column to the one type of its kind, and say how it was read if its values decided that.
 
-    With ``expected`` dates, numbers are dates too, and their unit is decided. ``is_untyped`` means that the file did
-    not say the type: a text such as 12 is a number, unless other values of the column say otherwise.
+    With ``expected`` dates, numbers are dates too, and their unit is decided. ``is_untyped`` means that the file does
+    not give the type: a text such as 12 is a number, unless other values of the column say otherwise.
 
     Raises:
         ValueError: it is of no kind that an index holds.
     """
     column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     kind = column.type
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return _read_texts(name, column.cast(pa.string()), expected=expected, is_untyped=is_untyped)
-    if is_number and expected == "dates":
-        return _read_dates(name, column)
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         times, unit = _timestamps(column), ISO_TEXT if is_untyped else TIMESTAMPS
         if expected == "dates":
             return _read_dates(name, times, unit=unit)
-        num_values = len(times) - times.null_count
-        return times, describe(name, times, kind="dates", most=expected, num_values=num_values, unit=unit)
-    for is_type, held, convert in _PLAIN:
-        if is_type(kind):
-            if held is None or expected in (None, held):
-                return convert(column), None
-            num_values = len(column) - column.null_count
-            return convert(column), describe(name, column, kind=held, most=expected, num_values=num_values)
+        return times, _describe(name, times, kind="dates", most=expected, num_values=_num_values(times), unit=unit)
+    if expected == "dates" and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        return _read_dates(name, column)
+    held, values = _plain(name, column)
+    if held is None or expected in (None, held):
+        return values, None
+    return values, _describe(name, values, kind=held, most=expected, num_values=_num_values(column))
+
+
+def _plain(name: str, column: pa.ChunkedArray) -> tuple[Kind | None, pa.ChunkedArray]:
+    """Return the values of a column whose Arrow type says their kind, which is None if all of them are null."""
+    kind = column.type
+    if pa.types.is_null(kind):
+        return None, column.cast(pa.string())
+    if pa.types.is_boolean(kind):
+        return "true or false", column
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return "lists of texts", column.cast(pa.list_(pa.string()))
+    if pa.types.is_floating(kind) or (pa.types.is_decimal(kind) and kind.scale > 0):
+        return "numbers", _finite(column)
+    if pa.types.is_integer(kind):
+        return "numbers", column.cast(pa.int64())
+    if pa.types.is_decimal(kind):
+        return "numbers", _whole_numbers(column)
     msg = f"its column {name!r} holds {kind}. Give texts, numbers, true or false, dates, or lists of texts."
     raise ValueError(msg)
+
+
+def _num_values(column: pa.ChunkedArray) -> int:
+    return len(column) - int(column.null_count)
 
 
 def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -113,31 +120,16 @@ def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As int64, or as text where 64 bits do not hold them all."""
+    """Return decimals as int64, or as text if some need more than 64 bits."""
     try:
         return column.cast(pa.int64())
     except pa.ArrowInvalid:
         return column.cast(pa.string())
 
 
-def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _finite(column: pa.ChunkedArray) -> pa.ChunkedArray:
     numbers = column.cast(pa.float64())
     return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
-
-
-_Convert = Callable[[pa.ChunkedArray], pa.ChunkedArray]
-_PLAIN: tuple[tuple[Callable[[pa.DataType], bool], Kind | None, _Convert], ...] = (
-    (pa.types.is_null, None, lambda column: column.cast(pa.string())),
-    (pa.types.is_boolean, "true or false", lambda column: column),
-    (pa.types.is_integer, "numbers", lambda column: column.cast(pa.int64())),
-    (lambda kind: pa.types.is_decimal(kind) and kind.scale <= 0, "numbers", _whole_numbers),
-    (lambda kind: pa.types.is_floating(kind) or pa.types.is_decimal(kind), "numbers", _numbers),
-    (
-        lambda kind: pa.types.is_list(kind) or pa.types.is_large_list(kind),
-        "lists of texts",
-        lambda column: column.cast(pa.list_(pa.string())),
-    ),
-)
 
 
 def _read_texts(
@@ -167,7 +159,7 @@ def _numbers_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     if pc.all(pc.match_substring_regex(digits, _WHOLE_NUMBER)).as_py():
         with suppress(pa.ArrowInvalid):  # more than 64 bits
             return unsigned.cast(pa.int64())
-    return _numbers(unsigned)
+    return _finite(unsigned)
 
 
 def _are_codes(texts: pa.ChunkedArray, number_type: pa.DataType) -> bool:
@@ -231,21 +223,21 @@ def _decided(
     else_text: pa.ChunkedArray,
     is_expected: bool,
 ) -> tuple[pa.ChunkedArray, ColumnReading | None]:
-    """The values as they were read if only a few of those given could not be, else the text."""
-    num_values, num_read = len(given) - given.null_count, len(read) - read.null_count
+    """Return the values as they were read if only a few of those given could not be, otherwise the text."""
+    num_values, num_read = _num_values(given), _num_values(read)
     bad = given.filter(pc.and_(pc.is_valid(given), pc.is_null(read))).cast(pa.string())
     missing = MISSING + (("0", "-1") if most == "dates" else ())
     num_missing = pc.sum(pc.is_in(pc.utf8_lower(bad), value_set=pa.array(missing))).as_py() or 0
     is_most = 2 * num_read > num_values - num_missing
     if is_most and len(bad) - num_missing <= MAX_BAD_FRACTION * num_values:
-        reading = describe(name, read, kind=most, unit=unit, num_values=num_values, bad=bad)
+        reading = _describe(name, read, kind=most, unit=unit, num_values=num_values, bad=bad)
         return read, reading if bad or most == "dates" else None
     if is_most or is_expected:
-        return else_text, describe(name, else_text, kind="text", most=most, num_values=num_values, bad=bad)
+        return else_text, _describe(name, else_text, kind="text", most=most, num_values=num_values, bad=bad)
     return else_text, None
 
 
-def describe(
+def _describe(
     name: str,
     column: pa.ChunkedArray,
     *,

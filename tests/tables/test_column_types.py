@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.storage.column_types import ColumnReading, Kind, read_column
+from raypipe.tables.column_types import ColumnReading, Kind, read_column
 
 NEWEST = datetime(2024, 5, 31, tzinfo=UTC)
 TIMES = [NEWEST - timedelta(days=days) for days in range(40)]

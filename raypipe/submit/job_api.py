@@ -1,0 +1,191 @@
+"""The job API of a cluster: connect to it, send a job, follow its log, stop it. Its errors are one line each."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import aiohttp
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from raypipe import __version__
+from raypipe.errors import ConfigError, SetupError
+from raypipe.runs.ray_private import enable_token_authentication
+from raypipe.submit.job import Job
+
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own
+_OVERRIDES = (ADDRESS_VARIABLE, "RAY_ADDRESS")  # Ray prefers these variables to the address that it is given
+_VERBOSE = (
+    "ray._private.runtime_env.packaging",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
+_POLL_SECONDS = 0.5
+_LOST_SECONDS = 60.0  # without an answer: a forwarded port may be gone for a while, and the job goes on
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """Connect to the job API at ``http://HOST:8265``.
+
+    Raises:
+        ConfigError: there is no address, or it is not an HTTP address.
+        SetupError: nothing answers there, it is not a job API, or it wants another token.
+    """
+    if not address:
+        remedy = f"Give --address http://HOST:8265, or set {ADDRESS_VARIABLE}."
+        msg = "No cluster address."
+        raise ConfigError(msg, key="--address", remedy=remedy)
+    if not address.startswith(("http://", "https://")):
+        msg = f"--address {address!r} is not the address of a job API."
+        remedy = "Give the address of Ray's dashboard: http://HOST:8265."
+        raise ConfigError(msg, key="--address", value=address, remedy=remedy)
+    for name in _VERBOSE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    enable_token_authentication()
+    hidden = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
+    try:
+        with reached(address):
+            return JobSubmissionClient(address)
+    finally:
+        os.environ.update(hidden)
+
+
+@contextmanager
+def reached(address: str) -> Iterator[None]:
+    """Turn what goes wrong between here and the job API into a SetupError whose ``key`` is the address.
+
+    Its ``value`` is the HTTP status if that was 401 (no token was sent) or 403 (another token is wanted).
+    """
+    import requests  # noqa: PLC0415 - Ray needs it to get as far as here, and reports if it is missing
+
+    try:
+        yield
+    except AuthenticationError as error:
+        status, wrong = (403, "refuses this token") if "failed" in str(error) else (401, "wants a token")
+        remedy = "Set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, and RAY_AUTH_MODE=token."
+        msg = f"{address} {wrong} ({status})."
+        raise SetupError(msg, key=address, value=status, remedy=remedy) from None
+    except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout):
+        remedy = (
+            "Start the cluster, or forward its dashboard to here: ray attach -p 8265 cluster.yaml, "
+            "or kubectl port-forward service/HEAD 8265."
+        )
+        msg = f"Nothing answers at {address}."
+        raise SetupError(msg, key=address, remedy=remedy) from None
+    except (requests.exceptions.RequestException, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        msg = f"{address} is not a job API that can be used: {reason}"
+        raise SetupError(msg, key=address, value=reason) from None
+
+
+class Remote:
+    """The jobs of a cluster, by way of a client of its job API."""
+
+    def __init__(self, client: JobSubmissionClient) -> None:
+        self._client = client
+        self._address = client.get_address()
+
+    def send(self, job: Job) -> None:
+        """Upload what the job needs and start it."""
+        with reached(self._address):
+            self._client.submit_job(
+                entrypoint=job.entrypoint,
+                submission_id=job.submission_id,
+                runtime_env=job.runtime_env,
+                metadata={"raypipe": __version__},
+            )
+
+    def details(self, submission_id: str) -> JobDetails:
+        """Return what the cluster knows about a job.
+
+        Raises:
+            ConfigError: there is no such job; ``choices`` are the latest ones.
+        """
+        with reached(self._address):
+            try:
+                return self._client.get_job_info(submission_id)
+            except RuntimeError as error:
+                if "status code 404" not in str(error):
+                    raise
+            jobs = [job for job in self._client.list_jobs() if job.submission_id]
+        latest = sorted(jobs, key=lambda job: job.start_time or 0)[-3:]
+        msg = f"No job {submission_id!r} at {self._address}."
+        choices = [str(job.submission_id) for job in latest]
+        raise ConfigError(msg, key="submission_id", value=submission_id, choices=choices)
+
+    def follow(self, submission_id: str, *, write: Callable[[str], None]) -> int:
+        """Write the job's log as it grows, and return its exit code when it has ended."""
+        log = _Log(write)
+        while True:
+            with suppress(RuntimeError, OSError, aiohttp.ClientError):  # the connection broke
+                asyncio.run(self._tail(submission_id, log))
+            job = self._details_with_retries(submission_id)
+            if job.status.is_terminal():
+                break
+            time.sleep(_POLL_SECONDS)
+        # What was written between the end of the last connection and that of the job.
+        with reached(self._address):
+            log.take(self._client.get_job_logs(submission_id), start=0)
+        return _exit_code(job)
+
+    def stop(self, submission_id: str) -> JobDetails:
+        """Stop a job and wait until it has ended; a job that has already ended stays as it is."""
+        self.details(submission_id)
+        with reached(self._address):
+            self._client.stop_job(submission_id)
+        while not (job := self._details_with_retries(submission_id)).status.is_terminal():
+            time.sleep(_POLL_SECONDS)
+        return job
+
+    async def _tail(self, submission_id: str, log: "_Log") -> None:
+        start = 0
+        async for text in self._client.tail_job_logs(submission_id):
+            log.take(text, start=start)
+            start += len(text)
+
+    def _details_with_retries(self, submission_id: str) -> JobDetails:
+        deadline = time.monotonic() + _LOST_SECONDS
+        while True:
+            try:
+                return self.details(submission_id)
+            except ConfigError:
+                raise
+            except SetupError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
+
+
+class _Log:
+    """A log whose parts are written once, although each new connection reads it from the beginning."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._written = 0
+
+    def take(self, text: str, *, start: int) -> None:
+        """Write what is new of a part that begins at character ``start``."""
+        if new := text[max(0, self._written - start) :]:
+            self._write(new)
+            self._written = start + len(text)
+
+
+def _exit_code(job: JobDetails) -> int:
+    """Return the exit code of the command itself; 1 if it ended without one."""
+    if job.status == JobStatus.SUCCEEDED:
+        return 0
+    code = job.driver_exit_code or 1
+    return code if code > 0 else 128 - code
+
+
+def one_line(job: JobDetails) -> str:
+    """Describe the state of a job in one line."""
+    seconds = ((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 1000
+    after = f" after {timedelta(seconds=round(seconds))}" if job.start_time else ""
+    state = f"{job.submission_id}: {job.status.lower()}{after}: {job.entrypoint}"
+    failed = job.status == JobStatus.FAILED and job.message
+    return f"{state}. {' '.join(job.message.split())[:300]}" if failed and job.message else state
