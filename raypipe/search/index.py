@@ -17,7 +17,7 @@ from raypipe.search.projection import PROJECTION, Projection
 from raypipe.search.query import Filters, Query, Recommendation, Recommendations
 from raypipe.search.ranking import Boost, Candidates, HistoryVector, Nearest, Ranking, pick
 from raypipe.search.rerank import Caps, freshness, percentile_rank
-from raypipe.search.vectors import Vectors, open_vectors, widen
+from raypipe.search.vectors import Vectors, open_vectors
 from raypipe.search.versions import MANIFEST, SEARCH, VECTORS
 
 _REBUILD = "Build the index again."
@@ -89,8 +89,8 @@ class VideoIndex:
         scores, positions = pick(
             candidates, self.vectors, top_k=query.top_k, eligible=eligible, caps=caps, diversity=query.diversity
         )
-        closest, similarity = history.closest(widen(self.vectors[positions]))
-        given = [boost.of(positions).tolist() for boost in boosts.values()]
+        closest, similarity = history.closest(self.vectors, positions)
+        given = {name: boost.of(positions).tolist() for name, boost in boosts.items()}
         rows = zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True)
         return Recommendations(
             results=tuple(
@@ -100,7 +100,7 @@ class VideoIndex:
                     score=score,
                     closest=watched,
                     similarity=cosine,
-                    boosts=dict(zip(boosts, (values[number] for values in given), strict=True)),
+                    boosts={name: values[number] for name, values in given.items()},
                 )
                 for number, (position, score, watched, cosine) in enumerate(rows)
             ),

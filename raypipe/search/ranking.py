@@ -59,11 +59,11 @@ class HistoryVector:
             direction=_direction(watched, _weights(query.weights, known, len(found), len(embedded))),
         )
 
-    def closest(self, vectors: Floats) -> tuple[list[str | None], list[float | None]]:
-        """Return the watched video that is closest to each of ``[n, d]`` vectors, and their exact cosine."""
-        if not len(self.vectors) or not len(vectors):
-            return [None] * len(vectors), [None] * len(vectors)
-        cosines = np.einsum("ij,kj->ik", vectors, self.vectors)
+    def closest(self, vectors: Vectors, positions: Positions) -> tuple[list[str | None], list[float | None]]:
+        """Return the watched video that is closest to each of the vectors at some positions, and their exact cosine."""
+        if not len(self.vectors) or not len(positions):
+            return [None] * len(positions), [None] * len(positions)
+        cosines = np.einsum("ij,kj->ik", widen(vectors[positions]), self.vectors)
         ids = [self.ids[number] for number in cosines.argmax(axis=1).tolist()]
         return ids, np.minimum(cosines.max(axis=1), 1).tolist()  # float16 makes some slightly longer than one
 
