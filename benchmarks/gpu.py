@@ -1,145 +1,124 @@
-"""The model on a GPU against torch.compile's best, and embed with a GPU against the floor, in one run on one machine.
+"""Compare the model on a GPU with torch.compile's best, and ``raypipe embed`` on a GPU with its floor.
 
     python benchmarks/gpu.py [--videos 4000] [--repeats 3] [--backbones resnet50] [--quick]
 
-The model alone: ``Backbone.embed`` on random uint8 frames in the host's memory, their way to the device and the
-vectors' way back included, in bfloat16; beside it torchvision's network under ``torch.compile(mode="max-autotune")`` on
-random bfloat16 pictures that lie on the device already.
+The model alone: ``Backbone.embed`` in bfloat16 on random uint8 frames in host memory, including the copies of frames to
+the device and vectors back; against torchvision's network under ``torch.compile(mode="max-autotune")`` on random
+bfloat16 images that are already on the device.
 
-Embed: the catalogue of ``embed.py``. The floor of decoding is that of plain processes, one on every processor; the
-floor of the model is the rate of ``Backbone.embed``. raypipe's steady state is the time from each decode actor's first
-shard to the last commit of all; the larger of both floors for the shards decoded in that time is what it is held
-against. All processors count, also those that no decode actor has.
+Embed: the catalogue of ``embed.py``. The floor of decoding is that of plain processes, one on every CPU; the floor of
+the model is the rate of ``Backbone.embed``. raypipe's steady state is the time from each decode actor's first shard to
+the last commit of all. It is compared with the larger of both floors for the shards decoded in that time. All CPUs
+count, including those that no decode actor uses.
 """
 
 import contextlib
 import importlib
 import io
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-from _common import describe_machine, median, print_table, spread
-from _floor import SLOTS, decode_all
-from _mixed import mixed_catalogue, parse_options
-from _steady import Run, embed_config, run_raypipe
 
-from raypipe.models.backbone import Backbone
 from raypipe.models.networks import prepare_torchvision, preprocessing
-from raypipe.models.weights import resolve_weights
+from support import NUM_CPUS, describe_machine, embedding, print_table, scratch_folder, spread, verdict
+from support.clips import make_catalogue
 
 MODEL_TARGET, TARGET = 0.9, 0.85
 _BATCH_SIZE = 256
+_BATCHES = 16
 _ROUNDS = 5
 
 
-def ours(name: str) -> list[float]:
-    """Frames a second of the backbone, from uint8 in the host's memory to float32 there, in each of some rounds."""
-    weights = resolve_weights(name, "random", read_bytes=lambda _: b"")
-    model = Backbone(weights.state_dict, name=name, device="cuda", dtype="bfloat16", batch_size=_BATCH_SIZE)
-    side = preprocessing(name).crop_size
-    frames = np.random.default_rng(0).integers(0, 256, (16 * _BATCH_SIZE, side, side, 3), dtype=np.uint8)
-    return rates(lambda: model.embed(frames), len(frames))
+def backbone_rates(name: str) -> list[float]:
+    """Frames/s of the backbone in each round, from uint8 in host memory to float32 there."""
+    model, make_frames = embedding.random_model(name, device="cuda", dtype="bfloat16", batch_size=_BATCH_SIZE)
+    frames = make_frames(_BATCHES * _BATCH_SIZE)
+    return rates(lambda: model.embed(frames))
 
 
-def best_of_torch(name: str) -> list[float]:
-    """Frames a second of torchvision's network alone, compiled as well as torch can."""
+def torch_rates(name: str) -> list[float]:
+    """Frames/s of torchvision's network alone in each round, compiled as well as torch can."""
     prepare_torchvision()
     network = importlib.import_module("torchvision.models").get_model(name, weights=None).eval().to("cuda")
     network = network.to(torch.bfloat16).to(memory_format=torch.channels_last)
     side = preprocessing(name).crop_size
-    pictures = torch.rand(_BATCH_SIZE, 3, side, side, device="cuda").to(torch.bfloat16)
-    pictures = pictures.to(memory_format=torch.channels_last)
+    images = torch.rand(_BATCH_SIZE, 3, side, side, device="cuda").to(torch.bfloat16)
+    images = images.to(memory_format=torch.channels_last)
     compiled = torch.compile(network, mode="max-autotune")
-    with torch.inference_mode(), contextlib.redirect_stderr(io.StringIO()):  # it tells of every kernel that it tries
 
-        def some() -> None:
-            for _ in range(16):
-                compiled(pictures)
-            torch.cuda.synchronize()
+    def embed() -> None:
+        for _ in range(_BATCHES):
+            compiled(images)
+        torch.cuda.synchronize()
 
-        return rates(some, 16 * _BATCH_SIZE)
+    with torch.inference_mode(), contextlib.redirect_stderr(io.StringIO()):  # it reports every kernel that it tries
+        return rates(embed)
 
 
-def rates(work: Callable[[], Any], num_frames: int) -> list[float]:
-    """Frames a second of each round; two before them are not counted, which compile and warm the device."""
+def rates(work: Callable[[], Any]) -> list[float]:
+    """Frames/s of each round, after two that compile and warm the device."""
     seconds = []
     for _ in range(2 + _ROUNDS):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        seconds.append(time.perf_counter() - begun)
-    return [num_frames / each for each in seconds[2:]]
+        seconds.append(time.perf_counter() - start)
+    return [_BATCHES * _BATCH_SIZE / each for each in seconds[2:]]
 
 
-def of_floor(run: Run, decode_seconds: dict[str, float], per_frame: float) -> float:
-    """The larger of the floors over what the machine took for it: 1 is a pipeline that costs nothing."""
-    end = max(commit.at for commit in run.commits)
-    actors = {commit.pid for commit in run.decoded}
-    waited = decoding = 0.0
-    num_videos = 0
-    for pid in actors:
-        first, *rest = sorted((one for one in run.decoded if one.pid == pid), key=lambda one: one.at)
-        waited += end - first.at
-        names = [name for one in rest for name in run.videos_of[one.shard]]
-        decoding += sum(decode_seconds[name] for name in names)
-        num_videos += len(names)
-    model = num_videos * 16 * per_frame  # every clip gives all 16
-    return max(decoding / SLOTS, model) / (waited / len(actors))
+def of_floor(run: embedding.Run, decode_seconds: dict[str, float], model_per_frame: float) -> float:
+    """Return the larger of the floors over the steady state; 1 is a pipeline without overhead."""
+    actors, videos_of = run.by_actor("decoded"), run.videos_of
+    end = max(event.at for event in run.events if event.name == "put")
+    steady = sum(end - shards[0].at for shards in actors) / len(actors)
+    videos = [name for _, *rest in actors for one in rest for name in videos_of[one.shard]]
+    decode = sum(decode_seconds[name] for name in videos) / NUM_CPUS
+    model = len(videos) * embedding.EXACT.num_frames * model_per_frame  # every clip has all 16 frames
+    return max(decode, model) / steady
 
 
-def embed_rows(backbone: str, paths: list[Path], *, repeats: int, per_frame: float) -> list[tuple[str, ...]]:
-    """Floors and raypipe."""
-    scratch = Path(tempfile.mkdtemp(prefix="raypipe-benchmark-"))
+def embed_rows(backbone: str, paths: list[Path], *, repeats: int, model_per_frame: float) -> list[tuple[str, ...]]:
     overrides = (f"backbone.name={backbone}", "backbone.dtype=bfloat16")
-    config = embed_config(paths[0].parent, scratch / "none", *overrides)
-    floors, shares, wholes = [], [], []
-    try:
+    decodes, ratios, wholes = [], [], []
+    with scratch_folder() as scratch:
+        config = embedding.embed_config(paths[0].parent, scratch / "none", embedding.RANDOM, *overrides)
         for repeat in range(repeats):
-            decoded = decode_all(paths, config)
-            seconds = {name: one.wall for name, (_, one) in decoded.items()}
-            run = run_raypipe(paths[0].parent, scratch / f"out-{repeat}", *overrides)
-            floors.append(sum(seconds.values()) / SLOTS)
-            shares.append(of_floor(run, seconds, per_frame))
+            seconds = {name: spent.wall for name, (_, spent) in embedding.decode_all(paths, config).items()}
+            run = embedding.run_raypipe(paths[0].parent, scratch / f"out-{repeat}", *overrides)
+            decodes.append(sum(seconds.values()) / NUM_CPUS)
+            ratios.append(of_floor(run, seconds, model_per_frame))
             wholes.append(run.seconds)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    model = len(paths) * 16 * per_frame
-    met = "met" if median(shares) >= TARGET else "MISSED"
     return [
-        ("decode alone, all processors", f"{spread(floors, 1)} s", ""),
-        ("model alone", f"{model:.1f} s", ""),
-        ("raypipe, steady state, of the larger floor", spread(shares), f"{TARGET}: {met}"),
+        ("decode alone, all CPUs", f"{spread(decodes, 1)} s", ""),
+        ("model alone", f"{len(paths) * embedding.EXACT.num_frames * model_per_frame:.1f} s", ""),
+        ("larger floor / steady state", spread(ratios), f"{TARGET}: {verdict(met=median(ratios) >= TARGET)}"),
         ("raypipe, whole process", f"{spread(wholes, 1)} s", ""),
     ]
 
 
 def main() -> None:
-    """Print both tables."""
-    options = parse_options(__doc__, videos=4000, repeats=3, backbones=("resnet50",), quick_videos=1000)
+    options = embedding.parse_options(__doc__, videos=4000, repeats=3, backbones=("resnet50",), quick_videos=1000)
     if not torch.cuda.is_available():
         print("No GPU here: nothing was measured.")
         return
     print(f"{describe_machine()}; {torch.cuda.get_device_name()}")
-    paths = mixed_catalogue(options)
+    paths = make_catalogue(options.videos_folder, options.videos, clips=options.clips)
     for backbone in options.backbones:
-        best, own = best_of_torch(backbone), ours(backbone)
+        best, own = torch_rates(backbone), backbone_rates(backbone)
         ratio = median(own) / median(best)
         print(f"\n{backbone} bfloat16 alone, {_BATCH_SIZE} frames a batch; medians of {_ROUNDS}\n")
-        met = "met" if ratio >= MODEL_TARGET else "MISSED"
+        met = verdict(met=ratio >= MODEL_TARGET)
         rows = [
             ("torch.compile, max-autotune, on the device", spread(best, 0), ""),
             ("Backbone.embed, from and to the host", spread(own, 0), f"{ratio:.2f}; {MODEL_TARGET}: {met}"),
         ]
         print_table(("way", "frames a second", "of it; target"), rows)
         print(f"\n{len(paths)} videos of {len(options.clips)} kinds, 16 uniform frames; medians of {options.repeats}\n")
-        print_table(
-            ("what", "", "target"), embed_rows(backbone, paths, repeats=options.repeats, per_frame=1 / median(own))
-        )
+        rows = embed_rows(backbone, paths, repeats=options.repeats, model_per_frame=1 / median(own))
+        print_table(("what", "", "target"), rows)
 
 
 if __name__ == "__main__":

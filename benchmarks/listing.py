@@ -1,102 +1,130 @@
-"""How long it takes to list and plan a million videos, and in how much memory.
+"""Measure the time and memory to list and plan a million videos.
 
-    python benchmarks/listing.py [--videos 1000000] [--page-ms 100]
+    python benchmarks/listing.py [--videos 1000000] [--page-ms 100] [--quick]
 
-A server on the loopback answers ListObjectsV2 for made-up keys, each page of 1000 after the time that S3 takes for one.
-The job's own listing, planning and packing run against it in a process of their own; plans go to a local folder. The
-second plan of a row finds every video planned. The peak is of the process that plans, by ``VmHWM``.
+A server on this machine answers ListObjectsV2 for made-up keys, each page of 1000 after the time that S3 takes. The
+job's own listing, planning and packing run against it in a process of their own, and plans go to a local folder. The
+second plan finds every video planned. Peak memory is that of the planning process, by ``VmHWM``.
 """
 
-import argparse
 import asyncio
-import json
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
+from urllib.parse import parse_qs, quote, urlsplit
+from xml.sax.saxutils import escape
 
-from _common import describe_machine, print_table
-from _listing_server import serve
-from _processes import peak_bytes
-
-from raypipe.jobs.embed.packing import pack
-from raypipe.jobs.embed.planning import Planning, plan_listing
+from raypipe.dataset.plan import StoredPlans
+from raypipe.jobs.embed.inputs import Planning, pack, plan_listing
 from raypipe.storage import Folder
+from support import describe_machine, make_parser, print_table, scratch_folder
+from support.processes import Seconds, Stopwatch, in_process, peak_bytes
 
-_SHAPES = {
+KEYS = {
     "flat, numbered": lambda number: f"catalogue/a-video-of-some-length-of-name-{number:09d}.mp4",
     "flat, random": lambda number: f"catalogue/{number * 0x9E3779B97F4A7C15 % 2**64:016x}{number:016x}.mp4",
     "1000 folders": lambda number: f"catalogue/folder-{number % 1000:04d}/a-video-of-some-name-{number:09d}.mp4",
     "10 videos a folder": lambda number: f"catalogue/{number // 10:09d}/a-video-of-some-name-{number % 10}.mp4",
 }
+_OBJECT = (
+    "<Contents><Key>{}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>&quot;{:032x}&quot;</ETag>"
+    "<Size>{}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+)
+_PAGE = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+    "<Name>videos</Name><KeyCount>{}</KeyCount><MaxKeys>{}</MaxKeys><IsTruncated>{}</IsTruncated>{}</ListBucketResult>"
+)
 
 
-def plan(input_uri: str, output_uri: str) -> int:
-    """List and plan what is new; how many videos are known then."""
-    planning = Planning.load(Folder(output_uri), {"format": 1}, input_uri)
+async def answer(keys: Sequence[str], *, page_seconds: float, port: Connection) -> None:
+    """Listen on a free port, send its number, and answer until killed."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            while (await reader.readline()).strip():
+                pass
+            query = {name: values[0] for name, values in parse_qs(urlsplit(line.split()[1].decode()).query).items()}
+            body = page(keys, query).encode()
+            await asyncio.sleep(page_seconds)
+            head = ("HTTP/1.1 200 OK", "Server: AmazonS3", f"Content-Length: {len(body)}", "", "")
+            writer.write("\r\n".join(head).encode() + body)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    port.send(server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+
+def page(keys: Sequence[str], query: dict[str, str]) -> str:
+    """Return one page; the continuation token is the last key or common prefix of the previous page."""
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    max_keys = int(query.get("max-keys", "1000"))
+    at = bisect_left(keys, prefix)
+    if after := query.get("continuation-token", "") or query.get("start-after", ""):
+        is_folder = bool(delimiter) and after.endswith(delimiter)
+        at = max(at, bisect_right(keys, after + "\U0010ffff" if is_folder else after))
+    parts: list[str] = []
+    last = ""
+    while len(parts) < max_keys and at < len(keys) and keys[at].startswith(prefix):
+        folder, found, _ = keys[at][len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
+        if found:
+            last = prefix + folder + delimiter
+            parts.append(f"<CommonPrefixes><Prefix>{quote(last)}</Prefix></CommonPrefixes>")
+            at = bisect_left(keys, last + "\U0010ffff")
+        else:
+            last = keys[at]
+            parts.append(_OBJECT.format(escape(quote(last)), at, 1_000_000 + at))
+            at += 1
+    is_truncated = at < len(keys) and keys[at].startswith(prefix)
+    token = f"<NextContinuationToken>{quote(last)}</NextContinuationToken>" if is_truncated else ""
+    encoding = "<EncodingType>url</EncodingType>" if "encoding-type" in query else ""
+    return _PAGE.format(len(parts), max_keys, str(is_truncated).lower(), encoding + token + "".join(parts))
+
+
+def serve(shape: str, num_videos: int, page_seconds: float, port: Connection) -> None:
+    """Run the server in this process."""
+    keys = sorted(map(KEYS[shape], range(num_videos)))
+    asyncio.run(answer(keys, page_seconds=page_seconds, port=port))
+
+
+def plan(input_uri: str, output_uri: str) -> tuple[int, Seconds, int]:
+    """List, and plan what is new; return the number of known videos, the time and the peak memory in bytes."""
+    watch = Stopwatch()
+    planning = Planning.load(StoredPlans(Folder(output_uri)), {"format": 1}, input_uri)
     packing = partial(pack, max_videos=64, max_frames=8192, frames_per_video=16, slots=8)
     plan_listing(planning, max_gone_fraction=0.2, pack=packing)
-    return len(planning.planner.known)
+    return len(planning.planner.known), watch.read(), peak_bytes()
 
 
-def run_once(input_uri: str, output_uri: str) -> None:
-    """Plan in this process, and print what it took as a line of JSON."""
-    start, cpu = time.perf_counter(), time.process_time()
-    known = plan(input_uri, output_uri)
-    took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-    print(json.dumps({"known": known, "peak_bytes": peak_bytes(), **took}))
-
-
-def measure(shape: str, *, num_videos: int, page_seconds: float) -> list[tuple[str, ...]]:
-    """The rows of one shape of keys: first everything is new, then nothing is."""
-    asked = [sys.executable, __file__, "--videos", str(num_videos), "--page-ms", str(page_seconds * 1000)]
-    scratch = tempfile.mkdtemp(prefix="raypipe-benchmark-")
-    server = subprocess.Popen([*asked, "--serve", shape], stdout=subprocess.PIPE, text=True)
-    try:
-        port = int(server.stdout.readline()) if server.stdout else 0
-        account = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
-        environment = {**os.environ, **account, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
-        rows = []
-        for what in ("all new", "all known"):
-            once = [sys.executable, __file__, "--once", "s3://videos/catalogue", scratch]
-            ran = json.loads(subprocess.run(once, check=True, capture_output=True, text=True, env=environment).stdout)
-            if ran["known"] != num_videos:
-                sys.exit(f"{ran['known']} videos are known of {num_videos}.")
-            peak = f"{ran['peak_bytes'] / 1e9:.2f}"
-            rows.append((shape, what, f"{ran['seconds']:.1f}", f"{ran['cpu_seconds']:.1f}", peak))
-        return rows
-    finally:
-        server.kill()
-        server.wait()
-        shutil.rmtree(scratch, ignore_errors=True)
+def measure(shape: str, num_videos: int, page_seconds: float) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of one shape of keys: first all videos are new, then all are known."""
+    receiver, sender = Pipe(duplex=False)
+    server = get_context("spawn").Process(target=serve, args=(shape, num_videos, page_seconds, sender), daemon=True)
+    server.start()
+    account = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ.update(account, AWS_ENDPOINT_URL=f"http://127.0.0.1:{receiver.recv()}")
+    with scratch_folder() as scratch:
+        for state in ("all new", "all known"):
+            known, spent, peak = in_process(plan, "s3://videos/catalogue", str(scratch))
+            if known != num_videos:
+                sys.exit(f"{known} videos are known of {num_videos}.")
+            yield shape, state, f"{spent.wall:.1f}", f"{spent.cpu:.1f}", f"{peak / 1e9:.2f}"
+    server.kill()
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, quick="20,000 videos")
     parser.add_argument("--videos", type=int, default=1_000_000)
     parser.add_argument("--page-ms", type=float, default=100.0)
-    parser.add_argument("--shapes", nargs="+", default=list(_SHAPES), choices=_SHAPES)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="20,000 videos")
     options = parser.parse_args()
-    if options.quick:
-        options.videos = 20_000
-    if options.once:
-        run_once(*options.once)
-        return
-    if options.serve:
-        keys = sorted(map(_SHAPES[options.serve], range(options.videos)))
-        asyncio.run(serve(keys, page_seconds=options.page_ms / 1000))
-        return
-    rows = []
-    for shape in options.shapes:
-        rows += measure(shape, num_videos=options.videos, page_seconds=options.page_ms / 1000)
-    print(f"{describe_machine()}; {options.videos} videos, {options.page_ms:g} ms a page of 1000")
+    num_videos = 20_000 if options.quick else options.videos
+    rows = [row for shape in KEYS for row in measure(shape, num_videos, options.page_ms / 1000)]
+    print(f"{describe_machine()}; {num_videos} videos, {options.page_ms:g} ms a page of 1000")
     print_table(("keys", "videos", "s", "CPU s", "peak GB"), rows)
 
 

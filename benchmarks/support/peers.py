@@ -1,40 +1,43 @@
-"""The other ways to embed a folder of videos, each a whole program: started as a process of its own by ``peers.py``.
+"""Other ways to embed a folder of videos, each a whole program that ``peers.py`` starts as a process of its own.
 
-    python benchmarks/_peers.py WAY JOB
+    python benchmarks/support/peers.py WAY JOB
 
 All but ``ray-data-documented`` run raypipe's own ``Backbone``, the fastest form of the model known here, in the same
-dtype and batches; all write Parquet with a row for each frame. Each says after every batch how many frames are done.
+dtype and batches; all write Parquet with a row per frame. Each logs the frames of every finished batch. Modules are
+imported where they are used, so that each way pays only for its own.
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 frames [N, 224, 224, 3] to vectors [N, D]
+Settings = dict[str, Any]  # actors, threads, …: what a way can be tuned with
 SIZE = 224
 UNIFORM = 16
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a peer does, and how."""
+    """What a way embeds, and how."""
 
     videos: str
     output: str
     marks: str  # a file of (Unix time, frames) lines
     backbone: str
     dtype: str
-    settings: dict[str, Any]
+    settings: Settings
 
     def embedder(self, num_threads: int) -> Embed:
-        """By raypipe's network; frames are marked when they are done."""
+        """Raypipe's network, which logs finished frames."""
         from raypipe.models.backbone import Backbone  # noqa: PLC0415
         from raypipe.models.weights import resolve_weights  # noqa: PLC0415
 
@@ -42,7 +45,7 @@ class Job:
         return self._marked(Backbone(weights.state_dict, name=self.backbone, dtype=self.dtype).embed, num_threads)
 
     def plain_embedder(self, num_threads: int) -> Embed:
-        """The same by torchvision's network and transforms as documentation uses them: float32, nothing folded."""
+        """Torchvision's network and transforms as documented: float32, batch norm not folded."""
         import torch  # noqa: PLC0415
 
         from raypipe.models.backbones import head_name  # noqa: PLC0415
@@ -77,7 +80,7 @@ class Job:
 
 
 def uniform_frames(path: str) -> np.ndarray:
-    """16 uniform frames with decord, resized inside it."""
+    """Decode 16 uniform frames with decord, which resizes them."""
     import decord  # noqa: PLC0415
 
     reader = decord.VideoReader(path, width=SIZE, height=SIZE, num_threads=1)
@@ -85,22 +88,14 @@ def uniform_frames(path: str) -> np.ndarray:
     return reader.get_batch(wanted).asnumpy()
 
 
-def ray_data_documented(job: Job) -> None:
-    """``read_videos → map_batches → write_parquet`` and torchvision's network, as documentation puts them together."""
-    _ray_data(job, job.plain_embedder)
-
-
-def ray_data(job: Job) -> None:
-    """The same with raypipe's network."""
-    _ray_data(job, job.embedder)
-
-
-def _ray_data(job: Job, make_embedder: Callable[[int], Embed]) -> None:
+def ray_data(job: Job, *, documented: bool = False) -> None:
+    """``read_videos → map_batches → write_parquet``, as documented also with torchvision's network."""
     import ray  # noqa: PLC0415
 
     class Embedder:
         def __init__(self) -> None:
-            self.embed = make_embedder(job.settings["threads"])
+            make = job.plain_embedder if documented else job.embedder
+            self.embed = make(job.settings["threads"])
 
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {"path": batch["path"], "embedding": self.embed(np.stack(batch["frame"]))}
@@ -114,7 +109,7 @@ def _ray_data(job: Job, make_embedder: Callable[[int], Embed]) -> None:
 
 
 def data_loader(job: Job) -> None:
-    """A PyTorch ``DataLoader`` whose workers decode with decord; the model is in the main process."""
+    """A PyTorch ``DataLoader`` whose workers decode with decord; the model runs in the main process."""
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
     from torch.utils.data import DataLoader, Dataset  # noqa: PLC0415
@@ -145,52 +140,47 @@ def daft_frames(job: Job) -> None:
     """Daft's ``read_video_frames`` at one frame a second, then the model in a class."""
     import daft  # noqa: PLC0415
 
-    Embedder = _daft_embedder(job)  # noqa: N806
-    # With several files at once Daft 0.7.26 stands still on two processors: all its threads wait for its event loop.
+    def embed_batch(embed: Embed, frames: list[np.ndarray]) -> list[list[float]]:
+        return embed(np.stack([np.asarray(frame) for frame in frames])).tolist()
+
+    vector = daft.DataType.list(daft.DataType.float32())
+    embedder = _daft_class(job, embed_batch, return_dtype=vector, batch_size=32)
+    # With several files at once Daft 0.7.26 hangs on two CPUs: all its threads wait for its event loop.
     daft.context.set_execution_config(scantask_max_parallel=1)
     frames = daft.read_video_frames(f"{job.videos}/*", image_height=SIZE, image_width=SIZE, sample_interval_seconds=1.0)
-    frames.select("path", Embedder()(frames["data"]).alias("embedding")).write_parquet(job.output)
+    frames.select("path", embedder(frames["data"]).alias("embedding")).write_parquet(job.output)
 
 
 def daft_udf(job: Job) -> None:
-    """Daft over the paths: one class decodes 16 frames of each with decord and embeds them."""
+    """Daft over the paths: a class decodes 16 frames of each with decord and embeds them."""
     import daft  # noqa: PLC0415
 
-    embedding = daft.DataType.list(daft.DataType.list(daft.DataType.float32()))
-    actors = {"max_concurrency": job.settings["actors"], "use_process": job.settings["processes"]}
+    def embed_batch(embed: Embed, paths: list[str]) -> list[list[list[float]]]:
+        return [embed(uniform_frames(path.removeprefix("file://"))).tolist() for path in paths]
 
-    @daft.cls(**actors)
-    class Embedder:
-        def __init__(self) -> None:
-            self.embed = job.embedder(job.settings["threads"])
-
-        @daft.method.batch(return_dtype=embedding, batch_size=1)
-        def __call__(self, paths):  # noqa: ANN001, ANN204
-            return [self.embed(uniform_frames(path.removeprefix("file://"))).tolist() for path in paths.to_pylist()]
-
+    vectors = daft.DataType.list(daft.DataType.list(daft.DataType.float32()))
+    embedder = _daft_class(job, embed_batch, return_dtype=vectors, batch_size=1)
     rows = daft.from_glob_path(f"{job.videos}/*")
-    rows.select("path", Embedder()(rows["path"]).alias("embedding")).explode("embedding").write_parquet(job.output)
+    rows.select("path", embedder(rows["path"]).alias("embedding")).explode("embedding").write_parquet(job.output)
 
 
-def _daft_embedder(job: Job):  # noqa: ANN202
+def _daft_class(job: Job, embed_batch: Callable[[Embed, list], list], **batch: Any):  # noqa: ANN202, ANN401
     import daft  # noqa: PLC0415
 
-    actors = {"max_concurrency": job.settings["actors"], "use_process": job.settings["processes"]}
-
-    @daft.cls(**actors)
+    @daft.cls(max_concurrency=job.settings["actors"], use_process=job.settings["processes"])
     class Embedder:
         def __init__(self) -> None:
             self.embed = job.embedder(job.settings["threads"])
 
-        @daft.method.batch(return_dtype=daft.DataType.list(daft.DataType.float32()), batch_size=32)
-        def __call__(self, frames):  # noqa: ANN001, ANN204
-            return self.embed(np.stack([np.asarray(frame) for frame in frames.to_pylist()])).tolist()
+        @daft.method.batch(**batch)
+        def __call__(self, column):  # noqa: ANN001, ANN204
+            return embed_batch(self.embed, column.to_pylist())
 
-    return Embedder
+    return Embedder()
 
 
 WAYS = {
-    "ray-data-documented": ray_data_documented,
+    "ray-data-documented": partial(ray_data, documented=True),
     "ray-data": ray_data,
     "data-loader": data_loader,
     "daft-frames": daft_frames,
@@ -199,18 +189,12 @@ WAYS = {
 
 
 def read_marks(path: Path) -> tuple[int, float]:
-    """The number of frames, and the seconds of all at the pace of the last three quarters."""
-    lines = sorted(_marks(path))
-    done = np.cumsum([count for _, count in lines])
-    total = int(done[-1])
-    first = min(int(np.searchsorted(done, total / 4)), len(lines) - 2)
-    return total, (lines[-1][0] - lines[first][0]) * total / (total - int(done[first]))
-
-
-def _marks(path: Path) -> Iterator[tuple[float, int]]:
-    for line in path.read_text().splitlines():
-        at, count = line.split()
-        yield float(at), int(count)
+    """Return the number of frames, and the seconds of all at the speed of the last three quarters."""
+    times, counts = np.loadtxt(path, ndmin=2, unpack=True)
+    order = np.argsort(times)
+    times, done = times[order], np.cumsum(counts[order])
+    first = min(int(np.searchsorted(done, done[-1] / 4)), len(times) - 2)
+    return int(done[-1]), float((times[-1] - times[first]) * done[-1] / (done[-1] - done[first]))
 
 
 if __name__ == "__main__":

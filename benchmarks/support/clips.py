@@ -1,7 +1,7 @@
-"""Generated videos that cost what real ones cost: a camera over textures, things that move, cuts, grain.
+"""Generated videos that cost a decoder as much as real ones: camera moves over textures, moving objects, cuts, grain.
 
-Every clip is encoded with the defaults of its encoder: x264 at ``medium`` has B-frames, three references and, unless a
-clip says otherwise, a key frame only at a cut or after 250 frames.
+Clips use their encoder's defaults: x264 at ``medium`` has B-frames, three reference frames and, unless the clip's
+options say otherwise, a key frame only at a cut or after 250 frames.
 """
 
 import shutil
@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 Plane = npt.NDArray[np.uint8]
 FPS = 30
-_ENDINGS = {"libx264": "mp4", "libx265": "mp4", "libvpx-vp9": "webm"}
+_SUFFIXES = {"libx264": "mp4", "libx265": "mp4", "libvpx-vp9": "webm"}
 _NUM_GRAINS = 4
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What is encoded."""
+    """What to encode, at 30 frames a second."""
 
     seconds: float
     width: int
@@ -29,18 +29,17 @@ class Clip:
     encoder: str = "libx264"
     options: Mapping[str, str] = field(default_factory=dict)
     scene_seconds: float = 4.0
-    grain: float = 2.0  # standard deviation of what is new in every frame, of 255
+    grain: float = 2.0  # standard deviation of the noise in each frame, of 255
 
     @property
     def file_name(self) -> str:
-        """Tells two clips apart."""
-        said = "-".join(f"{key}{value}" for key, value in self.options.items())
-        what = f"{self.encoder}-{self.width}x{self.height}-{self.seconds:g}s-{self.scene_seconds:g}-{self.grain:g}"
-        return f"{what}{said and '-'}{said}.{_ENDINGS[self.encoder]}"
+        """Unique for each clip."""
+        options = "".join(f"-{key}{value}" for key, value in self.options.items())
+        size = f"{self.width}x{self.height}-{self.seconds:g}s-{self.scene_seconds:g}-{self.grain:g}"
+        return f"{self.encoder}-{size}{options}.{_SUFFIXES[self.encoder]}"
 
     @property
     def num_frames(self) -> int:
-        """At 30 a second."""
         return round(self.seconds * FPS)
 
 
@@ -48,7 +47,7 @@ _GOP_60 = {"g": "60"}
 _FAST_VP9 = {"deadline": "realtime", "cpu-used": "8", "row-mt": "1"}
 _FAST_HEVC = {"preset": "superfast", "x265-params": "log-level=none"}
 
-# 240p to 720p, 3 to 40 s: of 18 clips 14 are H.264, 6 of those with a key frame every two seconds.
+# 240p to 720p, 3 to 40 s: 14 of the 18 clips are H.264, 6 of those with a key frame every two seconds.
 MIXED = (
     Clip(3, 426, 240),
     Clip(5, 640, 360, options=_GOP_60),
@@ -72,11 +71,11 @@ MIXED = (
 
 
 def make_catalogue(folder: Path, count: int, *, clips: Sequence[Clip] = MIXED) -> list[Path]:
-    """``count`` videos in a folder of their own below ``folder``: each clip encoded once, then copied under many names.
+    """Make ``count`` videos in one subfolder: encode each clip once, then copy it under many names.
 
-    A copy costs a decoder what another clip of its kind would. What was made before is taken as it is.
+    A copy costs a decoder as much as another clip of its kind. Existing files are reused.
     """
-    encoded = [encode(folder / "clips", clip) for clip in clips[:count]]
+    encoded = encode_all(folder, clips[:count])
     catalogue = folder / f"catalogue-{count}-of-{len(encoded)}"
     catalogue.mkdir(exist_ok=True)
     made = [catalogue / f"video-{at:05d}{encoded[at % len(encoded)].suffix}" for at in range(count)]
@@ -86,12 +85,17 @@ def make_catalogue(folder: Path, count: int, *, clips: Sequence[Clip] = MIXED) -
     return made
 
 
+def encode_all(folder: Path, clips: Sequence[Clip]) -> list[Path]:
+    """Return the file of each clip, encoded unless it exists."""
+    return [encode(folder, clip) for clip in clips]
+
+
 def encode(folder: Path, clip: Clip) -> Path:
-    """The clip's file in ``folder``; encoded only where it is not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / clip.file_name
+    """Return the clip's file, encoded unless it exists."""
+    path = folder / "clips" / clip.file_name
     if path.exists():
         return path
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"unfinished-{path.name}")
     with av.open(str(unfinished), "w") as container:
         stream = container.add_stream(clip.encoder, rate=FPS, options=dict(clip.options))
@@ -104,7 +108,7 @@ def encode(folder: Path, clip: Clip) -> Path:
 
 
 def _frames(clip: Clip) -> Iterator[Plane]:
-    """YUV 4:2:0 pictures [height * 3 / 2, width]."""
+    """YUV 4:2:0 images [height * 3 / 2, width]."""
     random = np.random.default_rng([clip.width, clip.height, clip.num_frames])
     shape = (clip.height, clip.width)
     grains = [(random.standard_normal(shape) * clip.grain).round().astype(np.int16) for _ in range(_NUM_GRAINS)]
@@ -120,58 +124,57 @@ def _frames(clip: Clip) -> Iterator[Plane]:
 
 
 class _Scene:
-    """One camera move over one texture, with a few things that move on their own."""
+    """One camera move over one texture, with three objects that move on their own."""
 
     def __init__(self, clip: Clip, random: np.random.Generator) -> None:
         self._height, self._width = clip.height, clip.width
-        room = (2 * clip.height, 2 * clip.width)
-        self._texture = _texture(random, *room)
-        self._tint = [_texture(random, room[0] // 2, room[1] // 2) // 4 + 96 for _ in range(2)]
+        self._texture = _texture(random, 2 * clip.height, 2 * clip.width)
+        self._chroma = [_texture(random, clip.height, clip.width) // 4 + 96 for _ in range(2)]
         self._start = random.uniform(0.25, 0.75, 2) * (clip.height, clip.width)
         self._speed = random.uniform(-1.5, 1.5, 2) * clip.height / 360
         sides = random.integers(clip.height // 10, clip.height // 4, 3)
-        self._things = [
+        self._objects = [
             (random.uniform(0, 0.7, 2), random.uniform(-0.01, 0.01, 2), _texture(random, side, side)) for side in sides
         ]
 
     def luma(self, number: int) -> Plane:
-        """The picture's brightness [height, width]."""
-        top, left = self._place(number)
-        picture = self._texture[top : top + self._height, left : left + self._width].copy()
-        for begin, speed, pixels in self._things:
+        """Brightness [height, width] of frame ``number``."""
+        top, left = self._camera(number)
+        image = self._texture[top : top + self._height, left : left + self._width].copy()
+        for start, speed, pixels in self._objects:
             side = len(pixels)
-            y, x = (_to_and_fro(begin + speed * number) * (self._height - side, self._width - side)).astype(int)
-            picture[y : y + side, x : x + side] = pixels
-        return picture
+            y, x = (_bounce(start + speed * number) * (self._height - side, self._width - side)).astype(int)
+            image[y : y + side, x : x + side] = pixels
+        return image
 
     def chroma(self, number: int) -> Plane:
-        """Both planes of colour, one behind the other, as rows of the picture's width."""
-        top, left = (at // 2 for at in self._place(number))
+        """Both colour planes, one after the other, as rows of the image's width."""
+        top, left = (at // 2 for at in self._camera(number))
         half = (slice(top, top + self._height // 2), slice(left, left + self._width // 2))
-        return np.concatenate([plane[half].reshape(-1) for plane in self._tint]).reshape(-1, self._width)
+        return np.concatenate([plane[half].reshape(-1) for plane in self._chroma]).reshape(-1, self._width)
 
-    def _place(self, number: int) -> tuple[int, int]:
-        room = np.array((self._height, self._width))
-        y, x = (_to_and_fro((self._start + self._speed * number) / room) * room).astype(int)
+    def _camera(self, number: int) -> tuple[int, int]:
+        size = np.array((self._height, self._width))
+        y, x = (_bounce((self._start + self._speed * number) / size) * size).astype(int)
         return int(y), int(x)
 
 
-def _to_and_fro(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Between 0 and 1, turning back at both."""
-    return np.abs((place + 1) % 2 - 1)
+def _bounce(position: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Reflect positions at 0 and 1."""
+    return np.abs((position + 1) % 2 - 1)
 
 
 def _texture(random: np.random.Generator, height: int, width: int) -> Plane:
-    """Noise of several sizes, the coarse ones stronger, as pictures have it."""
-    picture = np.zeros((height, width), np.float32)
+    """Noise of several sizes, the coarse ones stronger, as in photographs."""
+    image = np.zeros((height, width), np.float32)
     for size, weight in ((64, 1.0), (16, 0.5), (4, 0.25), (1, 0.06)):
         coarse = random.standard_normal((-(-height // size) + 1, -(-width // size) + 1)).astype(np.float32)
-        picture += weight * _enlarged(coarse, size)[:height, :width]
-    return np.clip(126 + 45 * picture, 16, 235).astype(np.uint8)
+        image += weight * _enlarged(coarse, size)[:height, :width]
+    return np.clip(126 + 45 * image, 16, 235).astype(np.uint8)
 
 
 def _enlarged(coarse: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
-    """Between the values linearly, so that what is coarse is smooth."""
+    """Interpolate linearly, so that coarse noise is smooth."""
     for axis in (0, 1):
         step = (np.arange((coarse.shape[axis] - 1) * size) % size / size).astype(np.float32)
         shape = (-1, 1) if axis == 0 else (1, -1)
