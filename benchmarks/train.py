@@ -22,11 +22,11 @@ import numpy as np
 import ray
 import torch
 
-from raypipe.jobs.train import trainer
+from raypipe.jobs.train.inputs import find_samples
+from raypipe.jobs.train.job import threads_per_worker
+from raypipe.jobs.train.loop import make_optimizer, rate_at, set_rate
 from raypipe.jobs.train.network import build
-from raypipe.jobs.train.optim import make_optimizer, rate_at, set_rate
-from raypipe.jobs.train.samples import find_samples
-from raypipe.jobs.train.setup import prepare
+from raypipe.jobs.train.run_spec import prepare
 from support import describe_machine, make_parser, print_table, scratch_folder
 from support.embedding import made_up_videos, run_without_videos
 from support.learning import read_frames, split_of, train, train_config, write_labels
@@ -64,13 +64,13 @@ def run_plain(case: Case, embeddings: Path, labels: Path, *, epochs: int, thread
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = train_config(embeddings, labels, Path("unused"), *case.overrides(epochs))
     settings = config.optimizer
-    setup = prepare(config, find_samples(config))
+    spec = prepare(config, find_samples(config))
     ids, vectors = split_of(config)[0], read_frames(embeddings)
     # float16, as stored: the model makes it float32
     frames = torch.from_numpy(np.stack([vectors[video_id] for video_id in ids]).astype(np.float16)).to(device)
     targets = torch.tensor([label_of(video_id) for video_id in ids], device=device)
     mask = torch.ones((settings.batch_size, NUM_FRAMES), dtype=torch.long, device=device)
-    model = build(setup.start, seed=config.seed).to(device).train()
+    model = build(spec.network, seed=config.seed).to(device).train()
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     bfloat16 = settings.precision == "bfloat16"
@@ -79,7 +79,7 @@ def run_plain(case: Case, embeddings: Path, labels: Path, *, epochs: int, thread
         start = time.perf_counter()
         for batch in torch.randperm(count, device=device).split(settings.batch_size):
             share = rate_at(done / (settings.epochs * count), warmup_fraction=settings.warmup_fraction)
-            set_rate(optimizer, setup.learning_rate * share)
+            set_rate(optimizer, spec.learning_rate * share)
             optimizer.zero_grad(set_to_none=True)
             shown = mask[: len(batch)] * (torch.rand((len(batch), NUM_FRAMES), device=device) >= settings.frame_dropout)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
@@ -143,7 +143,7 @@ def main() -> None:
     with scratch_folder() as scratch:
         embeddings = scratch / "embeddings"
         run_without_videos(max(case.num_videos for case in cases), embeddings)
-        threads = [trainer._threads(1, n_embd=case.n_embd) for case in cases]  # noqa: SLF001 - what a worker uses
+        threads = [threads_per_worker(1, n_embd=case.n_embd) for case in cases]
         ray.shutdown()
         rows = [measure(case, embeddings, number, options) for case, number in zip(cases, threads, strict=True)]
     print(describe_machine())

@@ -28,12 +28,12 @@ from raypipe.jobs.embed.inputs import find_videos
 from raypipe.jobs.embed.verify import recheck_inputs
 from raypipe.jobs.embed.verify import verify as verify_embeddings
 from raypipe.jobs.index.job import run_index
-from raypipe.jobs.train.checkpoint import Checkpoints, load_optimizer
+from raypipe.jobs.train.checkpoints import Checkpoints, load_optimizer
+from raypipe.jobs.train.inputs import find_samples
+from raypipe.jobs.train.loop import make_optimizer
 from raypipe.jobs.train.network import build
-from raypipe.jobs.train.optim import make_optimizer
-from raypipe.jobs.train.samples import find_samples
-from raypipe.jobs.train.setup import check_same_run, prepare, run_facts
-from raypipe.jobs.train.story import earlier_record
+from raypipe.jobs.train.run_spec import check_same_run, prepare, run_facts
+from raypipe.jobs.train.training_record import earlier_record
 from raypipe.models.classifier_files import build_classifier, read_model
 from raypipe.records import TrainingRecord
 from raypipe.schema import row_format_of
@@ -159,7 +159,7 @@ def test_the_checkpoint_goes_into_the_model_of_its_training(golden: Golden) -> N
     checkpoint = Checkpoints(golden.folder("model")).latest()
     assert checkpoint is not None
     config = golden.config(TrainConfig, "train")
-    model = build(prepare(config, find_samples(config)).start, seed=config.seed)
+    model = build(prepare(config, find_samples(config)).network, seed=config.seed)
     model.load_state_dict(dict(checkpoint.model))
     optimizer = make_optimizer(model, weight_decay=config.optimizer.weight_decay)
     load_optimizer(model, optimizer, checkpoint.optimizer)

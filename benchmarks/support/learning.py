@@ -17,8 +17,8 @@ from raypipe import schema
 from raypipe.config import TrainConfig, load_config
 from raypipe.dataset.read import read_embeddings
 from raypipe.jobs.embed.job import run_embed
-from raypipe.jobs.train.run import run_train
-from raypipe.jobs.train.samples import find_samples
+from raypipe.jobs.train.inputs import find_samples
+from raypipe.jobs.train.job import run_train
 from raypipe.models.classifier import VideoClassifier
 from raypipe.records import TrainingRecord
 from raypipe.storage import Folder

@@ -40,7 +40,7 @@ def train(
 def _train(settings: "TrainConfig") -> int:
     from rich.console import Console
 
-    from raypipe.jobs.train.run import run_train
+    from raypipe.jobs.train.job import run_train
     from raypipe.runs.summary_tables import training_table
 
     console = Console()

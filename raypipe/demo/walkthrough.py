@@ -144,7 +144,7 @@ def _embed(console: Console, folder: Path, weights: str) -> Path:
 
 
 def _train(console: Console, folder: Path, labels: Path) -> Path:
-    from raypipe.jobs.train.run import run_train  # noqa: PLC0415
+    from raypipe.jobs.train.job import run_train  # noqa: PLC0415
     from raypipe.runs.summary_tables import training_table  # noqa: PLC0415
 
     values = {"embeddings": _OUTPUT, "labels": str(labels), "output": _MODEL}

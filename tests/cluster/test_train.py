@@ -26,7 +26,7 @@ def test_a_training_goes_on_from_its_last_checkpoint(cluster: RayCluster, place:
     (trains,) = [worker for worker in cluster.workers if worker.runs(_WORKER)]
     cluster.lose(trains)
     assert job.wait() == 0, job.printed
-    assert "workers were started again from checkpoint " in job.printed
+    assert "workers were restarted from checkpoint " in job.printed
     epochs = history(output)
     assert len(epochs) == config.optimizer.epochs
     assert [round(epoch["samples_per_second"] * epoch["seconds"]) for epoch in epochs] == [_NUM_TRAIN] * len(epochs)

@@ -11,7 +11,7 @@ import yaml
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
 from raypipe.dataset.plan import data_name
-from raypipe.jobs.train.outputs import _TENSORBOARD, METRICS
+from raypipe.jobs.train.checkpoints import METRICS, TENSORBOARD
 from raypipe.models.classifier_files import MODEL_FOLDER
 from raypipe.search.versions import CURRENT
 
@@ -125,7 +125,7 @@ def test_what_is_committed_is_not_replaced(worker: list[Document], folder: str) 
             assert may(worker, action, resource, **context) == is_new
     action, resource, context = _put(f"{folder}data/large.parquet", is_new=False, creates=False)
     assert may(worker, action, resource, **context)  # a part; the end of its upload carries the condition
-    for name in (CURRENT, METRICS, _TENSORBOARD, f"{MODEL_FOLDER}/README.md"):
+    for name in (CURRENT, METRICS, TENSORBOARD, f"{MODEL_FOLDER}/README.md"):
         action, resource, context = _put(folder + name, is_new=False)
         assert may(worker, action, resource, **context), f"raypipe puts {name} anew"
     assert not may(worker, "s3:PutObject", "arn:aws:s3:::videos/a.mp4", **_put("", is_new=True)[2])

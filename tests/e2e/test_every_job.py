@@ -37,7 +37,7 @@ from raypipe.jobs.index.job import IndexRun, run_index
 from raypipe.jobs.outputs import verify_any
 from raypipe.jobs.recommend.job import run_recommend
 from raypipe.jobs.recommend.shard import query_of
-from raypipe.jobs.train.run import run_train
+from raypipe.jobs.train.job import run_train
 from raypipe.records import TrainingRecord
 from raypipe.runs.job import BatchRun
 from raypipe.search.index import VideoIndex

@@ -25,7 +25,7 @@ from raypipe.config import ClassifyConfig, TrainConfig
 from raypipe.dataset.read import read_rows
 from raypipe.jobs.classify.job import run_classify
 from raypipe.jobs.classify.verify import verify
-from raypipe.jobs.train.run import run_train
+from raypipe.jobs.train.job import run_train
 from raypipe.models.classifier_files import build_model, read_model
 from raypipe.storage import Folder
 from support.folders import keys

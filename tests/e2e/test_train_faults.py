@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from raypipe.jobs.train.checkpoint import Checkpoint, Checkpoints
+from raypipe.jobs.train.checkpoints import Checkpoint, Checkpoints
 from raypipe.storage import Folder
 from support.embed_outputs import replace_object
 from support.folders import keys
@@ -114,7 +114,7 @@ def test_stopped_then_killed_then_damaged(trained: Trained, bucket: str, start_d
     driver = start_driver(config, job="train")
     wait_for_checkpoint(driver, output, max(stopped.number, _PER_EPOCH) + 10)
     driver.kill()
-    assert f"going on from checkpoint {stopped.number}, epoch {stopped.state['epoch'] + 1}" in driver.log.read_text()
+    assert f"resuming from checkpoint {stopped.number}, epoch {stopped.state['epoch'] + 1}" in driver.log.read_text()
     wait_for_no_worker()
     killed = middle(output)
     assert killed.seen.sum() == killed.state["num_videos"]
@@ -123,7 +123,7 @@ def test_stopped_then_killed_then_damaged(trained: Trained, bucket: str, start_d
     tear(output, killed.number - 1)
     driver = start_driver(config, job="train")
     assert driver.wait() == 0, driver.log.read_text()
-    assert f"going on from checkpoint {killed.number - 2}, epoch " in driver.log.read_text()
+    assert f"resuming from checkpoint {killed.number - 2}, epoch " in driver.log.read_text()
     check_as_undisturbed(output, trained)
 
 
@@ -148,7 +148,7 @@ def test_a_killed_worker_ends_or_goes_on(trained: Trained, bucket: str, start_dr
     assert kill_one(_WORKER)
     assert driver.wait() == 0, driver.log.read_text()
     printed = driver.log.read_text()
-    assert "workers were started again from checkpoint " in printed
+    assert "workers were restarted from checkpoint " in printed
     check_as_undisturbed(output, trained)
 
 
@@ -169,7 +169,7 @@ def test_a_disk_that_is_full_until_there_is_room(trained: Trained, tmp_path: Pat
         disk.resize(_ENOUGH_KB)
         driver = start_driver(config, job="train")
         assert driver.wait() == 0, driver.log.read_text()
-        assert "going on from checkpoint " in driver.log.read_text()
+        assert "resuming from checkpoint " in driver.log.read_text()
         check_as_undisturbed(output, trained)
 
 
@@ -189,7 +189,7 @@ def test_one_of_two_workers_is_killed(trained: Trained, bucket: str, start_drive
     wait_for_checkpoint(driver, output, 4)
     assert kill_one(_WORKER)
     assert driver.wait() == 0, driver.log.read_text()
-    assert "workers were started again from checkpoint " in driver.log.read_text()
+    assert "workers were restarted from checkpoint " in driver.log.read_text()
     epochs = history(output)
     assert [round(epoch["samples_per_second"] * epoch["seconds"]) for epoch in epochs] == [_NUM_TRAIN] * 8
     counts = []

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from raypipe.jobs.train.run import run_train
+from raypipe.jobs.train.job import run_train
 from raypipe.storage import Folder
 from support.folders import keys
 from support.train_runs import Trained, train_config

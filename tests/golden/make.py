@@ -27,7 +27,7 @@ from raypipe.dataset.verify import Verification
 from raypipe.demo.s3_server import local_s3
 from raypipe.jobs.classify.verify import verify as verify_predictions
 from raypipe.jobs.embed.verify import verify as verify_embeddings
-from raypipe.jobs.train.checkpoint import Checkpoints
+from raypipe.jobs.train.checkpoints import Checkpoints
 from raypipe.models.classifier_files import build_classifier, read_model
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query

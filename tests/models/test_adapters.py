@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from raypipe.jobs.train.optim import make_optimizer, set_rate
-from raypipe.jobs.train.outputs import put_model
+from raypipe.jobs.train.checkpoints import put_model
+from raypipe.jobs.train.loop import make_optimizer, set_rate
 from raypipe.models.adapters import VideoModel, add_lora, freeze, merge_lora
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
 from raypipe.storage import Folder

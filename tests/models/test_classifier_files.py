@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raypipe.errors import CommitError, FingerprintError, WeightsError
-from raypipe.jobs.train.outputs import put_model
+from raypipe.jobs.train.checkpoints import put_model
 from raypipe.models.classifier_files import (
     COMPLETE,
     CONFIG,

@@ -13,10 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from raypipe.config import ClassifierConfig, Gpt2Size
 from raypipe.errors import ConfigError, WeightsError
-from raypipe.jobs.train.network import Start, build, classifier_config
+from raypipe.jobs.train.network import NetworkSpec, build
 from raypipe.models.classifier import VideoClassifier
 from raypipe.models.gpt2 import HUB_NAMES, resolve_gpt2
-from support.tiny_models import DIM, random_videos, tiny_classifier
+from support.tiny_models import random_videos, tiny_classifier, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,17 +54,8 @@ def unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def built(gpt2: str, *, max_frames: int = 11) -> VideoClassifier:
     """The classifier that a training starts from."""
     found = resolve_gpt2(gpt2)
-    model = ClassifierConfig(gpt2=gpt2)
-    config = classifier_config(
-        found.config,
-        model=model,
-        max_frames=max_frames,
-        embedding_dim=DIM,
-        fingerprint="f",
-        label_names=["a", "b"],
-        multi_label=False,
-    )
-    made = build(Start(config, model, classifies=True, gpt2=found), seed=0)
+    config = tiny_config(names=["a", "b"], gpt2=dict(found.config), max_frames=max_frames)
+    made = build(NetworkSpec(config, ClassifierConfig(gpt2=gpt2), classifies=True, gpt2=found), seed=0)
     assert isinstance(made, VideoClassifier)
     return made
 

@@ -9,12 +9,11 @@ import pyarrow as pa
 import torch
 
 from raypipe.config import CheckpointConfig, OptimizerConfig
-from raypipe.jobs.train.checkpoint import Checkpoints
-from raypipe.jobs.train.loop import Loop, Notify
-from raypipe.jobs.train.samples import INDEX, TARGETS
-from raypipe.jobs.train.shard import Shard
-from raypipe.jobs.train.state import LoopSettings
-from raypipe.jobs.train.team import Team
+from raypipe.jobs.train.batches import WorkerSamples
+from raypipe.jobs.train.checkpoints import Checkpoints
+from raypipe.jobs.train.collective import Collective
+from raypipe.jobs.train.inputs import INDEX, TARGETS
+from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
 from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
 from raypipe.schema import FRAME_EMBEDDINGS
@@ -117,9 +116,9 @@ def make_loop(
     return Loop(
         model,
         settings,
-        train=Shard(read[0], cache_bytes=cache_bytes),
-        validation=Shard(read[1], cache_bytes=cache_bytes),
-        team=Team(device=torch.device("cpu")),
+        train=WorkerSamples(read[0], cache_bytes=cache_bytes),
+        validation=WorkerSamples(read[1], cache_bytes=cache_bytes),
+        workers=Collective(device=torch.device("cpu")),
         checkpoints=Checkpoints(Folder(str(folder))),
         notify=notify,
     )

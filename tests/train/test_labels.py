@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe.errors import ConfigError
-from raypipe.jobs.train.labels import folder_labels, read_labels
+from raypipe.jobs.train.inputs import folder_labels, read_labels
 from raypipe.storage import Folder
 
 

@@ -1,4 +1,4 @@
-"""The loop by itself: it goes on as if nothing had happened, and several workers are one."""
+"""The loop without Ray: it resumes exactly, and several workers compute what one would."""
 
 import json
 import os
@@ -14,12 +14,10 @@ import pytest
 import torch
 
 from raypipe.errors import JobError
-from raypipe.jobs.train.checkpoint import Checkpoints
-from raypipe.jobs.train.evaluate import Feeder
+from raypipe.jobs.train.batches import Feeder, Window
+from raypipe.jobs.train.checkpoints import Checkpoints, put_model
 from raypipe.jobs.train.loop import Loop
-from raypipe.jobs.train.network import Start, build
-from raypipe.jobs.train.outputs import put_model
-from raypipe.jobs.train.shard import Window
+from raypipe.jobs.train.network import NetworkSpec, build
 from raypipe.models.adapters import freeze
 from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.classifier_files import read_model
@@ -344,8 +342,8 @@ def test_what_masked_frames_taught_is_where_classifying_begins(tmp_path: Path) -
     from raypipe.config import ClassifierConfig  # noqa: PLC0415
     from raypipe.models.gpt2 import Gpt2  # noqa: PLC0415
 
-    start = Start(template.config, ClassifierConfig(), classifies=True, gpt2=Gpt2({}), init_from=files)
-    model = build(start, seed=1)
+    spec = NetworkSpec(template.config, ClassifierConfig(), classifies=True, gpt2=Gpt2({}), init_from=files)
+    model = build(spec, seed=1)
     assert isinstance(model, VideoClassifier)
     for name, tensor in first.model.encoder.state_dict().items():
         assert torch.equal(model.encoder.state_dict()[name], tensor), name

@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raypipe.config import ClassifierConfig, OptimizerConfig
-from raypipe.errors import ConfigError, WeightsError
-from raypipe.jobs.train.network import Objective, Start, build, classifier_config, drop_frames, hide_frames, make_batch
-from raypipe.jobs.train.outputs import put_model
+from raypipe.errors import WeightsError
+from raypipe.jobs.train.batches import Batch, Feeder, Window
+from raypipe.jobs.train.checkpoints import put_model
+from raypipe.jobs.train.network import NetworkSpec, Objective, build, drop_frames, hide_frames
+from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
 from raypipe.models.classifier_files import ModelFiles, read_model
 from raypipe.models.gpt2 import Gpt2
 from raypipe.storage import Folder
-from support.tiny_models import GPT2, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
+from support.tiny_models import GPT2, Half, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 
 CPU = torch.device("cpu")
 MASKS = st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.floats(0.01, 0.99), st.integers(0, 999))
@@ -63,23 +65,27 @@ def test_every_frame_of_a_short_video_may_be_the_one_that_is_kept_or_hidden() ->
         assert (one.sum(dim=0) > 40).all()
 
 
+def batch_of(model: VideoModel, videos: list[Half], targets: list[list[int]]) -> Batch:
+    window = Window(targets=[np.array(target, dtype=np.int64) for target in targets], frames=videos)
+    return Feeder(model, device=CPU, precision="float32").batch(window, np.arange(len(videos)))
+
+
 def test_a_batch_has_the_labels_of_its_videos() -> None:
-    videos, config = random_videos([2, 5]), tiny_config(max_frames=4)
-    batch = make_batch(videos, [np.array([2]), np.array([0])], config, device=CPU)
+    videos, model = random_videos([2, 5]), tiny_classifier(max_frames=4)
+    batch = batch_of(model, videos, [[2], [0]])
     assert batch.labels is not None
     assert (batch.labels.tolist(), batch.labels.dtype) == ([2, 0], torch.long)
     assert batch.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch.frames[0, :2].tolist() == videos[0].tolist()
-    several = make_batch(videos, [np.array([0, 2]), np.array([1])], tiny_config(multi_label=True), device=CPU)
+    several = batch_of(tiny_classifier(multi_label=True), videos, [[0, 2], [1]])
     assert several.labels is not None
     assert several.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
-    none: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = [np.zeros(0, np.int64)] * 2
-    assert make_batch(videos, none, config, device=CPU).labels is None
+    assert batch_of(model, videos, [[], []]).labels is None
 
 
 def test_a_loss_weighs_and_smooths_where_it_learns_alone() -> None:
     model = tiny_classifier()
-    batch = make_batch(random_videos([3, 4]), [np.array([0]), np.array([2])], model.config, device=CPU)
+    batch = batch_of(model, random_videos([3, 4]), [[0], [2]])
     assert batch.labels is not None
     weights = torch.tensor([0.5, 1.0, 3.0])
     objective = Objective(OptimizerConfig(frame_dropout=0.0, label_smoothing=0.2), class_weights=weights)
@@ -94,7 +100,7 @@ def test_a_loss_weighs_and_smooths_where_it_learns_alone() -> None:
 
 def test_frames_are_dropped_where_it_learns_alone() -> None:
     model = tiny_classifier()
-    batch = make_batch(random_videos([9] * 8), [np.array([0])] * 8, model.config, device=CPU)
+    batch = batch_of(model, random_videos([9] * 8), [[0]] * 8)
     objective = Objective(OptimizerConfig(frame_dropout=0.5), class_weights=None)
     with torch.no_grad():
         first, again = (objective(model, batch, learning=True)[0] for _ in range(2))
@@ -105,48 +111,37 @@ def test_frames_are_dropped_where_it_learns_alone() -> None:
 
 def test_without_labels_hidden_frames_are_predicted() -> None:
     model = tiny_masked_frame()
-    none = [np.zeros(0, np.int64)] * 2
-    batch = make_batch(random_videos([3, 4]), none, model.config, device=CPU)
+    batch = batch_of(model, random_videos([3, 4]), [[], []])
     losses, logits = Objective(OptimizerConfig(), class_weights=None)(model, batch, learning=True)
     assert logits is None
     assert losses.shape == (2,)
     assert (losses > 0).all()
 
 
-def start_of(*, classifies: bool = True, init_from: ModelFiles | None = None, dropout: float = 0.2) -> Start:
-    model = ClassifierConfig(dropout=dropout)
-    config = classifier_config(
-        GPT2, model=model, max_frames=16, embedding_dim=8, fingerprint="f", label_names=["a", "b"], multi_label=False
-    )
-    return Start(config, model, classifies=classifies, gpt2=Gpt2(GPT2), init_from=init_from)
+def spec_of(*, classifies: bool = True, init_from: ModelFiles | None = None) -> NetworkSpec:
+    config = tiny_config(names=["a", "b"], dropout=0.2)
+    return NetworkSpec(config, ClassifierConfig(), classifies=classifies, gpt2=Gpt2(GPT2), init_from=init_from)
 
 
 def test_the_same_seed_builds_the_same_model() -> None:
-    first, again, other = (build(start_of(), seed=seed).state_dict() for seed in (1, 1, 2))
+    first, again, other = (build(spec_of(), seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
-def test_dropout_is_in_every_part_of_the_model() -> None:
-    model = build(start_of(dropout=0.35), seed=0)
-    rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
-    rates |= {block.attn.config.attn_pdrop for block in model.encoder.gpt2.h}
-    assert rates == {0.35}
-
-
 def test_nothing_is_hidden_from_a_classifier() -> None:
-    assert isinstance(build(start_of(), seed=0), VideoClassifier)
-    masked = build(start_of(classifies=False), seed=0)
+    assert isinstance(build(spec_of(), seed=0), VideoClassifier)
+    masked = build(spec_of(classifies=False), seed=0)
     assert isinstance(masked, MaskedFrameModel)
     assert masked.encoder.hidden_frame.requires_grad
-    assert not build(start_of(), seed=0).encoder.hidden_frame.requires_grad
+    assert not build(spec_of(), seed=0).encoder.hidden_frame.requires_grad
 
 
 def test_a_model_begins_with_the_encoder_of_another(tmp_path: object) -> None:
     learned = tiny_masked_frame()
     folder = Folder(str(tmp_path))
     put_model(folder, learned, metrics={})
-    built = build(start_of(init_from=read_model(folder)), seed=0).encoder.state_dict()
+    built = build(spec_of(init_from=read_model(folder)), seed=0).encoder.state_dict()
     expected = learned.encoder.state_dict()
     assert built.keys() == expected.keys()
     assert all(torch.equal(built[name], expected[name]) for name in built)
@@ -156,19 +151,5 @@ def test_an_encoder_of_other_sizes_is_refused(tmp_path: object) -> None:
     folder = Folder(str(tmp_path))
     put_model(folder, tiny_classifier(gpt2={**GPT2, "n_embd": 8}), metrics={})
     with pytest.raises(WeightsError) as caught:
-        build(start_of(init_from=read_model(folder)), seed=0)
+        build(spec_of(init_from=read_model(folder)), seed=0)
     assert (caught.value.key, caught.value.value) == ("init_from", folder.child("model"))
-
-
-def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"\b3\b") as caught:
-        classifier_config(
-            {**GPT2, "n_head": 3},
-            model=ClassifierConfig(),
-            max_frames=4,
-            embedding_dim=8,
-            fingerprint="f",
-            label_names=["a", "b"],
-            multi_label=False,
-        )
-    assert (caught.value.key, caught.value.value) == ("model.gpt2.n_embd", 16)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.errors import ConfigError
-from raypipe.jobs.train.split import stratified
+from raypipe.jobs.train.inputs import stratified
 
 NAMES = [f"label {number}" for number in range(9)]
 COUNTS = st.lists(st.integers(2, 40), min_size=1, max_size=9)

@@ -1,11 +1,12 @@
-"""The training loop of one worker: epochs, checkpoints, and going on where a run was cut off. No Ray here."""
+"""The training loop of one worker: epochs, checkpoints, and exact resume. No Ray here."""
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from itertools import count
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -13,27 +14,59 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from raypipe.config import CheckpointConfig, OptimizerConfig
 from raypipe.errors import JobError
-from raypipe.jobs.train.checkpoint import Checkpoint, Checkpoints, load_optimizer
-from raypipe.jobs.train.evaluate import Each, Feeder, evaluate, measured
-from raypipe.jobs.train.network import Objective
-from raypipe.jobs.train.optim import make_optimizer, rate_at, set_rate
-from raypipe.jobs.train.scores import Scores
-from raypipe.jobs.train.shard import Ints, Shard, Window, epoch_batches
-from raypipe.jobs.train.state import LoopSettings, State, seed_step
-from raypipe.jobs.train.team import Team
+from raypipe.jobs.train.batches import Feeder, Ints, Window, WorkerSamples, epoch_batches
+from raypipe.jobs.train.checkpoints import Checkpoint, Checkpoints, load_optimizer
+from raypipe.jobs.train.collective import Collective
+from raypipe.jobs.train.network import Objective, seed_step
+from raypipe.jobs.train.scores import Scores, measured
 from raypipe.models.adapters import VideoModel
+from raypipe.models.classifier import by_length
 from raypipe.records import EpochMetrics
 
 Notify = Callable[[str, Mapping[str, Any]], None]
-_AGREE_STEPS = 16  # several workers ask the first one's clock so often
+_AGREE_STEPS = 16  # several workers ask whether the first one's time is up only every so many steps
+_BETAS = (0.9, 0.95)  # as in GPT-2's and GPT-3's training
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """What a loop needs in addition to its model and its samples."""
+
+    optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    learning_rate: float
+    seed: int
+    num_train: int
+    num_validation: int
+    class_weights: Sequence[float] | None = None
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """The progress of a training: what a checkpoint holds in addition to tensors."""
+
+    epoch: int = 0  # completed epochs
+    step: int = 0  # optimizer steps
+    loss_sum: float = 0.0  # of this worker in this epoch; of all workers in a checkpoint
+    num_videos: int = 0  # likewise
+    num_done: int = 0  # of all workers
+    learning_rate: float = 0.0  # of the last step
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)  # EpochMetrics
+    best_epoch: int | None = None
+    best_value: list[float] = field(default_factory=list)
+    best_checkpoint: int | None = None
+    ended: Literal["running", "finished", "stopped_early", "not_finite"] = "running"
+    message: str = ""
 
 
 class Loop:
-    """Trains a model on one worker's share of the samples; every worker of the team calls ``run``.
+    """Train a model on one worker's samples; all workers call ``run``.
 
-    All that is random in a step follows from the seed, the number of the step and of the worker: nothing but the
-    step's number is needed to go on as if nothing had happened.
+    Everything random in a step is a function of the seed, the number of the step and that of the worker, so that a
+    resumed training has exactly the same losses as an uninterrupted one.
     """
 
     def __init__(
@@ -41,64 +74,58 @@ class Loop:
         model: VideoModel,
         settings: LoopSettings,
         *,
-        train: Shard,
-        validation: Shard,
-        team: Team,
+        train: WorkerSamples,
+        validation: WorkerSamples,
+        workers: Collective,
         checkpoints: Checkpoints,
         notify: Notify,
     ) -> None:
-        self.model = model.to(team.device)  # type: ignore[arg-type]
+        self.model = model.to(workers.device)  # type: ignore[arg-type]
         self._settings = settings
         self._train, self._validation = train, validation
-        self._team = team
+        self._workers = workers
         self._checkpoints = checkpoints
         self._notify = notify
         self._optimizer = make_optimizer(self.model, weight_decay=settings.optimizer.weight_decay)
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._network = self._wrapped()
-        self._feeder = Feeder(self.model, device=team.device, precision=settings.optimizer.precision)
-        weights = None if settings.class_weights is None else torch.tensor(settings.class_weights, device=team.device)
-        self._objective = Objective(settings.optimizer, class_weights=weights)
-        self.state = State()
+        self._network = cast("nn.Module", self.model)
+        if workers.size > 1:
+            devices = [workers.device.index] if workers.device.type == "cuda" else None
+            self._network = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+        self._feeder = Feeder(self.model, device=workers.device, precision=settings.optimizer.precision)
+        weights = settings.class_weights
+        class_weights = None if weights is None else torch.tensor(weights, device=workers.device)
+        self._objective = Objective(settings.optimizer, class_weights=class_weights)
+        self.has_validation = settings.num_validation > 0  # on any worker
+        self.state = TrainingState()
         self._seen = np.zeros(settings.num_train, dtype=bool)
         self._stored_at = time.monotonic()
-        per_step = team.size * settings.optimizer.batch_size * settings.optimizer.accumulate
+        per_step = workers.size * settings.optimizer.batch_size * settings.optimizer.accumulate
         self.steps_per_epoch = max(1, -(-settings.num_train // per_step))
 
-    def _wrapped(self) -> nn.Module:
-        if self._team.size == 1:
-            return cast("nn.Module", self.model)
-        devices = [self._team.device.index] if self._team.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
-
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.model.load_state_dict(dict(checkpoint.model))
         load_optimizer(self.model, self._optimizer, checkpoint.optimizer)
-        known = State.__dataclass_fields__
-        self.state = State(**{key: value for key, value in checkpoint.state.items() if key in known})
-        if not self._team.leads:  # the sums are of all workers
+        known = TrainingState.__dataclass_fields__
+        self.state = TrainingState(**{key: value for key, value in checkpoint.state.items() if key in known})
+        if not self._workers.leads:  # the stored sums are of all workers
             self.state.loss_sum, self.state.num_videos = 0.0, 0
         self._seen = checkpoint.seen.copy()
 
     def standardise(self) -> None:
-        """Take the mean and deviation of each of the D numbers from the training videos."""
+        """Compute the mean and standard deviation of each of the D numbers over the training videos."""
         sums, num_frames = self._train.moments(self.model.config.embedding_dim)
-        self._train.settle(self._team)
-        mean, square = self._team.sum(sums) / max(1, self._team.sum([num_frames])[0])
-        # Embeddings are float16: what moves less than its steps is as good as constant.
-        with np.errstate(invalid="ignore"):  # what is not finite ends the first step
+        self._train.settle(self._workers)
+        mean, square = self._workers.sum(sums) / max(1, self._workers.sum([num_frames])[0])
+        # Embeddings are float16: a deviation below its resolution means a constant.
+        with np.errstate(invalid="ignore"):  # the first step stops the training if it is not finite
             deviation = np.sqrt(np.maximum(square - np.square(mean), 1e-8))
         self.model.encoder.mean.copy_(torch.from_numpy(mean))
         self.model.encoder.std.copy_(torch.from_numpy(deviation))
 
-    @property
-    def has_validation(self) -> bool:
-        """Whether any worker has videos to validate on."""
-        return self._settings.num_validation > 0
-
-    def run(self) -> State:
-        """Train until the epochs are over, the validation split stops getting better, or a loss is not finite.
+    def run(self) -> TrainingState:
+        """Train until the last epoch, until the validation split stops improving, or until a loss is not finite.
 
         Raises:
             StorageError: a checkpoint cannot be stored.
@@ -122,45 +149,49 @@ class Loop:
                 seed=[self._settings.seed, self.state.epoch, number],
                 seen=self._seen,
             )
-            # The others may have more batches: whoever has run out takes part with none, or they would wait for ever.
-            sizes = np.zeros(int(self._team.max(len(batches))))
+            # Other workers may have more batches: take part with empty ones, or they would wait forever.
+            sizes = np.zeros(int(self._workers.max(len(batches))))
             sizes[: len(batches)] = [len(batch) for batch in batches]
-            together = self._team.sum(sizes)
-            none = np.zeros(0, dtype=np.int64)
-            padded = [*batches, *(none for _ in range(len(sizes) - len(batches)))]
+            batches += [np.zeros(0, dtype=np.int64)] * (len(sizes) - len(batches))
+            num_videos = self._workers.sum(sizes)
             accumulate = self._settings.optimizer.accumulate
-            for start in range(0, len(padded), accumulate):
+            for start in range(0, len(batches), accumulate):
                 began = time.perf_counter()
-                group = padded[start : start + accumulate]
-                if not self._step(window, group, float(together[start : start + accumulate].sum())):
+                micro = slice(start, start + accumulate)
+                if not self._step(window, batches[micro], float(num_videos[micro].sum())):
                     return
                 self.state.seconds += time.perf_counter() - began
-                self._tell_step()
+                self._notify_step()
                 self._maybe_checkpoint()
-        self._train.settle(self._team)
+        self._train.settle(self._workers)
 
     def _windows(self) -> Iterator[tuple[int, Window]]:
-        """This worker's windows, then empty ones until no worker has any left: all take part in every step."""
+        """Yield this worker's windows, then empty ones until no worker has any left: all take part in every step."""
         windows = self._train.windows()
         for number in count():
             window = next(windows, None)
-            if not self._team.max(window is not None):
+            if not self._workers.max(window is not None):
                 return
             yield number, window or Window()
 
     def _step(self, window: Window, group: list[Ints], num_videos: float) -> bool:
-        """One optimizer step over the group's batches, those of all workers together; False where it is not finite."""
+        """Take an optimizer step over the group's batches of all workers; return False if it is not finite."""
         state, config = self.state, self._settings.optimizer
         state.learning_rate = self._rate(num_videos)
         set_rate(self._optimizer, state.learning_rate)
         self._optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros((), dtype=torch.float64, device=self._team.device)
+        losses = torch.zeros((), dtype=torch.float64, device=self._workers.device)
         for micro, positions in enumerate(group):
-            seed_step(self._settings.seed, state.step, micro, self._team.rank)
-            with self._in_sync(last=micro == len(group) - 1):
-                loss = self._loss_sum(window, positions)
-                # DDP takes the mean over workers of gradients that are shares of one sum.
-                (loss * (self._team.size / num_videos)).backward()
+            seed_step(self._settings.seed, state.step, micro, self._workers.rank)
+            network, is_last = self._network, micro == len(group) - 1
+            with nullcontext() if is_last or not isinstance(network, DistributedDataParallel) else network.no_sync():
+                batch = self._feeder.batch(window, positions)
+                with self._feeder.autocast():
+                    each, _ = self._objective(network, batch, learning=True)
+                # A worker without videos takes part with a gradient of 0.
+                loss = each.float().sum() if len(positions) else each.float().sum() * 0
+                # DDP averages the gradients of the workers, but these are parts of one sum.
+                (loss * (self._workers.size / num_videos)).backward()
             losses += loss.detach().double()
         norm = clip_grad_norm_(self._trained, config.max_grad_norm)
         if not bool(norm.isfinite()):
@@ -176,35 +207,22 @@ class Loop:
         return True
 
     def _rate(self, num_videos: float) -> float:
-        """The learning rate of the next step, which has so many videos."""
-        state, config, num_train = self.state, self._settings.optimizer, self._settings.num_train
-        done = state.epoch * num_train + state.num_done + num_videos / 2
-        share = rate_at(done / (config.epochs * num_train), warmup_fraction=config.warmup_fraction)
-        return self._settings.learning_rate * share
+        """Return the learning rate of the next step, which has so many videos."""
+        config, num_train = self._settings.optimizer, self._settings.num_train
+        done = self.state.epoch * num_train + self.state.num_done + num_videos / 2
+        factor = rate_at(done / (config.epochs * num_train), warmup_fraction=config.warmup_fraction)
+        return self._settings.learning_rate * factor
 
-    def _tell_step(self) -> None:
+    def _notify_step(self) -> None:
         state = self.state
-        if self._team.leads:
-            mean_loss = state.loss_sum / max(1, state.num_videos)
-            speed = state.num_done / state.seconds
-            told = {"epoch": state.epoch + 1, "step": state.step, "loss": mean_loss, "samples_per_second": speed}
-            self._notify("step", told)
-
-    def _in_sync(self, *, last: bool) -> AbstractContextManager[None]:
-        if isinstance(self._network, DistributedDataParallel) and not last:
-            return cast("AbstractContextManager[None]", self._network.no_sync())
-        return nullcontext()
-
-    def _loss_sum(self, window: Window, positions: Ints) -> torch.Tensor:
-        """The sum of the losses of these videos; 0, with a gradient of 0, of none."""
-        batch = self._feeder.batch(window, positions)
-        with self._feeder.autocast():
-            losses, _ = self._objective(self._network, batch, learning=True)
-        return losses.float().sum() if len(positions) else losses.float().sum() * 0
+        if self._workers.leads:
+            loss, speed = state.loss_sum / max(1, state.num_videos), state.num_done / state.seconds
+            about = {"epoch": state.epoch + 1, "step": state.step, "loss": loss, "samples_per_second": speed}
+            self._notify("step", about)
 
     def _end_epoch(self) -> None:
-        state, seconds = self.state, self._team.max(self.state.seconds)
-        loss_sum, num_videos = self._team.sum([state.loss_sum, state.num_videos])
+        state, seconds = self.state, self._workers.max(self.state.seconds)
+        loss_sum, num_videos = self._workers.sum([state.loss_sum, state.num_videos])
         scores = self.evaluate() if self.has_validation else None
         metrics = EpochMetrics(
             epoch=state.epoch + 1,
@@ -230,11 +248,11 @@ class Loop:
         if patience and scores is not None and state.epoch - (state.best_epoch or 0) >= patience:
             state.ended = "stopped_early"
         self._checkpoint(is_best=is_best)
-        if self._team.leads:
+        if self._workers.leads:
             self._notify("epoch", {"metrics": metrics, "is_best": is_best, "history": state.history})
 
     def _value(self, metrics: EpochMetrics) -> list[float]:
-        """What the best epoch has most of: the chosen metric, then a low loss."""
+        """Return what is largest in the best epoch: the chosen metric, then the negative loss."""
         loss = metrics.train_loss if metrics.validation_loss is None else metrics.validation_loss
         chosen = self._settings.optimizer.select_by
         if chosen == "loss" or metrics.accuracy is None:
@@ -244,35 +262,42 @@ class Loop:
     def _stop_not_finite(self) -> None:
         self.state.ended = "not_finite"
         self.state.message = (
-            f"The loss is no longer a number in epoch {self.state.epoch + 1}, step {self.state.step + 1}. Lower "
+            f"The loss is not finite in epoch {self.state.epoch + 1}, step {self.state.step + 1}. Lower "
             "optimizer.learning_rate or max_grad_norm, or use precision float32, with another output."
         )
 
-    def evaluate(self, each: Each | None = None) -> Scores:
-        """Measure the model on the validation split."""
-        return evaluate(
-            self.model,
-            self._validation,
-            feeder=self._feeder,
-            objective=self._objective,
-            batch_size=self._settings.optimizer.batch_size,
-            seed=self._settings.seed,
-            team=self._team,
-            each=each,
-        )
+    @torch.no_grad()
+    def evaluate(self, each: Callable[[Window, Ints, torch.Tensor], None] | None = None) -> Scores:
+        """Measure the model on the validation split of all workers; ``each`` gets the logits of every batch."""
+        self.model.eval()
+        scores = Scores(self._feeder.num_labels)
+        for window in self._validation.windows():
+            lengths = [len(frames) for frames in window.frames]
+            for number, members in enumerate(by_length(lengths, batch_size=self._settings.optimizer.batch_size)):
+                positions = np.array(members, dtype=np.int64)
+                seed_step(self._settings.seed, 0, number, self._workers.rank)  # hides the same frames in every epoch
+                batch = self._feeder.batch(window, positions)
+                with self._feeder.autocast():
+                    losses, logits = self._objective(self.model, batch, learning=False)
+                scores.add(losses.float(), logits, batch.labels)
+                if each is not None and logits is not None:
+                    each(window, positions, logits)
+        self._validation.settle(self._workers)
+        scores.totals, scores.by_label = self._workers.sum(scores.totals), self._workers.sum(scores.by_label)
+        return scores
 
     def _maybe_checkpoint(self) -> None:
-        if self._team.size > 1 and self.state.step % _AGREE_STEPS:
+        if self._workers.size > 1 and self.state.step % _AGREE_STEPS:
             return
         due = time.monotonic() - self._stored_at >= 60 * self._settings.checkpoint.minutes
-        if self._team.agree(due):
+        if self._workers.max(due and self._workers.leads):
             self._checkpoint(is_best=False)
 
     def _checkpoint(self, *, is_best: bool) -> None:
-        """Store the state of all workers together; each goes on with sums of its own, the first with all of them."""
-        seen = self._team.sum(self._seen) > 0
-        loss_sum, num_videos = self._team.sum([self.state.loss_sum, self.state.num_videos])
-        if self._team.leads:
+        """Store the state of all workers; on resume, the first worker continues with the sums of all."""
+        seen = self._workers.sum(self._seen) > 0
+        loss_sum, num_videos = self._workers.sum([self.state.loss_sum, self.state.num_videos])
+        if self._workers.leads:
             whole = asdict(self.state) | {"loss_sum": float(loss_sum), "num_videos": int(num_videos)}
             self.state.best_checkpoint = self._checkpoints.put(
                 self.model, self._optimizer, seen, whole, is_best=is_best
@@ -281,14 +306,40 @@ class Loop:
         self._stored_at = time.monotonic()
 
     def load_best(self) -> None:
-        """Give the model the weights of the best epoch.
+        """Load the weights of the best epoch into the model.
 
         Raises:
-            JobError: its checkpoint is no longer whole.
+            JobError: its checkpoint is no longer complete.
         """
-        number = max(self._team.gather(self.state.best_checkpoint), key=lambda found: -1 if found is None else found)
+        number = max(self._workers.gather(self.state.best_checkpoint), key=lambda found: -1 if found is None else found)
         best = None if number is None else self._checkpoints.read(number)
         if best is None:
-            msg = f"Checkpoint {number}, of the best epoch, is not whole."
+            msg = f"Checkpoint {number}, of the best epoch, is incomplete."
             raise JobError(msg, key="best_checkpoint", value=number, remedy="Train again with another output.")
         self.model.load_state_dict(dict(best.model))
+
+
+def make_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
+    """Make an AdamW that decays matrices, but not biases, norms and single vectors; frozen parameters are left out."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [one for one in trained if one.ndim > 1], "weight_decay": weight_decay},
+        {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=_BETAS)
+
+
+def rate_at(progress: float, *, warmup_fraction: float) -> float:
+    """Return the factor of the learning rate, 0 to 1: a linear warm-up, then half a cosine down to 0.
+
+    ``progress`` is the fraction of the training at the middle of a step, so that no step has a rate of 0.
+    """
+    if progress < warmup_fraction:
+        return progress / warmup_fraction
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup_fraction) / (1 - warmup_fraction)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,4 +1,4 @@
-"""How good predictions are, from sums that add up over batches and workers."""
+"""Scores: how good predictions are, as sums over videos that add up over batches and workers."""
 
 from dataclasses import dataclass, field
 
@@ -15,10 +15,10 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(slots=True)
 class Scores:
-    """Sums over videos; of C labels, how many videos have each, were given it, and both."""
+    """Sums over videos; for each of C labels: how many videos have it, were predicted to have it, and both."""
 
     num_labels: int
-    totals: Floats = field(init=False)  # loss, videos, right, right among the best five
+    totals: Floats = field(init=False)  # loss, videos, correct, correct within the top five
     by_label: Floats = field(init=False)  # [3, C]: support, predicted, both
 
     def __post_init__(self) -> None:
@@ -34,48 +34,59 @@ class Scores:
         best = logits.topk(min(_TOP, self.num_labels), dim=1).indices.cpu().numpy()
         among = np.take_along_axis(truth, best, axis=1).any(axis=1)
         self.totals[2:] += (truth == given).all(axis=1).sum(), among.sum()
-        self.by_label += np.stack([truth.sum(axis=0), given.sum(axis=0), (truth & given).sum(axis=0)])
+        self.by_label += label_sums(truth, given)
 
     @property
     def loss(self) -> float:
-        """The mean loss of a video; not a number where there is none."""
+        """The mean loss of a video; NaN if there is none."""
         return float(self.totals[0] / self.totals[1]) if self.totals[1] else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """The share of videos whose labels are right, all of them."""
+        """The fraction of videos whose labels are all correct."""
         return float(self.totals[2] / self.totals[1])
 
     @property
     def top5_accuracy(self) -> float:
-        """The share of videos that have a label among the five that were thought likeliest."""
+        """The fraction of videos with a label among the five most likely ones."""
         return float(self.totals[3] / self.totals[1])
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 of the labels that some video has or was given."""
+        """The mean F1 of the labels that some video has or is predicted to have."""
         present = self.by_label[:2].sum(axis=0) > 0
         return float(f1(self.by_label)[present].mean()) if present.any() else 0.0
 
 
 def f1(by_label: Floats) -> Floats:
-    """F1 of each label ``[C]`` from support, predicted and both ``[3, C]``; 0 where there is neither."""
+    """Return the F1 of each label ``[C]`` from support, predicted and both ``[3, C]``; 0 if there is neither."""
     scores: Floats = 2 * by_label[2] / np.maximum(by_label[0] + by_label[1], 1)
     return scores
 
 
+def label_sums(truth: Bools, given: Bools) -> Floats:
+    """Return support, predicted and both of each label ``[3, C]``, from true and predicted labels ``[V, C]``."""
+    sums: Floats = np.stack([truth.sum(axis=0), given.sum(axis=0), (truth & given).sum(axis=0)]).astype(np.float64)
+    return sums
+
+
 def as_sets(labels: torch.Tensor, num_labels: int) -> Bools:
-    """Class numbers ``[B]``, or 0 and 1 ``[B, C]``, as which labels each video has: ``[B, C]``."""
-    if labels.ndim > 1:
-        several: Bools = labels.bool().cpu().numpy()
-        return several
-    one: Bools = torch.nn.functional.one_hot(labels, num_labels).bool().cpu().numpy()
-    return one
+    """Convert class numbers ``[B]``, or 0 and 1 ``[B, C]``, to which labels each video has: ``[B, C]``."""
+    sets: Bools = (labels if labels.ndim > 1 else torch.nn.functional.one_hot(labels, num_labels)).bool().cpu().numpy()
+    return sets
 
 
 def predicted_sets(logits: torch.Tensor, *, multi_label: bool) -> Bools:
-    """Which labels the logits ``[B, C]`` give: the best one, or those of probability one half or more."""
+    """Return which labels the logits ``[B, C]`` predict: the best one, or all with a probability of at least 0.5."""
     if multi_label:
         several: Bools = (logits.sigmoid() >= LABEL_THRESHOLD).cpu().numpy()
         return several
     return as_sets(logits.argmax(dim=1), logits.shape[1])
+
+
+def measured(scores: Scores | None) -> dict[str, float]:
+    """Return what an epoch's metrics hold of the scores; only the loss if nothing is classified."""
+    if scores is None:
+        return {}
+    names = ("accuracy", "top5_accuracy", "macro_f1") if scores.num_labels else ()
+    return {"validation_loss": scores.loss} | {name: getattr(scores, name) for name in names}

@@ -1,4 +1,4 @@
-"""What a training is made of is settled before it starts, and held against what its output was started with."""
+"""A training is specified completely before it starts, and compared with the run that its output holds."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 from transformers import GPT2Model
 
 from raypipe.config import TrainConfig, load_config
 from raypipe.errors import CommitError, ConfigError, FingerprintError, RaypipeError, WeightsError
-from raypipe.jobs.train.outputs import put_model
-from raypipe.jobs.train.samples import INDEX, TARGETS, Samples
-from raypipe.jobs.train.setup import Setup, check_same_run, prepare, run_facts
+from raypipe.jobs.train.checkpoints import put_model
+from raypipe.jobs.train.inputs import INDEX, TARGETS, TrainingSamples
+from raypipe.jobs.train.network import build
+from raypipe.jobs.train.run_spec import (
+    RunSpec,
+    auto_learning_rate,
+    check_same_run,
+    classifier_config,
+    prepare,
+    run_facts,
+)
+from raypipe.models.gpt2 import Gpt2
 from raypipe.storage import Folder
 from support.embed_outputs import replace_object
 from support.tiny_models import GPT2, tiny_classifier, tiny_masked_frame
@@ -28,7 +38,7 @@ def configure(*overrides: str, **values: object) -> TrainConfig:
     return load_config(TrainConfig, values={**required, **values}, overrides=(*gpt2, *overrides))
 
 
-def samples(targets: list[list[int]] | None = None, **keys: Any) -> Samples:  # noqa: ANN401 - passed on
+def samples(targets: list[list[int]] | None = None, **keys: Any) -> TrainingSamples:  # noqa: ANN401 - passed on
     targets = [[0], [1], [0]] if targets is None else targets
     names = [str(at) for at in range(len(targets))]
     numbers = np.arange(len(targets))
@@ -47,10 +57,10 @@ def samples(targets: list[list[int]] | None = None, **keys: Any) -> Samples:  # 
         "num_without_frames": 0,
         "digest": "d",
     }
-    return Samples(**{**given, **keys})
+    return TrainingSamples(**{**given, **keys})
 
 
-def setup(*overrides: str, **keys: Any) -> Setup:  # noqa: ANN401 - passed on
+def spec(*overrides: str, **keys: Any) -> RunSpec:  # noqa: ANN401 - passed on
     return prepare(configure(*overrides), samples(**keys))
 
 
@@ -62,18 +72,25 @@ def gpt2(tmp_path: Path) -> Path:
 
 
 def test_a_configuration_is_that_of_the_samples() -> None:
-    config = setup("model.max_frames=32", "model.dropout=0.25").start.config
+    config = spec("model.max_frames=32", "model.dropout=0.25").network.config
     assert (config.embedding_dim, config.embedding_fingerprint, config.label_names) == (8, MARK, ["cat", "dog"])
     assert (config.max_frames, config.gpt2.n_positions, config.dropout, config.gpt2.attn_pdrop) == (32, 32, 0.25, 0.25)
     assert config.problem_type == "single_label_classification"
-    assert setup(multi_label=True).start.config.problem_type == "multi_label_classification"
+    assert spec(multi_label=True).network.config.problem_type == "multi_label_classification"
+
+
+def test_dropout_is_in_every_part_of_the_model() -> None:
+    model = build(spec("model.dropout=0.35").network, seed=0)
+    rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    rates |= {block.attn.config.attn_pdrop for block in model.encoder.gpt2.h}
+    assert rates == {0.35}
 
 
 def test_a_pretrained_gpt2_has_so_many_positions(gpt2: Path) -> None:
-    start = setup(f"model.gpt2={gpt2}").start
-    assert start.config.max_frames == 16
-    assert start.gpt2.weights
-    assert setup(f"model.gpt2={gpt2}", "model.max_frames=9").start.config.max_frames == 9
+    network = spec(f"model.gpt2={gpt2}").network
+    assert network.config.max_frames == 16
+    assert network.gpt2.weights
+    assert spec(f"model.gpt2={gpt2}", "model.max_frames=9").network.config.max_frames == 9
 
 
 @pytest.mark.parametrize(
@@ -90,13 +107,20 @@ def test_auto_is_a_rate_for_what_is_trained(
     gpt2: Path, overrides: tuple[str, ...], *, pretrained: bool, expected: float
 ) -> None:
     given = (f"model.gpt2={gpt2}", *overrides) if pretrained else overrides
-    assert setup(*given).learning_rate == pytest.approx(expected)
+    assert spec(*given).learning_rate == pytest.approx(expected)
+
+
+def test_auto_is_a_rate_for_each_way_to_begin() -> None:
+    assert auto_learning_rate(n_embd=128, pretrained=False, lora=False) == 3e-3
+    assert auto_learning_rate(n_embd=256, pretrained=False, lora=False) == 1.5e-3
+    assert auto_learning_rate(n_embd=768, pretrained=True, lora=False) == 1e-4
+    assert auto_learning_rate(n_embd=768, pretrained=True, lora=True) == 1e-3
 
 
 def test_weights_of_labels_have_a_mean_of_1_over_the_training_videos() -> None:
     targets = [[0]] * 6 + [[1]] * 2
-    assert setup("optimizer.class_weights=none", targets=targets).class_weights is None
-    weights = setup("optimizer.class_weights=balanced", targets=targets).class_weights
+    assert spec("optimizer.class_weights=none", targets=targets).class_weights is None
+    weights = spec("optimizer.class_weights=balanced", targets=targets).class_weights
     assert weights == pytest.approx([8 / 12, 8 / 4])
     assert weights is not None
     assert np.mean([weights[target] for (target,) in targets]) == pytest.approx(1)
@@ -104,25 +128,25 @@ def test_weights_of_labels_have_a_mean_of_1_over_the_training_videos() -> None:
 
 def test_of_several_labels_the_ones_are_weighed_by_the_zeros() -> None:
     targets = [[0]] * 6 + [[0, 1]] * 2
-    weights = setup("optimizer.class_weights=balanced", targets=targets, multi_label=True).class_weights
+    weights = spec("optimizer.class_weights=balanced", targets=targets, multi_label=True).class_weights
     assert weights == pytest.approx([0.1, 6 / 2])
 
 
 def test_a_label_that_is_held_out_alone_divides_by_nothing_no_more() -> None:
-    weights = setup("optimizer.class_weights=balanced", targets=[[0]] * 4).class_weights
+    weights = spec("optimizer.class_weights=balanced", targets=[[0]] * 4).class_weights
     assert weights is not None
     assert np.isfinite(weights).all()
 
 
 def problem(*overrides: str, kind: type[RaypipeError] = ConfigError, **keys: Any) -> RaypipeError:  # noqa: ANN401 - passed on
     with pytest.raises(kind) as caught:
-        setup(*overrides, **keys)
+        spec(*overrides, **keys)
     assert str(caught.value).isprintable()
     return caught.value
 
 
 def test_more_blocks_than_there_are_cannot_be_trained() -> None:
-    setup("model.freeze=all_but_last_2")
+    spec("model.freeze=all_but_last_2")
     error = problem("model.freeze=all_but_last_3")
     assert (error.key, error.value) == ("model.freeze", "all_but_last_3")
     assert "all_but_last_2" in error.remedy
@@ -135,11 +159,17 @@ def test_adapters_freeze_by_themselves(what: str) -> None:
     assert "model.lora.rank" in error.remedy
 
 
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"\b3\b") as caught:
+        classifier_config(configure(), samples(), Gpt2({**GPT2, "n_head": 3}), max_frames=4)
+    assert (caught.value.key, caught.value.value) == ("model.gpt2.n_embd", 16)
+
+
 def test_a_training_begins_with_a_model_of_the_same_embeddings(tmp_path: Path) -> None:
     put_model(Folder(str(tmp_path)), tiny_masked_frame(embedding_fingerprint=MARK), metrics={})
-    found = setup(f"init_from={tmp_path}")
-    assert found.start.init_from is not None
-    assert (found.start.config.gpt2.n_layer, found.start.config.max_frames) == (2, 16)
+    found = spec(f"init_from={tmp_path}")
+    assert found.network.init_from is not None
+    assert (found.network.config.gpt2.n_layer, found.network.config.max_frames) == (2, 16)
     error = problem(f"init_from={tmp_path}", kind=FingerprintError, fingerprint="0" * 16)
     assert (error.key, error.value, error.expected) == ("embedding_fingerprint", "0" * 16, MARK)
     error = problem(f"init_from={tmp_path}", kind=FingerprintError, embedding_dim=9)
@@ -148,7 +178,7 @@ def test_a_training_begins_with_a_model_of_the_same_embeddings(tmp_path: Path) -
 
 
 def facts_of(*overrides: str, **keys: Any) -> dict[str, Any]:  # noqa: ANN401 - passed on
-    return run_facts(setup(*overrides, **keys))
+    return run_facts(spec(*overrides, **keys))
 
 
 def test_the_same_run_is_the_same(folder: Folder) -> None:

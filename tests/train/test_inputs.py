@@ -1,9 +1,8 @@
-"""What is learned from: sealed embeddings that count, with the labels that they have, and nothing else."""
+"""Inputs of a training: sealed embeddings joined with their labels, checked and split."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 
 from raypipe.config import TrainConfig, load_config
 from raypipe.errors import ConfigError, JobError, RaypipeError
-from raypipe.jobs.train.samples import FILE, INDEX, TARGETS, Samples, blocks, class_counts, find_samples
+from raypipe.jobs.train.datasets import blocks
+from raypipe.jobs.train.inputs import FILE, INDEX, TARGETS, TrainingSamples, find_samples
 from raypipe.storage import Folder
 from support.embed_outputs import (
     DIM,
@@ -43,7 +43,7 @@ def ok(*names: str) -> Videos:
     return dict.fromkeys(names, "ok")
 
 
-def find(output: Folder, labels: str | None, *overrides: str, **values: object) -> Samples:
+def find(output: Folder, labels: str | None, *overrides: str, **values: object) -> TrainingSamples:
     """The samples by these rows of ``video_id,label`` and perhaps ``split``."""
     given: dict[str, object] = {"embeddings": output.uri, "output": "o", **values}
     if labels is not None:
@@ -54,7 +54,7 @@ def find(output: Folder, labels: str | None, *overrides: str, **values: object) 
     return find_samples(load_config(TrainConfig, values=given, overrides=overrides))
 
 
-def targets_of(samples: Samples) -> dict[str, list[str]]:
+def targets_of(samples: TrainingSamples) -> dict[str, list[str]]:
     """The labels of each video, of both splits."""
     found: dict[str, list[str]] = {}
     for part in (samples.train, samples.validation):
@@ -314,8 +314,3 @@ def test_blocks_hold_every_sample_once_and_few_files_each(count: int, num_worker
     assert all(block.num_rows for block in made)
     reads = sum(pc.count_distinct(block[FILE]).as_py() for block in made)
     assert reads <= len(made) + min(7, count) - 1
-
-
-def test_labels_are_counted_by_their_number() -> None:
-    table: Any = pa.table({TARGETS: pa.array([[0, 2], [2], []], pa.list_(pa.int32()))})
-    assert class_counts(table, 4).tolist() == [1, 0, 2, 0]

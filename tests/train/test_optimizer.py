@@ -1,4 +1,4 @@
-"""What the optimizer decays, and the way of its learning rate."""
+"""What the optimizer decays, and the schedule of its learning rate."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.jobs.train.optim import learning_rate, make_optimizer, rate_at, set_rate
+from raypipe.jobs.train.loop import make_optimizer, rate_at, set_rate
 from raypipe.models.adapters import freeze
 from support.tiny_models import tiny_classifier
 
@@ -43,10 +43,3 @@ def test_the_rate_falls_by_a_cosine() -> None:
     assert rate_at(0.55, warmup_fraction=0.1) == pytest.approx(0.5)
     assert rate_at(0.325, warmup_fraction=0.1) == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
     assert rate_at(1.0, warmup_fraction=0.1) == pytest.approx(0.0)
-
-
-def test_auto_is_a_rate_for_each_way_to_begin() -> None:
-    assert learning_rate(n_embd=128, pretrained=False, lora=False) == 3e-3
-    assert learning_rate(n_embd=256, pretrained=False, lora=False) == 1.5e-3
-    assert learning_rate(n_embd=768, pretrained=True, lora=False) == 1e-4
-    assert learning_rate(n_embd=768, pretrained=True, lora=True) == 1e-3

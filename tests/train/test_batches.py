@@ -1,4 +1,4 @@
-"""A worker's samples: each once in every pass, each in one batch of an epoch, whatever fits into memory."""
+"""A worker's samples: each once in every pass, each in one batch of an epoch, whether or not they fit into memory."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,13 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.jobs.train.shard import Shard, Window, epoch_batches
-from raypipe.jobs.train.team import Team
+from raypipe.jobs.train.batches import Window, WorkerSamples, epoch_batches
+from raypipe.jobs.train.collective import Collective
 from support.properties import examples
 from support.tiny_models import DIM, random_videos
 from support.train_loops import block_of, read_of
-
-ALONE = Team(device=torch.device("cpu"))
 
 
 def counted(blocks: list[pa.Table]) -> tuple[Callable[[], Iterable[pa.Table]], list[int]]:
@@ -76,8 +74,8 @@ def test_several_targets_and_none_are_kept() -> None:
 def test_a_pass_gives_every_sample_once_whatever_fits(lengths: list[int], rows: int, cache_bytes: int) -> None:
     videos = random_videos(lengths)
     read, reads = counted([block_of(videos).slice(at, rows) for at in range(0, len(videos), rows)])
-    shard = Shard(read, cache_bytes=cache_bytes)
-    passes = [[window.index for window in shard.windows()] for _ in range(3)]
+    samples = WorkerSamples(read, cache_bytes=cache_bytes)
+    passes = [[window.index for window in samples.windows()] for _ in range(3)]
     for windows in passes:
         assert sorted(number for index in windows for number in index) == list(range(len(videos)))
     assert passes[0] == passes[1] == passes[2]
@@ -88,20 +86,20 @@ def test_a_pass_gives_every_sample_once_whatever_fits(lengths: list[int], rows: 
 
 def test_a_window_ends_when_it_is_full() -> None:
     videos = random_videos([5] * 8)
-    shard = Shard(read_of(videos, rows=1), cache_bytes=3 * videos[0].nbytes)
-    assert [window.index for window in shard.windows()] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    samples = WorkerSamples(read_of(videos, rows=1), cache_bytes=3 * videos[0].nbytes)
+    assert [window.index for window in samples.windows()] == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
 def test_what_is_kept_is_the_same_in_whatever_order_it_came() -> None:
     videos = random_videos([1, 2, 3, 4])
     readers = [read_of(videos, numbers=numbers, rows=1) for numbers in ([0, 1, 2, 3], [2, 0, 3, 1])]
-    (first,), (other,) = (list(Shard(read, cache_bytes=10**6).windows()) for read in readers)
+    (first,), (other,) = (list(WorkerSamples(read, cache_bytes=10**6).windows()) for read in readers)
     assert first.index == other.index == [0, 1, 2, 3]
     assert [frames.tolist() for frames in first.frames] == [frames.tolist() for frames in other.frames]
 
 
-class OtherTeam(Team):
-    """A team in which another worker says this."""
+class OtherWorkers(Collective):
+    """Workers of which another one says this."""
 
     def __init__(self, said: float) -> None:
         super().__init__(device=torch.device("cpu"))
@@ -114,16 +112,16 @@ class OtherTeam(Team):
 @pytest.mark.parametrize(("other_must_read", "reads_after"), [(False, 1), (True, 2)])
 def test_samples_are_kept_only_where_all_workers_keep_theirs(other_must_read: bool, reads_after: int) -> None:  # noqa: FBT001
     read, reads = counted([block_of(random_videos([1, 2]))])
-    shard = Shard(read, cache_bytes=10**6)
+    samples = WorkerSamples(read, cache_bytes=10**6)
     for _ in range(2):
-        assert sum(len(window.index) for window in shard.windows()) == 2
-        shard.settle(OtherTeam(float(other_must_read)))
+        assert sum(len(window.index) for window in samples.windows()) == 2
+        samples.settle(OtherWorkers(float(other_must_read)))
     assert len(reads) == reads_after
 
 
 def test_moments_are_those_of_all_frames() -> None:
     videos = random_videos([3, 1, 4])
-    sums, num_frames = Shard(read_of(videos, rows=2), cache_bytes=1).moments(DIM)
+    sums, num_frames = WorkerSamples(read_of(videos, rows=2), cache_bytes=1).moments(DIM)
     together = np.concatenate(videos).astype(np.float64)
     assert num_frames == 8
     np.testing.assert_allclose(sums, [together.sum(axis=0), (together**2).sum(axis=0)])

@@ -1,4 +1,4 @@
-"""A checkpoint is used whole or not at all, and the best one outlives all that came after it."""
+"""A checkpoint is used only if it is complete, and the best one is never pruned."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.jobs.train.checkpoint import Checkpoints, load_optimizer
-from raypipe.jobs.train.optim import make_optimizer, set_rate
+from raypipe.jobs.train.checkpoints import Checkpoints, load_optimizer
+from raypipe.jobs.train.loop import make_optimizer, set_rate
 from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import VideoClassifier
 from raypipe.storage import Folder

@@ -4,7 +4,7 @@ import pytest
 
 from raypipe.config import Gpt2Size, TrainConfig, load_config
 from raypipe.errors import ConfigError
-from raypipe.jobs.train.search import MAX_TRIALS, grid
+from raypipe.jobs.train.tuning import MAX_TRIALS, grid
 
 GIVEN = {"embeddings": "/e", "labels": "/l.csv", "output": "/o"}
 

@@ -1,4 +1,4 @@
-"""The workers of one training, as numbers to add up: torch.distributed where there are several."""
+"""Collective operations of the workers of one training: torch.distributed if there are several."""
 
 from typing import Any
 
@@ -8,35 +8,31 @@ import torch
 from torch import distributed
 
 
-class Team:
-    """This worker among its like; every method but the properties is called by all of them together."""
+class Collective:
+    """This worker among the others. All workers must call the same method at the same time, properties excepted."""
 
     def __init__(self, *, device: torch.device) -> None:
         self.device = device
-        self._alone = not distributed.is_initialized()
-        self.rank = 0 if self._alone else distributed.get_rank()
-        self.size = 1 if self._alone else distributed.get_world_size()
+        is_initialized = distributed.is_initialized()
+        self.rank = distributed.get_rank() if is_initialized else 0
+        self.size = distributed.get_world_size() if is_initialized else 1
 
     @property
     def leads(self) -> bool:
-        """Whether this worker is the one that writes."""
+        """Whether this is the worker that writes."""
         return self.rank == 0
 
     def sum(self, numbers: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Add up each worker's numbers, of one shape."""
+        """Add up the numbers of all workers, which have the same shape."""
         return self._reduce(numbers, distributed.ReduceOp.SUM)
 
     def max(self, number: float) -> float:
-        """The largest of the workers' numbers."""
+        """Return the largest number of any worker."""
         return float(self._reduce([number], distributed.ReduceOp.MAX)[0])
 
-    def agree(self, flag: bool) -> bool:  # noqa: FBT001 - what the first worker says
-        """What the first worker says."""
-        return bool(self._reduce([float(flag and self.leads)], distributed.ReduceOp.SUM)[0])
-
     def gather(self, item: Any) -> list[Any]:  # noqa: ANN401 - whatever a worker has, through torch's own pickling
-        """Every worker's item, on every worker."""
-        if self._alone:
+        """Return the items of all workers, on every worker."""
+        if self.size == 1:
             return [item]
         items: list[Any] = [None] * self.size
         distributed.all_gather_object(items, item)
@@ -44,7 +40,7 @@ class Team:
 
     def _reduce(self, numbers: npt.ArrayLike, operation: Any) -> npt.NDArray[np.float64]:  # noqa: ANN401 - torch's own
         array = np.asarray(numbers, dtype=np.float64)
-        if self._alone:
+        if self.size == 1:
             return array
         tensor = torch.from_numpy(array.copy()).to(self.device)
         distributed.all_reduce(tensor, op=operation)

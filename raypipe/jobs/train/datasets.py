@@ -1,18 +1,18 @@
-"""The edge to Ray Data: the frames of samples, read from sealed files and split among the workers."""
+"""Ray Data: the frames of the samples, read from sealed files and divided among the workers."""
 
-import copy
-from typing import Any
+from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-from ray.data import DataIterator, Dataset, ExecutionOptions
+from ray.data import DataIterator, Dataset
 from ray.train import DataConfig
 
 from raypipe import schema
 from raypipe.dataset.footer import read_parquet
 from raypipe.errors import CommitError
-from raypipe.jobs.train.samples import FILE, INDEX, TARGETS, blocks
+from raypipe.jobs.train.inputs import FILE, INDEX, TARGETS
 from raypipe.storage import Folder
 
 FRAMES = schema.FRAME_EMBEDDINGS
@@ -20,35 +20,24 @@ READ_CPUS = 0.5
 
 
 class UnevenSplits(DataConfig):
-    """Gives every row to exactly one worker, the same one each time: equal splits would drop the rows left over."""
+    """Give every row to exactly one worker, always the same one. Equal splits would drop the remaining rows."""
 
     def configure(
-        self,
-        datasets: dict[str, Dataset],
-        world_size: int,
-        worker_handles: Any,  # noqa: ANN401, ARG002 - Ray's own signature
-        worker_node_ids: Any,  # noqa: ANN401, ARG002
-        **_: Any,  # noqa: ANN401
+        self, datasets: dict[str, Dataset], world_size: int, *_: object, **__: object
     ) -> list[dict[str, DataIterator]]:
-        """Split each dataset with ``streaming_split``."""
+        """Split each dataset with ``streaming_split``; blocks come in the order in which they were drawn."""
         splits: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, given in datasets.items():
             dataset = given.copy(given)
-            dataset.context.execution_options = copy.deepcopy(self.default_ingest_options())
+            dataset.context.execution_options = self.default_ingest_options()
+            dataset.context.execution_options.preserve_order = True
             for worker, split in enumerate(dataset.streaming_split(world_size, equal=False)):
                 splits[worker][name] = split
         return splits
 
-    @staticmethod
-    def default_ingest_options() -> ExecutionOptions:
-        """Blocks come in the order in which they were drawn, whichever is read first."""
-        options = DataConfig.default_ingest_options()
-        options.preserve_order = True
-        return options
-
 
 def frames_dataset(samples: pa.Table, *, embeddings_uri: str, num_workers: int, seed: int) -> Dataset:
-    """A lazy dataset of ``index``, ``targets`` and ``frame_embeddings``; a block of samples is one task's read."""
+    """Return a lazy dataset of ``index``, ``targets`` and ``frame_embeddings``. One task reads one block of samples."""
     dataset = ray.data.from_arrow(list(blocks(samples, num_workers=num_workers, seed=seed)))
     return dataset.map_batches(
         read_frames,  # type: ignore[arg-type]  # Ray does not count its keyword arguments
@@ -60,11 +49,20 @@ def frames_dataset(samples: pa.Table, *, embeddings_uri: str, num_workers: int, 
     )
 
 
+def blocks(samples: pa.Table, *, num_workers: int, seed: int) -> Iterator[pa.Table]:
+    """Yield parts of the samples for one read each, in an order drawn once; small files are not divided."""
+    rows_per_block = int(np.clip(samples.num_rows // (8 * num_workers), 1, 512))
+    ordered = samples.sort_by([(FILE, "ascending"), (INDEX, "ascending")])
+    starts = np.arange(0, ordered.num_rows, rows_per_block)
+    for start in np.random.default_rng([seed, 1]).permutation(starts).tolist():
+        yield ordered.slice(start, rows_per_block)
+
+
 def read_frames(samples: pa.Table, *, embeddings_uri: str) -> pa.Table:
-    """Read the frames of samples, no column besides; ``frame_embeddings`` is list<fixed_size_list<float16, D>>[T].
+    """Read only the frames of the samples; ``frame_embeddings`` is list<fixed_size_list<float16, D>>[T].
 
     Raises:
-        CommitError: a file is damaged, or does not hold a video that it held.
+        CommitError: a file is corrupt, or no longer has a video that it had.
         ObjectError: a file cannot be read.
     """
     output = Folder(embeddings_uri)
@@ -74,7 +72,7 @@ def read_frames(samples: pa.Table, *, embeddings_uri: str) -> pa.Table:
         rows = read_parquet(output, name, columns=[schema.VIDEO_ID, FRAMES])
         at = pc.index_in(wanted[schema.VIDEO_ID], rows[schema.VIDEO_ID])
         if at.null_count:
-            msg = f"{output.child(name)} lacks {at.null_count} videos that it held. Run raypipe verify {output}."
+            msg = f"{output.child(name)} lacks {at.null_count} videos that it had. Run raypipe verify {output}."
             raise CommitError(msg)
         parts.append(wanted.select([INDEX, TARGETS]).append_column(FRAMES, rows[FRAMES].take(at)))
     return pa.concat_tables(parts).combine_chunks()

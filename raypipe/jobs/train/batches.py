@@ -1,0 +1,164 @@
+"""Batches: the samples of one worker, in memory if they fit, in the batches of an epoch, as tensors on its device."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from raypipe import schema
+from raypipe.jobs.train.collective import Collective
+from raypipe.jobs.train.inputs import INDEX, TARGETS
+from raypipe.models.adapters import VideoModel
+from raypipe.models.backbones import resolve_dtype
+from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, pad_frames
+
+_BATCHES_PER_POOL = 50  # so many are sorted by length together: little padding, but still a random order
+Half = npt.NDArray[np.float16]
+Ints = npt.NDArray[np.int64]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(slots=True)
+class Window:
+    """Samples that are in memory together: for each its number, its label numbers and its frames ``[T, D]``."""
+
+    index: list[int] = field(default_factory=list)
+    targets: list[Ints] = field(default_factory=list)
+    frames: list[Half] = field(default_factory=list)
+    size_bytes: int = 0
+
+    def add(self, block: pa.Table) -> None:
+        """Copy a block out of Ray's shared memory."""
+        column = block[schema.FRAME_EMBEDDINGS].combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = column.chunk(0)
+        dim = column.type.value_type.list_size
+        flat = column.flatten().flatten().to_numpy(zero_copy_only=False)
+        vectors = np.array(flat, dtype=np.float16).reshape(-1, dim)
+        stops = column.offsets.to_numpy() - column.offsets[0].as_py()
+        self.frames += [vectors[start:stop] for start, stop in pairwise(stops)]
+        self.index += block[INDEX].to_pylist()
+        self.targets += [np.array(targets, dtype=np.int64) for targets in block[TARGETS].to_pylist()]
+        self.size_bytes += vectors.nbytes
+
+    def sort(self) -> None:
+        """Order the samples by their number, so that the order of the blocks makes no difference."""
+        order = np.argsort(self.index).tolist()
+        self.index = [self.index[at] for at in order]
+        self.targets = [self.targets[at] for at in order]
+        self.frames = [self.frames[at] for at in order]
+
+
+class WorkerSamples:
+    """The samples of one worker, window by window. A single window stays in memory: all fit into ``cache_bytes``."""
+
+    def __init__(self, read: Callable[[], Iterable[pa.Table]], *, cache_bytes: int) -> None:
+        self._read = read
+        self._cache_bytes = cache_bytes
+        self._kept: Window | None = None
+
+    def windows(self) -> Iterator[Window]:
+        """Yield every sample once; after the first time from memory, if they fit."""
+        if self._kept is not None:
+            yield self._kept
+            return
+        window, is_first = Window(), True
+        for block in self._read():
+            if window.size_bytes >= self._cache_bytes:
+                window.sort()
+                yield window
+                window, is_first = Window(), False
+            window.add(block)
+        window.sort()
+        if is_first:
+            self._kept = window
+        yield window
+
+    def settle(self, workers: Collective) -> None:
+        """After a pass of all workers: keep the samples only if all do, because Ray waits for all before the next."""
+        if workers.max(self._kept is None):
+            self._kept = None
+
+    def moments(self, embedding_dim: int) -> tuple[npt.NDArray[np.float64], int]:
+        """Return the sums of the D numbers and of their squares over all frames ``[2, D]``, and how many frames."""
+        sums, num_frames = np.zeros((2, embedding_dim)), 0
+        for window in self.windows():
+            for frames in window.frames:
+                vectors = frames.astype(np.float64)
+                sums += vectors.sum(axis=0), np.square(vectors).sum(axis=0)
+                num_frames += len(vectors)
+        return sums, num_frames
+
+
+def epoch_batches(
+    index: Sequence[int], lengths: Sequence[int], *, batch_size: int, seed: Sequence[int], seen: npt.NDArray[np.bool_]
+) -> list[Ints]:
+    """Return positions in batches: every unseen sample in exactly one, samples of similar length together.
+
+    The order depends only on ``seed`` and on the samples. ``seen``, by sample number, only removes samples from it, so
+    that a resumed epoch makes the batches that an uninterrupted one would have made.
+    """
+    random = np.random.default_rng(list(seed))
+    order = random.permutation(len(index))
+    batches: list[Ints] = []
+    sizes, numbers = np.asarray(lengths), np.asarray(index)
+    for start in range(0, len(order), _BATCHES_PER_POOL * batch_size):
+        pool = order[start : start + _BATCHES_PER_POOL * batch_size]
+        pool = pool[np.argsort(sizes[pool], kind="stable")]
+        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+    shuffled = [batches[at] for at in random.permutation(len(batches))]
+    left = (batch[~seen[numbers[batch]]] for batch in shuffled)
+    return [batch for batch in left if len(batch)]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Videos padded to one length: frames ``[B, T, D]``, mask ``[B, T]``; labels ``[B]`` or ``[B, C]``, if any."""
+
+    frames: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor | None
+
+
+class Feeder:
+    """Makes batches for a model, on its device; ``precision`` auto is bfloat16 on a GPU that supports it."""
+
+    def __init__(self, model: VideoModel, *, device: torch.device, precision: Precision) -> None:
+        self._config = cast("VideoClassifierConfig", model.config)
+        self._device = device
+        # On CPUs autocast is as often slower as faster.
+        native = device.type == "cuda" and resolve_dtype("auto", str(device)) == "bfloat16"
+        self._bfloat16 = native if precision == "auto" else precision == "bfloat16"
+        self.num_labels = len(model.config.label_names) if isinstance(model, VideoClassifier) else 0
+
+    def batch(self, window: Window, positions: Ints) -> Batch:
+        """Return the samples at these positions; a sample of zeros for a worker without any, which must take part."""
+        videos = [window.frames[at] for at in positions]
+        targets = [window.targets[at] for at in positions]
+        if not videos:
+            videos = [np.zeros((1, self._config.embedding_dim), dtype=np.float16)]
+            targets = [np.zeros(min(1, self.num_labels), dtype=np.int64)]
+        padded = pad_frames(videos, max_frames=self._config.max_frames).to(self._device)
+        return Batch(padded.frames, padded.mask, self._labels(targets))
+
+    def _labels(self, targets: list[Ints]) -> torch.Tensor | None:
+        if not all(len(target) for target in targets):
+            return None
+        if self._config.problem_type != "multi_label_classification":
+            return torch.from_numpy(np.concatenate(targets)).to(self._device)
+        several = np.zeros((len(targets), self.num_labels), dtype=np.float32)
+        for row, target in enumerate(targets):
+            several[row, target] = 1
+        return torch.from_numpy(several).to(self._device)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Multiply matrices in bfloat16 if that is the precision."""
+        if not self._bfloat16:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)

@@ -1,0 +1,321 @@
+"""Inputs of a training: the videos of sealed embeddings, joined with their labels and split into two parts."""
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe import schema
+from raypipe.config import TrainConfig
+from raypipe.dataset.footer import read_parquet
+from raypipe.dataset.plan import comparable_fingerprints, data_name, gone_flags
+from raypipe.dataset.read import embedding_dim, embeddings_manifests, planned_rows
+from raypipe.errors import ConfigError
+from raypipe.status import HAS_FRAMES, Status
+from raypipe.storage import Folder
+from raypipe.tables import empty_rows, read_text_columns, table_place
+
+FILE, INDEX, TARGETS, SPLIT = "file", "index", "targets", "split"
+_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+_READS_AT_ONCE = 16
+_NAMED = 3
+_logger = logging.getLogger(__name__)
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSamples:
+    """The videos to learn from; ``train`` and ``validation`` have ``file``, ``video_id``, ``index`` and ``targets``.
+
+    ``index`` counts from 0 in each of the two. ``targets`` are label numbers; empty if the training has no labels.
+    """
+
+    train: pa.Table
+    validation: pa.Table
+    label_names: tuple[str, ...]
+    multi_label: bool
+    embedding_dim: int
+    fingerprint: str  # of the embeddings
+    comparable_fingerprints: frozenset[str]  # of embeddings with the same meaning
+    num_unknown: int  # labelled videos that the embeddings lack
+    num_without_frames: int  # labelled videos that could not be embedded
+    digest: str  # of the videos, their labels and their split
+
+
+class _Chosen(NamedTuple):
+    """The videos of the catalogue to learn from; ``rows`` also have ``targets``, and ``split``: True for validation."""
+
+    rows: pa.Table
+    num_without_frames: int
+    label_names: tuple[str, ...] = ()
+    multi_label: bool = False
+    num_unknown: int = 0
+
+
+def find_samples(config: TrainConfig) -> TrainingSamples:
+    """Join the embeddings with the labels, and split them.
+
+    Raises:
+        JobError: the embeddings are not sealed.
+        ConfigError: the labels cannot be read, match no video, or cannot be split.
+    """
+    output = Folder(config.embeddings)
+    manifests = embeddings_manifests(output)
+    catalogue, gone = _catalogue(output, manifests)
+    if config.objective == "masked_frame":
+        chosen = _choose_all(config, catalogue)
+    else:
+        chosen = _choose_labelled(config, catalogue, gone)
+    rows = chosen.rows.sort_by(schema.VIDEO_ID)  # regardless of the order of plans
+    digest = hashlib.sha256(repr(chosen.label_names).encode())
+    for batch in rows.select([FILE, schema.VIDEO_ID, SPLIT, TARGETS]).to_batches(max_chunksize=65_536):
+        digest.update(repr(batch.to_pydict()).encode())
+    return TrainingSamples(
+        train=_numbered(rows.filter(pc.invert(rows[SPLIT]))),
+        validation=_numbered(rows.filter(rows[SPLIT])),
+        label_names=chosen.label_names,
+        multi_label=chosen.multi_label,
+        embedding_dim=embedding_dim(output, manifests),
+        fingerprint=manifests[-1]["fingerprint"],
+        comparable_fingerprints=comparable_fingerprints(manifests[-1]["settings"]),
+        num_unknown=chosen.num_unknown,
+        num_without_frames=chosen.num_without_frames,
+        digest=digest.hexdigest(),
+    )
+
+
+def _numbered(rows: pa.Table) -> pa.Table:
+    index = pa.array(np.arange(rows.num_rows), pa.int64())
+    return rows.select([FILE, schema.VIDEO_ID, TARGETS]).append_column(INDEX, index)
+
+
+def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
+    """Choose every video with frames; one label for all makes the split random."""
+    rows = catalogue.filter(catalogue[schema.STATUS])
+    if not rows.num_rows:
+        uri = Folder(config.embeddings).uri
+        msg = f"No video in {uri} has frames."
+        raise ConfigError(msg, key="embeddings", value=uri, remedy="Check the statuses with raypipe verify.")
+    videos = np.arange(rows.num_rows)
+    fraction = config.data.validation_fraction if rows.num_rows > 1 else 0.0
+    held_out = stratified(videos, np.zeros_like(videos), fraction=fraction, seed=config.seed, names=["video"])
+    no_targets = pa.array([[]] * rows.num_rows, pa.list_(pa.int32()))
+    rows = rows.append_column(TARGETS, no_targets).append_column(SPLIT, pa.array(held_out))
+    return _Chosen(rows, catalogue.num_rows - rows.num_rows)
+
+
+def _choose_labelled(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> _Chosen:
+    """Choose every video with frames and a label, whose numbers are its targets."""
+    labels, num_unknown, num_without_frames = _usable_labels(config, catalogue, gone)
+    label_names = tuple(sorted(pc.unique(labels[schema.LABEL]).to_pylist()))
+    numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names)).to_numpy().astype(np.int64)
+    at_unique, videos = np.unique(labels["at"].to_numpy(), return_inverse=True)
+    multi_label = _is_multi_label(config, len(numbers) > len(at_unique))
+    held_out = _held_out(config, labels, videos, numbers, label_names)
+    if not multi_label and len(label_names) == 1:
+        msg = f"Every video has the label {label_names[0]!r}, so there is nothing to classify."
+        remedy = "Add a second label, or set problem_type=multi_label."
+        raise ConfigError(msg, key=schema.LABEL, value=label_names[0], remedy=remedy)
+    stops = np.cumsum(np.bincount(videos))
+    ordered = pa.array(numbers[np.lexsort((numbers, videos))], pa.int32())
+    targets = pa.ListArray.from_arrays(pa.array([0, *stops], pa.int32()), ordered)
+    rows = catalogue.take(pa.array(at_unique)).append_column(TARGETS, targets).append_column(SPLIT, pa.array(held_out))
+    return _Chosen(rows, num_without_frames, label_names, multi_label, num_unknown)
+
+
+def _catalogue(output: Folder, manifests: list[dict[str, Any]]) -> tuple[pa.Table, pa.Array]:
+    """Return the latest row of every video, as ``file``, ``video_id`` and ``status``: whether it has frames.
+
+    The ids of deleted videos are returned separately.
+    """
+    tables, gone = [], [pa.array([], pa.string())]
+    statuses = {manifest["plan"]: manifest["statuses"] for manifest in manifests}
+    for number, planned in planned_rows(output, manifests):
+        is_gone = pa.array(gone_flags(planned), pa.bool_())
+        gone += planned.filter(is_gone)[schema.VIDEO_ID].chunks
+        rows = planned.filter(pc.invert(is_gone))
+        shards = rows[schema.SHARD].to_numpy()
+        names = [data_name(number, shard) for shard in range(int(shards.max(initial=-1)) + 1)]
+        files = pa.DictionaryArray.from_arrays(pa.array(shards, pa.int32()), pa.array(names, pa.string()))
+        if HAS_FRAMES.issuperset(statuses[number].keys() - {Status.GONE}):
+            has_frames = pa.repeat(pa.scalar(value=True), rows.num_rows)
+        else:
+            present = pa.array(sorted(_with_frames(output, names)), pa.string())
+            has_frames = pc.is_in(rows[schema.VIDEO_ID], present)
+        columns = {FILE: files.cast(pa.string()), schema.VIDEO_ID: rows[schema.VIDEO_ID], schema.STATUS: has_frames}
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables).combine_chunks(), pa.concat_arrays(gone)
+
+
+def _with_frames(output: Folder, names: list[str]) -> set[str]:
+    def read(name: str) -> list[str]:
+        rows = read_parquet(output, name, columns=[schema.VIDEO_ID, schema.NUM_FRAMES])
+        ids: list[str] = rows.filter(pc.greater(rows[schema.NUM_FRAMES], 0))[schema.VIDEO_ID].to_pylist()
+        return ids
+
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        return {video_id for ids in pool.map(read, names) for video_id in ids}
+
+
+def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> tuple[pa.Table, int, int]:
+    """Return the labels of videos with frames, and how many labelled videos are unknown or have no frames.
+
+    Column ``at`` is the row of the catalogue. Deleted videos and those of the split ``test`` are left out.
+    """
+    if config.labels is None:
+        labels = folder_labels(catalogue[schema.VIDEO_ID])
+    else:
+        labels = read_labels(config.labels, split_column=config.data.split_column)
+        labels = labels.filter(pc.invert(pc.is_in(labels[schema.VIDEO_ID], value_set=gone)))
+    at = pc.index_in(labels[schema.VIDEO_ID], catalogue[schema.VIDEO_ID]).combine_chunks()
+    num_unknown = _check_known(config, labels, at)
+    labels = labels.append_column("at", at).filter(pc.is_valid(at))
+    has_frames = catalogue[schema.STATUS].take(labels["at"])
+    num_without_frames = pc.count_distinct(labels[schema.VIDEO_ID].filter(pc.invert(has_frames))).as_py()
+    labels = labels.filter(has_frames)
+    if SPLIT in labels.column_names:
+        labels = labels.filter(pc.not_equal(labels[SPLIT], "test"))
+    if not labels.num_rows:
+        msg = f"No labelled video of {config.labels or 'the folders'} has embeddings in {Folder(config.embeddings)}."
+        raise ConfigError(msg, key="labels", value=config.labels)
+    return labels, num_unknown, num_without_frames
+
+
+def _check_known(config: TrainConfig, labels: pa.Table, at: pa.Array) -> int:
+    unknown = pc.unique(labels[schema.VIDEO_ID].filter(pc.is_null(at)))
+    num_labelled = pc.count_distinct(labels[schema.VIDEO_ID]).as_py()
+    allowed = config.data.max_unknown_fraction
+    if len(unknown) > allowed * num_labelled:
+        first = ", ".join(repr(video_id) for video_id in unknown[:_NAMED].to_pylist())
+        msg = (
+            f"{len(unknown)} of the {num_labelled} labelled videos are not in {config.embeddings}: {first}"
+            f"{', …' if len(unknown) > _NAMED else ''}. data.max_unknown_fraction={allowed:g} allows fewer."
+        )
+        remedy = "A video_id is the key below the input of raypipe embed."
+        raise ConfigError(msg, key="data.max_unknown_fraction", value=allowed, remedy=remedy)
+    return len(unknown)
+
+
+def _is_multi_label(config: TrainConfig, several: bool) -> bool:  # noqa: FBT001 - what the labels show
+    if several and config.problem_type == "single_label":
+        msg = "problem_type=single_label, but a video has several labels."
+        remedy = "Choose multi_label, or give each video one label."
+        raise ConfigError(msg, key="problem_type", value=config.problem_type, remedy=remedy)
+    return several if config.problem_type == "auto" else config.problem_type == "multi_label"
+
+
+def read_labels(uri: str, *, split_column: str) -> pa.Table:
+    """Read ``video_id``, ``label`` and, if the file has that column, ``split``; a video may have several rows.
+
+    ``split`` is returned as ``train``, ``validation`` or ``test``. Duplicate rows count once.
+
+    Raises:
+        ConfigError: the file cannot be read, lacks a column or a value, or has an unknown split or two for one video.
+    """
+    folder, name = table_place(uri, what="labels")
+    wanted = (schema.VIDEO_ID, schema.LABEL)
+    table = read_text_columns(folder, name, (*wanted, split_column), required=wanted, what="labels")
+    for column in table.column_names:
+        if lacking := empty_rows(table[column]):
+            msg = f"{uri}: {len(lacking)} rows have no {column}, the first is row {lacking[0]}."
+            raise ConfigError(msg, key=column, remedy=f"Every row needs a {' and a '.join(table.column_names)}.")
+    if not table.num_rows:
+        msg = f"{uri} has no rows."
+        raise ConfigError(msg, key=uri, remedy="Add a row for each video and label.")
+    if split_column in table.column_names:
+        table = table.rename_columns([*wanted, SPLIT])
+        table = table.set_column(2, SPLIT, _splits(table[SPLIT], uri, name=split_column))
+        splits = table.group_by(schema.VIDEO_ID).aggregate([(SPLIT, "count_distinct")])
+        several = splits.filter(pc.greater(splits[f"{SPLIT}_count_distinct"], 1))[schema.VIDEO_ID]
+        if len(several):
+            video_id = several[0].as_py()
+            msg = f"{uri}: {video_id!r} is in several splits."
+            raise ConfigError(msg, key=schema.VIDEO_ID, value=video_id, remedy="Give each video one split.")
+    _warn_of_near_duplicates(uri, table[schema.LABEL].unique().to_pylist())
+    return table.group_by(table.column_names, use_threads=False).aggregate([])
+
+
+def _splits(column: pa.ChunkedArray, uri: str, *, name: str) -> pa.Array:
+    known = pc.index_in(column, pa.array(list(_SPLITS)))
+    if known.null_count:
+        unknown = column.filter(pc.is_null(known))[0].as_py()
+        msg = f"{uri}: unknown split {unknown!r}."
+        raise ConfigError(msg, key=name, value=unknown, choices=dict.fromkeys(_SPLITS.values()))
+    return pa.array(list(_SPLITS.values())).take(known.combine_chunks())
+
+
+def _warn_of_near_duplicates(uri: str, labels: list[str]) -> None:
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        spellings[" ".join(label.split()).casefold()].append(label)
+    for group in spellings.values():
+        if len(group) > 1:
+            names = ", ".join(map(repr, group))
+            _logger.warning("%s: the labels %s differ only in case or spaces, and count as different.", uri, names)
+
+
+def folder_labels(video_ids: pa.ChunkedArray) -> pa.Table:
+    """Return the parent folder of each ``video_id`` as its label, as in UCF101 and Kinetics.
+
+    Raises:
+        ConfigError: a video is not in a folder.
+    """
+    labels = [parent.rpartition("/")[2] for parent, _, _ in (id_.rpartition("/") for id_ in video_ids.to_pylist())]
+    if "" in labels:
+        video_id = video_ids[labels.index("")].as_py()
+        msg = f"labels_from=folder: {video_id!r} is not in a folder that could be its label."
+        raise ConfigError(msg, key="labels_from", value=video_id, remedy="Give --labels FILE.")
+    return pa.table({schema.VIDEO_ID: video_ids, schema.LABEL: pa.array(labels, pa.string())})
+
+
+def _held_out(
+    config: TrainConfig, labels: pa.Table, videos: Ints, numbers: Ints, label_names: tuple[str, ...]
+) -> Bools:
+    """Return which videos ``[V]`` are for validation: as the split column says, or a stratified sample."""
+    if SPLIT not in labels.column_names:
+        fraction = config.data.validation_fraction
+        return stratified(videos, numbers, fraction=fraction, seed=config.seed, names=label_names)
+    held_out = np.zeros(videos.max() + 1, dtype=bool)
+    held_out[videos] = pc.equal(labels[SPLIT], "validation").to_numpy()
+    if held_out.all():
+        msg = f"{config.labels}: no video is in the split train."
+        remedy = "Assign some videos to train."
+        raise ConfigError(msg, key=config.data.split_column, expected="train", remedy=remedy)
+    return held_out
+
+
+def stratified(videos: Ints, labels: Ints, *, fraction: float, seed: int, names: Sequence[str]) -> Bools:
+    """Hold out about ``fraction`` of each label's videos ``[V]``, from pairs of video numbers 0 to V - 1 and labels.
+
+    If every video has one label: at least one video of each label, and never all of one. Otherwise the rarest label
+    comes first, and each label adds what it still lacks from videos without a rarer label (Sechidis et al. 2011).
+
+    Raises:
+        ConfigError: a label has only one video.
+    """
+    held_out = np.zeros(videos.max() + 1, dtype=bool)
+    if not fraction:
+        return held_out
+    random = np.random.default_rng([seed, 0])
+    is_free = np.ones_like(held_out)
+    counts = np.bincount(labels)
+    members_of = np.split(videos[np.lexsort((videos, labels))], np.cumsum(counts)[:-1])
+    for label in np.argsort(counts, kind="stable").tolist():
+        members = members_of[label]
+        if len(members) == 1:
+            msg = f"The label {names[label]!r} has only one video, which cannot be in both training and validation."
+            remedy = "Add videos, remove the label, use a split column, or set data.validation_fraction=0."
+            raise ConfigError(msg, key=schema.LABEL, value=names[label], remedy=remedy)
+        wanted = np.clip(round(fraction * len(members)), 1, max(1, len(members) - 1)) - held_out[members].sum()
+        held_out[random.permutation(members[is_free[members]])[: max(0, wanted)]] = True
+        is_free[members] = False
+    return held_out

@@ -1,0 +1,221 @@
+"""The train job: from a configuration to a model, its model card and its report, for one training or a small grid."""
+
+import json
+import tempfile
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+from rich.console import Console
+
+from raypipe.config import TrainConfig
+from raypipe.errors import JobError, ObjectError, RaypipeError, SetupError
+from raypipe.jobs.train.datasets import READ_CPUS, UnevenSplits, frames_dataset
+from raypipe.jobs.train.events import EventLog, listen, open_queue
+from raypipe.jobs.train.inputs import find_samples
+from raypipe.jobs.train.loop import LoopSettings
+from raypipe.jobs.train.run_spec import RunSpec, check_same_run, prepare, run_facts
+from raypipe.jobs.train.training_record import SUMMARY, earlier_record, first_record, with_evaluation, with_events
+from raypipe.jobs.train.tuning import grid, keep_best, search_grid
+from raypipe.jobs.train.worker import TRAIN, VALIDATION, WorkerSettings, train_worker
+from raypipe.models.classifier_files import COMPLETE, MODEL_FOLDER
+from raypipe.records import TrainingRecord
+from raypipe.report import write_training_report
+from raypipe.report.model_card import model_card
+from raypipe.runs.actors import await_resources, connect, reason_of
+from raypipe.runs.progress import TrainingProgress
+from raypipe.storage import Folder
+
+REPORT = "report.html"
+_WIDTH_PER_THREAD = 128
+_WORKER_CPUS = 0.5  # as Ray counts: there must be room for reading next to the workers
+_CONTINUES = "The same command continues from the last checkpoint."
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """The result of a run, and the URI of its report; ``is_new`` is False if an earlier run had finished it."""
+
+    record: TrainingRecord
+    report_uri: str
+    is_new: bool = True
+
+
+def run_train(config: TrainConfig, *, console: Console | None = None) -> TrainingRun:
+    """Train or resume an earlier run of the same command, and write the model, its model card and the report.
+
+    With ``search``, do so for every point of the grid, and keep the best one's model.
+
+    Raises:
+        SetupError: something is wrong before the work starts.
+        JobError: the workers failed too often, a loss is not finite, or every point of the grid failed.
+    """
+    output = Folder(config.output)
+    output.check_writable()
+    samples = find_samples(config)
+    points = grid(config) if config.search else []
+    specs = [prepare(point.config, samples) for point in points] or [prepare(config, samples)]
+    check_same_run(output, run_facts(replace(specs[0], config=config)))
+    connect()
+    use_gpu = decide_gpu(config)
+    record = first_record(specs[0], time.time(), use_gpu=use_gpu)
+    if points:
+        record = replace(record, settings=config.model_dump(mode="json"))
+    if _is_finished(output):
+        return TrainingRun(earlier_record(output, record), output.child(REPORT), is_new=False)
+    if points:
+        records = search_grid(points, _train_point, use_gpu=use_gpu, console=console or Console())
+        record = keep_best(output, record, points, records)
+    else:
+        record = _train(specs[0], record, use_gpu=use_gpu, console=console)
+    output.put(f"{MODEL_FOLDER}/README.md", model_card(record).encode())
+    write_training_report(record, output.put)
+    return TrainingRun(record, output.child(REPORT))
+
+
+def _train_point(config: TrainConfig) -> TrainingRecord:
+    """Train one point of a grid; the record says if it failed."""
+    try:
+        return run_train(config, console=Console(quiet=True)).record
+    except RaypipeError as error:
+        now, told = time.time(), str(error)
+        return TrainingRecord(
+            objective=config.objective, outcome="failed", message=told, started_at=now, finished_at=now
+        )
+
+
+def _is_finished(output: Folder) -> bool:
+    """Whether a training has ended here: its model and its report exist."""
+    if not output.exists(f"{MODEL_FOLDER}/{COMPLETE}"):
+        return False
+    try:
+        return bool(json.loads(output.read(SUMMARY))["outcome"] == "finished" and output.exists(REPORT))
+    except (ObjectError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _train(spec: RunSpec, record: TrainingRecord, *, use_gpu: bool, console: Console | None) -> TrainingRecord:
+    """Train, and return the completed record; a training that fails leaves a report too."""
+    log = EventLog()
+    try:
+        _run_workers(spec, log, use_gpu=use_gpu, console=console)
+    except RaypipeError as error:
+        failed = replace(with_events(record, log), outcome="failed", message=str(error), finished_at=time.time())
+        with suppress(RaypipeError):  # the cause may break this as well, and is the error to report
+            write_training_report(failed, spec.output.put)
+        raise
+    record = replace(with_events(record, log), outcome="finished", finished_at=time.time())
+    return with_evaluation(record, spec, log.ended["predictions"] if log.ended else None)
+
+
+def _run_workers(spec: RunSpec, log: EventLog, *, use_gpu: bool, console: Console | None) -> None:
+    """Run the workers, and show and keep what they report.
+
+    Raises:
+        JobError: they failed too often, or a loss is not finite.
+    """
+    events = open_queue()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(spec, events, scratch=Path(scratch), use_gpu=use_gpu)
+        progress = TrainingProgress(num_epochs=spec.config.optimizer.epochs, console=console)
+        try:
+            with progress:
+                for kind, about in listen(events, trainer.fit):
+                    log.add(kind, about, progress)
+        except (TrainingFailedError, RayError) as error:
+            failed = f"The workers failed more than {spec.config.resources.max_failures} times"
+            what = failed if isinstance(error, TrainingFailedError) else "Ray ended the work"
+            msg = f"{what}: {reason_of(error)}. {_CONTINUES}"
+            raise JobError(msg) from error
+    if log.ended is None:
+        msg = f"The workers ended without a result. {_CONTINUES}"
+        raise JobError(msg)
+    state = log.ended["state"]
+    if state["ended"] == "not_finite":
+        msg, best = state["message"], state["best_checkpoint"]
+        if best is not None:
+            msg += f" The best checkpoint until then is {spec.output}/checkpoints/{best:06d}."
+        raise JobError(msg)
+
+
+def decide_gpu(config: TrainConfig) -> bool:
+    """Return whether each worker gets a GPU.
+
+    Raises:
+        SetupError: the cluster has too few GPUs or CPUs for the workers, which would wait forever.
+    """
+    num_workers, wanted = config.resources.num_workers, config.resources.use_gpu
+    worker = {"CPU": _WORKER_CPUS, "GPU": 1.0} if wanted is True else {"CPU": _WORKER_CPUS}
+    bundles = [*[worker] * num_workers, {"CPU": float(READ_CPUS)}]
+    has = await_resources(bundles, wait_seconds=config.resources.wait_seconds)
+    cpus, gpus = has["CPU"], has["GPU"]
+    if wanted is True and gpus < num_workers:
+        msg = (
+            f"resources.use_gpu=true with num_workers={num_workers}: the cluster has {gpus:g} GPUs. "
+            "Choose fewer workers, auto or false."
+        )
+        raise SetupError(msg)
+    if (needed := num_workers * _WORKER_CPUS + READ_CPUS) > cpus:
+        msg = (
+            f"resources.num_workers={num_workers}: the workers and their reading need {needed:g} CPUs; the cluster has "
+            f"{cpus:g}. Choose fewer workers, or add nodes."
+        )
+        raise SetupError(msg)
+    return gpus >= num_workers if wanted == "auto" else wanted
+
+
+def make_trainer(spec: RunSpec, events: Queue, *, scratch: Path, use_gpu: bool) -> TorchTrainer:
+    """Return everything that Ray Train needs; it stores only its own notes, in ``scratch``."""
+    config, samples = spec.config, spec.samples
+    num_workers = config.resources.num_workers
+    loop = LoopSettings(
+        optimizer=config.optimizer,
+        checkpoint=config.checkpoint,
+        learning_rate=spec.learning_rate,
+        seed=config.seed,
+        num_train=samples.train.num_rows,
+        num_validation=samples.validation.num_rows,
+        class_weights=spec.class_weights,
+    )
+    settings = WorkerSettings(
+        output_uri=spec.output.uri,
+        network=ray.put(spec.network),
+        loop=loop,
+        cache_bytes=config.data.cache_bytes,
+        num_threads=threads_per_worker(num_workers, n_embd=spec.network.config.gpt2.n_embd),
+        events=events,
+    )
+    datasets: dict[str, Any] = {
+        name: frames_dataset(part, embeddings_uri=config.embeddings, num_workers=num_workers, seed=config.seed)
+        for name, part in ((TRAIN, samples.train), (VALIDATION, samples.validation))
+        if part.num_rows
+    }
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"settings": settings},
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": _WORKER_CPUS}
+        ),
+        run_config=RunConfig(
+            name=f"raypipe-{uuid.uuid4().hex[:12]}",
+            storage_path=str(scratch),  # checkpoints are our own: at any URI, and never incomplete
+            failure_config=FailureConfig(max_failures=config.resources.max_failures),
+        ),
+        datasets=datasets,
+        dataset_config=UnevenSplits(),
+    )
+
+
+def threads_per_worker(num_workers: int, *, n_embd: int) -> int:
+    """Return a worker's part of the CPUs of its node; a narrow model is slower on several than on one."""
+    nodes = [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
+    per_node = -(-num_workers // max(1, len(nodes)))
+    return max(1, min(int(min(nodes) // per_node), n_embd // _WIDTH_PER_THREAD))

@@ -1,0 +1,179 @@
+"""The specification of a training: everything settled before it starts, and the run.json that identifies it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raypipe.config import TrainConfig
+from raypipe.errors import CommitError, ConfigError, FingerprintError, ObjectError
+from raypipe.jobs.train.inputs import TARGETS, TrainingSamples
+from raypipe.jobs.train.network import NetworkSpec
+from raypipe.models.classifier import VideoClassifierConfig
+from raypipe.models.classifier_files import check_embeddings, read_config, read_model
+from raypipe.models.gpt2 import Gpt2, resolve_gpt2
+from raypipe.storage import Folder
+
+RUN = "run.json"
+_FREE = {"output", "checkpoint", "resources"}  # keys that may change from one command to the next
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """A training with all its inputs."""
+
+    config: TrainConfig
+    output: Folder
+    samples: TrainingSamples
+    network: NetworkSpec
+    learning_rate: float
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """The weights of the labels' losses, 1 on average; if videos have several, of the ones, where zeros weigh 1."""
+        if self.config.optimizer.class_weights == "none" or not self.samples.label_names:
+            return None
+        labels = self.samples.train[TARGETS].combine_chunks().flatten()
+        counts = np.bincount(labels, minlength=len(self.samples.label_names)).clip(min=1)
+        num_videos = self.samples.train.num_rows
+        if self.samples.multi_label:
+            return [float(weight) for weight in ((num_videos - counts) / counts).clip(0.1, 100)]
+        return [float(weight) for weight in num_videos / (len(counts) * counts)]
+
+
+def prepare(config: TrainConfig, samples: TrainingSamples) -> RunSpec:
+    """Find the GPT-2 or the model that the training starts from.
+
+    Raises:
+        ConfigError: settings that do not fit together.
+        FingerprintError: ``init_from`` was trained on embeddings with other settings.
+        WeightsError: weights that cannot be found or read.
+    """
+    init_from = None if config.init_from is None else read_model(Folder(config.init_from))
+    if init_from is None:
+        gpt2 = resolve_gpt2(config.model.gpt2)
+        max_frames = min(config.model.max_frames, gpt2.max_frames or config.model.max_frames)
+    else:
+        check_embeddings(
+            init_from, samples.fingerprint, samples.embedding_dim, comparable=samples.comparable_fingerprints
+        )
+        learned = read_config(init_from)
+        gpt2, max_frames = Gpt2(learned.gpt2.to_dict()), learned.max_frames
+    _check_freeze(config, gpt2)
+    network = NetworkSpec(
+        config=classifier_config(config, samples, gpt2, max_frames=max_frames),
+        model=config.model,
+        classifies=config.objective == "classify",
+        gpt2=gpt2,
+        init_from=init_from,
+    )
+    rate = config.optimizer.learning_rate
+    if rate == "auto":
+        lora = config.model.lora.rank > 0
+        rate = auto_learning_rate(n_embd=gpt2.config["n_embd"], pretrained=bool(gpt2.weights), lora=lora)
+    return RunSpec(config, Folder(config.output), samples, network, rate)
+
+
+def _check_freeze(config: TrainConfig, gpt2: Gpt2) -> None:
+    freeze, num_blocks = config.model.freeze, gpt2.config["n_layer"]
+    blocks = freeze.removeprefix("all_but_last_")
+    if blocks.isdigit() and int(blocks) > num_blocks:
+        msg = f"model.freeze={freeze!r}: this GPT-2 has {num_blocks} blocks."
+        remedy = f"Choose all_but_last_{num_blocks} or less."
+        raise ConfigError(msg, key="model.freeze", value=freeze, remedy=remedy)
+    if config.model.lora.rank and freeze != "none":
+        msg = f"model.freeze={freeze!r} with model.lora: adapters freeze GPT-2 themselves."
+        remedy = "Set either model.freeze or model.lora.rank."
+        raise ConfigError(msg, key="model.freeze", value=freeze, remedy=remedy)
+
+
+def classifier_config(
+    config: TrainConfig, samples: TrainingSamples, gpt2: Gpt2, *, max_frames: int
+) -> VideoClassifierConfig:
+    """Return the content of ``config.json``; GPT-2's own dropout is ``model.dropout``."""
+    dropout = config.model.dropout
+    sizes = {**gpt2.config, **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), dropout)}
+    if (width := sizes["n_embd"]) % sizes["n_head"]:
+        msg = f"model.gpt2: n_embd {width} is not a multiple of n_head {sizes['n_head']}."
+        raise ConfigError(msg, key="model.gpt2.n_embd", value=width)
+    return VideoClassifierConfig(
+        embedding_dim=samples.embedding_dim,
+        gpt2=sizes,
+        max_frames=max_frames,
+        dropout=dropout,
+        embedding_fingerprint=samples.fingerprint,
+        problem_type="multi_label_classification" if samples.multi_label else "single_label_classification",
+        id2label=dict(enumerate(samples.label_names)),
+        label2id={label: number for number, label in enumerate(samples.label_names)},
+    )
+
+
+def auto_learning_rate(*, n_embd: int, pretrained: bool, lora: bool) -> float:
+    """Return the rate that ``auto`` means: random weights learn faster the narrower they are, pretrained ones slowly.
+
+    The rate of random weights is measured at a width of 128 and is proportional to its inverse, as for AdamW (Yang et
+    al. 2022, arXiv:2203.03466); the others are common for fine-tuning GPT-2 (Hu et al. 2021, arXiv:2106.09685).
+    """
+    if lora:
+        return 1e-3
+    return 1e-4 if pretrained else 3e-3 * 128 / n_embd
+
+
+def run_facts(spec: RunSpec) -> dict[str, Any]:
+    """Return what identifies a run: every setting that changes its result, its samples, and its first weights."""
+    samples, gpt2, init_from = spec.samples, spec.network.gpt2, spec.network.init_from
+    settings = {key: value for key, value in spec.config.model_dump(mode="json").items() if key not in _FREE}
+    del settings["data"]["cache_bytes"]
+    weights = init_from.digest if init_from else "random"
+    if gpt2.weights:
+        sha256 = hashlib.sha256()
+        for name, tensor in sorted(gpt2.weights.items()):
+            sha256.update(name.encode() + tensor.numpy().tobytes())
+        weights = sha256.hexdigest()
+    data = {
+        "embeddings": samples.fingerprint,
+        "samples": samples.digest,
+        "num_train": samples.train.num_rows,
+        "num_validation": samples.validation.num_rows,
+    }
+    return {"settings": settings, "data": data, "weights": weights}
+
+
+def check_same_run(output: Folder, facts_now: Mapping[str, Any]) -> None:
+    """Store what identifies this run; if the output holds a run already, check that it is the same.
+
+    Raises:
+        FingerprintError: it is another run; the message names the settings.
+        CommitError: the stored file is not a run.
+    """
+    data = json.dumps(facts_now, indent=1, sort_keys=True).encode()
+    if output.put_new(RUN, data):
+        return
+    try:
+        before, now = _leaves(json.loads(output.read(RUN))), _leaves(json.loads(data))
+    except (ObjectError, AttributeError, TypeError, ValueError) as error:
+        msg = f"{output.child(RUN)} is not the run.json of a training: {' '.join(str(error).split())}."
+        raise CommitError(msg, key=output.child(RUN), remedy="Choose another output.") from None
+    differ = [
+        (key.partition(".")[2] or key, before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if differ:
+        listed = "; ".join(f"{key} was {was!r} and is now {is_now!r}" for key, was, is_now in differ[:_NAMED])
+        more = f"; and {len(differ) - _NAMED} more" if len(differ) > _NAMED else ""
+        msg = f"{output} holds another training: {listed}{more}."
+        key, was, is_now = differ[0]
+        remedy = "Choose another output, or restore these settings."
+        raise FingerprintError(msg, key=key, value=is_now, expected=was, remedy=remedy)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves

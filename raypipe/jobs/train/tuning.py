@@ -1,0 +1,151 @@
+"""A small grid of trainings on Ray Tune: each is resumed on its own, and the best one's model is kept."""
+
+import math
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+from rich.text import Text
+
+from raypipe.config import TrainConfig, load_config
+from raypipe.errors import ConfigError, JobError
+from raypipe.jobs.train.events import listen, open_queue
+from raypipe.models.classifier_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS
+from raypipe.records import TrainingRecord, Trial
+from raypipe.runs.actors import reason_of
+from raypipe.storage import Folder
+from raypipe.text import visible
+
+MAX_TRIALS = 256
+_TRIAL_CPUS = 0.1  # a trial only waits for the workers of its training
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPoint:
+    """One point of a grid: the name of its trial, the keys that it sets, and the whole configuration."""
+
+    name: str
+    settings: Mapping[str, Any]
+    config: TrainConfig
+
+
+def grid(config: TrainConfig) -> list[SearchPoint]:
+    """Return every combination of the choices, each checked, with its own output below ``trials/``.
+
+    Raises:
+        ConfigError: a key or a value is wrong, or there are too many combinations.
+    """
+    if (count := math.prod(map(len, config.search.values()))) > MAX_TRIALS:
+        msg = f"search has {count} combinations; at most {MAX_TRIALS} are allowed."
+        raise ConfigError(msg, key="search", value=count, remedy="Remove some choices.")
+    points = []
+    for number, choices in enumerate(product(*config.search.values())):
+        settings = dict(zip(config.search, choices, strict=True))
+        tree = config.model_dump() | {"search": {}, "output": Folder(config.output).child(f"trials/{number:03d}")}
+        for key, value in settings.items():
+            *sections, leaf = key.split(".")
+            node = tree
+            for section in sections:
+                node = node.setdefault(section, {})
+                if not isinstance(node, dict):
+                    msg = f"search: {key!r} is below {section!r}, which is {node!r}."
+                    raise ConfigError(msg, key=key, value=node, remedy="Give sizes, or another key.")
+            node[leaf] = value
+        points.append(SearchPoint(f"{number:03d}", settings, load_config(TrainConfig, values=tree)))
+    return points
+
+
+def search_grid(
+    points: Sequence[SearchPoint], train: Callable[[TrainConfig], TrainingRecord], *, use_gpu: bool, console: Console
+) -> dict[str, TrainingRecord]:
+    """Train every point, as many at once as fit into the cluster; print and return the record of each, by name.
+
+    Raises:
+        JobError: Ray ended the work.
+    """
+    records: dict[str, TrainingRecord] = {}
+    total = ray.cluster_resources()
+    num_workers = points[0].config.resources.num_workers
+    at_once = total.get("GPU", 0) // num_workers if use_gpu else total.get("CPU", 1) // (num_workers + 1)
+    events = open_queue()
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only way to keep Tune off the terminal
+
+    def trial(parameters: dict[str, Any]) -> None:
+        number = parameters["point"]
+        events.put(("trial", {"point": number, "record": train(points[number].config)}))
+        tune.report({"done": 1})
+
+    with tempfile.TemporaryDirectory() as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(trial, {"CPU": _TRIAL_CPUS}),
+            param_space={"point": tune.grid_search(list(range(len(points))))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=max(1, int(at_once))),
+            run_config=tune.RunConfig(name=f"raypipe-{uuid.uuid4().hex[:12]}", storage_path=scratch, verbose=0),
+        )
+        try:
+            for _, about in listen(events, tuner.fit):
+                point, record = points[about["point"]], about["record"]
+                records[point.name] = record
+                line = f"trial {len(records)}/{len(points)} · {_describe(point, record)}"
+                console.print(Text(visible(line)), soft_wrap=True)
+        except (ray.exceptions.RayError, tune.TuneError) as error:
+            msg = f"Ray ended the search: {reason_of(error)}. The same command continues with the unfinished trials."
+            raise JobError(msg) from error
+    return records
+
+
+def _describe(point: SearchPoint, record: TrainingRecord) -> str:
+    what = ", ".join(f"{key}={str(value).replace(chr(39), '')}" for key, value in point.settings.items())
+    if record.kept is None:
+        return f"{what} · failed: {record.message}"
+    if record.kept.accuracy is not None:
+        return f"{what} · accuracy {record.kept.accuracy:.1%}, macro-F1 {record.kept.macro_f1:.3f}"
+    return f"{what} · loss {record.kept.validation_loss or record.kept.train_loss:.4g}"
+
+
+def keep_best(
+    output: Folder, record: TrainingRecord, points: Sequence[SearchPoint], records: Mapping[str, TrainingRecord]
+) -> TrainingRecord:
+    """Copy the best trial's model into the output, and return its record as that of the search.
+
+    Raises:
+        JobError: every trial failed.
+    """
+    trials = tuple(
+        Trial(
+            name=point.name,
+            settings=point.settings,
+            outcome=ended.outcome if ended else "failed",
+            best_epoch=ended.best_epoch if ended else None,
+            metrics=ended.kept if ended else None,
+        )
+        for point, ended in ((point, records.get(point.name)) for point in points)
+    )
+    best = replace(record, trials=trials).best_trial
+    if best is None:
+        messages = [ended.message for ended in records.values() if ended.message]
+        msg = f"All {len(points)} trials failed: {messages[0] if messages else 'they gave no reason.'}"
+        raise JobError(msg)
+    chosen = records[best.name]
+    source, kept = (Folder(output.child(folder)) for folder in (f"trials/{best.name}/{MODEL_FOLDER}", MODEL_FOLDER))
+    for name in (CONFIG, WEIGHTS, COMPLETE):
+        kept.put_new(name, source.read(name))
+    return replace(
+        chosen,
+        command=record.command,
+        output_uri=output.uri,
+        model_uri=kept.uri,
+        outcome="finished",
+        started_at=record.started_at,
+        finished_at=time.time(),
+        settings={**chosen.settings, "search": record.settings["search"]},
+        trials=trials,
+    )
