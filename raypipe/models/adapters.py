@@ -23,11 +23,7 @@ def freeze(model: VideoModel, what: str) -> None:
 
 
 def add_lora(model: VideoModel, *, rank: int, alpha: int, dropout: float) -> None:
-    """Add adapters of this rank to every matrix of GPT-2 (LoRA, arXiv:2106.09685), and freeze its own weights.
-
-    Raises:
-        SetupError: peft is not installed.
-    """
+    """Add LoRA (arXiv:2106.09685) to every matrix of GPT-2, and freeze its own weights; SetupError without peft."""
     try:
         from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - an optional extra
     except ImportError:

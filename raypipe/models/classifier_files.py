@@ -74,11 +74,7 @@ def digests(files: Mapping[str, bytes]) -> bytes:
 
 
 def build_model(files: ModelFiles) -> VideoModel:
-    """Build whichever model the files hold: float32, on the CPU, in evaluation mode.
-
-    Raises:
-        WeightsError: the files are corrupt, or not a model of raypipe.
-    """
+    """Build whichever model the files hold (float32, on the CPU, in evaluation mode); WeightsError if they do not."""
     config = read_config(files)
     kind = _KINDS.get((config.architectures or [""])[0])
     if kind is None:

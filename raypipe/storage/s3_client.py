@@ -73,11 +73,7 @@ _log = logging.getLogger(__name__)
 
 
 def client() -> Any:  # noqa: ANN401 - botocore builds the class of a client at run time
-    """Return the client for this process and its AWS environment; its calls are coroutines for ``wait``.
-
-    Raises:
-        StorageError: the AWS profile or configuration is wrong.
-    """
+    """Return the client of this process and AWS environment (calls are coroutines); StorageError if that is wrong."""
     try:
         return _filesystem().s3
     except FAILURES as error:

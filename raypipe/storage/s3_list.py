@@ -58,11 +58,7 @@ def list_objects(
     *,
     skipped: list[str] | None = None,  # noqa: ARG001 - a bucket hides nothing
 ) -> Iterator[StoredObject]:
-    """Yield page by page, several requests at once; folder markers (keys that end in a slash) are left out.
-
-    Raises:
-        StorageError: a page cannot be read, or is incomplete.
-    """
+    """Yield page by page, several requests at once; folder markers (keys that end in a slash) are left out."""
     bucket, base = split(root)
     base = f"{base}/" if base else ""
     s3 = client()
@@ -94,11 +90,7 @@ def list_objects(
 
 
 async def _ask(s3: Any, asked: dict[str, Any]) -> _Reply:  # noqa: ANN401 - botocore builds the class of a client
-    """Request one page, and check that the reply is one: no other reply may look like the end of the listing.
-
-    Raises:
-        ClientPayloadError: the reply is cut off, is not a page, or is truncated and has no token for the next page.
-    """
+    """Request one page; raise ClientPayloadError for any other reply, which must not look like the end of a listing."""
     try:
         reply: _Reply = await s3.list_objects_v2(**asked)
     except ResponseParserError as error:

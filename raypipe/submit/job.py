@@ -29,7 +29,7 @@ _FILE = "job.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ClusterJob:
     """A command for a cluster: ``entrypoint`` is a line for its shell, ``runtime_env`` the code to send along."""
 
     submission_id: str
@@ -41,7 +41,7 @@ class Job:
 @contextmanager
 def packed(
     path: Path, *, command: str | None = None, overrides: Sequence[str] = (), working_dir: Path | None = None
-) -> Iterator[Job]:
+) -> Iterator[ClusterJob]:
     """Prepare a job to be sent; its files exist until the context ends.
 
     The code is the raypipe that is installed here, or a checkout of it in ``working_dir``.
@@ -63,7 +63,7 @@ def packed(
 
 
 @contextmanager
-def packed_doctor(*, input_uri: str | None, output_uri: str | None) -> Iterator[Job]:
+def packed_doctor(*, input_uri: str | None, output_uri: str | None) -> Iterator[ClusterJob]:
     """Prepare ``raypipe doctor`` to run on the cluster."""
     options = {"--input": input_uri, "--output": output_uri}
     words = [word for option, uri in options.items() if uri is not None for word in (option, uri)]
@@ -71,11 +71,11 @@ def packed_doctor(*, input_uri: str | None, output_uri: str | None) -> Iterator[
         yield _job("doctor", words, Path(folder))
 
 
-def _job(command: str, words: Sequence[str], working_dir: Path, notes: tuple[str, ...] = ()) -> Job:
+def _job(command: str, words: Sequence[str], working_dir: Path, notes: tuple[str, ...] = ()) -> ClusterJob:
     environment: dict[str, Any] = {"working_dir": str(working_dir.resolve())}
     if not (working_dir / "raypipe" / "__init__.py").exists():
         environment["py_modules"] = [str(Path(raypipe.__file__).parent)]
-    return Job(
+    return ClusterJob(
         submission_id=f"raypipe-{command}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}",
         entrypoint=shlex.join(["python", "-m", "raypipe", command, *words]),
         runtime_env=environment,

@@ -15,7 +15,6 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from raypipe import __version__
 from raypipe.errors import ConfigError, SetupError
 from raypipe.runs.ray_private import enable_token_authentication
-from raypipe.submit.job import Job
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own
 _OVERRIDES = (ADDRESS_VARIABLE, "RAY_ADDRESS")  # Ray prefers these variables to the address that it is given
@@ -89,7 +88,7 @@ class Remote:
         self._client = client
         self._address = client.get_address()
 
-    def send(self, job: Job) -> None:
+    def send(self, job: ClusterJob) -> None:
         """Upload what the job needs and start it."""
         with reached(self._address):
             self._client.submit_job(

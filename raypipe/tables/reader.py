@@ -32,11 +32,7 @@ def is_table(uri: str) -> bool:
 
 
 def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
-    """Return the folder and the name of a table, which is the value of the configuration key ``what``.
-
-    Raises:
-        ConfigError: the name ends in no known format.
-    """
+    """Return the folder and name of the table that the key ``what`` holds; raises ConfigError for unknown formats."""
     if not is_table(uri):
         remedy = f"Give a file that ends in {', '.join(TABLE_ENDINGS)}."
         msg = f"{what}={uri!r} has an unknown format."

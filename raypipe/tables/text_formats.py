@@ -74,11 +74,7 @@ def _csv_fields(data: io.BytesIO) -> Iterator[list[str]]:
 
 
 def csv_rows(lines: TextIO) -> Iterator[CsvRow]:
-    """Yield the rows that are not blank.
-
-    Raises:
-        ValueError: the quotes of a row do not match, so nobody knows where it ends.
-    """
+    """Yield the rows that are not blank; raises ValueError if quotes do not match, so that no end of a row is found."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(lines, strict=True)
     before = 0
@@ -160,11 +156,7 @@ def _json_text(value: Any, *, column: str, number: int) -> str | None:  # noqa: 
 
 
 def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the object of each line that is not blank.
-
-    Raises:
-        ValueError: a line is not a JSON object.
-    """
+    """Yield the number and the object of each line that is not blank; raises ValueError if it is not an object."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
