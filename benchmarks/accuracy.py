@@ -24,8 +24,8 @@ from raypipe.models.backbone import Backbone
 from raypipe.models.weights import resolve_weights
 from raypipe.status import Status
 from raypipe.storage.folder import read_uri
-from raypipe.video.protocol import DecodeRequest, Pixels
-from raypipe.video.sandbox import DecodeSandbox
+from raypipe.video.decode_request import DecodeRequest, Pixels
+from raypipe.video.sandbox.parent import DecodeSandbox
 from support import describe_machine, make_parser, print_table, unit_rows
 from support.clips import MIXED, encode_all
 from support.embedding import EXACT

@@ -29,10 +29,10 @@ from statistics import median
 import av
 import numpy as np
 
-from raypipe.video.choosing import Wanted
+from raypipe.video.decode_request import Pixels
 from raypipe.video.display import FrameWriter
-from raypipe.video.protocol import Pixels
-from raypipe.video.sandbox import DecodeSandbox
+from raypipe.video.sampling import Wanted
+from raypipe.video.sandbox.parent import DecodeSandbox
 from support import describe_machine, make_parser, print_table, spread, verdict
 from support.clips import FPS, MIXED, Clip, encode, encode_all
 from support.embedding import EXACT, decode_here

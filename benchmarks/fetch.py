@@ -20,7 +20,7 @@ from raypipe.dataset.plan import PlannedVideo
 from raypipe.demo.s3_server import local_s3
 from raypipe.jobs.embed import fetch
 from raypipe.storage import Folder
-from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 from support import describe_machine, make_parser, print_table, scratch_folder, verdict
 from support.clips import Clip, encode
 from support.embedding import EXACT

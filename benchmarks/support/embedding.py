@@ -25,7 +25,8 @@ from raypipe.config import EmbedConfig, load_config
 from raypipe.dataset.plan import PlannedVideo
 from raypipe.models.backbones import Dtype, resolve_dtype
 from raypipe.status import Status
-from raypipe.video.protocol import DecodeRequest, Limits, Pixels, SharedFrames, request_of_settings
+from raypipe.video.decode_request import DecodeLimits, DecodeRequest, Pixels, request_of_settings
+from raypipe.video.sandbox.protocol import SharedFrames
 from support import NUM_CPUS, make_parser
 from support.clips import MIXED
 from support.processes import Seconds, Stopwatch, family_cpu_seconds
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 RANDOM = "backbone.weights=random"
 _RESNET = {"resize_size": 256, "crop_size": 224, "format": schema.ROW_FORMAT}
-_LIMITS = Limits(max_pixels=33_177_600, max_duration_seconds=43_200)
+_LIMITS = DecodeLimits(max_pixels=33_177_600, max_duration_seconds=43_200)
 # What raypipe embed asks of a video by default, for a ResNet-18.
 EXACT = request_of_settings({"sampling": {"mode": "uniform", "num_frames": 16}, **_RESNET}, _LIMITS)
 
@@ -66,7 +67,7 @@ def embed_config(videos: Path | str, output: Path, *overrides: str) -> EmbedConf
 
 def decode_here(path: Path, request: DecodeRequest, decoder: str = "pyav") -> tuple[Pixels, Seconds]:
     """Decode with the sandbox's own function, but in this process; return no frames if it fails."""
-    from raypipe.video.worker import decode_video  # noqa: PLC0415 - only processes that decode load the decoders
+    from raypipe.video.sandbox.child import decode_video  # noqa: PLC0415 - only processes that decode load the decoders
 
     shared = _shared_frames(request.crop_size, request.max_frames)
     watch = Stopwatch()
@@ -304,7 +305,7 @@ def _report_events(videos: str, output: str, log: str, *overrides: str) -> None:
 def run_without_videos(num_videos: int, output: Path) -> "BatchRun":
     """Run ``raypipe embed`` on made-up videos that decode to 16 grey frames and embed to random vectors."""
     from raypipe.jobs.embed import inputs, job, shard  # noqa: PLC0415
-    from raypipe.video.sandbox import DecodedVideo  # noqa: PLC0415
+    from raypipe.video.sandbox.parent import DecodedVideo  # noqa: PLC0415
 
     class StubDecode:
         def __init__(self, settings: Any) -> None:  # noqa: ANN401 - of the real stage

@@ -168,7 +168,7 @@ def _doctor_there(address: str, *, input_uri: str | None, output_uri: str | None
 
     from raypipe.doctor.checks import checks_table
     from raypipe.doctor.remote import check_api
-    from raypipe.submit.job import packed_doctor
+    from raypipe.submit.cluster_job import packed_doctor
     from raypipe.submit.job_api import Remote, connect
 
     client = connect(address)

@@ -37,7 +37,7 @@ def submit(
 ) -> int:
     """Run embed, train, classify, index or recommend on a cluster; follow its log, leave with its exit code."""
     from raypipe.errors import ConfigError
-    from raypipe.submit.job import packed
+    from raypipe.submit.cluster_job import packed
     from raypipe.submit.job_api import Remote, connect, one_line
 
     asked = [one for one in (config, status, follow, stop) if one is not None]

@@ -18,11 +18,11 @@ from raypipe.errors import RaypipeError
 from raypipe.runs import actors
 from raypipe.runs.summary_tables import summary_table
 from raypipe.text import visible
-from raypipe.video.protocol import DECODERS, DecodeRequest, Limits
-from raypipe.video.sandbox import DecodeSandbox, installed_decoders
+from raypipe.video.decode_request import DECODERS, DecodeLimits, DecodeRequest
+from raypipe.video.sandbox.parent import DecodeSandbox, installed_decoders
 
 _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "error": "red"}
-_TINY_REQUEST = DecodeRequest("uniform", 1, 1.0, 1, False, True, 32, 32, Limits(2**20, 60))  # noqa: FBT003
+_TINY_REQUEST = DecodeRequest("uniform", 1, 1.0, 1, False, True, 32, 32, DecodeLimits(2**20, 60))  # noqa: FBT003
 _MIN_SHM_BYTES = 2 * 1024**3
 
 

@@ -17,8 +17,8 @@ from raypipe.endpoint.sources import Prefixes, Source
 from raypipe.endpoint.videos import Embedded, EmbeddingSettings, VideoDecoder, embed_videos
 from raypipe.errors import RaypipeError
 from raypipe.storage import Folder
-from raypipe.video.protocol import Pixels
-from raypipe.video.sandbox import DecodedVideo
+from raypipe.video.decode_request import Pixels
+from raypipe.video.sandbox.parent import DecodedVideo
 
 EMBED_BATCH, CLASSIFY_BATCH = 8, 32  # videos
 _BATCH_WAIT_SECONDS = 0.005

@@ -14,8 +14,8 @@ from raypipe.errors import FingerprintError, IndexVersionError
 from raypipe.models.backbones import mean_embedding
 from raypipe.status import HAS_FRAMES
 from raypipe.storage.folder import read_uri
-from raypipe.video.protocol import DecodeRequest, Limits, Pixels, request_of_settings
-from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+from raypipe.video.decode_request import DecodeLimits, DecodeRequest, Pixels, request_of_settings
+from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 if TYPE_CHECKING:
     from raypipe.models.weights import Weights
@@ -55,7 +55,7 @@ class EmbeddingSettings:
 
     def decode_request(self, decode: DecodeConfig) -> DecodeRequest:
         """What is asked of a video."""
-        limits = Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds)
+        limits = DecodeLimits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds)
         return request_of_settings(self.settings, limits)
 
     def resolve_weights(self, weights: str) -> "Weights":

@@ -15,6 +15,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from raypipe import __version__
 from raypipe.errors import ConfigError, SetupError
 from raypipe.runs.ray_private import enable_token_authentication
+from raypipe.submit.cluster_job import ClusterJob
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own
 _OVERRIDES = (ADDRESS_VARIABLE, "RAY_ADDRESS")  # Ray prefers these variables to the address that it is given

@@ -1,7 +1,23 @@
-"""Recognise a container by its first bytes. Pure."""
+"""Recognise and open the container of an untrusted video. Runs in the child process only."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple
+
+import av
+import av.logging
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from raypipe.status import Status
+from raypipe.video.decode_request import DecodeRequest
 
 SNIFF_BYTES = 1024
+CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf")
 _SYNC, _MIN_SYNCS = 0x47, 5  # of the packets of a transport stream
+_TS_PACKET_BYTES = (188, 192, 204)
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
 _MAGIC = (
     (b"\x1a\x45\xdf\xa3", "matroska"),
@@ -10,13 +26,70 @@ _MAGIC = (
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
     (b"\x00\x00\x01\xba", "mpeg"),
 )
-CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf")
+_READ_BUFFER_BYTES = 64 * 1024
+_STORE_CHECKSUMS = frozenset({"hevc", "ffv1", "png", "apng"})  # of pictures, if the encoder wrote them
+_EBML_HEADER, MATROSKA_SEGMENT = 0x1A45DFA3, 0x18538067
+_MAX_ID_BYTES, _MAX_SIZE_BYTES = 4, 8
+_MAX_ELEMENTS = 1000
+
+
+class VideoError(Exception):
+    """This video ends as a row with ``status``; the message is its ``error``."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def encrypted(reason: str) -> VideoError:
+    """Return the error of a video that is encrypted."""
+    return VideoError(Status.ENCRYPTED, f"The video is encrypted: {reason}. Decrypt it first.")
+
+
+def describe(error: BaseException) -> str:
+    """Return one line for a row's ``error``: FFmpeg's own words if there are any."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:300]
+
+
+class Line(NamedTuple):
+    """One logged error."""
+
+    source: str  # FFmpeg's name of the demuxer or decoder
+    message: str
+
+
+class ErrorLog:
+    """Collects the error lines that FFmpeg logs; taking them empties it, so that a hostile file cannot fill memory."""
+
+    def __init__(self, lines: list[tuple[int, str, str]] | None = None) -> None:
+        self.lines = [] if lines is None else lines  # level, source, message
+
+    def take(self) -> list[Line]:
+        """Return the lines since the last call."""
+        taken = [Line(source, " ".join(message.split())) for _, source, message in self.lines]
+        self.lines.clear()
+        return taken
+
+
+@contextmanager
+def error_log() -> Iterator[ErrorLog]:
+    """Collect what FFmpeg logs as an error in this thread."""
+    av.logging.set_level(av.logging.ERROR)
+    skipped = av.logging.get_skip_repeated()
+    av.logging.set_skip_repeated(False)  # two corrupt frames in a row may have the same error
+    try:
+        with av.logging.Capture() as lines:
+            yield ErrorLog(lines)
+    finally:
+        av.logging.set_skip_repeated(skipped)
+        av.logging.set_level(None)
 
 
 def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
     """Return FFmpeg's name of the container that a file's first bytes show; None if it is not in ``CONTAINERS``.
 
-    Since row format 2 a transport stream may begin inside a packet, as captured ones do.
+    Since row format 2 a transport stream may begin inside a packet, as captured streams do.
     """
     if head[4:8] in _MP4_BOXES:
         return "mov"
@@ -31,8 +104,96 @@ def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
             return "mpegts"
     if row_format > 1 and any(
         len(syncs := head[offset::packet_size]) >= _MIN_SYNCS and set(syncs) == {_SYNC}
-        for packet_size in (188, 192, 204)
+        for packet_size in _TS_PACKET_BYTES
         for offset in range(packet_size)
     ):
         return "mpegts"
     return None
+
+
+def open_stream(file: BinaryIO, container: str, request: DecodeRequest) -> tuple[InputContainer, VideoStream]:
+    """Open a file as this container, and its main video stream for decoding in one thread.
+
+    Raises:
+        VideoError: it has no video stream, no decoder for it, or frames that are too large.
+        av.error.FFmpegError: FFmpeg cannot read it.
+    """
+    limits = request.limits
+    file.seek(0)
+    source = av.open(
+        file,
+        "r",
+        format=container,
+        # The demuxer is named, so nothing is guessed from content, and no protocol may be opened from inside the file.
+        options={"format_whitelist": container, "protocol_whitelist": "none", "max_streams": str(limits.max_streams)},
+        metadata_errors="replace",
+        buffer_size=_READ_BUFFER_BYTES,
+    )
+    stream = _main_stream(source)
+    context = stream.codec_context
+    if context is None:
+        raise VideoError(Status.DECODE_ERROR, "FFmpeg has no decoder for the codec of its video.")
+    context.thread_count = 1
+    context.thread_type = "NONE"
+    if not request.loop_filter:
+        context.options = {"skip_loop_filter": "all"}
+    elif request.row_format > 1 and context.codec.canonical_name in _STORE_CHECKSUMS:
+        context.options = {"err_detect": "crccheck"}
+    pixels = context.width * context.height
+    if pixels > limits.max_pixels:
+        msg = f"{context.width}x{context.height} is {pixels} pixels; decode.max_pixels is {limits.max_pixels}."
+        raise VideoError(Status.TOO_LARGE, msg)
+    return source, stream
+
+
+def _main_stream(source: InputContainer) -> VideoStream:
+    """Return FFmpeg's choice of the video streams, or the first that is not a cover picture."""
+    streams = [one for one in source.streams.video if not one.disposition & Disposition.attached_pic]
+    if not streams:
+        kinds = ", ".join(sorted({one.type for one in source.streams})) or "none"
+        found = "The only video stream is a cover picture" if source.streams.video else "No video stream"
+        raise VideoError(Status.NO_VIDEO_STREAM, f"{found}; the streams are: {kinds}.")
+    best = source.streams.best("video")
+    return next((one for one in streams if one is best), streams[0])
+
+
+def size_of(file: BinaryIO) -> int:
+    """Return a file's size; its position, which FFmpeg relies on, stays."""
+    at = file.tell()
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(at)
+    return size_bytes
+
+
+def read_element(file: BinaryIO, at: int) -> tuple[int, int, int | None] | None:
+    """Read the header of the element of Matroska or WebM (EBML, RFC 8794) at a place in the file.
+
+    Return its id, where its content begins, and the size of that, None if it does not say; None if it is incomplete.
+    """
+    file.seek(at)
+    header = file.read(_MAX_ID_BYTES + _MAX_SIZE_BYTES)
+    id_bytes = 9 - header[0].bit_length() if header else 9
+    size_bytes = 9 - header[id_bytes].bit_length() if id_bytes < len(header) else 9
+    if id_bytes > _MAX_ID_BYTES or size_bytes > _MAX_SIZE_BYTES or id_bytes + size_bytes > len(header):
+        return None
+    unknown = (1 << 7 * size_bytes) - 1
+    size = int.from_bytes(header[id_bytes : id_bytes + size_bytes], "big") & unknown
+    kind = int.from_bytes(header[:id_bytes], "big")
+    return kind, at + id_bytes + size_bytes, None if size == unknown else size
+
+
+def declared_bytes(file: BinaryIO) -> int:
+    """Return how long a Matroska file should be: the end of its last segment, or its size if that is not declared.
+
+    Several files in one have several segments.
+    """
+    size_bytes = size_of(file)
+    at = 0
+    for _ in range(_MAX_ELEMENTS):
+        kind, body, size = read_element(file, at) or (0, 0, None)
+        if size is None or kind not in {_EBML_HEADER, MATROSKA_SEGMENT}:
+            break
+        at = body + size
+        if at >= size_bytes:
+            return at
+    return size_bytes

@@ -1,26 +1,41 @@
-"""Decode the wanted frames of a video with PyAV, and tell which of them are corrupt.
+"""Decode the wanted frames of a video with PyAV, decord or torchcodec. Runs in the child process only.
 
 PyAV always opens and indexes the file first, so that all decoders pass the same limits and are asked for the same
-frames; decord and torchcodec may then decode them. Runs in the child process only.
+frames. It replaces corrupt frames, and tells which stay corrupt.
+
+The other two can give another frame than the requested one without saying so. If that shows, or if decord's seeking is
+known to do it, they fail: a missing frame is a row's status, a wrong one would be a wrong embedding. They know few
+display properties, and refuse the videos that have others.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
 
 from raypipe.status import Status
-from raypipe.video import display
-from raypipe.video.choosing import Wanted
-from raypipe.video.damage import Damage, DamageReport, candidates, choose_replacements
+from raypipe.video.container import VideoError, describe
 from raypipe.video.deinterlace import Deinterlacer
-from raypipe.video.display import FrameWriter
-from raypipe.video.index import VideoIndex
-from raypipe.video.probe import VideoError, VideoFile
-from raypipe.video.reading import all_frames, describe, packets_to_decode, read_frames, skips_exactly
-from raypipe.video.sampling import nearest
+from raypipe.video.display import FrameWriter, needs, pixel_aspect, scaled_size
+from raypipe.video.frame_reader import (
+    Damage,
+    DamageReport,
+    all_frames,
+    candidates,
+    choose_replacements,
+    packets_to_decode,
+    read_frames,
+    skips_exactly,
+)
+from raypipe.video.packet_index import PacketIndex
+from raypipe.video.packets import WRONG_KEYFRAMES
+from raypipe.video.probe import VideoFile
+from raypipe.video.sampling import Wanted, nearest
+from raypipe.video.timeline import Indices, Seconds
 
 _MIN_SURVEY_PACKETS = 500
 _SURVEY_FACTOR = 2  # of the packets that were decoded for the wanted frames
@@ -29,101 +44,119 @@ _SURVEY_ATTEMPTS = 8
 
 @dataclass
 class Decoded:
-    """What became of the wanted frames besides their pixels."""
+    """The outcome of the wanted frames besides their pixels."""
 
     num_corrupt_frames: int = 0
     num_flagged_frames: int = 0  # those of them that the decoder itself says are corrupt
-    num_hidden: int = 0  # wanted packets that are sound and hold no picture to show
+    num_hidden: int = 0  # wanted packets that are sound but hold no picture to show
     interlaced: bool = False  # frames were deinterlaced
     problem: str = ""  # the first error, in FFmpeg's words
 
 
 def decode_pyav(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
-    """Decode only the groups of pictures that hold a wanted frame; read everything when that misses one.
+    """Decode only the groups of pictures that hold a wanted frame; read everything if that misses one.
 
-    Row format 2 takes the nearest sound frame in place of a corrupt one, and counts those that stay corrupt.
+    Row format 2 replaces a corrupt frame by the nearest sound one, and counts those that stay corrupt.
 
     Raises:
         VideoError: no frame can be decoded.
     """
-    slots = {slot: int(position) for slot, position in enumerate(wanted.packets)}
-    if video.row_format > 1:
-        return _Salvage(video, wanted, writer).run(slots)
-    problem = _note_problem(lambda: _take_groups(video, slots, writer))
-    if len(writer.missing):
-        problem = _note_problem(lambda: _take_nearest(video, wanted, writer)) or problem
-    if problem and len(writer.missing) == len(slots):
-        raise VideoError(Status.DECODE_ERROR, problem)
-    return Decoded(problem=problem)
+    decoding = _Decoding(video, wanted, writer)
+    return decoding.repair() if video.reader.row_format > 1 else decoding.trust()
 
 
-def refuse_damaged(video: VideoFile, wanted: Wanted, *, decoder: str) -> None:
-    """Decode the wanted frames with PyAV, which tells what is corrupt and how to show it, for a decoder that does not.
-
-    Raises:
-        VideoError: one of them is corrupt, or would be shown otherwise by PyAV.
-    """
-    report = DamageReport()
-    for frame in read_frames(video, packets_to_decode(video.index, wanted.packets), report=report):
-        if frame is not None and (lacks := display.needs(frame)):
-            raise VideoError(Status.DECODE_ERROR, f"{decoder} does not {lacks}; use pyav.")
-    if report.levels(video.index)[wanted.packets].any():
-        msg = f"Frames are corrupt, which {decoder} does not tell ({report.problem}); use pyav."
-        raise VideoError(Status.DECODE_ERROR, msg)
-
-
-class _Salvage:
-    """Decodes the wanted frames of a video that may be damaged, and tells what is corrupt."""
+class _Decoding:
+    """Decodes the wanted frames of a video that may be damaged, and tells which are corrupt."""
 
     def __init__(self, video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
         self._video = video
         self._index = video.index
         self._wanted = wanted
         self._writer = writer
+        self._slots = dict(enumerate(wanted.packets.tolist()))  # slot -> position of the wanted packet
+        self._taken: dict[int, int] = {}  # slot -> position of the packet whose frame it got
+        self._repairs = video.reader.row_format > 1
         self._report = DamageReport()
         self._deinterlacer = Deinterlacer()
-        self._taken: dict[int, int] = {}  # slot -> position of the packet whose frame it got
 
-    def run(self, slots: Mapping[int, int]) -> Decoded:
-        """Decode the packets at the positions that ``slots`` maps to."""
-        problem = _note_problem(lambda: self._take(slots))
-        if (self._report.is_noisy or self._report.problem) and skips_exactly(self._video.decoder):
+    def trust(self) -> Decoded:
+        """Decode by the rules of row format 1: what the decoder gives is sound."""
+        problem = _note_problem(lambda: self._take(self._slots))
+        if len(self._writer.missing):
+            problem = _note_problem(lambda: self._take_nearest(used=None)) or problem
+        self._refuse_empty(problem)
+        return Decoded(problem=problem)
+
+    def repair(self) -> Decoded:
+        """Decode by the rules of row format 2."""
+        index, report, writer = self._index, self._report, self._writer
+        problem = _note_problem(lambda: self._take(self._slots))
+        if (report.is_noisy or report.problem) and skips_exactly(self._video.reader.decoder):
             _note_problem(self._look_again)
-        is_sound = not (problem or self._report.problem)
-        index = self._index
-        if is_sound and not len(self._writer.missing) and not index.losses and not index.corrupt:
+        is_sound = not (problem or report.problem)
+        if is_sound and not len(writer.missing) and not index.losses and not index.corrupt:
             return Decoded(interlaced=self._deinterlacer.interlaced)
         hidden = self._num_hidden() if is_sound else 0
-        if is_sound and len(self._writer.missing):  # the decoder needs more packets before them, or they are hidden
+        if is_sound and len(writer.missing):  # the decoder needs earlier packets, or they are hidden
             problem = _note_problem(self._take_rest)
         damage = self._damage()
         if any(damage.values()):
             problem = problem or _note_problem(lambda: self._replace(damage))
-        if not is_sound and len(self._writer.missing):
+        if not is_sound and len(writer.missing):
             problem = _note_problem(self._take_rest) or problem
-        problem = self._report.problem or problem
-        if problem and len(self._writer.missing) == len(slots):
-            raise VideoError(Status.DECODE_ERROR, problem)
+        problem = report.problem or problem
+        self._refuse_empty(problem)
         found = [level for level in self._damage().values() if level < Damage.MISSING]
         if any(found) and not problem:
             problem = "the container says that data is lost"
         return Decoded(
             num_corrupt_frames=sum(level > Damage.NONE for level in found),
             num_flagged_frames=sum(level == Damage.CORRUPT for level in found),
-            num_hidden=min(hidden, len(self._writer.missing)),
+            num_hidden=min(hidden, len(writer.missing)),
             interlaced=self._deinterlacer.interlaced,
             problem=problem,
         )
 
+    def _read(
+        self, ranges: Sequence[tuple[int, int]], *, keep: Collection[int] | None = None
+    ) -> Iterator[VideoFrame | None]:
+        return read_frames(self._video, ranges, keep=keep, report=self._report if self._repairs else None)
+
+    def _refuse_empty(self, problem: str) -> None:
+        if problem and len(self._writer.missing) == len(self._slots):
+            raise VideoError(Status.DECODE_ERROR, problem)
+
     def _look_again(self) -> None:
         """Decode the same packets without leaving any out: the decoder hides errors of what it leaves out."""
-        for _ in read_frames(self._video, packets_to_decode(self._index, self._wanted.packets), report=self._report):
+        for _ in self._read(packets_to_decode(self._index, self._wanted.packets)):
             pass
 
     def _take(self, slots: Mapping[int, int]) -> None:
-        _take_groups(self._video, slots, self._writer, report=self._report, deinterlacer=self._deinterlacer)
+        """Decode the packets that ``slots`` maps to, and put each frame into its slot."""
+        slots_of: dict[int, list[int]] = {}
+        for slot, position in slots.items():
+            slots_of.setdefault(int(self._index.pts[position]), []).append(slot)
+        self._take_groups(np.unique(np.fromiter(slots.values(), np.int64)), slots_of)
         missing = set(self._writer.missing.tolist())
         self._taken |= {slot: position for slot, position in slots.items() if slot not in missing}
+
+    def _take_groups(self, positions: Indices, slots_of: dict[int, list[int]]) -> None:
+        ranges = packets_to_decode(self._index, positions)
+        for frame in self._read(ranges, keep=set(positions.tolist())):
+            if frame is None:
+                continue
+            if self._repairs and frame.interlaced_frame:
+                break
+            if frame.pts in slots_of:
+                self._writer.put(slots_of[frame.pts], frame, self._seconds(frame.pts))
+        else:
+            return
+        # Deinterlacing uses the fields of the frames before and after, so these are decoded too.
+        count = self._video.reader.decoder.has_b_frames + 2
+        ranges = _with_followers(ranges, len(self._index.pts), count=count)
+        for frame in self._deinterlacer.deinterlace(self._read(ranges)):
+            if frame is not None and frame.pts in slots_of:
+                self._writer.put(slots_of[frame.pts], frame, self._seconds(frame.pts))
 
     def _damage(self) -> dict[int, int]:
         """Return how bad the picture in each slot is."""
@@ -132,12 +165,11 @@ class _Salvage:
         return damage | dict.fromkeys(self._writer.missing.tolist(), int(Damage.MISSING))
 
     def _replace(self, damage: Mapping[int, int]) -> None:
-        """Put a better picture in each damaged slot, where there is one within half the sampling interval."""
+        """Put a better picture in each damaged slot, if there is one within half the sampling interval."""
         index, wanted = self._index, self._wanted
         bad = [slot for slot, level in damage.items() if level]
-        asked = {int(wanted.packets[slot]): float(wanted.pts_seconds[slot]) for slot in bad}  # one may be wanted twice
-        half = 0.5 * index.duration_seconds / len(wanted.packets)
-        ranges, half = self._survey_ranges(asked, half)
+        asked = {self._slots[slot]: float(wanted.pts_seconds[slot]) for slot in bad}  # one may be wanted twice
+        ranges, half = self._survey_ranges(asked, 0.5 * index.duration_seconds / len(wanted.packets))
         survey = DamageReport()
         shown = {frame.pts for frame in read_frames(self._video, ranges, report=survey) if frame is not None}
         self._report.merge(survey)
@@ -145,7 +177,7 @@ class _Salvage:
         levels[~np.isin(index.pts, np.fromiter(shown - {None}, np.int64)) | ~index.is_shown] = Damage.MISSING
         used = {position for slot, position in self._taken.items() if not damage[slot]}
         chosen = choose_replacements(index.pts_seconds, levels, asked, used=used, half_seconds=half)
-        found = {slot: chosen[int(wanted.packets[slot])] for slot in bad if int(wanted.packets[slot]) in chosen}
+        found = {slot: chosen[self._slots[slot]] for slot in bad if self._slots[slot] in chosen}
         better = {slot: at for slot, at in found.items() if levels[at] < damage[slot] and at != self._taken.get(slot)}
         if better:
             self._take(better)
@@ -167,23 +199,55 @@ class _Salvage:
     def _take_rest(self) -> None:
         """Fill the slots that are still empty from a plain reading.
 
-        Where no frame is wanted twice, those that other slots have are not taken again.
+        If no frame is wanted twice, those that other slots have are not taken again.
         """
         index = self._index
-        self._video.decode_corrupt()
+        self._video.reader.decodes_corrupt = True
         is_distinct = len(np.unique(self._wanted.packets)) == len(self._wanted.packets)
-        used = {int(index.pts[position]) for position in self._taken.values()} if is_distinct else None
-        taken = _take_nearest(
-            self._video,
-            self._wanted,
-            self._writer,
-            used=used,
-            report=self._report,
-            deinterlacer=self._deinterlacer,
+        taken = self._take_nearest(
+            used={int(index.pts[position]) for position in self._taken.values()} if is_distinct else None
         )
         order = np.argsort(index.pts, kind="stable")
         at = np.searchsorted(index.pts[order], np.fromiter(taken.values(), np.int64))
         self._taken |= zip(taken, order[np.minimum(at, len(order) - 1)].tolist(), strict=True)
+
+    def _take_nearest(self, *, used: Collection[int] | None) -> dict[int, int]:
+        """Fill the missing slots with the nearest frame of a plain reading from the start, which tolerates damage.
+
+        With ``used``, the pts of frames to skip, each frame is taken once. Returns slot -> pts of the frame it got.
+        """
+        wanted_seconds = self._wanted.pts_seconds
+        missing = iter(self._writer.missing.tolist())
+        slot = next(missing, None)
+        before: tuple[VideoFrame, float] | None = None
+        taken: dict[int, int] = {}
+        skipped = set(used or ())
+
+        def put(slot: int, frame: VideoFrame, seconds: float) -> None:
+            if abs(seconds - wanted_seconds[slot]) <= self._tolerance_seconds and frame.pts not in skipped:
+                self._writer.put([slot], frame, seconds)
+                taken[slot] = frame.pts if frame.pts is not None else -1
+                if used is not None:
+                    skipped.add(taken[slot])
+
+        frames: Iterable[VideoFrame | None] = all_frames(self._video, self._report)
+        for frame in self._deinterlacer.deinterlace(frames) if self._repairs else frames:
+            if frame is None or frame.pts in skipped:
+                continue
+            shown = frame.pts if frame.pts is not None else frame.dts
+            seconds = self._seconds(shown) if shown is not None else 0.0
+            while slot is not None and seconds >= wanted_seconds[slot]:
+                asked = float(wanted_seconds[slot])
+                is_earlier = before is not None and asked - before[1] <= seconds - asked
+                put(slot, *(before if is_earlier and before else (frame, seconds)))
+                slot = next(missing, None)
+            before = (frame, seconds)
+            if slot is None:
+                return taken
+        if slot is not None and before is not None:
+            for last in (slot, *missing):
+                put(last, *before)
+        return taken
 
     def _num_hidden(self) -> int:
         """Return how many empty slots are of packets next to a shown frame: sound, but with no picture to show."""
@@ -191,11 +255,19 @@ class _Salvage:
         if not len(taken):
             return 0
         missing = self._wanted.pts_seconds[self._writer.missing]
-        return int((np.abs(taken[nearest(taken, missing)] - missing) <= _tolerance_seconds(self._index)).sum())
+        return int((np.abs(taken[nearest(taken, missing)] - missing) <= self._tolerance_seconds).sum())
+
+    @property
+    def _tolerance_seconds(self) -> float:
+        """How far a frame may be from the wanted one to replace it."""
+        return 2 / self._index.average_fps + 0.05
+
+    def _seconds(self, pts: int) -> float:
+        return float((pts - self._index.first_pts) * self._index.time_base)
 
 
 def _note_problem(decode: Callable[[], object]) -> str:
-    """Damage ends the decoding, not what was decoded before it."""
+    """Decode until damage ends it, and return the error; what was decoded before counts."""
     try:
         decode()
     except MemoryError:
@@ -205,40 +277,8 @@ def _note_problem(decode: Callable[[], object]) -> str:
     return ""
 
 
-def _take_groups(
-    video: VideoFile,
-    slots: Mapping[int, int],
-    writer: FrameWriter,
-    *,
-    report: DamageReport | None = None,
-    deinterlacer: Deinterlacer | None = None,
-) -> None:
-    """Decode the frames of the packets that ``slots`` maps to, and put each into its slot."""
-    index = video.index
-    positions = np.unique(np.fromiter(slots.values(), np.int64))
-    slots_of: dict[int, list[int]] = {}
-    for slot, position in slots.items():
-        slots_of.setdefault(int(index.pts[position]), []).append(slot)
-    ranges = packets_to_decode(index, positions)
-    for frame in read_frames(video, ranges, keep=set(positions.tolist()), report=report):
-        if frame is None:
-            continue
-        if deinterlacer is not None and frame.interlaced_frame:
-            break
-        if frame.pts in slots_of:
-            writer.put(slots_of[frame.pts], frame, _seconds(index, frame.pts))
-    else:
-        return
-    # Fields are woven with those of the frames before and after, so these are decoded too.
-    ranges = _with_followers(ranges, len(index.pts), count=video.decoder.has_b_frames + 2)
-    frames = read_frames(video, ranges, report=report)
-    for frame in deinterlacer.deinterlace(frames):
-        if frame is not None and frame.pts in slots_of:
-            writer.put(slots_of[frame.pts], frame, _seconds(index, frame.pts))
-
-
 def _with_followers(ranges: Sequence[tuple[int, int]], num_packets: int, *, count: int) -> list[tuple[int, int]]:
-    """Extend each range by the packets after it; those that meet become one."""
+    """Extend each range by the packets after it; ranges that meet become one."""
     longer: list[tuple[int, int]] = []
     for start, stop in ranges:
         if longer and start <= longer[-1][1]:
@@ -247,58 +287,110 @@ def _with_followers(ranges: Sequence[tuple[int, int]], num_packets: int, *, coun
     return longer
 
 
-def _tolerance_seconds(index: VideoIndex) -> float:
-    """Return how far a frame may be from the one wanted to stand in for it."""
-    return 2 / index.average_fps + 0.05
+def refuse_unsupported(video: VideoFile, wanted: Wanted, *, decoder: str) -> None:
+    """Refuse a video that a decoder other than PyAV would show otherwise, or without saying what is corrupt.
 
+    PyAV decodes the wanted frames to find out.
 
-def _take_nearest(
-    video: VideoFile,
-    wanted: Wanted,
-    writer: FrameWriter,
-    *,
-    used: Collection[int] | None = None,
-    report: DamageReport | None = None,
-    deinterlacer: Deinterlacer | None = None,
-) -> dict[int, int]:
-    """Fill the missing slots with the nearest frame of a plain reading from the start, damage tolerated.
-
-    With ``used``, the pts of frames to pass over, each frame is taken once. Returns slot -> pts of the frame it got.
+    Raises:
+        VideoError: the decoder does not support this video.
     """
+    lacks = "make pixels square" if pixel_aspect(video.reader.stream) != 1 else ""
+    if video.index.timeline_repaired:
+        lacks = "repair time stamps"
+    if video.reader.is_packed:
+        lacks = "unpack B-frames"
+    if video.index.codec in WRONG_KEYFRAMES:
+        lacks = f"know the key frames of {video.index.codec}"
+    report = DamageReport()
+    if not lacks:
+        for frame in read_frames(video, packets_to_decode(video.index, wanted.packets), report=report):
+            if frame is not None and (lacks := needs(frame)):
+                break
+    if lacks:
+        raise VideoError(Status.DECODE_ERROR, f"{decoder} does not {lacks}; use pyav.")
+    if report.levels(video.index)[wanted.packets].any():
+        msg = f"Frames are corrupt, which {decoder} does not tell ({report.problem}); use pyav."
+        raise VideoError(Status.DECODE_ERROR, msg)
+
+
+def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
+    """Decode the wanted frames with decord, scaled by its FFmpeg."""
+    import decord  # noqa: PLC0415  # only the child that was asked for it loads it
+
     index = video.index
-    tolerance = _tolerance_seconds(index)
-    missing = iter(writer.missing.tolist())
-    slot = next(missing, None)
-    before: tuple[VideoFrame, float] | None = None
-    taken: dict[int, int] = {}
-    passed_over = set(used or ())
-
-    def put(slot: int, frame: VideoFrame, seconds: float) -> None:
-        if abs(seconds - wanted.pts_seconds[slot]) <= tolerance and frame.pts not in passed_over:
-            writer.put([slot], frame, seconds)
-            taken[slot] = frame.pts if frame.pts is not None else -1
-            if used is not None:
-                passed_over.add(taken[slot])
-
-    frames = all_frames(video, report)
-    for frame in deinterlacer.deinterlace(frames) if deinterlacer is not None else frames:
-        if frame is None or frame.pts in passed_over:
-            continue
-        shown = frame.pts if frame.pts is not None else frame.dts
-        seconds = _seconds(index, shown) if shown is not None else 0.0
-        while slot is not None and seconds >= wanted.pts_seconds[slot]:
-            asked = float(wanted.pts_seconds[slot])
-            is_earlier = before is not None and asked - before[1] <= seconds - asked
-            put(slot, *(before if is_earlier and before else (frame, seconds)))
-            slot = next(missing, None)
-        before = (frame, seconds)
-        if slot is None:
-            return taken
-    if slot is not None and before is not None:
-        for last in (slot, *missing):
-            put(last, *before)
-    return taken
+    mistake = _decord_mistake(index)
+    if mistake:
+        raise VideoError(Status.DECODE_ERROR, f"decord gives other frames than asked for where {mistake}; use pyav.")
+    first = next(all_frames(video), None)
+    if first is None:
+        raise VideoError(Status.DECODE_ERROR, "No frame could be decoded.")
+    width, height = scaled_size(index.width, index.height, writer.request.resize_size)
+    shown_size = (index.width, index.height)
+    if first.rotation % 180:  # decord turns a frame upright before it scales it
+        width, height = height, width
+        shown_size = shown_size[::-1]
+    if video.reader.row_format > 1:
+        writer.displayed_size = shown_size
+    video.reader.file.seek(0)
+    reader = decord.VideoReader(video.reader.file, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+    shown = _shown(index, len(reader), "decord")
+    for slot, at in enumerate(nearest(shown, wanted.pts_seconds).tolist()):
+        writer.put_pixels([slot], reader[at].asnumpy(), float(shown[at]))
+    return Decoded()
 
 
-def _seconds(index: VideoIndex, pts: int) -> float:
-    return float((pts - index.first_pts) * index.time_base)
+def _decord_mistake(index: PacketIndex) -> str:
+    """Return what makes decord's seeking miss in this video; empty if it is exact."""
+    if index.container in {"mpegts", "mpeg"}:
+        return f"a container, such as {index.container}, has no index"
+    if not index.is_shown.all():
+        return "an edit list cuts frames off"
+    if _is_reordered_avi(index):
+        return "an AVI file holds frames out of order"
+    at = np.arange(len(index.pts))
+    group = np.maximum.accumulate(np.where(index.is_keyframe, at, 0))
+    if (index.pts < index.pts[group]).any():
+        return "frames refer to the group of pictures before their own"
+    return ""
+
+
+def _is_reordered_avi(index: PacketIndex) -> bool:
+    """Return whether display times are a guess, on which no two libraries agree: AVI stores none."""
+    return index.container == "avi" and bool((np.diff(index.pts) < 0).any())
+
+
+def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
+    """Decode the wanted frames with torchcodec, which turns them upright itself."""
+    torchcodec: Any = importlib.import_module("torchcodec.decoders")  # only the child that was asked for it loads it
+
+    if _is_reordered_avi(video.index):
+        msg = "torchcodec gives other frames than asked for where an AVI file holds frames out of order; use pyav."
+        raise VideoError(Status.DECODE_ERROR, msg)
+    video.reader.file.seek(0)
+    decoder = torchcodec.VideoDecoder(
+        video.reader.file, stream_index=video.reader.stream.index, dimension_order="NHWC", seek_mode="exact"
+    )
+    begin = float(decoder.metadata.begin_stream_seconds or 0.0)
+    shown = _shown(video.index, len(decoder), "torchcodec")
+    for slot, at in enumerate(nearest(shown, wanted.pts_seconds).tolist()):
+        frame = decoder.get_frame_at(at)
+        pts_seconds, asked = float(frame.pts_seconds) - begin, float(shown[at])
+        if abs(pts_seconds - asked) > 0.5 / video.index.average_fps:
+            msg = f"torchcodec gave the frame of {pts_seconds:.3f} s for the one of {asked:.3f} s; use pyav."
+            raise VideoError(Status.DECODE_ERROR, msg)
+        pixels = VideoFrame.from_ndarray(np.ascontiguousarray(frame.data.numpy()), format="rgb24")
+        writer.put([slot], pixels, pts_seconds)
+    return Decoded()
+
+
+def _shown(index: PacketIndex, num_frames: int, decoder: str) -> Seconds:
+    """Return when each of the decoder's frames is shown, ascending, if it counts as many as the index."""
+    shown = np.sort(index.pts_seconds[index.is_shown])
+    if len(shown) != num_frames:
+        msg = f"{decoder} counts {num_frames} frames, the file holds {len(shown)}; use pyav."
+        raise VideoError(Status.DECODE_ERROR, msg)
+    return shown
+
+
+DECODE = {"pyav": decode_pyav, "decord": decode_decord, "torchcodec": decode_torchcodec}

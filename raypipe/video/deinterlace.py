@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import NamedTuple, cast
+from typing import cast
 
 import av
 from av.filter import Graph
@@ -29,7 +29,7 @@ class Deinterlacer:
         bwdif: _Bwdif | None = None
         for frame in frames:
             if bwdif is not None and not (frame and bwdif.accepts(frame)):
-                yield from bwdif.finish()
+                yield from bwdif.filter(None)
                 before = bwdif = None
             if frame is None:
                 before = None
@@ -44,16 +44,7 @@ class Deinterlacer:
                 before = frame
                 yield frame
         if bwdif is not None:
-            yield from bwdif.finish()
-
-
-class _Times(NamedTuple):
-    """The times of a frame, which the filter would change."""
-
-    pts: int | None
-    dts: int | None
-    duration: int
-    time_base: Fraction | None
+            yield from bwdif.filter(None)
 
 
 class _Bwdif:
@@ -64,7 +55,7 @@ class _Bwdif:
 
     def __init__(self, frame: VideoFrame, before: VideoFrame | None) -> None:
         self._shape = _shape(frame)
-        self._times: deque[_Times] = deque()
+        self._times: deque[tuple[int | None, int | None, int, Fraction | None]] = deque()  # the filter changes them
         self._graph = Graph()
         self._graph.threads = 1
         self._source = self._graph.add_buffer(
@@ -86,34 +77,26 @@ class _Bwdif:
         """Return whether a frame has the size and format that the graph was made for."""
         return _shape(frame) == self._shape
 
-    def filter(self, frame: VideoFrame) -> Iterator[VideoFrame]:
-        """Yield the frames that are complete now that one more is known."""
+    def filter(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:
+        """Yield the frames that are complete now that one more is known; with None, the rest of them."""
         self._push(frame)
-        yield from self._pull()
-
-    def finish(self) -> Iterator[VideoFrame]:
-        """Yield the remaining frames."""
-        self._source.push(None)
-        yield from self._pull()
-
-    def _push(self, frame: VideoFrame) -> None:
-        self._times.append(_Times(frame.pts, frame.dts, frame.duration, frame.time_base))
-        self._source.push(frame)
-
-    def _pull(self) -> Iterator[VideoFrame]:
         while True:
             try:
-                frame = cast("VideoFrame", self._sink.pull())
+                done = cast("VideoFrame", self._sink.pull())
             except (av.error.BlockingIOError, av.error.EOFError):  # it waits for the next frame, or is at its end
                 return
-            times = self._times.popleft()
+            done.pts, done.dts, done.duration, time_base = self._times.popleft()
+            if time_base is not None:
+                done.time_base = time_base
             if self._to_drop:
                 self._to_drop -= 1
                 continue
-            frame.pts, frame.dts, frame.duration = times.pts, times.dts, times.duration
-            if times.time_base is not None:
-                frame.time_base = times.time_base
-            yield frame
+            yield done
+
+    def _push(self, frame: VideoFrame | None) -> None:
+        if frame is not None:
+            self._times.append((frame.pts, frame.dts, frame.duration, frame.time_base))
+        self._source.push(frame)
 
 
 def _shape(frame: VideoFrame) -> tuple[int, int, str]:

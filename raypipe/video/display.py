@@ -16,16 +16,17 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from raypipe.status import Status
-from raypipe.video import alpha, hdr
-from raypipe.video.choosing import Wanted
-from raypipe.video.probe import VideoError
-from raypipe.video.protocol import DecodeRequest, Pixels
-from raypipe.video.sampling import Indices
+from raypipe.video.container import VideoError
+from raypipe.video.decode_request import DecodeRequest, Pixels
+from raypipe.video.hdr import is_hdr, to_sdr
+from raypipe.video.sampling import Wanted
+from raypipe.video.timeline import Indices
 
 _MAX_SCALED_SIDE = 16_384
 _MAX_PIXEL_ASPECT = 100
 _UNSPECIFIED_COLORSPACE = 2  # AVCOL_SPC_UNSPECIFIED
 _RIGHT_ANGLE_TOLERANCE = 0.02  # of a sine: about one degree
+_BAND_ROWS = 64
 _PACKED_RGB_WITH_ALPHA = {"rgba", "bgra", "argb", "abgr"}
 Image = npt.NDArray[Any]  # [height, width, 3], of 8 or 16 bits
 
@@ -48,15 +49,15 @@ class Turn(NamedTuple):
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether it is no rotation."""
+        """Whether it is not just a rotation."""
         return (self.transpose + self.flip_rows + self.flip_columns) % 2 == 1
 
 
 class FrameWriter:
-    """Takes decoded frames in any order; keeps those wanted, as RGB crops in ``frames`` [max_frames, crop, crop, 3].
+    """Takes decoded frames in any order, and keeps RGB crops of them in ``frames`` [max_frames, crop, crop, 3].
 
-    ``pixel_aspect`` is the width of a pixel over its height. A ``container`` of AVI often has 32-bit pixels whose
-    alpha is zero, but not meant.
+    ``pixel_aspect`` is the width of a pixel over its height. AVI as the ``container`` often has 32-bit pixels whose
+    alpha is unintentionally zero.
     """
 
     def __init__(
@@ -111,23 +112,23 @@ class FrameWriter:
         if self.displayed_size is None:
             self.displayed_size = turn.apply_to_size(*shown)
         color_trc, color_primaries = frame.color_trc, frame.color_primaries
-        is_hdr = hdr.is_hdr(color_trc)
+        deep = is_hdr(color_trc)
         # HDR without a matrix is BT.2020; swscale would take BT.601.
-        colorspace = Colorspace.BT2020 if is_hdr and frame.colorspace == _UNSPECIFIED_COLORSPACE else None
-        if _has_alpha(frame.format.name):
+        colorspace = Colorspace.BT2020 if deep and frame.colorspace == _UNSPECIFIED_COLORSPACE else None
+        if has_alpha(frame.format.name):
             zero_is_opaque = self._container == "avi" and frame.format.name in _PACKED_RGB_WITH_ALPHA
-            frame = alpha.composite(
-                frame, self._full_size, deep=is_hdr, src_colorspace=colorspace, zero_is_opaque=zero_is_opaque
+            frame = _composite(
+                frame, self._full_size, deep=deep, src_colorspace=colorspace, zero_is_opaque=zero_is_opaque
             )
         size = scaled_size(*shown, self.request.resize_size)
-        image = turn.apply(self._scaled(frame, size, deep=is_hdr, src_colorspace=colorspace))
-        if is_hdr:
+        image = turn.apply(self._scaled(frame, size, deep=deep, src_colorspace=colorspace))
+        if deep:
             codes = center_crop(image, self.request.crop_size)
-            return hdr.to_sdr(codes, color_trc=color_trc, color_primaries=color_primaries)
+            return to_sdr(codes, color_trc=color_trc, color_primaries=color_primaries)
         return image
 
     def _turn_of(self, frame: VideoFrame) -> Turn:
-        """Return ``turn_of`` a frame; side data is slow, and looked at again only where the rotation changes."""
+        """Return ``turn_of`` a frame; side data is slow, and is read again only if the rotation changes."""
         rotation = frame.rotation
         if self._turn is None or rotation != self._turn[0]:
             self._turn = rotation, turn_of(frame)
@@ -136,7 +137,7 @@ class FrameWriter:
     def _scaled(
         self, frame: VideoFrame, size: tuple[int, int], *, deep: bool = False, src_colorspace: int | None = None
     ) -> Image:
-        """Return a frame as RGB [height, width, 3] of 8 bits a channel, or of 16 where it is ``deep``."""
+        """Return a frame as RGB [height, width, 3] of 8 bits per channel, or 16 if ``deep``."""
         width, height = size
         scaled = self._reformatter.reformat(
             frame,
@@ -153,26 +154,58 @@ class FrameWriter:
 
 
 @cache
-def _has_alpha(pixel_format: str) -> bool:
-    return alpha.has_alpha(VideoFormat(pixel_format))
+def has_alpha(pixel_format: str) -> bool:
+    """Return whether a pixel format has an alpha plane. A palette's is ignored."""
+    described = VideoFormat(pixel_format)
+    return not described.has_palette and any(one.is_alpha for one in described.components)
+
+
+def _composite(
+    frame: VideoFrame, reformatter: VideoReformatter, *, deep: bool, src_colorspace: int | None, zero_is_opaque: bool
+) -> VideoFrame:
+    """Composite a frame on black at full size. The result is RGBA or BGRA, whose alpha is to be ignored.
+
+    ``deep`` asks for 16 bits per channel instead of 8. ``zero_is_opaque``: a frame that is transparent everywhere is
+    opaque, because many programs leave the fourth byte of 32-bit pixels zero.
+    """
+    rgba, bgra = ("rgba64le", "bgra64le") if deep else ("rgba", "bgra")
+    copy = reformatter.reformat(
+        frame,
+        format=bgra if frame.format.name == rgba else rgba,  # the same format would return the frame itself
+        src_colorspace=src_colorspace,
+        interpolation=Interpolation.BILINEAR,
+        threads=1,
+    )
+    plane = copy.planes[0]
+    kind, wide = (np.dtype("<u2"), np.uint32) if deep else (np.dtype(np.uint8), np.uint16)
+    values = np.frombuffer(memoryview(plane), dtype=kind).reshape(-1, plane.line_size // kind.itemsize)
+    pixels = values[: frame.height, : frame.width * 4].reshape(frame.height, frame.width, 4)
+    if zero_is_opaque and not pixels[..., 3].any():
+        return copy
+    most = np.iinfo(kind).max
+    for top in range(0, frame.height, _BAND_ROWS):  # a band at a time keeps the memory small
+        band = pixels[top : top + _BAND_ROWS]
+        color = np.multiply(band[..., :3], band[..., 3:], dtype=wide) + wide(most // 2)
+        band[..., :3] = color // wide(most)
+    return copy
 
 
 def pixel_aspect(stream: VideoStream) -> Fraction:
     """Return the width of a pixel over its height: what the container says, else what the codec says, else 1.
 
-    A value beyond 100 is absurd, and ignored.
+    A value beyond 100 is absurd, and is ignored.
     """
     ratio = stream.sample_aspect_ratio
     return ratio if ratio and Fraction(1, _MAX_PIXEL_ASPECT) <= ratio <= _MAX_PIXEL_ASPECT else Fraction(1)
 
 
 def needs(frame: VideoFrame) -> str:
-    """Return what a decoder must do to show a frame, besides turning it by right angles; empty where it is nothing."""
+    """Return what a decoder must do to show a frame, besides turning it by right angles; empty if nothing."""
     if frame.interlaced_frame:
         return "deinterlace"
-    if hdr.is_hdr(frame.color_trc):
+    if is_hdr(frame.color_trc):
         return "tone-map HDR"
-    if _has_alpha(frame.format.name):
+    if has_alpha(frame.format.name):
         return "composite alpha"
     if turn_of(frame).is_mirrored:
         return "mirror"
@@ -180,7 +213,7 @@ def needs(frame: VideoFrame) -> str:
 
 
 def square_size(width: int, height: int, aspect: Fraction, *, resize_size: int) -> tuple[int, int]:
-    """Return width and height in square pixels, or unchanged where those could not be scaled."""
+    """Return width and height in square pixels, or unchanged if those could not be scaled."""
     if aspect == 1:
         return width, height
     square = max(1, round(width * aspect))
@@ -216,7 +249,7 @@ def turn_of_matrix(matrix: bytes) -> Turn:
 
 
 def _rotation(degrees: int) -> Turn:
-    """Return the turn by ``degrees`` counterclockwise; none where that is not a right angle."""
+    """Return the turn by ``degrees`` counterclockwise; none if that is not a right angle."""
     turns = {
         90: Turn(transpose=True, flip_rows=True),
         180: Turn(flip_rows=True, flip_columns=True),
@@ -226,7 +259,7 @@ def _rotation(degrees: int) -> Turn:
 
 
 def scaled_size(width: int, height: int, resize_size: int) -> tuple[int, int]:
-    """Width and height with the shorter side ``resize_size``, rounded as torchvision's ``Resize`` does."""
+    """Return width and height with the shorter side ``resize_size``, rounded as torchvision's ``Resize`` does."""
     scaled = _scaled_sides(width, height, resize_size)
     if max(scaled) > _MAX_SCALED_SIDE:
         msg = f"{width}x{height} would be scaled to {scaled[0]}x{scaled[1]}; no side may pass {_MAX_SCALED_SIDE}."
@@ -241,7 +274,7 @@ def _scaled_sides(width: int, height: int, resize_size: int) -> tuple[int, int]:
 
 
 def center_crop(image: Image, crop_size: int) -> Image:
-    """The centred square of an image [height, width, 3], rounded as torchvision's ``CenterCrop`` does."""
+    """Return the centered square of an image [height, width, 3], rounded as torchvision's ``CenterCrop`` does."""
     height, width = image.shape[:2]
     top, left = round((height - crop_size) / 2), round((width - crop_size) / 2)
     return image[top : top + crop_size, left : left + crop_size]

@@ -1,16 +1,17 @@
 """Tell whether a video's pictures are encrypted, from what its container says. Runs in the child process only.
 
-A decoder does not notice: it makes noise of encrypted packets. Known are Common Encryption of MP4 (ISO/IEC 23001-7,
-and its forerunner PIFF), that of WebM, and scrambled MPEG transport streams.
+A decoder does not notice: it turns encrypted packets into noise. Recognised are Common Encryption in MP4 (ISO/IEC
+23001-7, and its predecessor PIFF), encryption in WebM, and scrambled MPEG transport streams.
 """
 
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from raypipe.video.matroska import read_element
+from raypipe.video.container import MATROSKA_SEGMENT, read_element, size_of
+from raypipe.video.mp4 import box_header
 
-_MAX_DEPTH_BOXES = 10_000  # of one file, so that a hostile one ends
+_MAX_BOXES = 10_000  # on one level, so that a hostile file ends
 _MAX_PAYLOAD_BYTES = 65_536
 _PIFF_SAMPLE_ENCRYPTION = bytes.fromhex("a2394f525a9b4f14a2446c427c648df4")
 _VISUAL_ENTRY_BYTES = 78  # of a visual sample entry before its boxes
@@ -18,55 +19,49 @@ _ENCRYPTED_ENTRIES = frozenset({b"encv", b"drmi"})
 _TS_PACKETS = 2000
 _TS_WINDOWS = 16
 _SYNC = 0x47
-_SCRAMBLED_FRACTION = 0.5
+_SCRAMBLED_FRACTION = 0.5  # of a whole stream (ISO/IEC 13818-1, transport_scrambling_control)
 _STRAY_FRACTION = 0.01  # corrupt headers
 _SCRAMBLED = "its packets are scrambled (transport_scrambling_control)"
-_SEGMENT, _TRACKS, _TRACK, _TRACK_TYPE = 0x18538067, 0x1654AE6B, 0xAE, 0x83
+_TRACKS, _TRACK, _TRACK_TYPE = 0x1654AE6B, 0xAE, 0x83
 _ENCODINGS, _ENCODING, _ENCODING_TYPE = 0x6D80, 0x6240, 0x5033
 _CLUSTER = 0x1F43B675
 _VIDEO, _ENCRYPTION = 1, 1
 
 
 def encryption_of(file: BinaryIO, container: str) -> str:
-    """Return what says that the pictures are encrypted; empty where nothing does."""
-    size_bytes = file.seek(0, 2)
+    """Return what says that the pictures are encrypted; empty if nothing does."""
+    size_bytes = size_of(file)
     try:
         if container == "mov":
             return _mp4(file, size_bytes)
         if container == "matroska":
             return _webm(file, size_bytes)
         if container == "mpegts":
-            return _transport_stream(file)
+            scrambled, count = _scrambled_packets(file, 0, pid=None)
+            return _SCRAMBLED if scrambled > _SCRAMBLED_FRACTION * count else ""
     except (struct.error, ValueError, IndexError, OverflowError):
-        pass  # damaged tables: whoever reads them next says so
+        pass  # damaged tables: FFmpeg says so when it reads them
     finally:
         file.seek(0)
     return ""
 
 
-Box = tuple[bytes, int, int]  # kind, where its content begins and ends
-
-
-def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[Box]:
-    """Yield the boxes between two places of a file, without reading their contents."""
-    for _ in range(_MAX_DEPTH_BOXES):
+def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the boxes between two places of a file: kind, where the content begins and ends."""
+    for _ in range(_MAX_BOXES):
         if start + 8 > stop:
             return
         file.seek(start)
-        header = file.read(16)
-        size, kind = struct.unpack_from(">I4s", header)
-        body = start + 8
-        if size == 1:
-            (size,), body = struct.unpack_from(">Q", header, 8), start + 16
+        kind, header, size = box_header(file.read(16))
         end = start + size if size else stop
-        if end < body:
+        if end < start + header:
             return
-        yield kind, body, min(end, stop)
+        yield kind, start + header, min(end, stop)
         start = end
 
 
 def _mp4(file: BinaryIO, size_bytes: int) -> str:
-    """Look at the tracks that hold video; where some are encrypted and some are not, packets have to tell."""
+    """Look at the tracks that hold video; if only some are encrypted, packets have to tell."""
     reasons: dict[int, str] = {}  # of each video track
     for kind, start, stop in _boxes(file, 0, size_bytes):
         if kind == b"moov":
@@ -85,11 +80,12 @@ def _mp4(file: BinaryIO, size_bytes: int) -> str:
 
 
 def _reason_of_all(reasons: dict[int, str]) -> str:
+    """Return why the first track is encrypted, if all are."""
     return next(iter(reasons.values()), "") if all(reasons.values()) else ""
 
 
 def _video_track(file: BinaryIO, start: int, stop: int) -> dict[int, str]:
-    """Return the number of a track that holds video, and what says that it is encrypted; nothing of other tracks."""
+    """Return the number of a track that holds video, and what says that it is encrypted; nothing for other tracks."""
     parts = {kind: (body, end) for kind, body, end in _boxes(file, start, stop)}
     media = {kind: (body, end) for kind, body, end in _boxes(file, *parts.get(b"mdia", (0, 0)))}
     if _read(file, *media.get(b"hdlr", (0, 0)))[8:12] != b"vide":
@@ -106,7 +102,7 @@ def _video_track(file: BinaryIO, start: int, stop: int) -> dict[int, str]:
 
 
 def _fragment_track(file: BinaryIO, start: int, stop: int) -> int | None:
-    """Return which track a fragment is of."""
+    """Return the number of a fragment's track."""
     for kind, body, end in _boxes(file, start, stop):
         if kind == b"tfhd":
             return int(struct.unpack_from(">I", _read(file, body, end), 4)[0])
@@ -125,7 +121,7 @@ def _sample_entries(file: BinaryIO, start: int, stop: int) -> str:
 
 
 def _default_is_protected(file: BinaryIO, start: int, stop: int) -> bool | None:
-    """Return what 'tenc' says of samples that no group says otherwise of; None where there is none."""
+    """Return the default in 'tenc', for samples in no group; None if there is none."""
     for kind, body, end in _boxes(file, start, stop):
         if kind == b"schi":
             for inner, *track in _boxes(file, body, end):
@@ -148,7 +144,7 @@ def _samples(file: BinaryIO, start: int, stop: int) -> str:
 
 
 def _groups_are_protected(data: bytes) -> bool:
-    """Whether any entry of 'sgpd' of type 'seig' is of protected samples."""
+    """Return whether any entry in 'sgpd' of type 'seig' describes protected samples."""
     version = data[0]
     at, length = 8, 0
     if version >= 1:
@@ -176,19 +172,16 @@ def _read(file: BinaryIO, start: int, stop: int) -> bytes:
     return file.read(max(0, min(stop - start, _MAX_PAYLOAD_BYTES)))
 
 
-def _first(found: Iterator[str]) -> str:
-    return next((one for one in found if one), "")
-
-
 def _webm(file: BinaryIO, size_bytes: int) -> str:
     for element, start, stop in _elements(file, 0, size_bytes):
-        if element != _SEGMENT:
+        if element != MATROSKA_SEGMENT:
             continue
         for inner, *tracks in _elements(file, start, stop):
             if inner == _CLUSTER:
                 return ""
             if inner == _TRACKS:
-                return _first(_track(file, *track) for kind, *track in _elements(file, *tracks) if kind == _TRACK)
+                found = (_track(file, *track) for kind, *track in _elements(file, *tracks) if kind == _TRACK)
+                return next(filter(None, found), "")
     return ""
 
 
@@ -209,24 +202,19 @@ def _track(file: BinaryIO, start: int, stop: int) -> str:
 
 def _elements(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """Yield the elements between two places: id, where the content begins and ends."""
-    for _ in range(_MAX_DEPTH_BOXES):
+    for _ in range(_MAX_BOXES):
         element = read_element(file, start) if start + 2 <= stop else None
         if element is None:
             return
-        end = stop if element.size is None else min(element.body + element.size, stop)
-        yield element.kind, element.body, end
+        kind, body, size = element
+        end = stop if size is None else min(body + size, stop)
+        yield kind, body, end
         start = end
 
 
-def _transport_stream(file: BinaryIO) -> str:
-    """Whether most packets are scrambled (ISO/IEC 13818-1, transport_scrambling_control)."""
-    counts = _scrambled_packets(file, 0, pid=None)
-    return _SCRAMBLED if counts[0] > _SCRAMBLED_FRACTION * counts[1] else ""
-
-
 def scrambling_of(file: BinaryIO, pid: int) -> str:
-    """Return what says that packets of one stream of a transport stream are scrambled, looking all over the file."""
-    at, size_bytes = file.tell(), file.seek(0, 2)
+    """Return what says that packets of one stream of a transport stream are scrambled; samples the whole file."""
+    at, size_bytes = file.tell(), size_of(file)
     window = _TS_PACKETS * 188
     scrambled = count = 0
     for start in range(0, size_bytes, max(window, size_bytes // _TS_WINDOWS)):
@@ -237,7 +225,7 @@ def scrambling_of(file: BinaryIO, pid: int) -> str:
 
 
 def _scrambled_packets(file: BinaryIO, start: int, *, pid: int | None) -> tuple[int, int]:
-    """Count the scrambled packets, of one stream or of all, and all of these, from a place in the file on."""
+    """Count the scrambled packets of one stream or of all, and all its packets, from a place in the file on."""
     file.seek(start)
     data = file.read(_TS_PACKETS * 204)
     for size in (188, 192, 204):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorTrc
 
-from raypipe.video.protocol import Pixels
+from raypipe.video.decode_request import Pixels
 
 Codes = npt.NDArray[np.uint16]
 Light = npt.NDArray[np.float32]

@@ -2,13 +2,74 @@
 
 import heapq
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Seconds = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.packet_index import PacketIndex
+from raypipe.video.timeline import Indices, Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The requested frames, ascending in time; T of them, and a frame may be wanted twice."""
+
+    packets: Indices  # [T] positions in decoding order
+    pts_seconds: Seconds  # [T] from the first frame
+
+
+def choose_frames(index: PacketIndex, request: DecodeRequest) -> Wanted:
+    """Choose the packets to decode for a sampling policy, without times beyond the end of a truncated file."""
+    order = np.argsort(index.pts, kind="stable")
+    order = order[index.is_shown[order]]
+    keyframes = order[index.is_keyframe[order]]
+    if len(keyframes) and (request.mode == "keyframes" or request.nearest_keyframe):
+        order = keyframes
+    pts_seconds = index.pts_seconds[order]
+    if request.mode in {"all", "keyframes"}:
+        chosen = spread(len(order), request.max_frames)
+    else:
+        timestamps = _readable(index, asked_timestamps(index, request))
+        chosen = (nearest_distinct if _are_distinct(request) else nearest)(pts_seconds, timestamps)
+    return Wanted(packets=order[chosen].astype(np.int64), pts_seconds=pts_seconds[chosen])
+
+
+def asked_timestamps(index: PacketIndex, request: DecodeRequest) -> Seconds:
+    """Return the timestamps of ``uniform`` and ``fps``, over the duration that the container promises."""
+    return sample_timestamps(
+        index.duration_seconds,
+        mode="fps" if request.mode == "fps" else "uniform",
+        num_frames=request.num_frames,
+        fps=request.fps,
+        max_frames=request.max_frames,
+    )
+
+
+def _readable(index: PacketIndex, timestamps: Seconds) -> Seconds:
+    """Leave out the times of frames that were cut off or that damage hides."""
+    timestamps = timestamps[timestamps < index.end_seconds]
+    for start, stop in index.lost_spans:
+        timestamps = timestamps[(timestamps < start) | (timestamps >= stop)]
+    return timestamps
+
+
+def _are_distinct(request: DecodeRequest) -> bool:
+    """Return whether no frame is taken twice. Before row format 2 a short video gave some frames more than once."""
+    return request.mode == "uniform" and not request.nearest_keyframe and request.row_format > 1
+
+
+def num_frames_asked(index: PacketIndex, request: DecodeRequest, wanted: Wanted) -> int:
+    """Return how many frames an undamaged file would have given."""
+    if request.mode in {"all", "keyframes"}:
+        return len(wanted.packets)
+    count = len(asked_timestamps(index, request))
+    if not _are_distinct(request):
+        return count
+    lost = sum(stop - start for start, stop in index.lost_spans)
+    there = int(index.is_shown.sum())
+    return min(count, max(there, round(there * index.duration_seconds / (index.end_seconds - lost))))
 
 
 def sample_timestamps(
@@ -19,9 +80,9 @@ def sample_timestamps(
     fps: float,
     max_frames: int,
 ) -> Seconds:
-    """Times to take a frame at, ascending, within ``[0, duration_seconds)``.
+    """Return the times to take a frame at, ascending, within ``[0, duration_seconds)``.
 
-    ``uniform``: the centres of ``num_frames`` equal spans. ``fps``: 0, 1/fps, 2/fps, …; where those are more than
+    ``uniform``: the centers of ``num_frames`` equal spans. ``fps``: 0, 1/fps, 2/fps, …; if those are more than
     ``max_frames``, ``max_frames`` uniform ones instead, so that a cap never cuts off the end of a video.
     """
     if mode == "fps":
@@ -34,14 +95,14 @@ def sample_timestamps(
 
 
 def spread(count: int, max_count: int) -> Indices:
-    """At most ``max_count`` of the indices ``0 … count - 1``, ascending and evenly spread."""
+    """Return at most ``max_count`` of the indices ``0 … count - 1``, ascending and evenly spread."""
     if count <= max_count:
         return np.arange(count, dtype=np.int64)
     return ((np.arange(max_count, dtype=np.float64) + 0.5) * count / max_count).astype(np.int64)
 
 
 def nearest(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
-    """For each timestamp the index of the nearest of the ascending ``pts_seconds``; a tie takes the earlier."""
+    """Return the index of the ascending ``pts_seconds`` nearest to each timestamp; a tie takes the earlier."""
     after = np.clip(np.searchsorted(pts_seconds, timestamps), 1, max(1, len(pts_seconds) - 1))
     before = after - 1
     if len(pts_seconds) == 1:
@@ -51,9 +112,9 @@ def nearest(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
 
 
 def nearest_distinct(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
-    """Ascending indices of different frames, one for each timestamp or all, whose distances have the least sum.
+    """Return ascending indices of different frames, one per timestamp or all, whose distances have the least sum.
 
-    Both arguments ascend. Where the nearest frames differ already, these are taken. Otherwise only timestamps whose
+    Both arguments ascend. If the nearest frames differ already, those are taken. Otherwise only timestamps whose
     nearest frames are close to each other compete, so only they are assigned together.
     """
     if len(timestamps) >= len(pts_seconds):
@@ -71,10 +132,10 @@ def nearest_distinct(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
 
 
 def _competing(chosen: Indices) -> list[tuple[int, int]]:
-    """Ranges ``[start, stop)`` of timestamps that may want the same frames; those of one timestamp are left out.
+    """Return ranges ``[start, stop)`` of two or more timestamps that may want the same frames.
 
-    Of an optimal choice the frames between a timestamp's nearest one and its own are all taken, so ``n`` timestamps
-    that compete take none that is ``n`` or more beyond their nearest ones.
+    In an optimal choice all frames between a timestamp's nearest frame and its own are taken, so ``n`` timestamps that
+    compete take none that is ``n`` or more beyond their nearest ones.
     """
     nearest_of = chosen.tolist()
     groups: list[tuple[int, int]] = []
@@ -91,10 +152,10 @@ def _competing(chosen: Indices) -> list[tuple[int, int]]:
 
 
 def _assign(frames: list[float], timestamps: list[float]) -> list[int]:
-    """The frames to take, one for each timestamp, with the least sum of distances: O(n log n) for n of both.
+    """Return the frames to take, one per timestamp, with the least sum of distances: O(n log n) for n of both.
 
     From left to right, f(b) is the least cost with b timestamps (below 0: frames) still to be matched; it is convex.
-    Each of its slopes is the price of taking one frame more: ``surplus`` has those below b = 0, ``taken`` the others.
+    Each of its slopes is the price of taking one more frame: ``surplus`` has those below b = 0, ``taken`` the others.
     """
     events = sorted([(time, 0, at) for at, time in enumerate(frames)] + [(time, 1, -1) for time in timestamps])
     surplus: list[tuple[float, int]] = []

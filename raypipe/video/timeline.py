@@ -1,19 +1,19 @@
-"""Repair the time stamps of a stream where they contradict each other: pure functions of arrays.
+"""Repair the time stamps of a stream if they contradict each other: pure functions of arrays.
 
-A sound stream stays as it is. Of one with faults the frames are put on one rising timeline, as players do: where the
-stamps jump, the next segment begins one frame duration after the end of the one before; single wrong stamps and
-missing ones are interpolated.
+A sound stream stays as it is. The frames of a faulty one are put on one rising timeline, as players do: where the
+stamps jump, the next segment begins one frame duration after the end of the previous one; single wrong or missing
+stamps are interpolated.
 
-What counts as a fault, of the frames that are shown:
-- A stamp that is missing, or that two frames have.
+A fault, among the frames that are shown, is:
+- A stamp that is missing, or that two frames share.
 - A stamp that goes back further than frames are reordered: behind a key frame, behind more than 16 frames decoded
-  before it (H.264's and HEVC's most), or, where the codec does not reorder frames, at all. So does a decoding time
-  that goes back by more than a frame, in containers that store one. In the others a shorter step back looks like
-  reordered frames; where frames are strangely close to each other, or the last ones far away, the decoder is asked.
+  before it (the maximum of H.264 and HEVC), or at all if the codec does not reorder frames. In containers that store
+  decoding times, so is a decoding time that goes back by more than a frame. In the others a shorter step back looks
+  like reordered frames; if frames are strangely close to each other, or the last ones far away, the decoder is asked.
 - A gap that is an error. Transport and program streams may restart their clock, so there it is a gap of more than 10
-  seconds and 10 typical frames, as in FFmpeg. In the other containers a long gap can be meant: a slide show, a screen
-  recording while nothing moves. There it is an error only if it is longer than 30 seconds and 100 typical frames, and
-  longer than 10 times all the rest of the video together.
+  seconds and 10 typical frames, as in FFmpeg. In the other containers a long gap can be intended: a slide show, a
+  screen recording while nothing moves. There it is an error only if it is longer than 30 seconds and 100 typical
+  frames, and longer than 10 times all the rest of the video together.
 """
 
 import heapq
@@ -25,13 +25,14 @@ import numpy.typing as npt
 
 Ticks = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-Positions = npt.NDArray[np.int64]
-Counts = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
+Seconds = npt.NDArray[np.float64]
+_Counts = npt.NDArray[np.uint8]
 
 NO_TIME = int(np.iinfo(np.int64).min)
 _MAX_TICKS = 2**61  # so that differences do not overflow
 _MAX_REORDERED = 16
-_MAX_GROUP = 64  # frames shown one after the other that were decoded after the one that they lead up to
+_MAX_GROUP = 64  # consecutive frames that were decoded after the frame that they precede
 _RARELY_SO_LONG = 4  # times what is usual in a stream
 _RARELY_SO_SHORT = 0.6
 _RESTART_SECONDS, _RESTART_FRAMES = 10, 10
@@ -46,12 +47,12 @@ _NEAR_FRAMES = 16
 
 @dataclass(frozen=True)
 class StreamKind:
-    """What else is known of a stream."""
+    """What else is known about a stream."""
 
     tick_seconds: float
     frame_ticks: float  # of its average rate
     reorders: bool  # its codec may decode frames in another order than they are shown in
-    restarts: bool  # its container allows a clock that starts again
+    restarts: bool  # its container allows a clock that restarts
     stores_dts: bool  # its container stores decoding times
 
 
@@ -59,14 +60,14 @@ class StreamKind:
 class Stamps:
     """The packets of a stream in decoding order, P of them, as their container stamps them."""
 
-    pts: Ticks  # [P], NO_TIME where there is none
-    dts: Ticks  # [P], the same
+    pts: Ticks  # [P], NO_TIME if there is none
+    dts: Ticks  # [P], likewise
     is_keyframe: Flags  # [P]
     is_shown: Flags  # [P]
 
     @property
     def trusted(self) -> Ticks:
-        """[P] when each is shown; of a container that has only decoding times, such as AVI, these."""
+        """[P] when each is shown; if a container has only decoding times, as AVI does, those."""
         has_pts = bool((self.pts[self.is_shown] != NO_TIME).any())
         times = self.pts if has_pts else self.dts
         return np.where(times == NO_TIME, NO_TIME, np.clip(times, -_MAX_TICKS, _MAX_TICKS))
@@ -79,35 +80,35 @@ class Stamps:
 
 
 @dataclass(frozen=True)
-class Timeline:
+class DisplayTimes:
     """When the packets of a stream are shown; P of them, in decoding order."""
 
     pts: Ticks  # [P]; no packet that is not shown has the time of one that is
     is_shown: Flags  # [P]
     is_repaired: bool
-    is_assigned: bool = False  # the container stores no display times, so these are not those that packets come with
+    is_assigned: bool = False  # the container stores no display times: packets come with other ones
 
 
 @dataclass(frozen=True)
 class DecodedOrder:
     """The positions of packets in the order in which a decoder showed the first ``num_packets`` of a stream."""
 
-    positions: Positions
+    positions: Indices
     num_packets: int
 
 
 def make_timeline(
     stamps: Stamps, kind: StreamKind, *, decode_order: Callable[[], DecodedOrder | None] = lambda: None
-) -> Timeline:
+) -> DisplayTimes:
     """Return the stamps as they are, or a repaired timeline.
 
-    ``decode_order`` is called only where the stamps are at fault and the codec reorders frames: then the decoder knows
-    the order of frames, and which packets show none (the second field of a picture has no stamp of its own).
+    ``decode_order`` is called only if the stamps are faulty and the codec reorders frames: then the decoder knows the
+    order of frames, and which packets show none (the second field of a picture has no stamp of its own).
     """
     is_faulty = has_faults(stamps, kind)
     if not is_faulty and not (kind.reorders and not kind.stores_dts and _is_suspicious(stamps)):
         return _as_stored(stamps)
-    order: Positions | None = None
+    order: Indices | None = None
     if kind.reorders and (decoded := decode_order()):
         stamps = _without_silent(stamps, decoded)
         if decoded.num_packets == len(stamps.pts):
@@ -120,35 +121,31 @@ def make_timeline(
         if not is_faulty:
             return _as_stored(stamps)
         order = _guess_order(stamps, kind)
-    return _repaired(stamps, order, kind)
+    pts = stamps.as_stored.copy()
+    pts[order] = repair(stamps.trusted[order], kind)
+    return DisplayTimes(_apart(pts, stamps.is_shown), stamps.is_shown, is_repaired=True)
 
 
-def assign_times(stamps: Stamps, order: Positions, *, prefer_dts: bool) -> Timeline | None:
-    """Give packets in display order the times of the packets in file order; None if these contradict each other.
+def assign_times(stamps: Stamps, order: Indices, *, prefer_dts: bool) -> DisplayTimes | None:
+    """Give packets in display order the times of the packets in file order; None if those contradict each other.
 
-    For containers that store one time slot after another, whatever is shown in it.
+    For containers that store one time slot after another, regardless of what is shown in it.
     """
     for times in (stamps.dts, stamps.pts) if prefer_dts else (stamps.pts, stamps.dts):
         slots = np.sort(times)
         if len(order) == len(slots) and slots[0] != NO_TIME and (_steps(slots) > 0).all():
             pts = np.empty_like(slots)
             pts[order] = slots
-            return Timeline(pts, stamps.is_shown, is_repaired=False, is_assigned=True)
+            return DisplayTimes(pts, stamps.is_shown, is_repaired=False, is_assigned=True)
     return None
 
 
-def _as_stored(stamps: Stamps) -> Timeline:
-    return Timeline(_apart(stamps.as_stored, stamps.is_shown), stamps.is_shown, is_repaired=False)
-
-
-def _repaired(stamps: Stamps, order: Positions, kind: StreamKind) -> Timeline:
-    pts = stamps.as_stored.copy()
-    pts[order] = repair(stamps.trusted[order], kind)
-    return Timeline(_apart(pts, stamps.is_shown), stamps.is_shown, is_repaired=True)
+def _as_stored(stamps: Stamps) -> DisplayTimes:
+    return DisplayTimes(_apart(stamps.as_stored, stamps.is_shown), stamps.is_shown, is_repaired=False)
 
 
 def _apart(pts: Ticks, is_shown: Flags) -> Ticks:
-    """Move packets that are not shown away from a time at which another one is."""
+    """Move packets that are not shown away from the times of packets that are."""
     if is_shown.all():
         return pts
     clashes = np.flatnonzero(~is_shown & np.isin(pts, pts[is_shown]))
@@ -159,16 +156,16 @@ def _apart(pts: Ticks, is_shown: Flags) -> Ticks:
     return moved
 
 
-def _with_unseen(order: Positions, stamps: Stamps) -> Positions:
-    """Add the packets that gave no frame though they have a time of their own: they are damaged, not hidden."""
+def _with_unseen(order: Indices, stamps: Stamps) -> Indices:
+    """Add the packets that gave no frame although they have their own time: they are damaged, not hidden."""
     times = stamps.trusted
     unseen = stamps.is_shown & ~_flags(len(times), order) & (times != NO_TIME)
     unseen[1:] &= times[1:] != times[:-1]
     return insert_in_order(order, np.flatnonzero(unseen).tolist())
 
 
-def insert_in_order(order: Positions, others: Iterable[int]) -> Positions:
-    """Put other positions, ascending, into a display order: each after the one that is decoded before it."""
+def insert_in_order(order: Indices, others: Iterable[int]) -> Indices:
+    """Insert other positions, ascending, into a display order: each after the one that is decoded before it."""
     known = order.tolist()
     placed = set(known)
     following: dict[int, list[int]] = {}
@@ -183,14 +180,14 @@ def insert_in_order(order: Positions, others: Iterable[int]) -> Positions:
     return np.array(joined, dtype=np.int64)
 
 
-def _flags(count: int, positions: Positions) -> Flags:
+def _flags(count: int, positions: Indices) -> Flags:
     flags = np.zeros(count, dtype=np.bool_)
     flags[positions] = True
     return flags
 
 
 def _without_silent(stamps: Stamps, decoded: DecodedOrder) -> Stamps:
-    """Hide the packets without a stamp if no such one among those that were decoded gave a frame."""
+    """Hide the packets without a stamp if none of those that were decoded gave a frame."""
     missing = stamps.is_shown & (stamps.trusted == NO_TIME)
     is_shown = stamps.is_shown & ~missing
     if missing[decoded.positions].any() or not missing[: decoded.num_packets].any() or not is_shown.any():
@@ -239,7 +236,7 @@ def _is_sound(times: Ticks, kind: StreamKind) -> bool:
 
 
 def gap_limit(gaps: Ticks, kind: StreamKind) -> float:
-    """Return the longest gap between two frames, in ticks, that is no error; infinite where none is."""
+    """Return the longest gap between two frames, in ticks, that is not an error; infinite if no gap is an error."""
     gaps = gaps[gaps > 0]
     shortest = (_RESTART_SECONDS if kind.restarts else _GAP_SECONDS) / kind.tick_seconds
     if len(gaps) < _MIN_GAPS or gaps.max() <= shortest:  # the usual case
@@ -254,8 +251,8 @@ def gap_limit(gaps: Ticks, kind: StreamKind) -> float:
     return float(long[errors[-1]]) - 0.5 if len(errors) else np.inf
 
 
-def _reordering(times: Ticks) -> tuple[Counts, Counts]:
-    """Count for each packet those near it that are decoded before it but shown after it, and the other way round."""
+def _reordering(times: Ticks) -> tuple[_Counts, _Counts]:
+    """Count, for each packet, the near packets that are decoded before but shown after it, and the other way round."""
     before, after = np.zeros(len(times), dtype=np.uint8), np.zeros(len(times), dtype=np.uint8)
     highest = np.maximum.accumulate(times)
     for shift in range(1, min(_MAX_GROUP, len(times) - 1) + 1):
@@ -286,8 +283,8 @@ def _goes_back(dts: Ticks, typical: float) -> bool:
     return bool((_steps(np.clip(dts, -_MAX_TICKS, _MAX_TICKS)) < -typical).any())
 
 
-def _guess_order(stamps: Stamps, kind: StreamKind) -> Positions:
-    """Return the packets that are shown as a player's queue would put them in order."""
+def _guess_order(stamps: Stamps, kind: StreamKind) -> Indices:
+    """Return the packets that are shown in the order in which a player's queue would put them."""
     shown = np.flatnonzero(stamps.is_shown)
     times = stamps.trusted[shown]
     known = times[times != NO_TIME]
@@ -320,7 +317,7 @@ def _guess_order(stamps: Stamps, kind: StreamKind) -> Positions:
 
 
 def repair(times: Ticks, kind: StreamKind) -> Ticks:
-    """Return rising stamps for frames in the order in which they are shown, of stamps that may be wrong or missing."""
+    """Return rising stamps for frames in display order, from stamps that may be wrong or missing."""
     at = np.flatnonzero(times != NO_TIME)
     if not len(at):
         at, times = np.zeros(1, dtype=np.int64), np.zeros(len(times), dtype=np.int64)
@@ -348,8 +345,8 @@ def repair(times: Ticks, kind: StreamKind) -> Ticks:
     return repaired_ticks
 
 
-def _undone(known: Ticks, typical: float) -> Positions:
-    """Return the long gaps between stamps in which later ones are: the clock went forward and came back."""
+def _undone(known: Ticks, typical: float) -> Indices:
+    """Return the long gaps between stamps that later stamps fall into: the clock went forward and came back."""
     steps = _steps(known)
     gaps = np.flatnonzero(steps > _RARELY_SO_LONG * typical)
     backs = np.flatnonzero(steps < 0)[:_MAX_SEARCHED_FAULTS] + 1
@@ -358,7 +355,7 @@ def _undone(known: Ticks, typical: float) -> Positions:
 
 
 def _nearby(frame_ticks: npt.NDArray[np.float64], is_good: Flags, fault: int, typical: float) -> float:
-    """Return how long a frame lasts before a fault, else after it."""
+    """Return how long a frame lasts before a fault, or else after it."""
     for near in (slice(max(0, fault - _NEAR_FRAMES), fault), slice(fault + 1, fault + 1 + _NEAR_FRAMES)):
         good = frame_ticks[near][is_good[near]]
         if len(good):
@@ -366,10 +363,10 @@ def _nearby(frame_ticks: npt.NDArray[np.float64], is_good: Flags, fault: int, ty
     return typical
 
 
-def _believable(known: Ticks, at: Positions, *, typical: float, limit: float) -> Flags:
-    """Leave out repeated stamps, and the few that deviate from what goes on before and after them.
+def _believable(known: Ticks, at: Indices, *, typical: float, limit: float) -> Flags:
+    """Return which stamps to keep: not repeated ones, nor the few that deviate from those before and after them.
 
-    ``at`` are the numbers of the frames, among which may be some without a stamp.
+    ``at`` are the numbers of the frames, some of which may have no stamp.
     """
     keep = np.ones(len(known), dtype=np.bool_)
     keep[1:] = _steps(known) != 0
@@ -394,7 +391,7 @@ def _believable(known: Ticks, at: Positions, *, typical: float, limit: float) ->
     return keep
 
 
-def _goes_on(known: Ticks, at: Positions, start: int, stop: int, *, typical: float, limit: float) -> bool:
+def _goes_on(known: Ticks, at: Indices, start: int, stop: int, *, typical: float, limit: float) -> bool:
     """Return whether one stamp is as long after another as the frames between them should last."""
     if start < 0 or stop >= len(known):
         return False

@@ -15,22 +15,24 @@ import numpy as np
 with atheris.instrument_imports(
     include=[
         f"raypipe.video.{name}"
-        for name in ("sample_table", "probe", "index", "timeline", "packet_scan", "fragments", "matroska")
+        for name in ("mp4", "probe", "packet_index", "packet_reader", "timeline", "packets", "container")
     ]
 ):
-    from raypipe.video.index import VideoIndex
-    from raypipe.video.probe import VideoError, VideoFile
+    from raypipe.video.container import VideoError
+    from raypipe.video.packet_index import PacketIndex
+    from raypipe.video.probe import VideoFile
 from chaos.hostile_files import seed_clips  # which imports it too: after it is watched
-from raypipe.video.protocol import Limits
+from raypipe.video.decode_request import DecodeLimits
 from raypipe.video.sampling import nearest, sample_timestamps
+from video.conftest import make_request
 
-_LIMITS = Limits(max_packets=20_000, max_duration_seconds=3600, max_pixels=1920 * 1080)
+_REQUEST = make_request(limits=DecodeLimits(max_packets=20_000, max_duration_seconds=3600, max_pixels=1920 * 1080))
 
 
 def read(data: bytes) -> None:
     """Read one file; whatever it raises besides what is a row is a finding."""
     try:
-        video = VideoFile(io.BytesIO(data), limits=_LIMITS)
+        video = VideoFile(io.BytesIO(data), _REQUEST)
     except (VideoError, av.error.FFmpegError, MemoryError):
         return
     try:
@@ -39,7 +41,7 @@ def read(data: bytes) -> None:
         video.close()
 
 
-def _check(index: VideoIndex) -> None:
+def _check(index: PacketIndex) -> None:
     assert len(index.pts) == len(index.is_keyframe) == len(index.is_shown) > 0
     assert index.is_shown.any()
     assert np.isfinite([index.duration_seconds, index.end_seconds, index.average_fps]).all()

@@ -16,10 +16,9 @@ import pytest
 
 from chaos.hostile_files import HostileFile, seed_clips
 from raypipe.status import HAS_FRAMES, Status
-from raypipe.video import sandbox as sandbox_module
-from raypipe.video.child import Child
-from raypipe.video.protocol import DecodeRequest
-from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.sandbox import parent
+from raypipe.video.sandbox.parent import Child, DecodedVideo, DecodeSandbox
 from video.conftest import decode, make_request
 from video.test_canary import Canary
 
@@ -185,7 +184,7 @@ def running_feeder(*, decoder: str = "auto", **changes: Any) -> Iterator[Feeder]
             finally:
                 feeder.start_seconds += time.monotonic() - began
 
-        patch.setattr(sandbox_module, "Child", start)
+        patch.setattr(parent, "Child", start)
         sandbox.isolation()
         yield feeder
         feeder.check_healthy()

@@ -26,7 +26,7 @@ from raypipe.runs.job import run_job as run_the_job
 from raypipe.runs.stages import Stage
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder
-from raypipe.video.sandbox import DecodedVideo
+from raypipe.video.sandbox.parent import DecodedVideo
 from support.embed_outputs import CROP, DIM, PACK, SETTINGS, FakeSandbox, embed
 from support.executors import InlineExecutor
 

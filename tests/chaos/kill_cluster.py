@@ -15,7 +15,7 @@ NUM_CPUS = 2
 DRIVER = "driver"  # the only victim that is no process of the cluster
 # What each victim's command line holds. The actor is the Ray worker: without a GPU one does all that a shard needs.
 VICTIMS = {
-    "decode child": ("raypipe.video.worker",),
+    "decode child": ("raypipe.video.sandbox.child",),
     "Ray worker": ("ray::", "RunSteps"),
     "raylet": ("/raylet/raylet",),
     "GCS": ("/gcs/gcs_server",),

@@ -98,7 +98,7 @@ def test_killed_workers(bucket: str, configure: Configure, start_driver: StartDr
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, _NUM_VIDEOS)
     driver = start_driver(configure(videos.uri, output.uri, *_SHARDS))
-    for upto, words in ((1, ("raypipe.video.worker",)), (3, ("ray::", "RunSteps"))):
+    for upto, words in ((1, ("raypipe.video.sandbox.child",)), (3, ("ray::", "RunSteps"))):
         wait_until(lambda upto=upto: num_committed(output) >= upto, what=f"{upto} shards")
         wait_until(lambda words=words: kill_one(*words), what=f"a process of {words}")
     assert driver.wait() == 0, driver.log.read_text()

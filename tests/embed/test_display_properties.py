@@ -8,8 +8,8 @@ import pytest
 
 from raypipe.models.backbone import Backbone
 from raypipe.models.weights import resolve_weights
-from raypipe.video.protocol import Pixels
-from raypipe.video.sandbox import DecodeSandbox
+from raypipe.video.decode_request import Pixels
+from raypipe.video.sandbox.parent import DecodeSandbox
 from support.decoding import resnet_request
 
 REQUEST = resnet_request(16)

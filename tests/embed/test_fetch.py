@@ -23,8 +23,8 @@ from raypipe.jobs.embed import fetch
 from raypipe.jobs.embed.fetch import Fetched, decode_fetched, fetch_video, fetch_videos
 from raypipe.status import Status
 from raypipe.storage import Folder
-from raypipe.video.protocol import DecodeRequest, Limits
-from raypipe.video.sandbox import DecodeSandbox
+from raypipe.video.decode_request import DecodeLimits, DecodeRequest
+from raypipe.video.sandbox.parent import DecodeSandbox
 from support.embed_outputs import replace_object, upload, video
 from support.videos import make_noise
 
@@ -50,7 +50,7 @@ def noise_clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def sandbox_of_two() -> Iterator[DecodeSandbox]:
     """Takes two frames of a video."""
-    limits = Limits(max_pixels=2**20, max_duration_seconds=60)
+    limits = DecodeLimits(max_pixels=2**20, max_duration_seconds=60)
     request = DecodeRequest("uniform", 2, 1.0, 2, False, True, 32, 32, limits)  # noqa: FBT003
     with DecodeSandbox(request, decoder="pyav") as opened:
         yield opened

@@ -18,7 +18,7 @@ from raypipe.models.networks import prepare_torchvision
 from raypipe.models.weights import resolve_weights
 from raypipe.runs.stages import output_rows
 from raypipe.storage import Folder
-from raypipe.video.sandbox import DecodeSandbox
+from raypipe.video.sandbox.parent import DecodeSandbox
 from support.decoding import resnet_request
 from support.videos import make_video
 

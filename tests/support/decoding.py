@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.video.index import VideoIndex
-from raypipe.video.protocol import DecodeRequest, Limits
+from raypipe.video.decode_request import DecodeLimits, DecodeRequest
+from raypipe.video.packet_index import PacketIndex
 
 
 def resnet_request(num_frames: int) -> DecodeRequest:
@@ -20,7 +20,7 @@ def resnet_request(num_frames: int) -> DecodeRequest:
         loop_filter=True,
         resize_size=256,
         crop_size=224,
-        limits=Limits(max_pixels=2**25, max_duration_seconds=3600),
+        limits=DecodeLimits(max_pixels=2**25, max_duration_seconds=3600),
     )
 
 
@@ -34,9 +34,9 @@ def packet_index(
     is_shown: npt.NDArray[np.bool_] | None = None,
     container: str = "mov",
     codec: str = "h264",
-) -> VideoIndex:
+) -> PacketIndex:
     """Return the index of a whole video with such packets."""
-    return VideoIndex(
+    return PacketIndex(
         pts=pts,
         is_keyframe=is_keyframe,
         is_shown=np.ones(len(pts), dtype=np.bool_) if is_shown is None else is_shown,

@@ -22,7 +22,7 @@ from raypipe.models.backbones import Crops
 from raypipe.runs.stages import output_rows
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder, s3_client
-from raypipe.video.sandbox import DecodedVideo
+from raypipe.video.sandbox.parent import DecodedVideo
 
 DIM = 8
 CROP = 4

@@ -9,7 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from av.container import OutputContainer
 
-from raypipe.video.protocol import DecodeRequest, Limits, Pixels, Reply, SharedFrames
-from raypipe.video.sampling import Seconds
-from raypipe.video.sandbox import DecodeSandbox
-from raypipe.video.worker import decode_video
+from raypipe.video.decode_request import DecodeLimits, DecodeRequest, Pixels
+from raypipe.video.sandbox.child import decode_video
+from raypipe.video.sandbox.parent import DecodeSandbox
+from raypipe.video.sandbox.protocol import Reply, SharedFrames
+from raypipe.video.timeline import Seconds
 from support.videos import make_noise
 
 FIRST_LEVEL, LEVEL_STEP = 24, 9  # the grey of frame 0, and how much lighter each next one is
@@ -179,7 +180,7 @@ def _add_video_stream(container: OutputContainer, settings: ClipSettings) -> av.
 
 def make_request(**changes: object) -> DecodeRequest:
     """Seven frames, spread evenly, 56 pixels square: cut from 64, so that the mark of ``picture`` shows."""
-    limits = Limits(max_pixels=4096 * 4096, max_duration_seconds=3600)
+    limits = DecodeLimits(max_pixels=4096 * 4096, max_duration_seconds=3600)
     request = DecodeRequest(
         mode="uniform",
         num_frames=7,
@@ -207,7 +208,7 @@ def decode(data: bytes, request: DecodeRequest, *, decoder: str = "pyav") -> Dec
     """Decode a video that is safe to decode, as a child would but without one."""
     size = SharedFrames.size_bytes(crop_size=request.crop_size, max_frames=request.max_frames)
     shared = SharedFrames(mmap.mmap(-1, size), crop_size=request.crop_size, max_frames=request.max_frames)
-    reply = decode_video(io.BytesIO(data), asdict(request), decoder=decoder, shared=shared)
+    reply = decode_video(io.BytesIO(data), request, decoder=decoder, shared=shared)
     return Decoded(reply, shared.pts_seconds[: reply.num_frames].copy(), shared.frames[: reply.num_frames].copy())
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from raypipe.status import Status
-from raypipe.video.child import Child, ChildDiedError
-from raypipe.video.protocol import DecodeRequest
-from raypipe.video.sandbox import DecodeSandbox, one_line
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.sandbox.parent import Child, ChildDiedError, DecodeSandbox
+from raypipe.video.sandbox.protocol import one_line
 
 MakeRequest = Callable[..., DecodeRequest]
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from raypipe.status import HAS_FRAMES, Status
-from raypipe.video.protocol import DecodeRequest
-from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 AsFile = Callable[[bytes], BinaryIO]
 MakeClip = Callable[..., bytes]
@@ -213,13 +213,13 @@ def test_a_library_that_follows_names_gets_nowhere_in_the_child(decoder: str, ca
     program = """
         import io, mmap, sys
         sys.path[:] = sys.argv.pop(1).splitlines()
-        from raypipe.video import isolation
+        from raypipe.video.sandbox import isolation
         left = isolation.leave_network()
-        from raypipe.video import worker
-        from raypipe.video.protocol import SharedFrames
+        from raypipe.video.sandbox import child
+        from raypipe.video.sandbox.protocol import SharedFrames
         decoder, url, path = sys.argv[1:]
         size = SharedFrames.size_bytes(crop_size=56, max_frames=1)
-        worker.rehearse(decoder, SharedFrames(mmap.mmap(-1, size), crop_size=56, max_frames=1))
+        child.rehearse(decoder, SharedFrames(mmap.mmap(-1, size), crop_size=56, max_frames=1))
         isolation.limit_memory(2**31)
         held = left, isolation.leave_files(), isolation.drop_privileges(), isolation.deny_calls()
         print("held" if all(held) else "not held", flush=True)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from raypipe.schema import ROW_FORMAT
 from raypipe.status import Status
-from raypipe.video.damage import Damage, DamageReport, candidates, choose_replacements
-from raypipe.video.ffmpeg_log import Line
-from raypipe.video.index import VideoIndex
-from raypipe.video.protocol import DecodeRequest
+from raypipe.video.container import Line
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.frame_reader import Damage, DamageReport, candidates, choose_replacements
+from raypipe.video.packet_index import PacketIndex
 from support.decoding import packet_index
 from support.properties import examples
 
@@ -197,7 +197,7 @@ def test_the_rules_are_those_of_the_latest_rows(make_request: Callable[..., Deco
     assert make_request().row_format == ROW_FORMAT
 
 
-def index_of(keys: set[int], pts: list[int]) -> VideoIndex:
+def index_of(keys: set[int], pts: list[int]) -> PacketIndex:
     is_keyframe = np.isin(np.arange(len(pts)), list(keys))
     return packet_index(np.array(pts), is_keyframe, time_base=Fraction(1), fps=1.0, duration_seconds=len(pts))
 

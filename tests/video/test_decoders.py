@@ -17,13 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.status import Status
-from raypipe.video.choosing import Wanted
+from raypipe.video.decode_request import DecodeRequest, Pixels
 from raypipe.video.deinterlace import Deinterlacer
 from raypipe.video.display import FrameWriter, pixel_aspect
-from raypipe.video.index import VideoIndex
-from raypipe.video.protocol import DecodeRequest, Pixels
-from raypipe.video.reading import packets_to_decode
-from raypipe.video.sampling import nearest, nearest_distinct, sample_timestamps, spread
+from raypipe.video.frame_reader import packets_to_decode
+from raypipe.video.packet_index import PacketIndex
+from raypipe.video.sampling import Wanted, nearest, nearest_distinct, sample_timestamps, spread
 from support.decoding import packet_index
 
 REQUESTS: dict[str, dict[str, object]] = {
@@ -168,7 +167,7 @@ def test_pyav_takes_the_frame_on_screen(
 
 
 @st.composite
-def indices(draw: st.DrawFn) -> tuple[VideoIndex, list[int]]:
+def indices(draw: st.DrawFn) -> tuple[PacketIndex, list[int]]:
     """Packets of some groups of pictures, in any order of times within two groups, and some wanted ones."""
     is_keyframe = np.array(draw(st.lists(st.booleans(), min_size=1, max_size=40)))
     count = len(is_keyframe)
@@ -178,13 +177,13 @@ def indices(draw: st.DrawFn) -> tuple[VideoIndex, list[int]]:
     return make_index(pts, is_keyframe), wanted
 
 
-def make_index(pts: npt.NDArray[np.int64], is_keyframe: npt.NDArray[np.bool_]) -> VideoIndex:
+def make_index(pts: npt.NDArray[np.int64], is_keyframe: npt.NDArray[np.bool_]) -> PacketIndex:
     """Packets of such times, 25 a second."""
     return packet_index(pts, is_keyframe, time_base=Fraction(1, 25), fps=25.0, duration_seconds=len(pts) / 25)
 
 
 @given(indices())
-def test_ranges_hold_what_the_wanted_packets_need(drawn: tuple[VideoIndex, list[int]]) -> None:
+def test_ranges_hold_what_the_wanted_packets_need(drawn: tuple[PacketIndex, list[int]]) -> None:
     index, wanted = drawn
     ranges = packets_to_decode(index, np.array(wanted, dtype=np.int64))
     keys = np.flatnonzero(index.is_keyframe).tolist()

@@ -10,9 +10,9 @@ from av.codec.context import Flags
 from av.video.frame import VideoFrame
 
 from raypipe.status import Status
+from raypipe.video.decode_request import DecodeRequest, Pixels
 from raypipe.video.deinterlace import Deinterlacer
 from raypipe.video.display import turn_of
-from raypipe.video.protocol import DecodeRequest, Pixels
 from support.pictures import decode_all, encode
 
 Decode = Callable[..., Any]

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.status import Status
+from raypipe.video.decode_request import DecodeRequest, Pixels
 from raypipe.video.display import Turn, square_size, turn_of_matrix
-from raypipe.video.protocol import DecodeRequest, Pixels
-from raypipe.video.sandbox import DecodeSandbox
+from raypipe.video.sandbox.parent import DecodeSandbox
 from support.pictures import BT2020, X265, corners, encode
 
 Decode = Callable[..., Any]

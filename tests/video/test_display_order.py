@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 
 from raypipe.status import Status
-from raypipe.video import probe
-from raypipe.video.other_decoders import refuse_unsupported
-from raypipe.video.picture_types import PictureType, PictureTypes, display_order, is_packed
-from raypipe.video.probe import VideoError, VideoFile
-from raypipe.video.protocol import DecodeRequest
+from raypipe.video import packet_reader
+from raypipe.video.container import VideoError
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.decoders import refuse_unsupported
+from raypipe.video.packet_reader import PacketReader
+from raypipe.video.packets import PictureType, PictureTypes, display_order, is_packed
+from raypipe.video.probe import VideoFile
+from raypipe.video.sampling import choose_frames
 from support.numbered import BFRAMES, Encoded, Packet, encode, matroska, picture, read_numbers
 
 Decode = Callable[..., Any]
@@ -112,7 +115,7 @@ def test_only_coded_intra_pictures_are_key_frames(container: str, decode: Decode
 def test_row_format_1_keeps_the_stored_order(decode: Decode, make_request: MakeRequest) -> None:
     video = decode(AVI["h264"](), make_request(**EVERY, row_format=1))
     assert read_numbers(video.frames) == [packet.frame for packet in h264().packets]
-    index = VideoFile(io.BytesIO(AVI["packed"]()), limits=make_request().limits, row_format=1).index
+    index = VideoFile(io.BytesIO(AVI["packed"]()), make_request(row_format=1)).index
     assert len(index.pts) == 30
     assert index.is_shown.all()
 
@@ -131,7 +134,7 @@ def test_uncoded_pictures_are_not_shown(decode: Decode, make_request: MakeReques
     chunks[0] = DIVX + chunks[0]
     chunks[10:10] = [UNCODED, b"\x7f"]
     data = write("mpeg4", chunks)
-    index = VideoFile(io.BytesIO(data), limits=make_request().limits).index
+    index = VideoFile(io.BytesIO(data), make_request()).index
     assert np.flatnonzero(~index.is_shown).tolist() == [10, 11]
     video = decode(data, make_request(**EVERY))
     assert (video.reply.status, read_numbers(video.frames)) == (Status.OK, list(range(30)))
@@ -140,18 +143,18 @@ def test_uncoded_pictures_are_not_shown(decode: Decode, make_request: MakeReques
 def test_h264_that_takes_too_long_to_decode_stays_in_stored_order(
     decode: Decode, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "MAX_PACKETS", 20)
+    monkeypatch.setattr(packet_reader, "MAX_ORDERED_PACKETS", 20)
     video = decode(AVI["h264"](), make_request(**EVERY))
     assert (video.reply.status, len(video.frames)) == (Status.OK, 30)
     assert read_numbers(video.frames) == [packet.frame for packet in h264().packets]
 
 
 def test_avi_without_b_frames_is_not_decoded_twice(make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "decode_order", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(PacketReader, "decode_order", lambda *_, **__: pytest.fail("decoded"))
     encoded = encode(range(30), options={**BFRAMES, "bf": "0"})
-    index = VideoFile(io.BytesIO(write("h264", contents(encoded))), limits=make_request().limits).index
+    index = VideoFile(io.BytesIO(write("h264", contents(encoded))), make_request()).index
     assert (np.diff(index.pts) == 1).all()
-    VideoFile(io.BytesIO(AVI["mpeg4"]()), limits=make_request().limits)
+    VideoFile(io.BytesIO(AVI["mpeg4"]()), make_request())
 
 
 @cache
@@ -205,7 +208,7 @@ def test_a_placeholder_for_the_number_of_frames_promises_nothing(
     assert (video.reply.status, read_numbers(video.frames)) == (Status.OK, [3, 9, 15, 21, 27])
     assert video.reply.duration_seconds == pytest.approx(3)
     with pytest.raises(VideoError) as raised:
-        VideoFile(io.BytesIO(data), limits=make_request().limits, row_format=1)
+        VideoFile(io.BytesIO(data), make_request(row_format=1))
     assert raised.value.status is Status.TOO_LARGE
 
 
@@ -239,9 +242,10 @@ def test_frames_after_damage_keep_their_times(codec: str, decode: Decode, make_r
 @pytest.mark.parametrize("name", ["packed", "packed, in mp4", "h263"])
 def test_other_decoders_refuse_what_they_would_show_wrong(name: str, make_request: MakeRequest) -> None:
     data = common_format("h263", "avi") if name == "h263" else AVI[name]()
-    video = VideoFile(io.BytesIO(data), limits=make_request().limits)
+    video = VideoFile(io.BytesIO(data), make_request())
+    wanted = choose_frames(video.index, make_request())
     with pytest.raises(VideoError) as raised:
-        refuse_unsupported(video, decoder="decord")
+        refuse_unsupported(video, wanted, decoder="decord")
     assert raised.value.status is Status.DECODE_ERROR
 
 

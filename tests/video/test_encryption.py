@@ -10,8 +10,8 @@ import av
 import pytest
 
 from raypipe.status import HAS_FRAMES, TRANSIENT, Status
+from raypipe.video.decode_request import DecodeRequest
 from raypipe.video.encryption import encryption_of, scrambling_of
-from raypipe.video.protocol import DecodeRequest
 
 KEY = "76a6c65c5ea762046bd749a2e632ccbb"
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from raypipe.status import Status
-from raypipe.video import frame_order, probe
-from raypipe.video.container import sniff_container
-from raypipe.video.fragments import find_damage
-from raypipe.video.probe import VideoError, VideoFile
-from raypipe.video.protocol import DecodeRequest
+from raypipe.video import packet_reader
+from raypipe.video.container import VideoError, sniff_container
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.mp4 import find_damage
+from raypipe.video.packet_reader import PacketReader
+from raypipe.video.probe import VideoFile
 from support.numbered import BFRAMES, Encoded, encode, matroska, mux, read_numbers
 
 Decode = Callable[..., Any]
@@ -120,19 +121,15 @@ def test_row_format_1_is_as_ever(decode: Decode, make_request: MakeRequest) -> N
     assert not video.reply.timeline_repaired
     assert video.reply.duration_seconds == pytest.approx(5.95, abs=0.01)
     with pytest.raises(VideoError) as raised:
-        VideoFile(
-            io.BytesIO(matroska(stream(), times(stream()), duration=20_000_000.0)),
-            limits=make_request().limits,
-            row_format=1,
-        )
+        VideoFile(io.BytesIO(matroska(stream(), times(stream()), duration=20_000_000.0)), make_request(row_format=1))
     assert raised.value.status is Status.TOO_LARGE
 
 
 def test_what_takes_too_long_to_decode_is_put_in_order_by_its_stamps(
     decode: Decode, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "MAX_PACKETS", 20)
-    monkeypatch.setattr(probe, "SAMPLE_PACKETS", 10)
+    monkeypatch.setattr(packet_reader, "MAX_ORDERED_PACKETS", 20)
+    monkeypatch.setattr(packet_reader, "SAMPLE_PACKETS", 10)
     video = decode(JOINED["mkv"](), make_request(num_frames=16))
     assert video.reply.timeline_repaired
     assert read_numbers(video.frames) == [4, 11, 19, 26, 34, 41, 49, 56, 504, 511, 519, 526, 534, 541, 549, 556]
@@ -154,11 +151,11 @@ def test_hidden_frames_are_no_fault(decode: Decode, make_request: MakeRequest, m
     packets.insert(10, replace(packets[10], data=b"\x84" + packets[10].data[1:]))  # show_frame is 0
     stamps = [packet.frame * 100 for packet in packets]
     data = matroska(Encoded("vp9", tuple(packets)), stamps)
-    index = VideoFile(io.BytesIO(data), limits=make_request().limits).index
+    index = VideoFile(io.BytesIO(data), make_request()).index
     assert not index.timeline_repaired
     assert np.flatnonzero(~index.is_shown).tolist() == [10]
     assert index.duration_seconds == pytest.approx(6)
-    monkeypatch.setattr(frame_order, "decode_order", pytest.fail)
+    monkeypatch.setattr(PacketReader, "decode_order", lambda *_, **__: pytest.fail("decoded"))
     assert not decode(matroska(stream(), times(stream())), make_request()).reply.timeline_repaired
 
 
@@ -181,7 +178,7 @@ def test_a_promise_of_many_hours_ends_the_reading(make_request: MakeRequest) -> 
     limits = replace(make_request().limits, max_duration_seconds=3.0)
     data = matroska(stream(), times(stream()), duration=20_000_000.0)
     with pytest.raises(VideoError) as raised:
-        VideoFile(io.BytesIO(data), limits=limits)
+        VideoFile(io.BytesIO(data), make_request(limits=limits))
     assert raised.value.status is Status.TOO_LARGE
     assert "20000" in str(raised.value)
 

@@ -9,7 +9,7 @@ import pytest
 from av.video.reformatter import ColorPrimaries, ColorTrc
 
 from raypipe.video import hdr
-from raypipe.video.protocol import DecodeRequest, Pixels
+from raypipe.video.decode_request import DecodeRequest, Pixels
 from support.pictures import BT709, BT2020, X265, encode
 
 Decode = Callable[..., Any]

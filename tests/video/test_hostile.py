@@ -13,8 +13,8 @@ import pytest
 
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.video.container import CONTAINERS, sniff_container
-from raypipe.video.protocol import DecodeRequest
-from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 AsFile = Callable[[bytes], BinaryIO]
 MakeClip = Callable[..., bytes]

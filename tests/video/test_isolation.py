@@ -18,9 +18,9 @@ import pytest
 
 import raypipe
 from raypipe.status import Status
-from raypipe.video import isolation
-from raypipe.video.protocol import DecodeRequest
-from raypipe.video.sandbox import DecodeSandbox
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.sandbox import isolation
+from raypipe.video.sandbox.parent import DecodeSandbox
 
 AsFile = Callable[[bytes], BinaryIO]
 MakeClip = Callable[..., bytes]
@@ -126,7 +126,7 @@ def run_inside(program: str, folder: Path, *arguments: object) -> dict[str, str]
     """Run a program in an empty folder; what ``tell`` was called with in it, which writes to an open descriptor."""
     prelude = """
         import ctypes, json, os, resource, socket, sys, threading
-        from raypipe.video import isolation
+        from raypipe.video.sandbox import isolation
 
         told = {}
 
@@ -177,7 +177,8 @@ def test_root_uses_an_installation_of_another_user(request_: DecodeRequest, tmp_
         os.chown(path, 12_345, 12_345)
     home.chmod(0o700)
     program = (
-        "from raypipe.video.protocol import DecodeRequest, Limits; from raypipe.video.sandbox import DecodeSandbox; "
+        "from raypipe.video.decode_request import DecodeRequest, DecodeLimits; "
+        "from raypipe.video.sandbox.parent import DecodeSandbox; "
         f"print(DecodeSandbox({request_!r}, decoder='pyav').isolation())"
     )
     environment = {**os.environ, "PYTHONPATH": str(home)}

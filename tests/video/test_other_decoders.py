@@ -11,7 +11,7 @@ import pytest
 from av.codec.context import Flags
 
 from raypipe.status import Status
-from raypipe.video.protocol import DecodeRequest, Pixels
+from raypipe.video.decode_request import DecodeRequest, Pixels
 from raypipe.video.sampling import nearest
 from support.pictures import BT2020, X265, corners, encode
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.video.sampling import Seconds, nearest, nearest_distinct, sample_timestamps, spread
+from raypipe.video.sampling import nearest, nearest_distinct, sample_timestamps, spread
+from raypipe.video.timeline import Seconds
 
 durations = st.floats(0.01, 50_000)
 counts = st.integers(1, 500)

@@ -17,9 +17,8 @@ import pytest
 
 from raypipe.errors import ConfigError, SetupError
 from raypipe.status import Status
-from raypipe.video.child import Child, resident_bytes
-from raypipe.video.protocol import DecodeRequest
-from raypipe.video.sandbox import DecodedVideo, DecodeSandbox, installed_decoders
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.sandbox.parent import Child, DecodedVideo, DecodeSandbox, installed_decoders, resident_bytes
 
 AsFile = Callable[[bytes], BinaryIO]
 MakeClip = Callable[..., bytes]
@@ -275,8 +274,8 @@ def test_close_ends_the_children(request_: DecodeRequest) -> None:
 
 def test_children_go_with_their_parent(request_: DecodeRequest) -> None:
     program = (
-        "import os; from raypipe.video.protocol import DecodeRequest, Limits; "
-        "from raypipe.video.sandbox import DecodeSandbox; "
+        "import os; from raypipe.video.decode_request import DecodeRequest, DecodeLimits; "
+        "from raypipe.video.sandbox.parent import DecodeSandbox; "
         f"opened = DecodeSandbox({request_!r}, decoder='pyav'); opened.isolation(); "
         "print(*opened.child_pids(), flush=True); os._exit(0)"
     )
@@ -285,7 +284,7 @@ def test_children_go_with_their_parent(request_: DecodeRequest) -> None:
 
 
 def test_the_parent_loads_no_video_library() -> None:
-    program = "import raypipe.video.sandbox, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    program = "import raypipe.video.sandbox.parent, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "raypipe" in loaded

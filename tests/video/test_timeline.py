@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.video.choosing import choose_frames, num_frames_asked
-from raypipe.video.index import VideoIndex
-from raypipe.video.timeline import NO_TIME, DecodedOrder, Stamps, StreamKind, Timeline, gap_limit, make_timeline, repair
+from raypipe.video.packet_index import PacketIndex
+from raypipe.video.sampling import choose_frames, num_frames_asked
+from raypipe.video.timeline import (
+    NO_TIME,
+    DecodedOrder,
+    DisplayTimes,
+    Stamps,
+    StreamKind,
+    gap_limit,
+    make_timeline,
+    repair,
+)
 from support.decoding import packet_index
 from video.conftest import make_request
 
@@ -205,7 +214,7 @@ def faulty_stamps(draw: st.DrawFn) -> list[int | None]:
     return times
 
 
-def as_index(timeline: Timeline) -> VideoIndex:
+def as_index(timeline: DisplayTimes) -> PacketIndex:
     shown = np.sort(timeline.pts[timeline.is_shown])
     end = float(shown[-1] - shown[0]) / 1000 + 0.1
     is_keyframe = np.ones(len(timeline.pts), dtype=np.bool_)

@@ -22,8 +22,8 @@ from raypipe.errors import (
 from raypipe.status import Status
 from raypipe.storage import read_object, read_range
 from raypipe.text import visible
-from raypipe.video.protocol import Ranges
-from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+from raypipe.video.decode_request import Ranges
+from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 _AHEAD = 2
 _IN_MEMORY_BYTES = 256 * 1024**2

@@ -23,7 +23,7 @@ from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
 from raypipe.storage.folder import read_uri
-from raypipe.video.protocol import DecodeRequest, Limits
+from raypipe.video.decode_request import DecodeLimits, DecodeRequest
 
 if TYPE_CHECKING:
     from raypipe.models.weights import Weights
@@ -81,7 +81,7 @@ class EmbedSetup:
             loop_filter=sampling.loop_filter,
             resize_size=self.preprocessing.resize_size,
             crop_size=self.preprocessing.crop_size,
-            limits=Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds),
+            limits=DecodeLimits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds),
             row_format=self.row_format,
         )
 

@@ -24,8 +24,8 @@ from raypipe.models.backbones import Dtype, embedding_dim
 from raypipe.models.weights import Weights
 from raypipe.runs.stages import output_rows
 from raypipe.status import HAS_FRAMES
-from raypipe.video.protocol import DecodeRequest
-from raypipe.video.sandbox import DecodeSandbox
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.sandbox.parent import DecodeSandbox
 
 
 @dataclass(frozen=True, slots=True)

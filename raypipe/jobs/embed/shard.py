@@ -26,8 +26,8 @@ from raypipe.records import ShardSummary, VideoNote
 from raypipe.runs.stages import Shared, identity
 from raypipe.status import NOT_FAILED, Status
 from raypipe.storage.s3_client import take_throttles
-from raypipe.video.protocol import DecodeRequest, Pixels
-from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+from raypipe.video.decode_request import DecodeRequest, Pixels
+from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 FRAMES = "frames"  # RGB crops of one video, [T, crop, crop, 3], as bytes; never leaves the cluster
 FETCH_SECONDS = "fetch_seconds"

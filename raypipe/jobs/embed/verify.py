@@ -27,8 +27,8 @@ from raypipe.errors import ObjectError
 from raypipe.jobs.embed.fetch import fetch_video
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder
-from raypipe.video.protocol import DecodeRequest, Limits, request_of_settings
-from raypipe.video.sandbox import DecodedVideo, DecodeSandbox
+from raypipe.video.decode_request import DecodeLimits, DecodeRequest, request_of_settings
+from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 _NORM_TOLERANCE = 1e-3
 _MEAN_TOLERANCE = 0.04  # of the mean's length: frames are float16, their mean was taken in float32
@@ -136,7 +136,7 @@ def recheck_inputs(
         JobError: the output is not sealed.
         StorageError: no video can be read.
     """
-    limits = Limits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds)
+    limits = DecodeLimits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds)
     request = request_of_settings(settings, limits)
     count = num_workers or len(os.sched_getaffinity(0))
     with ExitStack() as stack:

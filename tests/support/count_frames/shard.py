@@ -4,8 +4,8 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.jobs.embed.shard import decode_shard
-from raypipe.video.protocol import Limits, request_of_settings
-from raypipe.video.sandbox import DecodeSandbox
+from raypipe.video.decode_request import DecodeLimits, request_of_settings
+from raypipe.video.sandbox.parent import DecodeSandbox
 
 _NAMES = ("video_id", "video_uri", "etag", "status", "error", "generation", "num_frames")
 ROWS = pa.schema([schema.embeddings_schema(1).field(name) for name in _NAMES])
@@ -14,7 +14,7 @@ ROWS = pa.schema([schema.embeddings_schema(1).field(name) for name in _NAMES])
 class CountFrames:
     def __init__(self, max_frames: int) -> None:
         sampling = {"mode": "all", "max_frames": max_frames}
-        limits = Limits(max_pixels=10**8, max_duration_seconds=3600)
+        limits = DecodeLimits(max_pixels=10**8, max_duration_seconds=3600)
         self._sandbox = DecodeSandbox(
             request_of_settings({"format": 2, "sampling": sampling, "resize_size": 8, "crop_size": 8}, limits)
         )

@@ -10,10 +10,10 @@ import pytest
 
 from raypipe.status import Status
 from raypipe.video import probe
-from raypipe.video.index import VideoIndex
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.mp4 import SampleTable, read_samples
+from raypipe.video.packet_index import PacketIndex
 from raypipe.video.probe import VideoFile
-from raypipe.video.protocol import DecodeRequest
-from raypipe.video.sample_table import Samples, read_samples
 
 SCANNED = ("h264-fragmented",)  # and all that is no MP4
 
@@ -30,10 +30,10 @@ class CountedFile(io.BytesIO):
         return data
 
 
-def both(data: bytes, request: DecodeRequest) -> tuple[VideoIndex, VideoIndex, bool]:
+def both(data: bytes, request: DecodeRequest) -> tuple[PacketIndex, PacketIndex, bool]:
     """The index of a file as it is made, that of all its packets, and whether the first came from tables."""
-    video = VideoFile(io.BytesIO(data), limits=request.limits)
-    index, is_located = video.index, video._samples is not None
+    video = VideoFile(io.BytesIO(data), request)
+    index, is_located = video.index, video.reader.samples is not None
     video.scan()
     scanned = video.index
     video.close()
@@ -60,7 +60,7 @@ def test_tables_of_real_clips_say_what_the_packets_say(real: tuple[str, bytes], 
 
 def test_a_long_file_is_not_read_to_be_known(long_clip: bytes, request_: DecodeRequest) -> None:
     file = CountedFile(long_clip)
-    video = VideoFile(file, limits=request_.limits)
+    video = VideoFile(file, request_)
     assert len(video.index.pts) == 240
     video.close()
     assert file.num_bytes < len(long_clip) / 4, (file.num_bytes, len(long_clip))
@@ -84,7 +84,7 @@ def test_a_table_that_lies_is_not_believed(
     expected = decode(data, request_)
     lied = []
 
-    def lie(*args: Any, **options: Any) -> Samples | None:  # noqa: ANN401
+    def lie(*args: Any, **options: Any) -> SampleTable | None:  # noqa: ANN401
         samples = read_samples(*args, **options)
         assert samples is not None
         lied.append(True)

@@ -1,6 +1,6 @@
 """What a decode child gives up before it touches a video: network, files, privileges, memory.
 
-Each step holds on its own, and each is taken where the kernel allows it; ``isolate`` says which were.
+Each step holds on its own, and is taken if the kernel allows it; its result says whether it was.
 """
 
 import ctypes
@@ -21,90 +21,45 @@ _CLONE_THREAD = 0x00010000
 _CAPABILITY_VERSION = 0x20080522
 _MAX_OPEN_FILES = 64
 
-# What a decoder with its libraries loaded has no business with: opening any path, sockets, new programs and processes,
-# other processes, memory that outlives it, changing the system. Numbers from asm/unistd.h, for x86-64 and for arm64;
-# None where there is none.
+# What a decoder with its libraries loaded never needs. Numbers from asm/unistd.h, for x86-64 and for arm64, None if it
+# has none.
+# fmt: off
 _DENIED_CALLS: dict[str, tuple[int | None, int | None]] = {
-    "open": (2, None),
-    "openat": (257, 56),
-    "openat2": (437, 437),
-    "creat": (85, None),
+    # paths
+    "open": (2, None), "openat": (257, 56), "openat2": (437, 437), "creat": (85, None),
     "open_by_handle_at": (304, 265),
-    "socket": (41, 198),
-    "socketpair": (53, 199),
-    "connect": (42, 203),
-    "bind": (49, 200),
-    "listen": (50, 201),
-    "accept": (43, 202),
-    "accept4": (288, 242),
-    "execve": (59, 221),
-    "execveat": (322, 281),
-    "fork": (57, None),
-    "vfork": (58, None),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_open": (434, 434),
-    "pidfd_getfd": (438, 438),
-    "pidfd_send_signal": (424, 424),
-    "process_madvise": (440, 440),
-    "process_mrelease": (448, 448),
-    "migrate_pages": (256, 238),
-    "move_pages": (279, 239),
-    "setpriority": (141, 140),
-    "sched_setparam": (142, 118),
-    "sched_setscheduler": (144, 119),
-    "sched_setaffinity": (203, 122),
-    "sched_setattr": (314, 274),
+    # sockets
+    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200),
+    "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242),
+    # programs and processes
+    "execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None),
+    # other processes
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kill": (62, 129),
+    "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424),
+    "process_madvise": (440, 440), "process_mrelease": (448, 448), "migrate_pages": (256, 238),
+    "move_pages": (279, 239), "setpriority": (141, 140), "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
     "ioprio_set": (251, 30),
+    # memory that outlives it
     "shmget": (29, 194),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsconfig": (431, 431),
-    "fsmount": (432, 432),
-    "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    "unshare": (272, 97),
+    # file systems and namespaces
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
+    "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442), "unshare": (272, 97),
     "setns": (308, 268),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "io_uring_setup": (425, 425),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "userfaultfd": (323, 282),
-    "mknod": (133, None),
-    "mknodat": (259, 33),
-    "rename": (82, None),
-    "renameat": (264, 38),
-    "renameat2": (316, 276),
-    "unlink": (87, None),
-    "unlinkat": (263, 35),
-    "link": (86, None),
-    "linkat": (265, 37),
-    "symlink": (88, None),
-    "symlinkat": (266, 36),
-    "truncate": (76, 45),
-    "mkdir": (83, None),
-    "mkdirat": (258, 34),
-    "rmdir": (84, None),
-    "chmod": (90, None),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "chown": (92, None),
-    "lchown": (94, None),
+    # the kernel
+    "bpf": (321, 280), "perf_event_open": (298, 241), "io_uring_setup": (425, 425), "add_key": (248, 217),
+    "request_key": (249, 218), "keyctl": (250, 219), "userfaultfd": (323, 282),
+    # changes to files
+    "mknod": (133, None), "mknodat": (259, 33), "rename": (82, None), "renameat": (264, 38),
+    "renameat2": (316, 276), "unlink": (87, None), "unlinkat": (263, 35), "link": (86, None),
+    "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36), "truncate": (76, 45),
+    "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None), "chmod": (90, None),
+    "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None), "lchown": (94, None),
     "fchownat": (260, 54),
 }
+# fmt: on
 _CLONE, _CLONE3, _PRLIMIT = (56, 220), (435, 435), (302, 261)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH of linux/audit.h
 _X32_BIT = 0x40000000  # x86-64's second set of numbers for the same calls
@@ -114,7 +69,7 @@ def leave_network() -> bool:
     """Move into an empty network namespace; call it before any library starts a thread."""
     libc = ctypes.CDLL(None, use_errno=True)
     apart = _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWIPC
-    # Who may do it without a user namespace does: in one, root could not load what is in another user's folder.
+    # A user namespace is the second choice: in one, root could not load what is in another user's folder.
     return any(libc.unshare(flags) == 0 for flags in (apart, _CLONE_NEWUSER | apart, _CLONE_NEWNET))
 
 
@@ -144,7 +99,7 @@ def leave_files() -> bool:
 
 
 def drop_privileges() -> bool:
-    """Give up every capability; in a namespace of its own the child has all of them, over that namespace."""
+    """Give up every capability; in its own namespace the child has all of them, over that namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, nothing = struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)
     return bool(libc.capset(header, nothing) == 0)
@@ -168,7 +123,7 @@ def deny_calls() -> bool:
         if number is not None:
             program += [_instruction(_BPF_JUMP_EQUAL, number, false=1), _instruction(_BPF_RETURN, _ERRNO | _EPERM)]
     program += [
-        # Its flags lie in memory, which a filter cannot read: told that there is no such call, a library uses clone.
+        # Its flags are in memory, which a filter cannot read: told that there is no such call, a library uses clone.
         _instruction(_BPF_JUMP_EQUAL, _CLONE3[column], false=1),
         _instruction(_BPF_RETURN, _ERRNO | _ENOSYS),
         # A thread, but no process, which would live on when the child is killed.

@@ -1,6 +1,6 @@
-"""What is known of a video before any of it is decoded."""
+"""What is known about a video before any of it is decoded."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 from av.video.stream import VideoStream
 
-from raypipe.video.sampling import Seconds
-from raypipe.video.timeline import Flags, Ticks
+from raypipe.video.decode_request import Ranges
+from raypipe.video.timeline import DisplayTimes, Flags, Seconds, Ticks
 
 _READ_AHEAD_PACKETS = 5
 _MIN_LOST_FRAMES = 1.5
@@ -20,15 +20,15 @@ _MAX_LOSSES = 1000
 
 
 @dataclass(frozen=True)
-class VideoIndex:
-    """Every packet of a video stream in file order, which is decoding order, and what the container says of it.
+class PacketIndex:
+    """Every packet of a video stream in file order, which is decoding order, and what the container says about it.
 
     Times are seconds from the first frame shown. P is the number of packets.
     """
 
     pts: Ticks  # [P], in units of time_base
     is_keyframe: Flags  # [P]
-    is_shown: Flags  # [P]: False where an edit list cuts it, though others may refer to it
+    is_shown: Flags  # [P]: False if an edit list cuts it, though others may refer to it
     time_base: Fraction
     container: str
     codec: str
@@ -53,11 +53,37 @@ class VideoIndex:
         return (self.pts - self.first_pts).astype(np.float64) * float(self.time_base)
 
 
-def with_lost_spans(index: VideoIndex, losses: Iterable[int]) -> VideoIndex:
+def index_stream(
+    stream: VideoStream, container: str, times: DisplayTimes, *, is_keyframe: Flags, row_format: int
+) -> PacketIndex:
+    """Index the packets of a stream, of which nothing is missing; measure its rate and its duration."""
+    time_base = stream.time_base or Fraction(1, 90_000)
+    shown_pts = times.pts[times.is_shown]
+    span = float((int(shown_pts.max()) - int(shown_pts.min())) * time_base)
+    measured = (len(shown_pts) - 1) / span if span > 0 else 0.0
+    fps = measured or float(stream.average_rate or 0) or 1.0
+    context = stream.codec_context
+    return PacketIndex(
+        pts=times.pts,
+        is_keyframe=is_keyframe,
+        is_shown=times.is_shown,
+        time_base=time_base,
+        container=container,
+        codec=context.codec.canonical_name if row_format > 1 else context.name,  # of AV1, 'libdav1d' decodes 'av1'
+        width=context.width,
+        height=context.height,
+        average_fps=fps,
+        duration_seconds=span + 1 / fps,
+        end_seconds=span + 1 / fps,
+        timeline_repaired=times.is_repaired,
+    )
+
+
+def with_lost_spans(index: PacketIndex, losses: Iterable[int]) -> PacketIndex:
     """Add to an index the times that damage hides: before the packets at the positions ``losses``.
 
-    The demuxer reads a few packets ahead, so that a loss may be before one of the next packets. Losses without a gap
-    in time, such as those of sound, are left out.
+    The demuxer reads a few packets ahead, so a loss may be before one of the next packets. Losses without a gap in
+    time, such as those of sound, are left out.
     """
     seconds = np.where(index.is_shown, index.pts_seconds, np.nan)
     shown = np.sort(seconds[index.is_shown])
@@ -86,7 +112,21 @@ def with_lost_spans(index: VideoIndex, losses: Iterable[int]) -> VideoIndex:
     )
 
 
-def gaps_of_constant_rate(index: VideoIndex) -> list[int]:
+def with_damage(index: PacketIndex, places: Ticks, damage: Ranges, *, size_bytes: int) -> PacketIndex:
+    """Add to an index the times that damaged bytes of its file hide; packets [P] begin at ``places``.
+
+    Damage between frames hides the time between them. What damage up to the end hides is estimated from the file size.
+    """
+    if not damage:
+        return index
+    losses = [int(np.argmax(places >= stop)) for _, stop in damage if (places >= stop).any()]
+    index = with_lost_spans(index, losses)
+    start, stop = damage[-1]
+    duration = index.end_seconds * size_bytes / start if stop == size_bytes and start else index.end_seconds
+    return replace(index, duration_seconds=duration)
+
+
+def gaps_of_constant_rate(index: PacketIndex) -> list[int]:
     """Return the positions of packets before which frames are missing, in codecs that always have a constant rate."""
     if index.codec not in _CONSTANT_RATE or index.container == "avi":  # which may store frames as "same as before"
         return []
@@ -96,50 +136,3 @@ def gaps_of_constant_rate(index: VideoIndex) -> list[int]:
         return []
     after = times[1:][steps > _MIN_GAP_FRAMES * np.median(steps)]
     return [int(np.argmax(index.is_shown & (index.pts >= time))) for time in after[:_MAX_LOSSES].tolist()]
-
-
-def index_stream(
-    stream: VideoStream,
-    container: str,
-    *,
-    pts: Ticks,
-    is_keyframe: Flags,
-    is_shown: Flags,
-    promised_seconds: float,
-    is_cut: Callable[[float, float, float], bool],
-    row_format: int,
-    missing_seconds: Callable[[float], float] | None = None,
-) -> VideoIndex:
-    """Measure the rate and the duration of a stream whose container promises so many seconds.
-
-    ``is_cut`` tells a file that was cut short from the promise, when the first frame is shown, and how long the frames
-    last from then, all in seconds. ``missing_seconds`` is for a repaired timeline, of which the container promises
-    nothing: it tells from the last of these how much was cut off.
-    """
-    time_base = stream.time_base or Fraction(1, 90_000)
-    shown_pts = pts[is_shown]
-    span = float((int(shown_pts.max()) - int(shown_pts.min())) * time_base)
-    measured = (len(shown_pts) - 1) / span if span > 0 else 0.0
-    fps = measured or float(stream.average_rate or 0) or 1.0
-    end = span + 1 / fps
-    start = float(int(shown_pts.min()) * time_base)
-    if not stream.duration:
-        promised_seconds = max(0.0, promised_seconds - start)  # the container's, which counts from zero
-    duration = promised_seconds if is_cut(promised_seconds, start, end) else end
-    if missing_seconds is not None:
-        duration = end + missing_seconds(end)
-    context = stream.codec_context
-    return VideoIndex(
-        pts=pts,
-        is_keyframe=is_keyframe,
-        is_shown=is_shown,
-        time_base=time_base,
-        container=container,
-        codec=context.codec.canonical_name if row_format > 1 else context.name,  # of AV1, 'libdav1d' decodes 'av1'
-        width=context.width,
-        height=context.height,
-        average_fps=fps,
-        duration_seconds=duration,
-        end_seconds=end,
-        timeline_repaired=missing_seconds is not None,
-    )

@@ -1,7 +1,7 @@
 """The decode child's program: it answers one request after the other until its parent goes away.
 
-Started by ``raypipe.video.sandbox`` with a socket and a block of shared memory, without credentials, environment or
-anything that names a video. Nothing it writes is trusted by its parent.
+``raypipe.video.sandbox.parent`` starts it with a socket and a block of shared memory, without credentials, environment
+or anything that names a video. Its parent trusts nothing that it writes.
 """
 
 import contextlib
@@ -22,23 +22,19 @@ import av.logging
 import numpy as np
 
 from raypipe.status import HAS_FRAMES, Status
-from raypipe.video import choosing, decoders, isolation, other_decoders
-from raypipe.video.decoders import Decoded, refuse_damaged
+from raypipe.video.container import VideoError, describe, error_log
+from raypipe.video.decode_request import DecodeLimits, DecodeRequest, Ranges
+from raypipe.video.decoders import DECODE, Decoded, refuse_unsupported
 from raypipe.video.display import FrameWriter, pixel_aspect
-from raypipe.video.ffmpeg_log import ErrorLog, error_log
-from raypipe.video.index import VideoIndex
-from raypipe.video.located import SampleTableError
-from raypipe.video.probe import VideoError, VideoFile
-from raypipe.video.protocol import MAX_MESSAGE_BYTES, WANT, DecodeRequest, Limits, Ranges, Reply, SharedFrames
-from raypipe.video.ranges import RangedFile
-from raypipe.video.reading import describe
+from raypipe.video.packet_index import PacketIndex
+from raypipe.video.packet_reader import SampleTableError
+from raypipe.video.probe import VideoFile
+from raypipe.video.ranged_file import RangedFile
+from raypipe.video.sampling import choose_frames, num_frames_asked
+from raypipe.video.sandbox import isolation
+from raypipe.video.sandbox.protocol import MAX_MESSAGE_BYTES, WANT, Reply, SharedFrames
 
 _GRACE_SECONDS = 5
-_DECODE = {
-    "pyav": decoders.decode_pyav,
-    "decord": other_decoders.decode_decord,
-    "torchcodec": other_decoders.decode_torchcodec,
-}
 
 
 def main(arguments: list[str], *, network_left: bool) -> None:
@@ -63,13 +59,13 @@ def main(arguments: list[str], *, network_left: bool) -> None:
             _set_timer(message)
             with file:
                 source = _ranged(file, message["there"], connection) if message["there"] is not None else file
-                reply = decode_video(source, message["request"], decoder=decoder, shared=shared)
+                reply = decode_video(source, _read_request(message), decoder=decoder, shared=shared)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(json.dumps(asdict(reply)).encode())
 
 
 def rehearse(decoder: str, shared: SharedFrames) -> None:
-    """Decode a video of our own, so that nothing is left to be loaded when files can no longer be opened."""
+    """Decode a video of our own, so that nothing is left to load when files can no longer be opened."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if module.name != "av.__main__":
             importlib.import_module(module.name)
@@ -80,11 +76,8 @@ def rehearse(decoder: str, shared: SharedFrames) -> None:
         for _ in range(2):
             container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
         container.mux(stream.encode(None))
-    limits = {"max_pixels": 64 * 64, "max_duration_seconds": 60.0}
-    asked = {"mode": "uniform", "num_frames": 1, "fps": 1.0, "max_frames": 1}
-    crop_size = shared.frames.shape[1]
-    size = {"resize_size": crop_size, "crop_size": crop_size}
-    request = {**asked, **size, "nearest_keyframe": False, "loop_filter": True, "limits": limits}
+    size, limits = shared.frames.shape[1], DecodeLimits(max_pixels=64 * 64, max_duration_seconds=60.0)
+    request = DecodeRequest("uniform", 1, 1.0, 1, False, True, size, size, limits)  # noqa: FBT003
     reply = decode_video(video, request, decoder=decoder, shared=shared)
     if reply.status != Status.OK:
         msg = f"{decoder} fails on a video of our own: {reply.error}"
@@ -92,18 +85,23 @@ def rehearse(decoder: str, shared: SharedFrames) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[BinaryIO, dict[str, Any]] | None:
-    """The next video and what is asked of it, or None when the parent is gone."""
+    """Return the next video and its request, or None when the parent is gone."""
     data, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE_BYTES, 1)
     return (os.fdopen(fds[0], "rb"), json.loads(data)) if data else None
 
 
+def _read_request(message: dict[str, Any]) -> DecodeRequest:
+    request = message["request"]
+    return DecodeRequest(**{**request, "limits": DecodeLimits(**request["limits"])})
+
+
 def _set_timer(message: dict[str, Any]) -> None:
-    """The parent's deadline comes first; this one is for a child whose parent is gone."""
+    """Set a timer that ends a child whose parent is gone; the parent's own deadline comes first."""
     signal.setitimer(signal.ITIMER_REAL, message["timeout_seconds"] + _GRACE_SECONDS)
 
 
 def _ranged(file: BinaryIO, there: Ranges, connection: socket.socket) -> BinaryIO:
-    """A file of which the parent brings what is read of it."""
+    """Return a file whose missing parts the parent fetches when they are read."""
 
     def ask(ranges: Ranges) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)  # the storage's time is not the video's
@@ -115,46 +113,35 @@ def _ranged(file: BinaryIO, there: Ranges, connection: socket.socket) -> BinaryI
     return cast("BinaryIO", RangedFile(file, there=there, ask=ask))
 
 
-def decode_video(file: BinaryIO, request: dict[str, Any], *, decoder: str, shared: SharedFrames) -> Reply:
+def decode_video(file: BinaryIO, request: DecodeRequest, *, decoder: str, shared: SharedFrames) -> Reply:
     """Decode one video into the shared memory; whatever is wrong with it is the reply's status."""
-    asked = DecodeRequest(**{**request, "limits": Limits(**request["limits"])})
-    with error_log() if asked.row_format > 1 else contextlib.nullcontext() as log:
-        return _decode_logged(file, asked, decoder=decoder, shared=shared, log=log)
+    with error_log() if request.row_format > 1 else contextlib.nullcontext() as log:
+        try:
+            with contextlib.closing(VideoFile(file, request, log=log)) as video:
+                try:
+                    return _decode_frames(video, request, decoder=decoder, shared=shared)
+                except SampleTableError:
+                    video.scan()
+                    return _decode_frames(video, request, decoder=decoder, shared=shared)
+        except VideoError as error:
+            return Reply(error.status, str(error))
+        except MemoryError:
+            return Reply(Status.OUT_OF_MEMORY, "Decoding needs more than decode.memory_bytes.")
+        except Exception as error:  # noqa: BLE001  # three libraries raise anything at all on corrupt input: it is the row's error
+            return Reply(Status.DECODE_ERROR, describe(error))
 
 
-def _decode_logged(
-    file: BinaryIO, asked: DecodeRequest, *, decoder: str, shared: SharedFrames, log: ErrorLog | None
-) -> Reply:
-    try:
-        opened = VideoFile(
-            file, limits=asked.limits, loop_filter=asked.loop_filter, row_format=asked.row_format, log=log
-        )
-        with contextlib.closing(opened) as video:
-            try:
-                return _decode_open(video, asked, decoder=decoder, shared=shared)
-            except SampleTableError:
-                video.scan()
-                return _decode_open(video, asked, decoder=decoder, shared=shared)
-    except VideoError as error:
-        return Reply(error.status, str(error))
-    except MemoryError:
-        return Reply(Status.OUT_OF_MEMORY, "Decoding needs more than decode.memory_bytes.")
-    except Exception as error:  # noqa: BLE001  # three libraries raise anything at all on damaged input: it is the row's error
-        return Reply(Status.DECODE_ERROR, describe(error))
-
-
-def _decode_open(video: VideoFile, asked: DecodeRequest, *, decoder: str, shared: SharedFrames) -> Reply:
+def _decode_frames(video: VideoFile, request: DecodeRequest, *, decoder: str, shared: SharedFrames) -> Reply:
     index = video.index
-    wanted = choosing.choose_frames(index, asked)
-    aspect = pixel_aspect(video.stream)
-    writer = FrameWriter(wanted, shared.frames, asked, pixel_aspect=aspect, container=video.container)
+    wanted = choose_frames(index, request)
+    aspect = pixel_aspect(video.reader.stream)
+    writer = FrameWriter(wanted, shared.frames, request, pixel_aspect=aspect, container=index.container)
     decoded = Decoded()
     try:
         if len(wanted.packets):
-            if decoder != "pyav" and asked.row_format > 1:
-                other_decoders.refuse_unsupported(video, decoder=decoder)
-                refuse_damaged(video, wanted, decoder=decoder)
-            decoded = _DECODE[decoder](video, wanted, writer)
+            if decoder != "pyav" and request.row_format > 1:
+                refuse_unsupported(video, wanted, decoder=decoder)
+            decoded = DECODE[decoder](video, wanted, writer)
     except VideoError as error:
         if error.status is not Status.DECODE_ERROR:
             return _reply(index, writer, decoded, status=error.status, error=str(error))
@@ -164,15 +151,15 @@ def _decode_open(video: VideoFile, asked: DecodeRequest, *, decoder: str, shared
     except Exception as error:  # noqa: BLE001  # as above; the frames before the damage count
         decoded.problem = describe(error)
     num_frames = _keep_taken(writer, shared)
-    num_asked = choosing.num_frames_asked(index, asked, wanted) - decoded.num_hidden
+    num_asked = num_frames_asked(index, request, wanted) - decoded.num_hidden
     status, problem = _outcome(index, decoded, num_frames=num_frames, num_asked=num_asked)
-    return _reply(
-        index, writer, decoded, status=status, error=problem, num_frames=num_frames if status in HAS_FRAMES else 0
-    )
+    if status not in HAS_FRAMES:
+        num_frames = 0
+    return _reply(index, writer, decoded, status=status, error=problem, num_frames=num_frames)
 
 
 def _keep_taken(writer: FrameWriter, shared: SharedFrames) -> int:
-    """Move the frames that were decoded to the front, ascending in time, and return their number."""
+    """Move the decoded frames to the front, ascending in time, and return their number."""
     taken = np.flatnonzero(~np.isnan(writer.pts_seconds))
     if writer.request.row_format > 1:
         taken = taken[np.argsort(writer.pts_seconds[taken], kind="stable")]
@@ -182,11 +169,12 @@ def _keep_taken(writer: FrameWriter, shared: SharedFrames) -> int:
     return len(taken)
 
 
-def _outcome(index: VideoIndex, decoded: Decoded, *, num_frames: int, num_asked: int) -> tuple[Status, str]:
+def _outcome(index: PacketIndex, decoded: Decoded, *, num_frames: int, num_asked: int) -> tuple[Status, str]:
     """Return the status of a video that was read to its end, and its error."""
-    shown = f"the file ends at {index.end_seconds:.2f} s of {index.duration_seconds:.2f} s"
-    cut = shown if index.end_seconds < index.duration_seconds else ""
-    if index.lost_spans and not cut:
+    cut = ""
+    if index.end_seconds < index.duration_seconds:
+        cut = f"the file ends at {index.end_seconds:.2f} s of {index.duration_seconds:.2f} s"
+    elif index.lost_spans:
         lost = sum(stop - start for start, stop in index.lost_spans)
         cut = f"damage hides {lost:.2f} s of {index.duration_seconds:.2f} s"
     problem = decoded.problem.rstrip(".")
@@ -203,7 +191,7 @@ def _outcome(index: VideoIndex, decoded: Decoded, *, num_frames: int, num_asked:
 
 
 def _reply(
-    index: VideoIndex, writer: FrameWriter, decoded: Decoded, *, status: Status, error: str, num_frames: int = 0
+    index: PacketIndex, writer: FrameWriter, decoded: Decoded, *, status: Status, error: str, num_frames: int = 0
 ) -> Reply:
     width, height = writer.displayed_size or (index.width, index.height)
     return Reply(

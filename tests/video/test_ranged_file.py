@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from raypipe.errors import ObjectChangedError
 from raypipe.status import Status
-from raypipe.video import ranges, worker
-from raypipe.video.child import Child
-from raypipe.video.protocol import DecodeRequest, Ranges
-from raypipe.video.ranges import BLOCK_BYTES, RangedFile
-from raypipe.video.sandbox import DecodeSandbox, sound_ranges
+from raypipe.video import ranged_file
+from raypipe.video.decode_request import DecodeRequest, Ranges
+from raypipe.video.ranged_file import BLOCK_BYTES, RangedFile
+from raypipe.video.sandbox import child
+from raypipe.video.sandbox.parent import Child, DecodeSandbox
+from raypipe.video.sandbox.protocol import read_ranges
 
 SIZE = 40 * BLOCK_BYTES + 12_345
 CONTENT = np.random.default_rng(0).integers(1, 256, SIZE, dtype=np.uint8).tobytes()  # no zero: a hole shows
@@ -73,7 +74,7 @@ def test_parts_read_like_the_whole(todo: list[tuple[str, int, int]]) -> None:
                 assert ranged.seek(first) == first
                 assert ranged.read(second) == CONTENT[first : first + second]
                 assert ranged.tell() == min(first + second, SIZE) or first >= SIZE
-        assert len(part.asked) <= ranges._MAX_ASKS + 2
+        assert len(part.asked) <= ranged_file._MAX_ASKS + 2
 
 
 def test_who_reads_on_and_on_asks_seldom_and_who_asks_often_gets_everything() -> None:
@@ -121,8 +122,8 @@ def test_what_is_expected_comes_in_one_request_and_no_more_of_it() -> None:
     ids=str,
 )
 def test_what_a_child_wants_makes_sense_or_is_nothing(wanted: object) -> None:
-    assert sound_ranges(wanted, 100) is None
-    assert sound_ranges([[0, 5], [6, 100]], 100) == [(0, 5), (6, 100)]
+    assert read_ranges(wanted, 100) is None
+    assert read_ranges([[0, 5], [6, 100]], 100) == [(0, 5), (6, 100)]
 
 
 def open_part(data: bytes) -> Part:
@@ -146,7 +147,7 @@ def test_a_video_in_parts_gives_the_frames_of_the_whole(
 @pytest.mark.slow  # it waits for longer than a decode may take
 def test_a_slow_storage_is_not_the_videos_time(request_: DecodeRequest, long_clip: bytes) -> None:
     part = open_part(long_clip)
-    part.seconds = worker._GRACE_SECONDS + 1.5
+    part.seconds = child._GRACE_SECONDS + 1.5
     with part.file, DecodeSandbox(request_, decoder="pyav", timeout_seconds=1) as opened:
         assert opened.decode(part.file, part=part).status is Status.OK
         assert part.asked

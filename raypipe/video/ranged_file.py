@@ -1,4 +1,4 @@
-"""A file of which a part is there, whose reader asks for the rest as it needs it. Runs in the child process only."""
+"""A partially fetched file that asks for the rest as it is read. Runs in the child process only."""
 
 import io
 import os
@@ -8,21 +8,21 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.video.protocol import Ranges
+from raypipe.video.decode_request import Ranges
 
 BLOCK_BYTES = 65_536
-_MIN_WINDOW_BLOCKS, _MAX_WINDOW_BLOCKS = 4, 64  # of reading ahead
+_MIN_WINDOW_BLOCKS, _MAX_WINDOW_BLOCKS = 4, 64  # of read-ahead
 _MAX_ASKS = 64
 _MAX_RANGES = 256
-_NEAR_BLOCKS = 8  # what lies between two ranges costs less than a request of its own
+_NEAR_BLOCKS = 8  # fetching a gap this small costs less than another request
 _WHOLE_FRACTION = 0.5
 Blocks = npt.NDArray[np.int64]
 
 
 class RangedFile(io.RawIOBase):
-    """Reads a sparse file; ``ask`` brings the byte ranges ``[start, stop)`` it is given, or does not return.
+    """Reads a sparse file; ``ask`` fetches the byte ranges ``[start, stop)`` it is given, or does not return.
 
-    Whoever reads on gets more with each request; whoever says what will be read gets just that. One that asks too
+    Sequential reads fetch more with each request; ``expect`` fetches exactly what will be read. A reader that asks too
     often, or for most of the file, gets the whole file.
     """
 
@@ -39,47 +39,43 @@ class RangedFile(io.RawIOBase):
             self._is_there[-(-start // BLOCK_BYTES) : stop // BLOCK_BYTES if stop < self._size else None] = True
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Where the next read begins, anywhere in the file or behind it."""
+        """Set where the next read begins, anywhere in the file or beyond its end."""
         start_of = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = max(0, start_of[whence] + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - typeshed's WriteableBuffer exists for type checkers only
-        """Read what is there, after it was asked for."""
+        """Read into a buffer, after fetching what is missing."""
         stop = min(self._position + len(buffer), self._size)
         if stop <= self._position:
             return 0
-        self._bring(self._position // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
+        self._fetch(self._position // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
         count = os.preadv(self._file.fileno(), [memoryview(buffer)[: stop - self._position]], self._position)
         self._position += count
         return count
 
     def readall(self) -> bytes:
-        """Read the rest, asked for at once."""
+        """Read the rest, fetched at once."""
         self.expect([(self._position, self._size)])
         return super().readall()
 
     def expect(self, ranges: Ranges) -> None:
-        """Ask at once for all byte ranges that will be read, each with the block that a reader takes too much."""
+        """Fetch at once all byte ranges that will be read, and the block after each, as readers read a bit more."""
         wanted = self._is_there.copy()
         for start, stop in ranges:
             wanted[start // BLOCK_BYTES : -(-stop // BLOCK_BYTES) + 1] = True
         self._request(np.flatnonzero(wanted & ~self._is_there))
 
-    def _bring(self, start: int, stop: int) -> None:
-        """See that the blocks are there; what is read on and on is read ahead."""
+    def _fetch(self, start: int, stop: int) -> None:
+        """Fetch the blocks that are missing; read ahead if the reads are sequential."""
         missing = np.flatnonzero(~self._is_there[start:stop])
         if not len(missing):
             return
@@ -89,7 +85,7 @@ class RangedFile(io.RawIOBase):
         self._request(first + np.flatnonzero(~self._is_there[first : self._next_missing]))
 
     def _request(self, blocks: Blocks) -> None:
-        """Ask for these blocks, ascending, near ones in one range."""
+        """Fetch these blocks, ascending, neighbors in one range."""
         if not len(blocks):
             return
         self._asks += 1
@@ -104,7 +100,7 @@ class RangedFile(io.RawIOBase):
 
 
 def _runs(blocks: Blocks) -> list[tuple[int, int]]:
-    """Ascending numbers as ranges ``[start, stop)``; a small gap is taken along."""
+    """Return ascending numbers as ranges ``[start, stop)``, which include small gaps."""
     cuts = np.flatnonzero(np.diff(blocks) > _NEAR_BLOCKS)
     starts, stops = blocks[np.append(0, cuts + 1)], blocks[np.append(cuts, len(blocks) - 1)] + 1
     return list(zip(starts.tolist(), stops.tolist(), strict=True))

@@ -1,0 +1,56 @@
+"""What to decode of a video: which frames, at what size, and under which limits. Loads no video library."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+DECODERS = ("pyav", "decord", "torchcodec")
+Pixels = npt.NDArray[np.uint8]
+Ranges = Sequence[tuple[int, int]]  # of bytes in a file, [start, stop), ascending
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """The most that a video may be, checked before it is decoded."""
+
+    max_pixels: int
+    max_duration_seconds: float
+    max_streams: int = 64
+    max_packets: int = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """Which frames to take from a video, at what size, and under which limits."""
+
+    mode: Literal["uniform", "fps", "keyframes", "all"]
+    num_frames: int
+    fps: float
+    max_frames: int
+    nearest_keyframe: bool
+    loop_filter: bool  # without it the codec skips its smoothing of block edges: that is faster, and gives other pixels
+    resize_size: int  # the shorter side is scaled to this
+    crop_size: int  # then a centered square of this side is kept
+    limits: DecodeLimits
+    row_format: int = 2  # whose rules apply: 1 trusts time stamps and decoders, and ignores display properties
+
+
+def request_of_settings(settings: Mapping[str, Any], limits: DecodeLimits) -> DecodeRequest:
+    """Return what ``raypipe embed`` requested of each video of an output, from the settings stored there."""
+    sampling = settings["sampling"]
+    num_frames = sampling.get("num_frames", 1)
+    return DecodeRequest(
+        mode=sampling["mode"],
+        num_frames=num_frames,
+        fps=sampling.get("fps", 1.0),
+        max_frames=sampling.get("max_frames", num_frames),
+        nearest_keyframe=sampling.get("nearest_keyframe", False),
+        loop_filter=sampling.get("loop_filter", True),
+        resize_size=settings["resize_size"],
+        crop_size=settings["crop_size"],
+        limits=limits,
+        row_format=settings.get("format", 1),
+    )

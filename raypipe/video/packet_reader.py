@@ -1,0 +1,281 @@
+"""Read the packets of an opened video, as often as they are needed. Runs in the child process only."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, cast
+
+import av
+import numpy as np
+from av.bitstream import BitStreamFilterContext
+from av.stream import Discard
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from raypipe.video.container import ErrorLog, open_stream
+from raypipe.video.decode_request import DecodeRequest
+from raypipe.video.mp4 import SampleTable
+from raypipe.video.packets import is_packed
+from raypipe.video.ranged_file import RangedFile
+from raypipe.video.timeline import DecodedOrder, DisplayTimes
+
+MAX_ORDERED_PACKETS = 3000
+SAMPLE_PACKETS = 256
+_MAX_ORDERED_PIXELS = 1_500_000_000  # some 10 seconds of one core
+_MIN_SHOWN_FRACTION = 1 / 3  # fewer, and the stream is too damaged to tell; of pictures in two fields each, it is 1/2
+_READ_ON_PACKETS = 32  # a seek costs about as much as reading so many
+_SPLIT_FILTER = "mpeg4_unpack_bframes"
+_LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_LIBVPX_VP9_FORMATS = frozenset({"yuv420p", "yuv422p", "yuv440p", "yuv444p"})  # it is built for 8 bits
+
+
+class SampleTableError(Exception):
+    """A packet is not what the file's tables say."""
+
+
+class PacketReader:
+    """The main video stream of a file: its packets in decoding order, and their decoder.
+
+    ``log`` collects FFmpeg's errors if the caller wants them.
+    """
+
+    def __init__(self, file: BinaryIO, container: str, request: DecodeRequest, *, log: ErrorLog | None = None) -> None:
+        self.file = file
+        self.container = container
+        self.request = request
+        self.row_format = request.row_format
+        self.log = log if log is not None else ErrorLog()
+        self.samples: SampleTable | None = None  # where each packet is, if the container's tables tell
+        self.kept: list[av.Packet[Any]] = []  # all packets, for one reading
+        self.palette: av.Packet[Any] | None = None  # the first packet, if it brings the palette of all others
+        self.may_be_encrypted = self.row_format > 1 and container == "mov"
+        self.is_packed = False  # packets of MPEG-4 hold two pictures each, and are split
+        self.decodes_corrupt = False  # whether the next reading uses a decoder that gives pictures of corrupt data too
+        self._times: tuple[list[int], list[int]] | None = None  # pts and dts that packets get instead of their own
+        self._open()
+
+    def _open(self) -> None:
+        self._decoder: VideoCodecContext | None = None
+        self.source, self.stream = open_stream(self.file, self.container, self.request)
+        self.log.take()  # what was logged while probing the codec belongs to no packet
+
+    def reopen(self) -> None:
+        """Go back to the first packet, with a new decoder."""
+        self.source.close()
+        self._open()
+
+    def close(self) -> None:
+        """Free what FFmpeg holds."""
+        self.kept = []
+        self.source.close()
+
+    @property
+    def decoder(self) -> VideoCodecContext:
+        """The decoder of ``stream``: FFmpeg's usual one, or one that decodes what that one drops."""
+        if self._decoder is None:
+            is_own = self.row_format == 1 or (self.decodes_corrupt and not _has_alpha_layer(self.stream))
+            self._decoder = self.stream.codec_context if is_own else _best_decoder(self.stream)
+        return self._decoder
+
+    def use_times(self, times: DisplayTimes) -> None:
+        """Give packets these times where the container stores others or none, so that their frames have them too."""
+        self._times = None
+        if times.is_repaired or times.is_assigned:
+            shown = np.where(times.is_shown, times.pts, np.iinfo(np.int64).max)
+            dts = np.minimum.accumulate(np.append(shown, times.pts.max())[::-1])[::-1][:-1]
+            self._times = times.pts.tolist(), dts.tolist()
+
+    def demux(self, *, all_streams: bool = False) -> Iterator["av.Packet[Any]"]:
+        """Yield the stream's packets, or those of all streams, with their own times."""
+        packets = _with_content(self.source.demux() if all_streams else self.source.demux(self.stream))
+        return self._split(packets) if self.row_format > 1 else packets
+
+    def _split(self, packets: Iterable["av.Packet[Any]"]) -> Iterator["av.Packet[Any]"]:
+        """Give each picture of a packed stream its own packet in a display slot, as if it had never been packed."""
+        splitter: BitStreamFilterContext | None = None
+        is_first = True
+        for packet in packets:
+            if packet.stream_index != self.stream.index:
+                yield packet
+                continue
+            if is_first and announces_packed(self.stream, packet):
+                splitter = BitStreamFilterContext(_SPLIT_FILTER, in_stream=self.stream)
+                self.is_packed = True
+            is_first = False
+            if splitter is None:
+                yield packet
+                continue
+            try:
+                pictures = [one for one in splitter.filter(packet) if one.size]
+            except MemoryError:
+                raise
+            except av.error.FFmpegError:
+                continue
+            yield from pictures
+
+    def first_packet(self) -> "av.Packet[Any] | None":
+        """Return the next packet of the stream, which is the first after opening."""
+        return next(_with_content(self.source.demux(self.stream)), None)
+
+    def note_palette(self, packet: "av.Packet[Any]") -> None:
+        """Remember the stream's first packet if it brings a palette."""
+        if packet.stream_index == self.stream.index and packet.has_sidedata("palette"):
+            self.palette = packet
+
+    def packets(self) -> Iterable["av.Packet[Any]"]:
+        """Return the stream's packets in file order, once more; ``stream`` is then the one they belong to."""
+        packets: Iterable[av.Packet[Any]] = self.kept
+        if not self.kept:
+            self.reopen()
+            packets = self.demux()
+        self.kept = []
+        return itertools.starmap(self._retimed, enumerate(packets))
+
+    def read(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, "av.Packet[Any]"]]:
+        """Yield the packets of ascending ranges ``[start, stop)`` of positions, each with its position.
+
+        Raises:
+            SampleTableError: the container's tables are wrong.
+        """
+        if self.samples is not None:
+            if isinstance(self.file, RangedFile):
+                self.file.expect([self.samples.extent(start, stop) for start, stop in ranges])
+            for position, packet in self._read_located(self.samples, ranges):
+                yield position, self._retimed(position, packet)
+            return
+        numbered = enumerate(self.packets())
+        for start, stop in ranges:
+            for position, packet in numbered:
+                if position >= start:
+                    yield position, packet
+                if position + 1 == stop:
+                    break
+
+    def _read_located(
+        self, samples: SampleTable, ranges: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, "av.Packet[Any]"]]:
+        """Read only the packets that are wanted, as the tables say where each one is."""
+        for other in self.source.streams:
+            other.discard = Discard.default if other is self.stream else Discard.all
+        positions = {offset: position for position, offset in enumerate(samples.offset.tolist())}
+        packets: Iterator[av.Packet[Any]] = iter(())
+        following = len(samples.pts)  # what comes without a seek
+        for start, stop in ranges:
+            if not following <= start <= following + _READ_ON_PACKETS:
+                self.source.seek(int(samples.pts[start]), stream=self.stream)
+                packets, following = self.source.demux(self.stream), start
+            wanted = start
+            for packet in packets:
+                if not packet.size:
+                    break
+                position = positions.get(-1 if packet.pos is None else packet.pos, -1)
+                if position > wanted or position < 0 or packet.pts != samples.pts[position]:
+                    msg = f"A packet at {packet.pos} of time {packet.pts} is not in the tables."
+                    raise SampleTableError(msg)
+                if position < wanted:  # a seek goes to the key frame before, or further
+                    continue
+                yield position, packet
+                wanted += 1
+                if wanted == stop:
+                    break
+            following = wanted
+
+    def _retimed(self, position: int, packet: "av.Packet[Any]") -> "av.Packet[Any]":
+        if self._times is not None and position < len(self._times[0]):
+            packet.pts, packet.dts = self._times[0][position], self._times[1][position]
+        return packet
+
+    def decode_order(self, num_packets: int, *, may_sample: bool) -> DecodedOrder | None:
+        """Let the decoder tell the order in which so many packets are shown; if that takes too long, only the first.
+
+        None if most packets give no frame, or if it takes too long and ``may_sample`` is false.
+        """
+        affordable = _MAX_ORDERED_PIXELS // max(1, self.stream.codec_context.width * self.stream.codec_context.height)
+        if num_packets > min(MAX_ORDERED_PACKETS, affordable):
+            if not may_sample:
+                return None
+            num_packets = min(num_packets, SAMPLE_PACKETS, affordable)
+        if not self.kept:
+            self.reopen()
+        order = _decode_order(itertools.islice(self.kept or self.demux(), num_packets), self.decoder)
+        self.log.take()
+        return order
+
+
+def _with_content(packets: Iterator["av.Packet[Any]"]) -> Iterator["av.Packet[Any]"]:
+    """Yield the packets that are not empty; damage that ends the reading ends the packets."""
+    try:
+        for packet in packets:
+            if packet.size:
+                yield packet
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError):
+        return
+
+
+def announces_packed(stream: VideoStream, packet: "av.Packet[Any]") -> bool:
+    """Return whether the headers of a stream or of its first packet say that it is packed.
+
+    DivX and Xvid store a B-picture in the packet of the picture before it, and later an empty packet, which FFmpeg
+    takes for a key frame.
+    """
+    context = stream.codec_context
+    if context.codec.canonical_name != "mpeg4":
+        return False
+    return is_packed(bytes(context.extradata or b"")) or is_packed(bytes(packet))
+
+
+def _decode_order(packets: Iterable["av.Packet[Any]"], decoder: VideoCodecContext) -> DecodedOrder | None:
+    """Decode packets from the start of a stream only to see which frames come out, in which order.
+
+    The decoder is then as new.
+    """
+    shown: list[int] = []
+
+    def decode(packet: "av.Packet[Any] | None") -> None:
+        try:
+            shown.extend(frame.pts for frame in decoder.decode(packet) if frame.pts is not None)
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:
+            return
+
+    count = 0
+    for position, packet in enumerate(packets):
+        stored = packet.pts, packet.dts
+        packet.pts = packet.dts = position
+        decode(packet)
+        packet.pts, packet.dts = stored
+        count = position + 1
+    decode(None)
+    decoder.flush_buffers()
+    positions = [position for position in dict.fromkeys(shown) if 0 <= position < count]
+    if len(positions) < _MIN_SHOWN_FRACTION * count:
+        return None
+    return DecodedOrder(np.array(positions, dtype=np.int64), count)
+
+
+def _has_alpha_layer(stream: VideoStream) -> bool:
+    """Return whether WebM stores alpha next to each picture, which only libvpx decodes."""
+    if stream.codec_context.codec.canonical_name not in _LIBVPX:
+        return False
+    return any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
+
+
+def _best_decoder(stream: VideoStream) -> VideoCodecContext:
+    """Return a stream's own decoder, or libvpx with the same settings if that one drops something.
+
+    FFmpeg's own VP8 and VP9 decoders drop the alpha layer, and its VP9 decoder does not notice corrupt data.
+    """
+    own = stream.codec_context
+    codec = own.codec.canonical_name
+    is_blind = codec == "vp9" and own.pix_fmt in _LIBVPX_VP9_FORMATS
+    if not (is_blind or _has_alpha_layer(stream)) or _LIBVPX[codec] not in av.codecs_available:
+        return own
+    context = cast("VideoCodecContext", av.CodecContext.create(_LIBVPX[codec], "r"))
+    context.extradata = own.extradata
+    context.thread_count, context.thread_type = own.thread_count, own.thread_type
+    context.options = dict(own.options)
+    context.color_trc, context.color_primaries = own.color_trc, own.color_primaries
+    context.colorspace, context.color_range = own.colorspace, own.color_range
+    return context
