@@ -50,7 +50,7 @@ class Deinterlacer:
 class _Bwdif:
     """A filter graph for frames of one size and format. It gives one frame for each, the last one when it ends.
 
-    ``before`` is the frame before the first one, where there is one.
+    ``before`` is the frame before the first one, if there is one.
     """
 
     def __init__(self, frame: VideoFrame, before: VideoFrame | None) -> None:

@@ -77,7 +77,7 @@ class PacketReader:
         return self._decoder
 
     def use_times(self, times: DisplayTimes) -> None:
-        """Give packets these times where the container stores others or none, so that their frames have them too."""
+        """Give packets these times if the container stores others or none, so that their frames have them too."""
         self._times = None
         if times.is_repaired or times.is_assigned:
             shown = np.where(times.is_shown, times.pts, np.iinfo(np.int64).max)

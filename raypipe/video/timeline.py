@@ -103,7 +103,7 @@ def make_timeline(
     """Return the stamps as they are, or a repaired timeline.
 
     ``decode_order`` is called only if the stamps are faulty and the codec reorders frames: then the decoder knows the
-    order of frames, and which packets show none (the second field of a picture has no stamp of its own).
+    order of frames, and which packets show none (the second field of a picture has no own stamp).
     """
     is_faulty = has_faults(stamps, kind)
     if not is_faulty and not (kind.reorders and not kind.stores_dts and _is_suspicious(stamps)):

@@ -55,7 +55,7 @@ class DecodedVideo:
     height: int = 0
     duration_seconds: float = 0.0
     average_fps: float = 0.0
-    num_corrupt_frames: int = 0  # of the T frames; of an undecodable video those that were decoded all the same
+    num_corrupt_frames: int = 0  # of the T frames; if undecodable, of those that were decoded
     interlaced: bool = False  # frames were deinterlaced
     timeline_repaired: bool = False  # time stamps contradict each other: times are of a repaired timeline
 
