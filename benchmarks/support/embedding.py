@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,7 +72,7 @@ def decode_here(path: Path, request: DecodeRequest, decoder: str = "pyav") -> tu
     shared = _shared_frames(request.crop_size, request.max_frames)
     watch = Stopwatch()
     with path.open("rb") as file:
-        reply = decode_video(file, asdict(request), decoder=decoder, shared=shared)
+        reply = decode_video(file, request, decoder=decoder, shared=shared)
     spent = watch.read()
     return shared.frames[: reply.num_frames if reply.status == Status.OK else 0].copy(), spent
 
