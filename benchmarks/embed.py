@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from raypipe.jobs.embed.estimate import estimate
-from raypipe.models.networks import build_network
+from raypipe.models.weights import build_network
 from support import NUM_CPUS, describe_machine, embedding, print_table, scratch_folder, spread, verdict
 from support.clips import make_catalogue
 from support.processes import Peak, watching_memory

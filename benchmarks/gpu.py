@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from raypipe.models.networks import prepare_torchvision, preprocessing
+from raypipe.models.weights import prepare_torchvision, preprocessing
 from support import NUM_CPUS, describe_machine, embedding, print_table, scratch_folder, spread, verdict
 from support.clips import make_catalogue
 

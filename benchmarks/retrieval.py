@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raypipe.config import IndexSettings
-from raypipe.search.ann import Ann
+from raypipe.search.ann import Ann, trial_queries
 from raypipe.search.build import duplicate_groups
-from raypipe.search.calibration import trial_queries
 from raypipe.search.filters import Eligible
 from raypipe.search.vectors import neighbors
 from support import describe_machine, make_parser, print_table, scratch_folder, unit_rows

@@ -29,11 +29,11 @@ from raypipe.jobs.embed.verify import recheck_inputs
 from raypipe.jobs.embed.verify import verify as verify_embeddings
 from raypipe.jobs.index.job import run_index
 from raypipe.jobs.train.checkpoints import Checkpoints, load_optimizer
+from raypipe.jobs.train.events import earlier_record
 from raypipe.jobs.train.inputs import find_samples
 from raypipe.jobs.train.loop import make_optimizer
 from raypipe.jobs.train.network import build
 from raypipe.jobs.train.run_spec import check_same_run, prepare, run_facts
-from raypipe.jobs.train.training_record import earlier_record
 from raypipe.models.classifier_files import build_classifier, read_model
 from raypipe.records import TrainingRecord
 from raypipe.schema import row_format_of

@@ -86,8 +86,7 @@ def _shared_frames(crop_size: int, max_frames: int) -> SharedFrames:
 def random_model(name: str, **options: Any) -> tuple["Backbone", Callable[[int], Pixels]]:  # noqa: ANN401 - of Backbone
     """A backbone with random weights, and a function that makes so many frames for it."""
     from raypipe.models.backbone import Backbone  # noqa: PLC0415 - torch: only processes that embed load it
-    from raypipe.models.networks import preprocessing  # noqa: PLC0415
-    from raypipe.models.weights import resolve_weights  # noqa: PLC0415
+    from raypipe.models.weights import preprocessing, resolve_weights  # noqa: PLC0415 - torch takes seconds, in which Ray can start
 
     weights = resolve_weights(name, "random", read_bytes=lambda _: b"")
     side = preprocessing(name).crop_size
@@ -148,7 +147,7 @@ def measure_floor(paths: Sequence[Path], config: EmbedConfig) -> Floor:
 
 def decode_all(paths: Sequence[Path], config: EmbedConfig) -> dict[str, tuple[int, Seconds]]:
     """Return the number of frames and the cost of each video by file name, while all CPUs decode."""
-    from raypipe.models.networks import preprocessing  # noqa: PLC0415
+    from raypipe.models.weights import preprocessing  # noqa: PLC0415
 
     sizes = {"resize_size": preprocessing(config.backbone.name).resize_size}
     request = request_of_settings({**_RESNET, **sizes, "sampling": config.sampling.model_dump()}, _LIMITS)

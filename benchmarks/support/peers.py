@@ -49,7 +49,7 @@ class Job:
         import torch  # noqa: PLC0415
 
         from raypipe.models.backbones import head_name  # noqa: PLC0415
-        from raypipe.models.networks import prepare_torchvision  # noqa: PLC0415
+        from raypipe.models.weights import prepare_torchvision  # noqa: PLC0415
 
         prepare_torchvision()
         from torchvision import models  # noqa: PLC0415

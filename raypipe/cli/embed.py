@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli.app import TOO_MANY_BAD, command, say
-from raypipe.cli.options import Input, MaxFailed, Output, Overrides, Retry, config_file
+from raypipe.cli.app import TOO_MANY_BAD, Input, MaxFailed, Output, Overrides, Retry, command, config_file, say
 
 if TYPE_CHECKING:
     from raypipe.config import EmbedConfig
@@ -168,8 +167,7 @@ def _doctor_there(address: str, *, input_uri: str | None, output_uri: str | None
 
     from raypipe.doctor.checks import checks_table
     from raypipe.doctor.remote import check_api
-    from raypipe.submit.cluster_job import packed_doctor
-    from raypipe.submit.job_api import Remote, connect
+    from raypipe.submit import Remote, connect, packed_doctor
 
     client = connect(address)
     checks = check_api(client)

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli.app import TOO_MANY_BAD, command, say
-from raypipe.cli.options import Overrides, config_file
+from raypipe.cli.app import TOO_MANY_BAD, Overrides, command, config_file, say
 
 if TYPE_CHECKING:
     from raypipe.config import IndexConfig, RecommendConfig

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from raypipe.cli.app import command
-from raypipe.cli.options import Overrides
+from raypipe.cli.app import Overrides, command
 
 
 @command

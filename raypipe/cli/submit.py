@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raypipe.cli.app import INTERRUPTED, command, say
-from raypipe.cli.options import Overrides
+from raypipe.cli.app import INTERRUPTED, Overrides, command, say
 
 if TYPE_CHECKING:
-    from raypipe.submit.job_api import Remote
+    from raypipe.submit import Remote
 
 
 @command
@@ -37,8 +36,7 @@ def submit(
 ) -> int:
     """Run embed, train, classify, index or recommend on a cluster; follow its log, leave with its exit code."""
     from raypipe.errors import ConfigError
-    from raypipe.submit.cluster_job import packed
-    from raypipe.submit.job_api import Remote, connect, one_line
+    from raypipe.submit import Remote, connect, one_line, packed
 
     asked = [one for one in (config, status, follow, stop) if one is not None]
     if len(asked) != 1:
@@ -64,7 +62,7 @@ def submit(
 
 
 def _follow(remote: "Remote", submission_id: str) -> int:
-    from raypipe.submit.job_api import one_line
+    from raypipe.submit import one_line
 
     try:
         code = remote.follow(submission_id, write=lambda text: typer.echo(text, nl=False))

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli.app import command
-from raypipe.cli.options import Overrides, config_file
+from raypipe.cli.app import Overrides, command, config_file
 
 if TYPE_CHECKING:
     from raypipe.config import ClassifyConfig, TrainConfig

@@ -7,7 +7,7 @@ import requests
 from ray.job_submission import JobSubmissionClient
 
 from raypipe.doctor import Check
-from raypipe.submit.job_api import reached
+from raypipe.submit import reached
 
 _TIMEOUT_SECONDS = 20.0
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})

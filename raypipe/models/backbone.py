@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raypipe.errors import WeightsError
 from raypipe.models.backbones import Crops, Dtype, embedding_dim
-from raypipe.models.networks import build_network, preprocessing
+from raypipe.models.weights import build_network, preprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from raypipe.models.networks import prepare_torchvision
+from raypipe.models.weights import prepare_torchvision
 
 prepare_torchvision()  # transformers imports torchvision if it is installed
 

@@ -10,8 +10,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from raypipe.errors import FingerprintError, ObjectError, ObjectMissingError, WeightsError
-from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
+from raypipe.models.gpt2 import VideoModel
 from raypipe.storage import Folder
 
 CONFIG, WEIGHTS, COMPLETE = "config.json", "model.safetensors", "complete.json"

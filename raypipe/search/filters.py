@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.errors import QueryError
-from raypipe.search.columns import Kind, kind_of
-from raypipe.search.items import Items
+from raypipe.search.items import Items, Kind, kind_of
 from raypipe.search.query import Filters
 from raypipe.search.vectors import Positions
 

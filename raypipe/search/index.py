@@ -15,8 +15,17 @@ from raypipe.search.filters import FilterMasks
 from raypipe.search.items import BOOST_COLUMNS, Items
 from raypipe.search.projection import PROJECTION, Projection
 from raypipe.search.query import Filters, Query, Recommendation, Recommendations
-from raypipe.search.ranking import Boost, Candidates, HistoryVector, Nearest, Ranking, pick
-from raypipe.search.rerank import Caps, freshness, percentile_rank
+from raypipe.search.ranking import (
+    Boost,
+    Candidates,
+    Caps,
+    HistoryVector,
+    Nearest,
+    Ranking,
+    freshness,
+    percentile_rank,
+    pick,
+)
 from raypipe.search.vectors import Vectors, open_vectors
 from raypipe.search.versions import MANIFEST, SEARCH, VECTORS
 

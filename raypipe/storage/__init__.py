@@ -4,7 +4,6 @@ Credentials, region and endpoint come from the usual AWS variables and profiles,
 """
 
 from raypipe.storage.base import StoredObject
-from raypipe.storage.folder import Folder, read_object, read_range
-from raypipe.storage.video_listing import Listed, list_videos
+from raypipe.storage.folder import Folder, Listed, list_videos, read_object, read_range
 
 __all__ = ["Folder", "Listed", "StoredObject", "list_videos", "read_object", "read_range"]

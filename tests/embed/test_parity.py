@@ -14,8 +14,7 @@ from raypipe import schema
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbone import Backbone
 from raypipe.models.backbones import Dtype
-from raypipe.models.networks import prepare_torchvision
-from raypipe.models.weights import resolve_weights
+from raypipe.models.weights import prepare_torchvision, resolve_weights
 from raypipe.runs.stages import output_rows
 from raypipe.storage import Folder
 from raypipe.video.sandbox.parent import DecodeSandbox

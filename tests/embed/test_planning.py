@@ -20,7 +20,7 @@ from raypipe.jobs.embed import inputs
 from raypipe.jobs.embed.inputs import MAX_UNGUARDED
 from raypipe.jobs.embed.verify import verify
 from raypipe.storage import Folder, Listed, local
-from raypipe.storage.video_listing import Kind
+from raypipe.storage.folder import Kind
 from support.embed_outputs import (
     commit_statuses,
     content,

@@ -26,8 +26,15 @@ from raypipe.models import backbones as backbones_module
 from raypipe.models import weights as weights_module
 from raypipe.models.backbone import CPU_BATCH_SIZE, Backbone
 from raypipe.models.backbones import BACKBONES, Preprocessing, embedding_dim, resolve_dtype
-from raypipe.models.networks import build_network, prepare_torchvision, preprocessing, pretrained_url
-from raypipe.models.weights import Weights, resolve_weights, weight_shapes
+from raypipe.models.weights import (
+    Weights,
+    build_network,
+    prepare_torchvision,
+    preprocessing,
+    pretrained_url,
+    resolve_weights,
+    weight_shapes,
+)
 
 StateDict = dict[str, torch.Tensor]
 Frames = npt.NDArray[np.uint8]
@@ -134,7 +141,7 @@ def test_unknown_name_is_told_with_the_choices(use: Callable[[str], object]) -> 
 
 def test_importing_loads_no_torchvision_and_preparing_makes_it_importable() -> None:
     code = (
-        "import sys; import raypipe.models.networks as n, raypipe.models.weights;"
+        "import sys; import raypipe.models.weights as n, raypipe.models.weights;"
         "assert 'torchvision' not in sys.modules;"
         "import raypipe.models.backbone as b; assert b.embedding_dim('vgg11') == 4096;"
         "assert 'torchvision' not in sys.modules;"
@@ -537,7 +544,7 @@ def test_a_driver_starts_without_torch() -> None:
 
 def test_the_compiler_is_there_for_whoever_needs_it_meanwhile() -> None:
     code = (
-        "import torch; from raypipe.models.networks import _compiler_deferred\n"
+        "import torch; from raypipe.models.weights import _compiler_deferred\n"
         "with _compiler_deferred():\n"
         "    import torch._dynamo\n"
         "print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())"

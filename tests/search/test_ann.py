@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from raypipe.errors import IndexVersionError
 from raypipe.search import ann as ann_module
-from raypipe.search import calibration
-from raypipe.search.ann import Ann
-from raypipe.search.calibration import trial_queries
+from raypipe.search.ann import Ann, trial_queries
 from raypipe.search.filters import Eligible
 from support.properties import examples
 from support.vectors import KINDS, clustered, settings_of, true_neighbours, units
@@ -25,7 +23,7 @@ def nothing_is_scanned() -> Iterator[None]:
     """However few vectors, faiss finds them; and what suits so few is soon tried out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann_module, "SCANNED", 0)
-        patch.setattr(calibration, "NUM_QUERIES", 64)
+        patch.setattr(ann, "NUM_QUERIES", 64)
         yield
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from raypipe.search.calibration import TARGET_RECALL, Trials, least_nprobe, make_trials, trial_queries
+from raypipe.search.ann import TARGET_RECALL, Trials, least_nprobe, make_trials, trial_queries
 from support.vectors import clustered
 
 

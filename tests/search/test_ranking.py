@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.search.filters import Eligible
-from raypipe.search.ranking import Boost, Ranking, pick
-from raypipe.search.rerank import Caps
+from raypipe.search.ranking import Boost, Caps, Ranking, pick
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([0.0, 0.02, 0.5, 1.0]), st.integers(0, 99))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.search.rerank import Caps, choose, complete, freshness, percentile_rank
+from raypipe.search.ranking import Caps, choose, complete, freshness, percentile_rank
 from support.vectors import units
 
 DAY = 86_400.0

@@ -5,7 +5,7 @@ import yaml
 
 import raypipe
 from raypipe.errors import ConfigError
-from raypipe.submit.cluster_job import packed
+from raypipe.submit import packed
 
 EMBED = {"input": "s3://videos/", "output": "s3://embeddings/v1/"}
 

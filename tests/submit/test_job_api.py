@@ -12,7 +12,7 @@ from ray import __version__ as ray_version
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from raypipe.errors import ConfigError, SetupError
-from raypipe.submit.job_api import Remote, connect
+from raypipe.submit import Remote, connect
 
 VERSION = json.dumps({"ray_version": ray_version, "version": "4"}).encode()
 LOG = "".join(f"line {number}\n" for number in range(10))

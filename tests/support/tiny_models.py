@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
+from raypipe.models.gpt2 import VideoModel
 
 Half = npt.NDArray[np.float16]
 DIM = 8

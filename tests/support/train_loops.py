@@ -9,13 +9,12 @@ import pyarrow as pa
 import torch
 
 from raypipe.config import CheckpointConfig, OptimizerConfig
-from raypipe.jobs.train.batches import WorkerSamples
+from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints
-from raypipe.jobs.train.collective import Collective
 from raypipe.jobs.train.inputs import INDEX, TARGETS
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
-from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
+from raypipe.models.gpt2 import VideoModel
 from raypipe.schema import FRAME_EMBEDDINGS
 from raypipe.storage import Folder
 from support.tiny_models import DIM, NAMES, Half, shake, tiny_config

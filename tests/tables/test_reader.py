@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from raypipe.errors import ConfigError
 from raypipe.storage import Folder
 from raypipe.tables import empty_rows, read_table, read_text_columns, table_place
-from raypipe.tables.dates import iso_times
+from raypipe.tables.column_types import iso_times
 
 TIME = pa.timestamp("us", tz="UTC")
 CSV = """video_id,title,year,rating,live,published_at,season,empty

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.jobs.train.batches import Window, WorkerSamples, epoch_batches
-from raypipe.jobs.train.collective import Collective
+from raypipe.jobs.train.batches import Collective, Window, WorkerSamples, epoch_batches
 from support.properties import examples
 from support.tiny_models import DIM, random_videos
 from support.train_loops import block_of, read_of

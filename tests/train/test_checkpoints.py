@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from raypipe.jobs.train.checkpoints import Checkpoints, load_optimizer
 from raypipe.jobs.train.loop import make_optimizer, set_rate
-from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import VideoClassifier
+from raypipe.models.gpt2 import VideoModel
 from raypipe.storage import Folder
 from support.embed_outputs import replace_object
 from support.folders import keys

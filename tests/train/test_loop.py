@@ -18,9 +18,9 @@ from raypipe.jobs.train.batches import Feeder, Window
 from raypipe.jobs.train.checkpoints import Checkpoints, put_model
 from raypipe.jobs.train.loop import Loop
 from raypipe.jobs.train.network import NetworkSpec, build
-from raypipe.models.adapters import freeze
 from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.classifier_files import read_model
+from raypipe.models.gpt2 import freeze
 from raypipe.storage import Folder
 from support import TESTS
 from support.tiny_models import NAMES, Half

@@ -12,10 +12,9 @@ from raypipe.errors import WeightsError
 from raypipe.jobs.train.batches import Batch, Feeder, Window
 from raypipe.jobs.train.checkpoints import put_model
 from raypipe.jobs.train.network import NetworkSpec, Objective, build, drop_frames, hide_frames
-from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
 from raypipe.models.classifier_files import ModelFiles, read_model
-from raypipe.models.gpt2 import Gpt2
+from raypipe.models.gpt2 import Gpt2, VideoModel
 from raypipe.storage import Folder
 from support.tiny_models import GPT2, Half, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.jobs.train.loop import make_optimizer, rate_at, set_rate
-from raypipe.models.adapters import freeze
+from raypipe.models.gpt2 import freeze
 from support.tiny_models import tiny_classifier
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raypipe.jobs.train.events import with_evaluation
 from raypipe.jobs.train.inputs import TARGETS, find_samples
 from raypipe.jobs.train.run_spec import RunSpec, prepare
-from raypipe.jobs.train.training_record import with_evaluation
 from raypipe.records import TrainingRecord
 from raypipe.storage import Folder
 from support.train_runs import LABELS, embed_all, train_config, video_ids

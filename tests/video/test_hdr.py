@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from av.video.reformatter import ColorPrimaries, ColorTrc
 
-from raypipe.video import hdr
+from raypipe.video import display
 from raypipe.video.decode_request import DecodeRequest, Pixels
 from support.pictures import BT709, BT2020, X265, encode
 
@@ -53,7 +53,7 @@ def colors() -> Pixels:
 
 @pytest.mark.parametrize("color_trc", [PQ, HLG])
 def test_sdr_comes_back(color_trc: int, colors: Pixels) -> None:
-    back = hdr.to_sdr(to_hdr(colors, color_trc), color_trc=color_trc, color_primaries=BT2020)
+    back = display.to_sdr(to_hdr(colors, color_trc), color_trc=color_trc, color_primaries=BT2020)
     error = np.abs(back.astype(int) - colors)
     assert error[colors.min(axis=-1) > 30].max() <= 1
     assert error.max() <= 6  # next to black the gamma is steep
@@ -64,14 +64,14 @@ def test_sdr_comes_back(color_trc: int, colors: Pixels) -> None:
 )
 def test_primaries_decide_the_matrix(primaries: int, matrix: Numbers, colors: Pixels) -> None:
     codes = to_hdr(colors, PQ, matrix=matrix)
-    back = hdr.to_sdr(codes, color_trc=PQ, color_primaries=primaries)
+    back = display.to_sdr(codes, color_trc=PQ, color_primaries=primaries)
     assert np.abs(back.astype(int) - colors)[colors.min(axis=-1) > 30].max() <= 1
 
 
 @pytest.mark.parametrize("primaries", [ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432])
 def test_p3_greys_stay_grey(primaries: int) -> None:
     greys = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=-1)
-    back = hdr.to_sdr(to_hdr(greys, PQ, matrix=np.eye(3)), color_trc=PQ, color_primaries=primaries)
+    back = display.to_sdr(to_hdr(greys, PQ, matrix=np.eye(3)), color_trc=PQ, color_primaries=primaries)
     assert np.abs(back.astype(int) - greys)[:, 16:].max() <= 1
 
 
@@ -79,7 +79,7 @@ def test_p3_greys_stay_grey(primaries: int) -> None:
 def test_reference_white_is_white_and_brighter_is_clipped(color_trc: int, white: float) -> None:
     signals = np.array([0, white - 0.005, white, 1])
     codes = np.repeat(np.rint(signals * 65_535).astype(np.uint16)[None, :, None], 3, axis=-1)
-    shades = hdr.to_sdr(codes, color_trc=color_trc, color_primaries=BT2020)[0, :, 0]
+    shades = display.to_sdr(codes, color_trc=color_trc, color_primaries=BT2020)[0, :, 0]
     assert shades[0] == 0
     assert 248 <= shades[1] < 255
     assert shades[2:].tolist() == [255, 255]

@@ -98,8 +98,7 @@ def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:
 
 
 def _network(backbone: BackboneConfig) -> "tuple[Weights, Preprocessing]":
-    from raypipe.models.networks import preprocessing  # noqa: PLC0415 - torch: seconds, in which Ray can start
-    from raypipe.models.weights import resolve_weights  # noqa: PLC0415
+    from raypipe.models.weights import preprocessing, resolve_weights  # noqa: PLC0415 - torch takes seconds, in which Ray can start
 
     return resolve_weights(backbone.name, backbone.weights, read_bytes=read_uri), preprocessing(backbone.name)
 

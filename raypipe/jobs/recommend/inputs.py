@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from raypipe.errors import ConfigError, ObjectError
 from raypipe.schema import USER_ID
 from raypipe.storage import Folder, StoredObject
-from raypipe.tables.text_formats import CsvRow, csv_rows, json_object, not_utf8, wrong_length
+from raypipe.tables.reader import CsvRow, csv_rows, json_object, not_utf8, wrong_length
 
 HISTORY = "history"
 LINE, ERROR = "line", "error"  # of a block of rows: one that is still JSON, and what is wrong with it

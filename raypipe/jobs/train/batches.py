@@ -4,24 +4,64 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import distributed
 
 from raypipe import schema
-from raypipe.jobs.train.collective import Collective
 from raypipe.jobs.train.inputs import INDEX, TARGETS
-from raypipe.models.adapters import VideoModel
 from raypipe.models.backbones import resolve_dtype
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, pad_frames
+from raypipe.models.gpt2 import VideoModel
 
 _BATCHES_PER_POOL = 50  # so many are sorted by length together: little padding, but still a random order
 Half = npt.NDArray[np.float16]
 Ints = npt.NDArray[np.int64]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class Collective:
+    """This worker among the others. All workers must call the same method at the same time, properties excepted."""
+
+    def __init__(self, *, device: torch.device) -> None:
+        self.device = device
+        is_initialized = distributed.is_initialized()
+        self.rank = distributed.get_rank() if is_initialized else 0
+        self.size = distributed.get_world_size() if is_initialized else 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the worker that writes."""
+        return self.rank == 0
+
+    def sum(self, numbers: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Add up the numbers of all workers, which have the same shape."""
+        return self._reduce(numbers, distributed.ReduceOp.SUM)
+
+    def max(self, number: float) -> float:
+        """Return the largest number of any worker."""
+        return float(self._reduce([number], distributed.ReduceOp.MAX)[0])
+
+    def gather(self, item: Any) -> list[Any]:  # noqa: ANN401 - whatever a worker has, through torch's own pickling
+        """Return the items of all workers, on every worker."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        distributed.all_gather_object(items, item)
+        return items
+
+    def _reduce(self, numbers: npt.ArrayLike, operation: Any) -> npt.NDArray[np.float64]:  # noqa: ANN401 - torch's own
+        array = np.asarray(numbers, dtype=np.float64)
+        if self.size == 1:
+            return array
+        tensor = torch.from_numpy(array.copy()).to(self.device)
+        distributed.all_reduce(tensor, op=operation)
+        reduced: npt.NDArray[np.float64] = tensor.cpu().numpy()
+        return reduced
 
 
 @dataclass(slots=True)

@@ -20,8 +20,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from raypipe.errors import CommitError, ObjectError, StorageError
-from raypipe.models.adapters import VideoModel, merge_lora
 from raypipe.models.classifier_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS, digests, read_model
+from raypipe.models.gpt2 import VideoModel, merge_lora
 from raypipe.storage import Folder
 
 METRICS = "metrics.jsonl"

@@ -1,19 +1,39 @@
 """Events: what workers tell the driver, through a queue, and what the driver shows and keeps of it."""
 
+import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raypipe.records import EpochMetrics
+from raypipe import schema
+from raypipe.dataset.footer import read_parquet
+from raypipe.errors import CommitError, ObjectError
+from raypipe.jobs.train.inputs import FILE
+from raypipe.jobs.train.run_spec import RunSpec
+from raypipe.jobs.train.scores import f1, label_sums
+from raypipe.models.classifier_files import MODEL_FOLDER
+from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, TrainingRecord
+from raypipe.runs.actors import machine
+from raypipe.runs.job import versions
 from raypipe.runs.progress import TrainingProgress
+from raypipe.storage import Folder
 
 _POLL_SECONDS = 0.2
+SUMMARY = "summary.json"
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 
 
 def open_queue() -> Queue:
@@ -71,3 +91,146 @@ class EventLog:
             progress.epoch(metrics, about["is_best"])
         elif kind == "ended":
             self.ended = about
+
+
+def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> TrainingRecord:
+    """Return what is known about a training before it starts; ``started_at`` is Unix time."""
+    config, samples = spec.config, spec.samples
+    settings = config.model_dump(mode="json")
+    settings["embedding_fingerprint"] = samples.fingerprint
+    settings["optimizer"]["learning_rate"] = spec.learning_rate
+    return TrainingRecord(
+        objective=config.objective,
+        problem_type="multi_label_classification" if samples.multi_label else "single_label_classification",
+        command=" ".join(["raypipe", *sys.argv[1:]]),
+        embeddings_uri=config.embeddings,
+        labels_uri=config.labels or "",
+        output_uri=spec.output.uri,
+        outcome="running",
+        started_at=started_at,
+        settings=settings,
+        versions=versions(("torch", "transformers", "safetensors", "peft")),
+        machine={**machine(), "device": "cuda" if use_gpu else "cpu"},
+        label_names=samples.label_names,
+        num_train_videos=samples.train.num_rows,
+        num_validation_videos=samples.validation.num_rows,
+        num_unknown_labels=samples.num_unknown,
+        num_without_frames=samples.num_without_frames,
+        num_workers=config.resources.num_workers,
+        selected_by=config.optimizer.select_by if config.objective == "classify" else "loss",
+    )
+
+
+def with_events(record: TrainingRecord, log: EventLog) -> TrainingRecord:
+    """Add what the workers have reported so far."""
+    about = log.starts[-1] if log.starts else {}
+    return replace(
+        record,
+        epochs=tuple(log.epochs),
+        best_epoch=log.ended["state"]["best_epoch"] if log.ended else None,
+        model_uri=log.ended["model_uri"] if log.ended else "",
+        num_parameters=about.get("num_parameters", 0),
+        num_trainable_parameters=about.get("num_trainable_parameters", 0),
+        num_restarts=max(0, len(log.starts) - 1),
+    )
+
+
+def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
+    """Return the record of an earlier finished run, without the thumbnails.
+
+    Raises:
+        CommitError: its summary cannot be read.
+    """
+    try:
+        said = json.loads(output.read(SUMMARY))
+        known = ("num_parameters", "num_trainable_parameters", "num_restarts", "best_epoch", "selected_by", "confusion")
+        return replace(
+            record,
+            outcome=said["outcome"],
+            started_at=datetime.fromisoformat(said["started_at"]).timestamp(),
+            finished_at=datetime.fromisoformat(said["finished_at"]).timestamp(),
+            epochs=tuple(EpochMetrics(**epoch) for epoch in said["epochs"]),
+            classes=tuple(ClassMetrics(**metrics) for metrics in said["classes"]),
+            mistakes=tuple(Mistake(**mistake) for mistake in said["mistakes"]),
+            model_uri=output.child(MODEL_FOLDER),
+            **{key: said[key] for key in known},
+        )
+    except (ObjectError, KeyError, TypeError, ValueError) as error:
+        msg = f"{output.child(SUMMARY)} is not the summary of a training: {' '.join(str(error).split())}."
+        raise CommitError(msg) from None
+
+
+def with_evaluation(record: TrainingRecord, spec: RunSpec, predictions: list[dict[str, Any]] | None) -> TrainingRecord:
+    """Add the confusion matrix, the metrics of each label and the worst mistakes, from the validation predictions.
+
+    Each part has the ``index`` of its videos, their ``targets``, and their ``probabilities`` ``[V, C]``.
+    """
+    names = spec.samples.label_names
+    if not predictions or not names:
+        return record
+    index = np.concatenate([np.asarray(part["index"], dtype=np.int64) for part in predictions])
+    probabilities: Floats = np.concatenate([part["probabilities"] for part in predictions])
+    truth: Bools = np.zeros(probabilities.shape, dtype=bool)
+    for row, target in enumerate(target for part in predictions for target in part["targets"]):
+        truth[row, target] = True
+    best = probabilities.argmax(axis=1)
+    several = spec.samples.multi_label
+    given: Bools = probabilities >= schema.LABEL_THRESHOLD if several else np.eye(len(names), dtype=bool)[best]
+    return replace(
+        record,
+        # Rows are true labels, columns are predicted ones.
+        confusion=None if several else (truth.astype(np.int64).T @ given.astype(np.int64)).tolist(),
+        classes=_class_metrics(truth, given, names),
+        mistakes=_mistakes(spec, index, probabilities, truth, best),
+    )
+
+
+def _class_metrics(truth: Bools, given: Bools, label_names: tuple[str, ...]) -> tuple[ClassMetrics, ...]:
+    """Return precision, recall and F1 of each label, from the true and predicted labels of each video ``[V, C]``."""
+    sums = label_sums(truth, given)
+    return tuple(
+        ClassMetrics(
+            label=label,
+            support=int(support),
+            predicted=int(predicted),
+            precision=float(both / max(predicted, 1)),
+            recall=float(both / max(support, 1)),
+            f1=float(f1_score),
+        )
+        for label, support, predicted, both, f1_score in zip(label_names, *sums, f1(sums), strict=True)
+    )
+
+
+def _mistakes(
+    spec: RunSpec, index: npt.NDArray[np.int64], probabilities: Floats, truth: Bools, best: npt.NDArray[np.int64]
+) -> tuple[Mistake, ...]:
+    """Return the videos whose most likely label is wrong, the most certain first, with their thumbnails."""
+    rows = np.arange(len(best))
+    wrong = np.flatnonzero(~truth[rows, best])
+    wrong = wrong[np.argsort(-probabilities[wrong, best[wrong]], kind="stable")][:MAX_MISTAKES]
+    videos = spec.samples.validation.take(pa.array(index[wrong]))
+    thumbnails = _thumbnails(Folder(spec.config.embeddings), videos)
+    names = spec.samples.label_names
+    mistakes = []
+    for row, video_id in zip(wrong.tolist(), videos[schema.VIDEO_ID].to_pylist(), strict=True):
+        labels = np.flatnonzero(truth[row])
+        mistakes.append(
+            Mistake(
+                video_id=video_id,
+                label=", ".join(names[label] for label in labels),
+                predicted=names[best[row]],
+                score=float(probabilities[row, best[row]]),
+                label_score=float(max(probabilities[row, labels])),
+                thumbnail=thumbnails.get(video_id),
+            )
+        )
+    return tuple(mistakes)
+
+
+def _thumbnails(embeddings: Folder, videos: pa.Table) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for name in pc.unique(videos[FILE]).to_pylist():
+        rows = read_parquet(embeddings, name, columns=[schema.VIDEO_ID, schema.THUMBNAIL])
+        rows = rows.filter(pc.is_in(rows[schema.VIDEO_ID], videos[schema.VIDEO_ID].combine_chunks()))
+        found |= dict(zip(rows[schema.VIDEO_ID].to_pylist(), rows[schema.THUMBNAIL].to_pylist(), strict=True))
+    return found

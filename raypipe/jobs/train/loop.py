@@ -16,13 +16,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from raypipe.config import CheckpointConfig, OptimizerConfig
 from raypipe.errors import JobError
-from raypipe.jobs.train.batches import Feeder, Ints, Window, WorkerSamples, epoch_batches
+from raypipe.jobs.train.batches import Collective, Feeder, Ints, Window, WorkerSamples, epoch_batches
 from raypipe.jobs.train.checkpoints import Checkpoint, Checkpoints, load_optimizer
-from raypipe.jobs.train.collective import Collective
 from raypipe.jobs.train.network import Objective, seed_step
 from raypipe.jobs.train.scores import Scores, measured
-from raypipe.models.adapters import VideoModel
 from raypipe.models.classifier import by_length
+from raypipe.models.gpt2 import VideoModel
 from raypipe.records import EpochMetrics
 
 Notify = Callable[[str, Mapping[str, Any]], None]

@@ -9,7 +9,6 @@ from torch import nn
 from raypipe.config import ClassifierConfig, OptimizerConfig
 from raypipe.errors import WeightsError
 from raypipe.jobs.train.batches import Batch
-from raypipe.models.adapters import VideoModel, add_lora, freeze
 from raypipe.models.classifier import (
     MaskedFrameModel,
     VideoClassifier,
@@ -17,7 +16,7 @@ from raypipe.models.classifier import (
     classification_loss,
 )
 from raypipe.models.classifier_files import ModelFiles, build_model
-from raypipe.models.gpt2 import Gpt2
+from raypipe.models.gpt2 import Gpt2, VideoModel, add_lora, freeze
 
 
 @dataclass(frozen=True, slots=True)

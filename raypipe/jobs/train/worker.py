@@ -14,9 +14,8 @@ from ray import train as ray_train
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
-from raypipe.jobs.train.batches import Ints, Window, WorkerSamples
+from raypipe.jobs.train.batches import Collective, Ints, Window, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints, put_metrics, put_model
-from raypipe.jobs.train.collective import Collective
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
 from raypipe.jobs.train.network import NetworkSpec, build
 from raypipe.storage import Folder
