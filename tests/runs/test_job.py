@@ -52,6 +52,12 @@ def test_a_job_in_one_small_folder(tmp_path: Path) -> None:
     assert not run_job(job, executor=InlineExecutor(), console=QUIET).record.plans
 
 
+def test_the_documentation_shows_this_job() -> None:
+    text = (TESTS.parent / "docs" / "new_job.md").read_text()
+    for name in ("job.py", "shard.py", "verify.py"):
+        assert (TESTS / "support" / "count_frames" / name).read_text() in text, name
+
+
 def test_an_unsealed_plan_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(Folder(str(tmp_path / "in")), 3)
     job = job_of(tmp_path)
