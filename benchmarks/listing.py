@@ -87,7 +87,6 @@ def page(keys: Sequence[str], query: dict[str, str]) -> str:
 
 
 def serve(shape: str, num_videos: int, page_seconds: float, port: Connection) -> None:
-    """Run the server in this process."""
     keys = sorted(map(KEYS[shape], range(num_videos)))
     asyncio.run(answer(keys, page_seconds=page_seconds, port=port))
 

@@ -48,8 +48,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> None:
     print(describe_machine())
     print(f"{options.per_label} labels a class of {options.clips} clips; accuracy on {options.held_out} held-out ones")
     if best := record.kept:
-        epochs = f"epoch {best.epoch} of {len(record.epochs)}"
-        print(f"pre-training kept {epochs}: error on hidden frames {best.validation_loss:.3f}\n")
+        print(f"pre-training kept epoch {best.epoch} of {len(record.epochs)}: loss {best.validation_loss:.3f}\n")
     rows = [(way, *(f"{value:.3f}" for value in values), f"{fmean(values):.3f}") for way, values in results.items()]
     print_table(("fine-tuned", *(f"seed {seed}" for seed in options.seeds), "mean"), rows)
     before, after = map(fmean, results.values())

@@ -81,7 +81,6 @@ def selections(count: int) -> dict[str, Eligible | None]:
 
 
 def report(vectors: Vectors, options: argparse.Namespace) -> None:
-    """Build each kind of index, search it, and print the tables."""
     built, searched, missed = [], [], []
     for compact in (False, True):
         settings = IndexSettings(compact=compact)

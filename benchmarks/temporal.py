@@ -54,7 +54,6 @@ def compare_motion(options: argparse.Namespace, scratch: Path) -> None:
 
 
 def compare_drone(options: argparse.Namespace, scratch: Path) -> None:
-    """Print the accuracy of each model on every fold."""
     options.embeddings = (options.keep or scratch) / "emb-drone"
     learning.embed(options.drone, options.embeddings)
     frames = learning.read_frames(options.embeddings)

@@ -112,8 +112,7 @@ def measure(case: Case, embeddings: Path, threads: int, options: argparse.Namesp
     ids = [video.video_id for video in made_up_videos(case.num_videos)]
     labels = write_labels(scratch / f"{case.n_embd}.csv", [(video_id, str(label_of(video_id))) for video_id in ids])
     plains, steps, epochs = [], [], []
-    for number in range(options.rounds):
-        output = scratch / f"{case.n_embd}-{number}"
+    for output in (scratch / f"{case.n_embd}-{number}" for number in range(options.rounds)):
         before = in_process(run_plain, case, embeddings, labels, epochs=options.epochs, threads=threads)
         of_steps, of_epochs = in_process(run_raypipe, case, embeddings, labels, output, epochs=options.epochs)
         after = in_process(run_plain, case, embeddings, labels, epochs=options.epochs, threads=threads)
@@ -151,9 +150,8 @@ def main() -> None:
     print(f"medians of {options.epochs} epochs, of each of {options.rounds} rounds\n")
     head = ("model", "threads", "plain before, after", "raypipe's steps", "steps / plain", "epochs / plain")
     print_table(head, rows)
-    print(f"\nThe target is {TARGET} for the steps.")
-    if not has_gpu:
-        print(f"{GPU_CASE.name} was not measured: there is no GPU here.")
+    gpu = "" if has_gpu else f" {GPU_CASE.name} was not measured: there is no GPU here."
+    print(f"\nThe target is {TARGET} for the steps.{gpu}")
 
 
 if __name__ == "__main__":
