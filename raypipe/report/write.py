@@ -19,7 +19,7 @@ from raypipe.records import (
 from raypipe.report.charts import HALF, NARROW, WIDE, Chart, rate_chart
 from raypipe.report.templating import Tile, render_page
 from raypipe.report.training_page import training_page
-from raypipe.status import NOT_FAILED
+from raypipe.status import NOT_FAILED_IN_ANY_JOB
 from raypipe.text import (
     flag_texts,
     format_bytes,
@@ -32,11 +32,11 @@ from raypipe.text import (
 )
 
 _CHARTS = (
-    ("num_videos", "videos/s", 1, WIDE),
+    ("num_videos", "{noun}s/s", 1, WIDE),
     ("num_frames", "frames/s", 1, HALF),
     ("size_bytes", "MB/s read", 1e6, HALF),
 )
-_STAGES = ("fetch", "read", "decode", "embed", "classify", "put")
+_STAGES = ("fetch", "read", "decode", "embed", "classify", "recommend", "put")
 _SHADES = 6
 _MAX_LABELS = 20
 FORMAT = 1
@@ -46,7 +46,7 @@ _MAX_PAIRS = 100
 
 def run_page(record: RunRecord) -> str:
     """Return the report of a run as one HTML document."""
-    statuses = sorted(record.statuses.items(), key=lambda item: (item[0] not in NOT_FAILED, -item[1]))
+    statuses = sorted(record.statuses.items(), key=lambda item: (item[0] not in NOT_FAILED_IN_ANY_JOB, -item[1]))
     labels = record.labels.most_common(_MAX_LABELS)
     points = list(record.timeline.points(record.elapsed_seconds))
     return render_page(
@@ -58,10 +58,12 @@ def run_page(record: RunRecord) -> str:
         tiles=_tiles(record),
         bad_tile="Failed" if record.num_failed_videos else "",
         run={"fingerprint": record.fingerprint, "plans": ", ".join(map(str, record.plans))},
-        throughput=_throughput(points),
+        throughput=_throughput(points, record.noun),
         step_seconds=points[0].width_seconds,
         stages=_stages(record),
-        statuses=[(status, count, "shade0" if status in NOT_FAILED else "failed") for status, count in statuses],
+        statuses=[
+            (status, count, "shade0" if status in NOT_FAILED_IN_ANY_JOB else "failed") for status, count in statuses
+        ],
         flags=flag_texts(record.flags),
         labels=[(label, count, "shade0") for label, count in labels],
         num_other_labels=len(record.labels) - len(labels),
@@ -70,14 +72,14 @@ def run_page(record: RunRecord) -> str:
 
 
 def _headline(record: RunRecord) -> str:
-    planned, done = record.num_planned_videos, record.num_done_videos
+    planned, done, noun = record.num_planned_videos, record.num_done_videos, record.noun
     if not planned:
-        return "No videos were planned"
+        return f"No {noun}s were planned"
     if done and record.num_failed_videos == done:
-        return f"{format_count(done)} of {format_count(planned)} videos are done, and all of them failed"
+        return f"{format_count(done)} of {format_count(planned)} {noun}s are done, and all of them failed"
     if done >= planned:
-        return "The one planned video is done" if planned == 1 else f"All {format_count(planned)} videos are done"
-    return f"{format_count(done)} of {format_count(planned)} videos are done"
+        return f"The one planned {noun} is done" if planned == 1 else f"All {format_count(planned)} {noun}s are done"
+    return f"{format_count(done)} of {format_count(planned)} {noun}s are done"
 
 
 def _tiles(record: RunRecord) -> list[Tile]:
@@ -86,30 +88,35 @@ def _tiles(record: RunRecord) -> list[Tile]:
     tried, failed = record.num_tried_videos, record.num_failed_videos
     before = f"and {format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
     per_video = f"{format_rate(frames / (tried - failed))} frames per video" if tried > failed else ""
+    nouns = f"{record.noun.capitalize()}s"
     slots = f"on {plural(record.num_slots, 'slot')}" if record.num_slots else ""
     tiles = [
-        ("Videos", format_count(videos), before or f"in {plural(record.num_shards, 'shard')}"),
+        (nouns, format_count(videos), before or f"in {plural(record.num_shards, 'shard')}"),
         ("Frames", format_count(frames), per_video),
-        ("Failed", format_count(failed), f"{format_share(record.failed_fraction)} of videos" if tried else ""),
+        ("Failed", format_count(failed), f"{format_share(record.failed_fraction)} of {nouns.lower()}" if tried else ""),
         ("Wall time", format_seconds(record.elapsed_seconds), slots),
-        ("Videos per second", format_rate(record.mean_rate(videos)), "mean over the run"),
+        (f"{nouns} per second", format_rate(record.mean_rate(videos)), "mean over the run"),
         ("Frames per second", format_rate(record.mean_rate(frames)), "mean over the run"),
         ("Read", format_bytes(record.size_bytes), f"{format_bytes(record.mean_rate(record.size_bytes))}/s"),
     ]
+    if record.noun != "video":
+        tiles = [tile for tile in tiles if not tile[0].startswith(("Frames", "Read"))]
     slot_seconds = record.num_slots * record.elapsed_seconds
     if record.idle_seconds is not None and slot_seconds:
         tiles.append(("Busy", format_share(1 - record.idle_seconds / slot_seconds), "of slot time"))
     return tiles
 
 
-def _throughput(points: list[Point]) -> list[list[list[Chart]]]:
+def _throughput(points: list[Point], noun: str) -> list[list[list[Chart]]]:
     """Return rows of charts, each for a desktop and for a phone."""
     charts = []
     for counter, unit, scale, width in _CHARTS:
         amounts = [getattr(point.work, counter) / scale for point in points]
         if any(amounts):
             sizes = ((width, 190), (NARROW, 170))
-            charts.append([rate_chart(points, amounts, unit=unit, width=w, height=h) for w, h in sizes])
+            charts.append(
+                [rate_chart(points, amounts, unit=unit.format(noun=noun), width=w, height=h) for w, h in sizes]
+            )
     return [row for row in (charts[:1], charts[1:]) if row]
 
 

@@ -75,6 +75,9 @@ def test_a_run_that_was_stopped_is_resumed_and_verified(index: Folder) -> None:
     assert rows.schema.remove_metadata() == schema.recommendations_schema()
     result = verify_any(output)
     assert (result.violations, result.num_rows, dict(result.statuses)) == ([], 7, {"ok": 7})
+    report = Path(run.report_uri).read_text()
+    assert "All 7 users are done" in report
+    assert "Frames" not in report
     assert not run_recommend(config, executor=executor).record.plans
     assert executor.num_blocks == [2]
 
