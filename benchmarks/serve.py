@@ -30,7 +30,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from raypipe.config import IndexSettings
-from raypipe.endpoint.haproxy import find_binary
+from raypipe.endpoint.haproxy.launch import find_binary
 from raypipe.free_ports import free_ports
 from raypipe.search.build import build_version
 from raypipe.search.index import VideoIndex

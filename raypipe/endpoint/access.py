@@ -1,12 +1,13 @@
-"""Who may ask: whoever has the token; without one, this machine, and no web page of another site."""
+"""Who may send requests: whoever has the token; without a token, this machine, but no web page of another site."""
 
 import hashlib
 import hmac
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
-from raypipe.endpoint.http_errors import HttpError
+from raypipe.endpoint.http import HttpError
 from raypipe.errors import ConfigError
 
 TOKEN_VARIABLE = "RAYPIPE_API_TOKEN"  # noqa: S105 - the name of the variable
@@ -16,8 +17,9 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _BEARER = b"bearer "
 
 
+@lru_cache  # a few microseconds, for the same few names
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host of this name."""
+    """Return whether only this machine can reach a host of this name."""
     host = host.strip("[]")
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -28,10 +30,10 @@ def is_loopback(host: str) -> bool:
 
 
 def check_host(host: str, token: str | None, *, is_known: bool = False) -> None:
-    """Refuse to let strangers in; ``is_known``: a token is asked for, whether this process was given it or not.
+    """Refuse a host that is open without a token; ``is_known``: the replicas do ask for one.
 
     Raises:
-        ConfigError: there is no token, and other machines reach the host; or the token cannot be sent in a header.
+        ConfigError: there is no token and other machines can reach the host, or the token cannot be sent in a header.
     """
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
         msg = f"{TOKEN_VARIABLE} is empty or cannot be sent in a header."
@@ -42,18 +44,18 @@ def check_host(host: str, token: str | None, *, is_known: bool = False) -> None:
 
 
 def digest_of(token: str | None) -> bytes | None:
-    """What a token is known by beyond the process that was given it."""
+    """Return what other processes know of a token: its SHA-256."""
     return None if token is None else hashlib.sha256(token.encode()).digest()
 
 
 class Access:
-    """Checks a request by its path and headers, before its body is looked at."""
+    """Checks a request by its path and headers, before its body is read."""
 
     def __init__(self, token_digest: bytes | None) -> None:
         self._token_digest = token_digest
 
     def check(self, scope: Mapping[str, Any], path: str, headers: Mapping[bytes, bytes]) -> None:
-        """Let the request pass.
+        """Check one request.
 
         Raises:
             HttpError: 401 for a wrong token, 403 for a page of another site.
@@ -70,10 +72,10 @@ class Access:
 
 
 def _check_site(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> None:
-    """Without a token a browser on this machine must not act, or read, for a page that came from elsewhere."""
+    """Refuse a browser on this machine that acts, or reads, for a page of another site."""
     host = headers.get(b"host", b"").decode("latin-1")
     name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
-    if host and not is_loopback(name):  # a name that a stranger's DNS points here
+    if host and not is_loopback(name):  # a stranger's DNS may point its name here
         message = f"Host {host!r} is not this machine's. Without a token only loopback names are answered."
         raise HttpError(403, message, "forbidden_host")
     if scope["method"] in _SAFE_METHODS:

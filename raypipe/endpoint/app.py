@@ -1,4 +1,4 @@
-"""The application: what ``import_path: raypipe.endpoint.app:build_app`` of ``serve deploy`` names."""
+"""The Ray Serve application, as ``serve deploy`` builds it: ``import_path: raypipe.endpoint.app:build_app``."""
 
 import logging
 import os
@@ -15,22 +15,22 @@ from raypipe.config import ServeConfig
 from raypipe.config.serve import ReplicasConfig
 from raypipe.dataset.plan import comparable_fingerprints
 from raypipe.endpoint.access import TOKEN_VARIABLE, digest_of
-from raypipe.endpoint.deployments import CLASSIFY_BATCH, EMBED_BATCH, Classifier, Embedder
-from raypipe.endpoint.http_errors import RETRY_AFTER_SECONDS
-from raypipe.endpoint.ingress import Api, Entrance
-from raypipe.endpoint.videos import EmbeddingSettings
+from raypipe.endpoint.http import RETRY_AFTER_SECONDS
+from raypipe.endpoint.models import CLASSIFY_BATCH, EMBED_BATCH, Classifier, Embedder
+from raypipe.endpoint.replica import DEPLOYMENT, Replica, ReplicaApplication
+from raypipe.endpoint.uploads import EmbeddingSettings
 from raypipe.errors import ConfigError, IndexVersionError, SetupError
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 
 _logger = logging.getLogger(__name__)
-_ROOM = 8  # requests that reach a replica to be refused there, for each that it answers
+_ROOM = 8  # requests that may reach a replica, to be refused there, for each that it handles
 _HEALTH_SECONDS = 60.0  # a model may be busy with a batch
 
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What this server can do besides recommending, settled before it starts."""
+    """What this server can do besides recommending, decided before it starts."""
 
     embeddings: EmbeddingSettings | None  # of the index; None: no video is embedded
     why_no_embedder: str = ""
@@ -38,10 +38,10 @@ class Abilities:
 
 
 def build_app(args: ServeConfig) -> Application:
-    """Build the application; what it cannot do is settled here.
+    """Build the application, with whatever it can do.
 
     Raises:
-        SetupError: the index, the model or the embedder that the configuration insists on cannot be had.
+        SetupError: the configuration requires a model or an embedder that does not fit the index, or is missing.
     """
     abilities = find_abilities(args)
     if abilities.why_no_embedder:
@@ -51,14 +51,22 @@ def build_app(args: ServeConfig) -> Application:
 
 def build(config: ServeConfig, abilities: Abilities) -> Application:
     """Build the application with abilities that are known."""
-    embedder = classifier = None
+    limits, embedder, classifier = config.limits, None, None
     if abilities.embeddings is not None:
-        embedder = _deployment(Embedder, config, config.model_replicas, batch=EMBED_BATCH).bind(
-            config, abilities.embeddings
-        )
+        model = _model(Embedder, config, batch=EMBED_BATCH)
+        embedder = model.bind(config, abilities.embeddings)
     if abilities.has_classifier:
-        classifier = _deployment(Classifier, config, config.model_replicas, batch=CLASSIFY_BATCH).bind(config)
-    return _ingress(config).bind(
+        classifier = _model(Classifier, config, batch=CLASSIFY_BATCH).bind(config)
+    most = _ROOM * limits.max_in_flight
+    ingress = serve.deployment(
+        name=DEPLOYMENT,
+        max_ongoing_requests=most,
+        max_queued_requests=most,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_SECONDS),
+        logging_config=LoggingConfig(enable_access_log=False),
+        **_scaling(config.replicas, target=limits.max_in_flight / 2),
+    )(serve.ingress(ReplicaApplication())(Replica))
+    return ingress.bind(
         config,
         token_digest=digest_of(os.environ.get(TOKEN_VARIABLE)),
         fingerprint=abilities.embeddings.fingerprint if abilities.embeddings else None,
@@ -67,57 +75,39 @@ def build(config: ServeConfig, abilities: Abilities) -> Application:
     )
 
 
-def _ingress(config: ServeConfig) -> Deployment:
-    wrapped = serve.ingress(Entrance())(Api)
-    most = _ROOM * config.limits.max_in_flight
-    return serve.deployment(
-        name=Api.__name__,
-        max_ongoing_requests=most,
-        max_queued_requests=most,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_SECONDS),
-        autoscaling_config=_autoscaling(config.replicas, target=config.limits.max_in_flight / 2),
-        **_place(config.replicas),
-        logging_config=LoggingConfig(enable_access_log=False),
-    )(wrapped)
-
-
-def _deployment(model: type[Any], config: ServeConfig, replicas: ReplicasConfig, *, batch: int) -> Deployment:
+def _model(model: type[Any], config: ServeConfig, *, batch: int) -> Deployment:
     return serve.deployment(
         name=model.__name__,
-        max_ongoing_requests=2 * batch,  # one batch at work, and one that fills
+        max_ongoing_requests=2 * batch,  # one batch in flight, and one that fills
         max_queued_requests=config.limits.max_videos_in_flight,
-        autoscaling_config=_autoscaling(replicas, target=batch / 2),
-        **_place(replicas),
         health_check_timeout_s=_HEALTH_SECONDS,
+        **_scaling(config.model_replicas, target=batch / 2),
     )(model)
 
 
-def _autoscaling(replicas: ReplicasConfig, *, target: float) -> AutoscalingConfig:
-    return AutoscalingConfig(
-        min_replicas=replicas.min, max_replicas=replicas.max, target_ongoing_requests=max(1.0, target)
-    )
-
-
-def _place(replicas: ReplicasConfig) -> dict[str, Any]:
+def _scaling(replicas: ReplicasConfig, *, target: float) -> dict[str, Any]:
     return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=replicas.min, max_replicas=replicas.max, target_ongoing_requests=max(1.0, target)
+        ),
         "ray_actor_options": {"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
         "max_replicas_per_node": replicas.max_per_node,
     }
 
 
 def find_abilities(config: ServeConfig) -> Abilities:
-    """Look at the index, the weights and the model; ``embedder.enabled`` auto makes do without the weights.
+    """Check the index, the weights and the model; with ``embedder.enabled`` auto, the weights may be missing.
 
     Raises:
-        ConfigError: the embedder or the classifier is insisted on, and there is no index yet to fit it to.
+        ConfigError: the embedder or the classifier is required, and there is no index yet that it could fit.
         WeightsError: the model cannot be read; with enabled=true the weights cannot be found.
         FingerprintError: the model is of other embeddings than the index; with enabled=true the weights are.
     """
     manifest = _newest_manifest(Versions(Folder(config.index)))
-    insisted = config.embedder.enabled is True or config.model is not None
+    is_required = config.embedder.enabled is True or config.model is not None
     if manifest is None:
         why = f"There was no index in {config.index} when this server started, to say how its videos were embedded."
-        if insisted:
+        if is_required:
             remedy = "Run raypipe index first, or leave out embedder.enabled=true and model."
             raise ConfigError(why, key="index", value=config.index, remedy=remedy)
         return Abilities(None, why)
@@ -136,7 +126,7 @@ def find_abilities(config: ServeConfig) -> Abilities:
 
 
 def _newest_manifest(versions: Versions) -> Mapping[str, Any] | None:
-    """That of the live version, or of the newest one that can be read; None where there is none."""
+    """Return that of the live version, or of the newest one that can be read; None if there is none."""
     try:
         current = versions.current()
         return None if current is None else versions.read_manifest(current)

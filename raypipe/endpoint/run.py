@@ -1,4 +1,4 @@
-"""``raypipe serve``: the application on this machine, or on the cluster that runs here, until somebody ends it."""
+"""``raypipe serve``: runs the application on this machine, or on its running Ray cluster, until it is stopped."""
 
 import json
 import logging
@@ -14,9 +14,8 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from raypipe.config import ServeConfig
-from raypipe.config.serve import ReplicasConfig
 from raypipe.endpoint.access import TOKEN_VARIABLE, check_host
-from raypipe.endpoint.haproxy import haproxy, ray_runs
+from raypipe.endpoint.haproxy.launch import haproxy, ray_runs
 from raypipe.errors import ConfigError, JobError
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
@@ -31,10 +30,10 @@ _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not 
 
 
 def serve_until_stopped(config: ServeConfig, *, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM, then end what was started here; ``say`` is told where it is and what it lacks.
+    """Serve until Ctrl-C or SIGTERM, then stop what was started; ``say`` gets the address and what is not available.
 
     Raises:
-        SetupError: something is wrong before it can begin.
+        SetupError: the configuration or the environment is wrong.
         JobError: Serve cannot run it.
     """
     check_host(config.host, os.environ.get(TOKEN_VARIABLE))
@@ -51,7 +50,7 @@ def serve_until_stopped(config: ServeConfig, *, say: Callable[[str], None]) -> N
 
 
 def base_url(config: ServeConfig) -> str:
-    """The address that somebody on this machine asks."""
+    """Return the URL for requests from this machine."""
     host = _ANY_HOST.get(config.host, config.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
 
@@ -80,7 +79,7 @@ def _running(config: ServeConfig) -> Iterator["Abilities"]:
         raise JobError(msg) from error
     finally:
         if is_ours:
-            # Ray's native half says of what was ended on purpose that it died.
+            # Ray's native code reports processes that were stopped on purpose as dead.
             with actors.native_output_hidden() if quiet else nullcontext():
                 serve.shutdown()
                 ray.shutdown()
@@ -89,14 +88,12 @@ def _running(config: ServeConfig) -> Iterator["Abilities"]:
 
 
 def _check_cpus(config: ServeConfig, abilities: "Abilities", available: float) -> None:
-    def of(replicas: ReplicasConfig) -> float:
-        return replicas.min * replicas.num_cpus
-
-    models = (abilities.embeddings is not None) + abilities.has_classifier
-    needed = of(config.replicas) + models * of(config.model_replicas)
+    num_models = (abilities.embeddings is not None) + abilities.has_classifier
+    replicas, models = config.replicas, config.model_replicas
+    needed = replicas.min * replicas.num_cpus + num_models * models.min * models.num_cpus
     if needed > available:
         msg = f"The replicas need {needed:g} CPUs, and there are {available:g}."
-        remedy = "Lower replicas.num_cpus and model_replicas.num_cpus, which only share out what there is."
+        remedy = "Lower replicas.num_cpus and model_replicas.num_cpus: they only divide the CPUs between replicas."
         raise ConfigError(msg, key="replicas.num_cpus", value=needed, expected=available, remedy=remedy)
 
 
@@ -113,7 +110,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _wait_until_ready(url: str) -> None:
-    """Until the proxy lets requests through to a replica that has an index."""
+    """Wait until the proxy passes requests on to a replica that has an index."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + _READY_SECONDS
     state = "nothing answers"
@@ -140,7 +137,7 @@ def _broken(body: bytes) -> str:
 
 
 def _wait_for_end() -> None:
-    """Until SIGINT or SIGTERM."""
+    """Wait for SIGINT or SIGTERM."""
     ended = threading.Event()
     before = {one: signal.signal(one, lambda *_: ended.set()) for one in (signal.SIGINT, signal.SIGTERM)}
     try:

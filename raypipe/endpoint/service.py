@@ -1,72 +1,42 @@
-"""What the routes ask: the index that is live, and whoever embeds and classifies videos."""
+"""What the routes share: the live index, the scheduler of its searches, and the models for new videos."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from raypipe.config.serve import LimitsConfig
-from raypipe.endpoint.answers import Live
-from raypipe.endpoint.api import Range, RecommendRequest
-from raypipe.endpoint.http_errors import HttpError, not_available
-from raypipe.endpoint.lane import Lane
-from raypipe.endpoint.live import LiveIndex
-from raypipe.endpoint.metrics import Metrics
-from raypipe.endpoint.sources import Prefixes, Source
+from raypipe.endpoint.http import HttpError
+from raypipe.endpoint.index_watcher import IndexWatcher, LoadedIndex
+from raypipe.endpoint.metrics import EndpointMetrics
+from raypipe.endpoint.scheduler import Scheduler
+from raypipe.endpoint.schemas import Recommended, RecommendRequest
+from raypipe.endpoint.uploads import EmbeddedUpload, Prefixes, Upload
 from raypipe.errors import QueryError
 from raypipe.search.query import Query
 
-Vectors = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedVideo:
-    """A video as the index would hold it: its embedding [D], and those of its T frames [T, D] float16."""
-
-    status: str
-    duration_seconds: float | None
-    embedding: Vectors
-    frame_embeddings: npt.NDArray[np.float16]
-
-    @property
-    def num_frames(self) -> int:
-        """T."""
-        return len(self.frame_embeddings)
-
-
-class Embedder(Protocol):
-    """Embeds videos, as those of one fingerprint were embedded."""
-
-    fingerprint: str
-
-    async def embed(self, source: Source) -> EmbeddedVideo:
-        """Embed one video; raises HttpError for one that cannot be."""
-
-
-class Classifier(Protocol):
-    """Gives labels to videos."""
-
-    async def classify(self, frame_embeddings: npt.NDArray[np.float16]) -> list[tuple[str, float]]:
-        """Every label of one video with its probability, the best first."""
+Embed: TypeAlias = Callable[[Upload], Awaitable[EmbeddedUpload]]  # raises HttpError
+Classify: TypeAlias = Callable[[npt.NDArray[np.float16]], Awaitable[list[tuple[str, float]]]]  # labels, best first
 
 
 @dataclass(frozen=True)
 class Service:
-    """Everything that the endpoints share."""
+    """Everything that the endpoints share; ``embed`` embeds like the index of ``embed_fingerprint`` was embedded."""
 
-    index: LiveIndex
-    lane: Lane
-    metrics: Metrics
+    index: IndexWatcher
+    scheduler: Scheduler
+    metrics: EndpointMetrics
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     prefixes: Prefixes = field(default_factory=lambda: Prefixes(()))
-    embedder: Embedder | None = None
-    classifier: Classifier | None = None
+    embed: Embed | None = None
+    embed_fingerprint: str | None = None
+    classify: Classify | None = None
 
     @property
-    def live(self) -> Live:
-        """The index as it is now; whoever answers a request asks once.
+    def live(self) -> LoadedIndex:
+        """The index as it is now; a request reads it once, and so is answered from one version.
 
         Raises:
             HttpError: there is none.
@@ -74,47 +44,50 @@ class Service:
         live = self.index.live
         if live is None:
             broken = self.index.broken
-            why = f"{broken.version} is broken: {broken.error}" if broken else "Run raypipe index."
+            why = f"{broken['version']} is broken: {broken['error']}" if broken else "Run raypipe index."
             raise HttpError(503, f"There is no index to serve. {why}", "no_index")
         return live
 
-    def can_embed(self, live: Live) -> bool:
-        """Whether a new video's embedding can be compared with those of this index."""
-        return self.embedder is not None and self.embedder.fingerprint == live.fingerprint
+    def can_embed(self, live: LoadedIndex) -> bool:
+        """Return whether a new video's embedding can be compared with those of this index."""
+        return self.embed is not None and self.embed_fingerprint == live.fingerprint
 
-    def can_classify(self, live: Live) -> bool:
-        """Whether a new video can be labelled."""
-        return self.classifier is not None and self.can_embed(live)
+    def can_classify(self, live: LoadedIndex) -> bool:
+        """Return whether a new video can be classified."""
+        return self.classify is not None and self.can_embed(live)
 
-    def embedder_of(self, live: Live) -> Embedder:
-        """Whoever embeds videos as those of this index were.
+    def embedder_of(self, live: LoadedIndex) -> Embed:
+        """Return what embeds videos like those of this index.
 
         Raises:
-            HttpError: nobody does.
+            HttpError: 501, nothing does.
         """
-        if self.embedder is None:
-            message = (
-                "This server embeds no videos: it was started without the weights that embedded those of the index."
-            )
-            raise not_available(message)
+        if self.embed is None:
+            message = "This server embeds no videos: it was started without the weights that embedded the index."
+            raise HttpError(501, message)
         if not self.can_embed(live):
-            message = (
-                "The index now holds embeddings of other settings than this server was started for. Start it again."
-            )
-            raise not_available(message)
-        return self.embedder
+            message = "The index now holds embeddings of other settings than when this server started. Restart it."
+            raise HttpError(501, message)
+        return self.embed
 
-    async def recommend(self, live: Live, query: Query) -> bytes:
-        """Answer a query; raises QueryError."""
+    def classifier_of(self, live: LoadedIndex) -> Classify:
+        """Return what classifies videos that are embedded like those of this index; raises like ``embedder_of``."""
+        if self.classify is None:
+            raise HttpError(501, "This server has no classifier. Start it with --model.")
+        self.embedder_of(live)
+        return self.classify
+
+    async def recommend(self, live: LoadedIndex, query: Query, *, must_know: bool = False) -> Recommended:
+        """Answer a query.
+
+        Raises:
+            QueryError: the index cannot answer it.
+            HttpError: with ``must_know``, the index does not hold a video of the history.
+        """
         kind = "filtered" if query.filters or query.exclude else "plain"
-        return await self.lane.run(kind, self._recommend, live, query)
+        return await self.scheduler.run(kind, self._recommend, live, query, must_know=must_know)
 
-    async def similar(self, live: Live, query: Query) -> bytes:
-        """Answer a query with a history of one; raises HttpError where the index does not hold it."""
-        kind = "filtered" if query.filters else "plain"
-        return await self.lane.run(kind, self._recommend, live, query, must_know=True)
-
-    def _recommend(self, live: Live, query: Query, *, must_know: bool = False) -> bytes:
+    def _recommend(self, live: LoadedIndex, query: Query, *, must_know: bool) -> Recommended:
         found = live.index.recommend(query)
         if must_know and found.unknown:
             raise HttpError(404, f"The index has no video {found.unknown[0]!r}.")
@@ -123,41 +96,31 @@ class Service:
         return live.recommended(found)
 
     def query(self, request: RecommendRequest) -> Query:
-        """The query of a request.
+        """Return the query of a request.
 
         Raises:
-            HttpError: it is longer than this server allows, or its embeddings are not of one length.
+            HttpError: it is longer than this server allows, or its embeddings differ in length.
+            QueryError: an embedding holds a number too large for float32.
         """
-        fields: dict[str, Any] = {name: getattr(request, name) for name in type(request).model_fields}
         self.check_length("history", request.history, self.limits.max_history)
-        weights = request.weights
-        if weights is not None and len(weights) != len(request.history):
-            raise HttpError(422, f"There are {len(weights)} weights for a history of {len(request.history)}.")
-        fields |= {
-            "history": tuple(request.history),
-            "weights": None if weights is None else tuple(weights),
-            "exclude": tuple(request.exclude),
-            "embeddings": _matrix(request.embeddings),
-            "filters": {
-                name: value.model_dump(exclude_none=True) if isinstance(value, Range) else value
-                for name, value in request.filters.items()
-            },
-        }
-        return Query(**fields)
+        if request.weights is not None and len(request.weights) != len(request.history):
+            raise HttpError(422, f"There are {len(request.weights)} weights for a history of {len(request.history)}.")
+        fields: dict[str, Any] = request.model_dump(exclude_none=True, exclude={"embeddings"})
+        fields |= {name: tuple(fields[name]) for name in ("history", "weights", "exclude") if name in fields}
+        return Query(embeddings=_matrix(request.embeddings), **fields)
 
     def check_length(self, name: str, values: Sequence[object], most: int) -> None:
-        """Raise HttpError where there are more values than this server allows."""
+        """Raise HttpError if there are more values than this server allows."""
         if len(values) > most:
             raise HttpError(422, f"{name} has {len(values)} entries; the limit is {most}.")
 
 
-def _matrix(rows: list[list[float]] | None) -> Vectors | None:
+def _matrix(rows: list[list[float]] | None) -> npt.NDArray[np.float32] | None:
     if not rows:
         return None
     if len({len(row) for row in rows}) > 1:
-        raise HttpError(
-            422, f"The embeddings have {', '.join(str(len(row)) for row in rows)} numbers; one length is needed."
-        )
+        lengths = ", ".join(str(len(row)) for row in rows)
+        raise HttpError(422, f"The embeddings have {lengths} numbers; one length is needed.")
     with np.errstate(over="ignore"):
         matrix = np.array(rows, np.float32)
     if not np.isfinite(matrix).all():

@@ -16,7 +16,7 @@ import yaml
 
 from raypipe import schema
 from raypipe.client import AnswerError, Client
-from raypipe.endpoint.haproxy import find_binary
+from raypipe.endpoint.haproxy.launch import find_binary
 from support.endpoints import NUM_EMBEDDED, Endpoint, Source, serve_config
 from support.load import Load, get, post
 from support.processes import free_port, pids_of, wait_until

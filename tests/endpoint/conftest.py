@@ -3,11 +3,11 @@ from collections.abc import Iterator
 import pytest
 
 from raypipe.config.serve import LimitsConfig
-from raypipe.endpoint.live import LiveIndex
-from raypipe.endpoint.sources import Prefixes
+from raypipe.endpoint.index_watcher import IndexWatcher
+from raypipe.endpoint.uploads import Prefixes
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
-from support.routes import Ask, FakeClassifier, FakeEmbedder, serve
+from support.routes import Ask, FakeEmbedder, fake_classify, serve
 from support.served_index import make_items, put_index
 
 NEVER_SECONDS = 1e6
@@ -22,10 +22,10 @@ def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 @pytest.fixture(scope="session")
-def live_index(index_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveIndex]:
+def live_index(index_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IndexWatcher]:
     """That index as it is served, by one that looks at CURRENT no more."""
     cache = tmp_path_factory.mktemp("cache")
-    live = LiveIndex(Versions(index_folder), cache, reload_seconds=NEVER_SECONDS)
+    live = IndexWatcher(Versions(index_folder), cache, reload_seconds=NEVER_SECONDS)
     live.start()
     yield live
     live.close()
@@ -37,11 +37,11 @@ def embedder() -> FakeEmbedder:
 
 
 @pytest.fixture
-def ask(live_index: LiveIndex, embedder: FakeEmbedder) -> Ask:
+def ask(live_index: IndexWatcher, embedder: FakeEmbedder) -> Ask:
     """Ask a server that can do everything."""
     limits = LimitsConfig(max_history=10, max_batch=4)
     prefixes = Prefixes(["s3://videos/open"])
-    return serve(live_index, limits=limits, prefixes=prefixes, embedder=embedder, classifier=FakeClassifier())
+    return serve(live_index, limits=limits, prefixes=prefixes, embedder=embedder, classify=fake_classify)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from raypipe.endpoint.access import Access, check_host, digest_of, is_loopback
-from raypipe.endpoint.http_errors import HttpError
+from raypipe.endpoint.http import HttpError
 from raypipe.errors import ConfigError
 
 

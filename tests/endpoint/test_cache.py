@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from raypipe.endpoint.cache import cache_of
-from raypipe.endpoint.live import LiveIndex
+from raypipe.endpoint.index_watcher import IndexWatcher, cache_of
 from raypipe.search.query import Query
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
@@ -23,7 +22,7 @@ def test_an_index_has_a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_old_versions_do_not_fill_the_disk(bucket: str, tmp_path: Path) -> None:
     folder = Folder(bucket)
-    live = LiveIndex(Versions(folder), tmp_path / "cache", reload_seconds=1e6)
+    live = IndexWatcher(Versions(folder), tmp_path / "cache", reload_seconds=1e6)
     put_index(folder, num_videos=20)
     live.start()
     first = live.live

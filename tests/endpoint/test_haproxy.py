@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from raypipe.config.serve import LimitsConfig
-from raypipe.endpoint.haproxy import find_binary, haproxy, ray_runs
-from raypipe.endpoint.haproxy_start import Bounds, rewrite
+from raypipe.endpoint.haproxy.launch import find_binary, haproxy, ray_runs
+from raypipe.endpoint.haproxy.rewrite import Bounds, rewrite
 
 LIMITS = LimitsConfig(max_in_flight=7, deadline_seconds=0.5)
 CONFIG = """defaults

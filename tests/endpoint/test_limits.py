@@ -9,12 +9,12 @@ import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from raypipe.config.serve import LimitsConfig
 from raypipe.endpoint.access import Access, digest_of
-from raypipe.endpoint.endpoints import NAMES, endpoint_of
-from raypipe.endpoint.http_errors import HttpError
-from raypipe.endpoint.limits import Limits, Receive, Scope, Send
+from raypipe.endpoint.http import NAMES, HttpError, endpoint_of
+from raypipe.endpoint.limits import RequestLimits
 from raypipe.errors import QueryError
 
 SMALL = LimitsConfig(max_body_bytes=100, max_json_bytes=50, max_in_flight=3, max_videos_in_flight=2)
@@ -60,7 +60,9 @@ def limited(
         await response(scope, receive, send)
 
     watched = Watched()
-    limits = Limits(application, config=config, access=Access(digest_of(token)), watcher=watched, log=watched.log)
+    limits = RequestLimits(
+        application, config=config, access=Access(digest_of(token)), metrics=watched, log=watched.log
+    )
     transport = httpx.ASGITransport(limits, raise_app_exceptions=False)  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1"), watched
 

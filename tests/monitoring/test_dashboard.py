@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 from raypipe import cli
-from raypipe.endpoint.endpoints import NAMES
-from raypipe.endpoint.metrics import Metrics
+from raypipe.endpoint.http import NAMES
+from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.monitoring import DASHBOARD, SCRAPE_CONFIG, how_to_use, path_of
 from raypipe.runs import progress as of_jobs
 from raypipe.status import NOT_FAILED, Status
@@ -43,7 +43,7 @@ def served() -> Exported:
     manifest = {"created_at": datetime.now(UTC).isoformat(), "kind": "flat"}
     live = SimpleNamespace(index=SimpleNamespace(manifest=manifest), num_videos=1, version="v1")
     index = SimpleNamespace(live=live, broken=None, num_failed_polls=0)
-    metrics = Metrics(index)  # type: ignore[arg-type]
+    metrics = EndpointMetrics(index)  # type: ignore[arg-type]
     metrics.started("similar")
     metrics.answered("similar", 429, 0.1)
     metrics.batched("similar", 2)

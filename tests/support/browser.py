@@ -15,11 +15,11 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 
 from raypipe.config.serve import LimitsConfig
 from raypipe.endpoint.access import Access, digest_of
-from raypipe.endpoint.lane import Lane
-from raypipe.endpoint.limits import Limits
-from raypipe.endpoint.live import LiveIndex
-from raypipe.endpoint.metrics import Metrics
-from raypipe.endpoint.routes import build_application
+from raypipe.endpoint.index_watcher import IndexWatcher
+from raypipe.endpoint.limits import RequestLimits
+from raypipe.endpoint.metrics import EndpointMetrics
+from raypipe.endpoint.routes.application import build_application
+from raypipe.endpoint.scheduler import Scheduler
 from raypipe.endpoint.service import Service
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
@@ -82,14 +82,14 @@ def guarded_server(work: Path, token: str) -> Iterator[str]:
     """The address of a server that wants a token: all of the endpoint but Ray, where a token is of all processes."""
     folder = Folder(str(work / "index"))
     put_index(folder, num_videos=20)
-    index = LiveIndex(Versions(folder), work / "cache", reload_seconds=1e6)
-    metrics, lane = Metrics(index), Lane()
+    index = IndexWatcher(Versions(folder), work / "cache", reload_seconds=1e6)
+    metrics, scheduler = EndpointMetrics(index), Scheduler()
     index.start()
-    application = Limits(
-        build_application(Service(index=index, lane=lane, metrics=metrics)),
+    application = RequestLimits(
+        build_application(Service(index=index, scheduler=scheduler, metrics=metrics)),
         config=LimitsConfig(),
         access=Access(digest_of(token)),
-        watcher=metrics,
+        metrics=metrics,
         log=lambda _: None,
     )
     config = uvicorn.Config(application, port=free_port(), log_config=None, lifespan="off", ws="none")
@@ -103,4 +103,4 @@ def guarded_server(work: Path, token: str) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         index.close()
-        lane.close()
+        scheduler.close()

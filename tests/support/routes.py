@@ -11,13 +11,13 @@ import numpy.typing as npt
 import pytest
 
 from raypipe.endpoint.access import Access
-from raypipe.endpoint.lane import Lane
-from raypipe.endpoint.limits import Limits
-from raypipe.endpoint.live import LiveIndex
-from raypipe.endpoint.metrics import Metrics
-from raypipe.endpoint.routes import build_application
-from raypipe.endpoint.service import EmbeddedVideo, Service
-from raypipe.endpoint.sources import Source
+from raypipe.endpoint.index_watcher import IndexWatcher
+from raypipe.endpoint.limits import RequestLimits
+from raypipe.endpoint.metrics import EndpointMetrics
+from raypipe.endpoint.routes.application import build_application
+from raypipe.endpoint.scheduler import Scheduler
+from raypipe.endpoint.service import Service
+from raypipe.endpoint.uploads import EmbeddedUpload, Upload
 from support.served_index import DIM, EMBEDDINGS, make_items
 
 VIDEO = b"\0\0\0\x18ftyp of a video"
@@ -30,30 +30,30 @@ class FakeEmbedder:
     fingerprint = str(EMBEDDINGS["fingerprint"])
 
     def __init__(self) -> None:
-        self.given: list[Source] = []
+        self.given: list[Upload] = []
         self.error: Exception | None = None
 
-    async def embed(self, source: Source) -> EmbeddedVideo:
-        self.given.append(source)
+    async def embed(self, upload: Upload) -> EmbeddedUpload:
+        self.given.append(upload)
         if self.error is not None:
             raise self.error
         vector = make_items(200)[1][3]
-        return EmbeddedVideo("ok", 2.5, vector / np.linalg.norm(vector), np.ones((4, DIM), np.float16))
+        return EmbeddedUpload("ok", 2.5, vector / np.linalg.norm(vector), np.ones((4, DIM), np.float16))
 
 
-class FakeClassifier:
-    """Knows three labels."""
-
-    async def classify(self, frame_embeddings: npt.NDArray[np.float16]) -> list[tuple[str, float]]:
-        assert frame_embeddings.shape == (4, DIM)
-        return [("music", 0.7), ("news", 0.2), ("sport", 0.1)]
+async def fake_classify(frame_embeddings: npt.NDArray[np.float16]) -> list[tuple[str, float]]:
+    """Know three labels."""
+    assert frame_embeddings.shape == (4, DIM)
+    return [("music", 0.7), ("news", 0.2), ("sport", 0.1)]
 
 
-def serve(live: LiveIndex, **parts: Any) -> Ask:  # noqa: ANN401 - fields of Service
-    metrics = Metrics(live)
-    service = Service(index=live, lane=Lane(), metrics=metrics, **parts)
-    application = Limits(
-        build_application(service), config=service.limits, access=Access(None), watcher=metrics, log=lambda _: None
+def serve(index: IndexWatcher, *, embedder: FakeEmbedder | None = None, **parts: Any) -> Ask:  # noqa: ANN401 - fields of Service
+    metrics = EndpointMetrics(index)
+    if embedder is not None:
+        parts |= {"embed": embedder.embed, "embed_fingerprint": embedder.fingerprint}
+    service = Service(index=index, scheduler=Scheduler(), metrics=metrics, **parts)
+    application = RequestLimits(
+        build_application(service), config=service.limits, access=Access(None), metrics=metrics, log=lambda _: None
     )
     transport = httpx.ASGITransport(application)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Work of an index between the event loop and threads: what is short blocks less than a change of threads costs."""
+"""Runs searches in the event loop or in threads: a short one blocks the loop for less than switching threads takes."""
 
 import asyncio
 import os
@@ -10,25 +10,23 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 LONG_SECONDS = 0.005
-PER_ROUND = 4  # to ask the system what has arrived takes a tenth of a short search
-_WEIGHT = 0.3  # of the latest time in the average
-_TIMED_EVERY = 32  # calls: to ask for the time takes a tenth of a short search
+PER_ROUND = 4  # polling for new requests takes a tenth of a short search
+_WEIGHT = 0.3  # of the latest call in the moving average
+_TIMED_EVERY = 32  # calls: reading the clock takes a tenth of a short search
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class _Kind:
-    """How long work of one kind takes."""
-
     num_calls: int = 0
     seconds: float = 0.0
 
 
-class Lane:
-    """Runs work in turn, a few pieces in a round of the event loop, so that between them others can be refused.
+class Scheduler:
+    """Runs a few pieces of work per round of the event loop, so that other requests can be refused in between.
 
-    Work that takes long by its kind, going by a sample, is done by a few threads.
+    A kind of work that takes long, going by a sample of its calls, runs in a few threads.
     """
 
     def __init__(
@@ -42,7 +40,7 @@ class Lane:
         self._threads = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1), thread_name_prefix="search")
 
     async def run(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do the work here or in a thread, and give or raise what it does."""
+        """Do the work in the event loop or in a thread, and return or raise what it does."""
         kind = self._kinds.setdefault(name, _Kind())
         if kind.seconds > self._long_seconds:
             loop = asyncio.get_running_loop()
@@ -51,7 +49,7 @@ class Lane:
         return _sampled(kind, work, *args, **kwargs)
 
     async def _turn(self) -> None:
-        """Wait while as much was done in this round of the event loop as may be: between two rounds it listens."""
+        """Wait for the next round of the event loop if this one has done its share: the loop polls between rounds."""
         loop = asyncio.get_running_loop()
         if self._num_done == 0:
             loop.call_soon(self._next_round)
@@ -66,14 +64,13 @@ class Lane:
         self._num_done = 0
         while self._waiting and self._num_done < self._per_round:
             turn = self._waiting.popleft()
-            if not turn.done():  # else whoever waited has left
+            if not turn.done():  # else its caller has left
                 turn.set_result(None)
                 self._num_done += 1
         if self._num_done:
             asyncio.get_running_loop().call_soon(self._next_round)
 
     def close(self) -> None:
-        """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -81,7 +78,7 @@ def _sampled(kind: _Kind, work: Callable[P, T], *args: P.args, **kwargs: P.kwarg
     kind.num_calls += 1
     if kind.num_calls % _TIMED_EVERY != 1:
         return work(*args, **kwargs)
-    start = time.thread_time()  # of this thread alone: on a busy machine others take turns meanwhile
+    start = time.thread_time()  # of this thread only: on a busy machine others run in between
     try:
         return work(*args, **kwargs)
     finally:

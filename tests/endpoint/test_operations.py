@@ -1,12 +1,14 @@
 """The page, the probes, the metrics, and which version is served."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from raypipe.endpoint.live import LiveIndex
+from raypipe.endpoint.index_watcher import IndexWatcher
+from raypipe.endpoint.routes.operations import PAGE
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.routes import Ask, FakeEmbedder, answer, error, serve
@@ -14,15 +16,15 @@ from support.served_index import damage, put_index
 
 
 @pytest.fixture
-def changing(tmp_path: Path) -> Iterator[tuple[Folder, LiveIndex]]:
+def changing(tmp_path: Path) -> Iterator[tuple[Folder, IndexWatcher]]:
     """An index that the test changes."""
     folder = Folder(str(tmp_path / "index"))
-    live = LiveIndex(Versions(folder), tmp_path / "cache", reload_seconds=1e6)
+    live = IndexWatcher(Versions(folder), tmp_path / "cache", reload_seconds=1e6)
     yield folder, live
     live.close()
 
 
-def test_ready_reload_and_rollback(changing: tuple[Folder, LiveIndex]) -> None:
+def test_ready_reload_and_rollback(changing: tuple[Folder, IndexWatcher]) -> None:
     folder, live = changing
     live.start()
     ask = serve(live)
@@ -49,7 +51,7 @@ def test_ready_reload_and_rollback(changing: tuple[Folder, LiveIndex]) -> None:
     assert error(ask("POST", "/v1/admin/rollback")) == (409, "conflict")
 
 
-def test_metrics_say_what_is_served_and_asked(changing: tuple[Folder, LiveIndex], embedder: FakeEmbedder) -> None:
+def test_metrics_say_what_is_served_and_asked(changing: tuple[Folder, IndexWatcher], embedder: FakeEmbedder) -> None:
     folder, live = changing
     version = put_index(folder)
     ask = serve(live, embedder=embedder)
@@ -85,3 +87,24 @@ def test_the_page_is_shown_and_trusts_nobody(ask: Ask) -> None:
     assert "<title>" in found.text
     again = ask("GET", "/", headers={"If-None-Match": found.headers["etag"]})
     assert again.status_code == 304
+
+
+def test_files_of_the_page_have_their_type_and_a_tag_of_their_content(ask: Ask) -> None:
+    for name, kind in (("app.js", "text/javascript"), ("style.css", "text/css")):
+        found = ask("GET", f"/page/{name}")
+        assert (found.status_code, found.headers["content-type"]) == (200, f"{kind}; charset=utf-8")
+        assert found.content == (PAGE / name).read_bytes()
+        assert (found.headers["cache-control"], found.headers["x-frame-options"]) == ("no-cache", "DENY")
+        assert hashlib.sha256(found.content).hexdigest()[:32] in found.headers["etag"]
+        assert ask("GET", f"/page/{name}", headers={"If-None-Match": found.headers["etag"]}).status_code == 304
+        assert error(ask("POST", f"/page/{name}")) == (405, "method_not_allowed")
+
+
+def test_an_error_that_nobody_foresaw_is_json(
+    ask: Ask, live_index: IndexWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert live_index.live is not None
+    monkeypatch.setattr(live_index.live, "video", lambda _: 1 / 0)
+    response = ask("POST", "/v1/recommend", json={})
+    assert error(response) == (500, "internal")
+    assert response.json()["request_id"] == response.headers["x-request-id"]

@@ -1,6 +1,7 @@
 """A video outside the catalogue gets the very embedding that the index would hold of it."""
 
 import pickle
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.config import DecodeConfig, EmbedConfig, load_config
-from raypipe.endpoint.http_errors import HttpError, as_http_error
-from raypipe.endpoint.sources import AllowedUri, Prefixes
-from raypipe.endpoint.videos import EmbeddingSettings, VideoDecoder, embed_videos, mean_embedding
+from raypipe.endpoint.http import HttpError, as_http_error
+from raypipe.endpoint.uploads import AllowedUri, EmbeddingSettings, Prefixes, embed_videos
 from raypipe.errors import FingerprintError, ObjectMissingError, WeightsError
 from raypipe.jobs.embed.job import prepare
 from raypipe.jobs.embed.shard import mean_embeddings
 from raypipe.models.backbone import Backbone
+from raypipe.models.backbones import mean_embedding
 from support.properties import examples
 from support.videos import make_video
 
@@ -77,21 +78,22 @@ def test_videos_are_decoded_and_embedded_together_as_alone(tmp_path: Path) -> No
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(make_video(shade=3))
     prefixes = Prefixes([str(tmp_path / "videos")])
-    decoder = VideoDecoder(about, prefixes=prefixes, decode=DecodeConfig())
+    sandbox = about.sandbox(DecodeConfig())
+    decode = partial(prefixes.decode, sandbox=sandbox, max_size_bytes=DecodeConfig().max_size_bytes)
     try:
-        named = decoder.decode(prefixes.allow(f"{tmp_path}/videos/a.mp4"))
-        sent = decoder.decode(make_video(shade=90))
+        named = decode(prefixes.allow(f"{tmp_path}/videos/a.mp4"))
+        sent = decode(make_video(shade=90))
         with pytest.raises(HttpError) as caught:
-            decoder.decode(b"no video")
+            decode(b"no video")
         assert (caught.value.status, caught.value.code) == (422, "undecodable")
         assert "(forbidden_format)" in caught.value.message
         with pytest.raises(ObjectMissingError):
-            decoder.decode(prefixes.allow(f"{tmp_path}/videos/none.mp4"))
+            decode(prefixes.allow(f"{tmp_path}/videos/none.mp4"))
         with pytest.raises(HttpError) as caught:
-            decoder.decode(AllowedUri("/etc/passwd"))
+            decode(AllowedUri("/etc/passwd"))
         assert (caught.value.status, caught.value.code) == (403, "forbidden_uri")
     finally:
-        decoder.close()
+        sandbox.close()
     together = embed_videos([named.frames, sent.frames], backbone)
     for frames, embedded in zip((named.frames, sent.frames), together, strict=True):
         [alone] = embed_videos([frames], backbone)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from raypipe.endpoint.lane import Lane
+from raypipe.endpoint.scheduler import Scheduler
 
 
 def busy(seconds: float) -> str:
@@ -17,26 +17,26 @@ def busy(seconds: float) -> str:
 
 def test_short_work_is_done_in_turn_and_long_work_elsewhere() -> None:
     async def run() -> None:
-        lane = Lane(long_seconds=0.02)
+        scheduler = Scheduler(long_seconds=0.02)
         here = threading.current_thread().name
-        assert {await lane.run("short", busy, 0.0) for _ in range(100)} == {here}
-        assert await lane.run("long", busy, 0.03) == here  # nobody knew yet
-        assert {await lane.run("long", busy, 0.03) for _ in range(3)} != {here}
-        assert await lane.run("short", busy, 0.0) == here
-        lane.close()
+        assert {await scheduler.run("short", busy, 0.0) for _ in range(100)} == {here}
+        assert await scheduler.run("long", busy, 0.03) == here  # nobody knew yet
+        assert {await scheduler.run("long", busy, 0.03) for _ in range(3)} != {here}
+        assert await scheduler.run("short", busy, 0.0) == here
+        scheduler.close()
 
     asyncio.run(run())
 
 
 def test_what_became_short_comes_back() -> None:
     async def run() -> None:
-        lane = Lane(long_seconds=0.02)
+        scheduler = Scheduler(long_seconds=0.02)
         here = threading.current_thread().name
-        await lane.run("kind", busy, 0.03)
+        await scheduler.run("kind", busy, 0.03)
         for _ in range(200):
-            last = await lane.run("kind", busy, 0.0)
+            last = await scheduler.run("kind", busy, 0.0)
         assert last == here
-        lane.close()
+        scheduler.close()
 
     asyncio.run(run())
 
@@ -47,23 +47,23 @@ def test_what_work_raises_is_raised() -> None:
         raise ValueError(msg)
 
     async def run() -> None:
-        lane = Lane(long_seconds=0.0)
+        scheduler = Scheduler(long_seconds=0.0)
         for _ in range(3):
             with pytest.raises(ValueError, match="no"):
-                await lane.run("kind", fail)
-        assert await lane.run("kind", busy, seconds=0.0)
-        lane.close()
+                await scheduler.run("kind", fail)
+        assert await scheduler.run("kind", busy, seconds=0.0)
+        scheduler.close()
 
     asyncio.run(run())
 
 
 def test_between_two_pieces_others_are_heard() -> None:
     async def run() -> None:
-        lane = Lane(per_round=2)
+        scheduler = Scheduler(per_round=2)
         order: list[str] = []
 
         async def work(number: int) -> None:
-            await lane.run("kind", order.append, f"work {number}")
+            await scheduler.run("kind", order.append, f"work {number}")
 
         async def listen() -> None:
             for number in range(4):
@@ -77,23 +77,23 @@ def test_between_two_pieces_others_are_heard() -> None:
         kinds = [what.split()[0] for what in order]
         assert [what for what in order if what.startswith("work")] == [f"work {number}" for number in range(6)]
         assert "work work work" not in " ".join(kinds)
-        lane.close()
+        scheduler.close()
 
     asyncio.run(run())
 
 
 def test_whoever_leaves_holds_nobody_up() -> None:
     async def run() -> None:
-        lane = Lane(per_round=1)
+        scheduler = Scheduler(per_round=1)
         done: list[int] = []
-        tasks = [asyncio.create_task(lane.run("kind", done.append, number)) for number in range(6)]
+        tasks = [asyncio.create_task(scheduler.run("kind", done.append, number)) for number in range(6)]
         await asyncio.sleep(0)
         for number in (1, 2, 5):
             tasks[number].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert done == [0, 3, 4]
-        await lane.run("kind", done.append, 6)
+        await scheduler.run("kind", done.append, 6)
         assert done[-1] == 6
-        lane.close()
+        scheduler.close()
 
     asyncio.run(run())

@@ -4,13 +4,13 @@ from urllib.parse import quote
 
 import pytest
 
-from raypipe.endpoint.live import LiveIndex
+from raypipe.endpoint.index_watcher import IndexWatcher
 from raypipe.search.query import Query
 from support.routes import Ask, answer, error
 from support.served_index import CATEGORIES
 
 
-def test_index_says_what_is_served(ask: Ask, live_index: LiveIndex) -> None:
+def test_index_says_what_is_served(ask: Ask, live_index: IndexWatcher) -> None:
     found = answer(ask("GET", "/v1/index"))
     assert live_index.live is not None
     assert found["version"] == live_index.live.version
@@ -69,7 +69,7 @@ def test_a_thumbnail_is_a_picture_that_a_browser_keeps(ask: Ask, ids: list[str])
     assert error(ask("GET", "/v1/videos/none/thumbnail")) == (404, "not_found")
 
 
-def test_similar_videos_are_those_of_its_kind(ask: Ask, ids: list[str], live_index: LiveIndex) -> None:
+def test_similar_videos_are_those_of_its_kind(ask: Ask, ids: list[str], live_index: IndexWatcher) -> None:
     found = answer(ask("GET", f"/v1/similar/{quote(ids[3], safe='')}", params={"top_k": 5}))
     kinds = {result["video"]["video_id"].partition("/")[0] for result in found["results"]}
     assert kinds == {ids[3].partition("/")[0]}
@@ -84,7 +84,7 @@ def test_similar_videos_are_those_of_its_kind(ask: Ask, ids: list[str], live_ind
     assert len(filtered["results"]) == 20
 
 
-def test_recommend_is_what_the_index_says(ask: Ask, ids: list[str], live_index: LiveIndex) -> None:
+def test_recommend_is_what_the_index_says(ask: Ask, ids: list[str], live_index: IndexWatcher) -> None:
     body = {
         "history": [ids[3], "unknown", ids[9]],
         "weights": [1, 2.5, 0],

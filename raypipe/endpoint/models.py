@@ -1,35 +1,31 @@
-"""The two models behind the ingress, each a deployment of its own: videos to embeddings, embeddings to labels."""
+"""The two model deployments: one embeds videos, the other classifies their embeddings."""
 
 import asyncio
 import queue
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 from ray import serve
 
 from raypipe.config import ServeConfig
-from raypipe.endpoint.api import MAX_LABELS
-from raypipe.endpoint.http_errors import HttpError, as_http_error
-from raypipe.endpoint.service import EmbeddedVideo
-from raypipe.endpoint.sources import Prefixes, Source
-from raypipe.endpoint.videos import Embedded, EmbeddingSettings, VideoDecoder, embed_videos
+from raypipe.endpoint.http import HttpError, as_http_error
+from raypipe.endpoint.schemas import MAX_LABELS
+from raypipe.endpoint.uploads import EmbeddedUpload, EmbeddingSettings, Half, Prefixes, Upload, Vectors, embed_videos
 from raypipe.errors import RaypipeError
 from raypipe.storage import Folder
 from raypipe.video.decode_request import Pixels
-from raypipe.video.sandbox.parent import DecodedVideo
+from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 EMBED_BATCH, CLASSIFY_BATCH = 8, 32  # videos
 _BATCH_WAIT_SECONDS = 0.005
-Half = npt.NDArray[np.float16]
 
 
 class Embedder:
-    """Decodes videos in sandboxes, one a processor, and embeds the frames of several together."""
+    """Decodes videos in sandboxes, one per processor, and embeds the frames of several videos in one batch."""
 
     def __init__(self, config: ServeConfig, settings: EmbeddingSettings) -> None:
-        from raypipe.models.backbone import Backbone  # noqa: PLC0415 - seconds that the other deployments do without
+        from raypipe.models.backbone import Backbone  # noqa: PLC0415 - takes seconds, which the other deployments need not spend
 
         device, num_threads = _place(config)
         weights = settings.resolve_weights(config.embedder.weights)
@@ -40,31 +36,32 @@ class Embedder:
         decode = config.embedder.decode
         seconds = min(decode.timeout_seconds, config.limits.video_deadline_seconds)
         decode = decode.model_copy(update={"timeout_seconds": seconds})
-        prefixes = Prefixes(config.embedder.allowed_prefixes)
-        self._decoders: queue.SimpleQueue[VideoDecoder] = queue.SimpleQueue()
+        self._max_size_bytes = decode.max_size_bytes
+        self._prefixes = Prefixes(config.embedder.allowed_prefixes)
+        self._sandboxes: queue.SimpleQueue[DecodeSandbox] = queue.SimpleQueue()
         for _ in range(num_threads):
-            self._decoders.put(VideoDecoder(settings, prefixes=prefixes, decode=decode))
+            self._sandboxes.put(settings.sandbox(decode))
         self._decoding = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
-    async def embed(self, source: Source) -> tuple[EmbeddedVideo, int] | HttpError:
-        """Embed one video, and say with how many others; what is wrong with it is an answer too."""
+    async def embed(self, upload: Upload) -> tuple[EmbeddedUpload, int] | HttpError:
+        """Return the embedding of a video and the size of its batch, or the error that its caller gets."""
         loop = asyncio.get_running_loop()
         try:
-            video = await loop.run_in_executor(self._decoding, self._decode, source)
+            video = await loop.run_in_executor(self._decoding, self._decode, upload)
             (embedding, frame_embeddings), batch_size = await self._embed_one(video.frames)
         except (RaypipeError, HttpError) as error:
             return as_http_error(error)
-        duration = video.duration_seconds or None
-        return EmbeddedVideo(str(video.status), duration, embedding, frame_embeddings), batch_size
+        status = cast("Literal['ok', 'partial']", str(video.status))  # the others have no frames
+        return EmbeddedUpload(status, video.duration_seconds or None, embedding, frame_embeddings), batch_size
 
-    def _decode(self, source: Source) -> DecodedVideo:
-        decoder = self._decoders.get()
+    def _decode(self, upload: Upload) -> DecodedVideo:
+        sandbox = self._sandboxes.get()
         try:
-            return decoder.decode(source)
+            return self._prefixes.decode(upload, sandbox, max_size_bytes=self._max_size_bytes)
         finally:
-            self._decoders.put(decoder)
+            self._sandboxes.put(sandbox)
 
-    async def _embed_one(self, frames: Pixels) -> tuple[Embedded, int]:
+    async def _embed_one(self, frames: Pixels) -> tuple[tuple[Vectors, Half], int]:
         embedded, batch_size = await self._embed_frames(frames)
         if isinstance(embedded, HttpError):
             raise embedded
@@ -81,10 +78,10 @@ class Embedder:
 
 
 class Classifier:
-    """Labels videos by the embeddings of their frames, several together."""
+    """Classifies videos by the embeddings of their frames, several in one batch."""
 
     def __init__(self, config: ServeConfig) -> None:
-        from torch import nn  # noqa: PLC0415 - seconds that the other deployments do without
+        from torch import nn  # noqa: PLC0415 - takes seconds, which the other deployments need not spend
 
         from raypipe.models.classifier_files import build_classifier, read_model  # noqa: PLC0415
 
@@ -93,7 +90,7 @@ class Classifier:
         nn.Module.to(self._model, device)
 
     async def classify(self, frame_embeddings: Half) -> tuple[list[tuple[str, float]], int] | HttpError:
-        """Say the best labels of one video with their probabilities, and with how many others it was asked."""
+        """Return the best labels of a video with their probabilities, and the size of its batch."""
         labels, batch_size = await self._classify(frame_embeddings)
         if not np.isfinite([score for _, score in labels]).all():
             return HttpError(500, "The model gave scores that are not numbers. Train it again.")
@@ -115,8 +112,8 @@ class Classifier:
 
 
 def _place(config: ServeConfig) -> tuple[str, int]:
-    """The device of a model, and how many threads it has where that is the processor."""
-    import torch  # noqa: PLC0415 - seconds that the other deployments do without
+    """Return the device of a model, and how many threads it has on the CPU."""
+    import torch  # noqa: PLC0415 - takes seconds, which the other deployments need not spend
 
     num_threads = max(1, int(config.model_replicas.num_cpus))
     torch.set_num_threads(num_threads)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.demo.s3_server import S3Server
-from raypipe.endpoint.http_errors import HttpError
-from raypipe.endpoint.sources import AllowedUri, Prefixes
+from raypipe.endpoint.http import HttpError
+from raypipe.endpoint.uploads import AllowedUri, Prefixes
 from raypipe.errors import ConfigError, ObjectDeniedError, ObjectMissingError, ObjectTooLargeError
 from raypipe.storage import Folder
 from support.properties import examples

@@ -1,7 +1,8 @@
-"""Starts HAProxy in place of itself, after a change to the configuration that Ray Serve wrote.
+"""A program that rewrites the HAProxy configuration of Ray Serve, and then becomes HAProxy.
 
-A program of its own, started by Serve: ``haproxy_start.py BINARY BOUNDS PRIVATE_PORTS HAPROXY_ARGUMENTS…``, ``BOUNDS``
-being four numbers with commas between. It imports nothing of raypipe, so that it takes no time.
+Serve starts it: ``rewrite.py BINARY BOUNDS PRIVATE_PORTS HAPROXY_ARGUMENTS…``, where ``BOUNDS`` are the four numbers of
+``Bounds`` with commas between. It imports nothing of raypipe, so that it starts at once. Serve's configuration is not a
+public interface: ``tests/endpoint/test_haproxy_contract.py`` fails if a new Ray no longer has the lines matched here.
 """
 
 import os
@@ -28,7 +29,7 @@ _BODY = (
 
 
 class Bounds(NamedTuple):
-    """What one replica answers at once, and the whole seconds after which a request to one that hangs is given up."""
+    """How many requests a replica may have in flight, and the seconds after which HAProxy gives up on its answer."""
 
     max_in_flight: int
     seconds: int
@@ -37,12 +38,12 @@ class Bounds(NamedTuple):
 
 
 def rewrite(text: str, *, bounds: Bounds | None, private_ports: set[str]) -> str:
-    """Bind the given ports to loopback, give no server more at once than it answers, and refuse the rest with 429.
+    """Bind the given ports to loopback, bound the requests in flight at each server, and refuse the rest with 429.
 
-    Serve lets only the front end have an address: HAProxy's own pages would be open to every network of the machine.
-    And a replica refuses in a fifth of the time that an answer takes, where HAProxy needs a hundredth. A client that
-    sends its request slowly takes no place in a replica before it has come; a replica that hangs, and cannot keep
-    its own deadline, keeps no client for longer. Without ``bounds`` all it does is bind.
+    Serve sets an address for its front end only: HAProxy's own pages would be open to every network of the machine. To
+    refuse a request, a replica takes a fifth of the time of an answer, HAProxy a hundredth. A client that sends slowly
+    takes no place in a replica before its request is complete, and a replica that hangs, and so misses its own
+    deadline, keeps no client waiting for longer. Without ``bounds``, only the ports are bound.
     """
     return "\n".join(line for old in text.split("\n") for line in _lines(old, bounds, private_ports))
 
@@ -78,7 +79,7 @@ def _lines(line: str, bounds: Bounds | None, private_ports: set[str]) -> Iterato
 
 
 def main(arguments: list[str]) -> None:
-    """Rewrite the file behind ``-f``, and become HAProxy; what that does not accept of it is left out."""
+    """Rewrite the file after ``-f`` and become HAProxy; if HAProxy rejects the result, only bind the ports."""
     binary, numbers, ports, *given = arguments
     path = Path(given[given.index("-f") + 1])
     text = path.read_text()

@@ -1,8 +1,12 @@
-"""What the endpoints take, with the limits that OpenAPI states."""
+"""What the endpoints take and give: requests as pydantic models with their limits, answers as typed dictionaries.
 
-from typing import Annotated
+An answer is a plain dictionary of one of these types: mypy checks it, OpenAPI describes it, orjson writes it.
+"""
+
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic reads the one of typing from Python 3.12 on
 
 DEFAULT_TOP_K, MAX_TOP_K = 20, 200
 MAX_ID = 4096  # characters, of a video or any other text
@@ -105,3 +109,163 @@ class ClassifyBatch(_Request):
 
     uris: list[Text] = Field(min_length=1, max_length=MAX_VIDEOS_IN_BATCH)
     top_k: int = Field(default=5, ge=1, le=MAX_LABELS)
+
+
+class Error(TypedDict):
+    """What went wrong: a code for programs, one line for people."""
+
+    code: str
+    message: str
+
+
+class ErrorAnswer(TypedDict):
+    """The body of every error."""
+
+    error: Error
+    request_id: str
+
+
+class FailedAnswer(TypedDict):
+    """One of a batch that has no answer."""
+
+    error: Error
+
+
+class Video(TypedDict):
+    """A video of the catalogue; ``fields`` are the catalogue's own columns, title and category among them."""
+
+    video_id: str
+    video_uri: str | None
+    has_thumbnail: bool
+    duration_seconds: float | None
+    label: str | None
+    score: float | None
+    duplicate_group: int | None
+    fields: dict[str, Any]
+
+
+class Why(TypedDict):
+    """The watched video that a result is closest to, their cosine, and the boosts it got."""
+
+    closest: str | None
+    similarity: float | None
+    boosts: dict[str, float]
+
+
+class Result(TypedDict):
+    """One video, the better the higher its score."""
+
+    video: Video
+    score: float
+    why: Why
+
+
+class Recommended(TypedDict):
+    """The best first; ``unknown`` are ids of the history that the index does not hold."""
+
+    results: list[Result]
+    unknown: list[str]
+    fallback: Literal["popular"] | None
+    version: str
+
+
+class RecommendedBatch(TypedDict):
+    """An answer for each of a batch, in its order."""
+
+    answers: list[Recommended | FailedAnswer]
+
+
+class IndexAnswer(TypedDict):
+    """What is served."""
+
+    version: str
+    num_videos: int
+    dim: int
+    kind: str
+    created_at: str
+    recall_at_10: float | None
+    columns: dict[str, str]
+    categories: list[str]
+    labels: list[str]
+    can_embed: bool
+    can_classify: bool
+
+
+class VideoList(TypedDict):
+    """Some of the catalogue, and how many there are."""
+
+    videos: list[Video]
+    total: int
+
+
+class EmbedAnswer(TypedDict):
+    """A video's embedding; ``status`` is partial if it has fewer frames than asked for, or corrupt ones."""
+
+    embedding: list[float]
+    num_frames: int
+    status: Literal["ok", "partial"]
+    duration_seconds: float | None
+    neighbors: Recommended | None
+
+
+class EmbedBatchAnswer(TypedDict):
+    """An answer for each of a batch, in its order."""
+
+    answers: list[EmbedAnswer | FailedAnswer]
+
+
+class LabelScore(TypedDict):
+    """A label, and how probable it is."""
+
+    label: str
+    score: float
+
+
+class ClassifyAnswer(TypedDict):
+    """The best label of a video, and the next ones."""
+
+    label: str
+    score: float
+    top: list[LabelScore]
+    num_frames: int
+    neighbors: Recommended | None
+
+
+class ClassifyBatchAnswer(TypedDict):
+    """An answer for each of a batch, in its order."""
+
+    answers: list[ClassifyAnswer | FailedAnswer]
+
+
+class ReloadAnswer(TypedDict):
+    """The version that is served now."""
+
+    version: str
+    changed: bool
+
+
+class RollbackAnswer(TypedDict):
+    """The version that is served now."""
+
+    version: str
+
+
+class Broken(TypedDict):
+    """A version that CURRENT names and that cannot be served."""
+
+    version: str
+    error: str
+
+
+class ReadyAnswer(TypedDict):
+    """Whether requests can be answered."""
+
+    ready: bool
+    version: str | None
+    broken: Broken | None
+
+
+class HealthAnswer(TypedDict):
+    """The replica lives."""
+
+    ok: bool

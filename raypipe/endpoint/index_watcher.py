@@ -1,0 +1,267 @@
+"""The index being served: a new version is loaded next to the old one, and replaces it in one assignment."""
+
+import hashlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import orjson
+
+from raypipe import schema
+from raypipe.endpoint.schemas import Broken, Recommended, Result, Video
+from raypipe.errors import IndexVersionError, ObjectError, RaypipeError, StorageError
+from raypipe.search.index import VideoIndex
+from raypipe.search.query import Query, Recommendation, Recommendations
+from raypipe.search.versions import Versions, cache_folder
+
+CATEGORY = "category"
+_VIDEOS_KEPT = 65_536  # some 30 MB of JSON
+_LISTED_VALUES = 1_000
+_DIGITS = 6
+_OWN = (schema.VIDEO_ID, schema.VIDEO_URI, schema.DURATION_SECONDS, schema.LABEL, schema.SCORE, "duplicate_group")
+_HIDDEN = (*_OWN, schema.ETAG, schema.GENERATION)
+_VERSIONS_KEPT = 3  # the live one, one to roll back to, one that another replica may still be loading
+_OLDER_TRIED = 3
+_CLOSE_SECONDS = 5.0  # the storage may not answer; the thread ends with the process
+_logger = logging.getLogger(__name__)
+OnLoad: TypeAlias = Callable[["LoadedIndex"], None]
+
+
+class LoadedIndex:
+    """A version of the index in memory, and its answers. Any thread may use it; nothing in it changes."""
+
+    def __init__(self, index: VideoIndex) -> None:
+        self.index = index
+        self.version = str(index.version)
+        self.loaded_at = time.time()
+        # Writing a video's JSON takes longer than finding its neighbors, so the JSON of recent videos is kept.
+        self.video = lru_cache(maxsize=_VIDEOS_KEPT)(self._video)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What /v1/index says of this version."""
+        manifest = self.index.manifest
+        names = ("num_videos", "dim", "kind", "created_at", "recall_at_10", "columns")
+        return {
+            "version": self.version,
+            **{name: manifest.get(name) for name in names},
+            "categories": self.index.items.values(CATEGORY, limit=_LISTED_VALUES),
+            "labels": self.index.items.values(schema.LABEL, limit=_LISTED_VALUES),
+        }
+
+    @property
+    def num_videos(self) -> int:
+        return int(self.index.manifest["num_videos"])
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the settings that made its embeddings."""
+        return str((self.index.manifest.get("embeddings") or {}).get("fingerprint", ""))
+
+    def warm(self) -> None:
+        """Answer once, so that no request waits for what is made at first use."""
+        items = self.index.items
+        history = (items.row(0)[schema.VIDEO_ID],) if self.num_videos else ()
+        self.index.find("a", {}, offset=0, limit=1)
+        self.recommended(self.index.recommend(Query(history=history, top_k=10)))
+        self.recommended(self.index.recommend(Query(top_k=10)))
+        _ = self.facts
+
+    def _video(self, position: int) -> Video:
+        row = self.index.items.row(position)
+        video: Video = {
+            **{name: row.get(name) for name in _OWN},  # type: ignore[typeddict-item]
+            "has_thumbnail": self.index.items.thumbnail(position) is not None,
+            "fields": {name: value for name, value in row.items() if name not in _HIDDEN},
+        }
+        return cast("Video", orjson.Fragment(orjson.dumps(video)))  # written as it is into every answer
+
+    def recommended(self, found: Recommendations) -> Recommended:
+        return {
+            "results": [self._result(one) for one in found.results],
+            "unknown": list(found.unknown),
+            "fallback": found.fallback,
+            "version": self.version,
+        }
+
+    def _result(self, found: Recommendation) -> Result:
+        return {
+            "video": self.video(found.position),
+            "score": round(found.score, _DIGITS),
+            "why": {
+                "closest": found.closest,
+                "similarity": None if found.similarity is None else round(float(found.similarity), _DIGITS),
+                "boosts": {name: round(float(boost), _DIGITS) for name, boost in found.boosts.items()},
+            },
+        }
+
+
+class IndexWatcher:
+    """Follows CURRENT. ``live`` may be read at any time, and used even after a newer version has replaced it.
+
+    A version noted in ``broken`` is not retried until CURRENT names another or ``reload`` is called; the
+    version before it stays live. Only ``start``, ``reload`` and ``rollback`` wait for a load.
+    """
+
+    def __init__(self, versions: Versions, cache: Path, *, reload_seconds: float) -> None:
+        self.live: LoadedIndex | None = None
+        self.broken: Broken | None = None  # a version that CURRENT names but that cannot be served
+        self.num_failed_polls = 0
+        self.on_load: OnLoad = lambda _: None  # called with each version that becomes live
+        self._versions = versions
+        self._cache = cache
+        self._reload_seconds = reload_seconds
+        self._loading = threading.Lock()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Load the version that CURRENT names, or an older one if that is broken; then follow CURRENT in a thread."""
+        self._poll()
+        if self.live is None and self.broken is not None:
+            self._load_older(self.broken)
+        self._thread = threading.Thread(target=self._follow, name="raypipe-index-watcher", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_SECONDS)
+
+    def check(self) -> None:
+        """Raise RuntimeError if the thread that follows CURRENT has ended."""
+        if self._thread is None or not self._thread.is_alive():
+            msg = "The thread that follows CURRENT has ended."
+            raise RuntimeError(msg)
+
+    def reload(self) -> tuple[LoadedIndex, bool]:
+        """Load the version that CURRENT names now, and return whether it differs from the one before.
+
+        Raises:
+            IndexVersionError: there is none, or it is broken; the live version stays.
+            StorageError: the storage refuses or cannot be reached.
+        """
+        with self._loading:
+            before = self.live
+            version = self._current()
+            if version is None:
+                msg = "There is no index yet: CURRENT is missing."
+                raise IndexVersionError(msg, key="CURRENT", remedy="Run raypipe index.")
+            live = self._serve(version)
+            return live, before is None or live.version != before.version
+
+    def rollback(self) -> LoadedIndex:
+        """Point CURRENT to the version before the one it names, for every replica; raises like ``reload``.
+
+        If CURRENT names a broken version, the version before it is the live one.
+        """
+        with self._loading:
+            if self.broken is not None and self.live is not None and self._names_the_broken(self.broken):
+                version = self.live.version
+                self._versions.set_current(version)
+            else:
+                version = self._versions.rollback()
+            return self._serve(version)
+
+    def _names_the_broken(self, broken: Broken) -> bool:
+        try:
+            return self._versions.current() == broken["version"]
+        except IndexVersionError:
+            return True
+
+    def _follow(self) -> None:
+        while not self._closed.wait(self._reload_seconds):
+            self._poll()
+
+    def _poll(self) -> None:
+        try:
+            with self._loading:
+                version = self._current()
+                if version is not None and (self.broken is None or version != self.broken["version"]):
+                    self._serve(version)
+        except IndexVersionError as error:
+            _logger.error("This version of the index is not served: %s", error)  # noqa: TRY400 - a fact, no traceback
+        except (StorageError, ObjectError) as error:
+            self.num_failed_polls += 1
+            _logger.warning("Cannot check for a new version of the index: %s", error)
+        except Exception:
+            self.num_failed_polls += 1
+            _logger.exception("Cannot load the new version of the index")
+
+    def _load_older(self, broken: Broken) -> None:
+        """Load the newest intact version: a replica that starts while CURRENT is broken has no old version yet."""
+        version: str | None = broken["version"]
+        for _ in range(_OLDER_TRIED):
+            if version is None or (version := self._before(version)) is None:
+                break
+            try:
+                with self._loading:
+                    self._serve(version)
+                break
+            except RaypipeError as error:
+                _logger.warning("The older version %s is not served either: %s", version, error)
+        self.broken = broken
+
+    def _before(self, version: str) -> str | None:
+        """Return the version that was live before another, or, if its manifest cannot be read, the next lower id."""
+        try:
+            previous: str | None = self._versions.read_manifest(version)["previous"]
+        except IndexVersionError:
+            previous = max((one for one in self._versions.list() if one < version), default=None)
+        return previous
+
+    def _serve(self, version: str) -> LoadedIndex:
+        """Load a version unless it is the live one, warm it, and make it live."""
+        live = self.live
+        if live is None or live.version != version:
+            start = time.monotonic()
+            live = self._load(version)
+            self.live = live
+            self.on_load(live)
+            _prune(self._cache, live=version)
+            _logger.info("Serving version %s of the index, loaded in %.1f s", version, time.monotonic() - start)
+        self.broken = None
+        return live
+
+    def _load(self, version: str) -> LoadedIndex:
+        try:
+            manifest = self._versions.read_manifest(version)
+            loaded = LoadedIndex(VideoIndex.open(self._versions.fetch(version, self._cache), manifest))
+            loaded.warm()
+        except (StorageError, ObjectError):
+            raise  # an error of the storage says nothing about the version
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.broken = {"version": version, "error": reason}
+            if isinstance(error, IndexVersionError):
+                raise
+            raise IndexVersionError(reason, key=version) from error
+        return loaded
+
+    def _current(self) -> str | None:
+        try:
+            return self._versions.current()
+        except IndexVersionError as error:
+            self.broken = {"version": "CURRENT", "error": str(error)}
+            raise
+
+
+def cache_of(index_uri: str, folder: str | None) -> Path:
+    """Return where this machine keeps the versions of an index: below ``folder``, or below the user's cache."""
+    return cache_folder(folder) / hashlib.sha256(index_uri.encode()).hexdigest()[:16]
+
+
+def _prune(cache: Path, *, live: str) -> None:
+    """Delete all versions but the newest few and the live one; whoever still serves another has its files open."""
+    if not cache.is_dir():
+        return
+    versions = sorted(path for path in cache.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for path in versions[:-_VERSIONS_KEPT]:
+        if path.name != live:
+            shutil.rmtree(path, ignore_errors=True)
+            path.with_name(f".{path.name}.lock").unlink(missing_ok=True)

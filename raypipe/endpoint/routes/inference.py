@@ -1,0 +1,142 @@
+"""Routes for videos that the catalogue does not hold: an upload, or a URI below an allowed prefix."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from fastapi import FastAPI, Query, Request
+from pydantic import ValidationError
+
+from raypipe.endpoint import schemas
+from raypipe.endpoint.http import HttpError
+from raypipe.endpoint.index_watcher import LoadedIndex
+from raypipe.endpoint.routes.responses import add_route, answer_each
+from raypipe.endpoint.service import Service
+from raypipe.endpoint.uploads import EmbeddedUpload, Upload
+from raypipe.search.query import Query as IndexQuery
+
+T = TypeVar("T")
+_DIGITS = 6
+Neighbors = Annotated[int, Query(ge=0, le=schemas.MAX_TOP_K)]
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/VideoUri"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "video/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+def add_inference_routes(application: FastAPI, service: Service) -> None:
+    add_route(application, service, "POST /v1/embed", embed, openapi_extra=_BODY)
+    add_route(application, service, "POST /v1/embed/batch", embed_batch)
+    add_route(application, service, "POST /v1/classify", classify, openapi_extra=_BODY)
+    add_route(application, service, "POST /v1/classify/batch", classify_batch)
+
+
+async def embed(service: Service, request: Request, top_k: Neighbors = 0) -> schemas.EmbedAnswer:
+    """Embed a video, and find the ``top_k`` videos of the catalogue that are nearest to it."""
+    live = service.live
+    service.embedder_of(live)
+    return await _embed(service, live, await _upload(service, request), top_k)
+
+
+async def embed_batch(service: Service, batch: schemas.EmbedBatch) -> schemas.EmbedBatchAnswer:
+    """Embed several videos by URI."""
+    live = service.live
+    service.embedder_of(live)
+    answer = partial(_embed, service, live, top_k=batch.top_k)
+    return {"answers": await _each(service, "embed", batch.uris, answer)}
+
+
+async def classify(
+    service: Service,
+    request: Request,
+    top_k: Annotated[int, Query(ge=1, le=schemas.MAX_LABELS)] = 5,
+    neighbors: Neighbors = 0,
+) -> schemas.ClassifyAnswer:
+    """Say a video's best labels, and find the videos of the catalogue that are nearest to it."""
+    live = service.live
+    service.classifier_of(live)
+    return await _classify(service, live, await _upload(service, request), top_k, neighbors)
+
+
+async def classify_batch(service: Service, batch: schemas.ClassifyBatch) -> schemas.ClassifyBatchAnswer:
+    """Classify several videos by URI."""
+    live = service.live
+    service.classifier_of(live)
+    answer = partial(_classify, service, live, top_k=batch.top_k, neighbors=0)
+    return {"answers": await _each(service, "classify", batch.uris, answer)}
+
+
+async def _upload(service: Service, request: Request) -> Upload:
+    """Return the video that the body holds or names."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        try:
+            named = schemas.VideoUri.model_validate_json(await request.body())
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise HttpError(422, f'The body is not {{"uri": "…"}}: {reason}.') from None
+        return service.prefixes.allow(named.uri)
+    if kind.startswith("video/") or kind == "application/octet-stream":
+        if not (body := await request.body()):
+            raise HttpError(422, "The body is empty. Send the bytes of a video.")
+        return body
+    message = f"Content-Type is {kind!r}. Send video/*, application/octet-stream, or application/json with a uri."
+    raise HttpError(415, message)
+
+
+async def _each(
+    service: Service, name: str, uris: list[str], answer: Callable[[Upload], Awaitable[T]]
+) -> list[T | schemas.FailedAnswer]:
+    """Answer for all videos at once."""
+    service.metrics.batched(name, len(uris))
+
+    async def one(uri: str) -> T:
+        return await answer(service.prefixes.allow(uri))
+
+    tasks = [asyncio.ensure_future(one(uri)) for uri in uris]
+    try:
+        return await answer_each(tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _embed(service: Service, live: LoadedIndex, upload: Upload, top_k: int) -> schemas.EmbedAnswer:
+    video = await service.embedder_of(live)(upload)
+    return {
+        "embedding": video.embedding.astype(np.float64).tolist(),
+        "num_frames": len(video.frame_embeddings),
+        "status": video.status,
+        "duration_seconds": video.duration_seconds,
+        "neighbors": await _neighbors(service, live, video, top_k),
+    }
+
+
+async def _classify(
+    service: Service, live: LoadedIndex, upload: Upload, top_k: int, neighbors: int
+) -> schemas.ClassifyAnswer:
+    video = await service.embedder_of(live)(upload)
+    labels = await service.classifier_of(live)(video.frame_embeddings)
+    top = [schemas.LabelScore(label=label, score=round(score, _DIGITS)) for label, score in labels[:top_k]]
+    return {
+        **top[0],
+        "top": top,
+        "num_frames": len(video.frame_embeddings),
+        "neighbors": await _neighbors(service, live, video, neighbors),
+    }
+
+
+async def _neighbors(
+    service: Service, live: LoadedIndex, video: EmbeddedUpload, top_k: int
+) -> schemas.Recommended | None:
+    if not top_k:
+        return None
+    return await service.recommend(live, IndexQuery(embeddings=video.embedding[None], top_k=top_k))

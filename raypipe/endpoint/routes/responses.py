@@ -1,0 +1,100 @@
+"""JSON routes: how their parameters are checked, and how their answers are written and described."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import wraps
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from typing_extensions import TypedDict
+
+from raypipe.endpoint.http import HttpError, as_http_error
+from raypipe.endpoint.schemas import FailedAnswer
+from raypipe.endpoint.service import Service
+from raypipe.errors import RaypipeError
+
+T = TypeVar("T")
+
+
+class JsonResponse(JSONResponse):
+    """An answer of ``schemas`` as compact JSON; NaN and infinity become null."""
+
+    def render(self, content: object) -> bytes:
+        return orjson.dumps(content)
+
+
+class JsonRoute(APIRoute):
+    """A FastAPI route that checks a request in one call of pydantic, and one for its body.
+
+    FastAPI checks one parameter after the other, which adds 30 to 40 µs to a request of 250 to 330 µs. It still handles
+    whatever pydantic refuses, and so words every error.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what handles a request."""
+        handle_by_fastapi = super().get_route_handler()
+        kinds = {name: one.annotation for name, one in inspect.signature(self.endpoint).parameters.items()}
+        if Request in kinds.values():
+            return handle_by_fastapi
+        models = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+        others = {name: kind for name, kind in kinds.items() if name not in models}
+        parameters = TypeAdapter(TypedDict("Parameters", others, total=False))  # type: ignore[operator]
+
+        async def handle(request: Request) -> Response:
+            if models and request.headers.get("content-type") != "application/json":
+                return await handle_by_fastapi(request)
+            try:
+                values: Any = parameters.validate_python({**request.query_params, **request.path_params})
+                for name, model in models.items():
+                    values[name] = model.model_validate_json(await request.body())
+            except (ValidationError, ClientDisconnect):
+                return await handle_by_fastapi(request)
+            response: Response = await self.endpoint(**values)
+            return response
+
+        return handle
+
+
+def add_route(
+    application: FastAPI,
+    service: Service,
+    route: str,
+    endpoint: Callable[..., Awaitable[Any]],
+    **options: Any,  # noqa: ANN401 - of FastAPI
+) -> None:
+    """Add a route, as in "GET /healthz", to an endpoint that takes the service and the parameters of the request.
+
+    Unless the endpoint returns a Response, its answer is written as JSON and described by its type, which mypy checks.
+    """
+    method, path = route.split()
+    signature = inspect.signature(endpoint)
+    kind = signature.return_annotation
+    if kind is not Response:
+        options["responses"] = {200: {"model": kind, "description": kind.__doc__}}
+
+    @wraps(endpoint)
+    async def respond(**parameters: Any) -> Response:  # noqa: ANN401 - of the endpoint
+        answer = await endpoint(service, **parameters)
+        return answer if isinstance(answer, Response) else JsonResponse(answer)
+
+    parameters = list(signature.parameters.values())[1:]
+    respond.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    application.router.add_api_route(
+        path, respond, methods=[method], response_model=None, route_class_override=JsonRoute, **options
+    )
+
+
+async def answer_each(answers: Iterable[Awaitable[T]]) -> list[T | FailedAnswer]:
+    """Await the answers of a batch one after the other; one that fails says why, and fails no other."""
+    parts: list[T | FailedAnswer] = []
+    for answer in answers:
+        try:
+            parts.append(await answer)
+        except (RaypipeError, HttpError) as error:
+            parts.append({"error": as_http_error(error).answer})
+    return parts

@@ -1,0 +1,254 @@
+"""Videos from callers, as bytes or by URI: which may be read, and how they are decoded and embedded; without Ray.
+
+A URI is read only below a prefix that the configuration allows. An upload is embedded exactly as ``raypipe embed``
+embedded the videos of the index.
+"""
+
+import os
+import stat
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NewType, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from raypipe.config.embed import DecodeConfig
+from raypipe.endpoint.http import HttpError
+from raypipe.errors import (
+    ConfigError,
+    FingerprintError,
+    IndexVersionError,
+    ObjectDeniedError,
+    ObjectMissingError,
+    ObjectTooLargeError,
+)
+from raypipe.models.backbones import mean_embedding
+from raypipe.status import HAS_FRAMES
+from raypipe.storage import Folder, read_object
+from raypipe.storage.folder import read_uri
+from raypipe.video.decode_request import DecodeLimits, DecodeRequest, Pixels, request_of_settings
+from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
+
+if TYPE_CHECKING:
+    from raypipe.models.weights import Weights
+
+AllowedUri = NewType("AllowedUri", str)  # made by Prefixes only
+Upload: TypeAlias = bytes | AllowedUri
+Half: TypeAlias = npt.NDArray[np.float16]
+Vectors: TypeAlias = npt.NDArray[np.float32]
+_CHUNK_BYTES = 1_048_576
+_IN_MEMORY_BYTES = 1024**3
+_CONTROL = frozenset(map(chr, [*range(32), 127]))
+_FLOAT16_MAX = 65_504.0
+_NEEDED = ("backbone", "weights", "sampling", "resize_size", "crop_size", "dtype")
+
+
+class Prefixes:
+    """The folders below which callers may name videos: ``s3://bucket/prefix`` or local ones.
+
+    Raises:
+        ConfigError: a prefix is not a folder that raypipe reads.
+    """
+
+    def __init__(self, prefixes: Sequence[str]) -> None:
+        self._folders = tuple(Folder(prefix).uri.rstrip("/") + "/" for prefix in prefixes)
+
+    def allow(self, uri: str) -> AllowedUri:
+        """Return the URI in its one normal form, without contacting any storage.
+
+        Raises:
+            HttpError: 403, it is not below a prefix.
+        """
+        try:
+            normal = Folder(uri).uri
+        except ConfigError:
+            normal = ""
+        parts = normal.removeprefix("s3://").strip("/").split("/")
+        is_plain = _CONTROL.isdisjoint(normal) and not {"", ".", ".."} & set(parts) and not uri.endswith("/")
+        if is_plain and any(normal.startswith(folder) for folder in self._folders):
+            return AllowedUri(normal)
+        message = f"{_shown(uri)} is not below a prefix that this server reads videos from."
+        raise HttpError(403, message, "forbidden_uri")
+
+    def decode(self, upload: Upload, sandbox: DecodeSandbox, *, max_size_bytes: int) -> DecodedVideo:
+        """Read a video and decode it in the sandbox; it has at least one frame. Raises like ``open``.
+
+        Raises:
+            HttpError: 422, the video has no frames; the message says why.
+        """
+        with self.open(upload, max_size_bytes=max_size_bytes) as file:
+            video = sandbox.decode(file)
+        if video.status not in HAS_FRAMES:
+            raise HttpError(422, f"The video cannot be decoded ({video.status}): {video.error}", "undecodable")
+        return video
+
+    def open(self, upload: Upload, *, max_size_bytes: int) -> BinaryIO:
+        """Copy the video into an anonymous buffer, which the caller closes.
+
+        Raises:
+            HttpError: 403, the URI is not below a prefix, or leads out of it by a link.
+            ObjectError: it is missing, too large, or cannot be read.
+            StorageError: the storage refuses or cannot be reached.
+        """
+        buffer = _anonymous_buffer(len(upload) if isinstance(upload, bytes) else max_size_bytes)
+        try:
+            if isinstance(upload, bytes):
+                buffer.write(upload)
+            else:
+                self._copy(self.allow(upload), buffer, max_size_bytes)
+        except BaseException:
+            buffer.close()
+            raise
+        buffer.seek(0)
+        return buffer
+
+    def _copy(self, uri: AllowedUri, into: BinaryIO, max_size_bytes: int) -> None:
+        if not uri.startswith("s3://"):
+            folder = next(folder for folder in self._folders if uri.startswith(folder))
+            _copy_beneath(folder, uri[len(folder) :], into, max_size_bytes)
+            return
+        parent, _, name = uri.rpartition("/")
+        found = Folder(parent).stat(name)
+        if found is None:
+            raise _missing(uri)
+        read_object(uri, etag=found.etag, max_size_bytes=max_size_bytes, into=into)
+
+
+def _anonymous_buffer(max_bytes: int) -> BinaryIO:
+    """Return memory for what surely fits, a file without a name otherwise."""
+    if max_bytes <= _IN_MEMORY_BYTES:
+        return os.fdopen(os.memfd_create("raypipe-video"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _copy_beneath(folder: str, name: str, into: BinaryIO, max_size_bytes: int) -> None:
+    """Copy a file below the folder without following a link: each path component is opened relative to the last."""
+    uri = folder + name
+    *folders, last = name.split("/")
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for part in folders:
+            at = _step(at, part, flags | os.O_DIRECTORY)
+        descriptor = _step(at, last, flags | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(uri) from None
+    except OSError as error:  # a link (ELOOP), or no permission
+        msg = f"{_shown(uri)} may not be read: {error.strerror}."
+        raise ObjectDeniedError(msg, key=uri) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise _missing(uri)
+    with os.fdopen(descriptor, "rb") as file:
+        copied = 0
+        while chunk := file.read(_CHUNK_BYTES):
+            copied += len(chunk)
+            if copied > max_size_bytes:
+                msg = f"{_shown(uri)} has {status.st_size} bytes; the limit is {max_size_bytes}."
+                raise ObjectTooLargeError(msg, key=uri, value=status.st_size, expected=max_size_bytes)
+            into.write(chunk)
+
+
+def _step(at: int, part: str, flags: int) -> int:
+    try:
+        return os.open(part, flags, dir_fd=at)
+    finally:
+        os.close(at)
+
+
+def _missing(uri: str) -> ObjectMissingError:
+    return ObjectMissingError(f"{_shown(uri)} does not exist.", key=uri)
+
+
+def _shown(uri: str) -> str:
+    return repr(uri if len(uri) <= 200 else f"{uri[:200]}…")  # noqa: PLR2004 - a line's worth
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSettings:
+    """The settings that made the embeddings of an index, from its manifest."""
+
+    fingerprint: str
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> "EmbeddingSettings":
+        """Return those of an index version.
+
+        Raises:
+            IndexVersionError: its manifest lacks some of them.
+        """
+        embeddings = manifest.get("embeddings") or {}
+        settings = embeddings.get("settings") or {}
+        if missing := [name for name in _NEEDED if name not in settings]:
+            msg = f"The index does not say how its videos were embedded: it lacks {', '.join(missing)}."
+            key = f"embeddings.settings.{missing[0]}"
+            raise IndexVersionError(msg, key=key, remedy="Build it again with raypipe index.")
+        return cls(str(embeddings.get("fingerprint", "")), settings)
+
+    @property
+    def backbone(self) -> str:
+        return str(self.settings["backbone"])
+
+    def decode_request(self, decode: DecodeConfig) -> DecodeRequest:
+        limits = DecodeLimits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds)
+        return request_of_settings(self.settings, limits)
+
+    def sandbox(self, decode: DecodeConfig) -> DecodeSandbox:
+        """Start a sandbox that decodes as the index was decoded; it takes one video at a time."""
+        sandbox = DecodeSandbox(
+            self.decode_request(decode),
+            decoder=decode.decoder,
+            timeout_seconds=decode.timeout_seconds,
+            memory_bytes=decode.memory_bytes,
+        )
+        sandbox.isolation()  # starts the child now, not in the first video's time
+        return sandbox
+
+    def resolve_weights(self, weights: str) -> "Weights":
+        """Find the weights, and check that they are those that embedded the index.
+
+        Raises:
+            WeightsError: they cannot be found, read or fitted.
+            FingerprintError: they are not those that embedded the index.
+        """
+        from raypipe.models.weights import resolve_weights  # noqa: PLC0415 - seconds, for torch
+
+        found = resolve_weights(self.backbone, weights, read_bytes=read_uri)
+        if found.digest != self.settings["weights"]:
+            made = str(self.settings["weights"])
+            msg = (
+                f"The weights {weights!r} are not those of the index: their digest is {found.digest[:16]}…, the index "
+                f"was embedded with {made[:16]}…."
+            )
+            remedy = "Set embedder.weights to those of the index, or embedder.enabled to false."
+            raise FingerprintError(msg, key="embedder.weights", value=found.digest, expected=made, remedy=remedy)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedUpload:
+    """A video as the index would hold it: its embedding [D], and those of its T frames [T, D]."""
+
+    status: Literal["ok", "partial"]
+    duration_seconds: float | None
+    embedding: Vectors
+    frame_embeddings: Half
+
+
+def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors, Half] | HttpError]:  # noqa: ANN401 - importing its type takes seconds
+    """Embed the frames of several videos together: the embedding [D] of each video and those [T, D] of its frames.
+
+    A video whose vectors are not numbers gets an error in their place, and the others are unaffected.
+    """
+    vectors = np.clip(backbone.embed(np.concatenate(videos)), -_FLOAT16_MAX, _FLOAT16_MAX)
+    parts = np.split(vectors, np.cumsum([len(frames) for frames in videos])[:-1])
+    return [
+        HttpError(500, "The backbone gave vectors that are not numbers.")
+        if np.isnan(part).any()
+        else (mean_embedding(part), part.astype(np.float16))
+        for part in parts
+    ]
