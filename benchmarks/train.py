@@ -25,8 +25,7 @@ import torch
 from raypipe.jobs.train.inputs import find_samples
 from raypipe.jobs.train.job import threads_per_worker
 from raypipe.jobs.train.loop import make_optimizer, rate_at, set_rate
-from raypipe.jobs.train.network import build
-from raypipe.jobs.train.run_spec import prepare
+from raypipe.jobs.train.run_spec import build, prepare
 from support import describe_machine, make_parser, print_table, scratch_folder
 from support.embedding import made_up_videos, run_without_videos
 from support.learning import read_frames, split_of, train, train_config, write_labels

@@ -32,8 +32,7 @@ from raypipe.jobs.train.checkpoints import Checkpoints, load_optimizer
 from raypipe.jobs.train.events import earlier_record
 from raypipe.jobs.train.inputs import find_samples
 from raypipe.jobs.train.loop import make_optimizer
-from raypipe.jobs.train.network import build
-from raypipe.jobs.train.run_spec import check_same_run, prepare, run_facts
+from raypipe.jobs.train.run_spec import build, check_same_run, prepare, run_facts
 from raypipe.models.classifier_files import build_classifier, read_model
 from raypipe.records import TrainingRecord
 from raypipe.schema import row_format_of

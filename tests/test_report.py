@@ -445,7 +445,9 @@ def test_errors_of_one_cause_have_one_kind() -> None:
     assert error_kind("") == ""
 
 
-@pytest.mark.parametrize("module", ["raypipe.records", "raypipe.report", "raypipe.report.model_card", "raypipe.runs"])
+@pytest.mark.parametrize(
+    "module", ["raypipe.records", "raypipe.report", "raypipe.report.training_page", "raypipe.runs"]
+)
 def test_importing_it_loads_nothing_slow(module: str) -> None:
     slow = {"ray", "torch", "pyarrow", "numpy", "jinja2", "huggingface_hub"}
     code = f"import sys, {module}; print(sorted({slow} & set(sys.modules)))"

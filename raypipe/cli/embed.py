@@ -165,8 +165,7 @@ def doctor(
 def _doctor_there(address: str, *, input_uri: str | None, output_uri: str | None) -> int:
     from rich.console import Console
 
-    from raypipe.doctor.checks import checks_table
-    from raypipe.doctor.remote import check_api
+    from raypipe.doctor.checks import check_api, checks_table
     from raypipe.submit import Remote, connect, packed_doctor
 
     client = connect(address)

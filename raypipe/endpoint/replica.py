@@ -21,14 +21,12 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
 from raypipe.config import ServeConfig
-from raypipe.endpoint.access import TOKEN_VARIABLE, Access, check_host, digest_of
 from raypipe.endpoint.http import RETRY_AFTER_SECONDS, HttpError, overloaded
 from raypipe.endpoint.index_watcher import IndexWatcher, cache_of
-from raypipe.endpoint.limits import RequestLimits
+from raypipe.endpoint.limits import TOKEN_VARIABLE, Access, RequestLimits, check_host, digest_of
 from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.endpoint.routes.application import build_application
-from raypipe.endpoint.scheduler import Scheduler
-from raypipe.endpoint.service import Service
+from raypipe.endpoint.service import Scheduler, Service
 from raypipe.endpoint.uploads import Prefixes
 from raypipe.search.query import Query
 from raypipe.search.versions import Versions

@@ -14,8 +14,8 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from raypipe.config import ServeConfig
-from raypipe.endpoint.access import TOKEN_VARIABLE, check_host
 from raypipe.endpoint.haproxy.launch import haproxy, ray_runs
+from raypipe.endpoint.limits import TOKEN_VARIABLE, check_host
 from raypipe.errors import ConfigError, JobError
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder

@@ -1,4 +1,4 @@
-"""The HTML page of a training, and the sentences that its model card shares."""
+"""The page of a training, and the card of its model."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from raypipe.records import MAX_MISTAKES, EpochMetrics, TrainingRecord, confused_pairs, is_thumbnail
 from raypipe.report.charts import HALF, MAX_LABELS, NARROW, WIDE, Chart, Heatmap, Series, epoch_chart, thinned
-from raypipe.report.templating import Tile, render_page
+from raypipe.report.templating import Tile, leaves, render, render_page
 from raypipe.text import (
     finite,
     format_count,
@@ -26,6 +26,10 @@ from raypipe.text import (
 _MAX_PAIRS = 25
 _LABEL_CHARS = 24
 _TRIAL_METRICS = ("accuracy", "macro_f1", "validation_loss", "train_loss")
+_WORST = 10
+_MAX_SETTINGS = 40
+_SETTINGS = ("objective", "init_from", "problem_type", "model", "data", "optimizer", "seed")  # the relevant ones
+_METRICS = (("accuracy", "accuracy", "Accuracy"), ("macro_f1", "f1", "Macro-F1"))  # field; type and name on the Hub
 
 
 class _Curves(NamedTuple):
@@ -226,3 +230,57 @@ def _classes(record: TrainingRecord) -> Mapping[str, object] | None:
         note += f" Nothing is known about {plural(missing, 'label')} without a validation video."
     ranked = sorted(record.classes, key=lambda metrics: (not metrics.support, finite(metrics.f1)))
     return {"rows": ranked, "note": note}
+
+
+def model_card(record: TrainingRecord) -> str:
+    """Return the ``README.md`` of the kept checkpoint. Text of users is shown as it is and never read as Markdown."""
+    settings = {key: value for key, value in record.settings.items() if key in _SETTINGS}
+    seen = sorted((metrics for metrics in record.classes if metrics.support), key=lambda metrics: finite(metrics.f1))
+    body = render(
+        "model_card.md",
+        record=record,
+        name=_name(record),
+        headline=headline(record),
+        left_out=left_out(record),
+        most_common_label=most_common_label(record),
+        settings=list(leaves(settings))[:_MAX_SETTINGS],
+        worst=seen[:_WORST],
+        num_seen=len(seen),
+        num_unseen=len(record.classes) - len(seen),
+        fingerprint=str(record.settings.get("embedding_fingerprint") or ""),
+    )
+    return f"---\n{_header(record)}\n---\n\n{body}"
+
+
+def _name(record: TrainingRecord) -> str:
+    return "GPT-2 over video frames" + (", masked frames" if record.objective == "masked_frame" else "")
+
+
+def _header(record: TrainingRecord) -> str:
+    """Return the YAML for the Hub, which contains nothing that a user wrote."""
+    # Importing it is slow, and only trainings write a card.
+    from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415
+
+    classifies = record.objective == "classify"
+    measured = classifies and record.num_validation_videos
+    results = [
+        EvalResult(
+            task_type="video-classification",
+            task_name="Video classification",
+            dataset_type="raypipe-embeddings",
+            dataset_name="validation split",
+            metric_type=metric_type,
+            metric_name=metric_name,
+            metric_value=round(float(value), 6),
+        )
+        for field, metric_type, metric_name in _METRICS
+        if measured and (value := getattr(record.kept, field, None)) is not None and math.isfinite(value)
+    ]
+    header = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="video-classification" if classifies else "feature-extraction",
+        tags=["raypipe", "gpt2", "frame-embeddings", "multi-label" if record.several_labels else "video"],
+        model_name=_name(record) if results else None,
+        eval_results=results or None,
+    )
+    return header.to_yaml()

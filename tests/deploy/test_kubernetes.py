@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from raypipe.cli import app
 from raypipe.config import EmbedConfig, ServeConfig, TrainConfig, load_config
-from raypipe.endpoint.access import TOKEN_VARIABLE
+from raypipe.endpoint.limits import TOKEN_VARIABLE
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "kubernetes"
 Document = dict[str, Any]

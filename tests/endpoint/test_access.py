@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from raypipe.endpoint.access import Access, check_host, digest_of, is_loopback
 from raypipe.endpoint.http import HttpError
+from raypipe.endpoint.limits import Access, check_host, digest_of, is_loopback
 from raypipe.errors import ConfigError
 
 

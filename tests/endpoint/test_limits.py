@@ -12,9 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from raypipe.config.serve import LimitsConfig
-from raypipe.endpoint.access import Access, digest_of
 from raypipe.endpoint.http import NAMES, HttpError, endpoint_of
-from raypipe.endpoint.limits import RequestLimits
+from raypipe.endpoint.limits import Access, RequestLimits, digest_of
 from raypipe.errors import QueryError
 
 SMALL = LimitsConfig(max_body_bytes=100, max_json_bytes=50, max_in_flight=3, max_videos_in_flight=2)

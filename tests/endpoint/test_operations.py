@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from raypipe.endpoint.index_watcher import IndexWatcher
-from raypipe.endpoint.routes.operations import PAGE
+from raypipe.endpoint.routes.application import PAGE
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.routes import Ask, FakeEmbedder, answer, error, serve

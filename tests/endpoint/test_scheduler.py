@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from raypipe.endpoint.scheduler import Scheduler
+from raypipe.endpoint.service import Scheduler
 
 
 def busy(seconds: float) -> str:

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from raypipe.config import ClassifierConfig, Gpt2Size
 from raypipe.errors import ConfigError, WeightsError
-from raypipe.jobs.train.network import NetworkSpec, build
+from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.models.classifier import VideoClassifier
 from raypipe.models.gpt2 import HUB_NAMES, resolve_gpt2
 from support.tiny_models import random_videos, tiny_classifier, tiny_config

@@ -14,13 +14,11 @@ import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from raypipe.config.serve import LimitsConfig
-from raypipe.endpoint.access import Access, digest_of
 from raypipe.endpoint.index_watcher import IndexWatcher
-from raypipe.endpoint.limits import RequestLimits
+from raypipe.endpoint.limits import Access, RequestLimits, digest_of
 from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.endpoint.routes.application import build_application
-from raypipe.endpoint.scheduler import Scheduler
-from raypipe.endpoint.service import Service
+from raypipe.endpoint.service import Scheduler, Service
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.processes import free_port, wait_until

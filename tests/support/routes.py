@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from raypipe.endpoint.access import Access
 from raypipe.endpoint.index_watcher import IndexWatcher
-from raypipe.endpoint.limits import RequestLimits
+from raypipe.endpoint.limits import Access, RequestLimits
 from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.endpoint.routes.application import build_application
-from raypipe.endpoint.scheduler import Scheduler
-from raypipe.endpoint.service import Service
+from raypipe.endpoint.service import Scheduler, Service
 from raypipe.endpoint.uploads import EmbeddedUpload, Upload
 from support.served_index import DIM, EMBEDDINGS, make_items
 

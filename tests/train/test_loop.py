@@ -17,7 +17,7 @@ from raypipe.errors import JobError
 from raypipe.jobs.train.batches import Feeder, Window
 from raypipe.jobs.train.checkpoints import Checkpoints, put_model
 from raypipe.jobs.train.loop import Loop
-from raypipe.jobs.train.network import NetworkSpec, build
+from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.classifier_files import read_model
 from raypipe.models.gpt2 import freeze

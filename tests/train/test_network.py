@@ -11,7 +11,7 @@ from raypipe.config import ClassifierConfig, OptimizerConfig
 from raypipe.errors import WeightsError
 from raypipe.jobs.train.batches import Batch, Feeder, Window
 from raypipe.jobs.train.checkpoints import put_model
-from raypipe.jobs.train.network import NetworkSpec, Objective, build, drop_frames, hide_frames
+from raypipe.jobs.train.run_spec import NetworkSpec, Objective, build, drop_frames, hide_frames
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
 from raypipe.models.classifier_files import ModelFiles, read_model
 from raypipe.models.gpt2 import Gpt2, VideoModel

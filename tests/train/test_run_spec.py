@@ -14,10 +14,10 @@ from raypipe.config import TrainConfig, load_config
 from raypipe.errors import CommitError, ConfigError, FingerprintError, RaypipeError, WeightsError
 from raypipe.jobs.train.checkpoints import put_model
 from raypipe.jobs.train.inputs import INDEX, TARGETS, TrainingSamples
-from raypipe.jobs.train.network import build
 from raypipe.jobs.train.run_spec import (
     RunSpec,
     auto_learning_rate,
+    build,
     check_same_run,
     classifier_config,
     prepare,

@@ -44,7 +44,7 @@ from raypipe.jobs.train.worker import TRAIN, VALIDATION, WorkerSettings, train_w
 from raypipe.models.classifier_files import COMPLETE, MODEL_FOLDER
 from raypipe.records import TrainingRecord
 from raypipe.report import write_training_report
-from raypipe.report.model_card import model_card
+from raypipe.report.training_page import model_card
 from raypipe.runs.actors import await_resources, connect, reason_of
 from raypipe.runs.progress import TrainingProgress
 from raypipe.storage import Folder

@@ -18,7 +18,7 @@ from raypipe.config import CheckpointConfig, OptimizerConfig
 from raypipe.errors import JobError
 from raypipe.jobs.train.batches import Collective, Feeder, Ints, Window, WorkerSamples, epoch_batches
 from raypipe.jobs.train.checkpoints import Checkpoint, Checkpoints, load_optimizer
-from raypipe.jobs.train.network import Objective, seed_step
+from raypipe.jobs.train.run_spec import Objective, seed_step
 from raypipe.jobs.train.scores import Scores, measured
 from raypipe.models.classifier import by_length
 from raypipe.models.gpt2 import VideoModel

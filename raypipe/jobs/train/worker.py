@@ -17,7 +17,7 @@ from ray.util.queue import Queue
 from raypipe.jobs.train.batches import Collective, Ints, Window, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints, put_metrics, put_model
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
-from raypipe.jobs.train.network import NetworkSpec, build
+from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.storage import Folder
 
 TRAIN, VALIDATION = "train", "validation"
