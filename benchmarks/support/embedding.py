@@ -21,11 +21,11 @@ import pyarrow as pa
 from rich.console import Console
 
 from raypipe import schema
-from raypipe.config import EmbedConfig, load_config
+from raypipe.config import DecodeConfig, EmbedConfig, load_config
 from raypipe.dataset.plan import PlannedVideo
 from raypipe.models.backbones import Dtype, resolve_dtype
 from raypipe.status import Status
-from raypipe.video.decode_request import DecodeLimits, DecodeRequest, Pixels, request_of_settings
+from raypipe.video.decode_request import DecodeRequest, Pixels, request_of_settings
 from raypipe.video.sandbox.protocol import SharedFrames
 from support import NUM_CPUS, make_parser
 from support.clips import MIXED
@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 
 RANDOM = "backbone.weights=random"
 _RESNET = {"resize_size": 256, "crop_size": 224, "format": schema.ROW_FORMAT}
-_LIMITS = DecodeLimits(max_pixels=33_177_600, max_duration_seconds=43_200)
 # What raypipe embed asks of a video by default, for a ResNet-18.
-EXACT = request_of_settings({"sampling": {"mode": "uniform", "num_frames": 16}, **_RESNET}, _LIMITS)
+EXACT = request_of_settings({"sampling": {"mode": "uniform", "num_frames": 16}, **_RESNET}, DecodeConfig())
 
 
 def parse_options(
@@ -150,7 +149,7 @@ def decode_all(paths: Sequence[Path], config: EmbedConfig) -> dict[str, tuple[in
     from raypipe.models.weights import preprocessing  # noqa: PLC0415
 
     sizes = {"resize_size": preprocessing(config.backbone.name).resize_size}
-    request = request_of_settings({**_RESNET, **sizes, "sampling": config.sampling.model_dump()}, _LIMITS)
+    request = request_of_settings({**_RESNET, **sizes, "sampling": config.sampling.model_dump()}, DecodeConfig())
     decoded = _on_all_cpus(partial(_decode_one, request=request), paths)
     return dict(zip((path.name for path in paths), decoded, strict=True))
 

@@ -6,7 +6,6 @@ embedded the videos of the index.
 
 import os
 import stat
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NewType, TypeAlias
@@ -24,11 +23,11 @@ from raypipe.errors import (
     ObjectMissingError,
     ObjectTooLargeError,
 )
-from raypipe.models.backbones import mean_embedding
+from raypipe.models.backbones import clip_to_float16, mean_embedding
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder, read_object
-from raypipe.storage.folder import read_uri
-from raypipe.video.decode_request import DecodeLimits, DecodeRequest, Pixels, request_of_settings
+from raypipe.storage.folder import anonymous_file, read_uri
+from raypipe.video.decode_request import DecodeRequest, Pixels, request_of_settings
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 _CHUNK_BYTES = 1_048_576
 _IN_MEMORY_BYTES = 1024**3
 _CONTROL = frozenset(map(chr, [*range(32), 127]))
-_FLOAT16_MAX = 65_504.0
 _NEEDED = ("backbone", "weights", "sampling", "resize_size", "crop_size", "dtype")
 
 
@@ -92,7 +90,8 @@ class Prefixes:
             ObjectError: it is missing, too large, or cannot be read.
             StorageError: the storage refuses or cannot be reached.
         """
-        buffer = _anonymous_buffer(len(upload) if isinstance(upload, bytes) else max_size_bytes)
+        max_bytes = len(upload) if isinstance(upload, bytes) else max_size_bytes
+        buffer = anonymous_file(max_bytes, in_memory_bytes=_IN_MEMORY_BYTES)
         try:
             if isinstance(upload, bytes):
                 buffer.write(upload)
@@ -114,13 +113,6 @@ class Prefixes:
         if found is None:
             raise _missing(uri)
         read_object(uri, etag=found.etag, max_size_bytes=max_size_bytes, into=into)
-
-
-def _anonymous_buffer(max_bytes: int) -> BinaryIO:
-    """Return memory for what surely fits, a file without a name otherwise."""
-    if max_bytes <= _IN_MEMORY_BYTES:
-        return os.fdopen(os.memfd_create("raypipe-video"), "w+b")
-    return tempfile.TemporaryFile()
 
 
 def _copy_beneath(folder: str, name: str, into: BinaryIO, max_size_bytes: int) -> None:
@@ -194,19 +186,11 @@ class EmbeddingSettings:
         return str(self.settings["backbone"])
 
     def decode_request(self, decode: DecodeConfig) -> DecodeRequest:
-        limits = DecodeLimits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds)
-        return request_of_settings(self.settings, limits)
+        return request_of_settings(self.settings, decode)
 
     def sandbox(self, decode: DecodeConfig) -> DecodeSandbox:
         """Start a sandbox that decodes as the index was decoded; it takes one video at a time."""
-        sandbox = DecodeSandbox(
-            self.decode_request(decode),
-            decoder=decode.decoder,
-            timeout_seconds=decode.timeout_seconds,
-            memory_bytes=decode.memory_bytes,
-        )
-        sandbox.isolation()  # starts the child now, not in the first video's time
-        return sandbox
+        return DecodeSandbox.start(self.decode_request(decode), decode)
 
     def resolve_weights(self, weights: str) -> "Weights":
         """Find the weights, and check that they are those that embedded the index.
@@ -244,7 +228,7 @@ def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors,
 
     A video whose vectors are not numbers gets an error in their place, and the others are unaffected.
     """
-    vectors = np.clip(backbone.embed(np.concatenate(videos)), -_FLOAT16_MAX, _FLOAT16_MAX)
+    vectors = clip_to_float16(backbone.embed(np.concatenate(videos)))
     parts = np.split(vectors, np.cumsum([len(frames) for frames in videos])[:-1])
     return [
         HttpError(500, "The backbone gave vectors that are not numbers.")

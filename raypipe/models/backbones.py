@@ -38,6 +38,9 @@ class Preprocessing:
     std: tuple[float, ...]
 
 
+_FLOAT16_MAX = 65_504.0
+
+
 def check_name(name: str) -> None:
     """Raise ConfigError unless this is the name of a backbone."""
     if name not in BACKBONES:
@@ -110,6 +113,12 @@ class Crops:
         if not parts:
             return np.empty((0, *self.shape[1:]), np.uint8)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def clip_to_float16(vectors: Vectors) -> Vectors:
+    """Return vectors without the values that float16 cannot hold; NaN stays."""
+    clipped: Vectors = np.clip(vectors, -_FLOAT16_MAX, _FLOAT16_MAX)
+    return clipped
 
 
 def mean_embedding(vectors: Vectors) -> Vectors:

@@ -3,6 +3,7 @@
 import builtins
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
@@ -258,3 +259,10 @@ def _glob(uri: str, wildcard: int, listed: Listed) -> Iterator[StoredObject]:
     for stored in Folder(root or "/").list(prefix, skipped=listed.hidden):
         if matches(stored.key):
             yield stored
+
+
+def anonymous_file(size_bytes: int, *, in_memory_bytes: int) -> BinaryIO:
+    """Return a file without a name for the content of an object: in memory up to ``in_memory_bytes``, else on disk."""
+    if size_bytes <= in_memory_bytes:
+        return os.fdopen(os.memfd_create("raypipe-video"), "w+b")
+    return tempfile.TemporaryFile()

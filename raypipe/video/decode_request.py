@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from raypipe.config.embed import DecodeConfig  # pydantic, which a decode child does without
+
 
 DECODERS = ("pyav", "decord", "torchcodec")
 Pixels = npt.NDArray[np.uint8]
@@ -38,8 +42,8 @@ class DecodeRequest:
     row_format: int = 2  # whose rules apply: 1 trusts time stamps and decoders, and ignores display properties
 
 
-def request_of_settings(settings: Mapping[str, Any], limits: DecodeLimits) -> DecodeRequest:
-    """Return what ``raypipe embed`` requested of each video of an output, from the settings stored there."""
+def request_of_settings(settings: Mapping[str, Any], decode: "DecodeConfig") -> DecodeRequest:
+    """Return what ``raypipe embed`` requests of each video of an output, from the settings stored there."""
     sampling = settings["sampling"]
     num_frames = sampling.get("num_frames", 1)
     return DecodeRequest(
@@ -51,6 +55,6 @@ def request_of_settings(settings: Mapping[str, Any], limits: DecodeLimits) -> De
         loop_filter=sampling.get("loop_filter", True),
         resize_size=settings["resize_size"],
         crop_size=settings["crop_size"],
-        limits=limits,
+        limits=DecodeLimits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds),
         row_format=settings.get("format", 1),
     )

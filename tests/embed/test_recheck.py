@@ -21,7 +21,7 @@ from raypipe.jobs.embed.inputs import find_videos
 from raypipe.jobs.embed.verify import RecheckedRow, recheck_inputs, verify
 from raypipe.runs.stages import output_rows
 from raypipe.storage import Folder
-from raypipe.video.decode_request import DecodeLimits, request_of_settings
+from raypipe.video.decode_request import request_of_settings
 from raypipe.video.sandbox.parent import DecodeSandbox
 from support.embed_outputs import CROP, DIM, PACK, VERSIONS, embed, planner
 from support.videos import make_video
@@ -62,7 +62,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Folder:
         assert source.put_new(name, data)
     made = planner(output, SETTINGS, input_uri=source.uri)
     made.store(made.new_videos(find_videos(source.uri, output_uri=output.uri)), pack=PACK)
-    request = request_of_settings(SETTINGS, DecodeLimits(max_pixels=10**6, max_duration_seconds=60))
+    request = request_of_settings(SETTINGS, DecodeConfig(max_pixels=10**6, max_duration_seconds=60))
     assert request.row_format == 1
     with DecodeSandbox(request, decoder="pyav") as sandbox:
         for rows in missing_shards(StoredPlans(output), [0]):

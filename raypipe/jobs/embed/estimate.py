@@ -208,13 +208,7 @@ def _measure(work: ProbeSettings, started_at: float, videos: Sequence[PlannedVid
         compile=backbone.compile,
     )
     dim, side = embedding_dim(backbone.name), work.request.crop_size
-    with DecodeSandbox(
-        work.request,
-        decoder=decode.decoder,
-        timeout_seconds=decode.timeout_seconds,
-        memory_bytes=decode.memory_bytes,
-    ) as sandbox:
-        sandbox.isolation()
+    with DecodeSandbox.start(work.request, decode) as sandbox:
         marks = [time.time()]
         decoded = decode_shard(_planned(videos), sandbox, max_size_bytes=decode.max_size_bytes)
         marks.append(time.time())

@@ -1,7 +1,6 @@
 """Get the videos of a shard, the next ones while the present one is decoded."""
 
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from raypipe.errors import (
 )
 from raypipe.status import Status
 from raypipe.storage import read_object, read_range
+from raypipe.storage.folder import anonymous_file
 from raypipe.text import visible
 from raypipe.video.decode_request import Ranges
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
@@ -118,7 +118,7 @@ def fetch_video(video: PlannedVideo, *, max_size_bytes: int) -> Fetched:
     if video.size_bytes > max_size_bytes:
         error = f"{video.size_bytes} bytes; decode.max_size_bytes is {max_size_bytes}."
         return Fetched(video, None, Status.TOO_LARGE, error, 0.0)
-    file = _nameless_buffer(video.size_bytes)
+    file = anonymous_file(video.size_bytes, in_memory_bytes=_IN_MEMORY_BYTES)
     part = FetchedPart(video, file) if video.size_bytes > _WHOLE_BYTES and video.etag else None
     try:
         if part is None:
@@ -163,13 +163,6 @@ def decode_fetched(fetched: Fetched, sandbox: DecodeSandbox) -> tuple[DecodedVid
 
 def _without_frames(status: Status, error: str) -> DecodedVideo:
     return DecodedVideo(status, error, "", np.empty(0), np.empty((0, 0, 0, 3), np.uint8))
-
-
-def _nameless_buffer(size_bytes: int) -> BinaryIO:
-    """Memory for the usual video, a file without a name for a large one."""
-    if size_bytes <= _IN_MEMORY_BYTES:
-        return os.fdopen(os.memfd_create("raypipe-video"), "w+b")
-    return tempfile.TemporaryFile()
 
 
 def _close(late: Future[Fetched]) -> None:

@@ -23,7 +23,7 @@ from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
 from raypipe.storage.folder import read_uri
-from raypipe.video.decode_request import DecodeLimits, DecodeRequest
+from raypipe.video.decode_request import DecodeRequest, request_of_settings
 
 if TYPE_CHECKING:
     from raypipe.models.weights import Weights
@@ -71,19 +71,7 @@ class EmbedSetup:
     @property
     def decode_request(self) -> DecodeRequest:
         """Return what the decoder is asked for."""
-        sampling, decode = self.config.sampling, self.config.decode
-        return DecodeRequest(
-            mode=sampling.mode,
-            num_frames=sampling.num_frames,
-            fps=sampling.fps,
-            max_frames=sampling.max_frames,
-            nearest_keyframe=sampling.nearest_keyframe,
-            loop_filter=sampling.loop_filter,
-            resize_size=self.preprocessing.resize_size,
-            crop_size=self.preprocessing.crop_size,
-            limits=DecodeLimits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds),
-            row_format=self.row_format,
-        )
+        return request_of_settings(self.settings, self.config.decode)
 
 
 def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:

@@ -21,7 +21,7 @@ from raypipe.config import DecodeConfig
 from raypipe.dataset.plan import planned_videos
 from raypipe.errors import JobError
 from raypipe.jobs.embed.fetch import decode_fetched, fetch_videos
-from raypipe.models.backbones import Crops, mean_embedding
+from raypipe.models.backbones import Crops, clip_to_float16, mean_embedding
 from raypipe.records import ShardSummary, VideoNote
 from raypipe.runs.stages import Shared, identity
 from raypipe.status import NOT_FAILED, Status
@@ -36,7 +36,6 @@ WAIT_SECONDS = "wait_seconds"
 NUM_THROTTLES = "num_throttles"  # of the whole shard, in its first row
 _THUMBNAIL_SIZE = 160
 _NOTES = 3
-_FLOAT16_MAX = 65_504.0
 Vectors = npt.NDArray[np.float32]
 
 
@@ -155,7 +154,7 @@ def embed_shard(
     """
     start = time.perf_counter()
     lengths = decoded[schema.NUM_FRAMES].to_numpy()
-    vectors = np.clip(embed(_frames_of(decoded, crop_size=crop_size)), -_FLOAT16_MAX, _FLOAT16_MAX)
+    vectors = clip_to_float16(embed(_frames_of(decoded, crop_size=crop_size)))
     if np.isnan(vectors).any():
         msg = "The backbone returned vectors with NaN."
         remedy = "Choose other weights, or dtype float32."
@@ -253,13 +252,7 @@ class DecodeVideos:
     def __init__(self, settings: DecodeSettings) -> None:
         decode = settings.decode
         self._max_size_bytes = decode.max_size_bytes
-        self._sandbox = DecodeSandbox(
-            settings.request,
-            decoder=decode.decoder,
-            timeout_seconds=decode.timeout_seconds,
-            memory_bytes=decode.memory_bytes,
-        )
-        self._sandbox.isolation()  # starts the child now, not in the first video's time
+        self._sandbox = DecodeSandbox.start(settings.request, decode)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Do one shard."""

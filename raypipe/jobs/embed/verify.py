@@ -27,7 +27,7 @@ from raypipe.errors import ObjectError
 from raypipe.jobs.embed.fetch import fetch_video
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder
-from raypipe.video.decode_request import DecodeLimits, DecodeRequest, request_of_settings
+from raypipe.video.decode_request import DecodeRequest, request_of_settings
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 _NORM_TOLERANCE = 1e-3
@@ -136,8 +136,7 @@ def recheck_inputs(
         JobError: the output is not sealed.
         StorageError: no video can be read.
     """
-    limits = DecodeLimits(max_pixels=decode.max_pixels, max_duration_seconds=decode.max_duration_seconds)
-    request = request_of_settings(settings, limits)
+    request = request_of_settings(settings, decode)
     count = num_workers or len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         readers: SimpleQueue[_Reader] = SimpleQueue()
@@ -170,13 +169,7 @@ class _Reader:
     def __init__(self, request: DecodeRequest, decode: DecodeConfig) -> None:
         self._max_size_bytes = decode.max_size_bytes
         self._sandboxes = [
-            DecodeSandbox(
-                replace(request, row_format=number),
-                decoder=decode.decoder,
-                timeout_seconds=decode.timeout_seconds,
-                memory_bytes=decode.memory_bytes,
-            )
-            for number in (1, schema.ROW_FORMAT)
+            DecodeSandbox.start(replace(request, row_format=number), decode) for number in (1, schema.ROW_FORMAT)
         ]
 
     def __enter__(self) -> Self:

@@ -18,7 +18,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from raypipe.errors import ConfigError, SetupError
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.video.decode_request import DECODERS, DecodeRequest, Pixels, Ranges
 from raypipe.video.sandbox.protocol import MAX_MESSAGE_BYTES, WANT, SharedFrames, read_ranges, read_reply
+
+if TYPE_CHECKING:
+    from raypipe.config.embed import DecodeConfig
 
 _START_SECONDS = 120
 _END_SECONDS = 2
@@ -104,6 +107,18 @@ class DecodeSandbox:
         self._shared = SharedFrames(memory, crop_size=request.crop_size, max_frames=request.max_frames)
         self._children: dict[str, Child] = {}
         self._deadline = 0.0
+
+    @classmethod
+    def start(cls, request: DecodeRequest, decode: "DecodeConfig") -> Self:
+        """Return a sandbox with these limits whose child runs already, so that the first video need not wait for it."""
+        sandbox = cls(
+            request,
+            decoder=decode.decoder,
+            timeout_seconds=decode.timeout_seconds,
+            memory_bytes=decode.memory_bytes,
+        )
+        sandbox.isolation()
+        return sandbox
 
     def __enter__(self) -> Self:
         return self
