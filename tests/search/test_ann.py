@@ -23,7 +23,7 @@ def nothing_is_scanned() -> Iterator[None]:
     """However few vectors, faiss finds them; and what suits so few is soon tried out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann_module, "SCANNED", 0)
-        patch.setattr(ann, "NUM_QUERIES", 64)
+        patch.setattr(ann_module, "NUM_QUERIES", 64)
         yield
 
 

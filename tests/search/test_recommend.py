@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import QueryError
-from raypipe.search import ann, ranking
 from raypipe.search import ann as ann_module
+from raypipe.search import ranking
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query, Recommendations
 from raypipe.search.ranking import freshness, percentile_rank
@@ -45,7 +45,7 @@ def however_few() -> Any:  # noqa: ANN401 - pytest's
     """Faiss finds however few vectors, and pools are so small that they have to grow."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann_module, "SCANNED", 0)
-        patch.setattr(ann, "NUM_QUERIES", 16)
+        patch.setattr(ann_module, "NUM_QUERIES", 16)
         patch.setattr(ranking, "_POOL", (1, 2))
         yield
 
