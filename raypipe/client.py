@@ -5,6 +5,8 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from raypipe.errors import ConfigError, RaypipeError
 
 _JSON, _BYTES = "application/json", "application/octet-stream"
+_quoted = partial(quote, safe="")
 Answer = dict[str, Any]
 
 
@@ -136,27 +139,19 @@ class Client:
 
     def _ask(self, method: str, path: str, query: Mapping[str, object] = {}, *sent: Any) -> Answer:  # noqa: ANN401
         body = self._send(method, path, query, *sent)
-        try:
-            answer = json.loads(body)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            msg = f"{self.base_url} does not answer like raypipe serve: {body[:100]!r}."
-            raise ClientError(msg, key=self.base_url, value=body)
-        return answer
+        with suppress(ValueError):
+            if isinstance(answer := json.loads(body), dict):
+                return answer
+        msg = f"{self.base_url} does not answer like raypipe serve: {body[:100]!r}."
+        raise ClientError(msg, key=self.base_url, value=body)
 
     def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, object] = {},
-        data: bytes | None = None,
-        kind: str | None = None,
+        self, method: str, path: str, query: Mapping[str, object] = {}, data: bytes | None = None, kind: str = ""
     ) -> bytes:
         given = {name: value for name, value in query.items() if value is not None}
         url = f"{self.base_url}{path}" + (f"?{urlencode(given)}" if given else "")
         headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-        if kind is not None:
+        if kind:
             headers["Content-Type"] = kind
         request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - http or https, checked
         try:
@@ -182,17 +177,8 @@ def _refused(error: urllib.error.HTTPError) -> AnswerError:
         code, message = "", " ".join(body[:200].decode(errors="replace").split()) or str(error.reason)
         request_id = str(error.headers.get("X-Request-Id", ""))
     after = error.headers.get("Retry-After", "")
-    return AnswerError(
-        message,
-        status=error.code,
-        code=code,
-        request_id=request_id,
-        retry_after_seconds=float(after) if after.isdigit() else None,
-    )
-
-
-def _quoted(video_id: str) -> str:
-    return quote(video_id, safe="")
+    seconds = float(after) if after.isdigit() else None
+    return AnswerError(message, status=error.code, code=code, request_id=request_id, retry_after_seconds=seconds)
 
 
 def _is_loopback(host: str) -> bool:

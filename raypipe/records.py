@@ -30,6 +30,7 @@ _MAX_ERROR_CHARS = 500
 _SHARDS_PER_POINT = 3  # fewer turn a chart into spikes, because shards finish in batches
 _MIN_POINTS = 8
 _TOP = 5  # of top-5 accuracy
+EPOCH_METRICS = ("train_loss", "validation_loss", "accuracy", "top5_accuracy", "macro_f1")
 
 
 @dataclass(slots=True)

@@ -27,21 +27,13 @@ from raypipe.config.load import uris
 from raypipe.errors import ConfigError, SetupError
 from raypipe.runs.ray_private import enable_token_authentication
 
-CONFIGS: dict[str, type[BaseModel]] = {
-    "embed": EmbedConfig,
-    "train": TrainConfig,
-    "classify": ClassifyConfig,
-    "index": IndexConfig,
-    "recommend": RecommendConfig,
-}
+_MODELS: tuple[type[BaseModel], ...] = (EmbedConfig, TrainConfig, ClassifyConfig, IndexConfig, RecommendConfig)
+CONFIGS = {model.__name__.removesuffix("Config").lower(): model for model in _MODELS}  # by the name of their job
 _FILE = "job.yaml"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own
 _OVERRIDES = (ADDRESS_VARIABLE, "RAY_ADDRESS")  # Ray prefers these variables to the address that it is given
-_VERBOSE = (
-    "ray._private.runtime_env.packaging",
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-)
+_DASHBOARD = "ray.dashboard.modules"
+_VERBOSE = ("ray._private.runtime_env.packaging", f"{_DASHBOARD}.dashboard_sdk", f"{_DASHBOARD}.job.sdk")
 _POLL_SECONDS = 0.5
 _LOST_SECONDS = 60.0  # without an answer: a forwarded port may be gone for a while, and the job goes on
 
@@ -111,15 +103,14 @@ def _command_of(path: Path) -> str:
 
 
 def _notes(config: BaseModel, *, has_files: bool) -> tuple[str, ...]:
-    local = {key: value for key, value in uris(config).items() if "://" not in value}
-    relative = [(key, value) for key, value in local.items() if not PurePath(value).is_absolute()]
+    local = [(key, value) for key, value in uris(config).items() if "://" not in value]
+    relative = [(key, value) for key, value in local if not PurePath(value).is_absolute()]
     if relative and not has_files:
         key, value = relative[0]
         msg = f"The cluster does not have {', '.join(f'{key}: {value}' for key, value in relative)}."
-        remedy = "Give a URI, or --working-dir to send files along."
-        raise ConfigError(msg, key=key, value=value, remedy=remedy)
-    shared = [f"{key}: {value}" for key, value in local.items() if PurePath(value).is_absolute()]
-    return tuple(f"{one} is a path of the cluster's machines, all of which must see it." for one in shared)
+        raise ConfigError(msg, key=key, value=value, remedy="Give a URI, or --working-dir to send files along.")
+    shared = [f"{key}: {value} is a path" for key, value in local if PurePath(value).is_absolute()]
+    return tuple(f"{one} of the cluster's machines, all of which must see it." for one in shared)
 
 
 def _within(path: Path, folder: Path) -> str:
@@ -141,8 +132,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         SetupError: nothing answers there, it is not a job API, or it wants another token.
     """
     if not address:
-        remedy = f"Give --address http://HOST:8265, or set {ADDRESS_VARIABLE}."
-        msg = "No cluster address."
+        msg, remedy = "No cluster address.", f"Give --address http://HOST:8265, or set {ADDRESS_VARIABLE}."
         raise ConfigError(msg, key="--address", remedy=remedy)
     if not address.startswith(("http://", "https://")):
         msg = f"--address {address!r} is not the address of a job API."
@@ -175,11 +165,8 @@ def reached(address: str) -> Iterator[None]:
         msg = f"{address} {wrong} ({status})."
         raise SetupError(msg, key=address, value=status, remedy=remedy) from None
     except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout):
-        remedy = (
-            "Start the cluster, or forward its dashboard to here: ray attach -p 8265 cluster.yaml, "
-            "or kubectl port-forward service/HEAD 8265."
-        )
-        msg = f"Nothing answers at {address}."
+        msg, forward = f"Nothing answers at {address}.", "kubectl port-forward service/HEAD 8265"
+        remedy = f"Start the cluster, or forward its dashboard: ray attach -p 8265 cluster.yaml, or {forward}."
         raise SetupError(msg, key=address, remedy=remedy) from None
     except (requests.exceptions.RequestException, RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -197,11 +184,9 @@ class Remote:
     def send(self, job: ClusterJob) -> None:
         """Upload what the job needs and start it."""
         with reached(self._address):
+            command, name, metadata = job.entrypoint, job.submission_id, {"raypipe": __version__}
             self._client.submit_job(
-                entrypoint=job.entrypoint,
-                submission_id=job.submission_id,
-                runtime_env=job.runtime_env,
-                metadata={"raypipe": __version__},
+                entrypoint=command, submission_id=name, runtime_env=job.runtime_env, metadata=metadata
             )
 
     def details(self, submission_id: str) -> JobDetails:
@@ -217,9 +202,8 @@ class Remote:
                 if "status code 404" not in str(error):
                     raise
             jobs = [job for job in self._client.list_jobs() if job.submission_id]
-        latest = sorted(jobs, key=lambda job: job.start_time or 0)[-3:]
         msg = f"No job {submission_id!r} at {self._address}."
-        choices = [str(job.submission_id) for job in latest]
+        choices = [str(job.submission_id) for job in sorted(jobs, key=lambda job: job.start_time or 0)[-3:]]
         raise ConfigError(msg, key="submission_id", value=submission_id, choices=choices)
 
     def follow(self, submission_id: str, *, write: Callable[[str], None]) -> int:

@@ -1,14 +1,11 @@
 """Make embeddings searchable, and recommend to many users at once: index, recommend."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from raypipe.cli.app import TOO_MANY_BAD, Overrides, command, config_file, say
-
-if TYPE_CHECKING:
-    from raypipe.config import IndexConfig, RecommendConfig
 
 
 @command
@@ -30,16 +27,13 @@ def index(
     overrides: Overrides = None,
 ) -> int:
     """Build a version of a searchable index from sealed embeddings, and make it the current one."""
+    from rich.console import Console
+
     from raypipe.config import IndexConfig, load_config
 
     values = {"embeddings": embeddings, "catalogue": catalogue, "labels": labels, "output": output, "append": append}
-    return _index(load_config(IndexConfig, config, values=values, overrides=overrides or ()))
-
-
-def _index(settings: "IndexConfig") -> int:
-    from rich.console import Console
-
-    from raypipe.jobs.index.job import index_table, run_index
+    settings = load_config(IndexConfig, config, values=values, overrides=overrides or ())
+    from raypipe.jobs.index.job import index_table, run_index  # only once the configuration is known to be right
 
     console = Console()
     run = run_index(settings, console=console)
@@ -62,16 +56,13 @@ def recommend(
     overrides: Overrides = None,
 ) -> int:
     """Recommend videos to every user of a history file, as the endpoint would; again: go on with what is missing."""
+    from rich.console import Console
+
     from raypipe.config import RecommendConfig, load_config
 
     values = {"index": index_uri, "history": history, "output": output}
-    return _recommend(load_config(RecommendConfig, config, values=values, overrides=overrides or ()))
-
-
-def _recommend(settings: "RecommendConfig") -> int:
-    from rich.console import Console
-
-    from raypipe.jobs.recommend.job import RecommendOutput, run_recommend
+    settings = load_config(RecommendConfig, config, values=values, overrides=overrides or ())
+    from raypipe.jobs.recommend.job import RecommendOutput, run_recommend  # after the configuration, as in index
     from raypipe.runs.summary_tables import recommend_table
     from raypipe.storage import Folder
 

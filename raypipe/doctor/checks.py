@@ -1,13 +1,14 @@
-"""Check what a job needs of this machine or cluster, and suggest a fix for each problem."""
+"""What ``raypipe doctor`` checks: this machine, the nodes of a cluster, and a cluster behind a dashboard."""
 
 import os
 import platform
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import ray
@@ -18,7 +19,6 @@ from rich.padding import Padding
 from rich.text import Text
 
 from raypipe import __version__
-from raypipe.doctor import Check, State
 from raypipe.errors import RaypipeError
 from raypipe.jobs.embed.inputs import find_videos
 from raypipe.runs import actors
@@ -29,6 +29,7 @@ from raypipe.text import visible
 from raypipe.video.decode_request import DECODERS, DecodeLimits, DecodeRequest
 from raypipe.video.sandbox.parent import DecodeSandbox, installed_decoders
 
+State = Literal["ok", "warning", "error"]
 _PACKAGES = ("ray", "torch", "av", "pyarrow", "s3fs")
 _WAIT_SECONDS = 120.0  # a node imports all of it first
 _SHOWN = 3
@@ -38,6 +39,16 @@ _MIN_SHM_BYTES = 2 * 1024**3
 _TIMEOUT_SECONDS = 20.0
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _REFUSED = (401, 403)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that a job needs: its state, and what to do about it unless it is ok."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
 
 
 def first_video(uri: str) -> str:
@@ -80,7 +91,7 @@ def check_nodes(*, input_uri: str | None, output_uri: str | None) -> Iterator[Ch
 
 
 def _look_around(input_uri: str | None, output_uri: str | None, *, has_gpu: bool) -> tuple[str, str]:
-    versions = [f"Python {platform.python_version()}", f"raypipe {__version__}", *_versions()]
+    versions = [f"Python {platform.python_version()}", f"raypipe {__version__}", *map(_package, _PACKAGES)]
     problems = []
     if has_gpu:
         import torch  # noqa: PLC0415 - takes seconds, and only nodes with a GPU need it
@@ -98,21 +109,19 @@ def _look_around(input_uri: str | None, output_uri: str | None, *, has_gpu: bool
     return " · ".join(one for one in versions if one), " ".join(problems)
 
 
-def _versions() -> Iterator[str]:
-    for name in _PACKAGES:
-        try:
-            yield f"{name} {metadata.version(name)}"
-        except metadata.PackageNotFoundError:
-            yield f"no {name}"
+def _package(name: str) -> str:
+    try:
+        return f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        return f"no {name}"
 
 
 def run_checks(*, input_uri: str | None = None, output_uri: str | None = None) -> list[Check]:
     """Try everything that ``raypipe embed`` relies on; only the marker of a writable output is stored."""
     checks = [_python(), *_decoders(), _weights(), _memory()]
-    if input_uri:
-        checks.append(_storage("input", lambda: first_video(input_uri)))
-    if output_uri:
-        checks.append(_storage("output", lambda: writable(output_uri)))
+    for name, uri, probe in (("input", input_uri, first_video), ("output", output_uri, writable)):
+        if uri:
+            checks.append(_storage(name, probe, uri))
     return [*checks, *_cluster(input_uri, output_uri), _demo_server()]
 
 
@@ -128,9 +137,9 @@ def checks_table(checks: list[Check]) -> Padding:
 
 def _python() -> Check:
     found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
-    if platform.system() != "Linux":
-        return Check("system", "error", found, "Run raypipe on Linux: its decode sandbox is made of Linux's means.")
-    return Check("system", "ok", found)
+    if platform.system() == "Linux":
+        return Check("system", "ok", found)
+    return Check("system", "error", found, "Run raypipe on Linux: its decode sandbox is made of Linux's means.")
 
 
 def _decoders() -> Iterator[Check]:
@@ -138,9 +147,9 @@ def _decoders() -> Iterator[Check]:
     for decoder in DECODERS:
         name = f"decoder {decoder}"
         if decoder not in installed:
-            optional = decoder == "torchcodec"
-            extra = "pip install 'raypipe[torchcodec]'" if optional else f"pip install {decoder}"
-            yield Check(name, "warning" if optional else "error", "not installed", extra)
+            is_extra = decoder == "torchcodec"
+            package = "'raypipe[torchcodec]'" if is_extra else decoder
+            yield Check(name, "warning" if is_extra else "error", "not installed", f"pip install {package}")
             continue
         try:
             with DecodeSandbox(_TINY_REQUEST, decoder=decoder) as sandbox:
@@ -151,13 +160,11 @@ def _decoders() -> Iterator[Check]:
             yield Check(name, "error" if decoder == "pyav" else "warning", str(error), remedy)
             continue
         version = metadata.version("av" if decoder == "pyav" else decoder)
-        given_up = [what for what, is_held in held.items() if is_held]
-        kept = [what for what, is_held in held.items() if not is_held]
-        if not kept:
-            yield Check(name, "ok", f"{version}; its sandbox gives up {', '.join(given_up)}")
-        else:
+        if kept := [what for what, is_held in held.items() if not is_held]:
             remedy = "Allow user namespaces and seccomp: without them a video's decoder keeps what the worker has."
             yield Check(name, "warning", f"{version}; its sandbox keeps {', '.join(kept)}", remedy)
+        else:
+            yield Check(name, "ok", f"{version}; its sandbox gives up {', '.join(held)}")
 
 
 def _weights() -> Check:
@@ -177,15 +184,14 @@ def _memory() -> Check:
     shared = Path("/dev/shm")  # noqa: S108  # where Ray's object store is
     free = shutil.disk_usage(shared).free if shared.exists() else 0
     found = f"{free / 1e9:.1f} GB free in /dev/shm, {len(os.sched_getaffinity(0))} processors"
-    if free < _MIN_SHM_BYTES:
-        remedy = "Ray's object store is slow without it. In a container: --shm-size=4g."
-        return Check("memory", "warning", found, remedy)
-    return Check("memory", "ok", found)
+    if free >= _MIN_SHM_BYTES:
+        return Check("memory", "ok", found)
+    return Check("memory", "warning", found, "Ray's object store is slow without it. In a container: --shm-size=4g.")
 
 
-def _storage(name: str, probe: Callable[[], str]) -> Check:
+def _storage(name: str, probe: Callable[[str], str], uri: str) -> Check:
     try:
-        return Check(name, "ok", probe())
+        return Check(name, "ok", probe(uri))
     except RaypipeError as error:
         return Check(name, "error", str(error))
 
@@ -199,10 +205,9 @@ def _cluster(input_uri: str | None, output_uri: str | None) -> Iterator[Check]:
     total = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     yield Check("ray", "ok", f"{ray.__version__}: {nodes} nodes, {total.get('CPU', 0):g} CPUs")
-    if gpus := total.get("GPU", 0):
-        yield Check("gpu", "ok", f"{gpus:g} GPUs")
-    else:
-        yield Check("gpu", "warning", "0 GPUs", "Decode and embed share the processors.")
+    gpus = total.get("GPU", 0)
+    remedy = "" if gpus else "Decode and embed share the processors."
+    yield Check("gpu", "ok" if gpus else "warning", f"{gpus:g} GPUs", remedy)
     if nodes > 1:
         yield from check_nodes(input_uri=input_uri, output_uri=output_uri)
 
@@ -237,7 +242,5 @@ def _token(address: str) -> Check:
         return Check("token", "ok", f"{address} refuses a request without it ({answer.status_code})")
     is_near = urlsplit(address).hostname in _LOOPBACK
     found = f"{address} answers {answer.status_code} without one{', at loopback' if is_near else ''}"
-    remedy = (
-        "Whoever reaches it runs code on every node. Start the cluster with RAY_AUTH_MODE=token, as cluster.yaml does."
-    )
+    remedy = "Whoever reaches it runs code on every node. Start Ray with RAY_AUTH_MODE=token, as cluster.yaml does."
     return Check("token", "warning" if is_near else "error", found, remedy)

@@ -18,19 +18,9 @@ if TYPE_CHECKING:
 Tile = tuple[str, str, str]  # name, large number, note
 
 _FILTERS = (
-    text.finite,
-    text.format_count,
-    text.format_metric,
-    text.format_parameters,
-    text.format_score,
-    text.format_seconds,
-    text.format_share,
-    text.heading,
-    text.metric_name,
-    text.plural,
-    text.redact,
-    text.shorten,
-)
+    *("finite", "format_count", "format_metric", "format_parameters", "format_score", "format_seconds"),
+    *("format_share", "heading", "metric_name", "plural", "redact", "shorten"),
+)  # functions of raypipe.text
 _MAX_MARKDOWN_CHARS = 120
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@:$]|(?<=www)\.)", re.IGNORECASE)
 
@@ -111,7 +101,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update({function.__name__: function for function in _FILTERS})
+    environment.filters.update({name: getattr(text, name) for name in _FILTERS})
     environment.filters.update(leaves=leaves, markdown_text=markdown_text, markdown_code=markdown_code, base64=_base64)
     environment.globals.update(NOTHING=text.NOTHING, NOT_FAILED=NOT_FAILED)
     style = environment.get_template("report.css").render()

@@ -4,24 +4,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from raypipe import text
 from raypipe.records import MAX_MISTAKES, EpochMetrics, TrainingRecord, confused_pairs, is_thumbnail
 from raypipe.report.charts import HALF, MAX_LABELS, NARROW, WIDE, Chart, Heatmap, Series, epoch_chart, thinned
 from raypipe.report.templating import Tile, leaves, render, render_page
-from raypipe.text import (
-    finite,
-    format_count,
-    format_loss,
-    format_metric,
-    format_parameters,
-    format_score,
-    format_seconds,
-    format_share,
-    format_speed,
-    heading,
-    metric_name,
-    plural,
-    shorten,
-)
 
 _MAX_PAIRS = 25
 _LABEL_CHARS = 24
@@ -42,20 +28,16 @@ class _Curves(NamedTuple):
     height: int = 190
 
 
-_LOSS = _Curves("Loss", {"train_loss": "training", "validation_loss": "validation"}, format_loss)
-_SCORE = _Curves("Accuracy and macro-F1", {"accuracy": "accuracy", "macro_f1": "macro-F1"}, format_score, (0.0, 1.0))
+_LOSS = _Curves("Loss", {"train_loss": "training", "validation_loss": "validation"}, text.format_loss)
+_SCORE = _Curves(
+    "Accuracy and macro-F1", {"accuracy": "accuracy", "macro_f1": "macro-F1"}, text.format_score, (0.0, 1.0)
+)
 _RATE = _Curves("Learning rate", {"learning_rate": "learning rate"}, "{:.2g}".format, height=110)
 
 
 def training_page(record: TrainingRecord) -> str:
     """Return the report of a training as one HTML document."""
-    run = {
-        "objective": record.objective,
-        "embeddings": record.embeddings_uri,
-        "labels": record.labels_uri,
-        "output": record.output_uri,
-        "model": record.model_uri,
-    }
+    run = {name: getattr(record, f"{name}_uri") for name in ("embeddings", "labels", "output", "model")}
     trials = [trial.metrics for trial in record.trials]
     return render_page(
         "training.html",
@@ -65,12 +47,12 @@ def training_page(record: TrainingRecord) -> str:
         uris=(record.embeddings_uri, record.output_uri),
         tiles=_tiles(record),
         bad_tile="Left out",
-        run=run,
+        run={"objective": record.objective} | run,
         loss_trouble=_loss_trouble(record),
         curves=_curves(record),
         confusion=_confusion(record),
         classes=_classes(record),
-        mistakes=sorted(record.mistakes, key=lambda mistake: -finite(mistake.score))[:MAX_MISTAKES],
+        mistakes=sorted(record.mistakes, key=lambda mistake: -text.finite(mistake.score))[:MAX_MISTAKES],
         is_thumbnail=is_thumbnail,
         trial_metrics=[name for name in _TRIAL_METRICS if any(getattr(m, name, None) is not None for m in trials)],
     )
@@ -82,14 +64,14 @@ def headline(record: TrainingRecord) -> str:
     if kept is None:
         ended = {"failed": "Training failed", "interrupted": "Training was interrupted"}.get(record.outcome)
         return f"{ended} before the first epoch ended" if ended else "No epoch has ended"
-    videos = plural(record.num_validation_videos, "validation video")
+    videos = text.plural(record.num_validation_videos, "validation video")
     if record.objective == "classify" and not record.several_labels and _is_number(kept.accuracy):
-        return f"{format_metric('accuracy', kept.accuracy)} of {videos} right"
+        return f"{text.format_metric('accuracy', kept.accuracy)} of {videos} right"
     if record.objective == "classify" and _is_number(kept.macro_f1):
-        return f"Macro-F1 {format_metric('macro_f1', kept.macro_f1)} on {videos}"
+        return f"Macro-F1 {text.format_metric('macro_f1', kept.macro_f1)} on {videos}"
     if kept.validation_loss is not None:
-        return f"Loss {format_loss(kept.validation_loss)} on {videos}"
-    return f"Training loss {format_loss(kept.train_loss)}, with no validation videos"
+        return f"Loss {text.format_loss(kept.validation_loss)} on {videos}"
+    return f"Training loss {text.format_loss(kept.train_loss)}, with no validation videos"
 
 
 def most_common_label(record: TrainingRecord) -> tuple[str, float] | None:
@@ -104,7 +86,7 @@ def most_common_label(record: TrainingRecord) -> tuple[str, float] | None:
 def left_out(record: TrainingRecord) -> str:
     """Return which videos could not be used for training, or nothing."""
     counts = {"embeddings": record.num_unknown_labels, "frames": record.num_without_frames}
-    return ", ".join(f"{format_count(count)} without {what}" for what, count in counts.items() if count)
+    return ", ".join(f"{text.format_count(count)} without {what}" for what, count in counts.items() if count)
 
 
 def _is_number(value: float | None) -> bool:
@@ -115,9 +97,8 @@ def _loss_trouble(record: TrainingRecord) -> str:
     """Return the first epoch with a loss that is NaN or infinite, or nothing."""
     for metrics in record.epochs:
         for name in ("train_loss", "validation_loss"):
-            value = getattr(metrics, name)
-            if value is not None and not math.isfinite(value):
-                what = f"The {metric_name(name)} of epoch {metrics.epoch} is {format_loss(value)}"
+            if (value := getattr(metrics, name)) is not None and not math.isfinite(value):
+                what = f"The {text.metric_name(name)} of epoch {metrics.epoch} is {text.format_loss(value)}"
                 return f"{what}: a smaller learning rate or float32 may help."
     return ""
 
@@ -125,25 +106,24 @@ def _loss_trouble(record: TrainingRecord) -> str:
 def _tiles(record: TrainingRecord) -> list[Tile]:
     """Return (name, number, note) of the large numbers at the top."""
     tiles = _score_tiles(record)
-    held_out = format_count(record.num_validation_videos)
+    held_out = text.format_count(record.num_validation_videos)
     note = f"and {held_out} for validation" if record.num_validation_videos else ""
-    tiles.append(("Training videos", format_count(record.num_train_videos), note))
+    tiles.append(("Training videos", text.format_count(record.num_train_videos), note))
     if record.objective == "classify":
         each = "a video may have several" if record.several_labels else "one per video"
-        tiles.append(("Labels", format_count(len(record.label_names)), each))
-    missing = record.num_unknown_labels + record.num_without_frames
-    if missing:
-        tiles.append(("Left out", format_count(missing), left_out(record)))
+        tiles.append(("Labels", text.format_count(len(record.label_names)), each))
+    if missing := record.num_unknown_labels + record.num_without_frames:
+        tiles.append(("Left out", text.format_count(missing), left_out(record)))
     if record.num_parameters:
         everything = record.num_trainable_parameters == record.num_parameters
-        trained = "all" if everything else format_parameters(record.num_trainable_parameters)
-        tiles.append(("Parameters", format_parameters(record.num_parameters), f"{trained} trained"))
+        trained = "all" if everything else text.format_parameters(record.num_trainable_parameters)
+        tiles.append(("Parameters", text.format_parameters(record.num_parameters), f"{trained} trained"))
     if record.epochs:
-        speeds = sorted(finite(metrics.samples_per_second) for metrics in record.epochs)
-        tiles.append(("Samples per second", format_speed(speeds[len(speeds) // 2]), "median over epochs"))
-    restarts = f", {plural(record.num_restarts, 'restart')}" if record.num_restarts else ""
-    workers = f"on {plural(record.num_workers, 'worker')}{restarts}"
-    return [*tiles, ("Wall time", format_seconds(record.elapsed_seconds), workers)]
+        speeds = sorted(text.finite(metrics.samples_per_second) for metrics in record.epochs)
+        tiles.append(("Samples per second", text.format_speed(speeds[len(speeds) // 2]), "median over epochs"))
+    restarts = f", {text.plural(record.num_restarts, 'restart')}" if record.num_restarts else ""
+    workers = f"on {text.plural(record.num_workers, 'worker')}{restarts}"
+    return [*tiles, ("Wall time", text.format_seconds(record.elapsed_seconds), workers)]
 
 
 def _score_tiles(record: TrainingRecord) -> list[Tile]:
@@ -151,13 +131,13 @@ def _score_tiles(record: TrainingRecord) -> list[Tile]:
     if kept is None:
         return []
     notes = {"macro-F1": "mean over labels"}
-    common = most_common_label(record)
-    if common is not None:
+    if (common := most_common_label(record)) is not None:
         label, share = common
-        notes["accuracy"] = f"{format_share(share)} by always predicting {shorten(label, max_chars=_LABEL_CHARS)}"
+        label = text.shorten(label, max_chars=_LABEL_CHARS)
+        notes["accuracy"] = f"{text.format_share(share)} by always predicting {label}"
     if record.several_labels:
         notes["accuracy"] = "videos with all labels correct"
-    tiles = [(heading(name), number, notes.get(name, "")) for name, number in record.kept_metrics]
+    tiles = [(text.heading(name), number, notes.get(name, "")) for name, number in record.kept_metrics]
     last = record.epochs[-1].epoch
     chosen = f"the best {record.selected_name}" if record.best_epoch is not None else "the last one"
     return [*tiles, ("Kept epoch", f"{kept.epoch} of {last}" if last > 1 else f"{kept.epoch}", chosen)]
@@ -192,17 +172,9 @@ def _chart(curves: _Curves, epochs: Sequence[EpochMetrics], marked: int | None, 
     values = {name: [getattr(metrics, name) for metrics in epochs] for name in curves.names}
     present = [name for name in values if any(value is not None for value in values[name])]
     series = [Series(curves.names[name], "main" if name == present[-1] else "other", values[name]) for name in present]
-    numbers = [metrics.epoch for metrics in epochs]
-    return epoch_chart(
-        numbers,
-        series,
-        title=curves.title,
-        marked=marked,
-        show=curves.show,
-        bounds=curves.bounds,
-        width=width,
-        height=curves.height,
-    )
+    numbers, (title, _, show, bounds, height) = [metrics.epoch for metrics in epochs], curves
+    size = {"width": width, "height": height}
+    return epoch_chart(numbers, series, title=title, marked=marked, show=show, bounds=bounds, **size)
 
 
 def _confusion(record: TrainingRecord) -> Mapping[str, object] | None:
@@ -215,7 +187,7 @@ def _confusion(record: TrainingRecord) -> Mapping[str, object] | None:
         return {"title": "Confusion matrix", "heatmap": heatmap, "pairs": [], "note": note}
     pairs = confused_pairs(record)
     shown = pairs[:_MAX_PAIRS]
-    most = f"The {len(shown)} most frequently confused of {plural(len(pairs), 'pair')}"
+    most = f"The {len(shown)} most frequently confused of {text.plural(len(pairs), 'pair')}"
     note = f"{most}, with the share of the true label's videos." if pairs else ""
     return {"title": "Confused labels", "heatmap": None, "pairs": shown, "note": note}
 
@@ -224,22 +196,22 @@ def _classes(record: TrainingRecord) -> Mapping[str, object] | None:
     """Return the labels from the worst to the best; those without a validation video are last."""
     if not record.classes:
         return None
-    missing = sum(not metrics.support for metrics in record.classes)
     note = "On the validation videos, worst F1 first."
-    if missing:
-        note += f" Nothing is known about {plural(missing, 'label')} without a validation video."
-    ranked = sorted(record.classes, key=lambda metrics: (not metrics.support, finite(metrics.f1)))
+    if missing := sum(not metrics.support for metrics in record.classes):
+        note += f" Nothing is known about {text.plural(missing, 'label')} without a validation video."
+    ranked = sorted(record.classes, key=lambda metrics: (not metrics.support, text.finite(metrics.f1)))
     return {"rows": ranked, "note": note}
 
 
 def model_card(record: TrainingRecord) -> str:
     """Return the ``README.md`` of the kept checkpoint. Text of users is shown as it is and never read as Markdown."""
+    name = "GPT-2 over video frames" + (", masked frames" if record.objective == "masked_frame" else "")
     settings = {key: value for key, value in record.settings.items() if key in _SETTINGS}
-    seen = sorted((metrics for metrics in record.classes if metrics.support), key=lambda metrics: finite(metrics.f1))
+    seen = sorted((label for label in record.classes if label.support), key=lambda label: text.finite(label.f1))
     body = render(
         "model_card.md",
         record=record,
-        name=_name(record),
+        name=name,
         headline=headline(record),
         left_out=left_out(record),
         most_common_label=most_common_label(record),
@@ -249,14 +221,10 @@ def model_card(record: TrainingRecord) -> str:
         num_unseen=len(record.classes) - len(seen),
         fingerprint=str(record.settings.get("embedding_fingerprint") or ""),
     )
-    return f"---\n{_header(record)}\n---\n\n{body}"
+    return f"---\n{_header(record, name)}\n---\n\n{body}"
 
 
-def _name(record: TrainingRecord) -> str:
-    return "GPT-2 over video frames" + (", masked frames" if record.objective == "masked_frame" else "")
-
-
-def _header(record: TrainingRecord) -> str:
+def _header(record: TrainingRecord, name: str) -> str:
     """Return the YAML for the Hub, which contains nothing that a user wrote."""
     # Importing it is slow, and only trainings write a card.
     from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415
@@ -276,11 +244,10 @@ def _header(record: TrainingRecord) -> str:
         for field, metric_type, metric_name in _METRICS
         if measured and (value := getattr(record.kept, field, None)) is not None and math.isfinite(value)
     ]
-    header = ModelCardData(
+    return ModelCardData(
         library_name="transformers",
         pipeline_tag="video-classification" if classifies else "feature-extraction",
         tags=["raypipe", "gpt2", "frame-embeddings", "multi-label" if record.several_labels else "video"],
-        model_name=_name(record) if results else None,
+        model_name=name if results else None,
         eval_results=results or None,
-    )
-    return header.to_yaml()
+    ).to_yaml()

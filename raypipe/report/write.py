@@ -6,30 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from raypipe.records import (
-    MAX_MISTAKES,
-    ClassMetrics,
-    EpochMetrics,
-    Mistake,
-    Point,
-    RunRecord,
-    TrainingRecord,
-    confused_pairs,
-)
+from raypipe import records, text
+from raypipe.records import MAX_MISTAKES, Point, RunRecord, TrainingRecord, confused_pairs
 from raypipe.report.charts import HALF, NARROW, WIDE, Chart, rate_chart
 from raypipe.report.templating import Tile, render_page
 from raypipe.report.training_page import training_page
 from raypipe.status import NOT_FAILED_IN_ANY_JOB
-from raypipe.text import (
-    flag_texts,
-    format_bytes,
-    format_count,
-    format_rate,
-    format_seconds,
-    format_share,
-    plural,
-    redact,
-)
 
 _CHARTS = (
     ("num_videos", "{noun}s/s", 1, WIDE),
@@ -46,7 +28,8 @@ _MAX_PAIRS = 100
 
 def run_page(record: RunRecord) -> str:
     """Return the report of a run as one HTML document."""
-    statuses = sorted(record.statuses.items(), key=lambda item: (item[0] not in NOT_FAILED_IN_ANY_JOB, -item[1]))
+    statuses = [(status, count, status not in NOT_FAILED_IN_ANY_JOB) for status, count in record.statuses.items()]
+    statuses.sort(key=lambda item: (item[2], -item[1]))
     labels = record.labels.most_common(_MAX_LABELS)
     points = list(record.timeline.points(record.elapsed_seconds))
     return render_page(
@@ -61,10 +44,8 @@ def run_page(record: RunRecord) -> str:
         throughput=_throughput(points, record.noun),
         step_seconds=points[0].width_seconds,
         stages=_stages(record),
-        statuses=[
-            (status, count, "shade0" if status in NOT_FAILED_IN_ANY_JOB else "failed") for status, count in statuses
-        ],
-        flags=flag_texts(record.flags),
+        statuses=[(status, count, "failed" if is_failed else "shade0") for status, count, is_failed in statuses],
+        flags=text.flag_texts(record.flags),
         labels=[(label, count, "shade0") for label, count in labels],
         num_other_labels=len(record.labels) - len(labels),
         failures_note=_failures_note(record),
@@ -75,35 +56,38 @@ def _headline(record: RunRecord) -> str:
     planned, done, noun = record.num_planned_videos, record.num_done_videos, record.noun
     if not planned:
         return f"No {noun}s were planned"
+    everything = text.format_count(planned)
+    some = f"{text.format_count(done)} of {everything} {noun}s are done"
     if done and record.num_failed_videos == done:
-        return f"{format_count(done)} of {format_count(planned)} {noun}s are done, and all of them failed"
-    if done >= planned:
-        return f"The one planned {noun} is done" if planned == 1 else f"All {format_count(planned)} {noun}s are done"
-    return f"{format_count(done)} of {format_count(planned)} {noun}s are done"
+        return f"{some}, and all of them failed"
+    if done < planned:
+        return some
+    return f"The one planned {noun} is done" if planned == 1 else f"All {everything} {noun}s are done"
 
 
 def _tiles(record: RunRecord) -> list[Tile]:
     """Return (name, number, note) of the large numbers at the top."""
     videos, frames = record.num_videos, record.num_frames
     tried, failed = record.num_tried_videos, record.num_failed_videos
-    before = f"and {format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
-    per_video = f"{format_rate(frames / (tried - failed))} frames per video" if tried > failed else ""
+    before = f"and {text.format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
+    per_video = f"{text.format_rate(frames / (tried - failed))} frames per video" if tried > failed else ""
     nouns = f"{record.noun.capitalize()}s"
-    slots = f"on {plural(record.num_slots, 'slot')}" if record.num_slots else ""
+    failed_share = f"{text.format_share(record.failed_fraction)} of {nouns.lower()}" if tried else ""
+    slots = f"on {text.plural(record.num_slots, 'slot')}" if record.num_slots else ""
     tiles = [
-        (nouns, format_count(videos), before or f"in {plural(record.num_shards, 'shard')}"),
-        ("Frames", format_count(frames), per_video),
-        ("Failed", format_count(failed), f"{format_share(record.failed_fraction)} of {nouns.lower()}" if tried else ""),
-        ("Wall time", format_seconds(record.elapsed_seconds), slots),
-        (f"{nouns} per second", format_rate(record.mean_rate(videos)), "mean over the run"),
-        ("Frames per second", format_rate(record.mean_rate(frames)), "mean over the run"),
-        ("Read", format_bytes(record.size_bytes), f"{format_bytes(record.mean_rate(record.size_bytes))}/s"),
+        (nouns, text.format_count(videos), before or f"in {text.plural(record.num_shards, 'shard')}"),
+        ("Frames", text.format_count(frames), per_video),
+        ("Failed", text.format_count(failed), failed_share),
+        ("Wall time", text.format_seconds(record.elapsed_seconds), slots),
+        (f"{nouns} per second", text.format_rate(record.mean_rate(videos)), "mean over the run"),
+        ("Frames per second", text.format_rate(record.mean_rate(frames)), "mean over the run"),
+        ("Read", text.format_bytes(record.size_bytes), f"{text.format_bytes(record.mean_rate(record.size_bytes))}/s"),
     ]
     if record.noun != "video":
         tiles = [tile for tile in tiles if not tile[0].startswith(("Frames", "Read"))]
     slot_seconds = record.num_slots * record.elapsed_seconds
     if record.idle_seconds is not None and slot_seconds:
-        tiles.append(("Busy", format_share(1 - record.idle_seconds / slot_seconds), "of slot time"))
+        tiles.append(("Busy", text.format_share(1 - record.idle_seconds / slot_seconds), "of slot time"))
     return tiles
 
 
@@ -113,10 +97,8 @@ def _throughput(points: list[Point], noun: str) -> list[list[list[Chart]]]:
     for counter, unit, scale, width in _CHARTS:
         amounts = [getattr(point.work, counter) / scale for point in points]
         if any(amounts):
-            sizes = ((width, 190), (NARROW, 170))
-            charts.append(
-                [rate_chart(points, amounts, unit=unit.format(noun=noun), width=w, height=h) for w, h in sizes]
-            )
+            sizes, name = ((width, 190), (NARROW, 170)), unit.format(noun=noun)
+            charts.append([rate_chart(points, amounts, unit=name, width=w, height=h) for w, h in sizes])
     return [row for row in (charts[:1], charts[1:]) if row]
 
 
@@ -124,20 +106,18 @@ def _stages(record: RunRecord) -> list[tuple[str, float, str]]:
     """Return (name, seconds of all slots, class) of each stage and of the rest of the slots' time."""
     if not any(record.stage_seconds.values()):
         return []
-    names = [stage for stage in _STAGES if stage in record.stage_seconds]
-    names += sorted(stage for stage in record.stage_seconds if stage not in _STAGES)
-    stages = [
-        (stage, record.stage_seconds[stage], f"shade{min(index, _SHADES - 1)}") for index, stage in enumerate(names)
-    ]
+    seconds = record.stage_seconds
+    names = [stage for stage in _STAGES if stage in seconds] + sorted(seconds.keys() - set(_STAGES))
+    stages = [(stage, seconds[stage], f"shade{min(index, _SHADES - 1)}") for index, stage in enumerate(names)]
     idle = record.idle_seconds
     return stages if idle is None else [*stages, ("idle or other", idle, "idle")]
 
 
 def _failures_note(record: RunRecord) -> str:
     named, failed = record.failure_kinds.total(), record.num_failed_videos
-    if named < failed:
-        return f"{format_count(named)} of {format_count(failed)} failures by cause. Each shard lists its first few."
-    return f"{plural(named, 'failure')} by cause."
+    if named >= failed:
+        return f"{text.plural(named, 'failure')} by cause."
+    return f"{named:,} of {failed:,} failures by cause. Each shard lists its first few."
 
 
 def write_report(record: RunRecord, put: Callable[[str, bytes], object]) -> None:
@@ -279,7 +259,7 @@ def _utc(unix_seconds: float) -> str:
     return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds")
 
 
-def _numbers(row: EpochMetrics | ClassMetrics | Mistake | None) -> dict[str, object] | None:
+def _numbers(row: records.EpochMetrics | records.ClassMetrics | records.Mistake | None) -> dict[str, object] | None:
     """Return a row without its picture; floats that JSON does not support are null."""
     if row is None:
         return None
@@ -296,4 +276,4 @@ def _plain(value: object) -> object:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return redact(str(value))
+    return text.redact(str(value))

@@ -19,30 +19,9 @@ from rich.console import Console, RenderableType
 from rich.table import Column
 from rich.text import Text
 
-from raypipe.records import EpochMetrics, RunRecord, ShardSummary
-from raypipe.runs.summary_tables import (
-    EPOCH_COLUMNS,
-    Flow,
-    epoch_table,
-    format_rates,
-    sorted_statuses,
-    status_texts,
-    unit_of,
-)
-from raypipe.text import (
-    NOTHING,
-    format_count,
-    format_loss,
-    format_metric,
-    format_rate,
-    format_seconds,
-    format_share,
-    format_speed,
-    metric_name,
-    plural,
-    redact,
-    visible,
-)
+from raypipe import text
+from raypipe.records import EPOCH_METRICS, EpochMetrics, RunRecord, ShardSummary
+from raypipe.runs.summary_tables import Flow, epoch_table, format_rates, sorted_statuses, status_texts, unit_of
 
 if TYPE_CHECKING:
     from ray.util.metrics import Counter, Gauge
@@ -142,9 +121,9 @@ class _Display:
                 bar.stop()
 
     @_harmless()
-    def note(self, text: str) -> None:
+    def note(self, line: str) -> None:
         """Print a line that stays, such as that workers were restarted."""
-        self._print(visible(redact(text)), style="yellow")
+        self._print(text.visible(text.redact(line)), style="yellow")
 
     def _locked_view(self) -> _View:
         with self._lock:
@@ -161,7 +140,7 @@ class _Display:
         """Print one line unless the bar says the same; empty parts are left out."""
         self._line_at = self._clock()
         if self._bar is None:
-            self._print(visible(" · ".join(filter(None, parts))))
+            self._print(text.visible(" · ".join(filter(None, parts))))
 
     def _print(self, line: str, *, style: str = "") -> None:
         encoding = self._console.encoding
@@ -184,9 +163,8 @@ class Progress(_Display):
         self._record = record
         self._unit = unit_of(record)
         self._rate = RecentRate(record)
-        self._metrics = ProgressMetrics(
-            num_planned_videos=record.num_planned_videos, num_resumed_videos=record.num_resumed_videos
-        )
+        planned, resumed = record.num_planned_videos, record.num_resumed_videos
+        self._metrics = ProgressMetrics(num_planned_videos=planned, num_resumed_videos=resumed)
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -219,11 +197,11 @@ class Progress(_Display):
         time_text = f"ETA {_format_left(self._rate.eta_seconds(), 'unknown')}"
         if ended:
             units, frames = record.mean_rate(record.num_videos), record.mean_rate(record.num_frames)
-            time_text = f"took {format_seconds(record.elapsed_seconds)}"
+            time_text = f"took {text.format_seconds(record.elapsed_seconds)}"
         yield f"{record.job} {record.num_done_videos}/{record.num_planned_videos} {self._unit} ({_done_share(record)})"
         yield from format_rates(record, units, frames)
         yield " ".join(f"{status} {count}" for status, count in sorted_statuses(record))
-        yield plural(record.num_problems, "failed attempt") if record.num_problems else ""
+        yield text.plural(record.num_problems, "failed attempt") if record.num_problems else ""
         yield f"{record.num_resumed_videos} done before" if record.num_resumed_videos else ""
         yield time_text
 
@@ -232,17 +210,17 @@ class Progress(_Display):
         done, planned = record.num_done_videos, record.num_planned_videos
         speed = [
             *(Text(rate, "cyan") for rate in format_rates(record, *self._rate.per_second())),
-            Text(f"mean {format_rate(record.mean_rate(record.num_videos))} {self._unit}/s", "dim"),
-            Text(f"{format_seconds(record.elapsed_seconds)} elapsed", "dim"),
-            Text(f"{_format_left(self._rate.eta_seconds(), NOTHING)} left", "bold"),
+            Text(f"mean {text.format_rate(record.mean_rate(record.num_videos))} {self._unit}/s", "dim"),
+            Text(f"{text.format_seconds(record.elapsed_seconds)} elapsed", "dim"),
+            Text(f"{_format_left(self._rate.eta_seconds(), text.NOTHING)} left", "bold"),
         ]
-        problems = plural(record.num_problems, "failed attempt") if record.num_problems else ""
-        before = f"{format_count(record.num_resumed_videos)} done before this run" if record.num_resumed_videos else ""
+        problems = text.plural(record.num_problems, "failed attempt") if record.num_problems else ""
+        before = f"{record.num_resumed_videos:,} done before this run" if record.num_resumed_videos else ""
         return _View(
             label=record.job,
             completed=done,
             total=planned or None,
-            count=f"{format_count(done)}/{format_count(planned)}  {_done_share(record)}",
+            count=f"{text.format_count(done)}/{text.format_count(planned)}  {_done_share(record)}",
             below=[Flow(speed), Flow([*status_texts(record), Text(problems, "red"), Text(before, "dim")])],
         )
 
@@ -264,7 +242,7 @@ class _Step(NamedTuple):
     @property
     def numbers(self) -> list[str]:
         """The loss and the speed for people."""
-        return [f"loss {format_loss(self.loss)}", f"{format_speed(self.samples_per_second)} samples/s"]
+        return [f"loss {text.format_loss(self.loss)}", f"{text.format_speed(self.samples_per_second)} samples/s"]
 
 
 class TrainingProgress(_Display):
@@ -315,12 +293,12 @@ class TrainingProgress(_Display):
             # After a restart an epoch may end twice, and the epochs after it have not been reached yet.
             self._epochs = {number: row for number, row in self._epochs.items() if number < metrics.epoch}
             self._epochs[metrics.epoch] = (metrics, is_best)
-        values = [(name, getattr(metrics, name)) for name in EPOCH_COLUMNS]
+        values = [(name, getattr(metrics, name)) for name in EPOCH_METRICS]
         self._held = [
             f"epoch {metrics.epoch}/{self._num_epochs}",
-            *(f"{metric_name(name)} {format_metric(name, value)}" for name, value in values if value is not None),
-            f"{format_speed(metrics.samples_per_second)} samples/s",
-            f"took {format_seconds(metrics.seconds)}",
+            *(f"{text.metric_name(name)} {text.format_metric(name, one)}" for name, one in values if one is not None),
+            f"{text.format_speed(metrics.samples_per_second)} samples/s",
+            f"took {text.format_seconds(metrics.seconds)}",
             "best so far" if is_best else "",
         ]
         if self._epoch_at is None or self._clock() - self._epoch_at >= self._line_seconds / _EPOCHS_PER_LINE:
@@ -342,24 +320,24 @@ class TrainingProgress(_Display):
         now = self._step
         if now is None:
             return _View(label="train", count="waiting for the first step", above=above)
-        left = Text(f"{_format_left(self.eta_seconds(), NOTHING)} left", "bold")
+        left = Text(f"{_format_left(self.eta_seconds(), text.NOTHING)} left", "bold")
         return _View(
             label=f"epoch {now.epoch}/{self._num_epochs}",
             completed=now.step,
             total=max(1, now.steps_per_epoch),
-            count=f"{format_count(now.step)}/{format_count(now.steps_per_epoch)} steps",
+            count=f"{text.format_count(now.step)}/{text.format_count(now.steps_per_epoch)} steps",
             above=above,
             below=[Flow([*(Text(number, "cyan") for number in now.numbers), left])],
         )
 
 
 def _format_left(seconds: float | None, unknown: str) -> str:
-    return unknown if seconds is None else format_seconds(seconds)
+    return unknown if seconds is None else text.format_seconds(seconds)
 
 
 def _done_share(record: RunRecord) -> str:
     planned = record.num_planned_videos
-    return format_share(record.num_done_videos / planned) if planned else "100%"
+    return text.format_share(record.num_done_videos / planned) if planned else "100%"
 
 
 class RecentRate:
@@ -411,7 +389,8 @@ class ProgressMetrics:
     def add(self, summary: ShardSummary) -> None:
         """Count one shard."""
         self._num_done_videos += sum(summary.statuses.values())
-        if not _ray_is_initialized():
+        ray = sys.modules.get("ray")  # whoever started Ray has imported it
+        if ray is None or not ray.is_initialized():
             return
         if not self._counters:
             self._counters, self._gauges = _make_metrics()
@@ -431,11 +410,6 @@ class ProgressMetrics:
     def _count(self, name: str, value: float, **tags: str) -> None:
         if value > 0:  # Ray rejects an increment of zero
             self._counters[name].inc(value, tags)
-
-
-def _ray_is_initialized() -> bool:
-    ray = sys.modules.get("ray")  # whoever started Ray has imported it
-    return ray is not None and bool(ray.is_initialized())
 
 
 def _make_metrics() -> "tuple[dict[str, Counter], dict[str, Gauge]]":

@@ -10,23 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from raypipe.records import EpochMetrics, RunRecord, TrainingRecord
+from raypipe import text
+from raypipe.records import EPOCH_METRICS, EpochMetrics, RunRecord, TrainingRecord
 from raypipe.status import Status
-from raypipe.text import (
-    flag_texts,
-    format_bytes,
-    format_count,
-    format_metric,
-    format_rate,
-    format_seconds,
-    format_speed,
-    metric_name,
-    plural,
-    redact,
-    visible,
-)
 
-EPOCH_COLUMNS = ("train_loss", "validation_loss", "accuracy", "top5_accuracy", "macro_f1")
 _SHORT_NAMES = {"train_loss": "train loss", "validation_loss": "val loss", "top5_accuracy": "top-5"}
 _MAX_EPOCHS = 8
 _MAX_LABELS = 8
@@ -78,21 +65,21 @@ def summary_table(rows: Iterable[Sequence[str | Text | Flow]]) -> Padding:
 
 def final_table(record: RunRecord, *, report_uri: str = "") -> Padding:
     """Return the table at the end of a batch run: its outcome, what it did and how fast, and where its report is."""
-    before = f"  {format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
+    before = f"  {text.format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
     left = record.num_planned_videos - record.num_done_videos
     rates = format_rates(record, record.mean_rate(record.num_videos), record.mean_rate(record.num_frames))
-    num_frames, size = format_count(record.num_frames), format_bytes(record.size_bytes)
+    num_frames, size = text.format_count(record.num_frames), text.format_bytes(record.size_bytes)
     return summary_table(
         [
             *_outcome(record),
-            (unit_of(record), f"{format_count(record.num_videos)}{before}"),
-            ("left", f"{format_count(left)}  the same command continues with them" if left > 0 else ""),
+            (unit_of(record), f"{text.format_count(record.num_videos)}{before}"),
+            ("left", f"{text.format_count(left)}  the same command continues with them" if left > 0 else ""),
             ("statuses", Flow(status_texts(record))),
-            ("noticed", _text(", ".join(flag_texts(record.flags)), "yellow")),
-            ("failed attempts", _text(format_count(record.num_problems) if record.num_problems else "", "red")),
+            ("noticed", _text(", ".join(text.flag_texts(record.flags)), "yellow")),
+            ("failed attempts", _text(text.format_count(record.num_problems) if record.num_problems else "", "red")),
             ("labels", Flow(_label_texts(record))),
             *([("frames", num_frames), ("read", size)] if unit_of(record) == "videos" else []),
-            ("wall time", format_seconds(record.elapsed_seconds)),
+            ("wall time", text.format_seconds(record.elapsed_seconds)),
             ("rate", "  ".join(rates)),
             ("output", record.output_uri),
             ("report", _text(report_uri, "bold")),
@@ -102,7 +89,7 @@ def final_table(record: RunRecord, *, report_uri: str = "") -> Padding:
 
 def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
     """Return the table at the end of a training: its outcome, the metrics of the model, and where the model is."""
-    held_out = f", {format_count(record.num_validation_videos)} for validation" if record.num_validation_videos else ""
+    held_out = f", {record.num_validation_videos:,} for validation" if record.num_validation_videos else ""
     kept = ""
     if record.kept is not None:
         chosen = f", the best {record.selected_name}" if record.best_epoch is not None else ""
@@ -112,9 +99,9 @@ def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
             *_outcome(record),
             ("kept", kept),
             *record.kept_metrics,
-            ("videos", f"{format_count(record.num_train_videos)} for training{held_out}"),
-            ("restarts", _text(format_count(record.num_restarts) if record.num_restarts else "", "yellow")),
-            ("wall time", format_seconds(record.elapsed_seconds)),
+            ("videos", f"{text.format_count(record.num_train_videos)} for training{held_out}"),
+            ("restarts", _text(text.format_count(record.num_restarts) if record.num_restarts else "", "yellow")),
+            ("wall time", text.format_seconds(record.elapsed_seconds)),
             ("model", _text(record.model_uri, "bold")),
             ("report", _text(report_uri, "bold")),
         ]
@@ -128,12 +115,12 @@ def recommend_table(
     answered = [Text(f"{statuses[kind]:,} {how}") for kind, how in _ANSWERS.items() if statuses.get(kind)]
     return summary_table(
         [
-            ("users", format_count(num_users)),
+            ("users", text.format_count(num_users)),
             ("answered", Flow(answered)),
             ("unknown ids", unknown_ids),
             ("index", index),
-            ("wall time", format_seconds(record.elapsed_seconds) if record.num_videos else ""),
-            ("rate", f"{format_rate(record.mean_rate(record.num_videos))} users/s" if record.num_videos else ""),
+            ("wall time", text.format_seconds(record.elapsed_seconds) if record.num_videos else ""),
+            ("rate", f"{text.format_rate(record.mean_rate(record.num_videos))} users/s" if record.num_videos else ""),
             ("output", record.output_uri),
             ("report", _text(report_uri, "bold")),
         ]
@@ -146,16 +133,16 @@ def epoch_table(rows: Sequence[tuple[EpochMetrics, bool]], *, max_rows: int = _M
     shown = [metrics for metrics, _ in rows[-min(max_rows, _MAX_EPOCHS) :]]
     if best is not None and best not in shown:
         shown = [best, *shown[1:]]
-    names = [name for name in EPOCH_COLUMNS if any(getattr(metrics, name) is not None for metrics in shown)]
+    names = [name for name in EPOCH_METRICS if any(getattr(metrics, name) is not None for metrics in shown)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="dim")
-    for heading in ("epoch", *(_SHORT_NAMES.get(name, metric_name(name)) for name in names), "samples/s"):
+    for heading in ("epoch", *(_SHORT_NAMES.get(name, text.metric_name(name)) for name in names), "samples/s"):
         table.add_column(heading, justify="right", overflow="fold", min_width=5)
     table.add_column("")
     for metrics in shown:
         table.add_row(
             str(metrics.epoch),
-            *(format_metric(name, getattr(metrics, name)) for name in names),
-            format_speed(metrics.samples_per_second),
+            *(text.format_metric(name, getattr(metrics, name)) for name in names),
+            text.format_speed(metrics.samples_per_second),
             "best" if metrics is best else "",
             style="bold green" if metrics is best else "",
         )
@@ -169,8 +156,8 @@ def unit_of(record: RunRecord) -> str:
 
 def format_rates(record: RunRecord, units_per_second: float, frames_per_second: float) -> list[str]:
     """Return the rates of a job; only videos have frames."""
-    rates = [f"{format_rate(units_per_second)} {unit_of(record)}/s"]
-    return [*rates, f"{format_rate(frames_per_second)} frames/s"] if unit_of(record) == "videos" else rates
+    rates = [f"{text.format_rate(units_per_second)} {unit_of(record)}/s"]
+    return [*rates, f"{text.format_rate(frames_per_second)} frames/s"] if unit_of(record) == "videos" else rates
 
 
 def sorted_statuses(record: RunRecord) -> list[tuple[str, int]]:
@@ -181,7 +168,7 @@ def sorted_statuses(record: RunRecord) -> list[tuple[str, int]]:
 def status_texts(record: RunRecord) -> list[Text]:
     """Return the count of each status in the color of how bad it is."""
     return [
-        Text(f"{visible(status)} {format_count(count)}", style=_STATUS_STYLES.get(status, "red"))
+        Text(f"{text.visible(status)} {text.format_count(count)}", style=_STATUS_STYLES.get(status, "red"))
         for status, count in sorted_statuses(record)
     ]
 
@@ -193,10 +180,11 @@ def _outcome(record: RunRecord | TrainingRecord) -> list[tuple[str, Text]]:
 
 def _label_texts(record: RunRecord) -> list[Text]:
     """Return the most frequent labels, and how many others there are."""
-    texts = [Text(f"{visible(label)} {format_count(count)}") for label, count in record.labels.most_common(_MAX_LABELS)]
+    labels = record.labels.most_common(_MAX_LABELS)
+    texts = [Text(f"{text.visible(label)} {count:,}") for label, count in labels]
     others = len(record.labels) - len(texts)
-    return [*texts, Text(f"and {plural(others, 'other label')}", style="dim")] if others else texts
+    return [*texts, Text(f"and {text.plural(others, 'other label')}", style="dim")] if others else texts
 
 
 def _text(untrusted: str, style: str = "") -> Text:
-    return Text(visible(redact(untrusted)), style=style)
+    return Text(text.visible(text.redact(untrusted)), style=style)

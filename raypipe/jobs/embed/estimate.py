@@ -16,20 +16,17 @@ import torch
 from rich.padding import Padding
 
 from raypipe import schema
-from raypipe.config import DecodeConfig, EmbedConfig
-from raypipe.config.embed import BackboneConfig
+from raypipe.config import EmbedConfig
 from raypipe.dataset.plan import PlannedVideo, StoredPlans, plan_table
 from raypipe.jobs.embed.inputs import Planning, is_too_much, pack
 from raypipe.jobs.embed.job import EmbedSetup, prepare
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbone import Backbone
-from raypipe.models.backbones import Dtype, embedding_dim, resolve_dtype
-from raypipe.models.weights import Weights
+from raypipe.models.backbones import resolve_dtype
 from raypipe.runs.stages import output_rows
 from raypipe.runs.summary_tables import summary_table
 from raypipe.status import HAS_FRAMES
 from raypipe.text import format_seconds
-from raypipe.video.decode_request import DecodeRequest
 from raypipe.video.sandbox.parent import DecodeSandbox
 
 _PROBE_VIDEOS = 30
@@ -80,14 +77,11 @@ def estimate(config: EmbedConfig) -> Estimate:
         FingerprintError: the output holds rows of other settings.
     """
     setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
-    planning = Planning.load(
-        StoredPlans(setup.output), setup.settings, config.input, retry=config.retry, gone=config.gone
-    )
+    stored = StoredPlans(setup.output)
+    planning = Planning.load(stored, setup.settings, config.input, retry=config.retry, gone=config.gone)
     result = Estimate(slots=_slots(config))
-    new: list[PlannedVideo] = []
-    for video in planning.new_videos():
-        new.append(video)
-        result.size_bytes += video.size_bytes
+    new = list(planning.new_videos())
+    result.size_bytes = sum(video.size_bytes for video in new)
     result.num_found = planning.num_found
     gone = planning.gone()
     result.num_gone = gone.num_videos
@@ -95,8 +89,7 @@ def estimate(config: EmbedConfig) -> Estimate:
     planning.check_found()
     result.num_new = len(new)
     if new:
-        shard = config.shard
-        frames = config.sampling.frames_per_video
+        shard, frames = config.shard, config.sampling.frames_per_video
         table = pack(
             new, max_videos=shard.max_videos, max_frames=shard.max_frames, frames_per_video=frames, slots=result.slots
         )
@@ -112,18 +105,27 @@ def _slots(config: EmbedConfig) -> int:
 
 
 def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None:
-    """Measure videos of every size, and extend what they cost to the catalogue."""
+    """Measure videos of every size, and extend what they cost to the catalogue.
+
+    Each process takes an equal share through what an actor without a GPU does, all but writing.
+
+    Raises:
+        StorageError: no video can be read.
+    """
     by_size = sorted(new, key=lambda video: video.size_bytes)
     result.num_probed = min(_PROBE_VIDEOS, len(by_size))
     chosen = [by_size[int((at + 0.5) * len(by_size) / result.num_probed)] for at in range(result.num_probed)]
-    work = ProbeSettings(setup.decode_request, setup.config.decode, setup.config.backbone, setup.weights, setup.dtype)
-    rates = measure_rates(work, chosen, num_processes=result.slots)
+    count = max(1, min(result.slots, len(chosen), len(os.sched_getaffinity(0))))
+    shares = [chosen[first::count] for first in range(count)]
+    spawn = multiprocessing.get_context("spawn")  # what torch and Ray loaded here must not be forked
+    with ProcessPoolExecutor(count, mp_context=spawn) as pool:
+        parts = list(pool.map(partial(_measure, setup, time.time()), shares))
     scale = len(new) / result.num_probed
-    result.kinds = rates.kinds
-    result.start_seconds = _START_PER_READY * rates.ready_seconds
-    result.fetch_seconds = scale * rates.fetch_seconds
-    result.decode_seconds = scale * rates.decode_seconds
-    result.embed_seconds = scale * rates.embed_seconds
+    result.kinds = sum((part.kinds for part in parts), Counter())
+    result.start_seconds = max(part.start_seconds for part in parts)
+    result.fetch_seconds = scale * sum(part.fetch_seconds for part in parts)
+    result.decode_seconds = scale * sum(part.decode_seconds for part in parts)
+    result.embed_seconds = scale * sum(part.embed_seconds for part in parts)
 
 
 def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Padding:
@@ -155,72 +157,27 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Pa
     return summary_table(rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Seconds of one processor for all the videos together, while every processor was busy with them."""
-
-    fetch_seconds: float = 0.0  # waited for, which is less than it took: the next videos come while one is decoded
-    decode_seconds: float = 0.0
-    embed_seconds: float = 0.0
-    ready_seconds: float = 0.0  # from a process's start until it could take a video; the longest of all
-    kinds: Counter[str] = field(default_factory=Counter)  # "mov/h264 1280x720", or a status -> videos
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeSettings:
-    """What each process is told."""
-
-    request: DecodeRequest
-    decode: DecodeConfig
-    backbone: BackboneConfig
-    weights: Weights
-    dtype: Dtype
-
-
-def measure_rates(work: ProbeSettings, videos: Sequence[PlannedVideo], *, num_processes: int) -> Rates:
-    """Take the videos through what an actor without a GPU does, all but writing; each process has an equal share.
-
-    Raises:
-        StorageError: no video can be read.
-    """
-    count = max(1, min(num_processes, len(videos), len(os.sched_getaffinity(0))))
-    shares = [videos[first::count] for first in range(count)]
-    spawn = multiprocessing.get_context("spawn")  # what torch and Ray loaded here must not be forked
-    with ProcessPoolExecutor(count, mp_context=spawn) as pool:
-        parts = list(pool.map(partial(_measure, work, time.time()), shares))
-    return Rates(
-        fetch_seconds=sum(part.fetch_seconds for part in parts),
-        decode_seconds=sum(part.decode_seconds for part in parts),
-        embed_seconds=sum(part.embed_seconds for part in parts),
-        ready_seconds=max(part.ready_seconds for part in parts),
-        kinds=sum((part.kinds for part in parts), Counter()),
-    )
-
-
-def _measure(work: ProbeSettings, started_at: float, videos: Sequence[PlannedVideo]) -> Rates:
+def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo]) -> Estimate:
+    """Return the cost of these videos alone, while every other processor is as busy."""
     torch.set_num_threads(1)
-    backbone, decode = work.backbone, work.decode
-    model = Backbone(
-        work.weights.state_dict,
-        name=backbone.name,
-        dtype=work.dtype,
-        batch_size=backbone.batch_size,
-        compile=backbone.compile,
-    )
-    dim, side = embedding_dim(backbone.name), work.request.crop_size
-    with DecodeSandbox.start(work.request, decode) as sandbox:
-        marks = [time.time()]
+    backbone, decode = setup.config.backbone, setup.config.decode
+    name, size = backbone.name, backbone.batch_size
+    model = Backbone(setup.weights.state_dict, name=name, dtype=setup.dtype, batch_size=size, compile=backbone.compile)
+    dim, side = setup.embedding_dim, setup.decode_request.crop_size
+    with DecodeSandbox.start(setup.decode_request, decode) as sandbox:
+        ready = time.time()
         decoded = decode_shard(_planned(videos), sandbox, max_size_bytes=decode.max_size_bytes)
-        marks.append(time.time())
+        decoded_at = time.time()
         embedded = embed_shard(decoded, model.embed, embedding_dim=dim, crop_size=side)
         rows = output_rows(embedded, schema.embeddings_schema(dim))
-        marks.append(time.time())
+        embed_seconds = time.time() - decoded_at
     decode_seconds = float(pc.sum(rows[schema.DECODE_SECONDS]).as_py())
-    return Rates(
-        fetch_seconds=max(0.0, marks[1] - marks[0] - decode_seconds),
+    return Estimate(
+        # Waiting for videos takes less than fetching them: the next ones come while one is decoded.
+        fetch_seconds=max(0.0, decoded_at - ready - decode_seconds),
         decode_seconds=decode_seconds,
-        embed_seconds=marks[2] - marks[1],
-        ready_seconds=marks[0] - started_at,
+        embed_seconds=embed_seconds,
+        start_seconds=_START_PER_READY * (ready - started_at),
         kinds=Counter(map(_kind, rows.to_pylist())),
     )
 

@@ -65,8 +65,7 @@ class IndexedRows:
             reason = f"it has {found} rows, not {expected}"
             raise not_sealed(self.embeddings, name, reason, value=found, expected=expected)
         rows = table.filter(pa.array(is_indexed))
-        vectors = rows[schema.EMBEDDING].combine_chunks()
-        kind = vectors.type
+        kind = (vectors := rows[schema.EMBEDDING].combine_chunks()).type
         if not pa.types.is_fixed_size_list(kind) or kind.list_size != self.embedding_dim or vectors.null_count:
             reason = f"its embeddings are {kind}, or some are missing"
             raise not_sealed(self.embeddings, name, reason, value=str(kind), expected=self.embedding_dim)
@@ -175,20 +174,17 @@ def join(rows: pa.Table, *, catalogue: TypedTable | None, labels: pa.Table | Non
 
     ``labels`` are rows of ``raypipe classify``. A label is used only if it was made from this embedding.
     """
-    label_columns = _labels_of(rows, labels)
     items = rows
-    for name, column in label_columns.items():
+    for name, column in _labels_of(rows, labels).items():
         items = items.append_column(name, column)
-    num_unlabelled = None if labels is None else label_columns[schema.LABEL].null_count
+    num_unlabelled = None if labels is None else items[schema.LABEL].null_count
     if catalogue is None:
         return Joined(items, num_unlabelled=num_unlabelled)
     positions = _positions(rows, catalogue.table)
     found = catalogue.table.take(positions)
-    for name in found.column_names:
-        if name != schema.VIDEO_ID:
-            items = items.append_column(name, found[name])
-    num_known = len(positions) - positions.null_count
-    num_not_embedded = catalogue.table.num_rows - num_known
+    for name in found.drop_columns(schema.VIDEO_ID).column_names:
+        items = items.append_column(name, found[name])
+    num_not_embedded = catalogue.table.num_rows - (len(positions) - positions.null_count)
     return Joined(items, positions.null_count, num_not_embedded, num_unlabelled, catalogue.readings)
 
 

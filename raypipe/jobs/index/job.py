@@ -56,14 +56,6 @@ class IndexSetup:
 
 
 @dataclass(frozen=True, slots=True)
-class BaseVersion:
-    """The version that is appended to, and the local folder of its files."""
-
-    index: VideoIndex
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True)
 class Changes:
     """The videos that are new, embedded again, or gone; ``describes_anew``: only other columns or labels."""
 
@@ -98,22 +90,21 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
     setup.output.check_writable()
     versions = Versions(setup.output)
     with tempfile.TemporaryDirectory(prefix="raypipe-index-") as work:
-        base = _open_base(setup, versions, Path(work, "base")) if config.append else None
+        base, folder = _open_base(setup, versions, Path(work, "base")) if config.append else (None, Path())
         with _status(console, "Reading the rows of the embeddings"):
             rows = find_rows(setup.embeddings, setup.manifests, embedding_dim=setup.embedding_dim)
             labels = None if config.labels is None else read_labels(config.labels)
             joined = join(rows.items, catalogue=setup.catalogue, labels=labels)
         changes = None
         if base is not None:
-            before = base.index.manifest
+            before = base.manifest
             same_plans = before["embeddings"] == setup.source
-            changes = compare(pq.read_table(base.folder / ITEMS), joined.items, same_plans=same_plans)
+            changes = compare(pq.read_table(folder / ITEMS), joined.items, same_plans=same_plans)
             if not changes and before["settings"] == config.index.model_dump():
                 return IndexRun(before, False, rows.num_left_out, joined, changes)  # noqa: FBT003
         with _status(console, f"Building an index of {rows.items.num_rows:,} videos"):
             new = Path(work, "version")
-            index = None if base is None else base.index
-            made = build_version(new, items=joined.items, batches=rows.batches, settings=config.index, base=index)
+            made = build_version(new, items=joined.items, batches=rows.batches, settings=config.index, base=base)
             manifest = versions.put(made["id"], new, {**made, "embeddings": setup.source})
             versions.set_current(manifest["id"])
     return IndexRun(manifest, True, rows.num_left_out, joined, changes)  # noqa: FBT003
@@ -142,39 +133,33 @@ def prepare(config: IndexConfig) -> IndexSetup:
 def _check_labels(labels: Folder, setup: IndexSetup) -> None:
     settings = sealed_manifests(labels)[-1]["settings"]
     if (job := job_of(settings)) != "classify":
-        msg = f"{labels} is an output of raypipe {job}."
-        remedy = "Give an output of raypipe classify as labels."
+        msg, remedy = f"{labels} is an output of raypipe {job}.", "Give an output of raypipe classify as labels."
         raise ConfigError(msg, key=str(labels), value=job, remedy=remedy)
-    found, expected = settings["embeddings"], setup.fingerprint
-    if found != expected:
-        msg = (
-            f"The labels in {labels} were made from embeddings with fingerprint {found}, but {setup.embeddings} has "
-            f"{expected}."
-        )
-        remedy = "Run raypipe classify on these embeddings, or give the embeddings that were classified."
-        raise FingerprintError(msg, key=str(labels), value=found, expected=expected, remedy=remedy)
+    remedy = "Run raypipe classify on these embeddings, or give the embeddings that were classified."
+    what = f"The labels in {labels} were made"
+    _refuse_other_embeddings(setup, settings["embeddings"], what, key=str(labels), remedy=remedy)
 
 
-def _open_base(setup: IndexSetup, versions: Versions, cache: Path) -> BaseVersion | None:
-    """Open the current version; None if there is none yet.
+def _refuse_other_embeddings(setup: IndexSetup, found: str, what: str, *, key: str, remedy: str) -> None:
+    if found != (expected := setup.fingerprint):
+        msg = f"{what} from embeddings with fingerprint {found}, but {setup.embeddings} has {expected}."
+        raise FingerprintError(msg, key=key, value=found, expected=expected, remedy=remedy)
+
+
+def _open_base(setup: IndexSetup, versions: Versions, cache: Path) -> tuple[VideoIndex | None, Path]:
+    """Open the current version, None if there is none yet; return it and the local folder of its files.
 
     Raises:
         FingerprintError: it was built from other embeddings.
         IndexVersionError: it is corrupt or incomplete.
     """
     if (version := versions.current()) is None:
-        return None
+        return None, cache
     folder = versions.fetch(version, cache)
     index = VideoIndex.open(folder, versions.read_manifest(version))
-    found, expected = index.manifest["embeddings"]["fingerprint"], setup.fingerprint
-    if found != expected:
-        msg = (
-            f"Cannot append to version {version}: it was built from embeddings with fingerprint {found}, but "
-            f"{setup.embeddings} has {expected}."
-        )
-        remedy = "Omit --append to rebuild the whole index."
-        raise FingerprintError(msg, key=version, value=found, expected=expected, remedy=remedy)
-    return BaseVersion(index, folder)
+    found, what = index.manifest["embeddings"]["fingerprint"], f"Cannot append to version {version}: it was built"
+    _refuse_other_embeddings(setup, found, what, key=version, remedy="Omit --append to rebuild the whole index.")
+    return index, folder
 
 
 def compare(before: pa.Table, now: pa.Table, *, same_plans: bool) -> Changes:
@@ -187,9 +172,7 @@ def compare(before: pa.Table, now: pa.Table, *, same_plans: bool) -> Changes:
         now = now.filter(pc.is_in(now[schema.VIDEO_ID], value_set=known))
     positions = pc.index_in(now[schema.VIDEO_ID], value_set=known)
     found = before.select([schema.GENERATION, schema.ETAG]).take(positions)
-    is_same = pc.and_(
-        pc.equal(found[schema.GENERATION], now[schema.GENERATION]), pc.equal(found[schema.ETAG], now[schema.ETAG])
-    )
+    is_same = pc.and_(*(pc.equal(found[name], now[name]) for name in found.column_names))
     num_known = now.num_rows - positions.null_count
     num_same = int(pc.sum(is_same).as_py() or 0)
     changes = Changes(now.num_rows - num_known, num_known - num_same, before.num_rows - num_known, describes_anew=False)
