@@ -31,11 +31,7 @@ _faiss: Any = faiss  # its types describe the C++ functions, not the Python wrap
 
 SCANNED = 5_000  # so few eligible vectors are compared one by one: that is faster than faiss
 _CODES_PER_VECTOR = 16  # ineligible codes that faiss skips in the time of one exact comparison
-_POOL: dict[IndexKind, tuple[int, int]] = {
-    "flat": (1, 8),
-    "ivf_sq8": (1, 30),
-    "compact": (10, 400),
-}  # · top_k, plus
+_POOL: dict[IndexKind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (10, 400)}  # · top_k, plus
 _NEARLY_ALL = 0.9  # a filter that keeps more of the vectors than this is searched as if there were none
 _CHANGE = 0.05  # stop when more lists replace at most this fraction of the results
 _NOTHING: Ranked = np.empty(0, np.float32), np.empty(0, np.int64)
@@ -129,7 +125,6 @@ class Ann:
         return ann
 
     def _calibrate(self, seed: int) -> None:
-        """Choose ``nprobe`` and measure the recall."""
         choose, measure = make_trials(self._vectors, seed=seed)
 
         def recall(nprobe: int, trials: Trials = choose) -> float:

@@ -122,8 +122,7 @@ def _write(work: Path, batches: Batches, num_videos: int, projection: Projection
     usable = []
     with VectorWriter(work / VECTORS, projection.dim) as vectors, ThumbnailWriter(work / THUMBNAILS) as thumbnails:
         for embeddings, pictures in batches():
-            if embeddings.shape[1] != projection.embedding_dim:
-                found, expected = embeddings.shape[1], projection.embedding_dim
+            if (found := embeddings.shape[1]) != (expected := projection.embedding_dim):
                 msg = f"An embedding has {found} numbers, but the index has embeddings of {expected}."
                 remedy = "Build it without --append, or use embeddings of the same backbone."
                 raise JobError(msg, key=schema.EMBEDDING, value=found, expected=expected, remedy=remedy)
@@ -160,8 +159,7 @@ def duplicate_groups(ann: Ann, vectors: Vectors, *, cosine: float) -> Positions:
     """
     roots = np.arange(len(vectors))
     for rows, others in _to_compare(ann.nearest_lists(vectors, 3)):
-        near = widen(vectors[rows]) @ widen(vectors[others]).T >= cosine
-        _join(roots, rows, others, near)
+        _join(roots, rows, others, widen(vectors[rows]) @ widen(vectors[others]).T >= cosine)
     groups = _find(roots, np.arange(len(roots)))
     alone = np.bincount(groups, minlength=len(groups))[groups] == 1
     return np.where(alone, -1, groups)
@@ -170,10 +168,8 @@ def duplicate_groups(ann: Ann, vectors: Vectors, *, cosine: float) -> Positions:
 def _to_compare(lists: Positions) -> Iterator[tuple[Positions, Positions]]:
     """Yield blocks of rows and others to compare pair by pair, given the nearest lists ``[N, n]`` of each row."""
     order = [np.argsort(column, kind="stable") for column in lists.T]
-    starts = [
-        np.searchsorted(column, np.arange(lists.max(initial=0) + 2), sorter=by)
-        for column, by in zip(lists.T, order, strict=True)
-    ]
+    numbers = np.arange(lists.max(initial=0) + 2)
+    starts = [np.searchsorted(column, numbers, sorter=by) for column, by in zip(lists.T, order, strict=True)]
     for number in range(len(starts[0]) - 1):
         members, *visitors = (by[at[number] : at[number + 1]] for by, at in zip(order, starts, strict=True))
         others = np.concatenate([members, *visitors])

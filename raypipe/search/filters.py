@@ -62,8 +62,7 @@ class Eligible:
         if self.count * _SPARSE < self.size:  # skip the zero bytes
             held = np.flatnonzero(self.bitmap != 0)
             bits = np.flatnonzero(_unpacked(self.bitmap[held], 8 * len(held)))
-            positions: Positions = held[bits >> 3] * 8 + bits % 8
-            return positions
+            return np.asarray(held[bits >> 3] * 8 + bits % 8, np.int64)
         return np.flatnonzero(self.mask())
 
     def contains(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:

@@ -74,7 +74,6 @@ class VideoIndex:
 
     @property
     def version(self) -> str:
-        """The id of the version."""
         return str(self.manifest["id"])
 
     def recommend(self, query: Query) -> Recommendations:
@@ -100,19 +99,13 @@ class VideoIndex:
         )
         closest, similarity = history.closest(self.vectors, positions)
         given = {name: boost.of(positions).tolist() for name, boost in boosts.items()}
-        rows = zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True)
+        rows = enumerate(zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True))
+        results = (
+            Recommendation(at, self.items.video_id(at), score, watched, cosine, {k: v[row] for k, v in given.items()})
+            for row, (at, score, watched, cosine) in rows
+        )
         return Recommendations(
-            results=tuple(
-                Recommendation(
-                    position=position,
-                    video_id=self.items.video_id(position),
-                    score=score,
-                    closest=watched,
-                    similarity=cosine,
-                    boosts={name: values[number] for name, values in given.items()},
-                )
-                for number, (position, score, watched, cosine) in enumerate(rows)
-            ),
+            results=tuple(results),
             unknown=history.unknown,
             fallback="popular" if history.direction is None else None,
             num_eligible=len(self.items) if eligible is None else eligible.count,
@@ -174,13 +167,10 @@ class VideoIndex:
         return boosts
 
     def _caps(self, query: Query) -> Caps:
-        categories = None
-        if query.max_per_category is not None:
-            categories = self.items.codes(query.category_column)
-            if categories is None:
-                column, choices = query.category_column, sorted(self.items.columns)
-                msg = f"There is no column {column!r} to limit categories by."
-                raise QueryError(msg, key="category_column", value=column, choices=choices)
+        column, categories = query.category_column, None
+        if query.max_per_category is not None and (categories := self.items.codes(column)) is None:
+            msg = f"There is no column {column!r} to limit categories by."
+            raise QueryError(msg, key="category_column", value=column, choices=sorted(self.items.columns))
         groups = self.items.duplicate_groups if query.one_per_duplicate_group else None
         return Caps(categories, groups, query.max_per_category or 1)
 

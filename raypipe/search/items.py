@@ -79,11 +79,8 @@ def comparable(array: pa.Array) -> pa.Array:
     kind = kind_of(array.type)
     if kind == "time":
         return array.cast(_UTC).cast(pa.int64())
-    if kind == "boolean":
-        return array.cast(pa.int8())
-    if kind == "integer":
-        return array.cast(pa.int64())
-    return array.cast(pa.float64()) if kind == "number" else array
+    types = {"boolean": pa.int8(), "integer": pa.int64(), "number": pa.float64()}
+    return array.cast(types[kind]) if kind in types else array
 
 
 def as_numbers(array: pa.Array) -> npt.NDArray[np.float64] | None:
@@ -182,7 +179,6 @@ class Items:
         return self._lookup.positions(ids)
 
     def video_id(self, position: int) -> str:
-        """Return the id of the video at a position."""
         return str(self._ids[position].as_py())
 
     def row(self, position: int) -> dict[str, Any]:

@@ -55,7 +55,6 @@ class Projection:
         return np.asarray((unit_length(embeddings) - self.mean) @ self.matrix, np.float32)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file."""
         arrays = {"mean": np.ascontiguousarray(self.mean), "matrix": np.ascontiguousarray(self.matrix)}
         safetensors.numpy.save_file(arrays, path)
 
@@ -147,15 +146,13 @@ def _shrunk(variances: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.fl
     size, trace, squares = len(variances), variances.sum(), np.square(variances).sum()
     spread = (count + 1 - 2 / size) * (squares - trace**2 / size)
     weight = min(1.0, ((1 - 2 / size) * squares + trace**2) / spread) if spread > 0 else 1.0
-    shrunk: npt.NDArray[np.float64] = (1 - weight) * variances + weight * trace / size
-    return shrunk
+    return np.asarray((1 - weight) * variances + weight * trace / size, np.float64)
 
 
 def is_usable(embeddings: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     """Return which of the embeddings ``[M, D]`` have a direction: finite and nonzero."""
     largest = np.abs(embeddings).max(axis=1, initial=0)  # NaN if any number is NaN
-    usable: npt.NDArray[np.bool_] = np.isfinite(largest) & (largest > np.finfo(np.float32).tiny)
-    return usable
+    return np.asarray(np.isfinite(largest) & (largest > np.finfo(np.float32).tiny), np.bool_)
 
 
 def unit_length(rows: npt.NDArray[np.floating]) -> Floats:

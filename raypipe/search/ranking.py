@@ -39,7 +39,6 @@ class Caps:
         return self.categories is not None or self.groups is not None
 
     def at(self, positions: npt.NDArray[np.int64]) -> "Caps":
-        """Return the same limits for some of the candidates."""
         categories, groups = (None if codes is None else codes[positions] for codes in (self.categories, self.groups))
         return Caps(categories, groups, self.max_per_category)
 
@@ -63,8 +62,7 @@ def freshness(published: Numbers) -> Floats:
     known = np.where(np.isfinite(published), published, np.nan)
     newest = np.fmax.reduce(known, initial=-np.inf)
     days = (newest - known) / _DAY_SECONDS
-    fresh: Floats = np.nan_to_num(np.exp2(-days / HALF_LIFE_DAYS), nan=0.0).astype(np.float32)
-    return fresh
+    return np.asarray(np.nan_to_num(np.exp2(-days / HALF_LIFE_DAYS), nan=0.0), np.float32)
 
 
 def percentile_rank(values: Numbers) -> Floats:
@@ -252,7 +250,6 @@ class Ranking:
         return self.values[positions], positions
 
     def score(self, positions: Positions) -> Floats:
-        """Return the numbers of some videos."""
         return self.values[positions]
 
 
@@ -264,7 +261,6 @@ class Boost:
     ranking: Ranking
 
     def of(self, positions: Positions) -> Floats:
-        """Return the boost of some videos."""
         return np.float32(self.weight) * self.ranking.values[positions]
 
 
@@ -292,7 +288,6 @@ class Nearest:
         return best(self.score(pool), pool, len(pool))
 
     def score(self, positions: Positions) -> Floats:
-        """Return the relevance of some videos."""
         scores = dots(self._vectors, positions, self._direction)
         for boost in self._boosts:
             scores += boost.of(positions)

@@ -125,10 +125,9 @@ class Versions:
             raise self._corrupt(name, f"{where!r}: {first['msg']}") from None
         except (ValueError, RecursionError) as error:
             raise self._corrupt(name, " ".join(str(error).split())) from None
-        missing = [file for file in FILES if file not in checked.files]
         if checked.id != version:
             raise self._corrupt(name, f"its id is {checked.id!r}")
-        if missing:
+        if missing := [file for file in FILES if file not in checked.files]:
             raise self._corrupt(name, f"its files do not include {', '.join(missing)}")
         if MANIFEST in checked.files:
             raise self._corrupt(name, f"its files include {MANIFEST} itself")

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+from raypipe.errors import ObjectChangedError, ObjectTooLargeError
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -13,6 +15,18 @@ class StoredObject:
     key: str  # relative to the listed folder, "/" between its parts
     size_bytes: int
     etag: str  # S3: without quotes; a local file: its modification time in ns and its size, both in hex
+
+
+def check_etag(uri: str, found: str, etag: str) -> None:
+    if found != etag:
+        msg = f"{uri} changed: its etag is {found}, the plan says {etag}."
+        raise ObjectChangedError(msg)
+
+
+def check_size(uri: str, size_bytes: int, max_size_bytes: int) -> None:
+    if size_bytes > max_size_bytes:
+        msg = f"{uri} has {size_bytes} bytes; the limit is {max_size_bytes}."
+        raise ObjectTooLargeError(msg, key=uri, value=size_bytes)
 
 
 class Storage(Protocol):

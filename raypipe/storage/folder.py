@@ -50,7 +50,6 @@ class Folder:
     uri: str
 
     def __post_init__(self) -> None:
-        """Normalise the URI."""
         object.__setattr__(self, "uri", normalise(self.uri).rstrip("/") or "/")
 
     def __str__(self) -> str:
@@ -73,11 +72,9 @@ class Folder:
         return storage_of(self.uri).stat(self.child(name))
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is an object of this name."""
         return self.stat(name) is not None
 
     def read(self, name: str) -> bytes:
-        """Read a whole object."""
         return storage_of(self.uri).read(self.child(name), tail_bytes=None)
 
     def read_tail(self, name: str, size_bytes: int) -> bytes:

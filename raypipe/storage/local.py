@@ -10,15 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from raypipe.errors import (
-    ObjectChangedError,
-    ObjectDeniedError,
-    ObjectMissingError,
-    ObjectTooLargeError,
-    ObjectUnreadableError,
-    StorageError,
-)
-from raypipe.storage.base import StoredObject
+from raypipe import errors
+from raypipe.storage.base import StoredObject, check_etag, check_size
 
 CHUNK_BYTES = 1_048_576
 _TEMPORARY = (".raypipe-", ".tmp")  # listings here skip these; Spark, DuckDB and pyarrow skip names with a leading dot
@@ -51,7 +44,7 @@ def _status(path: str, action: str) -> os.stat_result | None:
         return None
     except OSError as error:
         msg = f"Cannot {action} {path!r}: {error.strerror}. Check its permissions."
-        raise StorageError(msg) from error
+        raise errors.StorageError(msg) from error
 
 
 def _dangling_link(path: Path) -> Path | None:
@@ -68,10 +61,10 @@ def _walk(
             entries = sorted((entry for entry in scan if entry.name.startswith(name_prefix)), key=lambda e: e.name)
     except OSError as error:
         msg = f"Cannot list {folder!r}: {error.strerror}. Check its permissions."
-        raise StorageError(msg) from error
+        raise errors.StorageError(msg) from error
     above |= {(status.st_dev, status.st_ino)}
     for entry in entries:
-        if not _is_utf8(entry.name):
+        if any("\ud800" <= sign <= "\udfff" for sign in entry.name):  # os.scandir's bytes that are not UTF-8
             _log.warning("Skipped %r: its name is not UTF-8. Rename it to have it read.", entry.path)
             continue
         try:
@@ -80,13 +73,11 @@ def _walk(
             _log.warning("Skipped %r: %s.", entry.path, error.strerror)  # a dangling link, or just deleted
             skipped.append(entry.path)
             continue
+        is_temporary = entry.name.startswith(_TEMPORARY[0]) and entry.name.endswith(_TEMPORARY[1])
         if stat_module.S_ISDIR(status.st_mode):
-            if (
-                status.st_dev,
-                status.st_ino,
-            ) not in above:  # otherwise a link to a parent: an endless loop
+            if (status.st_dev, status.st_ino) not in above:  # otherwise a link to a parent: an endless loop
                 yield from _walk(entry.path, f"{key_prefix}{entry.name}/", "", above, skipped)
-        elif stat_module.S_ISREG(status.st_mode) and not _is_temporary(entry.name):
+        elif stat_module.S_ISREG(status.st_mode) and not is_temporary:
             yield StoredObject(entry.path, f"{key_prefix}{entry.name}", status.st_size, _etag(status))
 
 
@@ -113,7 +104,7 @@ def open_input(uri: str) -> BinaryIO:
         if not stat_module.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             msg = f"{uri!r} is not a file."
-            raise ObjectUnreadableError(msg)
+            raise errors.ObjectUnreadableError(msg)
         return os.fdopen(descriptor, "rb")
 
 
@@ -135,12 +126,11 @@ def put(uri: str, data: bytes) -> None:
 
 
 def delete(uri: str) -> None:
-    """Unlink the file."""
     try:
         Path(uri).unlink(missing_ok=True)
     except OSError as error:
         msg = f"Cannot delete {uri!r}: {error.strerror}. Check its permissions."
-        raise StorageError(msg) from error
+        raise errors.StorageError(msg) from error
 
 
 def _write(target: Path, data: bytes, *, place: Callable[[Path, Path], None]) -> None:
@@ -166,22 +156,20 @@ def _write(target: Path, data: bytes, *, place: Callable[[Path, Path], None]) ->
         raise _cannot_create(str(target), error) from error
 
 
-def _cannot_create(uri: str, error: OSError) -> StorageError:
+def _cannot_create(uri: str, error: OSError) -> errors.StorageError:
     if error.errno in {errno.EPERM, errno.ENOTSUP}:
         advice = "That file system may lack hard links, which create a file only once; choose another output."
     else:
         advice = "Check its permissions and free space, or choose another output."
-    return StorageError(f"Cannot create {uri!r}: {error.strerror}.", key=uri, remedy=advice)
+    return errors.StorageError(f"Cannot create {uri!r}: {error.strerror}.", key=uri, remedy=advice)
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
     """Copy a file that has not changed since it was listed, nor while it was copied."""
     with open_input(uri) as file:
         status = os.fstat(file.fileno())
-        _check_etag(uri, etag, status)
-        if status.st_size > max_size_bytes:
-            msg = f"{uri} has {status.st_size} bytes; the limit is {max_size_bytes}."
-            raise ObjectTooLargeError(msg, key=uri, value=status.st_size)
+        check_etag(uri, _etag(status), etag)
+        check_size(uri, status.st_size, max_size_bytes)
         copied = 0
         while True:
             with _object_problems(uri):  # of reading, not of writing
@@ -190,43 +178,25 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
                 break
             into.write(chunk)
             copied += len(chunk)
-        _check_etag(uri, etag, os.fstat(file.fileno()))
+        check_etag(uri, _etag(os.fstat(file.fileno())), etag)
         return copied
 
 
 def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
     """Read a part of a file that has not changed since it was listed, nor while it was read."""
     with open_input(uri) as file:
-        _check_etag(uri, etag, os.fstat(file.fileno()))
+        check_etag(uri, _etag(os.fstat(file.fileno())), etag)
         with _object_problems(uri):
             data = os.pread(file.fileno(), stop - start, start)
-        _check_etag(uri, etag, os.fstat(file.fileno()))
+        check_etag(uri, _etag(os.fstat(file.fileno())), etag)
     if len(data) != stop - start:
         msg = f"{uri} gave {len(data)} bytes of {stop - start} at {start}."
-        raise ObjectUnreadableError(msg)
+        raise errors.ObjectUnreadableError(msg)
     return data
-
-
-def _check_etag(uri: str, etag: str, status: os.stat_result) -> None:
-    if (found := _etag(status)) != etag:
-        msg = f"{uri} changed: its etag is {found}, the plan says {etag}."
-        raise ObjectChangedError(msg)
 
 
 def _etag(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(_TEMPORARY[0]) and name.endswith(_TEMPORARY[1])
 
 
 def _sync_folder(folder: Path) -> None:
@@ -243,10 +213,10 @@ def _object_problems(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         msg = f"{uri} does not exist."
-        raise ObjectMissingError(msg) from error
+        raise errors.ObjectMissingError(msg) from error
     except PermissionError as error:
         msg = f"{uri} may not be read. Check its permissions."
-        raise ObjectDeniedError(msg) from error
+        raise errors.ObjectDeniedError(msg) from error
     except OSError as error:
         msg = f"{uri} cannot be read: {error.strerror}."
-        raise ObjectUnreadableError(msg) from error
+        raise errors.ObjectUnreadableError(msg) from error

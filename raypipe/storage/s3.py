@@ -12,15 +12,8 @@ from typing import Any, BinaryIO
 
 from botocore.exceptions import FlexibleChecksumError  # type: ignore[import-untyped]
 
-from raypipe.errors import (
-    ObjectChangedError,
-    ObjectError,
-    ObjectMissingError,
-    ObjectTooLargeError,
-    ObjectUnreadableError,
-    StorageError,
-)
-from raypipe.storage.base import StoredObject
+from raypipe import errors
+from raypipe.storage.base import StoredObject, check_etag, check_size
 from raypipe.storage.s3_client import (
     FAILURES,
     call,
@@ -57,7 +50,7 @@ def stat(uri: str) -> StoredObject | None:
         raise storage_error(error, uri, "look at", permission="s3:GetObject and s3:ListBucket") from error
     if "ETag" not in head:
         msg = f"Cannot look at {uri}: {_NO_ETAG} Ask who runs that storage, or what is in front of it."
-        raise StorageError(msg)
+        raise errors.StorageError(msg)
     return StoredObject(uri, key.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
 
 
@@ -67,7 +60,7 @@ def read(uri: str, *, tail_bytes: int | None) -> bytes:
         return _get(uri)
     try:
         return _get(uri, Range=f"bytes=-{tail_bytes}")
-    except ObjectUnreadableError as error:
+    except errors.ObjectUnreadableError as error:
         if isinstance(error.__cause__, Exception) and status_of(error.__cause__) == _RANGE_NOT_SATISFIABLE:
             return b""  # an empty object has no last byte
         raise
@@ -78,7 +71,7 @@ def open_input(uri: str) -> BinaryIO:
     found = stat(uri)
     if found is None:
         msg = f"{uri} does not exist."
-        raise ObjectMissingError(msg)
+        raise errors.ObjectMissingError(msg)
     return io.BufferedReader(_RangeReader(found), CHUNK_BYTES)
 
 
@@ -119,10 +112,9 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
             into.truncate()
         body = reply["Body"]
         try:
-            _check_etag(uri, reply, etag)
-            if (size := received + reply["ContentLength"]) > max_size_bytes:
-                msg = f"{uri} has {size} bytes; the limit is {max_size_bytes}."
-                raise ObjectTooLargeError(msg, key=uri, value=size)
+            check_etag(uri, reply["ETag"].strip('"'), etag)  # a storage may ignore If-Match
+            size = received + reply["ContentLength"]
+            check_size(uri, size, max_size_bytes)
             failure = None
             while failure is None:
                 chunk, failure = _next_chunk(body)
@@ -144,10 +136,10 @@ def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
     """Read a part in one request, which fails if the object has changed since it was listed."""
 
     def check(reply: dict[str, Any]) -> None:
-        _check_etag(uri, reply, etag)
+        check_etag(uri, reply["ETag"].strip('"'), etag)  # a storage may ignore If-Match
         if reply["ContentLength"] != stop - start:  # a storage may ignore Range
             msg = f"{uri} would give {reply['ContentLength']} bytes instead of the {stop - start} requested."
-            raise ObjectUnreadableError(msg)
+            raise errors.ObjectUnreadableError(msg)
 
     return _get(uri, check, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{etag}"')
 
@@ -159,10 +151,8 @@ def put_new(uri: str, data: bytes) -> bool:
     try:
         call(lambda: _put(s3, {"Bucket": bucket, "Key": key}, data), size_bytes=len(data))
     except FAILURES as error:
-        if status_of(error) == _PRECONDITION_FAILED:
-            return False
-        if code_of(error) == "NoSuchUpload":
-            return False  # completed by an attempt whose reply was lost
+        if status_of(error) == _PRECONDITION_FAILED or code_of(error) == "NoSuchUpload":
+            return False  # the latter: completed by an attempt whose reply was lost
         raise storage_error(error, uri, "create", permission="s3:PutObject") from error
     return True
 
@@ -185,13 +175,6 @@ def delete(uri: str) -> None:
         raise storage_error(error, uri, "delete", permission="s3:DeleteObject") from error
 
 
-def _check_etag(uri: str, reply: dict[str, Any], etag: str) -> None:
-    found = reply["ETag"].strip('"')
-    if found != etag:  # a storage may ignore If-Match
-        msg = f"{uri} changed: its etag is {found}, the plan says {etag}."
-        raise ObjectChangedError(msg)
-
-
 def _open(uri: str, **options: str) -> dict[str, Any]:
     bucket, key = split(uri)
     for failures in range(1, BODY_ATTEMPTS + 1):
@@ -204,7 +187,7 @@ def _open(uri: str, **options: str) -> dict[str, Any]:
         wait(reply["Body"].aclose())
         pause(failures)
     msg = f"{uri}: {_NO_ETAG}"
-    raise ObjectUnreadableError(msg)
+    raise errors.ObjectUnreadableError(msg)
 
 
 def _get(uri: str, check: Callable[[dict[str, Any]], None] = lambda _: None, **options: str) -> bytes:
@@ -218,7 +201,7 @@ def _get(uri: str, check: Callable[[dict[str, Any]], None] = lambda _: None, **o
             failures += 1
             if failures == BODY_ATTEMPTS:
                 raise object_error(error, uri) from error
-        except ObjectError:
+        except errors.ObjectError:
             wait(reply["Body"].aclose())
             raise
         pause(failures)

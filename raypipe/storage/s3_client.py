@@ -17,15 +17,7 @@ from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec.asyn import get_loop
 
-from raypipe.errors import (
-    ObjectChangedError,
-    ObjectDeniedError,
-    ObjectError,
-    ObjectMissingError,
-    ObjectUnreadableError,
-    RaypipeError,
-    StorageError,
-)
+from raypipe import errors
 
 # A request that fails for a transient reason is retried until RETRY_SECONDS after the first attempt. One attempt is up
 # to MAX_ATTEMPTS requests, made by the client close together, and takes at most REQUEST_SECONDS.
@@ -62,10 +54,13 @@ _ADVICE = {  # codes that do not depend on the object -> what to do
     "NoSuchBucket": "Check its name, or create it.",
     "RequestTimeTooSkewed": "Set this machine's clock.",
 }
+_KINDS: dict[int, type[errors.ObjectError]] = {  # of error, by HTTP status
+    **dict.fromkeys((401, 403), errors.ObjectDeniedError),
+    **dict.fromkeys((404, 410), errors.ObjectMissingError),
+    412: errors.ObjectChangedError,
+}
 _THROTTLE_STATUSES = frozenset({429, 503})
-_THROTTLE_CODES = frozenset(
-    {"RequestLimitExceeded", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
-)
+_THROTTLE_CODES = {"RequestLimitExceeded", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
 _PASSING = frozenset({409, 425, 429, 500, 502, 503, 504})  # 409: another request for that key is under way
 _client_lock, _throttle_lock = threading.Lock(), threading.Lock()
 _throttles = [0]
@@ -187,7 +182,7 @@ def _response(error: Exception) -> dict[str, Any]:
     return getattr(error, "response", None) or {}
 
 
-def storage_error(error: Exception, uri: str, action: str, *, permission: str = "") -> StorageError:
+def storage_error(error: Exception, uri: str, action: str, *, permission: str = "") -> errors.StorageError:
     """Say in one line why ``action`` on ``uri`` failed and what to do about it."""
     if isinstance(error, _CREDENTIALS):
         advice = _CREDENTIAL_ADVICE
@@ -203,10 +198,10 @@ def storage_error(error: Exception, uri: str, action: str, *, permission: str = 
         advice = "Run the same command again; if it keeps failing, ask who runs that storage."
     bucket, _ = split(uri)
     where = f"{uri} (bucket {bucket!r})" if bucket else "S3"
-    return StorageError(f"Cannot {action} {where}: {_reason(error)}", key=uri, remedy=advice)
+    return errors.StorageError(f"Cannot {action} {where}: {_reason(error)}", key=uri, remedy=advice)
 
 
-def object_error(error: Exception, uri: str) -> RaypipeError:
+def object_error(error: Exception, uri: str) -> errors.RaypipeError:
     """Return the error of this one object, or a StorageError if every other object would fail in the same way."""
     if (
         isinstance(error, (*_CREDENTIALS, boto.ParamValidationError))
@@ -214,15 +209,7 @@ def object_error(error: Exception, uri: str) -> RaypipeError:
         or _is_unreachable(error)
     ):
         return storage_error(error, uri, "read")
-    kinds: dict[int, type[ObjectError]] = {
-        401: ObjectDeniedError,
-        403: ObjectDeniedError,
-        404: ObjectMissingError,
-        410: ObjectMissingError,
-        412: ObjectChangedError,
-    }
-    kind = kinds.get(status_of(error), ObjectUnreadableError)
-    return kind(f"{uri}: {_reason(error)}")
+    return _KINDS.get(status_of(error), errors.ObjectUnreadableError)(f"{uri}: {_reason(error)}")
 
 
 def _may_pass(error: Exception) -> bool:

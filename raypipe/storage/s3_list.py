@@ -52,12 +52,7 @@ class _Page:
         return key > self.after and (not self.until or key <= self.until)
 
 
-def list_objects(
-    root: str,
-    prefix: str,
-    *,
-    skipped: list[str] | None = None,  # noqa: ARG001 - a bucket hides nothing
-) -> Iterator[StoredObject]:
+def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) -> Iterator[StoredObject]:  # noqa: ARG001 - a bucket hides nothing
     """Yield page by page, several requests at once; folder markers (keys that end in a slash) are left out."""
     bucket, base = split(root)
     base = f"{base}/" if base else ""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Microseconds = npt.NDArray[np.int64]
+Column: TypeAlias = pa.ChunkedArray
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 ISO_TEXT = "ISO text"
@@ -50,18 +51,17 @@ class _Unit:
     to_microseconds: Callable[[Floats], Floats]
 
 
-def iso_times(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+def iso_times(texts: Column) -> Column:
     """Return ISO dates and times as timestamps, and null for every other text; no zone means UTC."""
-    nothing = pa.scalar(None, pa.string())
-    texts = pc.if_else(_is_iso(texts), texts, nothing)
+    texts = pc.if_else(_is_iso(texts), texts, _NO_TEXT)
     texts = pc.replace_substring_regex(texts, pattern=r"(\.[0-9]{6})[0-9]+", replacement=r"\1")
     zoned = pc.match_substring_regex(texts, _ZONE)
-    with_zone = pc.if_else(zoned, texts, nothing).cast(TIMESTAMP)
-    without = pc.if_else(zoned, nothing, texts).cast(pa.timestamp("us")).cast(TIMESTAMP)
+    with_zone = pc.if_else(zoned, texts, _NO_TEXT).cast(TIMESTAMP)
+    without = pc.if_else(zoned, _NO_TEXT, texts).cast(pa.timestamp("us")).cast(TIMESTAMP)
     return pc.coalesce(with_zone, without)
 
 
-def _is_iso(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+def _is_iso(texts: Column) -> Column:
     """Also check that the calendar has the day: 2023-02-29 is not a date."""
     matches = pc.match_substring_regex(texts, _ISO_TIME).fill_null(False)  # noqa: FBT003 - Arrow's own signature
     days = pc.utf8_slice_codeunits(texts, 0, 10)
@@ -79,9 +79,8 @@ def _exists(day: str) -> bool:
 
 def is_plausible(microseconds: Microseconds) -> Mask:
     """Tell which times may be dates of videos: 1800 to 2199, and not a small count that was read as 1970-01-01."""
-    in_range: Mask = (microseconds >= _FIRST) & (microseconds <= _LAST)
-    in_range &= (np.abs(microseconds) >= _DAY) | (microseconds == 0)
-    return in_range
+    is_small = (np.abs(microseconds) < _DAY) & (microseconds != 0)
+    return np.asarray((microseconds >= _FIRST) & (microseconds <= _LAST) & ~is_small, np.bool_)
 
 
 def unit_of(numbers: Floats) -> str | None:
@@ -110,16 +109,13 @@ def dates_of_numbers(numbers: Floats, unit: str) -> tuple[Microseconds, Mask]:
 def _epoch(name: str, per_second: float) -> _Unit:
     def is_one(numbers: Floats) -> Mask:
         seconds = numbers / per_second
-        in_range: Mask = (seconds >= _SMALLEST_EPOCH_SECONDS) & (seconds <= _LARGEST_EPOCH_SECONDS)
-        return in_range
+        return (seconds >= _SMALLEST_EPOCH_SECONDS) & (seconds <= _LARGEST_EPOCH_SECONDS)
 
     return _Unit(name, is_one, lambda numbers: numbers * (_SECOND / per_second))
 
 
-def _is_year(numbers: Floats) -> Mask:
-    in_range: Mask = (numbers >= _FIRST_YEAR) & (numbers <= _LAST_YEAR)
-    in_range &= numbers == np.floor(numbers)
-    return in_range
+def _is_whole(numbers: Floats, first: int, stop: int) -> Mask:
+    return np.asarray((numbers >= first) & (numbers < stop) & (numbers == np.floor(numbers)), np.bool_)
 
 
 def _year_microseconds(numbers: Floats) -> Floats:
@@ -138,13 +134,8 @@ def _days_of(numbers: Floats) -> tuple[npt.NDArray[np.int64], Mask]:
 
 
 def _is_day(numbers: Floats) -> Mask:
-    in_range: Mask = (numbers >= _FIRST_YEAR * 10_000) & (numbers < (_LAST_YEAR + 1) * 10_000)
-    in_range &= numbers == np.floor(numbers)
+    in_range = _is_whole(numbers, _FIRST_YEAR * 10_000, (_LAST_YEAR + 1) * 10_000)
     return in_range & _days_of(np.where(in_range, numbers, 0))[1]
-
-
-def _day_microseconds(numbers: Floats) -> Floats:
-    return _days_of(numbers)[0].astype(np.float64) * _DAY
 
 
 _CALENDAR = ("years", "YYYYMMDD")
@@ -153,8 +144,8 @@ _UNITS = (
     _epoch("epoch milliseconds", 1e3),
     _epoch("epoch microseconds", 1e6),
     _epoch("epoch nanoseconds", 1e9),
-    _Unit("years", _is_year, _year_microseconds),
-    _Unit("YYYYMMDD", _is_day, _day_microseconds),
+    _Unit("years", lambda numbers: _is_whole(numbers, _FIRST_YEAR, _LAST_YEAR + 1), _year_microseconds),
+    _Unit("YYYYMMDD", _is_day, lambda numbers: _days_of(numbers)[0].astype(np.float64) * _DAY),
 )
 
 
@@ -196,9 +187,10 @@ class ColumnReading:
         return f"column {self.name!r}: {found}. It is read as {self.most}{unit}, and these values are null."
 
 
-def read_column(
-    name: str, column: pa.ChunkedArray, *, expected: Kind | None = None, is_untyped: bool = False
-) -> tuple[pa.ChunkedArray, ColumnReading | None]:
+_Read: TypeAlias = tuple[Column, ColumnReading | None]
+
+
+def read_column(name: str, column: Column, *, expected: Kind | None = None, is_untyped: bool = False) -> _Read:
     """Bring a column to the one type of its kind, and say how it was read if its values decided that.
 
     With ``expected`` dates, numbers are dates too, and their unit is decided. ``is_untyped`` means that the file does
@@ -224,7 +216,7 @@ def read_column(
     return values, _describe(name, values, kind=held, most=expected, num_values=_num_values(column))
 
 
-def _plain(name: str, column: pa.ChunkedArray) -> tuple[Kind | None, pa.ChunkedArray]:
+def _plain(name: str, column: Column) -> tuple[Kind | None, Column]:
     """Return the values of a column whose Arrow type says their kind, which is None if all of them are null."""
     kind = column.type
     if pa.types.is_null(kind):
@@ -243,16 +235,16 @@ def _plain(name: str, column: pa.ChunkedArray) -> tuple[Kind | None, pa.ChunkedA
     raise ValueError(msg)
 
 
-def _num_values(column: pa.ChunkedArray) -> int:
+def _num_values(column: Column) -> int:
     return len(column) - int(column.null_count)
 
 
-def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _timestamps(column: Column) -> Column:
     zone, is_fine = getattr(column.type, "tz", None), getattr(column.type, "unit", "") == "ns"
     return column.cast(pa.timestamp("us", tz=zone), safe=not is_fine).cast(TIMESTAMP)
 
 
-def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _whole_numbers(column: Column) -> Column:
     """Return decimals as int64, or as text if some need more than 64 bits."""
     try:
         return column.cast(pa.int64())
@@ -260,21 +252,19 @@ def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.string())
 
 
-def _finite(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _finite(column: Column) -> Column:
     numbers = column.cast(pa.float64())
     return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
 
 
-def _read_texts(
-    name: str, texts: pa.ChunkedArray, *, expected: Kind | None, is_untyped: bool
-) -> tuple[pa.ChunkedArray, ColumnReading | None]:
+def _read_texts(name: str, texts: Column, *, expected: Kind | None, is_untyped: bool) -> _Read:
     trimmed = pc.utf8_trim_whitespace(texts)
     given = pc.if_else(pc.equal(trimmed, ""), _NO_TEXT, trimmed)
     if given.null_count == len(given):
         return texts, None
     if expected == "dates":
         return _read_dates(name, given, else_text=texts)
-    readings: dict[Kind, pa.ChunkedArray] = {"dates": iso_times(given)}
+    readings: dict[Kind, Column] = {"dates": iso_times(given)}
     if is_untyped or expected == "numbers":
         readings["true or false"] = _booleans_of(given)
         numbers = _numbers_of(given)
@@ -286,7 +276,7 @@ def _read_texts(
     return _decided(name, given, readings[most], most=most, unit=unit, else_text=texts, is_expected=bool(expected))
 
 
-def _numbers_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+def _numbers_of(texts: Column) -> Column:
     digits = pc.if_else(pc.match_substring_regex(texts, _NUMBER), texts, _NO_TEXT)
     unsigned = pc.utf8_ltrim(digits, "+")
     if pc.all(pc.match_substring_regex(digits, _WHOLE_NUMBER)).as_py():
@@ -295,7 +285,7 @@ def _numbers_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return _finite(unsigned)
 
 
-def _are_codes(texts: pa.ChunkedArray, number_type: pa.DataType) -> bool:
+def _are_codes(texts: Column, number_type: pa.DataType) -> bool:
     """Tell whether numbers of this type would lose digits of some texts: of 007, or of an id of twenty digits."""
     if pc.any(pc.match_substring_regex(texts, _LEADING_ZERO)).as_py():
         return True
@@ -310,15 +300,13 @@ def _is_exact(digits: str) -> bool:
     return math.isfinite(number) and int(number) == int(digits)
 
 
-def _booleans_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+def _booleans_of(texts: Column) -> Column:
     lower = pc.utf8_lower(texts)
     is_boolean = pc.is_in(lower, value_set=pa.array(["true", "false"]))
     return pc.if_else(is_boolean, pc.equal(lower, "true"), pa.scalar(None, pa.bool_()))
 
 
-def _read_dates(
-    name: str, column: pa.ChunkedArray, *, unit: str = ISO_TEXT, else_text: pa.ChunkedArray | None = None
-) -> tuple[pa.ChunkedArray, ColumnReading | None]:
+def _read_dates(name: str, column: Column, *, unit: str = ISO_TEXT, else_text: Column | None = None) -> _Read:
     """Read texts, numbers or timestamps as dates of one unit, or as text if they are not dates."""
     texts = column.cast(pa.string()) if else_text is None else else_text
     times = pa.chunked_array([pa.nulls(len(column), TIMESTAMP)])
@@ -342,20 +330,13 @@ def _read_dates(
     return _decided(name, column, dates, most="dates", unit=unit, else_text=texts, is_expected=True)
 
 
-def _floats(numbers: pa.ChunkedArray) -> Floats:
+def _floats(numbers: Column) -> Floats:
     return np.asarray(numbers.cast(pa.float64(), safe=False).fill_null(np.nan), np.float64)
 
 
 def _decided(
-    name: str,
-    given: pa.ChunkedArray,
-    read: pa.ChunkedArray,
-    *,
-    most: Kind,
-    unit: str | None,
-    else_text: pa.ChunkedArray,
-    is_expected: bool,
-) -> tuple[pa.ChunkedArray, ColumnReading | None]:
+    name: str, given: Column, read: Column, *, most: Kind, unit: str | None, else_text: Column, is_expected: bool
+) -> _Read:
     """Return the values as they were read if only a few of those given could not be, otherwise the text."""
     num_values, num_read = _num_values(given), _num_values(read)
     bad = given.filter(pc.and_(pc.is_valid(given), pc.is_null(read))).cast(pa.string())
@@ -372,26 +353,18 @@ def _decided(
 
 def _describe(
     name: str,
-    column: pa.ChunkedArray,
+    column: Column,
     *,
     kind: Kind,
     num_values: int,
     most: Kind | None = None,
     unit: str | None = None,
-    bad: pa.ChunkedArray | None = None,
+    bad: Column | None = None,
 ) -> ColumnReading:
     """Say how a column was read, with the range of its dates and a few of its bad values."""
     span = pc.min_max(column).values() if kind == "dates" else ()
     first, last = [(end.cast(pa.string()).as_py() or "")[:10] for end in span] or ("", "")
     examples = [] if bad is None else pc.unique(bad).slice(0, _NUM_EXAMPLES).to_pylist()
-    return ColumnReading(
-        name=name,
-        kind=kind,
-        most=most or kind,
-        num_values=num_values,
-        unit=unit,
-        first=first,
-        last=last,
-        num_bad=0 if bad is None else len(bad),
-        examples=tuple(text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…" for text in examples),
-    )
+    shown = tuple(text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…" for text in examples)
+    num_bad = 0 if bad is None else len(bad)
+    return ColumnReading(name, kind, most or kind, num_values, unit, first, last, num_bad, shown)

@@ -40,8 +40,7 @@ def parse_csv(data: io.BytesIO, *, empty_is_null: bool) -> pa.Table:
         ValueError: a quote is not closed, a row has another number of fields, or a line is not UTF-8.
     """
     rows = _csv_fields(data)
-    header = next(rows, None)
-    if header is None:
+    if (header := next(rows, None)) is None:
         msg = "it is empty"
         raise ValueError(msg)
     has_spaces = any(name.startswith(" ") for name in header)  # "a, b": the space belongs to the separator
@@ -71,7 +70,8 @@ def _csv_fields(data: io.BytesIO) -> Iterator[list[str]]:
             yield row.fields
     except UnicodeDecodeError:
         data.seek(0)
-        number = next(number for number, line in enumerate(data, start=1) if not _is_utf8(line))
+        numbered = enumerate(data, start=1)
+        number = next(number for number, line in numbered if line.decode(errors="ignore").encode() != line)
         raise ValueError(not_utf8(number)) from None
     finally:
         lines.detach()
@@ -93,21 +93,11 @@ def csv_rows(lines: TextIO) -> Iterator[CsvRow]:
 
 
 def wrong_length(row: CsvRow, header: Sequence[str]) -> str:
-    """Say that a row has another number of fields than the header."""
     return f"line {row.first_line} has {len(row.fields)} fields, the header has {len(header)}"
 
 
 def not_utf8(number: int) -> str:
-    """Say that a line is not UTF-8."""
     return f"line {number} is not UTF-8. Save the file as UTF-8"
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def parse_json_texts(lines: Iterable[bytes], columns: Sequence[str]) -> pa.Table:

@@ -1,9 +1,10 @@
 """Recognise and open the container of an untrusted video. Runs in the child process only."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import av
 import av.logging
@@ -26,6 +27,7 @@ _MAGIC = (
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
     (b"\x00\x00\x01\xba", "mpeg"),
 )
+Packet: TypeAlias = "av.Packet[Any]"
 _READ_BUFFER_BYTES = 64 * 1024
 _STORE_CHECKSUMS = frozenset({"hevc", "ffv1", "png", "apng"})  # of pictures, if the encoder wrote them
 _EBML_HEADER, MATROSKA_SEGMENT = 0x1A45DFA3, 0x18538067
@@ -42,7 +44,6 @@ class VideoError(Exception):
 
 
 def encrypted(reason: str) -> VideoError:
-    """Return the error of a video that is encrypted."""
     return VideoError(Status.ENCRYPTED, f"The video is encrypted: {reason}. Decrypt it first.")
 
 
@@ -52,9 +53,17 @@ def describe(error: BaseException) -> str:
     return " ".join(str(text).split())[:300]
 
 
-class Line(NamedTuple):
-    """One logged error."""
+class SeekableReader(io.RawIOBase):
+    """The base of files that FFmpeg reads through Python."""
 
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+class Line(NamedTuple):  # one logged error
     source: str  # FFmpeg's name of the demuxer or decoder
     message: str
 

@@ -28,8 +28,6 @@ class DecodeLimits:
 
 @dataclass(frozen=True, slots=True)
 class DecodeRequest:
-    """Which frames to take from a video, at what size, and under which limits."""
-
     mode: Literal["uniform", "fps", "keyframes", "all"]
     num_frames: int
     fps: float

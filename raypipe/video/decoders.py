@@ -88,7 +88,6 @@ class _Decoding:
         return Decoded(problem=problem)
 
     def repair(self) -> Decoded:
-        """Decode by the rules of row format 2."""
         index, report, writer = self._index, self._report, self._writer
         problem = _note_problem(lambda: self._take(self._slots))
         if (report.is_noisy or report.problem) and skips_exactly(self._video.reader.decoder):
@@ -319,19 +318,16 @@ def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Deco
     import decord  # noqa: PLC0415  # only the child that was asked for it loads it
 
     index = video.index
-    mistake = _decord_mistake(index)
-    if mistake:
+    if mistake := _decord_mistake(index):
         raise VideoError(Status.DECODE_ERROR, f"decord gives other frames than asked for where {mistake}; use pyav.")
-    first = next(all_frames(video), None)
-    if first is None:
+    if (first := next(all_frames(video), None)) is None:
         raise VideoError(Status.DECODE_ERROR, "No frame could be decoded.")
     width, height = scaled_size(index.width, index.height, writer.request.resize_size)
-    shown_size = (index.width, index.height)
-    if first.rotation % 180:  # decord turns a frame upright before it scales it
+    is_turned = first.rotation % 180 != 0
+    if is_turned:  # decord turns a frame upright before it scales it
         width, height = height, width
-        shown_size = shown_size[::-1]
     if video.reader.row_format > 1:
-        writer.displayed_size = shown_size
+        writer.displayed_size = (index.height, index.width) if is_turned else (index.width, index.height)
     video.reader.file.seek(0)
     reader = decord.VideoReader(video.reader.file, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
     shown = _shown(index, len(reader), "decord")

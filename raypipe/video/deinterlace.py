@@ -59,10 +59,7 @@ class _Bwdif:
         self._graph = Graph()
         self._graph.threads = 1
         self._source = self._graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=frame.time_base or _UNKNOWN_TIME_BASE,
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or _UNKNOWN_TIME_BASE
         )
         # The field order is that of each frame: `parity` is automatic.
         bwdif = self._graph.add("bwdif", "mode=send_frame:deint=interlaced")

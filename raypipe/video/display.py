@@ -85,8 +85,7 @@ def to_sdr(image: Codes, *, color_trc: int, color_primaries: int) -> Pixels:
 def _root_codes(light: Light) -> Codes:
     """Return indices of the tables that take light of 0 to 1: of its square root, so that dark tones keep apart."""
     root = np.sqrt(np.clip(light, 0, 1)) * np.float32(_SIZE - 1)
-    codes: Codes = (root + np.float32(0.5)).astype(np.uint16)
-    return codes
+    return (root + np.float32(0.5)).astype(np.uint16)
 
 
 def _table(function: Callable[[Numbers], Numbers]) -> Light:
@@ -101,8 +100,8 @@ def _pq_light() -> Light:
 
     def light(signal: Numbers) -> Numbers:
         power = signal ** (1 / _PQ_M2)
-        linear: Numbers = (np.maximum(power - _PQ_C1, 0) / (_PQ_C2 - _PQ_C3 * power)) ** (1 / _PQ_M1)
-        return linear * (_PQ_NITS / _WHITE_NITS)
+        linear = (np.maximum(power - _PQ_C1, 0) / (_PQ_C2 - _PQ_C3 * power)) ** (1 / _PQ_M1)
+        return np.asarray(linear * (_PQ_NITS / _WHITE_NITS), np.float64)
 
     return _table(light)
 
@@ -144,7 +143,6 @@ class Turn(NamedTuple):
         return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
     def apply_to_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the size after the turn."""
         return (height, width) if self.transpose else (width, height)
 
     @property

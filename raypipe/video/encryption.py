@@ -102,7 +102,6 @@ def _video_track(file: BinaryIO, start: int, stop: int) -> dict[int, str]:
 
 
 def _fragment_track(file: BinaryIO, start: int, stop: int) -> int | None:
-    """Return the number of a fragment's track."""
     for kind, body, end in _boxes(file, start, stop):
         if kind == b"tfhd":
             return int(struct.unpack_from(">I", _read(file, body, end), 4)[0])

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
 import av
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from raypipe.video.container import Line, describe, encrypted
+from raypipe.video.container import Line, Packet, describe, encrypted
 from raypipe.video.packet_index import PacketIndex
 from raypipe.video.probe import VideoFile
 from raypipe.video.timeline import Indices, Seconds
@@ -75,7 +74,6 @@ class DamageReport:
         self.problem = self.problem or problem
 
     def merge(self, other: "DamageReport") -> None:
-        """Add what another report notes."""
         self.corrupt |= other.corrupt
         self.referring |= other.referring
         self.is_noisy |= other.is_noisy
@@ -171,12 +169,7 @@ def all_frames(video: VideoFile, report: DamageReport | None = None) -> Iterator
 
 
 def _decode(
-    video: VideoFile,
-    packet: "av.Packet[Any] | None",
-    position: int,
-    report: DamageReport | None,
-    *,
-    first_pts: int | None,
+    video: VideoFile, packet: "Packet | None", position: int, report: DamageReport | None, *, first_pts: int | None
 ) -> list[VideoFrame]:
     """Decode one packet, and note what is corrupt.
 

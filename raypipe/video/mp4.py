@@ -13,18 +13,15 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from av.video.stream import VideoStream
 
-from raypipe.video.container import size_of
+from raypipe.video.container import Packet, SeekableReader, size_of
 from raypipe.video.decode_request import Ranges
 from raypipe.video.timeline import Flags, Ticks
-
-if TYPE_CHECKING:
-    import av
 
 Numbers = npt.NDArray[np.int64]
 _MAX_MOOV_BYTES = 256 * 1024**2
@@ -47,22 +44,18 @@ class SampleTable:
 
     def within(self, file_bytes: int) -> Flags:
         """[P] which of them a file of so many bytes holds completely."""
-        inside: Flags = self.offset + self.size_bytes <= file_bytes
-        return inside
+        return self.offset + self.size_bytes <= file_bytes
 
     def only(self, chosen: Flags) -> "SampleTable":
-        """Return the chosen packets alone."""
         return SampleTable(**{name: column[chosen] for name, column in vars(self).items()})
 
     def extent(self, start: int, stop: int) -> tuple[int, int]:
         """Return the range of bytes that holds packets ``start`` to ``stop - 1``."""
-        offsets = self.offset[start:stop]
-        return int(offsets.min()), int((offsets + self.size_bytes[start:stop]).max())
+        offsets, sizes = self.offset[start:stop], self.size_bytes[start:stop]
+        return int(offsets.min()), int((offsets + sizes).max())
 
 
-def read_samples(
-    file: BinaryIO, stream: VideoStream, first: "av.Packet[Any]", *, max_samples: int
-) -> SampleTable | None:
+def read_samples(file: BinaryIO, stream: VideoStream, first: Packet, *, max_samples: int) -> SampleTable | None:
     """Return the stream's packets, or None if the tables do not tell: fragments, repeated samples, damage.
 
     ``first`` is the stream's first packet, which aligns the tables with FFmpeg's index.
@@ -70,13 +63,12 @@ def read_samples(
     if not 0 < len(stream.index_entries) <= max_samples:
         return None
     try:
-        tables = _sample_tables(_read_moov(file), stream.id)
-        return _join(stream, tables, first)
+        return _join(stream, _sample_tables(_read_moov(file), stream.id), first)
     except (ValueError, IndexError, KeyError, struct.error, OverflowError):
         return None
 
 
-def _join(stream: VideoStream, tables: dict[bytes, memoryview], first: "av.Packet[Any]") -> SampleTable | None:
+def _join(stream: VideoStream, tables: dict[bytes, memoryview], first: Packet) -> SampleTable | None:
     entries = stream.index_entries[:]
     offset = np.array([entry.pos for entry in entries], dtype=np.int64)
     dts = np.array([entry.timestamp for entry in entries], dtype=np.int64)
@@ -106,10 +98,9 @@ def _read_moov(file: BinaryIO) -> memoryview:
         kind, header, size = box_header(head)
         if kind == b"moov":
             body = memoryview(_read(file, at + header, min(size - header, _MAX_MOOV_BYTES)))
-            if len(body) != size - header:
-                break
-            return body
-        if size < header:
+            if len(body) == size - header:
+                return body
+        if kind == b"moov" or size < header:
             break
         at += size
     raise ValueError(at)
@@ -179,8 +170,7 @@ def _sample_offsets(tables: dict[bytes, memoryview], sizes: Numbers) -> Numbers:
         raise ValueError(stops)
     starts = np.append(0, stops[:-1])
     before = np.append(0, np.cumsum(sizes))
-    offsets: Numbers = np.repeat(chunks - before[starts], stops - starts) + before[:-1]
-    return offsets
+    return np.asarray(np.repeat(chunks - before[starts], stops - starts) + before[:-1], np.int64)
 
 
 def _composition_offsets(box: memoryview | None, num_samples: int) -> Numbers:
@@ -203,8 +193,7 @@ def find_damage(file: BinaryIO) -> Ranges:
     """
     size_bytes = size_of(file)
     damage: list[tuple[int, int]] = []
-    at = 0
-    has_fragments = False
+    at, has_fragments = 0, False
     for _ in range(_MAX_BOXES):
         stop = _sound_box(file, at, size_bytes)
         if stop is None:
@@ -256,12 +245,9 @@ def _is_sound_moof(data: bytes) -> bool:
 
 
 def _children(data: bytes) -> list[tuple[bytes, bytes]] | None:
-    boxes = []
-    at = 0
+    boxes, at = [], 0
     while at < len(data):
-        if at + _HEADER_BYTES > len(data):
-            return None
-        size, kind = struct.unpack_from(">I4s", data, at)
+        size, kind = struct.unpack_from(">I4s", data, at) if at + _HEADER_BYTES <= len(data) else (0, b"")
         if not _HEADER_BYTES <= size <= len(data) - at:
             return None
         boxes.append((kind, data[at + _HEADER_BYTES : at + size]))
@@ -285,23 +271,18 @@ def _next_fragment(file: BinaryIO, start: int, size_bytes: int) -> int | None:
     return None
 
 
-class SkippingFile(io.RawIOBase):
+class SkippingFile(SeekableReader):
     """A file with boxes to skip in place of its damaged boxes."""
 
     def __init__(self, file: BinaryIO, damage: Ranges) -> None:
         self._file = file
-        self._headers = [(start, _box_to_skip(stop - start)) for start, stop in damage]
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
+        self._headers: list[tuple[int, bytes]] = []
+        for start, stop in damage:
+            size = stop - start
+            header = struct.pack(">I4s", size, b"free") if size < 2**32 else struct.pack(">I4sQ", 1, b"free", size)
+            self._headers.append((start, header))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set where the next read begins."""
         return self._file.seek(offset, whence)
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
@@ -315,7 +296,3 @@ class SkippingFile(io.RawIOBase):
             if first < last:
                 view[first - at : last - at] = header[first - start : last - start]
         return len(data)
-
-
-def _box_to_skip(size: int) -> bytes:
-    return struct.pack(">I4s", size, b"free") if size < 2**32 else struct.pack(">I4sQ", 1, b"free", size)

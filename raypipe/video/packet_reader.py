@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
@@ -11,7 +11,7 @@ from av.stream import Discard
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from raypipe.video.container import ErrorLog, open_stream
+from raypipe.video.container import ErrorLog, Packet, open_stream
 from raypipe.video.decode_request import DecodeRequest
 from raypipe.video.mp4 import SampleTable
 from raypipe.video.packets import is_packed
@@ -45,8 +45,8 @@ class PacketReader:
         self.row_format = request.row_format
         self.log = log if log is not None else ErrorLog()
         self.samples: SampleTable | None = None  # where each packet is, if the container's tables tell
-        self.kept: list[av.Packet[Any]] = []  # all packets, for one reading
-        self.palette: av.Packet[Any] | None = None  # the first packet, if it brings the palette of all others
+        self.kept: list[Packet] = []  # all packets, for one reading
+        self.palette: Packet | None = None  # the first packet, if it brings the palette of all others
         self.may_be_encrypted = self.row_format > 1 and container == "mov"
         self.is_packed = False  # packets of MPEG-4 hold two pictures each, and are split
         self.decodes_corrupt = False  # whether the next reading uses a decoder that gives pictures of corrupt data too
@@ -64,7 +64,6 @@ class PacketReader:
         self._open()
 
     def close(self) -> None:
-        """Free what FFmpeg holds."""
         self.kept = []
         self.source.close()
 
@@ -84,12 +83,12 @@ class PacketReader:
             dts = np.minimum.accumulate(np.append(shown, times.pts.max())[::-1])[::-1][:-1]
             self._times = times.pts.tolist(), dts.tolist()
 
-    def demux(self, *, all_streams: bool = False) -> Iterator["av.Packet[Any]"]:
+    def demux(self, *, all_streams: bool = False) -> Iterator[Packet]:
         """Yield the stream's packets, or those of all streams, with their own times."""
         packets = _with_content(self.source.demux() if all_streams else self.source.demux(self.stream))
         return self._split(packets) if self.row_format > 1 else packets
 
-    def _split(self, packets: Iterable["av.Packet[Any]"]) -> Iterator["av.Packet[Any]"]:
+    def _split(self, packets: Iterable[Packet]) -> Iterator[Packet]:
         """Give each picture of a packed stream its own packet in a display slot, as if it had never been packed."""
         splitter: BitStreamFilterContext | None = None
         is_first = True
@@ -112,25 +111,25 @@ class PacketReader:
                 continue
             yield from pictures
 
-    def first_packet(self) -> "av.Packet[Any] | None":
+    def first_packet(self) -> "Packet | None":
         """Return the next packet of the stream, which is the first after opening."""
         return next(_with_content(self.source.demux(self.stream)), None)
 
-    def note_palette(self, packet: "av.Packet[Any]") -> None:
+    def note_palette(self, packet: Packet) -> None:
         """Remember the stream's first packet if it brings a palette."""
         if packet.stream_index == self.stream.index and packet.has_sidedata("palette"):
             self.palette = packet
 
-    def packets(self) -> Iterable["av.Packet[Any]"]:
+    def packets(self) -> Iterable[Packet]:
         """Return the stream's packets in file order, once more; ``stream`` is then the one they belong to."""
-        packets: Iterable[av.Packet[Any]] = self.kept
+        packets: Iterable[Packet] = self.kept
         if not self.kept:
             self.reopen()
             packets = self.demux()
         self.kept = []
         return itertools.starmap(self._retimed, enumerate(packets))
 
-    def read(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, "av.Packet[Any]"]]:
+    def read(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Packet]]:
         """Yield the packets of ascending ranges ``[start, stop)`` of positions, each with its position.
 
         Raises:
@@ -150,14 +149,12 @@ class PacketReader:
                 if position + 1 == stop:
                     break
 
-    def _read_located(
-        self, samples: SampleTable, ranges: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[int, "av.Packet[Any]"]]:
+    def _read_located(self, samples: SampleTable, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Packet]]:
         """Read only the packets that are wanted, as the tables say where each one is."""
         for other in self.source.streams:
             other.discard = Discard.default if other is self.stream else Discard.all
         positions = {offset: position for position, offset in enumerate(samples.offset.tolist())}
-        packets: Iterator[av.Packet[Any]] = iter(())
+        packets: Iterator[Packet] = iter(())
         following = len(samples.pts)  # what comes without a seek
         for start, stop in ranges:
             if not following <= start <= following + _READ_ON_PACKETS:
@@ -179,7 +176,7 @@ class PacketReader:
                     break
             following = wanted
 
-    def _retimed(self, position: int, packet: "av.Packet[Any]") -> "av.Packet[Any]":
+    def _retimed(self, position: int, packet: Packet) -> Packet:
         if self._times is not None and position < len(self._times[0]):
             packet.pts, packet.dts = self._times[0][position], self._times[1][position]
         return packet
@@ -201,7 +198,7 @@ class PacketReader:
         return order
 
 
-def _with_content(packets: Iterator["av.Packet[Any]"]) -> Iterator["av.Packet[Any]"]:
+def _with_content(packets: Iterator[Packet]) -> Iterator[Packet]:
     """Yield the packets that are not empty; damage that ends the reading ends the packets."""
     try:
         for packet in packets:
@@ -213,7 +210,7 @@ def _with_content(packets: Iterator["av.Packet[Any]"]) -> Iterator["av.Packet[An
         return
 
 
-def announces_packed(stream: VideoStream, packet: "av.Packet[Any]") -> bool:
+def announces_packed(stream: VideoStream, packet: Packet) -> bool:
     """Return whether the headers of a stream or of its first packet say that it is packed.
 
     DivX and Xvid store a B-picture in the packet of the picture before it, and later an empty packet, which FFmpeg
@@ -225,14 +222,14 @@ def announces_packed(stream: VideoStream, packet: "av.Packet[Any]") -> bool:
     return is_packed(bytes(context.extradata or b"")) or is_packed(bytes(packet))
 
 
-def _decode_order(packets: Iterable["av.Packet[Any]"], decoder: VideoCodecContext) -> DecodedOrder | None:
+def _decode_order(packets: Iterable[Packet], decoder: VideoCodecContext) -> DecodedOrder | None:
     """Decode packets from the start of a stream only to see which frames come out, in which order.
 
     The decoder is then as new.
     """
     shown: list[int] = []
 
-    def decode(packet: "av.Packet[Any] | None") -> None:
+    def decode(packet: "Packet | None") -> None:
         try:
             shown.extend(frame.pts for frame in decoder.decode(packet) if frame.pts is not None)
         except MemoryError:

@@ -9,16 +9,13 @@ import struct
 from array import array
 from collections.abc import Callable, Iterable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from av.video.stream import VideoStream
 
-from raypipe.video.container import size_of
+from raypipe.video.container import Packet, size_of
 from raypipe.video.timeline import NO_TIME, DecodedOrder, Flags, Indices, Stamps, Ticks, insert_in_order
-
-if TYPE_CHECKING:
-    import av
 
 # Codecs that decode frames in another order than they are shown in.
 REORDERING = frozenset(
@@ -79,14 +76,14 @@ class PacketScan:
         self._most_ticks = int(_GAP_SECONDS / stream.time_base) if stream.time_base else 1
         self._highest = NO_TIME
         self._kept_bytes = 0
-        self.kept: list[av.Packet[Any]] = []  # all of them, as long as they are small
+        self.kept: list[Packet] = []  # all of them, as long as they are small
         self.last_end_seconds = 0.0  # over all streams: a container's duration may be its audio's
         self.covered_ticks = 0  # how far the time stamps go, without jumps
 
     def __len__(self) -> int:
         return len(self._pts)
 
-    def add(self, packet: "av.Packet[Any]", *, is_after_error: bool) -> None:
+    def add(self, packet: Packet, *, is_after_error: bool) -> None:
         """Note a packet of any stream. The demuxer may have logged an error before it."""
         is_own = packet.stream_index == self._stream.index
         if is_after_error:
@@ -191,13 +188,14 @@ class PacketScan:
 
 
 class PictureType(IntEnum):
-    """How a picture is coded."""
-
     UNKNOWN = 0
     INTRA = 1
     PREDICTED = 2
     BIDIRECTIONAL = 3
     NOT_CODED = 4  # MPEG-4: the picture before it goes on
+
+
+_MPEG4_TYPES = (PictureType.INTRA, PictureType.PREDICTED, PictureType.BIDIRECTIONAL, PictureType.PREDICTED)
 
 
 class _BitReader:
@@ -263,9 +261,7 @@ class PictureTypes:
             return PictureType.UNKNOWN if len(head) > 1 else PictureType.NOT_CODED  # DivX skips a frame
         self._read_layer(head[:at])
         bits = _BitReader(head[at + 4 :])
-        kind = (PictureType.INTRA, PictureType.PREDICTED, PictureType.BIDIRECTIONAL, PictureType.PREDICTED)[
-            bits.read(2)
-        ]
+        kind = _MPEG4_TYPES[bits.read(2)]
         for _ in range(_BITS // 2):
             if not bits.read(1):
                 break
@@ -289,7 +285,7 @@ def _read_h263(head: bytes) -> PictureType:
     return {0: PictureType.INTRA, 3: PictureType.BIDIRECTIONAL}.get(kind, PictureType.PREDICTED)
 
 
-def _is_hidden(packet: "av.Packet[Any]", codec: str) -> bool:
+def _is_hidden(packet: Packet, codec: str) -> bool:
     """Return whether a packet holds only a reference that is not shown (RFC 6386, 9.1; VP9 specification, 6.2)."""
     if codec == "vp8":
         return not memoryview(packet)[0] & _VP8_SHOW_FRAME
@@ -325,10 +321,8 @@ def display_order(types: Iterable[int]) -> Indices:
 
 def believable_keyframes(is_keyframe: Flags, codec: str) -> Flags:
     """Return the key frames: only the first packet if the codec's packets are all called key frames for no reason."""
-    if codec not in _ALL_CALLED_KEYFRAMES or not is_keyframe.all():
-        return is_keyframe
-    first: Flags = np.arange(len(is_keyframe)) == 0
-    return first
+    all_for_no_reason = codec in _ALL_CALLED_KEYFRAMES and is_keyframe.all()
+    return np.asarray(np.arange(len(is_keyframe)) == 0, np.bool_) if all_for_no_reason else is_keyframe
 
 
 def _numbers_in_index(file: BinaryIO, stream_index: int, places: Ticks) -> tuple[Ticks, list[int]] | None:

@@ -24,15 +24,7 @@ from raypipe.video.mp4 import SkippingFile, find_damage, read_samples
 from raypipe.video.packet_index import PacketIndex, gaps_of_constant_rate, index_stream, with_damage, with_lost_spans
 from raypipe.video.packet_reader import PacketReader, announces_packed
 from raypipe.video.packets import REORDERING, PacketScan, believable_keyframes
-from raypipe.video.timeline import (
-    NO_TIME,
-    DisplayTimes,
-    Flags,
-    Stamps,
-    StreamKind,
-    assign_times,
-    make_timeline,
-)
+from raypipe.video.timeline import NO_TIME, DisplayTimes, Flags, Stamps, StreamKind, assign_times, make_timeline
 
 _AVI_FRAME_BYTES = 8  # at least, even of a frame without content
 _MIN_FPS, _MAX_FPS = 0.5, 1000.0  # an average rate beyond these comes from wrong time stamps
@@ -56,8 +48,7 @@ class VideoFile:
             self._check_duration(self._promised_seconds())
         elif container == "mpegts" and (reason := scrambling_of(file, self.reader.stream.id)):
             raise encrypted(reason)
-        index = self._locate()
-        if index is None:
+        if (index := self._locate()) is None:
             self._skip_damage()
             index = self._scan()
         self.index = index
@@ -71,7 +62,6 @@ class VideoFile:
         self._check_duration(self.index.duration_seconds)
 
     def close(self) -> None:
-        """Free what FFmpeg holds."""
         self.reader.close()
 
     def _locate(self) -> PacketIndex | None:

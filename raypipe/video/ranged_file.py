@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from raypipe.video.container import SeekableReader
 from raypipe.video.decode_request import Ranges
 
 BLOCK_BYTES = 65_536
@@ -19,7 +20,7 @@ _WHOLE_FRACTION = 0.5
 Blocks = npt.NDArray[np.int64]
 
 
-class RangedFile(io.RawIOBase):
+class RangedFile(SeekableReader):
     """Reads a sparse file; ``ask`` fetches the byte ranges ``[start, stop)`` it is given, or does not return.
 
     Sequential reads fetch more with each request; ``expect`` fetches exactly what will be read. A reader that asks too
@@ -37,14 +38,6 @@ class RangedFile(io.RawIOBase):
         self._asks = 0
         for start, stop in there:
             self._is_there[-(-start // BLOCK_BYTES) : stop // BLOCK_BYTES if stop < self._size else None] = True
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Set where the next read begins, anywhere in the file or beyond its end."""

@@ -73,12 +73,7 @@ def num_frames_asked(index: PacketIndex, request: DecodeRequest, wanted: Wanted)
 
 
 def sample_timestamps(
-    duration_seconds: float,
-    *,
-    mode: Literal["uniform", "fps"],
-    num_frames: int,
-    fps: float,
-    max_frames: int,
+    duration_seconds: float, *, mode: Literal["uniform", "fps"], num_frames: int, fps: float, max_frames: int
 ) -> Seconds:
     """Return the times to take a frame at, ascending, within ``[0, duration_seconds)``.
 

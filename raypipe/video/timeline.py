@@ -47,8 +47,6 @@ _NEAR_FRAMES = 16
 
 @dataclass(frozen=True)
 class StreamKind:
-    """What else is known about a stream."""
-
     tick_seconds: float
     frame_ticks: float  # of its average rate
     reorders: bool  # its codec may decode frames in another order than they are shown in
@@ -341,8 +339,7 @@ def repair(times: Ticks, kind: StreamKind) -> Ticks:
     repaired = np.where(numbers < at[0], (numbers - at[0]) * typical, repaired)
     repaired = np.where(numbers > at[-1], found[-1] + (numbers - at[-1]) * typical, repaired)
     rising = np.rint(repaired).astype(np.int64) - numbers
-    repaired_ticks: Ticks = int(known[0]) + np.maximum.accumulate(rising) + numbers
-    return repaired_ticks
+    return int(known[0]) + np.maximum.accumulate(rising) + numbers
 
 
 def _undone(known: Ticks, typical: float) -> Indices:

@@ -59,7 +59,9 @@ def main(arguments: list[str], *, network_left: bool) -> None:
             _set_timer(message)
             with file:
                 source = _ranged(file, message["there"], connection) if message["there"] is not None else file
-                reply = decode_video(source, _read_request(message), decoder=decoder, shared=shared)
+                asked = message["request"]
+                request = DecodeRequest(**{**asked, "limits": DecodeLimits(**asked["limits"])})
+                reply = decode_video(source, request, decoder=decoder, shared=shared)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(json.dumps(asdict(reply)).encode())
 
@@ -88,11 +90,6 @@ def _receive(connection: socket.socket) -> tuple[BinaryIO, dict[str, Any]] | Non
     """Return the next video and its request, or None when the parent is gone."""
     data, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE_BYTES, 1)
     return (os.fdopen(fds[0], "rb"), json.loads(data)) if data else None
-
-
-def _read_request(message: dict[str, Any]) -> DecodeRequest:
-    request = message["request"]
-    return DecodeRequest(**{**request, "limits": DecodeLimits(**request["limits"])})
 
 
 def _set_timer(message: dict[str, Any]) -> None:

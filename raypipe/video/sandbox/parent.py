@@ -127,7 +127,6 @@ class DecodeSandbox:
         self.close()
 
     def close(self) -> None:
-        """End the children."""
         for decoder in list(self._children):
             self._discard(decoder)
         if self._memory_fd >= 0:
@@ -139,7 +138,6 @@ class DecodeSandbox:
         return self._child(self._decoders[0]).isolation
 
     def child_pids(self) -> list[int]:
-        """Return the ids of the running children."""
         return [child.process.pid for child in self._children.values()]
 
     def decode(self, file: BinaryIO, *, part: PartialFile | None = None) -> DecodedVideo:
@@ -178,7 +176,8 @@ class DecodeSandbox:
             except ChildDiedError:
                 exit_code = self._children.pop(decoder).wait()
                 if exit_code != -signal.SIGKILL:
-                    return self._failed(Status.CRASHED, f"The decoder died: {_ending(exit_code)}.", decoder)
+                    ending = {-one.value: one.name for one in signal.Signals}.get(exit_code, f"exit code {exit_code}")
+                    return self._failed(Status.CRASHED, f"The decoder died: {ending}.", decoder)
                 if was_killed:
                     error = "The decoder was killed twice, as if for memory."
                     return self._failed(Status.OUT_OF_MEMORY, error, decoder)
@@ -235,13 +234,7 @@ class DecodeSandbox:
     def _start_child(self, decoder: str) -> "Child":
         for _ in range(_START_ATTEMPTS):
             with contextlib.suppress(ChildDiedError):  # killed by somebody else, such as the kernel for memory
-                return Child(
-                    decoder,
-                    memory_fd=self._memory_fd,
-                    memory_bytes=self._memory_bytes,
-                    crop_size=self._request.crop_size,
-                    max_frames=self._request.max_frames,
-                )
+                return Child(decoder, self._request, memory_fd=self._memory_fd, memory_bytes=self._memory_bytes)
         msg = f"The {decoder} decoder was killed {_START_ATTEMPTS} times as it started, as if for memory."
         raise SetupError(msg, key="decode.decoder", value=decoder, remedy="Give it more memory.")
 
@@ -261,10 +254,10 @@ class Child:
         SetupError: it does not start.
     """
 
-    def __init__(self, decoder: str, *, memory_fd: int, memory_bytes: int, crop_size: int, max_frames: int) -> None:
+    def __init__(self, decoder: str, request: DecodeRequest, *, memory_fd: int, memory_bytes: int) -> None:
         self.videos = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        numbers = (theirs.fileno(), memory_fd, memory_bytes, crop_size, max_frames)
+        numbers = (theirs.fileno(), memory_fd, memory_bytes, request.crop_size, request.max_frames)
         with theirs, tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="raypipe-empty-") as empty:
             self.process = subprocess.Popen(  # noqa: S603  # our own interpreter and program
                 [sys.executable, "-I", "-S", "-c", _PROGRAM, _import_path(), decoder, *map(str, numbers)],
@@ -362,12 +355,6 @@ def installed_decoders(decoder: str) -> tuple[str, ...]:
         msg = f"Decoder {decoder!r} is not installed."
         raise ConfigError(msg, key="decode.decoder", value=decoder, choices=("auto", *found))
     return (decoder,)
-
-
-def _ending(exit_code: int) -> str:
-    """Describe how a process ended, from its exit code, which is negative for a signal."""
-    names = {-one.value: one.name for one in signal.Signals}
-    return names.get(exit_code, f"exit code {exit_code}")
 
 
 def _not_started(decoder: str, log: IO[bytes], reason: str) -> SetupError:

@@ -54,7 +54,6 @@ class SharedFrames:
 
     @staticmethod
     def size_bytes(*, crop_size: int, max_frames: int) -> int:
-        """Return the size of the memory."""
         return max_frames * (_PTS_BYTES + crop_size * crop_size * 3)
 
 
