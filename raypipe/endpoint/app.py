@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,7 @@ class Abilities:
 
 
 def build_app(args: ServeConfig) -> Application:
-    """Build the application, with whatever it can do.
-
-    Raises:
-        SetupError: the configuration requires a model or an embedder that does not fit the index, or is missing.
-    """
+    """Build the application, with whatever it can do; raises like ``find_abilities``."""
     abilities = find_abilities(args)
     if abilities.why_no_embedder:
         _logger.warning(abilities.why_no_embedder)
@@ -50,11 +47,9 @@ def build_app(args: ServeConfig) -> Application:
 
 
 def build(config: ServeConfig, abilities: Abilities) -> Application:
-    """Build the application with abilities that are known."""
     limits, embedder, classifier = config.limits, None, None
     if abilities.embeddings is not None:
-        model = _model(Embedder, config, batch=EMBED_BATCH)
-        embedder = model.bind(config, abilities.embeddings)
+        embedder = _model(Embedder, config, batch=EMBED_BATCH).bind(config, abilities.embeddings)
     if abilities.has_classifier:
         classifier = _model(Classifier, config, batch=CLASSIFY_BATCH).bind(config)
     most = _ROOM * limits.max_in_flight
@@ -132,22 +127,15 @@ def _newest_manifest(versions: Versions) -> Mapping[str, Any] | None:
         return None if current is None else versions.read_manifest(current)
     except IndexVersionError:
         for version in reversed(versions.list()):
-            try:
+            with suppress(IndexVersionError):
                 return versions.read_manifest(version)
-            except IndexVersionError:
-                continue
         return None
 
 
 def _check_model(model: str, manifest: Mapping[str, Any]) -> None:
     from raypipe.models.classifier_files import build_classifier, check_embeddings, read_model  # noqa: PLC0415
 
-    files = read_model(Folder(model))
+    files, embeddings = read_model(Folder(model)), manifest["embeddings"]
     build_classifier(files)
-    embeddings = manifest["embeddings"]
-    check_embeddings(
-        files,
-        embeddings["fingerprint"],
-        manifest["embedding_dim"],
-        comparable=comparable_fingerprints(embeddings.get("settings", {})),
-    )
+    comparable = comparable_fingerprints(embeddings.get("settings", {}))
+    check_embeddings(files, embeddings["fingerprint"], manifest["embedding_dim"], comparable=comparable)

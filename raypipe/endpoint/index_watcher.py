@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 import orjson
 
 from raypipe import schema
-from raypipe.endpoint.schemas import Broken, Recommended, Result, Video
+from raypipe.endpoint.schemas import Broken, Recommended, Result, Video, Why
 from raypipe.errors import IndexVersionError, ObjectError, RaypipeError, StorageError
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query, Recommendation, Recommendations
@@ -82,23 +82,15 @@ class LoadedIndex:
         return cast("Video", orjson.Fragment(orjson.dumps(video)))  # written as it is into every answer
 
     def recommended(self, found: Recommendations) -> Recommended:
-        return {
-            "results": [self._result(one) for one in found.results],
-            "unknown": list(found.unknown),
-            "fallback": found.fallback,
-            "version": self.version,
-        }
+        results = [self._result(one) for one in found.results]
+        unknown = list(found.unknown)
+        return {"results": results, "unknown": unknown, "fallback": found.fallback, "version": self.version}
 
     def _result(self, found: Recommendation) -> Result:
-        return {
-            "video": self.video(found.position),
-            "score": round(found.score, _DIGITS),
-            "why": {
-                "closest": found.closest,
-                "similarity": None if found.similarity is None else round(float(found.similarity), _DIGITS),
-                "boosts": {name: round(float(boost), _DIGITS) for name, boost in found.boosts.items()},
-            },
-        }
+        similarity = None if found.similarity is None else round(float(found.similarity), _DIGITS)
+        boosts = {name: round(float(boost), _DIGITS) for name, boost in found.boosts.items()}
+        why: Why = {"closest": found.closest, "similarity": similarity, "boosts": boosts}
+        return {"video": self.video(found.position), "score": round(found.score, _DIGITS), "why": why}
 
 
 class IndexWatcher:
@@ -161,12 +153,10 @@ class IndexWatcher:
         If CURRENT names a broken version, the version before it is the live one.
         """
         with self._loading:
-            if self.broken is not None and self.live is not None and self._names_the_broken(self.broken):
-                version = self.live.version
-                self._versions.set_current(version)
-            else:
-                version = self._versions.rollback()
-            return self._serve(version)
+            if self.broken is None or self.live is None or not self._names_the_broken(self.broken):
+                return self._serve(self._versions.rollback())
+            self._versions.set_current(self.live.version)
+            return self._serve(self.live.version)
 
     def _names_the_broken(self, broken: Broken) -> bool:
         try:
@@ -220,8 +210,7 @@ class IndexWatcher:
         live = self.live
         if live is None or live.version != version:
             start = time.monotonic()
-            live = self._load(version)
-            self.live = live
+            self.live = live = self._load(version)
             self.on_load(live)
             _prune(self._cache, live=version)
             _logger.info("Serving version %s of the index, loaded in %.1f s", version, time.monotonic() - start)

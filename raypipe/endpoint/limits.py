@@ -52,10 +52,9 @@ def is_loopback(host: str) -> bool:
 
 
 def check_host(host: str, token: str | None, *, is_known: bool = False) -> None:
-    """Refuse a host that is open without a token; ``is_known``: the replicas do ask for one.
+    """Raise ConfigError if other machines can reach the host without a token, or the token cannot be sent in a header.
 
-    Raises:
-        ConfigError: there is no token and other machines can reach the host, or the token cannot be sent in a header.
+    ``is_known``: the replicas do ask for a token.
     """
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
         msg = f"{TOKEN_VARIABLE} is empty or cannot be sent in a header."
@@ -77,11 +76,7 @@ class Access:
         self._token_digest = token_digest
 
     def check(self, scope: Mapping[str, Any], path: str, headers: Mapping[bytes, bytes]) -> None:
-        """Check one request.
-
-        Raises:
-            HttpError: 401 for a wrong token, 403 for a page of another site.
-        """
+        """Raise HttpError: 401 for a wrong token, 403 for a page of another site."""
         if self._token_digest is None:
             _check_site(scope, headers)
         elif path not in _OPEN and not path.startswith(_OPEN_FOLDER):
@@ -208,7 +203,8 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, echo_request_id: bool) -> None:
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.request_id = _request_id(self.headers)
+        given = self.headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1")  # the caller's id, cut for the log
+        self.request_id = given if given and given.isascii() and given.isprintable() else uuid.uuid4().hex
         self.status = 0
         self.problem: HttpError | None = None  # with the body; the application may hide it
         scope.setdefault("state", {})["request_id"] = self.request_id
@@ -259,9 +255,3 @@ class _Exchange:
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": encoded})
         await self.send({"type": "http.response.body", "body": body})
-
-
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
-    """Return the caller's id, cut for the log, or a new one."""
-    given = headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1")
-    return given if given and given.isascii() and given.isprintable() else uuid.uuid4().hex

@@ -30,10 +30,8 @@ class Embedder:
         device, num_threads = _place(config)
         weights = settings.resolve_weights(config.embedder.weights)
         self._crop_size = settings.settings["crop_size"]
-        self._backbone = Backbone(
-            weights.state_dict, name=settings.backbone, device=device, dtype=settings.settings["dtype"]
-        )
-        decode = config.embedder.decode
+        dtype, decode = settings.settings["dtype"], config.embedder.decode
+        self._backbone = Backbone(weights.state_dict, name=settings.backbone, device=device, dtype=dtype)
         seconds = min(decode.timeout_seconds, config.limits.video_deadline_seconds)
         decode = decode.model_copy(update={"timeout_seconds": seconds})
         self._max_size_bytes = decode.max_size_bytes
@@ -73,7 +71,6 @@ class Embedder:
         return [(one, len(videos)) for one in embedded]
 
     async def check_health(self) -> None:
-        """Embed one frame."""
         await self._embed_one(np.zeros((1, self._crop_size, self._crop_size, 3), np.uint8))
 
 
@@ -107,7 +104,6 @@ class Classifier:
         ]
 
     async def check_health(self) -> None:
-        """Classify a video of one frame."""
         await self._classify(np.zeros((1, self._model.config.embedding_dim), np.float16))
 
 

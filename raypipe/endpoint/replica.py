@@ -45,7 +45,6 @@ class ReplicaApplication:
     """The ASGI application that Serve is given: it passes each request on to the one that the replica has made."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request, or the start and end of the replica."""
         if scope["type"] == "lifespan":
             for kind in ("startup", "shutdown"):
                 await receive()
@@ -74,7 +73,6 @@ class Replica:
         folder = Folder(config.index)
         index = IndexWatcher(Versions(folder), cache_of(folder.uri, config.cache), reload_seconds=config.reload_seconds)
         metrics = EndpointMetrics(index)
-
         self._service = Service(
             index=index,
             scheduler=Scheduler(),
@@ -115,8 +113,7 @@ class Replica:
 async def _ask(what: str, method: Any, metrics: EndpointMetrics, video: object) -> Any:  # noqa: ANN401 - Serve's handles are not typed by method
     """Return the answer of a model for one video; an expected error comes back as a value, and is raised here.
 
-    Raises:
-        HttpError: that error; 429 if too many requests wait; 500 for an unexpected error; 503 if there is no replica.
+    Other HttpErrors: 429 if too many requests wait, 500 for an unexpected error, 503 if there is no replica.
     """
     response = method.remote(video)
     try:

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raypipe.config import ServeConfig
 from raypipe.endpoint.haproxy.launch import haproxy, ray_runs
@@ -105,8 +105,7 @@ def _check_port(host: str, port: int) -> None:
             one.bind((host, port))
         except OSError as error:
             msg = f"Cannot listen on {host} port {port}: {error.strerror}."
-            remedy = "Choose another with --host and --port."
-            raise ConfigError(msg, key="port", value=port, remedy=remedy) from None
+            raise ConfigError(msg, key="port", value=port, remedy="Choose another with --host and --port.") from None
 
 
 def _wait_until_ready(url: str) -> None:
@@ -130,14 +129,12 @@ def _wait_until_ready(url: str) -> None:
 
 def _broken(body: bytes) -> str:
     try:
-        answer: Any = json.loads(body)
-        return str(answer["broken"]["error"])
+        return str(json.loads(body)["broken"]["error"])
     except (ValueError, KeyError, TypeError):
         return ""
 
 
 def _wait_for_end() -> None:
-    """Wait for SIGINT or SIGTERM."""
     ended = threading.Event()
     before = {one: signal.signal(one, lambda *_: ended.set()) for one in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -115,14 +115,9 @@ class Service:
 
     @property
     def live(self) -> LoadedIndex:
-        """The index as it is now; a request reads it once, and so is answered from one version.
-
-        Raises:
-            HttpError: there is none.
-        """
-        live = self.index.live
+        """The index now, or HttpError; a request reads it once, and so is answered from one version."""
+        live, broken = self.index.live, self.index.broken
         if live is None:
-            broken = self.index.broken
             why = f"{broken['version']} is broken: {broken['error']}" if broken else "Run raypipe index."
             raise HttpError(503, f"There is no index to serve. {why}", "no_index")
         return live
@@ -132,22 +127,16 @@ class Service:
         return self.embed is not None and self.embed_fingerprint == live.fingerprint
 
     def can_classify(self, live: LoadedIndex) -> bool:
-        """Return whether a new video can be classified."""
         return self.classify is not None and self.can_embed(live)
 
     def embedder_of(self, live: LoadedIndex) -> Embed:
-        """Return what embeds videos like those of this index.
-
-        Raises:
-            HttpError: 501, nothing does.
-        """
-        if self.embed is None:
-            message = "This server embeds no videos: it was started without the weights that embedded the index."
-            raise HttpError(501, message)
-        if not self.can_embed(live):
+        """Return what embeds videos like those of this index; HttpError 501 if nothing does."""
+        if self.embed is not None and self.can_embed(live):
+            return self.embed
+        message = "This server embeds no videos: it was started without the weights that embedded the index."
+        if self.embed is not None:
             message = "The index now holds embeddings of other settings than when this server started. Restart it."
-            raise HttpError(501, message)
-        return self.embed
+        raise HttpError(501, message)
 
     def classifier_of(self, live: LoadedIndex) -> Classify:
         """Return what classifies videos that are embedded like those of this index; raises like ``embedder_of``."""
@@ -157,12 +146,7 @@ class Service:
         return self.classify
 
     async def recommend(self, live: LoadedIndex, query: Query, *, must_know: bool = False) -> Recommended:
-        """Answer a query.
-
-        Raises:
-            QueryError: the index cannot answer it.
-            HttpError: with ``must_know``, the index does not hold a video of the history.
-        """
+        """Answer a query; QueryError if the index cannot, HttpError for an unknown video if ``must_know``."""
         kind = "filtered" if query.filters or query.exclude else "plain"
         return await self.scheduler.run(kind, self._recommend, live, query, must_know=must_know)
 

@@ -23,7 +23,7 @@ from raypipe.errors import (
     ObjectMissingError,
     ObjectTooLargeError,
 )
-from raypipe.models.backbones import clip_to_float16, mean_embedding
+from raypipe.models.backbones import Vectors, clip_to_float16, mean_embedding
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder, read_object
 from raypipe.storage.folder import anonymous_file, read_uri
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 AllowedUri = NewType("AllowedUri", str)  # made by Prefixes only
 Upload: TypeAlias = bytes | AllowedUri
 Half: TypeAlias = npt.NDArray[np.float16]
-Vectors: TypeAlias = npt.NDArray[np.float32]
 _CHUNK_BYTES = 1_048_576
 _IN_MEMORY_BYTES = 1024**3
 _CONTROL = frozenset(map(chr, [*range(32), 127]))
@@ -44,21 +43,13 @@ _NEEDED = ("backbone", "weights", "sampling", "resize_size", "crop_size", "dtype
 
 
 class Prefixes:
-    """The folders below which callers may name videos: ``s3://bucket/prefix`` or local ones.
-
-    Raises:
-        ConfigError: a prefix is not a folder that raypipe reads.
-    """
+    """The folders below which callers may name videos: ``s3://bucket/prefix`` or local ones, else ConfigError."""
 
     def __init__(self, prefixes: Sequence[str]) -> None:
         self._folders = tuple(Folder(prefix).uri.rstrip("/") + "/" for prefix in prefixes)
 
     def allow(self, uri: str) -> AllowedUri:
-        """Return the URI in its one normal form, without contacting any storage.
-
-        Raises:
-            HttpError: 403, it is not below a prefix.
-        """
+        """Return the URI in its one normal form, without contacting any storage; HttpError 403 if below no prefix."""
         try:
             normal = Folder(uri).uri
         except ConfigError:
@@ -71,11 +62,7 @@ class Prefixes:
         raise HttpError(403, message, "forbidden_uri")
 
     def decode(self, upload: Upload, sandbox: DecodeSandbox, *, max_size_bytes: int) -> DecodedVideo:
-        """Read a video and decode it in the sandbox; it has at least one frame. Raises like ``open``.
-
-        Raises:
-            HttpError: 422, the video has no frames; the message says why.
-        """
+        """Read a video and decode it in the sandbox; raises like ``open``, and HttpError 422 for one without frames."""
         with self.open(upload, max_size_bytes=max_size_bytes) as file:
             video = sandbox.decode(file)
         if video.status not in HAS_FRAMES:
@@ -168,11 +155,7 @@ class EmbeddingSettings:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> "EmbeddingSettings":
-        """Return those of an index version.
-
-        Raises:
-            IndexVersionError: its manifest lacks some of them.
-        """
+        """Return those of an index version; IndexVersionError if its manifest lacks some."""
         embeddings = manifest.get("embeddings") or {}
         settings = embeddings.get("settings") or {}
         if missing := [name for name in _NEEDED if name not in settings]:
@@ -204,10 +187,8 @@ class EmbeddingSettings:
         found = resolve_weights(self.backbone, weights, read_bytes=read_uri)
         if found.digest != self.settings["weights"]:
             made = str(self.settings["weights"])
-            msg = (
-                f"The weights {weights!r} are not those of the index: their digest is {found.digest[:16]}…, the index "
-                f"was embedded with {made[:16]}…."
-            )
+            digests = f"their digest is {found.digest[:16]}…, the index was embedded with {made[:16]}…."
+            msg = f"The weights {weights!r} are not those of the index: {digests}"
             remedy = "Set embedder.weights to those of the index, or embedder.enabled to false."
             raise FingerprintError(msg, key="embedder.weights", value=found.digest, expected=made, remedy=remedy)
         return found

@@ -54,7 +54,11 @@ class Backbone:
         # A network is compiled for one shape: shorter batches are padded.
         self._compiled = compile is True or (compile == "auto" and on_gpu)
         self._staging: _Staging | None = None
-        self._embedder: nn.Module = _compile(embedder, on_gpu=on_gpu) if self._compiled else embedder
+        self._embedder: nn.Module = embedder
+        if self._compiled:
+            # On a CPU, freezing lays the weights out for oneDNN once instead of in every pass.
+            options = None if on_gpu else {"freezing": True}
+            self._embedder = cast("nn.Module", torch.compile(embedder, dynamic=False, options=options))
 
     def embed(self, frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:
         """Embed RGB frames: ``[N, H, W, 3]`` to ``[N, embedding_dim]``, N ≥ 0; all of one size, cropped before.
@@ -89,17 +93,14 @@ class Backbone:
     def _embed_batch(self, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
         size = self.batch_size if self._compiled else len(batch)
         if self._device.type == "cuda":
-            frames = self._on_gpu(batch)[:size]
+            shape = (self.batch_size, *batch.shape[1:])
+            if self._staging is None or self._staging.shape != shape:
+                self._staging = _Staging(shape, self._device)
+            frames = self._staging.put(batch)[:size]
         else:
             frames = torch.zeros((size, *batch.shape[1:]), dtype=torch.uint8)
             frames.numpy()[: len(batch)] = batch
         return cast("torch.Tensor", self._embedder(frames))[: len(batch)]
-
-    def _on_gpu(self, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
-        shape = (self.batch_size, *batch.shape[1:])
-        if self._staging is None or self._staging.shape != shape:
-            self._staging = _Staging(shape, self._device)
-        return self._staging.put(batch)
 
     def _halve_batch_size(self, num_frames: int) -> None:
         tried = self.batch_size if self._compiled else num_frames
@@ -192,13 +193,6 @@ def _fold_batch_norms(module: nn.Module) -> None:
             setattr(module, name, nn.Identity())
         _fold_batch_norms(child)
         previous = (name, child)
-
-
-def _compile(module: nn.Module, *, on_gpu: bool) -> nn.Module:
-    if on_gpu:
-        return cast("nn.Module", torch.compile(module, dynamic=False))
-    # Freezing lays the weights out for oneDNN once instead of in every pass.
-    return cast("nn.Module", torch.compile(module, dynamic=False, options={"freezing": True}))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -69,13 +69,12 @@ def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
         return "float32" if _cpu_flags().isdisjoint(_BFLOAT16_FLAGS) else "bfloat16"
     import torch  # noqa: PLC0415 - not needed on a CPU
 
-    if not torch.cuda.is_available():
-        # A driver on a node without a GPU cannot know; older GPUs are many times slower in bfloat16.
-        logger.warning("No GPU is seen here: dtype auto is float32. Set backbone.dtype=bfloat16 if workers' have it.")
-        native = False
-    else:
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bfloat16" if native else "float32"
+    if torch.cuda.is_available():
+        # Older GPUs are many times slower in bfloat16.
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    # A driver on a node without a GPU cannot know.
+    logger.warning("No GPU is seen here: dtype auto is float32. Set backbone.dtype=bfloat16 if workers' have it.")
+    return "float32"
 
 
 def _cpu_flags() -> frozenset[str]:
@@ -99,11 +98,9 @@ class Crops:
         self.shape = (self._stops[-1] if self._stops else 0, crop_size, crop_size, 3)
 
     def __len__(self) -> int:
-        """Return the number of frames of all videos."""
         return self.shape[0]
 
     def __getitem__(self, span: slice) -> Pixels:
-        """Return a span of frames, which may belong to several videos."""
         start, stop, _ = span.indices(len(self))
         parts = []
         for video, end in zip(self._videos, self._stops, strict=True):

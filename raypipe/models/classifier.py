@@ -250,7 +250,6 @@ class PaddedFrames:
     num_frames: list[int]  # of each video, including those that were left out
 
     def to(self, device: torch.device) -> "PaddedFrames":
-        """Copy the batch to another device."""
         frames, mask = self.frames.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
         return PaddedFrames(frames, mask, self.kept, self.num_frames)
 

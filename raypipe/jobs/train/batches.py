@@ -13,14 +13,13 @@ import torch
 from torch import distributed
 
 from raypipe import schema
-from raypipe.jobs.train.inputs import INDEX, TARGETS
+from raypipe.jobs.train.inputs import INDEX, TARGETS, Ints
 from raypipe.models.backbones import resolve_dtype
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, pad_frames
 from raypipe.models.gpt2 import VideoModel
 
 _BATCHES_PER_POOL = 50  # so many are sorted by length together: little padding, but still a random order
 Half = npt.NDArray[np.float16]
-Ints = npt.NDArray[np.int64]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 

@@ -60,8 +60,7 @@ class Checkpoints:
     ) -> int | None:
         """Store the state of a training, and return the number of the best checkpoint, which may be this one.
 
-        Raises:
-            StorageError: the storage refuses or cannot be reached.
+        StorageError if the storage refuses or cannot be reached.
         """
         number = max(self._numbers(), default=-1) + 1
         best = number if is_best else state["best_checkpoint"]
@@ -125,12 +124,8 @@ def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """Return AdamW's moments under the names of their parameters."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[id(parameter)]}/{key}": value
-        for parameter, moments in optimizer.state.items()
-        for key, value in moments.items()
-    }
+    states = ((name, optimizer.state.get(parameter, {})) for name, parameter in model.named_parameters())
+    return {f"{name}/{key}": value for name, moments in states for key, value in moments.items()}
 
 
 def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -160,8 +155,7 @@ def put_metrics(output: Folder, history: Sequence[Mapping[str, Any]]) -> None:
 def put_model(output: Folder, model: VideoModel, *, metrics: Mapping[str, Any]) -> str:
     """Write the model as ``save_pretrained`` would, adapters merged into its weights, and return its folder's URI.
 
-    Raises:
-        CommitError: another model was written there in the meantime.
+    CommitError if another model was written there in the meantime.
     """
     merged = copy.deepcopy(model).cpu().eval()
     merge_lora(merged)

@@ -22,9 +22,9 @@ from raypipe.dataset.footer import read_parquet
 from raypipe.errors import CommitError, ObjectError
 from raypipe.jobs.train.inputs import FILE
 from raypipe.jobs.train.run_spec import RunSpec
-from raypipe.jobs.train.scores import f1, label_sums
+from raypipe.jobs.train.scores import Bools, f1, label_sums
 from raypipe.models.classifier_files import MODEL_FOLDER
-from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, TrainingRecord
+from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, Outcome, TrainingRecord
 from raypipe.runs.actors import machine
 from raypipe.runs.job import versions
 from raypipe.runs.progress import TrainingProgress
@@ -33,7 +33,6 @@ from raypipe.storage import Folder
 _POLL_SECONDS = 0.2
 SUMMARY = "summary.json"
 Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 
 
 def open_queue() -> Queue:
@@ -72,7 +71,6 @@ class EventLog:
     ended: Mapping[str, Any] | None = None
 
     def add(self, kind: str, about: Mapping[str, Any], progress: TrainingProgress) -> None:
-        """Keep one event, and show it."""
         if kind == "started":
             self.starts.append(about)
             self.epochs = [EpochMetrics(**epoch) for epoch in about["history"]]
@@ -121,11 +119,16 @@ def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> Training
     )
 
 
-def with_events(record: TrainingRecord, log: EventLog) -> TrainingRecord:
-    """Add what the workers have reported so far."""
+def with_events(
+    record: TrainingRecord, spec: RunSpec, log: EventLog, *, outcome: Outcome, message: str = ""
+) -> TrainingRecord:
+    """End a record with what the workers have reported."""
     about = log.starts[-1] if log.starts else {}
-    return replace(
+    record = replace(
         record,
+        outcome=outcome,
+        message=message,
+        finished_at=time.time(),
         epochs=tuple(log.epochs),
         best_epoch=log.ended["state"]["best_epoch"] if log.ended else None,
         model_uri=log.ended["model_uri"] if log.ended else "",
@@ -133,14 +136,11 @@ def with_events(record: TrainingRecord, log: EventLog) -> TrainingRecord:
         num_trainable_parameters=about.get("num_trainable_parameters", 0),
         num_restarts=max(0, len(log.starts) - 1),
     )
+    return with_evaluation(record, spec, log.ended["predictions"] if log.ended else None)
 
 
 def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
-    """Return the record of an earlier finished run, without the thumbnails.
-
-    Raises:
-        CommitError: its summary cannot be read.
-    """
+    """Return the record of an earlier finished run, without thumbnails; CommitError if its summary cannot be read."""
     try:
         said = json.loads(output.read(SUMMARY))
         known = ("num_parameters", "num_trainable_parameters", "num_restarts", "best_epoch", "selected_by", "confusion")
@@ -211,20 +211,17 @@ def _mistakes(
     videos = spec.samples.validation.take(pa.array(index[wrong]))
     thumbnails = _thumbnails(Folder(spec.config.embeddings), videos)
     names = spec.samples.label_names
-    mistakes = []
-    for row, video_id in zip(wrong.tolist(), videos[schema.VIDEO_ID].to_pylist(), strict=True):
-        labels = np.flatnonzero(truth[row])
-        mistakes.append(
-            Mistake(
-                video_id=video_id,
-                label=", ".join(names[label] for label in labels),
-                predicted=names[best[row]],
-                score=float(probabilities[row, best[row]]),
-                label_score=float(max(probabilities[row, labels])),
-                thumbnail=thumbnails.get(video_id),
-            )
+    return tuple(
+        Mistake(
+            video_id=video_id,
+            label=", ".join(names[label] for label in np.flatnonzero(truth[row])),
+            predicted=names[best[row]],
+            score=float(probabilities[row, best[row]]),
+            label_score=float(probabilities[row, truth[row]].max()),
+            thumbnail=thumbnails.get(video_id),
         )
-    return tuple(mistakes)
+        for row, video_id in zip(wrong.tolist(), videos[schema.VIDEO_ID].to_pylist(), strict=True)
+    )
 
 
 def _thumbnails(embeddings: Folder, videos: pa.Table) -> dict[str, bytes]:

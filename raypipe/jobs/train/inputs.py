@@ -71,10 +71,8 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
     output = Folder(config.embeddings)
     manifests = embeddings_manifests(output)
     catalogue, gone = _catalogue(output, manifests)
-    if config.objective == "masked_frame":
-        chosen = _choose_all(config, catalogue)
-    else:
-        chosen = _choose_labelled(config, catalogue, gone)
+    is_masked = config.objective == "masked_frame"
+    chosen = _choose_all(config, catalogue) if is_masked else _choose_labelled(config, catalogue, gone)
     rows = chosen.rows.sort_by(schema.VIDEO_ID)  # regardless of the order of plans
     digest = hashlib.sha256(repr(chosen.label_names).encode())
     for batch in rows.select([FILE, schema.VIDEO_ID, SPLIT, TARGETS]).to_batches(max_chunksize=65_536):
@@ -94,8 +92,7 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
 
 
 def _numbered(rows: pa.Table) -> pa.Table:
-    index = pa.array(np.arange(rows.num_rows), pa.int64())
-    return rows.select([FILE, schema.VIDEO_ID, TARGETS]).append_column(INDEX, index)
+    return rows.select([FILE, schema.VIDEO_ID, TARGETS]).append_column(INDEX, pa.array(np.arange(rows.num_rows)))
 
 
 def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
@@ -195,11 +192,9 @@ def _check_known(config: TrainConfig, labels: pa.Table, at: pa.Array) -> int:
     num_labelled = pc.count_distinct(labels[schema.VIDEO_ID]).as_py()
     allowed = config.data.max_unknown_fraction
     if len(unknown) > allowed * num_labelled:
-        first = ", ".join(repr(video_id) for video_id in unknown[:_NAMED].to_pylist())
-        msg = (
-            f"{len(unknown)} of the {num_labelled} labelled videos are not in {config.embeddings}: {first}"
-            f"{', …' if len(unknown) > _NAMED else ''}. data.max_unknown_fraction={allowed:g} allows fewer."
-        )
+        first = ", ".join([*map(repr, unknown[:_NAMED].to_pylist()), *(["…"] if len(unknown) > _NAMED else [])])
+        what = f"{len(unknown)} of the {num_labelled} labelled videos are not in {config.embeddings}: {first}."
+        msg = f"{what} data.max_unknown_fraction={allowed:g} allows fewer."
         remedy = "A video_id is the key below the input of raypipe embed."
         raise ConfigError(msg, key="data.max_unknown_fraction", value=allowed, remedy=remedy)
     return len(unknown)
@@ -217,13 +212,11 @@ def read_labels(uri: str, *, split_column: str) -> pa.Table:
     """Read ``video_id``, ``label`` and, if the file has that column, ``split``; a video may have several rows.
 
     ``split`` is returned as ``train``, ``validation`` or ``test``. Duplicate rows count once.
-
-    Raises:
-        ConfigError: the file cannot be read, lacks a column or a value, or has an unknown split or two for one video.
+    ConfigError if the file cannot be read, lacks a column or a value, or has an unknown split or two for one video.
     """
-    folder, name = table_place(uri, what="labels")
     wanted = (schema.VIDEO_ID, schema.LABEL)
-    table = read_text_columns(folder, name, (*wanted, split_column), required=wanted, what="labels")
+    place = table_place(uri, what="labels")
+    table = read_text_columns(*place, (*wanted, split_column), required=wanted, what="labels")
     for column in table.column_names:
         if lacking := empty_rows(table[column]):
             msg = f"{uri}: {len(lacking)} rows have no {column}, the first is row {lacking[0]}."
@@ -266,8 +259,7 @@ def _warn_of_near_duplicates(uri: str, labels: list[str]) -> None:
 def folder_labels(video_ids: pa.ChunkedArray) -> pa.Table:
     """Return the parent folder of each ``video_id`` as its label, as in UCF101 and Kinetics.
 
-    Raises:
-        ConfigError: a video is not in a folder.
+    ConfigError if a video is not in a folder.
     """
     labels = [parent.rpartition("/")[2] for parent, _, _ in (id_.rpartition("/") for id_ in video_ids.to_pylist())]
     if "" in labels:
@@ -287,9 +279,8 @@ def _held_out(
     held_out = np.zeros(videos.max() + 1, dtype=bool)
     held_out[videos] = pc.equal(labels[SPLIT], "validation").to_numpy()
     if held_out.all():
-        msg = f"{config.labels}: no video is in the split train."
-        remedy = "Assign some videos to train."
-        raise ConfigError(msg, key=config.data.split_column, expected="train", remedy=remedy)
+        msg, key = f"{config.labels}: no video is in the split train.", config.data.split_column
+        raise ConfigError(msg, key=key, expected="train", remedy="Assign some videos to train.")
     return held_out
 
 
@@ -298,9 +289,7 @@ def stratified(videos: Ints, labels: Ints, *, fraction: float, seed: int, names:
 
     If every video has one label: at least one video of each label, and never all of one. Otherwise the rarest label
     comes first, and each label adds what it still lacks from videos without a rarer label (Sechidis et al. 2011).
-
-    Raises:
-        ConfigError: a label has only one video.
+    ConfigError if a label has only one video.
     """
     held_out = np.zeros(videos.max() + 1, dtype=bool)
     if not fraction:

@@ -26,16 +26,7 @@ from raypipe import schema
 from raypipe.config import TrainConfig
 from raypipe.dataset.footer import read_parquet
 from raypipe.errors import CommitError, JobError, ObjectError, RaypipeError, SetupError
-from raypipe.jobs.train.events import (
-    SUMMARY,
-    EventLog,
-    earlier_record,
-    first_record,
-    listen,
-    open_queue,
-    with_evaluation,
-    with_events,
-)
+from raypipe.jobs.train.events import SUMMARY, EventLog, earlier_record, first_record, listen, open_queue, with_events
 from raypipe.jobs.train.inputs import FILE, INDEX, TARGETS, find_samples
 from raypipe.jobs.train.loop import LoopSettings
 from raypipe.jobs.train.run_spec import RunSpec, check_same_run, prepare, run_facts
@@ -162,10 +153,8 @@ def _train_point(config: TrainConfig) -> TrainingRecord:
     try:
         return run_train(config, console=Console(quiet=True)).record
     except RaypipeError as error:
-        now, told = time.time(), str(error)
-        return TrainingRecord(
-            objective=config.objective, outcome="failed", message=told, started_at=now, finished_at=now
-        )
+        now, about = time.time(), str(error)
+        return TrainingRecord(config.objective, outcome="failed", message=about, started_at=now, finished_at=now)
 
 
 def _is_finished(output: Folder) -> bool:
@@ -184,20 +173,15 @@ def _train(spec: RunSpec, record: TrainingRecord, *, use_gpu: bool, console: Con
     try:
         _run_workers(spec, log, use_gpu=use_gpu, console=console)
     except RaypipeError as error:
-        failed = replace(with_events(record, log), outcome="failed", message=str(error), finished_at=time.time())
+        failed = with_events(record, spec, log, outcome="failed", message=str(error))
         with suppress(RaypipeError):  # the cause may break this as well, and is the error to report
             write_training_report(failed, spec.output.put)
         raise
-    record = replace(with_events(record, log), outcome="finished", finished_at=time.time())
-    return with_evaluation(record, spec, log.ended["predictions"] if log.ended else None)
+    return with_events(record, spec, log, outcome="finished")
 
 
 def _run_workers(spec: RunSpec, log: EventLog, *, use_gpu: bool, console: Console | None) -> None:
-    """Run the workers, and show and keep what they report.
-
-    Raises:
-        JobError: they failed too often, or a loss is not finite.
-    """
+    """Run the workers, and keep what they report; JobError if they failed too often, or a loss is not finite."""
     events = open_queue()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(spec, events, scratch=Path(scratch), use_gpu=use_gpu)
@@ -223,27 +207,19 @@ def _run_workers(spec: RunSpec, log: EventLog, *, use_gpu: bool, console: Consol
 
 
 def decide_gpu(config: TrainConfig) -> bool:
-    """Return whether each worker gets a GPU.
-
-    Raises:
-        SetupError: the cluster has too few GPUs or CPUs for the workers, which would wait forever.
-    """
+    """Return whether each worker gets a GPU; SetupError if there are too few GPUs or CPUs: they would wait forever."""
     num_workers, wanted = config.resources.num_workers, config.resources.use_gpu
     worker = {"CPU": _WORKER_CPUS, "GPU": 1.0} if wanted is True else {"CPU": _WORKER_CPUS}
     bundles = [*[worker] * num_workers, {"CPU": float(READ_CPUS)}]
     has = await_resources(bundles, wait_seconds=config.resources.wait_seconds)
     cpus, gpus = has["CPU"], has["GPU"]
     if wanted is True and gpus < num_workers:
-        msg = (
-            f"resources.use_gpu=true with num_workers={num_workers}: the cluster has {gpus:g} GPUs. "
-            "Choose fewer workers, auto or false."
-        )
+        advice = "Choose fewer workers, auto or false."
+        msg = f"resources.use_gpu=true with num_workers={num_workers}: the cluster has {gpus:g} GPUs. {advice}"
         raise SetupError(msg)
     if (needed := num_workers * _WORKER_CPUS + READ_CPUS) > cpus:
-        msg = (
-            f"resources.num_workers={num_workers}: the workers and their reading need {needed:g} CPUs; the cluster has "
-            f"{cpus:g}. Choose fewer workers, or add nodes."
-        )
+        needs = f"the workers and their reading need {needed:g} CPUs; the cluster has {cpus:g}"
+        msg = f"resources.num_workers={num_workers}: {needs}. Choose fewer workers, or add nodes."
         raise SetupError(msg)
     return gpus >= num_workers if wanted == "auto" else wanted
 

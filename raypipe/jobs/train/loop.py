@@ -103,7 +103,6 @@ class Loop:
         self.steps_per_epoch = max(1, -(-settings.num_train // per_step))
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint."""
         self.model.load_state_dict(dict(checkpoint.model))
         load_optimizer(self.model, self._optimizer, checkpoint.optimizer)
         known = TrainingState.__dataclass_fields__
@@ -126,8 +125,7 @@ class Loop:
     def run(self) -> TrainingState:
         """Train until the last epoch, until the validation split stops improving, or until a loss is not finite.
 
-        Raises:
-            StorageError: a checkpoint cannot be stored.
+        StorageError if a checkpoint cannot be stored.
         """
         while self.state.ended == "running":
             if self.state.epoch >= self._settings.optimizer.epochs:
@@ -254,9 +252,8 @@ class Loop:
         """Return what is largest in the best epoch: the chosen metric, then the negative loss."""
         loss = metrics.train_loss if metrics.validation_loss is None else metrics.validation_loss
         chosen = self._settings.optimizer.select_by
-        if chosen == "loss" or metrics.accuracy is None:
-            return [-loss]
-        return [float(getattr(metrics, chosen)), -loss]
+        is_loss = chosen == "loss" or metrics.accuracy is None
+        return [-loss] if is_loss else [float(getattr(metrics, chosen)), -loss]
 
     def _stop_not_finite(self) -> None:
         self.state.ended = "not_finite"
@@ -298,18 +295,13 @@ class Loop:
         loss_sum, num_videos = self._workers.sum([self.state.loss_sum, self.state.num_videos])
         if self._workers.leads:
             whole = asdict(self.state) | {"loss_sum": float(loss_sum), "num_videos": int(num_videos)}
-            self.state.best_checkpoint = self._checkpoints.put(
-                self.model, self._optimizer, seen, whole, is_best=is_best
-            )
-            self._checkpoints.prune(keep=self._settings.checkpoint.keep, also=self.state.best_checkpoint)
+            best = self._checkpoints.put(self.model, self._optimizer, seen, whole, is_best=is_best)
+            self.state.best_checkpoint = best
+            self._checkpoints.prune(keep=self._settings.checkpoint.keep, also=best)
         self._stored_at = time.monotonic()
 
     def load_best(self) -> None:
-        """Load the weights of the best epoch into the model.
-
-        Raises:
-            JobError: its checkpoint is no longer complete.
-        """
+        """Load the weights of the best epoch into the model; JobError if its checkpoint is no longer complete."""
         number = max(self._workers.gather(self.state.best_checkpoint), key=lambda found: -1 if found is None else found)
         best = None if number is None else self._checkpoints.read(number)
         if best is None:
@@ -339,6 +331,5 @@ def rate_at(progress: float, *, warmup_fraction: float) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

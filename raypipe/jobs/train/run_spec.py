@@ -14,12 +14,7 @@ from raypipe.config import ClassifierConfig, OptimizerConfig, TrainConfig
 from raypipe.errors import CommitError, ConfigError, FingerprintError, ObjectError, WeightsError
 from raypipe.jobs.train.batches import Batch
 from raypipe.jobs.train.inputs import TARGETS, TrainingSamples
-from raypipe.models.classifier import (
-    MaskedFrameModel,
-    VideoClassifier,
-    VideoClassifierConfig,
-    classification_loss,
-)
+from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig, classification_loss
 from raypipe.models.classifier_files import ModelFiles, build_model, check_embeddings, read_config, read_model
 from raypipe.models.gpt2 import Gpt2, VideoModel, add_lora, freeze, resolve_gpt2
 from raypipe.storage import Folder
@@ -41,10 +36,9 @@ class NetworkSpec:
 
 
 def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
-    """Build the model, always the same for the same seed; frozen parameters need no gradient.
+    """Build the model, always the same for the same seed; WeightsError if the weights that it starts from do not fit.
 
-    Raises:
-        WeightsError: the weights that it starts from do not fit.
+    Frozen parameters need no gradient.
     """
     torch.manual_seed(seed)
     model: VideoModel = VideoClassifier(spec.config) if spec.classifies else MaskedFrameModel(spec.config)
@@ -129,9 +123,9 @@ class RunSpec:
         labels = self.samples.train[TARGETS].combine_chunks().flatten()
         counts = np.bincount(labels, minlength=len(self.samples.label_names)).clip(min=1)
         num_videos = self.samples.train.num_rows
-        if self.samples.multi_label:
-            return [float(weight) for weight in ((num_videos - counts) / counts).clip(0.1, 100)]
-        return [float(weight) for weight in num_videos / (len(counts) * counts)]
+        several = self.samples.multi_label
+        weights = ((num_videos - counts) / counts).clip(0.1, 100) if several else num_videos / (len(counts) * counts)
+        return [float(weight) for weight in weights]
 
 
 def prepare(config: TrainConfig, samples: TrainingSamples) -> RunSpec:
@@ -147,9 +141,8 @@ def prepare(config: TrainConfig, samples: TrainingSamples) -> RunSpec:
         gpt2 = resolve_gpt2(config.model.gpt2)
         max_frames = min(config.model.max_frames, gpt2.max_frames or config.model.max_frames)
     else:
-        check_embeddings(
-            init_from, samples.fingerprint, samples.embedding_dim, comparable=samples.comparable_fingerprints
-        )
+        comparable = samples.comparable_fingerprints
+        check_embeddings(init_from, samples.fingerprint, samples.embedding_dim, comparable=comparable)
         learned = read_config(init_from)
         gpt2, max_frames = Gpt2(learned.gpt2.to_dict()), learned.max_frames
     _check_freeze(config, gpt2)
@@ -173,11 +166,12 @@ def _check_freeze(config: TrainConfig, gpt2: Gpt2) -> None:
     if blocks.isdigit() and int(blocks) > num_blocks:
         msg = f"model.freeze={freeze!r}: this GPT-2 has {num_blocks} blocks."
         remedy = f"Choose all_but_last_{num_blocks} or less."
-        raise ConfigError(msg, key="model.freeze", value=freeze, remedy=remedy)
-    if config.model.lora.rank and freeze != "none":
+    elif config.model.lora.rank and freeze != "none":
         msg = f"model.freeze={freeze!r} with model.lora: adapters freeze GPT-2 themselves."
         remedy = "Set either model.freeze or model.lora.rank."
-        raise ConfigError(msg, key="model.freeze", value=freeze, remedy=remedy)
+    else:
+        return
+    raise ConfigError(msg, key="model.freeze", value=freeze, remedy=remedy)
 
 
 def classifier_config(

@@ -18,11 +18,12 @@ class Scores:
     """Sums over videos; for each of C labels: how many videos have it, were predicted to have it, and both."""
 
     num_labels: int
-    totals: Floats = field(init=False)  # loss, videos, correct, correct within the top five
+    totals: Floats = field(
+        init=False, default_factory=lambda: np.zeros(4)
+    )  # loss, videos, correct, correct within the top five
     by_label: Floats = field(init=False)  # [3, C]: support, predicted, both
 
     def __post_init__(self) -> None:
-        self.totals = np.zeros(4)
         self.by_label = np.zeros((3, self.num_labels))
 
     def add(self, losses: torch.Tensor, logits: torch.Tensor | None, labels: torch.Tensor | None) -> None:

@@ -114,11 +114,7 @@ def _describe(point: SearchPoint, record: TrainingRecord) -> str:
 def keep_best(
     output: Folder, record: TrainingRecord, points: Sequence[SearchPoint], records: Mapping[str, TrainingRecord]
 ) -> TrainingRecord:
-    """Copy the best trial's model into the output, and return its record as that of the search.
-
-    Raises:
-        JobError: every trial failed.
-    """
+    """Copy the best trial's model into the output, and return its record as the search's; JobError if all failed."""
     trials = tuple(
         Trial(
             name=point.name,

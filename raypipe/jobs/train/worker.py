@@ -100,9 +100,8 @@ def _finish(loop: Loop, output: Folder, workers: Collective, notify: Notify) -> 
     def collect(window: Window, positions: Ints, logits: torch.Tensor) -> None:
         multi_label = loop.model.config.problem_type == "multi_label_classification"
         probabilities = (logits.sigmoid() if multi_label else logits.softmax(dim=1)).cpu().numpy()
-        about: dict[str, Any] = {"probabilities": probabilities.astype(np.float32)}
-        about |= {"index": [window.index[at] for at in positions], "targets": [window.targets[at] for at in positions]}
-        collected.append(about)
+        index, targets = ([values[at] for at in positions] for values in (window.index, window.targets))
+        collected.append({"probabilities": probabilities.astype(np.float32), "index": index, "targets": targets})
 
     if loop.has_validation:
         loop.evaluate(collect)
