@@ -11,8 +11,9 @@ from ray import serve
 from raypipe.config import ServeConfig
 from raypipe.endpoint.http import HttpError, as_http_error
 from raypipe.endpoint.schemas import MAX_LABELS
-from raypipe.endpoint.uploads import EmbeddedUpload, EmbeddingSettings, Half, Prefixes, Upload, Vectors, embed_videos
+from raypipe.endpoint.uploads import EmbeddedUpload, EmbeddingSettings, Half, Prefixes, Upload, embed_videos
 from raypipe.errors import RaypipeError
+from raypipe.models.backbones import Vectors
 from raypipe.storage import Folder
 from raypipe.video.decode_request import Pixels
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox

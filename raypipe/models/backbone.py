@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +57,7 @@ class Backbone:
         self._embedder: nn.Module = embedder
         if self._compiled:
             # On a CPU, freezing lays the weights out for oneDNN once instead of in every pass.
-            options = None if on_gpu else {"freezing": True}
+            options: Any = None if on_gpu else {"freezing": True}
             self._embedder = cast("nn.Module", torch.compile(embedder, dynamic=False, options=options))
 
     def embed(self, frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:

@@ -154,7 +154,9 @@ def _train_point(config: TrainConfig) -> TrainingRecord:
         return run_train(config, console=Console(quiet=True)).record
     except RaypipeError as error:
         now, about = time.time(), str(error)
-        return TrainingRecord(config.objective, outcome="failed", message=about, started_at=now, finished_at=now)
+        return TrainingRecord(
+            objective=config.objective, outcome="failed", message=about, started_at=now, finished_at=now
+        )
 
 
 def _is_finished(output: Folder) -> bool:

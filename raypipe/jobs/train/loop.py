@@ -16,8 +16,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from raypipe.config import CheckpointConfig, OptimizerConfig
 from raypipe.errors import JobError
-from raypipe.jobs.train.batches import Collective, Feeder, Ints, Window, WorkerSamples, epoch_batches
+from raypipe.jobs.train.batches import Collective, Feeder, Window, WorkerSamples, epoch_batches
 from raypipe.jobs.train.checkpoints import Checkpoint, Checkpoints, load_optimizer
+from raypipe.jobs.train.inputs import Ints
 from raypipe.jobs.train.run_spec import Objective, seed_step
 from raypipe.jobs.train.scores import Scores, measured
 from raypipe.models.classifier import by_length

@@ -14,8 +14,9 @@ from ray import train as ray_train
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
-from raypipe.jobs.train.batches import Collective, Ints, Window, WorkerSamples
+from raypipe.jobs.train.batches import Collective, Window, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints, put_metrics, put_model
+from raypipe.jobs.train.inputs import Ints
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
 from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.storage import Folder
