@@ -105,16 +105,15 @@ def test_killed_workers(bucket: str, configure: Configure, start_driver: StartDr
     check(output, ids)
 
 
-def _broken(_: object) -> NoReturn:
-    msg = "it broke"
-    raise ValueError(msg)
-
-
 class _Broken(RayExecutor):
     """Actors that cannot start, so that Ray ends the work."""
 
     def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
-        return super().run([replace(stages[0], steps=((_broken, None),))], blocks)
+        def make(_: object) -> NoReturn:  # a closure: workers cannot import the tests
+            msg = "it broke"
+            raise ValueError(msg)
+
+        return super().run([replace(stages[0], steps=((make, None),))], blocks)
 
 
 class _Down(RayExecutor):

@@ -62,7 +62,7 @@ def test_the_command(
     told = capsys.readouterr().out
     version = Versions(output).current()
     assert version
-    for said in (version, "24", "flat, 16 of 16", "1.0000", "1 catalogue row of no embedded", "23 videos not in the"):
+    for said in (version, "24", "flat, 16 of 16", "1.0000", "1 catalogue row ", "23 videos not in the"):
         assert said in told
     assert keys(output, "versions/") == [
         f"versions/{version}/{name}"

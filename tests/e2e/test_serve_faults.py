@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import httpx
 import pytest
 
 from raypipe.search.versions import Versions
@@ -67,4 +68,4 @@ def test_a_broken_version_fails_no_request(endpoint: Endpoint) -> None:
 
 def ready(endpoint: Endpoint) -> dict[str, Any]:
     """What /readyz says."""
-    return endpoint.client._get("/readyz")
+    return httpx.get(f"{endpoint.url}/readyz").json()
