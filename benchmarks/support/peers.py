@@ -167,6 +167,10 @@ def daft_udf(job: Job) -> None:
 def _daft_class(job: Job, embed_batch: Callable[[Embed, list], list], **batch: Any):  # noqa: ANN202, ANN401
     import daft  # noqa: PLC0415
 
+    from raypipe.models.weights import prepare_torchvision  # noqa: PLC0415
+
+    prepare_torchvision()  # Daft makes instances in several threads at once, which would race to do this
+
     @daft.cls(max_concurrency=job.settings["actors"], use_process=job.settings["processes"])
     class Embedder:
         def __init__(self) -> None:
