@@ -215,7 +215,7 @@ def connect() -> None:
                 log_to_driver=not quiet,
                 logging_level=logging.ERROR if quiet else logging.INFO,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - Ray raises a bare one where a node does not start in time
         reason = " ".join(str(error).split())
         msg = (
             f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."

@@ -13,7 +13,7 @@ from raypipe.dataset.plan import StoredPlans
 from raypipe.dataset.read import read_rows
 from raypipe.dataset.verify import verify
 from raypipe.errors import SetupError
-from raypipe.runs.actors import Needs, RayExecutor
+from raypipe.runs.actors import Needs, RayExecutor, connect
 from raypipe.runs.job import run_job, waves
 from raypipe.storage import Folder
 from support import TESTS
@@ -122,3 +122,15 @@ def test_a_cluster_that_is_too_small_is_an_error(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SetupError) as caught:
         RayExecutor().place(needs)
     assert caught.value.value == {"GPU": 2.0, "CPU": 8.0}
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        msg = "The current node timed out\nduring startup."
+        raise Exception(msg)  # noqa: TRY002 - as Ray does
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(SetupError) as caught:
+        connect()
+    assert "node timed out during startup" in str(caught.value)
