@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from raypipe.config import TrainConfig, load_config
 from raypipe.errors import ConfigError, JobError, RaypipeError
+from raypipe.jobs.train.datasets import blocks
 from raypipe.jobs.train.inputs import FILE, INDEX, TARGETS, TrainingSamples, find_samples
-from raypipe.jobs.train.job import blocks
 from raypipe.storage import Folder
 from support.embed_outputs import (
     DIM,

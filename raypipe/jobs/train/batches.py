@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import distributed
 
-from raypipe import schema
+from raypipe.dataset.read import frame_embeddings
 from raypipe.jobs.train.inputs import INDEX, TARGETS, Ints
 from raypipe.models.backbones import resolve_dtype
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, pad_frames
@@ -74,17 +73,11 @@ class Window:
 
     def add(self, block: pa.Table) -> None:
         """Copy a block out of Ray's shared memory."""
-        column = block[schema.FRAME_EMBEDDINGS].combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = column.chunk(0)
-        dim = column.type.value_type.list_size
-        flat = column.flatten().flatten().to_numpy(zero_copy_only=False)
-        vectors = np.array(flat, dtype=np.float16).reshape(-1, dim)
-        stops = column.offsets.to_numpy() - column.offsets[0].as_py()
-        self.frames += [vectors[start:stop] for start, stop in pairwise(stops)]
+        frames = [vectors.copy() for vectors in frame_embeddings(block)]
+        self.frames += frames
         self.index += block[INDEX].to_pylist()
         self.targets += [np.array(targets, dtype=np.int64) for targets in block[TARGETS].to_pylist()]
-        self.size_bytes += vectors.nbytes
+        self.size_bytes += sum(vectors.nbytes for vectors in frames)
 
     def sort(self) -> None:
         """Order the samples by their number, so that the order of the blocks makes no difference."""

@@ -22,6 +22,7 @@ from raypipe.errors import ConfigError
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder
 from raypipe.tables import empty_rows, read_text_columns, table_place
+from raypipe.text import one_line
 
 FILE, INDEX, TARGETS, SPLIT = "file", "index", "targets", "split"
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
@@ -249,7 +250,7 @@ def _splits(column: pa.ChunkedArray, uri: str, *, name: str) -> pa.Array:
 def _warn_of_near_duplicates(uri: str, labels: list[str]) -> None:
     spellings: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        spellings[" ".join(label.split()).casefold()].append(label)
+        spellings[one_line(label).casefold()].append(label)
     for group in spellings.values():
         if len(group) > 1:
             names = ", ".join(map(repr, group))

@@ -4,107 +4,40 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.data import DataIterator, Dataset
 from ray.exceptions import RayError
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from rich.console import Console
 
-from raypipe import schema
 from raypipe.config import TrainConfig
-from raypipe.dataset.footer import read_parquet
-from raypipe.errors import CommitError, JobError, ObjectError, RaypipeError, SetupError
+from raypipe.errors import JobError, ObjectError, RaypipeError, SetupError
+from raypipe.jobs.train.datasets import READ_CPUS, UnevenSplits, frames_dataset
 from raypipe.jobs.train.events import SUMMARY, EventLog, earlier_record, first_record, listen, open_queue, with_events
-from raypipe.jobs.train.inputs import FILE, INDEX, TARGETS, find_samples
+from raypipe.jobs.train.inputs import find_samples
 from raypipe.jobs.train.loop import LoopSettings
 from raypipe.jobs.train.run_spec import RunSpec, check_same_run, prepare, run_facts
 from raypipe.jobs.train.tuning import grid, keep_best, search_grid
 from raypipe.jobs.train.worker import TRAIN, VALIDATION, WorkerSettings, train_worker
 from raypipe.models.classifier_files import COMPLETE, MODEL_FOLDER
 from raypipe.records import TrainingRecord
-from raypipe.report import write_training_report
 from raypipe.report.training_page import model_card
+from raypipe.report.write import write_training_report
 from raypipe.runs.actors import await_resources, connect, reason_of
 from raypipe.runs.progress import TrainingProgress
 from raypipe.storage import Folder
 
-FRAMES = schema.FRAME_EMBEDDINGS
-READ_CPUS = 0.5
 REPORT = "report.html"
 _WIDTH_PER_THREAD = 128
 _WORKER_CPUS = 0.5  # as Ray counts: there must be room for reading next to the workers
 _CONTINUES = "The same command continues from the last checkpoint."
-
-
-class UnevenSplits(DataConfig):
-    """Give every row to exactly one worker, always the same one. Equal splits would drop the remaining rows."""
-
-    def configure(
-        self, datasets: dict[str, Dataset], world_size: int, *_: object, **__: object
-    ) -> list[dict[str, DataIterator]]:
-        """Split each dataset with ``streaming_split``; blocks come in the order in which they were drawn."""
-        splits: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
-        for name, given in datasets.items():
-            dataset = given.copy(given)
-            dataset.context.execution_options = self.default_ingest_options()
-            dataset.context.execution_options.preserve_order = True
-            for worker, split in enumerate(dataset.streaming_split(world_size, equal=False)):
-                splits[worker][name] = split
-        return splits
-
-
-def frames_dataset(samples: pa.Table, *, embeddings_uri: str, num_workers: int, seed: int) -> Dataset:
-    """Return a lazy dataset of ``index``, ``targets`` and ``frame_embeddings``. One task reads one block of samples."""
-    dataset = ray.data.from_arrow(list(blocks(samples, num_workers=num_workers, seed=seed)))
-    return dataset.map_batches(
-        read_frames,  # type: ignore[arg-type]  # Ray does not count its keyword arguments
-        fn_kwargs={"embeddings_uri": embeddings_uri},
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        num_cpus=READ_CPUS,
-    )
-
-
-def blocks(samples: pa.Table, *, num_workers: int, seed: int) -> Iterator[pa.Table]:
-    """Yield parts of the samples for one read each, in an order drawn once; small files are not divided."""
-    rows_per_block = int(np.clip(samples.num_rows // (8 * num_workers), 1, 512))
-    ordered = samples.sort_by([(FILE, "ascending"), (INDEX, "ascending")])
-    starts = np.arange(0, ordered.num_rows, rows_per_block)
-    for start in np.random.default_rng([seed, 1]).permutation(starts).tolist():
-        yield ordered.slice(start, rows_per_block)
-
-
-def read_frames(samples: pa.Table, *, embeddings_uri: str) -> pa.Table:
-    """Read only the frames of the samples; ``frame_embeddings`` is list<fixed_size_list<float16, D>>[T].
-
-    Raises:
-        CommitError: a file is corrupt, or no longer has a video that it had.
-        ObjectError: a file cannot be read.
-    """
-    output = Folder(embeddings_uri)
-    parts = []
-    for name in pc.unique(samples[FILE]).to_pylist():
-        wanted = samples.filter(pc.equal(samples[FILE], name))
-        rows = read_parquet(output, name, columns=[schema.VIDEO_ID, FRAMES])
-        at = pc.index_in(wanted[schema.VIDEO_ID], rows[schema.VIDEO_ID])
-        if at.null_count:
-            msg = f"{output.child(name)} lacks {at.null_count} videos that it had. Run raypipe verify {output}."
-            raise CommitError(msg)
-        parts.append(wanted.select([INDEX, TARGETS]).append_column(FRAMES, rows[FRAMES].take(at)))
-    return pa.concat_tables(parts).combine_chunks()
 
 
 @dataclass(frozen=True, slots=True)
