@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from raypipe.errors import ConfigError, RaypipeError
+from raypipe.text import one_line
 
 _JSON, _BYTES = "application/json", "application/octet-stream"
 _quoted = partial(quote, safe="")
@@ -174,7 +175,7 @@ def _refused(error: urllib.error.HTTPError) -> AnswerError:
         code, message = str(answer["error"]["code"]), str(answer["error"]["message"])
         request_id = str(answer["request_id"])
     except (ValueError, KeyError, TypeError):  # from a proxy in front of the server
-        code, message = "", " ".join(body[:200].decode(errors="replace").split()) or str(error.reason)
+        code, message = "", one_line(body[:200].decode(errors="replace")) or str(error.reason)
         request_id = str(error.headers.get("X-Request-Id", ""))
     after = error.headers.get("Retry-After", "")
     seconds = float(after) if after.isdigit() else None

@@ -169,7 +169,7 @@ def reached(address: str) -> Iterator[None]:
         remedy = f"Start the cluster, or forward its dashboard: ray attach -p 8265 cluster.yaml, or {forward}."
         raise SetupError(msg, key=address, remedy=remedy) from None
     except (requests.exceptions.RequestException, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         msg = f"{address} is not a job API that can be used: {reason}"
         raise SetupError(msg, key=address, value=reason) from None
 

@@ -46,6 +46,11 @@ def redact(text: str) -> str:
     return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
+def one_line(value: object) -> str:
+    """Return the text of a value, such as an exception, with every run of white space as one space."""
+    return " ".join(str(value).split())
+
+
 def shorten(text: str, *, max_chars: int) -> str:
     """Return ``text`` without its middle if it is too long: names usually differ at their ends."""
     if len(text) <= max_chars:

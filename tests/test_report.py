@@ -32,8 +32,8 @@ from raypipe.records import (
     Timeline,
     VideoNote,
 )
-from raypipe.report import summarize, write_report
 from raypipe.report.charts import nice_step
+from raypipe.report.write import summarize, write_report
 from raypipe.status import NOT_FAILED, Status
 from raypipe.text import error_kind, format_bytes, format_rate, format_seconds, format_share, redact, visible
 from support.properties import examples
@@ -446,7 +446,7 @@ def test_errors_of_one_cause_have_one_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["raypipe.records", "raypipe.report", "raypipe.report.training_page", "raypipe.runs"]
+    "module", ["raypipe.records", "raypipe.report.write", "raypipe.report.training_page", "raypipe.runs"]
 )
 def test_importing_it_loads_nothing_slow(module: str) -> None:
     slow = {"ray", "torch", "pyarrow", "numpy", "jinja2", "huggingface_hub"}

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, TrainingRecord, Trial, confused_pairs
-from raypipe.report import write_training_report
 from raypipe.report.charts import MAX_POINTS, thinned
 from raypipe.report.training_page import model_card
-from raypipe.report.write import summarize_training
+from raypipe.report.write import summarize_training, write_training_report
 from raypipe.text import format_loss, format_metric, format_parameters, shorten, visible
 from support.properties import examples
 from support.report_pages import HOSTILE, Page

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from raypipe import __version__
 from raypipe.errors import RaypipeError, SetupError
+from raypipe.text import one_line
 
 TOO_MANY_BAD = 3
 INTERRUPTED = 130
@@ -35,7 +36,7 @@ class _Commands(TyperGroup):
         except _UsageError as error:
             if not standalone:
                 raise
-            message = " ".join(error.format_message().split())
+            message = one_line(error.format_message())
             path = error.ctx.command_path if error.ctx else "raypipe"
             say(f"error: {message}{'' if message.endswith(('.', '?')) else '.'} Run {path} --help.")
             code = error.exit_code

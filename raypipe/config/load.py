@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from raypipe.errors import ConfigError
+from raypipe.text import one_line
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -97,7 +98,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
         msg = f"Cannot read the configuration {str(path)!r}: {error.strerror}."
         raise ConfigError(msg, key=str(path), remedy="Give the path of a YAML file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         msg = f"{str(path)!r} is not YAML: {reason}"
         raise ConfigError(msg, key=str(path)) from None
     if tree is None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import raypipe
 from raypipe.errors import CommitError
 from raypipe.storage import Folder
+from raypipe.text import one_line
 
 METADATA = b"raypipe"
 
@@ -45,7 +46,7 @@ def read_parquet(folder: Folder, name: str, *, columns: Sequence[str] | None = N
             table = pq.read_table(source, columns=wanted, page_checksum_verification=True)
         return table if wanted is None else table.select(wanted)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise not_sealed(folder, name, " ".join(str(error).split()).rstrip(".")) from None
+        raise not_sealed(folder, name, one_line(error).rstrip(".")) from None
 
 
 def not_sealed(folder: Folder, name: str, reason: str, *, value: object = None, expected: object = None) -> CommitError:

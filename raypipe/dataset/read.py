@@ -1,9 +1,11 @@
 """Read the rows of a sealed output, of each video those of its last generation."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,6 +15,7 @@ from raypipe.dataset.footer import read_parquet
 from raypipe.dataset.plan import digest, job_of, plan_numbers, read_plan
 from raypipe.errors import CommitError, ConfigError, JobError
 from raypipe.storage import Folder
+from raypipe.text import one_line
 
 
 def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
@@ -114,6 +117,19 @@ def _not_among(superseded: set[bytes], present: list[bytes]) -> pa.Array:
     return pa.array(np.fromiter((video_id not in superseded for video_id in present), np.bool_, len(present)))
 
 
+def matrix_of(vectors: pa.FixedSizeListArray) -> npt.NDArray[Any]:
+    """Return the vectors as a matrix [N, D], without a copy if none is null; they must not be null themselves."""
+    return vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), vectors.type.list_size)
+
+
+def frame_embeddings(rows: pa.Table) -> list[npt.NDArray[np.float16]]:
+    """Return the frame embeddings [T, D] of each video, without a copy."""
+    column = rows[schema.FRAME_EMBEDDINGS].combine_chunks()
+    stops = np.cumsum([0, *column.value_lengths().to_numpy()])
+    matrix = matrix_of(column.flatten())
+    return [matrix[start:stop] for start, stop in pairwise(stops)]
+
+
 def embedding_dim(embeddings: Folder, manifests: list[dict[str, Any]]) -> int:
     """D, as a file of the embeddings has it.
 
@@ -126,5 +142,5 @@ def embedding_dim(embeddings: Folder, manifests: list[dict[str, Any]]) -> int:
             return int(pq.read_schema(source).field(schema.EMBEDDING).type.list_size)
     except (pa.ArrowException, AttributeError, KeyError, OSError, ValueError) as error:
         uri = embeddings.child(name)
-        msg = f"{uri} holds no embeddings: {' '.join(str(error).split())}."
+        msg = f"{uri} holds no embeddings: {one_line(error)}."
         raise CommitError(msg, key=uri, remedy=f"Run raypipe verify {embeddings}.") from None

@@ -18,6 +18,7 @@ from raypipe.errors import IndexVersionError, ObjectError, RaypipeError, Storage
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query, Recommendation, Recommendations
 from raypipe.search.versions import Versions, cache_folder
+from raypipe.text import one_line
 
 CATEGORY = "category"
 _VIDEOS_KEPT = 65_536  # some 30 MB of JSON
@@ -225,7 +226,7 @@ class IndexWatcher:
         except (StorageError, ObjectError):
             raise  # an error of the storage says nothing about the version
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             self.broken = {"version": version, "error": reason}
             if isinstance(error, IndexVersionError):
                 raise

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from raypipe.config import Gpt2Size
 from raypipe.errors import ConfigError, SetupError, WeightsError
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
+from raypipe.text import one_line
 
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 _CONFIG = "config.json"
@@ -98,7 +99,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")
+    return one_line(error)[:300].rstrip(".")
 
 
 def freeze(model: VideoModel, what: str) -> None:

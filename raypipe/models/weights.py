@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 
 from raypipe.errors import RaypipeError, WeightsError
 from raypipe.models.backbones import Preprocessing, check_name, head_name
+from raypipe.text import one_line
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
@@ -311,5 +312,5 @@ def _digest(arrays: Arrays) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     return text if text.endswith(".") else f"{text}."

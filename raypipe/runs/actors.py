@@ -23,6 +23,7 @@ from raypipe.errors import JobError, SetupError
 from raypipe.records import ShardSummary
 from raypipe.runs.ray_private import enable_token_authentication, map_whole_blocks, silence_data_logs
 from raypipe.runs.stages import SUMMARY, RunSteps, Shared, Stage
+from raypipe.text import one_line
 
 _POLL_SECONDS = 1.0
 T = TypeVar("T")
@@ -216,7 +217,7 @@ def connect() -> None:
                 logging_level=logging.ERROR if quiet else logging.INFO,
             )
     except Exception as error:  # noqa: BLE001 - Ray raises a bare one where a node does not start in time
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         msg = (
             f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."
         )

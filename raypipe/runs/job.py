@@ -21,7 +21,7 @@ from raypipe.dataset.commit import Totals, missing_shards, seal, sealed_plans, u
 from raypipe.dataset.plan import StoredPlans, fingerprint, num_planned_rows
 from raypipe.errors import JobError, RaypipeError
 from raypipe.records import RunRecord, ShardSummary
-from raypipe.report import write_report
+from raypipe.report.write import write_report
 from raypipe.runs.actors import Executor, Needs, Placement, RayExecutor
 from raypipe.runs.progress import Progress
 from raypipe.runs.stages import CommitSettings, Stage, summary_of, with_commit

@@ -15,6 +15,7 @@ from raypipe.dataset.plan import data_name
 from raypipe.records import ShardSummary
 from raypipe.storage import Folder
 from raypipe.storage.s3_client import take_throttles
+from raypipe.text import one_line
 
 SUMMARY = "summary"
 _PUTS_AT_ONCE = 4  # actors that only commit; they reserve no CPU, because decoding needs all of them
@@ -85,7 +86,7 @@ class RunSteps:
                 block = result
         except Exception as error:
             _logger.exception("Plan %d, shard %d was not finished", plan, shard)
-            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            problem = one_line(f"{type(error).__name__}: {error}")
             return summary_block(ShardSummary(plan, shard, problem=problem, finished_at=time.time()))
         return block
 

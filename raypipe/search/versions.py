@@ -21,6 +21,7 @@ from raypipe.search.items import ITEMS, THUMBNAILS
 from raypipe.search.projection import PROJECTION
 from raypipe.storage import Folder, read_object
 from raypipe.storage.s3 import SINGLE_PUT_BYTES
+from raypipe.text import one_line
 
 CURRENT, VERSIONS, MANIFEST = "CURRENT", "versions", "manifest.json"
 SEARCH, VECTORS = "index.faiss", "vectors.npy"
@@ -124,7 +125,7 @@ class Versions:
             where = ".".join(map(str, first["loc"]))
             raise self._corrupt(name, f"{where!r}: {first['msg']}") from None
         except (ValueError, RecursionError) as error:
-            raise self._corrupt(name, " ".join(str(error).split())) from None
+            raise self._corrupt(name, one_line(error)) from None
         if checked.id != version:
             raise self._corrupt(name, f"its id is {checked.id!r}")
         if missing := [file for file in FILES if file not in checked.files]:

@@ -18,6 +18,7 @@ from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec.asyn import get_loop
 
 from raypipe import errors
+from raypipe.text import one_line
 
 # A request that fails for a transient reason is retried until RETRY_SECONDS after the first attempt. One attempt is up
 # to MAX_ATTEMPTS requests, made by the client close together, and takes at most REQUEST_SECONDS.
@@ -229,6 +230,6 @@ def _is_unreachable(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     message = str(_response(error).get("Error", {}).get("Message") or str(error) or type(error).__name__)
-    line = " ".join(message.split()).rstrip(".")
+    line = one_line(message).rstrip(".")
     code = code_of(error)
     return f"{line} ({code})." if code and code != line else f"{line}."

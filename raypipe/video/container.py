@@ -13,6 +13,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from raypipe.status import Status
+from raypipe.text import one_line
 from raypipe.video.decode_request import DecodeRequest
 
 SNIFF_BYTES = 1024
@@ -50,7 +51,7 @@ def encrypted(reason: str) -> VideoError:
 def describe(error: BaseException) -> str:
     """Return one line for a row's ``error``: FFmpeg's own words if there are any."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:300]
+    return one_line(text)[:300]
 
 
 class SeekableReader(io.RawIOBase):
@@ -76,7 +77,7 @@ class ErrorLog:
 
     def take(self) -> list[Line]:
         """Return the lines since the last call."""
-        taken = [Line(source, " ".join(message.split())) for _, source, message in self.lines]
+        taken = [Line(source, one_line(message)) for _, source, message in self.lines]
         self.lines.clear()
         return taken
 

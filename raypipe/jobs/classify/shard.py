@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 
 from raypipe import schema
 from raypipe.dataset.footer import not_sealed, read_parquet
+from raypipe.dataset.read import frame_embeddings
 from raypipe.errors import JobError
 from raypipe.jobs.classify.inputs import row_version
 from raypipe.records import ShardSummary, VideoNote
 from raypipe.runs.stages import Shared, identity
 from raypipe.status import HAS_FRAMES, NOT_FAILED
 from raypipe.storage import Folder
+from raypipe.text import one_line
 
 if TYPE_CHECKING:
     from raypipe.models.classifier import VideoClassifier
@@ -76,7 +78,7 @@ def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_di
         versions = list(map(row_version, found[schema.GENERATION].to_pylist(), found[schema.ETAG].to_pylist()))
         dim = found.schema.field(schema.FRAME_EMBEDDINGS).type.value_type.list_size
     except (pa.ArrowException, AttributeError, ValueError) as error:
-        raise not_sealed(embeddings, name, " ".join(str(error).split())) from None
+        raise not_sealed(embeddings, name, one_line(error)) from None
     if dim != embedding_dim:
         reason = f"its vectors have {dim} numbers, not {embedding_dim}"
         raise not_sealed(embeddings, name, reason, value=dim, expected=embedding_dim)
@@ -85,15 +87,6 @@ def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_di
         if version != wanted:
             raise not_sealed(embeddings, name, f"it has no version {wanted!r} of {video_id!r}", expected=wanted)
     return found
-
-
-def frame_embeddings(rows: pa.Table) -> list[Vectors]:
-    """The vectors [T, D] of each video, without a copy."""
-    column = rows[schema.FRAME_EMBEDDINGS].combine_chunks()
-    stops = np.cumsum([0, *column.value_lengths().to_numpy()])
-    vectors = column.flatten()
-    matrix = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), vectors.type.list_size)
-    return [matrix[start:stop] for start, stop in pairwise(stops)]
 
 
 def classify_shard(read: pa.Table, model: "VideoClassifier", options: ClassifyOptions) -> pa.Table:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from raypipe import schema
 from raypipe.config import DecodeConfig
 from raypipe.dataset.plan import PlannedVideo
-from raypipe.dataset.read import read_embeddings
+from raypipe.dataset.read import matrix_of, read_embeddings
 from raypipe.dataset.verify import OF_VIDEOS, RowChecks, Verification, Violation, stored_settings
 from raypipe.dataset.verify import verify as verify_output
 from raypipe.errors import ObjectError
@@ -87,11 +87,9 @@ def _check_corrupt_frames(rows: pa.Table) -> Iterator[Violation]:
 
 def _matrix(vectors: pa.FixedSizeListArray, embedding_dim: int) -> npt.NDArray[np.float32]:
     """The vectors [T, D], which are no numbers where one is null."""
-    flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    if len(flat) != len(vectors) * embedding_dim:
+    if vectors.null_count or vectors.type.list_size != embedding_dim:
         return np.full((len(vectors), embedding_dim), np.nan, dtype=np.float32)
-    matrix: npt.NDArray[np.float32] = flat.reshape(len(vectors), embedding_dim)
-    return matrix
+    return matrix_of(vectors).astype(np.float32)
 
 
 def _check_vectors(

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from raypipe import schema
 from raypipe.dataset.footer import not_sealed, read_parquet
 from raypipe.dataset.plan import data_name
-from raypipe.dataset.read import planned_rows, read_rows
+from raypipe.dataset.read import matrix_of, planned_rows, read_rows
 from raypipe.errors import ConfigError
 from raypipe.search.build import Batch
 from raypipe.search.items import BOOST_COLUMNS, DUPLICATE_GROUP
@@ -69,8 +69,7 @@ class IndexedRows:
         if not pa.types.is_fixed_size_list(kind) or kind.list_size != self.embedding_dim or vectors.null_count:
             reason = f"its embeddings are {kind}, or some are missing"
             raise not_sealed(self.embeddings, name, reason, value=str(kind), expected=self.embedding_dim)
-        matrix = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-        return matrix.reshape(len(vectors), self.embedding_dim), rows[schema.THUMBNAIL].to_pylist()
+        return matrix_of(vectors).astype(np.float32, copy=False), rows[schema.THUMBNAIL].to_pylist()
 
 
 def find_rows(embeddings: Folder, manifests: Sequence[dict[str, Any]], *, embedding_dim: int) -> IndexedRows:
