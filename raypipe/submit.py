@@ -26,6 +26,7 @@ from raypipe.config import ClassifyConfig, EmbedConfig, IndexConfig, RecommendCo
 from raypipe.config.load import uris
 from raypipe.errors import ConfigError, SetupError
 from raypipe.runs.ray_private import enable_token_authentication
+from raypipe.text import one_line
 
 _MODELS: tuple[type[BaseModel], ...] = (EmbedConfig, TrainConfig, ClassifyConfig, IndexConfig, RecommendConfig)
 CONFIGS = {model.__name__.removesuffix("Config").lower(): model for model in _MODELS}  # by the name of their job
@@ -271,7 +272,7 @@ def _exit_code(job: JobDetails) -> int:
     return code if code > 0 else 128 - code
 
 
-def one_line(job: JobDetails) -> str:
+def job_line(job: JobDetails) -> str:
     """Describe the state of a job in one line."""
     seconds = ((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 1000
     after = f" after {timedelta(seconds=round(seconds))}" if job.start_time else ""

@@ -36,7 +36,7 @@ def submit(
 ) -> int:
     """Run embed, train, classify, index or recommend on a cluster; follow its log, leave with its exit code."""
     from raypipe.errors import ConfigError
-    from raypipe.submit import Remote, connect, one_line, packed
+    from raypipe.submit import Remote, connect, job_line, packed
 
     asked = [one for one in (config, status, follow, stop) if one is not None]
     if len(asked) != 1:
@@ -47,7 +47,7 @@ def submit(
         if follow is not None:
             return _follow(remote, follow)
         ended = remote.stop(stop) if stop is not None else remote.details(str(status))
-        typer.echo(one_line(ended))
+        typer.echo(job_line(ended))
         return 0
     with packed(config, command=job, overrides=overrides or (), working_dir=working_dir) as sent:
         for note in sent.notes:
@@ -62,12 +62,12 @@ def submit(
 
 
 def _follow(remote: "Remote", submission_id: str) -> int:
-    from raypipe.submit import one_line
+    from raypipe.submit import job_line
 
     try:
         code = remote.follow(submission_id, write=lambda text: typer.echo(text, nl=False))
     except KeyboardInterrupt:
         say(f"The job goes on. raypipe submit --follow {submission_id}, or --stop {submission_id}.")
         return INTERRUPTED
-    say(one_line(remote.details(submission_id)))
+    say(job_line(remote.details(submission_id)))
     return code

@@ -119,7 +119,8 @@ def _not_among(superseded: set[bytes], present: list[bytes]) -> pa.Array:
 
 def matrix_of(vectors: pa.FixedSizeListArray) -> npt.NDArray[Any]:
     """Return the vectors as a matrix [N, D], without a copy if none is null; they must not be null themselves."""
-    return vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), vectors.type.list_size)
+    matrix: npt.NDArray[Any] = vectors.flatten().to_numpy(zero_copy_only=False)
+    return matrix.reshape(len(vectors), vectors.type.list_size)
 
 
 def frame_embeddings(rows: pa.Table) -> list[npt.NDArray[np.float16]]:

@@ -144,7 +144,7 @@ class RequestLimits:
             raise
         except Exception as error:
             problem = as_http_error(error)
-            if problem is not error and problem.status >= SERVER_FAILED:
+            if problem is not error and problem.status == SERVER_FAILED:
                 _logger.exception("Request %s failed", exchange.request_id)
             await exchange.fail(problem)
         finally:
@@ -207,7 +207,6 @@ class _Exchange:
         self.request_id = given if given and given.isascii() and given.isprintable() else uuid.uuid4().hex
         self.status = 0
         self.problem: HttpError | None = None  # with the body; the application may hide it
-        scope.setdefault("state", {})["request_id"] = self.request_id
         self._receive = receive
         self._send = send
         self._added = [(b"x-content-type-options", b"nosniff")]

@@ -33,6 +33,7 @@ class EndpointMetrics:
         self._fallbacks = counter("raypipe_fallback", "Lists without a known history: popular and recent videos")
         about = "Share of the videos that a filter leaves"
         self._selectivity = histogram("raypipe_filter_selectivity", about, buckets=_SHARES)
+        self._counts: dict[tuple[str, int], Counter] = {}
         self._version = gauge("raypipe_index_info", "The version served", ["version", "kind"])
         self._loads = counter("raypipe_index_loads", "Versions put in place")
         for name, about, value in (
@@ -52,7 +53,10 @@ class EndpointMetrics:
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
         """A request was answered, whether it was admitted or not."""
-        self._requests.labels(endpoint, str(status)).inc()
+        key = endpoint, status
+        if key not in self._counts:
+            self._counts[key] = self._requests.labels(endpoint, str(status))
+        self._counts[key].inc()
         self._seconds[endpoint].observe(seconds)
 
     def batched(self, what: str, size: int) -> None:

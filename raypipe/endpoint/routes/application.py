@@ -8,21 +8,21 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import NotModifiedResponse, StaticFiles
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raypipe import __version__
 from raypipe.endpoint import schemas
-from raypipe.endpoint.http import STATUSES, HttpError, as_http_error
+from raypipe.endpoint.http import STATUSES, HttpError
 from raypipe.endpoint.routes.catalogue import add_catalogue_routes
 from raypipe.endpoint.routes.inference import add_inference_routes
 from raypipe.endpoint.routes.responses import JsonResponse, add_route
 from raypipe.endpoint.schemas import ErrorAnswer, VideoUri
 from raypipe.endpoint.service import Service
-from raypipe.errors import RaypipeError
 
 PAGE = Path(__file__).parents[1] / "page"
 _PAGE_HEADERS = {
@@ -107,8 +107,9 @@ async def rollback(service: Service) -> schemas.RollbackAnswer:
     return {"version": live.version}
 
 
-def build_application(service: Service) -> FastAPI:
-    application = FastAPI(
+def build_application(service: Service) -> ASGIApp:
+    """Build the application, without FastAPI's middleware: ``RequestLimits`` answers whatever it raises."""
+    described = FastAPI(
         title="raypipe",
         description=_ABOUT,
         version=__version__,
@@ -119,27 +120,25 @@ def build_application(service: Service) -> FastAPI:
         responses={status: {"model": ErrorAnswer, "description": said} for status, (_, said) in STATUSES.items()},
     )
     for add_routes in (add_catalogue_routes, add_inference_routes, add_operations_routes):
-        add_routes(application, service)
-    for kind in (RequestValidationError, HTTPException, RaypipeError, HttpError, Exception):
-        application.add_exception_handler(kind, _refuse)
-    _state_limits(application, service)
+        add_routes(described, service)
+    _state_limits(described, service)
+    router = AsyncExitStackMiddleware(described.router)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = described
+        try:
+            await router(scope, receive, send)
+        except RequestValidationError as error:
+            raise HttpError(422, _first_problem(error)) from None
+        except HTTPException as error:
+            code, message = STATUSES.get(error.status_code, STATUSES[400])[0], f"{error.detail}.".replace("..", ".")
+            raise HttpError(error.status_code, message, code, error.headers or {}) from None
+
     return application
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    if isinstance(error, RequestValidationError):
-        problem = HttpError(422, _first_problem(error))
-    elif isinstance(error, HTTPException):
-        code = STATUSES.get(error.status_code, STATUSES[400])[0]
-        problem = HttpError(error.status_code, f"{error.detail}.".replace("..", "."), code, error.headers or {})
-    else:
-        problem = as_http_error(error)
-    body = problem.body(getattr(request.state, "request_id", ""))
-    return Response(body, problem.status, dict(problem.headers), media_type="application/json")
-
-
 def _first_problem(error: RequestValidationError) -> str:
-    """Where a request is wrong, what stands there, and what should."""
+    """Return where a request is wrong, its value there, and what is expected."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     given = "" if first["type"] in {"missing", "json_invalid"} else f" is {repr(first.get('input'))[:_SHOWN]}"
@@ -148,7 +147,7 @@ def _first_problem(error: RequestValidationError) -> str:
 
 
 def _state_limits(application: FastAPI, service: Service) -> None:
-    """Let OpenAPI say what this server's configuration allows."""
+    """State the limits of this server's configuration in OpenAPI."""
     describe, limits = application.openapi, service.limits
 
     def described() -> dict[str, Any]:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import wraps
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import orjson
 from fastapi import FastAPI, Request
@@ -48,7 +49,8 @@ class JsonRoute(APIRoute):
             if models and request.headers.get("content-type") != "application/json":
                 return await handle_by_fastapi(request)
             try:
-                values: Any = parameters.validate_python({**request.query_params, **request.path_params})
+                query = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+                values: Any = parameters.validate_python({**dict(query), **request.path_params})
                 for name, model in models.items():
                     values[name] = model.model_validate_json(await request.body())
             except (ValidationError, ClientDisconnect):
