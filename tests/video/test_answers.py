@@ -11,7 +11,7 @@ import pytest
 from raypipe.status import Status
 from raypipe.video.decode_request import DecodeRequest
 from raypipe.video.sandbox.parent import Child, ChildDiedError, DecodeSandbox
-from raypipe.video.sandbox.protocol import one_line
+from raypipe.video.sandbox.protocol import printable_line
 
 MakeRequest = Callable[..., DecodeRequest]
 
@@ -85,7 +85,7 @@ def test_text_of_the_child_is_one_printable_line(pyav: DecodeSandbox) -> None:
     message = {"status": "decode_error", "error": text, "codec": text, "container": "\ud800"}
     video = pyav._read(json.loads(json.dumps(message)), "pyav")
     assert video.status is Status.DECODE_ERROR
-    assert video.error == video.codec == one_line(text)
+    assert video.error == video.codec == printable_line(text)
     assert video.error.startswith("a [31m  b   xxx")
     assert len(video.error) <= 300
     assert video.container == ""

@@ -78,9 +78,9 @@ def read_reply(message: dict[str, Any], *, max_frames: int) -> Reply | None:
     return replace(
         reply,
         status=status,
-        error=one_line(reply.error),
-        container=one_line(reply.container),
-        codec=one_line(reply.codec),
+        error=printable_line(reply.error),
+        container=printable_line(reply.container),
+        codec=printable_line(reply.codec),
         width=int(reply.width),
         height=int(reply.height),
         duration_seconds=float(reply.duration_seconds),
@@ -100,6 +100,6 @@ def read_ranges(wanted: object, size_bytes: int) -> Ranges | None:
     return [(start, stop) for start, stop in wanted]
 
 
-def one_line(text: str) -> str:
+def printable_line(text: str) -> str:
     """Make text from an untrusted source safe for a table or a terminal: one printable line."""
     return "".join(char if char.isprintable() else " " for char in text)[:_MAX_TEXT].strip()
