@@ -107,7 +107,7 @@ def serve_pattern(index: str, port: str) -> None:
             versions = Versions(Folder(index))
             version = versions.current()
             folder = versions.fetch(version, Path(index) / "cache")
-            self.index = VideoIndex.open(folder, versions.read_manifest(version))
+            self.index = VideoIndex.load(folder, versions.read_manifest(version))
             self.by_id = {self.index.items.video_id(at): at for at in range(len(self.index.items))}
 
         @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)

@@ -1,5 +1,6 @@
 """The command line: exit codes, errors of one line, and a start that loads no job."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,11 +9,28 @@ from pathlib import Path
 import pytest
 
 import raypipe
-from raypipe import cli
-from raypipe.config import ClassifyConfig, EmbedConfig
+from raypipe import api, cli
+from raypipe.config import ClassifyConfig, EmbedConfig, load_config
 from raypipe.errors import CommitError, RaypipeError, SetupError
+from raypipe.records import RunRecord, ShardSummary
+from raypipe.results import JobResult
 
-COMMANDS = ("embed", "plan", "train", "classify", "index", "recommend", "serve", "verify", "doctor", "demo")
+COMMANDS = (
+    *(
+        "init",
+        "demo",
+        "embed",
+        "train",
+        "classify",
+        "index",
+        "recommend",
+        "plan",
+        "verify",
+        "doctor",
+        "serve",
+        "submit",
+    ),
+)
 HEAVY = (
     *("ray", "torch", "torchvision", "av", "decord", "pyarrow", "numpy", "PIL", "s3fs", "botocore", "yaml"),
     *("faiss", "fastapi"),
@@ -83,7 +101,7 @@ def test_what_classify_lacks_is_one_line(
 
 def test_classify_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[ClassifyConfig] = []
-    monkeypatch.setattr(cli.train, "_classify", lambda config: given.append(config) or 0)
+    monkeypatch.setattr(api, "classify", lambda *, config: given.append(config))
     asked = ("--embeddings", "e", "--model", "m", "--output", "o", "--set", "frame_scores=true")
     assert run("classify", *asked) == 0
     assert given == [ClassifyConfig(embeddings="e", model="m", output="o", frame_scores=True)]
@@ -124,10 +142,10 @@ def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]
 def test_an_error_of_a_job_becomes_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
 ) -> None:
-    def fail(_: object) -> int:
+    def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli.embed, "_embed", fail)
+    monkeypatch.setattr(api, "embed", fail)
     assert run("embed", *GIVEN) == code
     assert capsys.readouterr().err == line
 
@@ -135,14 +153,17 @@ def test_an_error_of_a_job_becomes_its_exit_code(
 def test_a_job_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: list[EmbedConfig] = []
 
-    def embed(config: EmbedConfig) -> int:
+    def embed(*, config: EmbedConfig) -> JobResult:
         given.append(config)
-        return 3
+        record = RunRecord()
+        record.add(ShardSummary(0, 0, {"timeout": 1}, 0, 0, {}, 0.0))
+        return JobResult("embed", "o", record=record)
 
-    monkeypatch.setattr(cli.embed, "_embed", embed)
+    monkeypatch.setattr(api, "embed", embed)
     file = tmp_path / "job.yaml"
     file.write_text("input: from-file\nretry: all\n", encoding="utf-8")
-    assert run("embed", str(file), "--output", "o", "--set", "sampling.fps=2", "--set", "retry=transient") == 3
+    assert run("embed", str(file), "--output", "o", "--set", "sampling.fps=2", "--set", "retry=transient") == 0
+    assert run("embed", str(file), "--output", "o", "--max-failed-fraction", "0.5") == 3
     config = given[0]
     assert (config.input, config.output, config.sampling.fps, config.retry) == ("from-file", "o", 2.0, "transient")
 
@@ -203,3 +224,18 @@ def test_a_configuration_error_comes_before_ray_is_loaded() -> None:
     shown = python("-X", "importtime", "-m", "raypipe", "embed", "--input", "x")
     assert shown.returncode == 2
     assert imported(shown.stderr).isdisjoint({"ray", "torch", "av", "pyarrow"})
+
+
+def test_completion_offers_commands_and_options() -> None:
+    for typed, offered in (("raypipe e", "embed"), ("raypipe embed --inp", "--input")):
+        words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_RAYPIPE_COMPLETE": "complete_bash"}
+        program = Path(sys.executable).with_name("raypipe")
+        done = subprocess.run([program], env=os.environ | words, capture_output=True, text=True, check=False)
+        assert offered in done.stdout.split()
+
+
+def test_init_prints_a_file_that_the_command_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("init", "embed") == 0
+    file = tmp_path / "embed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert load_config(EmbedConfig, file) == EmbedConfig(input="s3://videos/", output="s3://embeddings/v1/")

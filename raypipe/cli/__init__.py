@@ -1,10 +1,27 @@
 """The command line: each command loads its configuration, calls one function and turns an error into an exit code."""
 
-from raypipe.cli import embed, train, index, serve  # noqa: I001 - the order in which --help lists the commands
-from raypipe.cli import submit, demo
+from raypipe.cli import demo, init  # noqa: I001 - the order in which --help lists the commands
+from raypipe.cli import embed, train, classify, index, recommend
+from raypipe.cli import serve, submit
+from raypipe.cli import plan, verify, doctor
 from raypipe.cli.app import app
 
-__all__ = ["app", "demo", "embed", "index", "main", "serve", "submit", "train"]
+__all__ = [
+    "app",
+    "classify",
+    "demo",
+    "doctor",
+    "embed",
+    "index",
+    "init",
+    "main",
+    "plan",
+    "recommend",
+    "serve",
+    "submit",
+    "train",
+    "verify",
+]
 
 
 def main() -> None:

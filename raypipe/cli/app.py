@@ -10,7 +10,8 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -19,8 +20,12 @@ from raypipe import __version__
 from raypipe.errors import RaypipeError, SetupError
 from raypipe.text import one_line
 
+if TYPE_CHECKING:
+    from raypipe.results import JobResult
+
 TOO_MANY_BAD = 3
 INTERRUPTED = 130
+JOBS, CHECKS, SERVING, START = "Jobs", "Look before and after", "Serve, and use a cluster", "Start"
 _Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's own log, and tracebacks.")]
 _UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or typer's own copy
 
@@ -49,7 +54,6 @@ app = typer.Typer(
     name="raypipe",
     help="Turn buckets of videos into embeddings, labels and recommendations, on Ray.",
     cls=_Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -71,11 +75,15 @@ def _version(
         raise typer.Exit(SetupError.exit_code)
 
 
-def command(function: Callable[..., int]) -> Callable[..., int]:
-    """Add a command that returns its exit code, and give it ``--debug``.
+def command(group: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Add a command that returns its exit code to a group of ``--help``, and give it ``--debug``.
 
     An error that raypipe raises on purpose becomes one line and the exit code of its class.
     """
+    return partial(_add_command, group=group)
+
+
+def _add_command(function: Callable[..., int], *, group: str) -> Callable[..., int]:
 
     @functools.wraps(function)
     def run(*arguments: Any, debug: bool, **options: Any) -> NoReturn:  # noqa: ANN401 - whatever typer parsed
@@ -97,7 +105,7 @@ def command(function: Callable[..., int]) -> Callable[..., int]:
     option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
     run.__annotations__ = {**function.__annotations__, "debug": _Debug}
-    app.command()(run)
+    app.command(rich_help_panel=group)(run)
     return function
 
 
@@ -106,13 +114,21 @@ def say(line: str) -> None:
     typer.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), err=True)
 
 
+def show(result: "JobResult") -> None:
+    """Print the table of a job."""
+    from rich.console import Console
+
+    Console().print(result)
+
+
 def config_file(command: str) -> Any:  # noqa: ANN401 - as typer types it
     """Describe the YAML file of a command."""
-    return typer.Argument(help=f"A YAML file; jobs/{command}.yaml lists every key.", show_default=False)
+    return typer.Argument(help=f"A YAML file; raypipe init {command} prints one with every key.", show_default=False)
 
 
 Input = Annotated[str | None, typer.Option("--input", help="Folder, prefix, glob or manifest of videos.")]
 Output = Annotated[str | None, typer.Option("--output", help="Folder of the embeddings: s3://BUCKET/PREFIX or a path.")]
+Embeddings = Annotated[str | None, typer.Option("--embeddings", help="The output folder of embed.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key: backbone.name=resnet18.")
 ]

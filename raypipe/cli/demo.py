@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from raypipe.cli.app import command
+from raypipe.cli.app import START, command
 
 
-@command
+@command(START)
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the catalogue, the bucket and the report go.")] = Path(
         "demo-output"

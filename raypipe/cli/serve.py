@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from raypipe.cli.app import Overrides, command
+from raypipe.cli.app import SERVING, Overrides, command
 
 
-@command
+@command(SERVING)
 def serve(
     config: Annotated[
         Path | None, typer.Argument(help="A YAML file: the keys below `args` of jobs/serve.yaml.", show_default=False)
@@ -20,14 +20,16 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on.")] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Serve an index and a page to look at it, until Ctrl-C; a new version of the index is taken up as it comes."""
+    """Serve an index over HTTP, with a page to look at it, until Ctrl-C. It picks up new versions of the index."""
     from rich.console import Console
 
+    from raypipe import api
     from raypipe.config import ServeConfig, load_config
-    from raypipe.endpoint.run import serve_until_stopped
 
     values = {"index": index, "model": model, "host": host, "port": port}
     settings = load_config(ServeConfig, config, values=values, overrides=overrides or ())
-    console = Console()
-    serve_until_stopped(settings, say=lambda line: console.print(line, highlight=False, soft_wrap=True))
+    with api.serve(config=settings, block=False) as server:
+        lines = (*server.notes, f"The page: {server.url}/ · Stop with Ctrl-C.")
+        Console().print(*lines, sep="\n", highlight=False, soft_wrap=True)
+        server.wait()
     return 0

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raypipe.cli.app import INTERRUPTED, Overrides, command, say
+from raypipe.cli.app import INTERRUPTED, SERVING, Overrides, command, say
 
 if TYPE_CHECKING:
     from raypipe.submit import Remote
 
 
-@command
+@command(SERVING)
 def submit(
     config: Annotated[
         Path | None, typer.Argument(help="A YAML file, named after its job: embed.yaml.", show_default=False)

@@ -1,8 +1,11 @@
 """Read a configuration from YAML, the command line and overrides; any mistake in it is one ConfigError."""
 
 import copy
+import json
+import os
 import re
 import reprlib
+import shlex
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -13,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from raypipe.errors import ConfigError
+from raypipe.errors import ConfigError, leaves
 from raypipe.text import one_line
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -51,25 +54,88 @@ def _validators(field: FieldInfo) -> list[object]:
 
 def load_config(
     model: type[ConfigT],
-    path: str | Path | None = None,
+    source: str | os.PathLike[str] | Mapping[str, Any] | ConfigT | None = None,
     *,
     values: Mapping[str, Any] = {},
     overrides: Iterable[str] = (),
 ) -> ConfigT:
-    """Read a YAML file, apply ``values`` and then ``key.sub=value`` overrides to it, and validate the result.
+    """Read a configuration, apply ``values`` and then ``key.sub=value`` overrides to it, and validate the result.
+
+    ``source`` is the path of a YAML file, or the configuration itself. ``values`` are top-level keys; None is no value.
+    A section may be a mapping of some of its keys, or the value of its key ``name``: ``backbone="resnet18"``.
 
     Raises:
         ConfigError: the file, a key or a value is wrong; ``key`` names it, ``value`` and ``choices`` are set if it has
             any.
     """
-    tree = _read_yaml(path) if path is not None else {}
-    tree.update({key: copy.deepcopy(value) for key, value in values.items() if value is not None})
+    tree = _tree_of(source)
+    for key, value in values.items():
+        if value is not None:
+            _merge(tree, key, _plain(value, model.model_fields.get(key)))
     for override in overrides:
         _override(tree, override)
     try:
         return model.model_validate(tree)
     except ValidationError as error:
         raise _first_problem(model, error) from None
+
+
+def _tree_of(source: str | os.PathLike[str] | Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
+    if isinstance(source, BaseModel):
+        return source.model_dump(exclude_unset=True)
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source))
+    return {} if source is None else _read_yaml(source)
+
+
+def _plain(value: object, field: FieldInfo | None) -> Any:  # noqa: ANN401 - as YAML would hold it
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    if isinstance(value, str) and field is not None and "name" in _keys_of(field.annotation):
+        return {"name": value}
+    return copy.deepcopy(value)
+
+
+def _merge(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set a key; the keys of a section that ``value`` does not name stay."""
+    section = tree.get(key)
+    if not isinstance(value, Mapping) or not isinstance(section, dict):
+        tree[key] = value
+        return
+    for name, inner in value.items():
+        _merge(section, name, inner)
+
+
+def command_line(job: str, config: BaseModel) -> str:
+    """Return the command that runs a job with this configuration; keys at their defaults are left out."""
+    words = ["raypipe", job]
+    for name, field in type(config).model_fields.items():
+        value, default = getattr(config, name), field.get_default(call_default_factory=True)
+        if field.is_required():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        elif value != default:
+            set_now, set_before = (leaves({name: _dumped(one)}) for one in (value, default))
+            words += [
+                part
+                for key, leaf in set_now.items()
+                if key not in set_before or leaf != set_before[key]
+                for part in ("--set", f"{key}={leaf if _is_plain(leaf) else json.dumps(leaf, ensure_ascii=False)}")
+            ]
+    return shlex.join(words)
+
+
+def _dumped(value: object) -> Any:  # noqa: ANN401 - as JSON would hold it
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _is_plain(text: object) -> bool:
+    """Tell whether ``--set`` reads this text as itself."""
+    try:
+        return isinstance(text, str) and bool(_parse_yaml(text) == text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return False
 
 
 class _Loader(yaml.SafeLoader):
@@ -91,9 +157,9 @@ def _parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text holds
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        tree = _parse_yaml(Path(path).read_text(encoding="utf-8"))
+        tree = _parse_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         msg = f"Cannot read the configuration {str(path)!r}: {error.strerror}."
         raise ConfigError(msg, key=str(path), remedy="Give the path of a YAML file.") from None

@@ -62,7 +62,7 @@ def read_rows(output: Folder, *, columns: Sequence[str] | None = None) -> Iterat
     Raises:
         JobError: the output is not sealed, or a file is damaged.
     """
-    yield from _read_rows(output, sealed_manifests(output), columns)
+    yield from rows_of(output, sealed_manifests(output), columns)
 
 
 def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -72,10 +72,11 @@ def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> 
         JobError: it is not sealed, or a file is damaged.
         ConfigError: another job's output.
     """
-    yield from _read_rows(output, embeddings_manifests(output), columns)
+    yield from rows_of(output, embeddings_manifests(output), columns)
 
 
-def _read_rows(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def rows_of(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """Yield the rows that count of the plans with these manifests; raises like ``read_rows``."""
     wanted = list(columns) if columns is not None else None
     if job_of(manifests[0]["settings"]) == "recommend":  # row ranges of one file: each row is there once
         for manifest in manifests:
@@ -107,6 +108,17 @@ def planned_rows(output: Folder, manifests: list[dict[str, Any]]) -> Iterator[tu
         present = _ids(planned)
         yield manifest["plan"], planned.filter(_not_among(superseded, present))
         superseded.update(present)
+
+
+def count_rows(output: Folder, manifests: list[dict[str, Any]]) -> int:
+    """Count the rows that ``rows_of`` yields, without reading ``data/``.
+
+    Raises:
+        CommitError: a stored file is no plan.
+    """
+    if len(manifests) == 1 or job_of(manifests[0]["settings"]) == "recommend":
+        return sum(manifest["num_videos"] for manifest in manifests)
+    return sum(rows.num_rows for _, rows in planned_rows(output, manifests))
 
 
 def _ids(rows: pa.Table) -> list[bytes]:

@@ -35,6 +35,7 @@ from raypipe.dataset.plan import (
     row_range,
 )
 from raypipe.errors import CommitError, ObjectError
+from raypipe.results import Shown
 from raypipe.status import Status
 from raypipe.storage import Folder, StoredObject
 
@@ -66,8 +67,8 @@ class RowChecks:
     statuses: frozenset[str] = frozenset(map(str, Status))
 
 
-@dataclass
-class Verification:
+@dataclass(repr=False)
+class Verification(Shown):
     """What was checked and what was found. ``violations`` is empty if every promise holds."""
 
     num_plans: int = 0
@@ -77,6 +78,17 @@ class Verification:
     statuses: Counter[str] = field(default_factory=Counter)
     totals: list[Totals] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether every promise holds."""
+        return not self.violations
+
+    def shown(self) -> Mapping[str, object]:
+        """Return the outcome, what was checked, and the first violations."""
+        found = {"violations": len(self.violations), **({"first": str(self.violations[0])} if self.violations else {})}
+        counts = {"rows": self.num_rows, "frames": self.num_frames, "files": self.num_files, "plans": self.num_plans}
+        return {"ok": self.ok, **counts, **found}
 
 
 def verify(output: Folder, checks: RowChecks) -> Verification:

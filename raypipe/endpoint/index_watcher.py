@@ -221,7 +221,7 @@ class IndexWatcher:
     def _load(self, version: str) -> LoadedIndex:
         try:
             manifest = self._versions.read_manifest(version)
-            loaded = LoadedIndex(VideoIndex.open(self._versions.fetch(version, self._cache), manifest))
+            loaded = LoadedIndex(VideoIndex.load(self._versions.fetch(version, self._cache), manifest))
             loaded.warm()
         except (StorageError, ObjectError):
             raise  # an error of the storage says nothing about the version

@@ -28,6 +28,7 @@ from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.endpoint.routes.application import build_application
 from raypipe.endpoint.service import Scheduler, Service
 from raypipe.endpoint.uploads import Prefixes
+from raypipe.runs.ray_private import serve_controller
 from raypipe.search.query import Query
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
@@ -140,10 +141,11 @@ async def _ask(what: str, method: Any, metrics: EndpointMetrics, video: object) 
 
 def _listening_host(configured: str) -> str:
     """Return the host that Serve's proxies listen on, which a cluster's own configuration may have set otherwise."""
+    if (controller := serve_controller()) is None:
+        return configured
     try:
-        controller: Any = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
         options: Any = ray.get(controller.get_http_config.remote())
-    except (AttributeError, ValueError, RayError):
+    except (AttributeError, RayError):
         return configured
     return configured if options.host is None else str(options.host)
 

@@ -1,4 +1,4 @@
-"""``raypipe serve``: runs the application on this machine, or on its running Ray cluster, until it is stopped."""
+"""Run the application on this machine, or on the Ray cluster that this process uses."""
 
 import json
 import logging
@@ -9,14 +9,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Self
 
 from raypipe.config import ServeConfig
-from raypipe.endpoint.haproxy.launch import haproxy, ray_runs
+from raypipe.endpoint.haproxy.launch import haproxy, joins_ray
 from raypipe.endpoint.limits import TOKEN_VARIABLE, check_host
 from raypipe.errors import ConfigError, JobError
+from raypipe.results import Shown
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 
@@ -29,24 +30,56 @@ _POLL_SECONDS = 0.1
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
-def serve_until_stopped(config: ServeConfig, *, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM, then stop what was started; ``say`` gets the address and what is not available.
+class Server(Shown):
+    """A running endpoint. It answers when the constructor returns, and ends with ``close`` or the ``with`` block.
+
+    Attributes:
+        url: The URL for requests from this machine.
+        notes: What the server does and what it cannot do, as lines for people.
 
     Raises:
         SetupError: the configuration or the environment is wrong.
         JobError: Serve cannot run it.
     """
-    check_host(config.host, os.environ.get(TOKEN_VARIABLE))
-    _check_port(config.host, config.port)
-    Versions(Folder(config.index)).require_current()
-    with haproxy(config.host, config.limits) as is_fast, _running(config) as abilities:
-        url = base_url(config)
-        _wait_until_ready(url)
-        say(f"Serving {config.index} on {url} ({'HAProxy' if is_fast else 'Ray Serve proxy'}).")
+
+    def __init__(self, config: ServeConfig) -> None:
+        check_host(config.host, os.environ.get(TOKEN_VARIABLE))
+        _check_port(config.host, config.port)
+        Versions(Folder(config.index)).require_current()
+        self.url = base_url(config)
+        with ExitStack() as stack:
+            is_fast = stack.enter_context(haproxy(config.host, config.limits))
+            abilities = stack.enter_context(_running(config))
+            _wait_until_ready(self.url)
+            self._running = stack.pop_all()
+        proxy = "HAProxy" if is_fast else "Ray Serve proxy"
+        self.notes = [f"Serving {config.index} on {self.url} ({proxy})."]
         if abilities.why_no_embedder:
-            say(f"Without /v1/embed and /v1/classify. {abilities.why_no_embedder}")
-        say(f"The page: {url}/ · Stop with Ctrl-C.")
-        _wait_for_end()
+            self.notes.append(f"Without /v1/embed and /v1/classify. {abilities.why_no_embedder}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the endpoint, and whatever was started for it; a second call has no effect."""
+        self._running.close()
+
+    def wait(self) -> None:
+        """Wait for Ctrl-C or SIGTERM."""
+        ended = threading.Event()
+        before = {one: signal.signal(one, lambda *_: ended.set()) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            ended.wait()
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def shown(self) -> Mapping[str, object]:
+        """Return the URL."""
+        return {"url": self.url}
 
 
 def base_url(config: ServeConfig) -> str:
@@ -62,13 +95,15 @@ def _running(config: ServeConfig) -> Iterator["Abilities"]:
 
     from raypipe.endpoint.app import build, find_abilities  # noqa: PLC0415
     from raypipe.runs import actors  # noqa: PLC0415
+    from raypipe.runs.ray_private import serve_controller  # noqa: PLC0415
 
     quiet = logging.getLogger("raypipe").getEffectiveLevel() > logging.DEBUG
     if quiet:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
     abilities = find_abilities(config)
-    is_ours = not ray.is_initialized() and not ray_runs()
+    is_our_ray = not joins_ray()
     actors.connect()
+    is_our_serve = serve_controller() is None
     _check_cpus(config, abilities, ray.cluster_resources().get("CPU", 0.0))
     try:
         serve.start(http_options={"host": config.host, "port": config.port})
@@ -78,13 +113,14 @@ def _running(config: ServeConfig) -> Iterator["Abilities"]:
         msg = f"Ray Serve cannot run it: {actors.reason_of(error)}."
         raise JobError(msg) from error
     finally:
-        if is_ours:
-            # Ray's native code reports processes that were stopped on purpose as dead.
-            with actors.native_output_hidden() if quiet else nullcontext():
+        # Ray's native code reports processes that were stopped on purpose as dead.
+        with actors.native_output_hidden() if quiet and is_our_serve else nullcontext():
+            if is_our_serve:
                 serve.shutdown()
+            else:
+                serve.delete(APPLICATION)
+            if is_our_ray:
                 ray.shutdown()
-        else:
-            serve.delete(APPLICATION)
 
 
 def _check_cpus(config: ServeConfig, abilities: "Abilities", available: float) -> None:
@@ -132,13 +168,3 @@ def _broken(body: bytes) -> str:
         return str(json.loads(body)["broken"]["error"])
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-def _wait_for_end() -> None:
-    ended = threading.Event()
-    before = {one: signal.signal(one, lambda *_: ended.set()) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        ended.wait()
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.autoscaler.sdk import request_resources
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
 
 from raypipe.errors import JobError, SetupError
@@ -149,9 +149,10 @@ class RayExecutor:
         Raises:
             JobError: Ray ended the work.
         """
-        shards: Dataset = ray.data.from_blocks(list(blocks))
-        for stage in stages:
-            shards = _add_stage(shards, stage, num_shards=len(blocks))
+        with data_context():
+            shards: Dataset = ray.data.from_blocks(list(blocks))
+            for stage in stages:
+                shards = _add_stage(shards, stage, num_shards=len(blocks))
         try:
             for row in shards.iter_rows():
                 yield row[SUMMARY]
@@ -222,18 +223,23 @@ def connect() -> None:
             f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."
         )
         raise SetupError(msg) from None
-    configure_data()
     if quiet:
         silence_data_logs()
 
 
-def configure_data() -> None:
-    """Configure Ray Data in this process: a block stays a shard, and raypipe shows the progress."""
-    context = ray.data.DataContext.get_current()
+@contextmanager
+def data_context() -> Iterator[None]:
+    """Configure Ray Data for the datasets made in this block: a block stays a shard, and raypipe shows the progress.
+
+    The configuration of the process, which may be a user's own, is the same again afterwards.
+    """
+    context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # add actors only when all have a shard
+    with DataContext.current(context):
+        yield
 
 
 def reason_of(error: Exception) -> str:

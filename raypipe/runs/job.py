@@ -4,7 +4,6 @@ A job is a subclass of ``Job``. It says what there is to do and how one shard is
 """
 
 import platform
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from raypipe import __version__
+from raypipe.config.load import command_line
 from raypipe.dataset.commit import Totals, missing_shards, seal, sealed_plans, unsealed_plans
 from raypipe.dataset.plan import StoredPlans, fingerprint, num_planned_rows
 from raypipe.errors import JobError, RaypipeError
@@ -150,7 +150,7 @@ def start_record(job: Job, plans: StoredPlans, *, placement: Placement, machine:
     return RunRecord(
         job=job.name,
         noun=job.noun,
-        command=" ".join(["raypipe", *sys.argv[1:]]),
+        command=command_line(job.name, job.config),
         input_uri=job.input_uri,
         output_uri=job.output.uri,
         plans=tuple(numbers),

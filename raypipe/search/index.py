@@ -1,7 +1,8 @@
 """An open version of an index: its videos, their vectors, and the answers to queries."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ import numpy as np
 
 from raypipe import schema
 from raypipe.errors import IndexVersionError, QueryError
+from raypipe.results import Shown
 from raypipe.search.ann import Ann
 from raypipe.search.filters import FilterMasks
 from raypipe.search.items import BOOST_COLUMNS, Items
@@ -27,12 +29,13 @@ from raypipe.search.ranking import (
     pick,
 )
 from raypipe.search.vectors import Vectors, open_vectors
-from raypipe.search.versions import MANIFEST, SEARCH, VECTORS
+from raypipe.search.versions import MANIFEST, SEARCH, VECTORS, Versions, cache_folder
+from raypipe.storage import Folder
 
 _REBUILD = "Build the index again."
 
 
-class VideoIndex:
+class VideoIndex(Shown):
     """A version of an index in memory, with vectors and thumbnails memory-mapped. Thread-safe."""
 
     def __init__(
@@ -47,7 +50,27 @@ class VideoIndex:
         self._rankings: dict[str, Ranking | None] = {}
 
     @classmethod
-    def open(cls, folder: Path, manifest: Mapping[str, Any] | None = None) -> Self:
+    def open(
+        cls, index: str | os.PathLike[str], *, version: str | None = None, cache: str | os.PathLike[str] | None = None
+    ) -> Self:
+        """Open the output of ``raypipe index``, in a folder or a bucket, without Ray.
+
+        Args:
+            index: The folder of the index: a path or ``s3://`` URI.
+            version: The id of a version; by default the current one.
+            cache: Where versions from a bucket are kept on this machine; by default below ``~/.cache``.
+
+        Raises:
+            IndexVersionError: there is no such version, or it is corrupt.
+            StorageError: the storage refuses or cannot be reached.
+        """
+        versions = Versions(Folder(os.fspath(index)))
+        chosen = version or versions.require_current()
+        kept = cache_folder(None if cache is None else os.fspath(cache))
+        return cls.load(versions.fetch(chosen, kept), versions.read_manifest(chosen))
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Mapping[str, Any] | None = None) -> Self:
         """Open a version in a local folder whose files are verified; the default manifest is the one in the folder.
 
         Raises:
@@ -76,28 +99,53 @@ class VideoIndex:
     def version(self) -> str:
         return str(self.manifest["id"])
 
-    def recommend(self, query: Query) -> Recommendations:
-        """Answer one query; the answer does not depend on other queries.
+    def shown(self) -> Mapping[str, object]:
+        """Return the version, the number of videos and the kind of index."""
+        return {"version": self.version, "videos": len(self), "kind": self.manifest["kind"]}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def video(self, video_id: str) -> dict[str, Any]:
+        """Return the columns of one video.
+
+        Raises:
+            QueryError: the video is not in the index.
+        """
+        return self.items.row(self._position(video_id))
+
+    def _position(self, video_id: str) -> int:
+        if (position := self.items.position(video_id)) is None:
+            msg = f"The index does not contain the video {video_id!r}."
+            raise QueryError(msg, key=schema.VIDEO_ID, value=video_id)
+        return position
+
+    def recommend(self, history: Query | Sequence[str] = (), **options: Any) -> Recommendations:  # noqa: ANN401 - fields of Query
+        """Recommend videos to someone who has watched ``history``, the newest last.
+
+        If the index has no video of the history, the answer is the popular ones. ``options`` are fields of ``Query``,
+        such as ``top_k=5`` or ``filters={"language": ["en"]}``. The answer does not depend on other calls.
 
         Raises:
             QueryError: a column is missing, or a number is out of range.
         """
+        query = history if isinstance(history, Query) else Query(history=tuple(history), **options)
         query.check()
         caps, boosts = self._caps(query), self._boosts(query)
-        history = HistoryVector.of(query, items=self.items, vectors=self.vectors, projection=self.projection)
+        vector = HistoryVector.of(query, items=self.items, vectors=self.vectors, projection=self.projection)
         excluded = [position for position in self.items.positions(query.exclude) if position is not None]
         if query.exclude_history:
-            excluded += history.positions.tolist()
+            excluded += vector.positions.tolist()
         eligible = self.filters.eligible(query.filters, exclude=excluded)
         candidates: Candidates
-        if history.direction is None:
+        if vector.direction is None:
             candidates, boosts = self.popular, self._popular_boosts
         else:
-            candidates = Nearest(self.ann, self.vectors, history.direction, boosts)
+            candidates = Nearest(self.ann, self.vectors, vector.direction, boosts)
         scores, positions = pick(
             candidates, self.vectors, top_k=query.top_k, eligible=eligible, caps=caps, diversity=query.diversity
         )
-        closest, similarity = history.closest(self.vectors, positions)
+        closest, similarity = vector.closest(self.vectors, positions)
         given = {name: boost.of(positions).tolist() for name, boost in boosts.items()}
         rows = enumerate(zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True))
         results = (
@@ -106,8 +154,8 @@ class VideoIndex:
         )
         return Recommendations(
             results=tuple(results),
-            unknown=history.unknown,
-            fallback="popular" if history.direction is None else None,
+            unknown=vector.unknown,
+            fallback="popular" if vector.direction is None else None,
             num_eligible=len(self.items) if eligible is None else eligible.count,
         )
 
@@ -117,9 +165,7 @@ class VideoIndex:
         Raises:
             QueryError: the video is not in the index, or a column is missing, or a number is out of range.
         """
-        if self.items.position(video_id) is None:
-            msg = f"The index does not contain the video {video_id!r}."
-            raise QueryError(msg, key=schema.VIDEO_ID, value=video_id)
+        self._position(video_id)
         return self.recommend(Query(history=(video_id,), top_k=top_k, **options))
 
     def find(self, text: str | None, filters: Filters, *, offset: int, limit: int) -> tuple[list[int], int]:

@@ -1,7 +1,7 @@
 """What callers ask of an index, and what it answers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raypipe.errors import QueryError
+from raypipe.results import Shown
 
 Value = str | int | float | bool
 FilterValue = Value | Sequence[Value] | Mapping[str, Value]  # equal to · one of · a range, by gt, gte, lt, lte
@@ -71,11 +72,22 @@ class Recommendation:
     boosts: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Recommendations:
+@dataclass(frozen=True, slots=True, repr=False)
+class Recommendations(Shown):
     """The results, best first; ``unknown`` contains the ids in the history that are not in the index."""
 
     results: tuple[Recommendation, ...]
     unknown: tuple[str, ...] = ()
     fallback: Fallback | None = None
     num_eligible: int = 0  # after filters and exclusions
+
+    def __iter__(self) -> Iterator[Recommendation]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def shown(self) -> Mapping[str, object]:
+        """Return the videos with their scores, and what the answer fell back to, if it did."""
+        videos = {result.video_id: round(result.score, 4) for result in self.results}
+        return {"videos": videos, "unknown": list(self.unknown), "fallback": self.fallback}

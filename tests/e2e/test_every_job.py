@@ -18,6 +18,7 @@ import pytest
 from playwright.sync_api import expect
 
 from raypipe import cli, schema
+from raypipe.api import verify as verify_any
 from raypipe.client import AnswerError, Client
 from raypipe.config import (
     ClassifyConfig,
@@ -34,7 +35,6 @@ from raypipe.jobs.classify.verify import verify as verify_predictions
 from raypipe.jobs.embed.job import run_embed
 from raypipe.jobs.embed.verify import verify
 from raypipe.jobs.index.job import IndexRun, run_index
-from raypipe.jobs.outputs import verify_any
 from raypipe.jobs.recommend.job import run_recommend
 from raypipe.jobs.recommend.shard import query_of
 from raypipe.jobs.train.job import run_train
@@ -167,7 +167,7 @@ def indexed(classified: BatchRun, pipeline: Pipeline) -> IndexRun:
 @pytest.fixture(scope="module")
 def index(indexed: IndexRun, pipeline: Pipeline) -> VideoIndex:
     versions, version = Versions(pipeline.folder("index")), indexed.manifest["id"]
-    return VideoIndex.open(versions.fetch(version, pipeline.work / "index"), versions.read_manifest(version))
+    return VideoIndex.load(versions.fetch(version, pipeline.work / "index"), versions.read_manifest(version))
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_index_holds_the_videos_with_their_columns(index: VideoIndex) -> None:
 def test_recommend_answers_as_the_index_does(recommended: BatchRun, index: VideoIndex, pipeline: Pipeline) -> None:
     assert recommended.record.statuses == {"ok": 2, "popular": 1}
     output = pipeline.folder("recommend")
-    assert verify_any(output).violations == []
+    assert verify_any(output.uri).violations == []
     files = [pa.BufferReader(output.read(name)) for name in keys(output, "data/")]
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     assert [row["user_id"] for row in rows] == list(HISTORIES)

@@ -45,7 +45,7 @@ def run(*arguments: str) -> int:
 def num_videos(output: Folder, cache: Path) -> int:
     versions = Versions(output)
     version = versions.require_current()
-    return len(VideoIndex.open(versions.fetch(version, cache), versions.read_manifest(version)).items)
+    return len(VideoIndex.load(versions.fetch(version, cache), versions.read_manifest(version)).items)
 
 
 def test_the_command(

@@ -81,7 +81,7 @@ def rows_of(output: Folder) -> list[dict[str, Any]]:
 def opened(index: Folder, cache: Path) -> VideoIndex:
     versions = Versions(index)
     version = versions.require_current()
-    return VideoIndex.open(versions.fetch(version, cache), versions.read_manifest(version))
+    return VideoIndex.load(versions.fetch(version, cache), versions.read_manifest(version))
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)

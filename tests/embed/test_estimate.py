@@ -9,7 +9,8 @@ from raypipe.dataset.plan import StoredPlans
 from raypipe.errors import ConfigError
 from raypipe.jobs.embed.estimate import Estimate, estimate, estimate_table
 from raypipe.jobs.embed.inputs import MAX_UNGUARDED
-from raypipe.jobs.embed.job import plan_new, prepare
+from raypipe.jobs.embed.job import plan_new
+from raypipe.jobs.embed.setup import prepare
 from raypipe.storage import Folder
 from support.folders import keys
 from support.videos import make_video

@@ -15,7 +15,7 @@ from raypipe.config import DecodeConfig, EmbedConfig, load_config
 from raypipe.endpoint.http import HttpError, as_http_error
 from raypipe.endpoint.uploads import AllowedUri, EmbeddingSettings, Prefixes, embed_videos
 from raypipe.errors import FingerprintError, ObjectMissingError, WeightsError
-from raypipe.jobs.embed.job import prepare
+from raypipe.jobs.embed.setup import prepare
 from raypipe.jobs.embed.shard import mean_embeddings
 from raypipe.models.backbone import Backbone
 from raypipe.models.backbones import mean_embedding

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raypipe.config.serve import LimitsConfig
-from raypipe.endpoint.haproxy.launch import find_binary, haproxy, ray_runs
+from raypipe.endpoint.haproxy.launch import find_binary, haproxy, joins_ray
 from raypipe.endpoint.haproxy.rewrite import Bounds, rewrite
 
 LIMITS = LimitsConfig(max_in_flight=7, deadline_seconds=0.5)
@@ -118,9 +118,9 @@ def test_where_it_cannot_be_set_it_is_left(monkeypatch: pytest.MonkeyPatch, host
 
 
 def test_a_cluster_that_runs_here_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not ray_runs()
+    assert not joins_ray()
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:6379")
-    assert ray_runs()
+    assert joins_ray()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "other"))
-    assert not ray_runs()
+    assert not joins_ray()

@@ -234,7 +234,7 @@ def open_index(output: Folder, cache: Path) -> VideoIndex:
     """Open the current version, as ``raypipe serve`` does."""
     versions = Versions(output)
     version = versions.require_current()
-    return VideoIndex.open(versions.fetch(version, cache), versions.read_manifest(version))
+    return VideoIndex.load(versions.fetch(version, cache), versions.read_manifest(version))
 
 
 def found_in_index(output: Folder, cache: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def index(embeddings: Folder, place: Path, columns: Mapping[str, list[object]]) 
     assert left.value.code == 0
     versions = Versions(Folder(str(place / "index")))
     version = versions.require_current()
-    return VideoIndex.open(versions.fetch(version, place / "cache"), versions.read_manifest(version))
+    return VideoIndex.load(versions.fetch(version, place / "cache"), versions.read_manifest(version))
 
 
 def freshness(index: VideoIndex) -> list[float]:

@@ -47,7 +47,7 @@ def configured(embeddings: Folder, output: Folder, **keys: Any) -> IndexConfig: 
 def opened(output: Folder, cache: Path, version: str | None = None) -> VideoIndex:
     versions = Versions(output)
     version = version or versions.require_current()
-    return VideoIndex.open(versions.fetch(version, cache), versions.read_manifest(version))
+    return VideoIndex.load(versions.fetch(version, cache), versions.read_manifest(version))
 
 
 def classify(embeddings: Folder, output: Folder, *, of: str = MARK, sealed: bool = True) -> Folder:

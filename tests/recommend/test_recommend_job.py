@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe import cli, schema
+from raypipe.api import verify as verify_any
 from raypipe.config import IndexConfig, RecommendConfig
 from raypipe.dataset.commit import unsealed_plans
 from raypipe.dataset.plan import StoredPlans, plan_numbers, read_plan
 from raypipe.dataset.read import read_rows
 from raypipe.errors import ConfigError, FingerprintError
 from raypipe.jobs.index.job import run_index
-from raypipe.jobs.outputs import verify_any
 from raypipe.jobs.recommend.job import RecommendJob, run_recommend
 from raypipe.jobs.recommend.verify import verify
 from raypipe.records import ShardSummary
@@ -73,7 +73,7 @@ def test_a_run_that_was_stopped_is_resumed_and_verified(index: Folder) -> None:
     assert rows[schema.ROW].to_pylist() == list(range(7))
     assert rows[schema.USER_ID].to_pylist() == [f"u{at}" for at in range(7)]
     assert rows.schema.remove_metadata() == schema.recommendations_schema()
-    result = verify_any(output)
+    result = verify_any(output.uri)
     assert (result.violations, result.num_rows, dict(result.statuses)) == ([], 7, {"ok": 7})
     report = Path(run.report_uri).read_text()
     assert "All 7 users are done" in report
@@ -143,7 +143,7 @@ def test_an_output_of_an_earlier_version_is_refused(index: Folder, capsys: pytes
     output = Folder(config.output)
     assert output.put_new("run.json", json.dumps({"settings": {"job": "recommend"}}).encode())
     assert output.put_new("data/000000.parquet", b"PAR1")
-    for use in (lambda: run_recommend(config, executor=InlineExecutor()), lambda: verify_any(output)):
+    for use in (lambda: run_recommend(config, executor=InlineExecutor()), lambda: verify_any(output.uri)):
         with pytest.raises(ConfigError) as caught:
             use()
         assert (caught.value.key, caught.value.value) == ("output", output.uri)

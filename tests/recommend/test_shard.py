@@ -27,7 +27,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
     place = Folder(str(tmp_path_factory.mktemp("index")))
     embeddings, output = embed_all(Folder(place.child("embeddings")), video_ids(24)), Folder(place.child("index"))
     manifest = run_index(IndexConfig(embeddings=embeddings.uri, output=output.uri)).manifest
-    return VideoIndex.open(Versions(output).fetch(manifest["id"], Path(place.uri)), manifest)
+    return VideoIndex.load(Versions(output).fetch(manifest["id"], Path(place.uri)), manifest)
 
 
 def test_every_option_of_the_ranking_is_asked_for() -> None:

@@ -38,7 +38,7 @@ def build(work: Path, catalogue: Catalogue, *, base: VideoIndex | None = None, *
 
 
 def opened(root: Path, catalogue: Catalogue, **options: Any) -> VideoIndex:  # noqa: ANN401 - settings
-    return VideoIndex.open(
+    return VideoIndex.load(
         catalogue.build(Folder(str(root)), root / "work", settings=SETTINGS.model_copy(update=options))
     )
 
@@ -265,7 +265,7 @@ class TestAppend:
             said = build(work, whole.select([*range(number)]), base=base)
             versions.put(said["id"], work, said)
             versions.set_current(said["id"])
-            base = VideoIndex.open(versions.fetch(said["id"], work))
+            base = VideoIndex.load(versions.fetch(said["id"], work))
             assert base.manifest["trained"]["num_videos"] == 300
         assert len(base.items) == 500
 

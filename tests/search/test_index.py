@@ -14,13 +14,13 @@ from support.vectors import clustered, index_of
 
 @pytest.fixture(scope="module")
 def index(index_folder: Path) -> VideoIndex:
-    return VideoIndex.open(index_folder)
+    return VideoIndex.load(index_folder)
 
 
 def test_it_opens_with_its_own_manifest_or_one_that_was_read(index: VideoIndex, index_folder: Path) -> None:
     manifest = json.loads((index_folder / "manifest.json").read_bytes())
     assert index.manifest == manifest
-    assert index.version == VideoIndex.open(index_folder, manifest).version == manifest["id"]
+    assert index.version == VideoIndex.load(index_folder, manifest).version == manifest["id"]
     assert len(index.items) == len(index.vectors) == 600
     assert (index.ann.kind, index.ann.nlist, index.ann.recall_at_10) == ("flat", 1, 1.0)
 
@@ -94,11 +94,11 @@ def test_files_that_do_not_fit_are_refused(copied: Path) -> None:
     vectors = np.load(copied / "vectors.npy", allow_pickle=False)
     np.save(copied / "vectors.npy", vectors[:-1])
     with pytest.raises(IndexVersionError) as raised:
-        VideoIndex.open(copied)
+        VideoIndex.load(copied)
     assert (raised.value.key, raised.value.value, raised.value.expected) == (str(copied), (599, 16), (600, 16))
     np.save(copied / "vectors.npy", vectors.astype(np.float32))
     with pytest.raises(IndexVersionError) as raised:
-        VideoIndex.open(copied)
+        VideoIndex.load(copied)
     assert (raised.value.key, raised.value.value) == (str(copied / "vectors.npy"), "float32(600, 16)")
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_file_is_refused(copied: Path, name: str, damage: str) -> None
     if damage != "gone":
         (copied / name).write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
     with pytest.raises(IndexVersionError):
-        VideoIndex.open(copied)
+        VideoIndex.load(copied)
 
 
 @pytest.mark.parametrize("key", ["nprobe", "trained", "recall_at_10"])
@@ -120,5 +120,5 @@ def test_a_manifest_says_how_to_search(copied: Path, key: str) -> None:
     manifest = json.loads((copied / "manifest.json").read_bytes())
     del manifest[key]
     with pytest.raises(IndexVersionError, match=f"'{key}'") as raised:
-        VideoIndex.open(copied, manifest)
+        VideoIndex.load(copied, manifest)
     assert raised.value.key == str(copied / "manifest.json")

@@ -8,7 +8,7 @@ import ray
 
 from raypipe.config import EmbedConfig, load_config
 from raypipe.jobs.embed.job import run_embed
-from raypipe.runs.actors import Needs, Placement, RayExecutor, configure_data
+from raypipe.runs.actors import Needs, Placement, RayExecutor
 
 
 class NoGpu(RayExecutor):
@@ -24,6 +24,5 @@ class NoGpu(RayExecutor):
 
 if __name__ == "__main__":
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    configure_data()
-    run_embed(load_config(EmbedConfig, path=Path(sys.argv[1])), executor=NoGpu())
+    run_embed(load_config(EmbedConfig, Path(sys.argv[1])), executor=NoGpu())
     ray.shutdown()

@@ -31,7 +31,7 @@ def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
     HAProxy passes at most ``limits.max_in_flight`` requests to each replica at once and refuses the others itself. It
     waits for the rest of a request, or for a replica's answer, a little longer than the replica's own deadline.
     """
-    binary = None if ":" in host or ray_runs() else find_binary()
+    binary = None if ":" in host or joins_ray() else find_binary()
     if binary is None or "RAY_SERVE_ENABLE_HA_PROXY" in os.environ:
         yield os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
         return
@@ -47,8 +47,10 @@ def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def ray_runs() -> bool:
-    """Return whether ``ray.init()`` would connect to a running cluster: by RAY_ADDRESS, or after ``ray start``."""
+def joins_ray() -> bool:
+    """Return whether Ray runs already: in this process, at RAY_ADDRESS, or on this machine after ``ray start``."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return True
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - where Ray looks
     return bool(os.environ.get("RAY_ADDRESS")) or Path(folder, "ray", "ray_current_cluster").exists()
 

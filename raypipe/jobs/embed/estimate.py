@@ -19,7 +19,7 @@ from raypipe import schema
 from raypipe.config import EmbedConfig
 from raypipe.dataset.plan import PlannedVideo, StoredPlans, plan_table
 from raypipe.jobs.embed.inputs import Planning, is_too_much, pack
-from raypipe.jobs.embed.job import EmbedSetup, prepare
+from raypipe.jobs.embed.setup import EmbedSetup, prepare
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbone import Backbone
 from raypipe.models.backbones import resolve_dtype

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,94 +11,21 @@ from rich.console import Console
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
-from raypipe.config.embed import BackboneConfig
-from raypipe.dataset.plan import StoredPlans, plan_numbers, read_plan
+from raypipe.dataset.plan import StoredPlans
 from raypipe.jobs.embed import shard
 from raypipe.jobs.embed.inputs import Planning, pack, plan_listing
+from raypipe.jobs.embed.setup import EmbedSetup, find_network, settle
 from raypipe.jobs.embed.shard import DecodeSettings, DecodeVideos, EmbedFrames, EmbedSettings
-from raypipe.models.backbones import Dtype, Preprocessing, embedding_dim, resolve_dtype
+from raypipe.models.backbones import Preprocessing, resolve_dtype
 from raypipe.runs.actors import Executor, Needs, Placement
 from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
-from raypipe.storage.folder import read_uri
-from raypipe.video.decode_request import DecodeRequest, request_of_settings
 
 if TYPE_CHECKING:
     from raypipe.models.weights import Weights
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedSetup:
-    """What is settled before any video is read."""
-
-    config: EmbedConfig
-    output: Folder
-    preprocessing: Preprocessing
-    weights: "Weights"
-    dtype: Dtype
-    row_format: int = schema.ROW_FORMAT  # that of the output, where it has rows
-
-    @property
-    def embedding_dim(self) -> int:
-        """Return D, the size of every vector."""
-        return embedding_dim(self.config.backbone.name)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return everything that changes a vector."""
-        sampling = self.config.sampling
-        keys = {
-            "uniform": ("num_frames", "nearest_keyframe"),
-            "fps": ("fps", "max_frames", "nearest_keyframe"),
-            "keyframes": ("max_frames",),
-            "all": ("max_frames",),
-        }[sampling.mode]
-        unfiltered = {} if sampling.loop_filter else {"loop_filter": False}
-        return {
-            "format": self.row_format,
-            "sampling": {"mode": sampling.mode, **{key: getattr(sampling, key) for key in keys}, **unfiltered},
-            "resize_size": self.preprocessing.resize_size,
-            "crop_size": self.preprocessing.crop_size,
-            "backbone": self.config.backbone.name,
-            "weights": self.weights.digest,
-            "dtype": self.dtype,
-        }
-
-    @property
-    def decode_request(self) -> DecodeRequest:
-        """Return what the decoder is asked for."""
-        return request_of_settings(self.settings, self.config.decode)
-
-
-def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:
-    """Settle weights, dtype and the format of the rows.
-
-    An output that has plans keeps its format, and its dtype if the configured one is ``auto``.
-
-    Raises:
-        SetupError: the backbone, its weights or the output folder cannot be read.
-    """
-    return _settle(config, *_network(config.backbone), dtype=dtype)
-
-
-def _network(backbone: BackboneConfig) -> "tuple[Weights, Preprocessing]":
-    from raypipe.models.weights import preprocessing, resolve_weights  # noqa: PLC0415 - torch takes seconds, in which Ray can start
-
-    return resolve_weights(backbone.name, backbone.weights, read_bytes=read_uri), preprocessing(backbone.name)
-
-
-def _settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessing, *, dtype: Dtype) -> EmbedSetup:
-    output = Folder(config.output)
-    row_format = schema.ROW_FORMAT
-    if numbers := plan_numbers(output):
-        settings = read_plan(output, numbers[0]).settings
-        row_format = schema.row_format_of(settings)
-        if config.backbone.dtype == "auto":
-            dtype = settings.get("dtype", dtype)
-    return EmbedSetup(config, output, preprocessing, weights, dtype, row_format)
 
 
 def run_embed(config: EmbedConfig, *, executor: Executor | None = None, console: Console | None = None) -> BatchRun:
@@ -128,7 +54,7 @@ class EmbedJob(Job):
 
     def prepare(self) -> None:
         """Load the weights in a thread while Ray starts."""
-        self._network = _in_background(partial(_network, self.config.backbone))
+        self._network = _in_background(partial(find_network, self.config.backbone))
 
     def needs(self) -> Needs:
         """Actors that decode, and actors that embed on a GPU if there is one."""
@@ -151,7 +77,7 @@ class EmbedJob(Job):
             resolved = resolve_dtype(dtype, "cpu")
         else:
             resolved = executor.call_on_gpu(resolve_dtype, dtype, placement.device, num_gpus=placement.num_gpus)
-        self.setup = _settle(self.config, *self._network.result(), dtype=resolved)
+        self.setup = settle(self.config, *self._network.result(), dtype=resolved)
 
     @property
     def settings(self) -> Mapping[str, Any]:

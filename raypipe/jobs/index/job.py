@@ -156,7 +156,7 @@ def _open_base(setup: IndexSetup, versions: Versions, cache: Path) -> tuple[Vide
     if (version := versions.current()) is None:
         return None, cache
     folder = versions.fetch(version, cache)
-    index = VideoIndex.open(folder, versions.read_manifest(version))
+    index = VideoIndex.load(folder, versions.read_manifest(version))
     found, what = index.manifest["embeddings"]["fingerprint"], f"Cannot append to version {version}: it was built"
     _refuse_other_embeddings(setup, found, what, key=version, remedy="Omit --append to rebuild the whole index.")
     return index, folder

@@ -57,7 +57,7 @@ def open_index(settings: RecommendSettings) -> VideoIndex:
         IndexVersionError: it does not exist, or is not complete.
     """
     versions = Versions(Folder(settings.index_uri))
-    return VideoIndex.open(
+    return VideoIndex.load(
         versions.fetch(settings.version, cache_folder(settings.cache)), versions.read_manifest(settings.version)
     )
 

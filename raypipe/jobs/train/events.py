@@ -1,7 +1,6 @@
 """Events: what workers tell the driver, through a queue, and what the driver shows and keeps of it."""
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypipe import schema
+from raypipe.config.load import command_line
 from raypipe.dataset.footer import read_parquet
 from raypipe.errors import CommitError, ObjectError
 from raypipe.jobs.train.inputs import FILE
@@ -100,7 +100,7 @@ def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> Training
     return TrainingRecord(
         objective=config.objective,
         problem_type="multi_label_classification" if samples.multi_label else "single_label_classification",
-        command=" ".join(["raypipe", *sys.argv[1:]]),
+        command=command_line("train", config),
         embeddings_uri=config.embeddings,
         labels_uri=config.labels or "",
         output_uri=spec.output.uri,

@@ -30,7 +30,7 @@ from raypipe.models.classifier_files import COMPLETE, MODEL_FOLDER
 from raypipe.records import TrainingRecord
 from raypipe.report.training_page import model_card
 from raypipe.report.write import write_training_report
-from raypipe.runs.actors import await_resources, connect, reason_of
+from raypipe.runs.actors import await_resources, connect, data_context, reason_of
 from raypipe.runs.progress import TrainingProgress
 from raypipe.storage import Folder
 
@@ -119,7 +119,8 @@ def _run_workers(spec: RunSpec, log: EventLog, *, use_gpu: bool, console: Consol
     """Run the workers, and keep what they report; JobError if they failed too often, or a loss is not finite."""
     events = open_queue()
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(spec, events, scratch=Path(scratch), use_gpu=use_gpu)
+        with data_context():
+            trainer = make_trainer(spec, events, scratch=Path(scratch), use_gpu=use_gpu)
         progress = TrainingProgress(num_epochs=spec.config.optimizer.epochs, console=console)
         try:
             with progress:

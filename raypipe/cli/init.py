@@ -1,0 +1,23 @@
+"""Print a configuration to start from: init."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from raypipe.cli.app import START, command
+
+
+@command(START)
+def init(
+    job: Annotated[
+        Literal["embed", "train", "classify", "index", "recommend", "serve"],
+        typer.Argument(help="The command that reads the configuration."),
+    ],
+    *,
+    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema of it, for an editor.")] = False,
+) -> int:
+    """Print a YAML file with every key, its default and what it means: raypipe init embed > embed.yaml."""
+    from raypipe.config.templates import json_schema, template
+
+    typer.echo(json_schema(job) if schema else template(job), nl=False)
+    return 0

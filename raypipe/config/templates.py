@@ -1,0 +1,41 @@
+"""The documented YAML file of each command, and its JSON Schema for editors."""
+
+import json
+import textwrap
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from raypipe.config import ClassifyConfig, EmbedConfig, IndexConfig, RecommendConfig, ServeConfig, TrainConfig
+
+MODELS: dict[str, type[BaseModel]] = {
+    "embed": EmbedConfig,
+    "train": TrainConfig,
+    "classify": ClassifyConfig,
+    "index": IndexConfig,
+    "recommend": RecommendConfig,
+    "serve": ServeConfig,
+}
+_ARGS = "    args:\n"
+
+
+def template(command: str) -> str:
+    """Return a YAML file with every key of a command, its default and a comment."""
+    text = _file(command).read_text(encoding="utf-8")
+    if command != "serve":
+        return text
+    # The file is one for `serve deploy`; `raypipe serve` reads the keys of its application.
+    return f"# Every key of `raypipe serve` with its default.\n{textwrap.dedent(text.partition(_ARGS)[2])}"
+
+
+def json_schema(command: str) -> str:
+    """Return a JSON Schema of the YAML file of a command."""
+    model = MODELS[command]
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    return json.dumps({**schema, "title": f"raypipe {command}"}, indent=2) + "\n"
+
+
+def _file(command: str) -> Path:
+    """Return the file: in the package where it is installed, in jobs/ of a checkout."""
+    packaged = Path(__file__).with_name("yaml") / f"{command}.yaml"
+    return packaged if packaged.exists() else Path(__file__).parents[2] / "jobs" / f"{command}.yaml"

@@ -1,0 +1,115 @@
+"""Embed one video in this process, without Ray: the row that the embed job would write."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raypipe import schema
+from raypipe.config import EmbedConfig
+from raypipe.dataset.plan import PlannedVideo, plan_table
+from raypipe.dataset.read import frame_embeddings
+from raypipe.errors import ObjectMissingError
+from raypipe.jobs.embed.setup import EmbedSetup, find_network
+from raypipe.jobs.embed.shard import decode_shard, embed_shard
+from raypipe.models.backbones import Dtype, resolve_dtype
+from raypipe.results import Shown
+from raypipe.storage.folder import Folder, place_of
+from raypipe.video.sandbox.parent import DecodeSandbox
+
+if TYPE_CHECKING:
+    from raypipe.models.backbone import Backbone
+    from raypipe.models.weights import Weights
+
+
+@dataclass(frozen=True, repr=False)
+class EmbeddedVideo(Shown):
+    """One video, as a row of an output of ``raypipe embed``.
+
+    Attributes:
+        video_uri: Where the video is.
+        status: The outcome: ``ok``, ``partial``, or why there are no frames; ``error`` is the reason in words.
+        embedding: The L2-normalised mean of the frame embeddings, float32 [D]; None if there are no frames.
+        frame_embeddings: The embedding of each frame, float16 [T, D].
+        pts_seconds: The time of each frame from the start of the video, float32 [T].
+        row: All columns of the row by name.
+    """
+
+    video_uri: str
+    status: str
+    error: str
+    embedding: npt.NDArray[np.float32] | None
+    frame_embeddings: npt.NDArray[np.float16]
+    pts_seconds: npt.NDArray[np.float32]
+    row: Mapping[str, Any]
+
+    def shown(self) -> Mapping[str, object]:
+        """Return the URI, the outcome, and the shapes of the vectors."""
+        outcome = {"video_uri": self.video_uri, "status": self.status}
+        if self.embedding is None:
+            return {**outcome, "error": self.error}
+        seconds = self.row[schema.DURATION_SECONDS]
+        return {**outcome, "duration_seconds": seconds, "frame_embeddings": list(self.frame_embeddings.shape)}
+
+
+def embed_video(config: EmbedConfig) -> EmbeddedVideo:
+    """Embed the video that ``config.input`` names. If it cannot be decoded, the result says so.
+
+    ``config.output`` is not used. The network stays in memory for the next call with the same backbone.
+
+    Raises:
+        ObjectMissingError: there is no such video.
+        SetupError: the backbone or its weights cannot be read, or the decoder is not installed.
+        StorageError: the storage cannot be read.
+    """
+    folder, name = place_of(Folder(config.input).uri)
+    stored = folder.stat(name)
+    if stored is None:
+        uri = folder.child(name)
+        msg = f"There is no video {uri}."
+        raise ObjectMissingError(msg, key=uri)
+    weights, preprocessing = find_network(config.backbone)
+    dtype = resolve_dtype(config.backbone.dtype, device := _device())
+    setup = EmbedSetup(config, folder, preprocessing, weights, dtype)
+    rows = plan_table([PlannedVideo.of(stored)], [0]).append_column(schema.GENERATION, pa.array([0], pa.int32()))
+    with DecodeSandbox.start(setup.decode_request, config.decode) as sandbox:
+        decoded = decode_shard(rows, sandbox, max_size_bytes=config.decode.max_size_bytes)
+    backbone = _backbone(config.backbone.name, weights, dtype, device)
+    size, dim = preprocessing.crop_size, setup.embedding_dim
+    return _result(embed_shard(decoded, backbone.embed, embedding_dim=dim, crop_size=size))
+
+
+def _result(embedded: pa.Table) -> EmbeddedVideo:
+    row = embedded.to_pylist()[0]
+    mean = row[schema.EMBEDDING]
+    return EmbeddedVideo(
+        video_uri=row[schema.VIDEO_URI],
+        status=row[schema.STATUS],
+        error=row[schema.ERROR] or "",
+        embedding=None if mean is None else np.array(mean, np.float32),
+        frame_embeddings=frame_embeddings(embedded)[0],
+        pts_seconds=np.array(row[schema.FRAME_PTS_SECONDS], np.float32),
+        row={name: value for name, value in row.items() if name in schema.embeddings_schema(1).names},
+    )
+
+
+def _device() -> Literal["cpu", "cuda"]:
+    import torch  # noqa: PLC0415 - takes seconds
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+_kept: dict[tuple[str, str, Dtype, str], "Backbone"] = {}  # the last one: building it takes longer than a video
+
+
+def _backbone(name: str, weights: "Weights", dtype: Dtype, device: str) -> "Backbone":
+    from raypipe.models.backbone import Backbone  # noqa: PLC0415 - torch takes seconds
+
+    key = (name, weights.digest, dtype, device)
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = Backbone(weights.state_dict, name=name, device=device, dtype=dtype)
+    return _kept[key]

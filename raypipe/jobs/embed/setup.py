@@ -1,0 +1,87 @@
+"""What is settled before any video is read: weights, dtype, the format of the rows, what the decoder is asked for."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raypipe import schema
+from raypipe.config import EmbedConfig
+from raypipe.config.embed import BackboneConfig
+from raypipe.dataset.plan import plan_numbers, read_plan
+from raypipe.models.backbones import Dtype, Preprocessing, embedding_dim
+from raypipe.storage import Folder
+from raypipe.storage.folder import read_uri
+from raypipe.video.decode_request import DecodeRequest, request_of_settings
+
+if TYPE_CHECKING:
+    from raypipe.models.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedSetup:
+    """What is settled before any video is read."""
+
+    config: EmbedConfig
+    output: Folder
+    preprocessing: Preprocessing
+    weights: "Weights"
+    dtype: Dtype
+    row_format: int = schema.ROW_FORMAT  # that of the output, where it has rows
+
+    @property
+    def embedding_dim(self) -> int:
+        """Return D, the size of every vector."""
+        return embedding_dim(self.config.backbone.name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return everything that changes a vector."""
+        sampling = self.config.sampling
+        keys = {
+            "uniform": ("num_frames", "nearest_keyframe"),
+            "fps": ("fps", "max_frames", "nearest_keyframe"),
+            "keyframes": ("max_frames",),
+            "all": ("max_frames",),
+        }[sampling.mode]
+        unfiltered = {} if sampling.loop_filter else {"loop_filter": False}
+        return {
+            "format": self.row_format,
+            "sampling": {"mode": sampling.mode, **{key: getattr(sampling, key) for key in keys}, **unfiltered},
+            "resize_size": self.preprocessing.resize_size,
+            "crop_size": self.preprocessing.crop_size,
+            "backbone": self.config.backbone.name,
+            "weights": self.weights.digest,
+            "dtype": self.dtype,
+        }
+
+    @property
+    def decode_request(self) -> DecodeRequest:
+        """Return what the decoder is asked for."""
+        return request_of_settings(self.settings, self.config.decode)
+
+
+def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:
+    """Settle weights, dtype and the format of the rows.
+
+    An output that has plans keeps its format, and its dtype if the configured one is ``auto``.
+
+    Raises:
+        SetupError: the backbone, its weights or the output folder cannot be read.
+    """
+    return settle(config, *find_network(config.backbone), dtype=dtype)
+
+
+def find_network(backbone: BackboneConfig) -> "tuple[Weights, Preprocessing]":
+    from raypipe.models.weights import preprocessing, resolve_weights  # noqa: PLC0415 - torch takes seconds, in which Ray can start
+
+    return resolve_weights(backbone.name, backbone.weights, read_bytes=read_uri), preprocessing(backbone.name)
+
+
+def settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessing, *, dtype: Dtype) -> EmbedSetup:
+    output = Folder(config.output)
+    row_format = schema.ROW_FORMAT
+    if numbers := plan_numbers(output):
+        settings = read_plan(output, numbers[0]).settings
+        row_format = schema.row_format_of(settings)
+        if config.backbone.dtype == "auto":
+            dtype = settings.get("dtype", dtype)
+    return EmbedSetup(config, output, preprocessing, weights, dtype, row_format)
