@@ -1,1 +1,1 @@
-"""The networks: plain PyTorch, usable without Ray."""
+"""The neural networks, in plain PyTorch; they work without Ray."""

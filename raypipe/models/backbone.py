@@ -1,4 +1,4 @@
-"""The backbone: any torchvision ResNet or VGG by name; uint8 frames in, one embedding per frame out."""
+"""The backbone: any torchvision ResNet or VGG by name, which turns uint8 frames into one embedding per frame."""
 
 import logging
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from raypipe.models.weights import build_network, preprocessing
 
 logger = logging.getLogger(__name__)
 
-# One thread is as fast with 4 frames as with 32, whose activations do not fit the caches and only cost memory.
+# One thread is as fast with 4 frames as with 32: the activations of 32 do not fit the caches and only cost memory.
 CPU_BATCH_SIZE = 8
 
 
 class Backbone:
     """A network that turns frames into embeddings.
 
-    ``state_dict`` holds float32 arrays under torchvision's names, the head left out. ``batch_size`` is the most frames
-    in one pass: on a CPU never more than ``CPU_BATCH_SIZE``, and halved for good whenever memory runs out.
+    ``state_dict`` holds float32 arrays under torchvision's names, without the head. ``batch_size`` is the maximum
+    number of frames in one pass. It is at most ``CPU_BATCH_SIZE`` on a CPU, and is halved whenever memory runs out.
     ``compile="auto"`` compiles on a GPU only, because on a CPU every actor would spend 10 to 40 s to gain 1 to 20 %.
 
     Raises:
         ConfigError: the name is unknown.
-        WeightsError: ``state_dict`` is not what ``resolve_weights`` makes for this name.
+        WeightsError: ``state_dict`` does not fit this backbone.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Backbone:
         self._staging: _Staging | None = None
         self._embedder: nn.Module = embedder
         if self._compiled:
-            # On a CPU, freezing lays the weights out for oneDNN once instead of in every pass.
+            # On a CPU, freezing converts the weights to oneDNN's layout once instead of in every pass.
             options: Any = None if on_gpu else {"freezing": True}
             self._embedder = cast("nn.Module", torch.compile(embedder, dynamic=False, options=options))
 
     def embed(self, frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:
-        """Embed RGB frames: ``[N, H, W, 3]`` to ``[N, embedding_dim]``, N ≥ 0; all of one size, cropped before.
+        """Embed cropped RGB frames of one size: ``[N, H, W, 3]`` to ``[N, embedding_dim]``, N ≥ 0.
 
         Raises:
             ValueError: the array has another shape or type.
@@ -85,8 +85,8 @@ class Backbone:
                 else:
                     start += len(batch)
                     continue
-                self._halve_batch_size(len(batch))  # here, where the exception no longer holds the batch's tensors
-        if on_gpu:  # the only wait for the device: up to here, batches are queued while it computes
+                self._halve_batch_size(len(batch))  # after the except block, which keeps the batch's tensors alive
+        if on_gpu:  # the only wait for the device: before it, batches are queued while the device computes
             torch.cuda.current_stream(self._device).synchronize()
         return cast("npt.NDArray[np.float32]", embeddings.numpy())
 
@@ -112,7 +112,7 @@ class Backbone:
 
 
 class _Slot:
-    """Memory for one batch on both sides: on the device, and pinned, so that the copy needs no CPU."""
+    """Memory for one batch, on the device and pinned on the host, so that the copy needs no CPU."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.pinned = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
@@ -122,24 +122,24 @@ class _Slot:
 
 
 class _Staging:
-    """Two slots of ``shape``, filled in turn over a separate stream: one batch arrives while the last is computed."""
+    """Two slots of ``shape``, filled in turn on a separate stream: one batch is copied while the previous one runs."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.shape = shape
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._slots = [_Slot(shape, device) for _ in range(2)]
-        self._stream.wait_stream(torch.cuda.current_stream(device))  # which fills the slots with zeros
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # that stream fills the slots with zeros
 
     def put(self, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Return the slot on the device: the batch, followed by what an earlier batch left there.
+        """Copy a batch to the device and return its slot: the batch, followed by old data of earlier batches.
 
-        Only work that is queued on the current stream before the next call may read it.
+        Only work that is queued on the current stream before the next call may read the slot.
         """
         current = torch.cuda.current_stream(self._stream.device)
         self._slots[0].read.record(current)  # after all work queued so far, such as the pass over the last batch
         self._slots.reverse()
         slot = self._slots[0]
-        slot.arrived.synchronize()  # the batch before the last has left the pinned side
+        slot.arrived.synchronize()  # the slot's previous batch has left pinned memory
         slot.pinned.numpy()[: len(batch)] = batch
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(slot.read)
@@ -150,7 +150,7 @@ class _Staging:
 
 
 class _Embedder(nn.Module):
-    """Normalise on the device, then the network: uint8 ``[N, H, W, 3]`` to float32 ``[N, D]``."""
+    """Normalises frames on the device, then runs the network: uint8 ``[N, H, W, 3]`` to float32 ``[N, D]``."""
 
     def __init__(self, network: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -176,16 +176,16 @@ def _load_network(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) 
     except RuntimeError as error:
         msg = f"state_dict does not fit {name}: {' '.join(str(error).split())}"
         raise WeightsError(msg, key="state_dict", expected=name) from None
-    # Folding removes the counters, which weights need not hold.
+    # Folding removes the batch norms' counters, so weights do not need them.
     wrong = [key for key in keys.missing_keys + keys.unexpected_keys if not key.endswith(".num_batches_tracked")]
     if wrong:
-        msg = f"state_dict does not fit {name}: {wrong[0]!r} is missing or not the backbone's."
+        msg = f"state_dict does not fit {name}: {wrong[0]!r} is missing or is not a tensor of the backbone."
         raise WeightsError(msg, key="state_dict", expected=name)
     return network
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
-    """Fold each batch norm into the convolution before it: the same function in one pass less over the activations."""
+    """Fold each batch norm into the convolution before it, which saves one pass over the activations."""
     previous: tuple[str, nn.Module] = ("", module)
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and isinstance(previous[1], nn.Conv2d):

@@ -1,4 +1,4 @@
-"""The backbones without torch, whose import takes seconds: names, sizes, dtypes, the frames they take, pooling."""
+"""Names, sizes, dtypes, input frames and pooling of the backbones, without torch, whose import takes seconds."""
 
 import logging
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def check_name(name: str) -> None:
 
 
 def head_name(name: str) -> str:
-    """Return the name of the layer after the embedding, which is left out."""
+    """Return the name of the head: the layer after the embedding, which raypipe leaves out."""
     return "classifier.6" if name.startswith("vgg") else "fc"
 
 
@@ -62,7 +62,7 @@ def embedding_dim(name: str) -> int:
 
 
 def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
-    """Turn ``auto`` into bfloat16 if the device has native support, otherwise into float32, which is faster then."""
+    """Resolve ``auto`` to bfloat16 if the device supports it natively, else to float32, which is then faster."""
     if dtype != "auto":
         return dtype
     if device == "cpu":
@@ -72,8 +72,8 @@ def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
     if torch.cuda.is_available():
         # Older GPUs are many times slower in bfloat16.
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    # A driver on a node without a GPU cannot know.
-    logger.warning("No GPU is seen here: dtype auto is float32. Set backbone.dtype=bfloat16 if workers' have it.")
+    # A driver on a node without a GPU cannot know what the workers' GPUs support.
+    logger.warning("No GPU on this node: dtype auto is float32. Set backbone.dtype=bfloat16 if the workers support it.")
     return "float32"
 
 
@@ -87,7 +87,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 class Crops:
-    """RGB frames uint8 [N, H, W, 3] of several videos, sliced like one array; only a slice across videos is a copy."""
+    """RGB frames uint8 [N, H, W, 3] of several videos, sliced like one array. Only slices across videos are copies."""
 
     ndim = 4
     dtype = np.dtype(np.uint8)
@@ -113,13 +113,13 @@ class Crops:
 
 
 def clip_to_float16(vectors: Vectors) -> Vectors:
-    """Return vectors without the values that float16 cannot hold; NaN stays."""
+    """Return the vectors with their values clipped to the range of float16; NaN stays."""
     clipped: Vectors = np.clip(vectors, -_FLOAT16_MAX, _FLOAT16_MAX)
     return clipped
 
 
 def mean_embedding(vectors: Vectors) -> Vectors:
-    """Return the L2-normalised mean [D] of the frames [T, D] of a video, T ≥ 1."""
+    """Return the L2-normalised mean [D] of a video's frame embeddings [T, D], T ≥ 1."""
     mean = vectors.mean(axis=0, dtype=np.float64)
     normal: Vectors = (mean / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny)).astype(np.float32)
     return normal

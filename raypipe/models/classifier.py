@@ -1,8 +1,8 @@
 """The classifier: GPT-2 over the frame embeddings of a video, as a ``transformers`` model.
 
-``VideoClassifier.from_pretrained(FOLDER)`` loads what ``raypipe train`` saved. Once this module is imported, so do
-``AutoConfig`` and ``AutoModel``. No Ray is needed. All models here take frame embeddings ``[B, T, D]`` with an
-attention mask ``[B, T]`` that is 0 where a shorter video is padded at its end.
+``VideoClassifier.from_pretrained(FOLDER)`` loads a model that ``raypipe train`` saved. Once this module is imported,
+``AutoConfig`` and ``AutoModel`` load it too. Ray is not needed. All models here take frame embeddings ``[B, T, D]``
+with an attention mask ``[B, T]`` that is 0 where a shorter video is padded at its end.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ Array = npt.NDArray[np.float32]
 class VideoClassifierConfig(PreTrainedConfig):
     """The keys of ``config.json`` in addition to transformers' own.
 
-    ``gpt2`` holds the sizes of the GPT-2 inside. Videos of more than ``max_frames`` frames are thinned evenly.
-    ``embedding_fingerprint`` identifies the settings that made the embeddings: others mean something else.
-    ``metrics`` are those of the epoch whose weights these are.
+    ``gpt2`` holds the sizes of the GPT-2 inside. Videos with more than ``max_frames`` frames are thinned evenly.
+    ``embedding_fingerprint`` identifies the settings of the embeddings: other embeddings are not comparable.
+    ``metrics`` are the metrics of the epoch that the weights come from.
     """
 
     model_type: ClassVar[str] = "raypipe_video_classifier"
@@ -44,7 +44,7 @@ class VideoClassifierConfig(PreTrainedConfig):
     metrics: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
-        """Make ``gpt2`` a ``GPT2Config`` with as many positions as a video may have frames, and no vocabulary."""
+        """Make ``gpt2`` a ``GPT2Config`` without a vocabulary, with at least ``max_frames`` positions."""
         given = self.gpt2.to_dict() if isinstance(self.gpt2, GPT2Config) else dict(self.gpt2 or {})
         no_vocabulary = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "use_cache": False}
         self.gpt2 = GPT2Config(**{"n_positions": self.max_frames, **given, **no_vocabulary})
@@ -55,14 +55,17 @@ class VideoClassifierConfig(PreTrainedConfig):
 
     @property
     def label_names(self) -> list[str]:
-        """Return the label of each logit."""
+        """Return the label of each logit, in order."""
         names: Any = self.id2label
         return [names[number] for number in range(len(names))]
 
 
 @dataclass
 class VideoOutput(ModelOutput):
-    """A classifier gives ``logits`` [B, C]; a masked-frame model ``frames`` [B, T, D] and ``losses`` [B]."""
+    """The output of a model: ``logits`` [B, C] of a classifier, or ``frames`` [B, T, D] and ``losses`` [B].
+
+    ``frames`` and ``losses`` are set by a masked-frame model.
+    """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -72,16 +75,17 @@ class VideoOutput(ModelOutput):
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a classifier says about V videos."""
+    """A classifier's predictions for V videos."""
 
-    probabilities: Array  # [V, C]; with one label per video they add up to 1
-    frame_scores: list[Array] | None  # V times [T]
+    probabilities: Array  # [V, C]; with one label per video, each row adds up to 1
+    frame_scores: list[Array] | None  # one array [T] per video
 
 
 class VideoEncoder(nn.Module):
-    """Standardise, project to GPT-2's width, GPT-2 without its vocabulary: ``[B, T, D]`` to ``[B, T, n_embd]``.
+    """Encodes frames ``[B, T, D]`` as GPT-2 states ``[B, T, n_embd]``.
 
-    ``mean`` and ``std`` ``[D]`` are those of the training videos' frames, kept with the weights.
+    Embeddings are standardised, projected to GPT-2's width, and passed through GPT-2 without its vocabulary. ``mean``
+    and ``std`` ``[D]`` come from the frames of the training videos, and are saved with the weights.
     """
 
     mean: torch.Tensor
@@ -93,19 +97,19 @@ class VideoEncoder(nn.Module):
         self.register_buffer("mean", torch.zeros(config.embedding_dim))
         self.register_buffer("std", torch.ones(config.embedding_dim))
         self.projection = nn.Linear(config.embedding_dim, width)
-        self.hidden_frame = nn.Parameter(torch.zeros(width))  # stands where a masked-frame model hides one
+        self.hidden_frame = nn.Parameter(torch.zeros(width))  # replaces each frame that a masked-frame model hides
         self.gpt2 = GPT2Model(config.gpt2)
-        # Frames come in as inputs_embeds: the token embeddings would never be read.
+        # The inputs are inputs_embeds, so the token embeddings would never be read.
         self.gpt2.wte = nn.Identity()  # type: ignore[assignment]
 
     def standardise(self, frame_embeddings: torch.Tensor) -> torch.Tensor:
-        """Centre and scale each of the D numbers by the mean and std of the training videos."""
+        """Centre and scale each embedding dimension by the mean and std of the training videos."""
         return (frame_embeddings.float() - self.mean) / self.std
 
     def forward(
         self, standardised: torch.Tensor, attention_mask: torch.Tensor, hidden: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Encode standardised embeddings; where ``hidden`` ``[B, T]`` is true the model is not shown the frame."""
+        """Encode standardised embeddings; frames where ``hidden`` ``[B, T]`` is true are hidden from the model."""
         inputs = self.projection(standardised.to(self.projection.weight.dtype))
         if hidden is not None:
             inputs = torch.where(hidden[..., None], self.hidden_frame.to(inputs.dtype), inputs)
@@ -114,7 +118,7 @@ class VideoEncoder(nn.Module):
 
 
 class _VideoModel(PreTrainedModel):
-    """What both models share: the encoder, and the initialisation of weights."""
+    """The base class of both models: the encoder, and the initialisation of weights."""
 
     config_class = VideoClassifierConfig
     base_model_prefix = "encoder"
@@ -136,7 +140,7 @@ class _VideoModel(PreTrainedModel):
 
 
 class VideoClassifier(_VideoModel):
-    """GPT-2 over the frames, the mean of its states over the unpadded ones, one linear layer to the labels."""
+    """A classifier: GPT-2 over the frames, the mean of its states over unpadded frames, and one linear layer."""
 
     def __init__(self, config: VideoClassifierConfig) -> None:
         super().__init__(config)
@@ -152,7 +156,7 @@ class VideoClassifier(_VideoModel):
         labels: torch.Tensor | None = None,
         **_: Any,  # noqa: ANN401 - what transformers' callers add
     ) -> VideoOutput:
-        """Classify videos; ``labels`` are class numbers ``[B]``, or 0 and 1 ``[B, num_labels]`` where multi-label."""
+        """Classify videos; ``labels`` are class numbers ``[B]``, or 0 and 1 ``[B, num_labels]`` if multi-label."""
         if attention_mask is None:
             attention_mask = frame_embeddings.new_ones(frame_embeddings.shape[:2], dtype=torch.long)
         return self.from_standardised(self.encoder.standardise(frame_embeddings), attention_mask, labels)
@@ -169,10 +173,11 @@ class VideoClassifier(_VideoModel):
     def classify(self, videos: Sequence[Frames], *, frame_scores: bool = False, batch_size: int = 64) -> Predictions:
         """Classify videos by their frame embeddings, each ``[T, D]`` with its own T ≥ 1.
 
-        Puts the model into evaluation mode. ``frame_scores`` also says how much each frame contributed to the best
-        label's logit: gradient x input (Shrikumar et al. 2016, arXiv:1605.01713) on the standardised embedding, summed
-        over D. Zero is thus the average frame of the training videos. A frame that counts against the label has a
-        negative score; one that was left out because of ``max_frames`` has 0. The scores do not add up to the logit.
+        This puts the model into evaluation mode. ``frame_scores`` also returns how much each frame contributed to the
+        best label's logit: gradient x input (Shrikumar et al. 2016, arXiv:1605.01713) on the standardised embedding,
+        summed over D. The average frame of the training videos thus has score 0. A frame that counts against the label
+        has a negative score; a frame that was left out because of ``max_frames`` has 0. The scores do not add up to the
+        logit.
         """
         self.eval()
         probabilities = torch.empty((len(videos), len(self.config.label_names)))
@@ -193,7 +198,7 @@ class VideoClassifier(_VideoModel):
 
 
 class MaskedFrameModel(_VideoModel):
-    """GPT-2 that predicts the embeddings of hidden frames: self-supervised pretraining for a classifier."""
+    """A GPT-2 that predicts the embeddings of hidden frames: self-supervised pretraining for a classifier."""
 
     def __init__(self, config: VideoClassifierConfig) -> None:
         super().__init__(config)
@@ -208,7 +213,7 @@ class MaskedFrameModel(_VideoModel):
         hidden: torch.Tensor,
         **_: Any,  # noqa: ANN401 - what transformers' callers add
     ) -> VideoOutput:
-        """Predict all frames, standardised; a video's loss is the mean squared error of its hidden ones."""
+        """Predict all frames, standardised; a video's loss is the mean squared error over its hidden frames."""
         target = self.encoder.standardise(frame_embeddings)
         frames = self.decoder(self.encoder(target, attention_mask, hidden))
         errors = (frames.float() - target).square().mean(dim=-1, keepdim=True)
@@ -217,7 +222,7 @@ class MaskedFrameModel(_VideoModel):
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean over T of ``[B, T, N]`` where ``mask`` ``[B, T]`` is not 0, as ``[B, N]``; 0 if it is all 0."""
+    """Return the mean ``[B, N]`` of ``[B, T, N]`` over the T where ``mask`` ``[B, T]`` is not 0; 0 if all are 0."""
     weights = mask[..., None].to(states.dtype)
     return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
@@ -229,7 +234,10 @@ def classification_loss(
     class_weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Return the loss of each video ``[B]``: cross-entropy of class numbers ``[B]``, or mean binary of ``[B, C]``."""
+    """Return the loss of each video ``[B]``.
+
+    It is the cross-entropy for class numbers ``[B]``, or the mean binary cross-entropy for labels ``[B, C]``.
+    """
     logits = logits.float()
     if labels.ndim == 1:
         return nn.functional.cross_entropy(
@@ -244,17 +252,17 @@ def classification_loss(
 class PaddedFrames:
     """A batch of B videos, padded at their end."""
 
-    frames: torch.Tensor  # [B, T, D], of the videos' dtype
+    frames: torch.Tensor  # [B, T, D], in the videos' dtype
     mask: torch.Tensor  # [B, T] int64: 1 where there is a frame
     kept: list[npt.NDArray[np.int64]]  # for each video, the frames that are in the batch
-    num_frames: list[int]  # of each video, including those that were left out
+    num_frames: list[int]  # of each video, including frames that were left out
 
     def to(self, device: torch.device) -> "PaddedFrames":
         frames, mask = self.frames.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
         return PaddedFrames(frames, mask, self.kept, self.num_frames)
 
     def spread(self, rows: npt.NDArray[Any]) -> list[Array]:
-        """Turn numbers per frame of the batch ``[B, T]`` into numbers for all frames of each video, 0 if left out."""
+        """Return numbers per frame of the batch ``[B, T]`` as one array per video, with 0 for left-out frames."""
         spread = []
         for row, kept, num_frames in zip(rows, self.kept, self.num_frames, strict=True):
             whole = np.zeros(num_frames, dtype=np.float32)
@@ -264,14 +272,14 @@ class PaddedFrames:
 
 
 def thin(num_frames: int, *, max_frames: int) -> npt.NDArray[np.int64]:
-    """Return which frames of a video are used: all, or ``max_frames`` spread evenly, including the first and last."""
+    """Return the frames of a video to use: all, or ``max_frames`` spread evenly, including the first and last."""
     if num_frames <= max_frames:
         return np.arange(num_frames)
     return np.linspace(0, num_frames - 1, max_frames).round().astype(np.int64)
 
 
 def pad_frames(videos: Sequence[Frames], *, max_frames: int) -> PaddedFrames:
-    """Stack at least one video ``[T, D]``; long ones are thinned."""
+    """Stack one or more videos ``[T, D]`` into a padded batch; long videos are thinned."""
     kept = [thin(len(video), max_frames=max_frames) for video in videos]
     longest = max(1, *(len(rows) for rows in kept))
     padded = np.zeros((len(videos), longest, videos[0].shape[1]), dtype=np.result_type(*videos))

@@ -1,4 +1,4 @@
-"""The files of a classifier: read from any folder, verified, and built into a model."""
+"""Read the files of a model from any folder, verify them, and build the model."""
 
 import hashlib
 import json
@@ -32,8 +32,8 @@ def read_model(folder: Folder) -> ModelFiles:
     """Read an output of ``raypipe train``, or a folder of ``save_pretrained``.
 
     Raises:
-        WeightsError: there is no model, or its files are not those that were saved.
-        StorageError: the storage refuses or cannot be reached.
+        WeightsError: there is no model, or its files are not the files that were saved.
+        StorageError: the storage denies access or cannot be reached.
     """
     inner = Folder(folder.child(MODEL_FOLDER))
     source = inner if inner.exists(CONFIG) else folder
@@ -52,27 +52,31 @@ def read_model(folder: Folder) -> ModelFiles:
 
 
 def _check_complete(source: Folder, files: Mapping[str, bytes]) -> None:
-    """Verify files that raypipe saved against their digests."""
+    """Verify the digests of files that raypipe saved."""
     try:
         said = json.loads(source.read(COMPLETE))["sha256"]
     except ObjectMissingError:
-        return  # another tool's folder: safetensors detects itself that it is truncated
+        return  # a folder of another tool: safetensors itself detects a truncated file
     except (ObjectError, KeyError, TypeError, ValueError):
         said = {}
     for name, data in files.items():
         if said.get(name) != hashlib.sha256(data).hexdigest():
-            msg = f"{source.child(name)} is not the file that {COMPLETE} names."
+            msg = f"{source.child(name)} does not have the digest in {COMPLETE}."
             raise WeightsError(msg, key=source.child(name), remedy="Train again, or restore it.")
 
 
 def digests(files: Mapping[str, bytes]) -> bytes:
-    """Return the content of ``complete.json``, which is put after every other file."""
+    """Return the content of ``complete.json``, which is written after all other files."""
     sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return json.dumps({"sha256": sha256}, indent=1).encode()
 
 
 def build_model(files: ModelFiles) -> VideoModel:
-    """Build whichever model the files hold (float32, on the CPU, in evaluation mode); WeightsError if they do not."""
+    """Build the model that the files hold: float32, on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsError: the files do not hold a model of raypipe, or are corrupt.
+    """
     config = read_config(files)
     kind = _KINDS.get((config.architectures or [""])[0])
     if kind is None:
@@ -90,10 +94,10 @@ def build_model(files: ModelFiles) -> VideoModel:
 
 
 def build_classifier(files: ModelFiles) -> VideoClassifier:
-    """Build a classifier; raises like ``build_model``, and for a model that has not learned any labels."""
+    """Build a classifier; raises WeightsError like ``build_model``, and for a model that was trained without labels."""
     model = build_model(files)
     if not isinstance(model, VideoClassifier):
-        msg = f"{files.source} has learned no labels (objective masked_frame)."
+        msg = f"{files.source} was trained without labels (objective masked_frame)."
         remedy = f"Train with init_from={files.source!r}."
         raise WeightsError(msg, key="objective", value="masked_frame", expected="classify", remedy=remedy)
     return model
@@ -105,7 +109,7 @@ def read_config(files: ModelFiles) -> VideoClassifierConfig:
         tree: Any = json.loads(files.files[CONFIG])
         if tree["model_type"] != VideoClassifierConfig.model_type:
             msg = f"model_type is {tree['model_type']!r}, not {VideoClassifierConfig.model_type!r}"
-            raise ValueError(msg)  # noqa: TRY301 - one message for all that may be wrong
+            raise ValueError(msg)  # noqa: TRY301 - one message for all errors
         return VideoClassifierConfig.from_dict(tree)
     except Exception as error:  # noqa: BLE001 - a corrupt file makes transformers raise nearly anything
         uri = f"{files.source}/{CONFIG}"
@@ -116,20 +120,20 @@ def read_config(files: ModelFiles) -> VideoClassifierConfig:
 def check_embeddings(
     files: ModelFiles, fingerprint: str, embedding_dim: int, *, comparable: Collection[str] = ()
 ) -> None:
-    """Refuse embeddings that do not mean the same as those that the model was trained on.
+    """Refuse embeddings that are not comparable with the embeddings that the model was trained on.
 
-    ``comparable`` are the fingerprints of other embeddings that do mean the same.
+    ``comparable`` are the fingerprints of other embeddings that are comparable with these.
 
     Raises:
-        FingerprintError: they were made with other settings, or are of another size.
+        FingerprintError: the embeddings were made with other settings, or have another size.
     """
     learned = read_config(files)
     if learned.embedding_dim != embedding_dim:
-        msg = f"{files.source} takes embeddings of {learned.embedding_dim} numbers; these have {embedding_dim}."
-        remedy = "Embed with the backbone that it was trained on, or train again."
+        msg = f"{files.source} takes embeddings of {learned.embedding_dim} numbers, but these have {embedding_dim}."
+        remedy = "Embed with the backbone that the model was trained on, or train again."
         expected = learned.embedding_dim
         raise FingerprintError(msg, key="embedding_dim", value=embedding_dim, expected=expected, remedy=remedy)
     if (before := learned.embedding_fingerprint) not in {None, fingerprint, *comparable}:
-        msg = f"{files.source} was trained on embeddings of fingerprint {before}; these have {fingerprint}."
+        msg = f"{files.source} was trained on embeddings with fingerprint {before}, but these have {fingerprint}."
         remedy = "Embed with the same settings, or train again."
         raise FingerprintError(msg, key="embedding_fingerprint", value=fingerprint, expected=before, remedy=remedy)

@@ -1,4 +1,4 @@
-"""The GPT-2 of a model: sizes for random weights, a local folder or a name on the hub; and what of it is trained."""
+"""Load the GPT-2 of a model from sizes, a local folder or the hub, and select which of its weights are trained."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,29 +20,29 @@ from raypipe.text import one_line
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 _CONFIG = "config.json"
 _ADVICE = f"Give a folder of save_pretrained: {_CONFIG} and model.safetensors of a GPT-2."
-_VOCABULARY = "wte."  # frames come in as embeddings: token embeddings are never read
+_VOCABULARY = "wte."  # the inputs are embeddings, so token embeddings are never read
 VideoModel = VideoClassifier | MaskedFrameModel
 
 
 @dataclass(frozen=True, slots=True)
 class Gpt2:
-    """Sizes, and pretrained weights, if any, under the names of ``GPT2Model``."""
+    """The sizes of a GPT-2, and its pretrained weights, if any, under the names of ``GPT2Model``."""
 
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def max_frames(self) -> int | None:
-        """Return the number of positions that pretrained weights have."""
+        """Return the number of positions of pretrained weights; None for random weights, which have no limit."""
         return int(self.config["n_positions"]) if self.weights else None
 
 
 def resolve_gpt2(gpt2: str | Gpt2Size) -> Gpt2:
-    """Find a GPT-2.
+    """Load a GPT-2 from sizes, the path of a folder, or the name of a published model.
 
     Raises:
         ConfigError: there is no folder and no published model of this name.
-        WeightsError: it cannot be downloaded or read.
+        WeightsError: the model cannot be downloaded or read.
     """
     if isinstance(gpt2, Gpt2Size):
         return Gpt2(gpt2.model_dump())
@@ -57,12 +57,12 @@ def resolve_gpt2(gpt2: str | Gpt2Size) -> Gpt2:
 
 
 def _download(name: str) -> Path:
-    """Return the folder of a published model, from the cache if the hub cannot be reached."""
-    try:  # requesting the files one by one would retry each for half a minute or more
+    """Download a published model and return its folder; without a connection to the hub, use the cached files."""
+    try:  # single requests would retry each file for half a minute or more
         return Path(snapshot_download(name, allow_patterns=[_CONFIG, "model*.safetensors*"]))
     except Exception as error:  # the hub's client raises nearly anything
         msg = f"Cannot download GPT-2 {name!r}: {_reason(error)}."
-        remedy = "Download that folder elsewhere and set model.gpt2 to its path, or give sizes (n_layer: 2)."
+        remedy = "Download the model on another machine and set model.gpt2 to its folder, or give sizes (n_layer: 2)."
         raise WeightsError(msg, key="model.gpt2", value=name, remedy=remedy) from error
 
 
@@ -76,7 +76,7 @@ def _load(folder: Path) -> Gpt2:
         msg = f"Cannot load GPT-2 from {str(folder)!r}: {_reason(error)}."
         raise WeightsError(msg, key="model.gpt2", value=str(folder), remedy=_ADVICE) from error
     model, about = loaded
-    # transformers initialises at random whatever it does not find
+    # transformers initialises missing weights at random
     if missing := sorted(key for key in about["missing_keys"] if not key.startswith(_VOCABULARY)):
         msg = f"Cannot load GPT-2 from {str(folder)!r}: it lacks {len(missing)} weights, {missing[0]!r} first."
         raise WeightsError(msg, key="model.gpt2", value=str(folder), remedy=_ADVICE)
@@ -86,7 +86,7 @@ def _load(folder: Path) -> Gpt2:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Hide transformers' progress bar, and its table of unused weights."""
+    """Hide transformers' progress bar and its table of unused weights."""
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -103,7 +103,10 @@ def _reason(error: Exception) -> str:
 
 
 def freeze(model: VideoModel, what: str) -> None:
-    """Freeze ``none``, ``gpt2``, or ``all_but_last_K`` of GPT-2's blocks and its position embeddings."""
+    """Freeze a part of a model: ``none``, ``gpt2``, or ``all_but_last_K`` blocks of GPT-2.
+
+    ``all_but_last_K`` also freezes the position embeddings.
+    """
     if what == "none":
         return
     gpt2 = model.encoder.gpt2
@@ -115,7 +118,11 @@ def freeze(model: VideoModel, what: str) -> None:
 
 
 def add_lora(model: VideoModel, *, rank: int, alpha: int, dropout: float) -> None:
-    """Add LoRA (arXiv:2106.09685) to every matrix of GPT-2, and freeze its own weights; SetupError without peft."""
+    """Add LoRA (arXiv:2106.09685) to every matrix of GPT-2, and freeze GPT-2's own weights.
+
+    Raises:
+        SetupError: the package peft is not installed.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - an optional extra
     except ImportError:
@@ -130,7 +137,7 @@ def add_lora(model: VideoModel, *, rank: int, alpha: int, dropout: float) -> Non
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Merge the adapters into the weights that they adapt, so that no layer of peft is left in the model."""
+    """Merge LoRA adapters into the weights that they adapt, so that no peft layer is left in the model."""
     for name, child in list(module.named_children()):
         layer: Any = child
         if hasattr(layer, "get_base_layer") and hasattr(layer, "merge"):

@@ -1,6 +1,6 @@
 """The weights of a backbone: resolved once by the driver, identified by a digest, passed to every actor as arrays.
 
-Also what torchvision knows of a backbone: its network, its weights and its preprocessing.
+This module also gets a backbone's network, default weights and preprocessing from torchvision.
 """
 
 import functools
@@ -43,7 +43,7 @@ _SEED = 0
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """Return the preprocessing that torchvision declares for the default weights; ConfigError for an unknown name."""
+    """Return torchvision's preprocessing for the default weights; raises ConfigError for an unknown name."""
     found = _default_weights(name).transforms()
     return Preprocessing(found.resize_size[0], found.crop_size[0], mean=tuple(found.mean), std=tuple(found.std))
 
@@ -55,10 +55,10 @@ def pretrained_url(name: str) -> str:
 
 @functools.cache
 def prepare_torchvision() -> torch.library.Library | None:
-    """Make torchvision, and transformers which imports it, importable with a CPU-only torch; call it before either.
+    """Make torchvision, and transformers, which imports it, importable with a CPU-only torch. Call it before either.
 
     torchvision's Linux wheel is a CUDA build: its operators cannot load with a CPU torch, and its import then fails
-    on the missing schemas. They are declared only if the real ones are missing; no network here calls them.
+    on the missing schemas. The schemas are declared only if the real ones are missing; no network here calls them.
     """
     if hasattr(torch.ops.torchvision, "nms"):
         return None
@@ -84,10 +84,10 @@ def _models() -> Any:  # noqa: ANN401 - torchvision ships no types
 
 @contextmanager
 def _compiler_deferred() -> Iterator[None]:
-    """Let an import do without torch's compiler, whose own import takes about two seconds in every process.
+    """Defer the import of torch's compiler, which takes about two seconds in every process.
 
-    ``torchvision.ops`` imports it for one check in a function that no network here calls. The stand-in imports the
-    compiler as soon as that check, or any other attribute, is used.
+    ``torchvision.ops`` imports it for one check in a function that no network here calls. A stand-in module imports
+    the compiler when that check, or any other attribute, is used.
     """
     name = "torch._dynamo.utils"
     if name in sys.modules:
@@ -100,7 +100,7 @@ def _compiler_deferred() -> Iterator[None]:
             del sys.modules[name]
 
     def ask(attribute: str) -> Any:  # noqa: ANN401
-        if attribute.startswith("__"):  # what an import looks for
+        if attribute.startswith("__"):  # imports look for these attributes
             raise AttributeError(attribute)
         leave()
         return getattr(importlib.import_module(name), attribute)
@@ -120,7 +120,7 @@ def _default_weights(name: str) -> Any:  # noqa: ANN401 - torchvision ships no t
 
 
 def build_network(name: str) -> nn.Module:
-    """Build the network without its head and without memory for its tensors (on the ``meta`` device)."""
+    """Build the network of a backbone without its head, and without memory for its tensors (``meta`` device)."""
     check_name(name)
     with torch.device("meta"), _Undrawn():
         network = cast("nn.Module", _models().get_model(name, weights=None))
@@ -129,7 +129,7 @@ def build_network(name: str) -> nn.Module:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Draw no random numbers: for tensors without memory, that would only import torch's compiler."""
+    """Skips random initialisation, which for tensors without memory would only import torch's compiler."""
 
     def __torch_function__(
         self,
@@ -143,21 +143,21 @@ class _Undrawn(TorchFunctionMode):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Float32 arrays under torchvision's names, without the head, and the SHA-256 that identifies them."""
+    """Weights as float32 arrays under torchvision's names, without the head, and the SHA-256 that identifies them."""
 
     state_dict: Arrays
     digest: str
 
 
 def resolve_weights(name: str, weights: str, *, read_bytes: Callable[[str], bytes]) -> Weights:
-    """Find the weights of a backbone.
+    """Load the weights of a backbone.
 
     ``weights`` is ``default`` (torchvision's, from the torch hub cache or downloaded into it), ``random`` (the same on
-    every machine) or what ``read_bytes`` reads: the path or URI of a state dict, ``.safetensors``, ``.pth`` or ``.pt``.
+    every machine), or the path or URI of a state dict, ``.safetensors``, ``.pth`` or ``.pt``, for ``read_bytes``.
 
     Raises:
         ConfigError: the name is unknown.
-        WeightsError: the weights cannot be found, read or fitted to the backbone.
+        WeightsError: the weights cannot be found or read, or do not fit the backbone.
     """
     if weights == "random":
         arrays = _random_arrays(name)
@@ -218,7 +218,7 @@ def _read(source: str, read_bytes: Callable[[str], bytes]) -> Mapping[str, objec
 
 
 def _fit(tree: Mapping[str, object], *, name: str, source: str) -> Arrays:
-    """Return the tensors that the backbone needs, in the network's order; raise WeightsError for the first misfit."""
+    """Return the backbone's tensors in the network's order; raise WeightsError for the first that does not fit."""
     shapes = weight_shapes(name)
     unknown = (key for key in tree if key not in shapes and not _is_unused(name, key))
     misfits = {key: misfit for key, shape in shapes.items() if (misfit := _misfit(tree.get(key), shape))}
@@ -231,7 +231,7 @@ def _fit(tree: Mapping[str, object], *, name: str, source: str) -> Arrays:
 
 
 def _misfit(tensor: object, shape: tuple[int, ...]) -> tuple[str, object, object] | None:
-    """Return why a tensor does not fit, the value that is wrong and the one expected; None if it fits."""
+    """Return why a tensor does not fit, the wrong value and the expected value; None if it fits."""
     if tensor is None:
         return "is missing", None, shape
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
@@ -257,11 +257,11 @@ def _is_unused(name: str, key: str) -> bool:
 
 
 def _random_arrays(name: str) -> Arrays:
-    """Draw weights whose embeddings stay finite in float16 and tell images apart, at any depth.
+    """Draw weights whose embeddings stay finite in float16 and distinguish images, at any depth.
 
-    He initialisation, with two changes. Every filter after a ReLU has mean zero: the positive mean of a ReLU is common
-    to all images, and over many layers it would leave a single direction for all. And a residual block adds little,
-    1 / (4 x blocks) of variance, so that the sum neither grows with depth nor forgets the shallow layers.
+    This is He initialisation with two changes. Every filter after a ReLU has mean zero, because the positive mean of a
+    ReLU is common to all images, and many layers would give all images the same direction. Each residual block adds
+    only 1 / (4 x blocks) of variance, so that the sum neither grows with depth nor loses the shallow layers.
     """
     shapes = weight_shapes(name)
     last_norms = _last_norms(shapes)
@@ -269,7 +269,7 @@ def _random_arrays(name: str) -> Arrays:
     arrays: Arrays = {}
     for key, shape in shapes.items():
         if len(shape) > 1:
-            arrays[key] = _random_filters(generator, shape, centered=bool(arrays))  # the first filters come first
+            arrays[key] = _random_filters(generator, shape, centered=bool(arrays))  # all but the first filters
         elif key in last_norms:
             arrays[key] = np.full(shape, 0.5 / math.sqrt(len(last_norms)), dtype=np.float32)
         else:
@@ -281,20 +281,20 @@ def _random_arrays(name: str) -> Arrays:
 def _random_filters(
     generator: np.random.Generator, shape: tuple[int, ...], *, centered: bool
 ) -> npt.NDArray[np.float32]:
-    """Draw uniformly, because that takes no logarithm: every machine computes the same bits and the same digest."""
+    """Draw filters from a uniform distribution: without logarithms, every machine computes the same bits and digest."""
     filters = generator.random(shape, dtype=np.float32) - np.float32(0.5)
     axes = tuple(range(1, len(shape)))
     if centered:
-        # Exact in float64, in whatever order a processor adds.
+        # The sum is exact in float64, in any order of additions.
         filters -= filters.mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32)
-    # A ReLU halves the mean square of its input; a share 1 / pi of that half is the square of the mean.
+    # A ReLU halves the mean square of its input; the square of the mean is 1 / pi of that half.
     gain = 2 / (1 - 1 / math.pi) if centered else 2
     filters *= np.float32(math.sqrt(12 * gain / math.prod(shape[1:])))
     return filters
 
 
 def _last_norms(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Return the weights of the batch norm that ends each residual block; a VGG has none."""
+    """Return the names of the weights of each residual block's last batch norm; a VGG has none."""
     last = {}
     for key in shapes:
         if match := re.fullmatch(r"(layer\d+\.\d+)\.bn\d\.weight", key):

@@ -1,6 +1,7 @@
-"""Folders and objects by URI (``s3://bucket/prefix``, a local path or ``file://``): list, read if unchanged, put once.
+"""List, read and create objects by URI (``s3://bucket/prefix``, a local path or ``file://``).
 
-Credentials, region and endpoint come from the usual AWS variables and profiles, never from a URI.
+Reads can require an unchanged etag, and a put can be create-only. Credentials, region and endpoint come from the usual
+AWS variables and profiles, never from a URI.
 """
 
 from raypipe.storage.base import StoredObject

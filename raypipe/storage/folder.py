@@ -1,4 +1,4 @@
-"""A folder by URI, single objects by URI, and the videos in a folder: all that jobs ask of a storage."""
+"""The storage interface for jobs: folders by URI, single objects by URI, and the videos in a folder."""
 
 import builtins
 import os
@@ -16,7 +16,7 @@ from raypipe.storage.base import Storage, StoredObject
 
 MARKER = ".raypipe"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
-# What is stored next to videos in a bucket. All else is planned: its bytes, not its name, tell whether it is a video.
+# Files that are often stored next to videos. All others are planned: their bytes, not their names, show what they are.
 SIDECAR_EXTENSIONS = frozenset(
     (
         *("json", "jsonl", "ndjson", "txt", "csv", "tsv", "parquet", "arrow", "avro", "orc", "xml", "md", "rst"),
@@ -29,7 +29,7 @@ SIDECAR_EXTENSIONS = frozenset(
         *("py", "sh", "ipynb"),
     )
 )
-# A single object with one of these endings is meant as a list of videos, in a format that raypipe does not read.
+# A single object with one of these endings is probably a list of videos, in a format that raypipe does not read.
 _UNREAD_LISTS = (".txt", ".tsv", ".json", ".ndjson", ".arrow", ".avro", ".orc", ".xml", ".yaml", ".yml")
 _GLOB = re.compile(r"[*?\[]")
 Kind = Literal["folder", "object", "glob", "manifest", "nothing"]
@@ -37,13 +37,13 @@ Kind = Literal["folder", "object", "glob", "manifest", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder that may not exist yet; ``uri`` is normalised, and a local path is made absolute.
+    """A folder that may not exist yet. ``uri`` is normalised, and a local path is made absolute.
 
-    Names are relative to it. Nothing is cached: every call asks the storage.
+    Object names are relative to the folder. Nothing is cached: every call sends a request to the storage.
 
     Raises:
-        ConfigError: the URI is of a kind that raypipe does not read.
-        StorageError: from any method: the storage refuses or cannot be reached, or there is no such bucket.
+        ConfigError: raypipe does not support this kind of URI.
+        StorageError: from any method: the storage denies access or cannot be reached, or the bucket does not exist.
         ObjectError: from ``read``, ``read_tail`` and ``open_input``: the object is missing, denied or unreadable.
     """
 
@@ -60,15 +60,15 @@ class Folder:
         return f"{self.uri.rstrip('/')}/{name}"
 
     def list(self, prefix: str = "", *, skipped: builtins.list[str] | None = None) -> Iterator[StoredObject]:
-        """Yield every object in and below this folder whose key begins with ``prefix``, in no promised order.
+        """Yield every object in and below this folder whose key begins with ``prefix``, in no guaranteed order.
 
-        Nothing is yielded for a folder that does not exist. ``skipped`` gets the URIs of what exists but cannot be
-        examined: it and everything below it are left out.
+        A folder that does not exist yields nothing. Files and folders that cannot be examined are left out, with
+        everything below them; their URIs are appended to ``skipped``.
         """
         return storage_of(self.uri).list_objects(self.uri, prefix, skipped=skipped)
 
     def stat(self, name: str) -> StoredObject | None:
-        """Return what the storage says about one object, None if there is none."""
+        """Return the size and etag of one object; None if it does not exist."""
         return storage_of(self.uri).stat(self.child(name))
 
     def exists(self, name: str) -> bool:
@@ -82,34 +82,34 @@ class Folder:
         return storage_of(self.uri).read(self.child(name), tail_bytes=size_bytes)
 
     def open_input(self, name: str) -> BinaryIO:
-        """Open an object for random access, pinned to its present content."""
+        """Open an object for random access, pinned to its current content."""
         return storage_of(self.uri).open_input(self.child(name))
 
     def put_new(self, name: str, data: bytes) -> bool:
-        """Create an object in one step; False when one of that name is there already, which is left as it is.
+        """Create an object atomically; return False, and change nothing, if an object of that name exists.
 
-        False may also mean that this very call made it: a reply can be lost and the request sent again. Whoever needs
-        to know reads it. No reader ever sees a part of ``data``, even when this process is killed.
+        False may also mean that this call created the object: a reply can be lost and the request retried. A caller
+        that must know reads the object. No reader ever sees a part of ``data``, even if this process is killed.
         """
         return storage_of(self.uri).put_new(self.child(name), data)
 
     def put(self, name: str, data: bytes) -> None:
-        """Create an object or replace it in one step: for what others may read at any time, such as metrics."""
+        """Create or replace an object atomically, for content that may be read at any time, such as metrics."""
         storage_of(self.uri).put(self.child(name), data)
 
     def delete(self, name: str) -> None:
-        """Delete an object; it is no error if it is gone."""
+        """Delete an object; a missing object is not an error."""
         storage_of(self.uri).delete(self.child(name))
 
     def check_writable(self) -> None:
-        """Prove that objects can be created here, and only once each, by creating ``.raypipe`` unless it exists.
+        """Check that objects can be created here, but not overwritten, by creating ``.raypipe`` unless it exists.
 
-        This needs the permission to create and no other; the marker stays, and holds nothing. StorageError also means
-        that the storage would overwrite an existing object.
+        This needs only the permission to create. The marker stays, and holds no data. StorageError can also mean that
+        the storage would overwrite an existing object.
         """
         data = b"An output folder of raypipe.\n"
         if self.put_new(MARKER, data) and self.put_new(MARKER, data):
-            msg = f"{self.uri} overwrites an existing object although raypipe asks for create-only (If-None-Match: *)."
+            msg = f"{self.uri} overwrites existing objects: the storage ignores create-only (If-None-Match: *)."
             raise StorageError(msg, key=self.uri, remedy="Upgrade that storage, or choose another output.")
 
 
@@ -117,11 +117,11 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
     """Copy an object into an empty, seekable file if its etag is still ``etag``; return its size in bytes.
 
     Raises:
-        ObjectMissingError: it is gone.
+        ObjectMissingError: the object does not exist.
         ObjectChangedError: it has another etag.
         ObjectDeniedError: it may not be read.
         ObjectTooLargeError: it is larger than ``max_size_bytes``; its body was not read.
-        ObjectUnreadableError: the storage kept failing on it after every retry.
+        ObjectUnreadableError: reading it failed after every retry.
         StorageError: no object can be read: bad credentials, no such bucket, no such host.
     """
     return storage_of(uri).read_object(uri, etag=etag, max_size_bytes=max_size_bytes, into=into)
@@ -133,13 +133,13 @@ def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
 
 
 def place_of(uri: str) -> tuple[Folder, str]:
-    """Return the folder of one object, and its name there; raises ConfigError like ``normalise``."""
+    """Return the folder of one object and the object's name in it; raises ConfigError like ``normalise``."""
     parent, _, name = normalise(uri).rpartition("/")
     return Folder(parent or "/"), name
 
 
 def read_uri(uri: str) -> bytes:
-    """Read a whole object; raises ConfigError like ``normalise``, and the rest like ``Folder.read``."""
+    """Read a whole object; raises ConfigError like ``normalise``, and other errors like ``Folder.read``."""
     folder, name = place_of(Folder(uri).uri)
     return folder.read(name)
 
@@ -148,7 +148,7 @@ def normalise(uri: str) -> str:
     """Make a local path absolute, and drop ``file://`` and the ``a`` of ``s3a://``; an S3 key is left as it is.
 
     Raises:
-        ConfigError: the URI is of a kind that raypipe does not read.
+        ConfigError: raypipe does not support this kind of URI.
     """
     scheme = _SCHEME.match(uri)
     if scheme is None and uri:
@@ -172,17 +172,17 @@ def storage_of(uri: str) -> Storage:
 
 @dataclass
 class Listed:
-    """What kind of input was listed. It is filled in during the listing, and final when the listing ends.
+    """Which kind of input was listed. It is filled in during the listing, and final when the listing ends.
 
     ``hidden`` are URIs that the listing leaves out, with everything below them, although they may exist.
     """
 
-    uri: str = ""  # of the input, normalised
+    uri: str = ""  # the input's URI, normalised
     kind: Kind = "nothing"
     hidden: list[str] = field(default_factory=list)
 
     def covers(self, video_uri: str) -> bool:
-        """Tell whether the listing would contain a video with this URI if it existed."""
+        """Return whether the listing would contain a video with this URI if it existed."""
         if self.kind not in {"glob", "manifest"} and not _is_below(video_uri, self.uri):
             return False
         if self.kind == "folder":
@@ -197,15 +197,16 @@ def _is_below(uri: str, place: str) -> bool:
 
 
 def list_videos(input_uri: str, *, exclude_under: str = "", listed: Listed | None = None) -> Iterator[StoredObject]:
-    """Yield what may be a video; ``key`` is relative to the input folder, or a glob's part before its first wildcard.
+    """Yield the objects of an input that may be videos.
 
-    A folder yields all but hidden names, sidecar files (by extension) and what is below ``exclude_under``; a single
-    object or a glob (``*``, ``?``, ``[…]``, ``**`` for any folders) yields what it names. An input that exists as it is
-    written is never taken for a glob. An input that names nothing yields nothing. The result is noted in ``listed``.
+    A folder yields all objects except hidden names, sidecar files (by extension) and objects below ``exclude_under``. A
+    single object yields itself, and a glob (``*``, ``?``, ``[…]``, ``**`` for any folders) yields its matches. An input
+    that exists under its literal name is never taken for a glob. An input that does not exist yields nothing. Each
+    ``key`` is relative to the input folder, or to the folder before a glob's first wildcard. ``listed`` is filled in.
 
     Raises:
         ConfigError: the URI is wrong, the input is the folder to exclude, or a list of videos in an unknown format.
-        StorageError: the bucket is missing, or the storage refuses or cannot be reached.
+        StorageError: the bucket is missing, or the storage denies access or cannot be reached.
     """
     folder = Folder(input_uri)
     excluded = Folder(exclude_under).uri if exclude_under else ""
@@ -213,7 +214,7 @@ def list_videos(input_uri: str, *, exclude_under: str = "", listed: Listed | Non
         msg = f"Input and output are both {excluded!r}."
         remedy = f"Give the output its own folder, such as {excluded}/embeddings."
         raise ConfigError(msg, key="output", value=excluded, remedy=remedy)
-    # An output around the input excludes nothing.
+    # An output that contains the input excludes nothing.
     skipped = f"{excluded}/" if excluded.startswith(folder.child("")) else None
     listed = listed or Listed()
     listed.uri = folder.uri
@@ -259,7 +260,7 @@ def _glob(uri: str, wildcard: int, listed: Listed) -> Iterator[StoredObject]:
 
 
 def anonymous_file(size_bytes: int, *, in_memory_bytes: int) -> BinaryIO:
-    """Return a file without a name for the content of an object: in memory up to ``in_memory_bytes``, else on disk."""
+    """Return an unnamed file for the content of an object: in memory up to ``in_memory_bytes``, else on disk."""
     if size_bytes <= in_memory_bytes:
         return os.fdopen(os.memfd_create("raypipe-video"), "w+b")
     return tempfile.TemporaryFile()

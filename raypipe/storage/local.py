@@ -1,4 +1,4 @@
-"""Folders of this machine, mounted ones included, as a storage."""
+"""Local and mounted folders as a storage."""
 
 import errno
 import logging
@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) -> Iterator[StoredObject]:
     """Yield the regular files below ``root``, folder by folder in name order; links are followed.
 
-    A name that is not UTF-8 fits no Parquet string and no URI, so it is skipped with a warning. So is anything that
-    exists but cannot be examined, such as a dangling link: ``skipped`` gets its path.
+    A name that is not UTF-8 does not fit into a Parquet string or a URI, so it is skipped with a warning. Files that
+    cannot be examined, such as dangling links, are skipped with a warning too; ``skipped`` gets their paths.
     """
     skipped = [] if skipped is None else skipped
     folder, _, name_prefix = prefix.rpartition("/")
@@ -32,12 +32,12 @@ def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) ->
     if status is not None and stat_module.S_ISDIR(status.st_mode):
         yield from _walk(start, key_prefix, name_prefix, frozenset(), skipped)
     elif status is None and (link := _dangling_link(Path(start))):
-        _log.warning("Skipped %r: the link %r leads nowhere.", start, str(link))
+        _log.warning("Skipped %r: the target of link %r does not exist.", start, str(link))
         skipped.append(start.rstrip("/"))
 
 
 def _status(path: str, action: str) -> os.stat_result | None:
-    """Return what the system says of a path, None if it does not exist."""
+    """Return the ``stat`` of a path; None if the path does not exist."""
     try:
         return os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
@@ -48,7 +48,7 @@ def _status(path: str, action: str) -> os.stat_result | None:
 
 
 def _dangling_link(path: Path) -> Path | None:
-    """Return the dangling link on a path, such as one to a disk that is not mounted."""
+    """Return the dangling link on a path, such as a link to a disk that is not mounted; None without one."""
     return next((one for one in (path, *path.parents) if one.is_symlink() and not one.exists()), None)
 
 
@@ -65,7 +65,7 @@ def _walk(
     above |= {(status.st_dev, status.st_ino)}
     for entry in entries:
         if any("\ud800" <= sign <= "\udfff" for sign in entry.name):  # os.scandir's bytes that are not UTF-8
-            _log.warning("Skipped %r: its name is not UTF-8. Rename it to have it read.", entry.path)
+            _log.warning("Skipped %r: its name is not UTF-8. Rename it to include it.", entry.path)
             continue
         try:
             status = entry.stat()
@@ -82,8 +82,8 @@ def _walk(
 
 
 def stat(uri: str) -> StoredObject | None:
-    """Return a regular file, None for anything else."""
-    status = _status(uri, "look at")
+    """Return a regular file; None for anything else."""
+    status = _status(uri, "examine")
     if status is None or not stat_module.S_ISREG(status.st_mode):
         return None
     return StoredObject(uri, uri.rpartition("/")[2], status.st_size, _etag(status))
@@ -109,9 +109,9 @@ def open_input(uri: str) -> BinaryIO:
 
 
 def put_new(uri: str, data: bytes) -> bool:
-    """Write a hidden temporary file, then link it to its name, which is atomic."""
+    """Create a file atomically: write a hidden temporary file, then hard-link it to its name."""
     target = Path(uri)
-    if os.path.lexists(target):  # usual in a resumed run: do not write what would be refused
+    if os.path.lexists(target):  # common in a resumed run: saves writing the data
         return False
     try:
         _write(target, data, place=os.link)
@@ -121,7 +121,7 @@ def put_new(uri: str, data: bytes) -> bool:
 
 
 def put(uri: str, data: bytes) -> None:
-    """Write a hidden temporary file, then rename it: a reader sees the old content or the new."""
+    """Create or replace a file atomically: write a hidden temporary file, then rename it."""
     _write(Path(uri), data, place=os.replace)
 
 
@@ -134,11 +134,11 @@ def delete(uri: str) -> None:
 
 
 def _write(target: Path, data: bytes, *, place: Callable[[Path, Path], None]) -> None:
-    """Write under a hidden name, move it to its place with ``place``, and clean up; FileExistsError propagates."""
+    """Write a file under a hidden name, move it with ``place``, and clean up; FileExistsError propagates."""
     temporary = target.with_name(f"{_TEMPORARY[0]}{secrets.token_hex(8)}{_TEMPORARY[1]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # FileExistsError here is a file in place of a folder, not a lost race
+    except OSError as error:  # FileExistsError here means a file in place of a folder, not a lost race
         raise _cannot_create(str(target), error) from error
     try:
         try:
@@ -158,21 +158,21 @@ def _write(target: Path, data: bytes, *, place: Callable[[Path, Path], None]) ->
 
 def _cannot_create(uri: str, error: OSError) -> errors.StorageError:
     if error.errno in {errno.EPERM, errno.ENOTSUP}:
-        advice = "That file system may lack hard links, which create a file only once; choose another output."
+        advice = "The file system may lack hard links, which create-only writes need. Choose another output."
     else:
         advice = "Check its permissions and free space, or choose another output."
     return errors.StorageError(f"Cannot create {uri!r}: {error.strerror}.", key=uri, remedy=advice)
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
-    """Copy a file that has not changed since it was listed, nor while it was copied."""
+    """Copy a file; raise ObjectChangedError if it has changed since it was listed, or changes while it is copied."""
     with open_input(uri) as file:
         status = os.fstat(file.fileno())
         check_etag(uri, _etag(status), etag)
         check_size(uri, status.st_size, max_size_bytes)
         copied = 0
         while True:
-            with _object_problems(uri):  # of reading, not of writing
+            with _object_problems(uri):  # for errors of reading, not of writing
                 chunk = file.read(CHUNK_BYTES)
             if not chunk:
                 break
@@ -183,14 +183,14 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
 
 
 def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
-    """Read a part of a file that has not changed since it was listed, nor while it was read."""
+    """Read a part of a file; raise ObjectChangedError if the file has changed since it was listed."""
     with open_input(uri) as file:
         check_etag(uri, _etag(os.fstat(file.fileno())), etag)
         with _object_problems(uri):
             data = os.pread(file.fileno(), stop - start, start)
         check_etag(uri, _etag(os.fstat(file.fileno())), etag)
     if len(data) != stop - start:
-        msg = f"{uri} gave {len(data)} bytes of {stop - start} at {start}."
+        msg = f"{uri} returned {len(data)} of {stop - start} bytes at offset {start}."
         raise errors.ObjectUnreadableError(msg)
     return data
 
@@ -215,8 +215,8 @@ def _object_problems(uri: str) -> Iterator[None]:
         msg = f"{uri} does not exist."
         raise errors.ObjectMissingError(msg) from error
     except PermissionError as error:
-        msg = f"{uri} may not be read. Check its permissions."
+        msg = f"Permission to read {uri} was denied. Check its permissions."
         raise errors.ObjectDeniedError(msg) from error
     except OSError as error:
-        msg = f"{uri} cannot be read: {error.strerror}."
+        msg = f"Cannot read {uri}: {error.strerror}."
         raise errors.ObjectUnreadableError(msg) from error

@@ -1,6 +1,6 @@
-"""Amazon S3, and other servers that speak its protocol, as a storage.
+"""Amazon S3 and compatible servers as a storage.
 
-Keys go to the client as they are: s3fs's own path functions give a meaning to ``?versionId=`` and to a trailing slash.
+Keys are passed to the client unchanged: s3fs's own path functions would interpret ``?versionId=`` and trailing slashes.
 """
 
 import io
@@ -34,11 +34,11 @@ SINGLE_PUT_BYTES = 104_857_600  # S3 takes 5 GiB in one request, but a broken co
 PART_BYTES = 67_108_864
 MAX_PARTS = 10_000
 _PARTIAL_CONTENT, _NOT_FOUND, _PRECONDITION_FAILED, _RANGE_NOT_SATISFIABLE = 206, 404, 412, 416  # HTTP status
-_NO_ETAG = "the reply has no etag, which S3 always gives."
+_NO_ETAG = "the reply has no etag, although S3 always sends one."
 
 
 def stat(uri: str) -> StoredObject | None:
-    """Send a HEAD; its errors have a status and no reason."""
+    """Send a HEAD request, whose errors have a status but no reason."""
     bucket, key = split(uri)
     if not key:
         return None
@@ -47,15 +47,15 @@ def stat(uri: str) -> StoredObject | None:
     except FAILURES as error:
         if status_of(error) == _NOT_FOUND:
             return None
-        raise storage_error(error, uri, "look at", permission="s3:GetObject and s3:ListBucket") from error
+        raise storage_error(error, uri, "examine", permission="s3:GetObject and s3:ListBucket") from error
     if "ETag" not in head:
-        msg = f"Cannot look at {uri}: {_NO_ETAG} Ask who runs that storage, or what is in front of it."
+        msg = f"Cannot examine {uri}: {_NO_ETAG} Ask the operator of the storage, or check proxies in front of it."
         raise errors.StorageError(msg)
     return StoredObject(uri, key.rpartition("/")[2], head["ContentLength"], head["ETag"].strip('"'))
 
 
 def read(uri: str, *, tail_bytes: int | None) -> bytes:
-    """Read in one request, again from the start if its body breaks off."""
+    """Read an object in one request; retry from the start if the body breaks off."""
     if tail_bytes is None:
         return _get(uri)
     try:
@@ -67,7 +67,7 @@ def read(uri: str, *, tail_bytes: int | None) -> bytes:
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open an object. Each read is one request, which fails if the object has changed since."""
+    """Open an object. Each read is one request, which fails if the object has changed since it was opened."""
     found = stat(uri)
     if found is None:
         msg = f"{uri} does not exist."
@@ -102,7 +102,7 @@ class _RangeReader(io.RawIOBase):
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
-    """Stream into ``into``; a body that breaks off is resumed where it stopped, if the etag is still the same."""
+    """Stream an object into ``into``; a body that breaks off is resumed where it stopped, with the same etag."""
     received = failures = 0
     while True:
         resume = {"Range": f"bytes={received}-"} if received else {}
@@ -128,31 +128,31 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
         if failures == BODY_ATTEMPTS:
             raise object_error(failure, uri) from failure
         if isinstance(failure, FlexibleChecksumError) or received == size:
-            received = 0  # nothing is left to resume, and what came cannot be trusted
+            received = 0  # nothing is left to resume, and the received data cannot be trusted
         pause(failures)
 
 
 def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
-    """Read a part in one request, which fails if the object has changed since it was listed."""
+    """Read a part of an object in one request, which fails if the object has changed since it was listed."""
 
     def check(reply: dict[str, Any]) -> None:
         check_etag(uri, reply["ETag"].strip('"'), etag)  # a storage may ignore If-Match
         if reply["ContentLength"] != stop - start:  # a storage may ignore Range
-            msg = f"{uri} would give {reply['ContentLength']} bytes instead of the {stop - start} requested."
+            msg = f"{uri} would return {reply['ContentLength']} bytes instead of the {stop - start} requested."
             raise errors.ObjectUnreadableError(msg)
 
     return _get(uri, check, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{etag}"')
 
 
 def put_new(uri: str, data: bytes) -> bool:
-    """Create the object; 412 means that it exists."""
+    """Create the object unless it exists, which S3 reports as status 412."""
     s3 = client()
     bucket, key = split(uri)
     try:
         call(lambda: _put(s3, {"Bucket": bucket, "Key": key}, data), size_bytes=len(data))
     except FAILURES as error:
         if status_of(error) == _PRECONDITION_FAILED or code_of(error) == "NoSuchUpload":
-            return False  # the latter: completed by an attempt whose reply was lost
+            return False  # NoSuchUpload: an attempt whose reply was lost has completed the upload
         raise storage_error(error, uri, "create", permission="s3:PutObject") from error
     return True
 
@@ -167,7 +167,7 @@ def put(uri: str, data: bytes) -> None:
 
 
 def delete(uri: str) -> None:
-    """Delete the object; S3 gives the same reply if there is none."""
+    """Delete the object; S3 sends the same reply if it does not exist."""
     bucket, key = split(uri)
     try:
         call(partial(client().delete_object, Bucket=bucket, Key=key))
@@ -222,7 +222,7 @@ def _next_chunk(body: Any) -> tuple[bytes, Exception | None]:  # noqa: ANN401 - 
 
 
 async def _read_chunk(body: Any) -> tuple[bytes, Exception | None]:  # noqa: ANN401 - the client's own stream
-    """Gather the small pieces that arrive, up to an error, so that threads switch once per chunk."""
+    """Return one chunk, and the error that ended it. Gathering small pieces saves a thread switch per piece."""
     chunk = bytearray()
     try:
         while len(chunk) < CHUNK_BYTES and (piece := await body.read(CHUNK_BYTES - len(chunk))):
@@ -245,6 +245,6 @@ async def _put(s3: Any, target: dict[str, str], data: bytes) -> None:  # noqa: A
             parts.append({"PartNumber": number, "ETag": reply["ETag"]})
         await s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
     except BaseException:
-        with suppress(*FAILURES):  # a lifecycle rule removes what is left; report the first error
+        with suppress(*FAILURES):  # a lifecycle rule removes leftover parts; report the first error
             await s3.abort_multipart_upload(**upload)
         raise

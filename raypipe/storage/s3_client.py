@@ -1,4 +1,4 @@
-"""The connection to S3: one client per process and environment, its limits, and the meaning of its errors."""
+"""The connection to S3: one client per process and environment, its limits and its errors."""
 
 import asyncio
 import functools
@@ -20,12 +20,12 @@ from fsspec.asyn import get_loop
 from raypipe import errors
 from raypipe.text import one_line
 
-# A request that fails for a transient reason is retried until RETRY_SECONDS after the first attempt. One attempt is up
-# to MAX_ATTEMPTS requests, made by the client close together, and takes at most REQUEST_SECONDS.
+# A request with a transient failure is retried until RETRY_SECONDS after the first attempt. One attempt takes at most
+# REQUEST_SECONDS, and is up to MAX_ATTEMPTS requests that the client makes in quick succession.
 RETRY_SECONDS = 60.0
 REQUEST_SECONDS = 60.0
-MIN_BYTES_PER_SECOND = 1_048_576  # a put may take longer, by its size
-UNREACHABLE_SECONDS = 10.0  # instead, if nothing listens there: long enough for a restart, short enough for a typo
+MIN_BYTES_PER_SECOND = 1_048_576  # a put may take longer than REQUEST_SECONDS, by its size
+UNREACHABLE_SECONDS = 10.0  # replaces RETRY_SECONDS if nothing listens: enough for a restart, short for a typo
 MAX_ATTEMPTS = 3
 CONNECT_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 15.0
@@ -47,7 +47,7 @@ _UNREACHABLE = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.Pro
 _CREDENTIAL_ADVICE = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE."
 _BUCKET_ADVICE = "Check the bucket's name, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION."
 _REDIRECTS = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
-_ADVICE = {  # codes that do not depend on the object -> what to do
+_ADVICE = {  # error codes that do not depend on the object -> remedy
     **dict.fromkeys(("AccountProblem", "AllAccessDisabled"), "Check the AWS account."),
     **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"), "Renew the credentials."),
     **dict.fromkeys(("InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"), _CREDENTIAL_ADVICE),
@@ -55,21 +55,25 @@ _ADVICE = {  # codes that do not depend on the object -> what to do
     "NoSuchBucket": "Check its name, or create it.",
     "RequestTimeTooSkewed": "Set this machine's clock.",
 }
-_KINDS: dict[int, type[errors.ObjectError]] = {  # of error, by HTTP status
+_KINDS: dict[int, type[errors.ObjectError]] = {  # error types by HTTP status
     **dict.fromkeys((401, 403), errors.ObjectDeniedError),
     **dict.fromkeys((404, 410), errors.ObjectMissingError),
     412: errors.ObjectChangedError,
 }
 _THROTTLE_STATUSES = frozenset({429, 503})
 _THROTTLE_CODES = {"RequestLimitExceeded", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
-_PASSING = frozenset({409, 425, 429, 500, 502, 503, 504})  # 409: another request for that key is under way
+_PASSING = frozenset({409, 425, 429, 500, 502, 503, 504})  # 409: another request for that key is in flight
 _client_lock, _throttle_lock = threading.Lock(), threading.Lock()
 _throttles = [0]
 _log = logging.getLogger(__name__)
 
 
 def client() -> Any:  # noqa: ANN401 - botocore builds the class of a client at run time
-    """Return the client of this process and AWS environment (calls are coroutines); StorageError if that is wrong."""
+    """Return the client of this process and AWS environment, whose calls are coroutines.
+
+    Raises:
+        StorageError: the AWS environment is wrong.
+    """
     try:
         return _filesystem().s3
     except FAILURES as error:
@@ -77,7 +81,7 @@ def client() -> Any:  # noqa: ANN401 - botocore builds the class of a client at 
 
 
 def call(request: Callable[[], Coroutine[Any, Any, T]], *, size_bytes: int = 0) -> T:
-    """Make a request that sends ``size_bytes``, and retry it while it fails for a reason that may pass."""
+    """Make a request that sends ``size_bytes``, and retry it while its failures are transient."""
     began = time.monotonic()
     failures = 0
     while True:
@@ -88,7 +92,7 @@ def call(request: Callable[[], Coroutine[Any, Any, T]], *, size_bytes: int = 0) 
             if not _may_pass(error) or time.monotonic() - began >= patience:
                 raise
             if not failures:
-                _log.warning("S3: %s Trying again for %g s.", _reason(error), patience)
+                _log.warning("S3: %s Retrying for up to %g s.", _reason(error), patience)
             failures += 1
         pause(failures)
 
@@ -96,29 +100,29 @@ def call(request: Callable[[], Coroutine[Any, Any, T]], *, size_bytes: int = 0) 
 def start(coroutine: Coroutine[Any, Any, T], *, size_bytes: int = 0) -> Future[T]:
     """Start a coroutine of the client on fsspec's thread, with a time limit.
 
-    The client itself has none while it waits for "100 Continue" or for a peer that does not read.
+    The client itself has no limit while it waits for "100 Continue" or for a peer that does not read.
     """
     seconds = REQUEST_SECONDS + size_bytes / MIN_BYTES_PER_SECOND
     return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), get_loop())
 
 
 def wait(coroutine: Coroutine[Any, Any, T], *, size_bytes: int = 0) -> T:
-    """Run a coroutine of the client on fsspec's thread, and wait for its result in this one."""
+    """Run a coroutine of the client on fsspec's thread, and wait for its result in the calling thread."""
     future = start(coroutine, size_bytes=size_bytes)
     try:
         return future.result()
     finally:
-        future.cancel()  # does nothing unless this thread was interrupted
+        future.cancel()  # a no-op unless this thread was interrupted
 
 
 def split(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key, which may be empty and is not unescaped."""
+    """Return the bucket and the key of a URI. The key may be empty, and is not unescaped."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
 
 def pause(failures: int) -> None:
-    """Back off after this many failures: longer each time, with jitter so that workers do not retry in step."""
+    """Sleep before a retry: longer after each failure, with jitter so that workers do not retry in step."""
     time.sleep(min(2.0 ** (failures - 1), MAX_PAUSE_SECONDS) * random.random())  # noqa: S311
 
 
@@ -139,7 +143,7 @@ def _new_filesystem(
     session = AioSession()
     session.register("needs-retry.s3", _count_throttle)
     return s3fs.S3FileSystem(
-        skip_instance_cache=True,  # that cache keeps one per thread
+        skip_instance_cache=True,  # that cache keeps one instance per thread
         use_listings_cache=False,
         session=session,
         config_kwargs={
@@ -152,7 +156,7 @@ def _new_filesystem(
 
 
 def _count_throttle(response: tuple[object, dict[str, Any]] | None, **_: object) -> None:
-    """Look at one attempt of one request; botocore calls this, with None if there was no reply."""
+    """Count a throttled attempt of a request. botocore calls this after each attempt, with None without a reply."""
     if response is None:
         return
     parsed = response[1]
@@ -163,19 +167,19 @@ def _count_throttle(response: tuple[object, dict[str, Any]] | None, **_: object)
 
 
 def take_throttles() -> int:
-    """Return how many replies since the last call asked this process for fewer requests, retried ones included."""
+    """Return how many replies since the last call were throttled, including those that were retried."""
     with _throttle_lock:
         count, _throttles[0] = _throttles[0], 0
     return count
 
 
 def code_of(error: Exception) -> str:
-    """Return the storage's error code, "" if it gave none: the reply to a HEAD has only the HTTP status."""
+    """Return the storage's error code; "" if the reply has none, such as the reply to a HEAD request."""
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
 def status_of(error: Exception) -> int:
-    """Return the HTTP status, 0 when there was no reply."""
+    """Return the HTTP status of an error; 0 if there was no reply."""
     return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
@@ -184,7 +188,7 @@ def _response(error: Exception) -> dict[str, Any]:
 
 
 def storage_error(error: Exception, uri: str, action: str, *, permission: str = "") -> errors.StorageError:
-    """Say in one line why ``action`` on ``uri`` failed and what to do about it."""
+    """Return an error that says in one line why ``action`` on ``uri`` failed, and what to do about it."""
     if isinstance(error, _CREDENTIALS):
         advice = _CREDENTIAL_ADVICE
     elif isinstance(error, _UNREACHABLE):
@@ -192,18 +196,18 @@ def storage_error(error: Exception, uri: str, action: str, *, permission: str = 
     elif (code := code_of(error)) in _ADVICE:
         advice = _ADVICE[code]
     elif status_of(error) in {401, 403}:
-        advice = f"These credentials need {permission} there." if permission else _CREDENTIAL_ADVICE
+        advice = f"Grant {permission} to these credentials." if permission else _CREDENTIAL_ADVICE
     elif isinstance(error, boto.ParamValidationError):
         advice = _BUCKET_ADVICE
     else:
-        advice = "Run the same command again; if it keeps failing, ask who runs that storage."
+        advice = "Run the same command again. If it keeps failing, ask the operator of the storage."
     bucket, _ = split(uri)
     where = f"{uri} (bucket {bucket!r})" if bucket else "S3"
     return errors.StorageError(f"Cannot {action} {where}: {_reason(error)}", key=uri, remedy=advice)
 
 
 def object_error(error: Exception, uri: str) -> errors.RaypipeError:
-    """Return the error of this one object, or a StorageError if every other object would fail in the same way."""
+    """Return the error of this object, or a StorageError if every other object would fail in the same way."""
     if (
         isinstance(error, (*_CREDENTIALS, boto.ParamValidationError))
         or code_of(error) in _ADVICE
@@ -217,12 +221,12 @@ def _may_pass(error: Exception) -> bool:
     if status_of(error):
         return status_of(error) in _PASSING or code_of(error) in {"RequestTimeout", "SlowDown", "Throttling"}
     if isinstance(error, (boto.SSLError, boto.ProxyConnectionError)):
-        return False  # wrong settings
+        return False  # the settings are wrong
     return isinstance(error, (boto.HTTPClientError, boto.ConnectionError, aiohttp.ClientError, OSError))
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Tell an endpoint that accepts no connection from one that broke a connection."""
+    """Return whether the endpoint refuses connections; a connection that breaks later does not count."""
     if isinstance(error, boto.EndpointConnectionError):
         return isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
     return isinstance(error, _UNREACHABLE)

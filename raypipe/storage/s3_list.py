@@ -1,4 +1,4 @@
-"""List a folder on S3: several requests at once, a bounded number of pages in memory, every key once."""
+"""List a folder on S3 with parallel requests and a bounded number of pages in memory. Each key is yielded once."""
 
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future
@@ -18,11 +18,11 @@ from raypipe.storage.s3_client import FAILURES, call, client, split, start, stor
 
 PAGE_KEYS = 1000
 CONCURRENCY = 16
-LARGE_SUBFOLDERS = 8  # if a page of keys comes from at most this many, each is worth a listing of its own
-OBJECTS = "RaypipeObjects"  # in a reply: (key, size in bytes, etag) of each object
-# Amazon promises keys in the order of their bytes, except in directory buckets; other servers list folder by folder.
+LARGE_SUBFOLDERS = 8  # if a page of keys comes from at most this many subfolders, each is worth a separate listing
+OBJECTS = "RaypipeObjects"  # the key in a reply that holds (key, size in bytes, etag) of each object
+# Amazon guarantees keys in byte order, except in directory buckets. Other servers are listed folder by folder.
 _IN_ORDER = "AmazonS3"
-_NOT_IN_ORDER = ("--x-s3", "--xa-s3")  # directory buckets, and access points of them
+_NOT_IN_ORDER = ("--x-s3", "--xa-s3")  # directory buckets and their access points
 _DIGITS = frozenset("0123456789")
 _LAST_BEFORE_SURROGATES = "\ud7ff"
 _Reply = dict[str, Any]
@@ -33,7 +33,8 @@ _Request = Callable[[], Coroutine[Any, Any, _Reply]]
 class _Page:
     """One request of a listing: the keys that begin with ``prefix``, or only up to the next ``delimiter``.
 
-    In a divided listing, only keys after ``after`` and up to ``until`` belong to it; ``first`` is the first key of all.
+    In a divided listing, the page holds only keys after ``after`` and up to ``until``; ``first`` is the first key of
+    the whole listing.
     """
 
     prefix: str
@@ -53,11 +54,11 @@ class _Page:
 
 
 def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) -> Iterator[StoredObject]:  # noqa: ARG001 - a bucket hides nothing
-    """Yield page by page, several requests at once; folder markers (keys that end in a slash) are left out."""
+    """Yield objects page by page, with parallel requests; folder markers (keys that end in a slash) are left out."""
     bucket, base = split(root)
     base = f"{base}/" if base else ""
     s3 = client()
-    # botocore takes four times as long to read a page, mostly for dates. Registering again is a no-op.
+    # botocore takes four times as long to parse a page, mostly for dates. Registering twice is a no-op.
     s3.meta.events.register("before-parse.s3.ListObjectsV2", _take_objects, unique_id=OBJECTS)
     todo = [_Page(base + prefix)]
     asked: dict[Future[_Reply], tuple[_Page, _Request]] = {}
@@ -85,7 +86,7 @@ def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) ->
 
 
 async def _ask(s3: Any, asked: dict[str, Any]) -> _Reply:  # noqa: ANN401 - botocore builds the class of a client
-    """Request one page; raise ClientPayloadError for any other reply, which must not look like the end of a listing."""
+    """Request one page. Any other reply raises ClientPayloadError: it must not look like the end of a listing."""
     try:
         reply: _Reply = await s3.list_objects_v2(**asked)
     except ResponseParserError as error:
@@ -102,7 +103,7 @@ async def _ask(s3: Any, asked: dict[str, Any]) -> _Reply:  # noqa: ANN401 - boto
 
 
 def _take_objects(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_more: object) -> None:
-    """Move the objects of a page from its XML to ``OBJECTS``; errors, tokens and prefixes are left to botocore."""
+    """Move the objects of a page from its XML to ``OBJECTS``; botocore parses errors, tokens and prefixes."""
     try:
         root = ET.fromstring(response_dict["body"])  # noqa: S314 - as botocore does
     except ET.ParseError:
@@ -139,7 +140,10 @@ def _is_in_order(bucket: str, reply: _Reply) -> bool:
 
 
 def _is_worth_splitting(page: _Page, reply: _Reply) -> bool:
-    """Tell a few large subfolders, which are listed in parallel, from many small ones, which take a request each."""
+    """Return whether the keys are in a few large subfolders, which are faster to list in parallel.
+
+    Many small subfolders would take one request each.
+    """
     if page.delimiter or page.token or not reply["IsTruncated"]:
         return False
     rests = (key[len(page.prefix) :].partition("/") for key, _, _ in reply[OBJECTS])
@@ -147,7 +151,7 @@ def _is_worth_splitting(page: _Page, reply: _Reply) -> bool:
 
 
 def _next_pages(page: _Page, reply: _Reply, *, may_divide: bool) -> list[_Page]:
-    """Return what is left to request, subfolders last: they are requested first, so that few are waiting at a time."""
+    """Return the next pages to request, subfolders last: they are popped first, so that few pages wait at a time."""
     objects = reply[OBJECTS]
     is_over = not reply["IsTruncated"] or bool(objects and page.until and objects[-1][0] > page.until)
     following = [] if is_over else [replace(page, token=reply["NextContinuationToken"])]
@@ -160,11 +164,12 @@ def _next_pages(page: _Page, reply: _Reply, *, may_divide: bool) -> list[_Page]:
 
 
 def boundary(*, first: str, last: str, until: str, prefix: str) -> str:
-    """Guess where to divide what is left of a listing, so that its parts can be requested in parallel.
+    """Guess where to divide the rest of a listing, so that its parts can be requested in parallel.
 
-    Return a string between ``last`` and ``until`` with keys on both sides, or "" if none is found. ``first`` is the
-    first key of the whole listing and ``last`` the last one seen. The keys left are greater, begin with ``prefix``, and
-    are at most ``until`` unless that is "". Only speed depends on the guess: each key is on one side of any boundary.
+    Return a string between ``last`` and ``until`` that probably has keys on both sides, or "" if none is found.
+    ``first`` is the first key of the whole listing and ``last`` is the last key seen. The remaining keys are greater
+    than ``last``, begin with ``prefix``, and are at most ``until`` unless that is "". A wrong guess costs only speed:
+    each key is on one side of any boundary.
     """
     if not until and (after_all := _after_all(last[: _num_shared(first, last)], prefix)):
         return after_all
@@ -186,7 +191,10 @@ def _num_shared(one: str, other: str) -> int:
 
 
 def _after_all(common: str, prefix: str) -> str:
-    """Return a string after every key that begins as all keys so far do: few requests tell how far that holds."""
+    """Return a string after every key that has the common prefix of all keys so far; "" if there is none.
+
+    A few requests are enough to find out whether other keys follow.
+    """
     if len(common) <= len(prefix) or not " " <= common[-1] < _LAST_BEFORE_SURROGATES:
         return ""
     return common[:-1] + chr(ord(common[-1]) + 1)

@@ -1,4 +1,4 @@
-"""Decide the type of a column by all of its values: booleans, numbers, dates, texts, or lists of texts."""
+"""Infer the type of a column from all of its values: booleans, numbers, dates, texts, or lists of texts."""
 
 import datetime as dt
 import math
@@ -23,7 +23,7 @@ _FIRST_YEAR, _LAST_YEAR = 1800, 2199
 _SECOND, _DAY = 1_000_000, 86_400_000_000  # in microseconds
 _FIRST = int(np.datetime64(f"{_FIRST_YEAR}-01-01", "us").astype(np.int64))
 _LAST = int(np.datetime64(f"{_LAST_YEAR + 1}-01-01", "us").astype(np.int64)) - 1
-_SMALLEST_EPOCH_SECONDS = 1e8  # March 1973: smaller numbers may be anything
+_SMALLEST_EPOCH_SECONDS = 1e8  # March 1973: smaller numbers may mean anything
 _LARGEST_EPOCH_SECONDS = _LAST / _SECOND
 _ZONE = r"[0-9](Z|[+-]([01][0-9]|2[0-3]):?[0-5][0-9])$"
 _ISO_TIME = (
@@ -33,26 +33,26 @@ _ISO_TIME = (
 Kind = Literal["true or false", "numbers", "dates", "text", "lists of texts"]
 
 MAX_BAD_FRACTION = 0.05  # a column with a larger share of bad values is text
-# They are named in a warning, but any number of them leaves a column its type.
+# These values are listed in a warning, but any number of them leaves the column's type unchanged.
 MISSING = ("n/a", "na", "nan", "inf", "-inf", "none", "null", "nil", "unknown", "undefined", "-", "--", "?")
 TIMESTAMPS = "timestamps"
 _NUM_EXAMPLES, _MAX_SHOWN = 3, 40
 _NUMBER = r"^[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _WHOLE_NUMBER = r"^[+-]?[0-9]+$"
 _LEADING_ZERO = r"^[+-]?0[0-9]+$"
-_LONG_NUMBER = r"^[+-]?[0-9]{16,999}$"  # float64 may not hold it
+_LONG_NUMBER = r"^[+-]?[0-9]{16,999}$"  # float64 may not hold it exactly
 _NO_TEXT = pa.scalar(None, pa.string())
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
     name: str
-    is_one: Callable[[Floats], Mask]  # which numbers can only be of this unit: the ranges of two units never overlap
+    is_one: Callable[[Floats], Mask]  # which numbers can only have this unit: the ranges of two units never overlap
     to_microseconds: Callable[[Floats], Floats]
 
 
 def iso_times(texts: Column) -> Column:
-    """Return ISO dates and times as timestamps, and null for every other text; no zone means UTC."""
+    """Return ISO dates and times as timestamps, and null for every other text. Times without a zone are UTC."""
     texts = pc.if_else(_is_iso(texts), texts, _NO_TEXT)
     texts = pc.replace_substring_regex(texts, pattern=r"(\.[0-9]{6})[0-9]+", replacement=r"\1")
     zoned = pc.match_substring_regex(texts, _ZONE)
@@ -62,7 +62,7 @@ def iso_times(texts: Column) -> Column:
 
 
 def _is_iso(texts: Column) -> Column:
-    """Also check that the calendar has the day: 2023-02-29 is not a date."""
+    """Return which texts are ISO times whose day is in the calendar: 2023-02-29 is not a date."""
     matches = pc.match_substring_regex(texts, _ISO_TIME).fill_null(False)  # noqa: FBT003 - Arrow's own signature
     days = pc.utf8_slice_codeunits(texts, 0, 10)
     existing = [day for day in pc.unique(days.filter(matches)).to_pylist() if _exists(day)]
@@ -78,20 +78,20 @@ def _exists(day: str) -> bool:
 
 
 def is_plausible(microseconds: Microseconds) -> Mask:
-    """Tell which times may be dates of videos: 1800 to 2199, and not a small count that was read as 1970-01-01."""
+    """Return which times may be dates of videos: 1800 to 2199, without small counts that were read as 1970-01-01."""
     is_small = (np.abs(microseconds) < _DAY) & (microseconds != 0)
     return np.asarray((microseconds >= _FIRST) & (microseconds <= _LAST) & ~is_small, np.bool_)
 
 
 def unit_of(numbers: Floats) -> str | None:
-    """Return the unit in which most of the numbers are dates, None if no number is a date in any unit."""
+    """Return the unit in which most of the numbers are dates; None if no number is a date in any unit."""
     counts = {unit.name: int(unit.is_one(numbers).sum()) for unit in _UNITS}
     best = max(counts, key=counts.__getitem__)
     return best if counts[best] else None
 
 
 def dates_of_numbers(numbers: Floats, unit: str) -> tuple[Microseconds, Mask]:
-    """Return numbers of one unit as times, and which of them are plausible: not 0, and not of another unit."""
+    """Return numbers of one unit as times, and which of them are plausible: not 0, and not in another unit."""
     chosen = next(one for one in _UNITS if one.name == unit)
     is_other = np.zeros(len(numbers), np.bool_)
     for other in _UNITS:
@@ -124,7 +124,7 @@ def _year_microseconds(numbers: Floats) -> Floats:
 
 
 def _days_of(numbers: Floats) -> tuple[npt.NDArray[np.int64], Mask]:
-    """Return the days since 1970 of numbers YYYYMMDD, and whether the calendar has them."""
+    """Return YYYYMMDD numbers as days since 1970, and which of them are in the calendar."""
     whole = numbers.astype(np.int64)
     years, months, days = whole // 10_000, whole // 100 % 100, whole % 100
     begin = ((years - 1970) * 12 + months - 1).astype("datetime64[M]")
@@ -151,21 +151,21 @@ _UNITS = (
 
 @dataclass(frozen=True, slots=True)
 class ColumnReading:
-    """How a column was read: as what most of its values are, or as text because too many of them are something else."""
+    """How a column was read: as the kind of most of its values, or as text because too many values differ."""
 
     name: str
     kind: Kind
-    most: Kind  # what most values are, or what the column should be
-    num_values: int  # that are not empty
+    most: Kind  # the kind of most values, or the expected kind
+    num_values: int  # the number of values that are not empty
     unit: str | None = None  # of dates
-    first: str = ""  # of dates, as YYYY-MM-DD
+    first: str = ""  # the earliest date, as YYYY-MM-DD
     last: str = ""
-    num_bad: int = 0  # values that are not like most; null where ``kind`` is not text
-    examples: tuple[str, ...] = ()  # of bad values
+    num_bad: int = 0  # values that are not of kind ``most``; they are null unless ``kind`` is text
+    examples: tuple[str, ...] = ()  # some bad values
 
     @property
     def summary(self) -> str:
-        """Describe the column in a few words."""
+        """Return a short description of the column."""
         if self.kind != "dates":
             return f"{self.name}: {self.kind}"
         span = f", {self.first} … {self.last}" if self.first else ""
@@ -173,7 +173,7 @@ class ColumnReading:
 
     @property
     def warning(self) -> str | None:
-        """Say what is wrong with the column and how it is treated; None if nothing is wrong."""
+        """Return what is wrong with the column and how it is treated; None if nothing is wrong."""
         if self.kind not in (self.most, "text"):
             return f"column {self.name!r} holds {self.kind}. Give {self.most}."
         if not self.num_bad:
@@ -191,13 +191,13 @@ _Read: TypeAlias = tuple[Column, ColumnReading | None]
 
 
 def read_column(name: str, column: Column, *, expected: Kind | None = None, is_untyped: bool = False) -> _Read:
-    """Bring a column to the one type of its kind, and say how it was read if its values decided that.
+    """Convert a column to the single type of its kind. Also return how it was read, if its values decided that.
 
-    With ``expected`` dates, numbers are dates too, and their unit is decided. ``is_untyped`` means that the file does
-    not give the type: a text such as 12 is a number, unless other values of the column say otherwise.
+    If ``expected`` is dates, numbers are read as dates too, and their unit is inferred. ``is_untyped`` means that the
+    file does not give the type: a text such as 12 is a number, unless other values of the column contradict this.
 
     Raises:
-        ValueError: it is of no kind that an index holds.
+        ValueError: an index cannot hold values of this type.
     """
     column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     kind = column.type
@@ -217,7 +217,7 @@ def read_column(name: str, column: Column, *, expected: Kind | None = None, is_u
 
 
 def _plain(name: str, column: Column) -> tuple[Kind | None, Column]:
-    """Return the values of a column whose Arrow type says their kind, which is None if all of them are null."""
+    """Return the kind that the Arrow type of a column implies, None if all values are null, and the values."""
     kind = column.type
     if pa.types.is_null(kind):
         return None, column.cast(pa.string())
@@ -245,7 +245,7 @@ def _timestamps(column: Column) -> Column:
 
 
 def _whole_numbers(column: Column) -> Column:
-    """Return decimals as int64, or as text if some need more than 64 bits."""
+    """Return decimals as int64, or as text if some of them need more than 64 bits."""
     try:
         return column.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -286,7 +286,7 @@ def _numbers_of(texts: Column) -> Column:
 
 
 def _are_codes(texts: Column, number_type: pa.DataType) -> bool:
-    """Tell whether numbers of this type would lose digits of some texts: of 007, or of an id of twenty digits."""
+    """Return whether numbers of this type would lose digits of some texts, such as 007 or an id of twenty digits."""
     if pc.any(pc.match_substring_regex(texts, _LEADING_ZERO)).as_py():
         return True
     if pa.types.is_integer(number_type):
@@ -337,7 +337,7 @@ def _floats(numbers: Column) -> Floats:
 def _decided(
     name: str, given: Column, read: Column, *, most: Kind, unit: str | None, else_text: Column, is_expected: bool
 ) -> _Read:
-    """Return the values as they were read if only a few of those given could not be, otherwise the text."""
+    """Return the values as read if only a few of the given values could not be read, otherwise the text."""
     num_values, num_read = _num_values(given), _num_values(read)
     bad = given.filter(pc.and_(pc.is_valid(given), pc.is_null(read))).cast(pa.string())
     missing = MISSING + (("0", "-1") if most == "dates" else ())
@@ -361,7 +361,7 @@ def _describe(
     unit: str | None = None,
     bad: Column | None = None,
 ) -> ColumnReading:
-    """Say how a column was read, with the range of its dates and a few of its bad values."""
+    """Return how a column was read, with the range of its dates and a few of its bad values."""
     span = pc.min_max(column).values() if kind == "dates" else ()
     first, last = [(end.cast(pa.string()).as_py() or "")[:10] for end in span] or ("", "")
     examples = [] if bad is None else pc.unique(bad).slice(0, _NUM_EXAMPLES).to_pylist()

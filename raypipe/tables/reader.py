@@ -1,4 +1,4 @@
-"""Read a user's table from storage: some columns as they are written, or every column with a type."""
+"""Read a user's table from storage: some columns as text, or every column with a type."""
 
 import csv
 import io
@@ -20,13 +20,13 @@ from raypipe.errors import ConfigError, ObjectError
 from raypipe.storage.folder import Folder, place_of
 from raypipe.tables.column_types import ColumnReading, Kind, read_column
 
-_BATCH_ROWS = 65_536  # of a CSV that are in memory as Python texts at a time
+_BATCH_ROWS = 65_536  # CSV rows that are in memory as Python strings at a time
 TABLE_ENDINGS = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True, slots=True)
 class CsvRow:
-    """The fields of one row, and the numbers of the lines where it begins and ends."""
+    """The fields of one CSV row, and the numbers of its first and last line."""
 
     fields: list[str]
     first_line: int
@@ -34,10 +34,10 @@ class CsvRow:
 
 
 def parse_csv(data: io.BytesIO, *, empty_is_null: bool) -> pa.Table:
-    """Parse every field as text. Only an empty text is null: NA is also a country.
+    """Parse a CSV with every field as text. Only an empty text is null: NA is also a country.
 
     Raises:
-        ValueError: a quote is not closed, a row has another number of fields, or a line is not UTF-8.
+        ValueError: a quote is not closed, a row has a wrong number of fields, or a line is not UTF-8.
     """
     rows = _csv_fields(data)
     if (header := next(rows, None)) is None:
@@ -78,7 +78,7 @@ def _csv_fields(data: io.BytesIO) -> Iterator[list[str]]:
 
 
 def csv_rows(lines: TextIO) -> Iterator[CsvRow]:
-    """Yield the rows that are not blank; raises ValueError if quotes do not match, so that no end of a row is found."""
+    """Yield the rows that are not blank; raises ValueError if unmatched quotes hide the end of a row."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(lines, strict=True)
     before = 0
@@ -93,7 +93,7 @@ def csv_rows(lines: TextIO) -> Iterator[CsvRow]:
 
 
 def wrong_length(row: CsvRow, header: Sequence[str]) -> str:
-    return f"line {row.first_line} has {len(row.fields)} fields, the header has {len(header)}"
+    return f"line {row.first_line} has {len(row.fields)} fields, but the header has {len(header)}"
 
 
 def not_utf8(number: int) -> str:
@@ -101,7 +101,7 @@ def not_utf8(number: int) -> str:
 
 
 def parse_json_texts(lines: Iterable[bytes], columns: Sequence[str]) -> pa.Table:
-    """Parse these columns as text, line by line; the values of all other columns are dropped."""
+    """Parse these columns of a JSONL as text; the values of all other columns are dropped."""
     keys: dict[str, None] = {}
     rows: list[list[str | None]] = []
     for number, row in _json_lines(lines):
@@ -112,7 +112,7 @@ def parse_json_texts(lines: Iterable[bytes], columns: Sequence[str]) -> pa.Table
 
 
 def parse_json_table(lines: Iterable[bytes], text: Sequence[str]) -> tuple[pa.Table, list[str]]:
-    """Parse all columns, those of ``text`` as text. Also return the columns where only some values are numbers."""
+    """Parse all columns of a JSONL, those in ``text`` as text. Also return the columns that mix numbers and texts."""
     rows = list(_json_lines(lines))
     columns, mixed = {}, []
     for name in dict.fromkeys(key for _, row in rows for key in row):
@@ -128,19 +128,19 @@ def parse_json_table(lines: Iterable[bytes], text: Sequence[str]) -> tuple[pa.Ta
 
 
 def _json_column(values: Sequence[Any]) -> pa.Array:
-    """Return values of one Arrow type as that type, otherwise each value as its JSON."""
+    """Return the values as one Arrow type if they have one, otherwise as text with each value in JSON."""
     try:
         made = pa.array(values)
         if not pa.types.is_struct(made.type):
             return made
-    except (pa.ArrowException, OverflowError):  # several types, or a whole number of more than 64 bits
+    except (pa.ArrowException, OverflowError):  # several types, or an integer of more than 64 bits
         pass
     texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
     return pa.array(list(texts), pa.string())
 
 
 def _json_text(value: Any, *, column: str, number: int) -> str | None:  # noqa: ANN401 - whatever the line holds
-    """Return a text as it is, and 7 as the text ``7``."""
+    """Return a text unchanged, and the number 7 as the text ``7``."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int):
@@ -150,13 +150,13 @@ def _json_text(value: Any, *, column: str, number: int) -> str | None:  # noqa: 
 
 
 def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the object of each line that is not blank; raises ValueError if it is not an object."""
+    """Yield the number and the object of each line that is not blank; raises ValueError if a line is not an object."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json_object(line)
-            if b"\\u" in line:  # half a surrogate pair is no text
+            if b"\\u" in line:  # half a surrogate pair is not a valid text
                 json.dumps(row, ensure_ascii=False).encode()
         except ValueError as error:
             msg = f"line {number} is not a JSON object: {error}"
@@ -189,19 +189,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TypedTable:
-    """A table, and how the columns were read whose values decide their type."""
+    """A table, and how each column whose type is inferred from its values was read."""
 
     table: pa.Table
     readings: tuple[ColumnReading, ...]
 
 
 def is_table(uri: str) -> bool:
-    """Tell a table, such as a manifest, by its name."""
+    """Return whether a URI names a table, such as a manifest, by its extension."""
     return uri.lower().endswith(TABLE_ENDINGS)
 
 
 def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
-    """Return the folder and name of the table that the key ``what`` holds; raises ConfigError for unknown formats."""
+    """Return the folder and name of a table; ``what`` is its configuration key.
+
+    Raises:
+        ConfigError: the format is unknown.
+    """
     if not is_table(uri):
         remedy = f"Give a file that ends in {', '.join(TABLE_ENDINGS)}."
         msg = f"{what}={uri!r} has an unknown format."
@@ -212,7 +216,7 @@ def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
 def read_text_columns(
     folder: Folder, name: str, columns: Sequence[str], *, required: Sequence[str], what: str
 ) -> pa.Table:
-    """Read those of the columns that the table has, as strings exactly as they are written; ``what`` is the table.
+    """Read the given columns, if the table has them, as strings exactly as written; ``what`` is the table's name.
 
     Raises:
         ConfigError: the table cannot be read, or lacks a required column.
@@ -233,16 +237,16 @@ def read_table(
     what: str,
     expected: Mapping[str, Kind] = MappingProxyType({}),
 ) -> TypedTable:
-    """Read every column: those of ``text`` as they are written, all others with the type of their values.
+    """Read every column: the columns in ``text`` exactly as written, all others with the type of their values.
 
-    Whole numbers become int64, others float64; codes such as 007, and ids that neither can hold exactly, stay text.
-    ISO dates and times become timestamp[us] in UTC, which is also the zone of times without one. Lists of texts stay
-    lists. An empty field, or a number that is not finite, is null. If a few values of a column are of another kind,
-    the column keeps its type and they are null; if more are, it is text. The readings say so. ``expected`` names
-    columns that should be of a kind: one of dates may also hold epoch numbers or years.
+    Integers become int64, other numbers float64. Codes such as 007, and ids that neither type can hold exactly, stay
+    text. ISO dates and times become timestamp[us] in UTC; times without a zone are UTC. Lists of texts stay lists.
+    Empty fields and numbers that are not finite are null. If a few values of a column are of another kind, they are
+    null and the column keeps its type; if more are, the column is text. The readings report both cases. ``expected``
+    gives the expected kinds of columns; a column that should hold dates may also hold epoch numbers or years.
 
     Raises:
-        ConfigError: the table cannot be read, lacks a required column, or a column holds something else.
+        ConfigError: the table cannot be read, lacks a required column, or has a column of an unsupported type.
     """
     with _unreadable(folder.child(name), what):
         table, untyped = _parse(folder, name, text, only_text=False)
@@ -260,7 +264,7 @@ def read_table(
 
 
 def _parse(folder: Folder, name: str, text: Sequence[str], *, only_text: bool) -> tuple[pa.Table, Sequence[str]]:
-    """Return a table, and the columns whose type its format does not give."""
+    """Return a table, and the columns whose type the file format does not give."""
     data = io.BytesIO(folder.read(name))
     if name.lower().endswith(".parquet"):
         return pq.read_table(data), ()
@@ -271,7 +275,7 @@ def _parse(folder: Folder, name: str, text: Sequence[str], *, only_text: bool) -
 
 
 def empty_rows(column: pa.ChunkedArray) -> list[int]:
-    """Return the numbers of the rows that have no text in a column; 1 is the first row after the header."""
+    """Return the numbers of the rows whose text in a column is empty or null; 1 is the first row after the header."""
     is_empty = pc.equal(column, "").fill_null(True)  # noqa: FBT003 - Arrow's own signature
     return [at + 1 for at in pc.indices_nonzero(is_empty).to_pylist()]
 

@@ -1,1 +1,1 @@
-"""Untrusted video to frames: pure sampling, decoders, and the child process that they run in."""
+"""Turn untrusted videos into frames: pure sampling, decoders, and the child process that runs the decoders."""

@@ -18,7 +18,7 @@ from raypipe.video.decode_request import DecodeRequest
 
 SNIFF_BYTES = 1024
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf")
-_SYNC, _MIN_SYNCS = 0x47, 5  # of the packets of a transport stream
+_SYNC, _MIN_SYNCS = 0x47, 5  # the first byte of each packet in a transport stream
 _TS_PACKET_BYTES = (188, 192, 204)
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
 _MAGIC = (
@@ -30,14 +30,14 @@ _MAGIC = (
 )
 Packet: TypeAlias = "av.Packet[Any]"
 _READ_BUFFER_BYTES = 64 * 1024
-_STORE_CHECKSUMS = frozenset({"hevc", "ffv1", "png", "apng"})  # of pictures, if the encoder wrote them
+_STORE_CHECKSUMS = frozenset({"hevc", "ffv1", "png", "apng"})  # of pictures, if the encoder writes them
 _EBML_HEADER, MATROSKA_SEGMENT = 0x1A45DFA3, 0x18538067
 _MAX_ID_BYTES, _MAX_SIZE_BYTES = 4, 8
 _MAX_ELEMENTS = 1000
 
 
 class VideoError(Exception):
-    """This video ends as a row with ``status``; the message is its ``error``."""
+    """Ends a video as a row with ``status``; the message becomes the row's ``error``."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
@@ -49,13 +49,13 @@ def encrypted(reason: str) -> VideoError:
 
 
 def describe(error: BaseException) -> str:
-    """Return one line for a row's ``error``: FFmpeg's own words if there are any."""
+    """Return one line for a row's ``error``: FFmpeg's own message if there is one."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return one_line(text)[:300]
 
 
 class SeekableReader(io.RawIOBase):
-    """The base of files that FFmpeg reads through Python."""
+    """The base class of files that FFmpeg reads through Python."""
 
     def readable(self) -> bool:
         return True
@@ -70,13 +70,13 @@ class Line(NamedTuple):  # one logged error
 
 
 class ErrorLog:
-    """Collects the error lines that FFmpeg logs; taking them empties it, so that a hostile file cannot fill memory."""
+    """Collects the error lines that FFmpeg logs. ``take`` empties it, so that a hostile file cannot fill memory."""
 
     def __init__(self, lines: list[tuple[int, str, str]] | None = None) -> None:
         self.lines = [] if lines is None else lines  # level, source, message
 
     def take(self) -> list[Line]:
-        """Return the lines since the last call."""
+        """Return the lines logged since the last call."""
         taken = [Line(source, one_line(message)) for _, source, message in self.lines]
         self.lines.clear()
         return taken
@@ -84,7 +84,7 @@ class ErrorLog:
 
 @contextmanager
 def error_log() -> Iterator[ErrorLog]:
-    """Collect what FFmpeg logs as an error in this thread."""
+    """Collect the errors that FFmpeg logs in this thread."""
     av.logging.set_level(av.logging.ERROR)
     skipped = av.logging.get_skip_repeated()
     av.logging.set_skip_repeated(False)  # two corrupt frames in a row may have the same error
@@ -97,7 +97,7 @@ def error_log() -> Iterator[ErrorLog]:
 
 
 def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
-    """Return FFmpeg's name of the container that a file's first bytes show; None if it is not in ``CONTAINERS``.
+    """Return FFmpeg's name of the container that a file begins with; None if it is not in ``CONTAINERS``.
 
     Since row format 2 a transport stream may begin inside a packet, as captured streams do.
     """
@@ -134,7 +134,7 @@ def open_stream(file: BinaryIO, container: str, request: DecodeRequest) -> tuple
         file,
         "r",
         format=container,
-        # The demuxer is named, so nothing is guessed from content, and no protocol may be opened from inside the file.
+        # A fixed demuxer: FFmpeg guesses nothing from the content, and the file cannot make it open any protocol.
         options={"format_whitelist": container, "protocol_whitelist": "none", "max_streams": str(limits.max_streams)},
         metadata_errors="replace",
         buffer_size=_READ_BUFFER_BYTES,
@@ -157,7 +157,7 @@ def open_stream(file: BinaryIO, container: str, request: DecodeRequest) -> tuple
 
 
 def _main_stream(source: InputContainer) -> VideoStream:
-    """Return FFmpeg's choice of the video streams, or the first that is not a cover picture."""
+    """Return the video stream that FFmpeg prefers, or the first one if that is a cover picture."""
     streams = [one for one in source.streams.video if not one.disposition & Disposition.attached_pic]
     if not streams:
         kinds = ", ".join(sorted({one.type for one in source.streams})) or "none"
@@ -168,7 +168,7 @@ def _main_stream(source: InputContainer) -> VideoStream:
 
 
 def size_of(file: BinaryIO) -> int:
-    """Return a file's size; its position, which FFmpeg relies on, stays."""
+    """Return a file's size without moving its position, on which FFmpeg relies."""
     at = file.tell()
     size_bytes = file.seek(0, os.SEEK_END)
     file.seek(at)
@@ -176,9 +176,10 @@ def size_of(file: BinaryIO) -> int:
 
 
 def read_element(file: BinaryIO, at: int) -> tuple[int, int, int | None] | None:
-    """Read the header of the element of Matroska or WebM (EBML, RFC 8794) at a place in the file.
+    """Read the header of the Matroska or WebM element (EBML, RFC 8794) at an offset in the file.
 
-    Return its id, where its content begins, and the size of that, None if it does not say; None if it is incomplete.
+    Return the element's id, the offset of its content and the content's size, which is None if the header does not
+    give it. Return None if the header is incomplete.
     """
     file.seek(at)
     header = file.read(_MAX_ID_BYTES + _MAX_SIZE_BYTES)
@@ -193,9 +194,9 @@ def read_element(file: BinaryIO, at: int) -> tuple[int, int, int | None] | None:
 
 
 def declared_bytes(file: BinaryIO) -> int:
-    """Return how long a Matroska file should be: the end of its last segment, or its size if that is not declared.
+    """Return how long a Matroska file should be: the end of its last segment, or its size if no end is declared.
 
-    Several files in one have several segments.
+    A file may have several segments, for example if several files were joined.
     """
     size_bytes = size_of(file)
     at = 0

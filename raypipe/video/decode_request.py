@@ -1,4 +1,4 @@
-"""What to decode of a video: which frames, at what size, and under which limits. Loads no video library."""
+"""A request to decode a video: which frames, at what size, and under which limits. Loads no video library."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Ranges = Sequence[tuple[int, int]]  # of bytes in a file, [start, stop), ascendi
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """The most that a video may be, checked before it is decoded."""
+    """The limits of a video, checked before it is decoded."""
 
     max_pixels: int
     max_duration_seconds: float
@@ -33,15 +33,15 @@ class DecodeRequest:
     fps: float
     max_frames: int
     nearest_keyframe: bool
-    loop_filter: bool  # without it the codec skips its smoothing of block edges: that is faster, and gives other pixels
+    loop_filter: bool  # False skips the codec's smoothing of block edges, which is faster and gives different pixels
     resize_size: int  # the shorter side is scaled to this
     crop_size: int  # then a centered square of this side is kept
     limits: DecodeLimits
-    row_format: int = 2  # whose rules apply: 1 trusts time stamps and decoders, and ignores display properties
+    row_format: int = 2  # selects the rules: 1 trusts time stamps and decoders, and ignores display properties
 
 
 def request_of_settings(settings: Mapping[str, Any], decode: "DecodeConfig") -> DecodeRequest:
-    """Return what ``raypipe embed`` requests of each video of an output, from the settings stored there."""
+    """Return the request that ``raypipe embed`` uses for each video of an output, from the output's settings."""
     sampling = settings["sampling"]
     num_frames = sampling.get("num_frames", 1)
     return DecodeRequest(

@@ -1,11 +1,11 @@
 """Decode the wanted frames of a video with PyAV, decord or torchcodec. Runs in the child process only.
 
-PyAV always opens and indexes the file first, so that all decoders pass the same limits and are asked for the same
-frames. It replaces corrupt frames, and tells which stay corrupt.
+PyAV always opens and indexes the file first, so that all decoders have the same limits and the same wanted frames. PyAV
+replaces corrupt frames, and counts those that stay corrupt.
 
-The other two can give another frame than the requested one without saying so. If that shows, or if decord's seeking is
-known to do it, they fail: a missing frame is a row's status, a wrong one would be a wrong embedding. They know few
-display properties, and refuse the videos that have others.
+The other two decoders can return a wrong frame without an error. If this is detected, or if decord's seeking is known
+to be inexact in such a video, they fail: a missing frame is a row's status, but a wrong frame would be a wrong
+embedding. They support few display properties, and refuse videos that have others.
 """
 
 import importlib
@@ -44,19 +44,19 @@ _SURVEY_ATTEMPTS = 8
 
 @dataclass
 class Decoded:
-    """The outcome of the wanted frames besides their pixels."""
+    """The outcome of decoding the wanted frames, without their pixels."""
 
     num_corrupt_frames: int = 0
-    num_flagged_frames: int = 0  # those of them that the decoder itself says are corrupt
-    num_hidden: int = 0  # wanted packets that are sound but hold no picture to show
+    num_flagged_frames: int = 0  # corrupt frames whose own data is corrupt
+    num_hidden: int = 0  # wanted packets that are intact but hold no picture to show
     interlaced: bool = False  # frames were deinterlaced
-    problem: str = ""  # the first error, in FFmpeg's words
+    problem: str = ""  # the first error, as FFmpeg words it
 
 
 def decode_pyav(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
-    """Decode only the groups of pictures that hold a wanted frame; read everything if that misses one.
+    """Decode only the groups of pictures that hold a wanted frame; read the whole video if one is missing.
 
-    Row format 2 replaces a corrupt frame by the nearest sound one, and counts those that stay corrupt.
+    Row format 2 replaces a corrupt frame by the nearest intact frame, and counts the frames that stay corrupt.
 
     Raises:
         VideoError: no frame can be decoded.
@@ -66,7 +66,7 @@ def decode_pyav(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decode
 
 
 class _Decoding:
-    """Decodes the wanted frames of a video that may be damaged, and tells which are corrupt."""
+    """Decodes the wanted frames of a video that may be damaged, and finds out which are corrupt."""
 
     def __init__(self, video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
         self._video = video
@@ -80,7 +80,7 @@ class _Decoding:
         self._deinterlacer = Deinterlacer()
 
     def trust(self) -> Decoded:
-        """Decode by the rules of row format 1: what the decoder gives is sound."""
+        """Decode by the rules of row format 1: every frame that the decoder returns counts as intact."""
         problem = _note_problem(lambda: self._take(self._slots))
         if len(self._writer.missing):
             problem = _note_problem(lambda: self._take_nearest(used=None)) or problem
@@ -107,7 +107,7 @@ class _Decoding:
         self._refuse_empty(problem)
         found = [level for level in self._damage().values() if level < Damage.MISSING]
         if any(found) and not problem:
-            problem = "the container says that data is lost"
+            problem = "the container reports that data is lost"
         return Decoded(
             num_corrupt_frames=sum(level > Damage.NONE for level in found),
             num_flagged_frames=sum(level == Damage.CORRUPT for level in found),
@@ -126,12 +126,12 @@ class _Decoding:
             raise VideoError(Status.DECODE_ERROR, problem)
 
     def _look_again(self) -> None:
-        """Decode the same packets without leaving any out: the decoder hides errors of what it leaves out."""
+        """Decode the same packets again without skipping any: the decoder hides errors of skipped frames."""
         for _ in self._read(packets_to_decode(self._index, self._wanted.packets)):
             pass
 
     def _take(self, slots: Mapping[int, int]) -> None:
-        """Decode the packets that ``slots`` maps to, and put each frame into its slot."""
+        """Decode the packets that ``slots`` maps to, and write each frame into its slot."""
         slots_of: dict[int, list[int]] = {}
         for slot, position in slots.items():
             slots_of.setdefault(int(self._index.pts[position]), []).append(slot)
@@ -150,7 +150,7 @@ class _Decoding:
                 self._writer.put(slots_of[frame.pts], frame, self._seconds(frame.pts))
         else:
             return
-        # Deinterlacing uses the fields of the frames before and after, so these are decoded too.
+        # Deinterlacing uses fields of the previous and next frames, so these are decoded too.
         count = self._video.reader.decoder.has_b_frames + 2
         ranges = _with_followers(ranges, len(self._index.pts), count=count)
         for frame in self._deinterlacer.deinterlace(self._read(ranges)):
@@ -158,16 +158,16 @@ class _Decoding:
                 self._writer.put(slots_of[frame.pts], frame, self._seconds(frame.pts))
 
     def _damage(self) -> dict[int, int]:
-        """Return how bad the picture in each slot is."""
+        """Return the damage level of the picture in each slot."""
         levels = self._report.levels(self._index)
         damage = {slot: int(levels[position]) for slot, position in self._taken.items()}
         return damage | dict.fromkeys(self._writer.missing.tolist(), int(Damage.MISSING))
 
     def _replace(self, damage: Mapping[int, int]) -> None:
-        """Put a better picture in each damaged slot, if there is one within half the sampling interval."""
+        """Write a less damaged picture into each damaged slot, if there is one within half the sampling interval."""
         index, wanted = self._index, self._wanted
         bad = [slot for slot, level in damage.items() if level]
-        asked = {self._slots[slot]: float(wanted.pts_seconds[slot]) for slot in bad}  # one may be wanted twice
+        asked = {self._slots[slot]: float(wanted.pts_seconds[slot]) for slot in bad}  # a frame may be wanted twice
         ranges, half = self._survey_ranges(asked, 0.5 * index.duration_seconds / len(wanted.packets))
         survey = DamageReport()
         shown = {frame.pts for frame in read_frames(self._video, ranges, report=survey) if frame is not None}
@@ -182,7 +182,10 @@ class _Decoding:
             self._take(better)
 
     def _survey_ranges(self, asked: Mapping[int, float], half_seconds: float) -> tuple[list[tuple[int, int]], float]:
-        """Return the packets to decode in search of better pictures: not many more than were decoded before."""
+        """Return the packets to decode in search of better pictures, and the half interval that they cover.
+
+        The interval is halved until the packets are not many more than were decoded before.
+        """
         index, times = self._index, np.array(list(asked.values()))
         usual = packets_to_decode(index, self._wanted.packets)
         limit = max(_MIN_SURVEY_PACKETS, _SURVEY_FACTOR * sum(stop - start for start, stop in usual))
@@ -196,9 +199,9 @@ class _Decoding:
         return ranges, half_seconds
 
     def _take_rest(self) -> None:
-        """Fill the slots that are still empty from a plain reading.
+        """Fill the slots that are still empty in one pass over the whole video.
 
-        If no frame is wanted twice, those that other slots have are not taken again.
+        If no frame is wanted twice, frames that other slots have are not taken again.
         """
         index = self._index
         self._video.reader.decodes_corrupt = True
@@ -211,7 +214,7 @@ class _Decoding:
         self._taken |= zip(taken, order[np.minimum(at, len(order) - 1)].tolist(), strict=True)
 
     def _take_nearest(self, *, used: Collection[int] | None) -> dict[int, int]:
-        """Fill the missing slots with the nearest frame of a plain reading from the start, which tolerates damage.
+        """Fill each missing slot with the nearest frame, in one pass from the start that tolerates damage.
 
         With ``used``, the pts of frames to skip, each frame is taken once. Returns slot -> pts of the frame it got.
         """
@@ -249,7 +252,7 @@ class _Decoding:
         return taken
 
     def _num_hidden(self) -> int:
-        """Return how many empty slots are of packets next to a shown frame: sound, but with no picture to show."""
+        """Return how many empty slots belong to packets that are next to a shown frame and hold no picture to show."""
         taken = np.sort(self._index.pts_seconds[list(self._taken.values())])
         if not len(taken):
             return 0
@@ -258,7 +261,7 @@ class _Decoding:
 
     @property
     def _tolerance_seconds(self) -> float:
-        """How far a frame may be from the wanted one to replace it."""
+        """Return how far a frame may be from the wanted frame to replace it."""
         return 2 / self._index.average_fps + 0.05
 
     def _seconds(self, pts: int) -> float:
@@ -266,7 +269,7 @@ class _Decoding:
 
 
 def _note_problem(decode: Callable[[], object]) -> str:
-    """Decode until damage ends it, and return the error; what was decoded before counts."""
+    """Call ``decode`` and return the error that ends it, or ""; the frames decoded before the error count."""
     try:
         decode()
     except MemoryError:
@@ -277,7 +280,7 @@ def _note_problem(decode: Callable[[], object]) -> str:
 
 
 def _with_followers(ranges: Sequence[tuple[int, int]], num_packets: int, *, count: int) -> list[tuple[int, int]]:
-    """Extend each range by the packets after it; ranges that meet become one."""
+    """Extend each range by the ``count`` packets after it; ranges that meet are merged."""
     longer: list[tuple[int, int]] = []
     for start, stop in ranges:
         if longer and start <= longer[-1][1]:
@@ -287,9 +290,9 @@ def _with_followers(ranges: Sequence[tuple[int, int]], num_packets: int, *, coun
 
 
 def refuse_unsupported(video: VideoFile, wanted: Wanted, *, decoder: str) -> None:
-    """Refuse a video that a decoder other than PyAV would show otherwise, or without saying what is corrupt.
+    """Refuse a video that a decoder other than PyAV shows differently, or whose corrupt frames it does not report.
 
-    PyAV decodes the wanted frames to find out.
+    PyAV decodes the wanted frames to check this.
 
     Raises:
         VideoError: the decoder does not support this video.
@@ -309,17 +312,17 @@ def refuse_unsupported(video: VideoFile, wanted: Wanted, *, decoder: str) -> Non
     if lacks:
         raise VideoError(Status.DECODE_ERROR, f"{decoder} does not {lacks}; use pyav.")
     if report.levels(video.index)[wanted.packets].any():
-        msg = f"Frames are corrupt, which {decoder} does not tell ({report.problem}); use pyav."
+        msg = f"Frames are corrupt, which {decoder} does not report ({report.problem}); use pyav."
         raise VideoError(Status.DECODE_ERROR, msg)
 
 
 def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
-    """Decode the wanted frames with decord, scaled by its FFmpeg."""
-    import decord  # noqa: PLC0415  # only the child that was asked for it loads it
+    """Decode the wanted frames with decord, whose own FFmpeg scales them."""
+    import decord  # noqa: PLC0415  # only a child that decodes with decord loads it
 
     index = video.index
     if mistake := _decord_mistake(index):
-        raise VideoError(Status.DECODE_ERROR, f"decord gives other frames than asked for where {mistake}; use pyav.")
+        raise VideoError(Status.DECODE_ERROR, f"decord returns wrong frames where {mistake}; use pyav.")
     if (first := next(all_frames(video), None)) is None:
         raise VideoError(Status.DECODE_ERROR, "No frame could be decoded.")
     width, height = scaled_size(index.width, index.height, writer.request.resize_size)
@@ -337,7 +340,7 @@ def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Deco
 
 
 def _decord_mistake(index: PacketIndex) -> str:
-    """Return what makes decord's seeking miss in this video; empty if it is exact."""
+    """Return why decord's seeking is inexact in this video; empty if it is exact."""
     if index.container in {"mpegts", "mpeg"}:
         return f"a container, such as {index.container}, has no index"
     if not index.is_shown.all():
@@ -352,16 +355,16 @@ def _decord_mistake(index: PacketIndex) -> str:
 
 
 def _is_reordered_avi(index: PacketIndex) -> bool:
-    """Return whether display times are a guess, on which no two libraries agree: AVI stores none."""
+    """Return whether display times are guessed because AVI stores none; each library guesses differently."""
     return index.container == "avi" and bool((np.diff(index.pts) < 0).any())
 
 
 def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
     """Decode the wanted frames with torchcodec, which turns them upright itself."""
-    torchcodec: Any = importlib.import_module("torchcodec.decoders")  # only the child that was asked for it loads it
+    torchcodec: Any = importlib.import_module("torchcodec.decoders")  # only a child that decodes with it loads it
 
     if _is_reordered_avi(video.index):
-        msg = "torchcodec gives other frames than asked for where an AVI file holds frames out of order; use pyav."
+        msg = "torchcodec returns wrong frames where an AVI file holds frames out of order; use pyav."
         raise VideoError(Status.DECODE_ERROR, msg)
     video.reader.file.seek(0)
     decoder = torchcodec.VideoDecoder(
@@ -373,7 +376,7 @@ def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> 
         frame = decoder.get_frame_at(at)
         pts_seconds, asked = float(frame.pts_seconds) - begin, float(shown[at])
         if abs(pts_seconds - asked) > 0.5 / video.index.average_fps:
-            msg = f"torchcodec gave the frame of {pts_seconds:.3f} s for the one of {asked:.3f} s; use pyav."
+            msg = f"torchcodec returned the frame at {pts_seconds:.3f} s instead of {asked:.3f} s; use pyav."
             raise VideoError(Status.DECODE_ERROR, msg)
         pixels = VideoFrame.from_ndarray(np.ascontiguousarray(frame.data.numpy()), format="rgb24")
         writer.put([slot], pixels, pts_seconds)
@@ -381,10 +384,10 @@ def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> 
 
 
 def _shown(index: PacketIndex, num_frames: int, decoder: str) -> Seconds:
-    """Return when each of the decoder's frames is shown, ascending, if it counts as many as the index."""
+    """Return when each of the decoder's frames is shown, ascending; VideoError if the index has another frame count."""
     shown = np.sort(index.pts_seconds[index.is_shown])
     if len(shown) != num_frames:
-        msg = f"{decoder} counts {num_frames} frames, the file holds {len(shown)}; use pyav."
+        msg = f"{decoder} counts {num_frames} frames, but the file holds {len(shown)}; use pyav."
         raise VideoError(Status.DECODE_ERROR, msg)
     return shown
 

@@ -1,4 +1,4 @@
-"""Deinterlace the frames that say they are interlaced. Runs in the child process only."""
+"""Deinterlace the frames that are flagged as interlaced. Runs in the child process only."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -10,21 +10,21 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 
 _MIN_SIDE = 4  # of a frame that bwdif accepts
-_UNKNOWN_TIME_BASE = Fraction(1, 90_000)  # the graph needs one; each frame gets its own back
+_UNKNOWN_TIME_BASE = Fraction(1, 90_000)  # the graph needs a time base; each frame gets its own back afterwards
 
 
 class Deinterlacer:
-    """Deinterlace the frames of one video.
+    """Deinterlaces the frames of one video.
 
-    Each frame is replaced by one of the same time. Progressive frames pass through untouched; they go through the
-    filter only as neighbours of interlaced ones.
+    Each interlaced frame is replaced by a progressive frame of the same time. Progressive frames stay unchanged; they
+    go through the filter only as neighbours of interlaced frames.
     """
 
     def __init__(self) -> None:
         self.interlaced = False  # whether any frame so far was deinterlaced
 
     def deinterlace(self, frames: Iterable[VideoFrame | None]) -> Iterator[VideoFrame | None]:
-        """Yield frames in display order. ``None`` marks the end of a contiguous run, and is passed on."""
+        """Yield frames in display order. A ``None`` marks the end of a contiguous run and is yielded too."""
         before: VideoFrame | None = None
         bwdif: _Bwdif | None = None
         for frame in frames:
@@ -48,9 +48,9 @@ class Deinterlacer:
 
 
 class _Bwdif:
-    """A filter graph for frames of one size and format. It gives one frame for each, the last one when it ends.
+    """A filter graph for frames of one size and format. Each input frame gives one output frame.
 
-    ``before`` is the frame before the first one, if there is one.
+    ``before`` is the frame before the first one, if it exists.
     """
 
     def __init__(self, frame: VideoFrame, before: VideoFrame | None) -> None:
@@ -61,7 +61,7 @@ class _Bwdif:
         self._source = self._graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or _UNKNOWN_TIME_BASE
         )
-        # The field order is that of each frame: `parity` is automatic.
+        # Without `parity`, the filter takes the field order from each frame.
         bwdif = self._graph.add("bwdif", "mode=send_frame:deint=interlaced")
         self._sink = self._graph.add("buffersink")
         self._graph.link_nodes(self._source, bwdif, self._sink).configure()
@@ -75,12 +75,12 @@ class _Bwdif:
         return _shape(frame) == self._shape
 
     def filter(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:
-        """Yield the frames that are complete now that one more is known; with None, the rest of them."""
+        """Push one frame, and yield the frames that this completes; None yields the remaining frames."""
         self._push(frame)
         while True:
             try:
                 done = cast("VideoFrame", self._sink.pull())
-            except (av.error.BlockingIOError, av.error.EOFError):  # it waits for the next frame, or is at its end
+            except (av.error.BlockingIOError, av.error.EOFError):  # the filter waits for the next frame, or has ended
                 return
             done.pts, done.dts, done.duration, time_base = self._times.popleft()
             if time_base is not None:

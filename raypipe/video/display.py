@@ -1,4 +1,4 @@
-"""Turn decoded frames into RGB crops as a player would display them, HDR as SDR. Runs in the child process only."""
+"""Turn decoded frames into RGB crops as a player displays them, HDR as SDR. Runs in the child process only."""
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +53,7 @@ _MATRICES = {
 _MAX_SCALED_SIDE = 16_384
 _MAX_PIXEL_ASPECT = 100
 _UNSPECIFIED_COLORSPACE = 2  # AVCOL_SPC_UNSPECIFIED
-_RIGHT_ANGLE_TOLERANCE = 0.02  # of a sine: about one degree
+_RIGHT_ANGLE_TOLERANCE = 0.02  # a sine: about one degree
 _BAND_ROWS = 64
 _PACKED_RGB_WITH_ALPHA = {"rgba", "bgra", "argb", "abgr"}
 Image = npt.NDArray[Any]  # [height, width, 3], of 8 or 16 bits
@@ -67,7 +67,7 @@ def is_hdr(color_trc: int) -> bool:
 def to_sdr(image: Codes, *, color_trc: int, color_primaries: int) -> Pixels:
     """Tone-map an RGB picture [height, width, 3] of 16-bit PQ or HLG codes to 8-bit SDR BT.709.
 
-    What is brighter than reference white is clipped.
+    Light brighter than reference white is clipped.
     """
     light: Light
     if color_trc == HLG:
@@ -83,7 +83,7 @@ def to_sdr(image: Codes, *, color_trc: int, color_primaries: int) -> Pixels:
 
 
 def _root_codes(light: Light) -> Codes:
-    """Return indices of the tables that take light of 0 to 1: of its square root, so that dark tones keep apart."""
+    """Return table indices for light of 0 to 1; they follow its square root, to keep dark tones apart."""
     root = np.sqrt(np.clip(light, 0, 1)) * np.float32(_SIZE - 1)
     return (root + np.float32(0.5)).astype(np.uint16)
 
@@ -96,7 +96,7 @@ def _table(function: Callable[[Numbers], Numbers]) -> Light:
 
 @cache
 def _pq_light() -> Light:
-    """[65536] by PQ code: displayed light, 1 is reference white. The PQ EOTF of BT.2100, table 4."""
+    """Return displayed light [65536] by PQ code; 1 is reference white. This is the PQ EOTF of BT.2100, table 4."""
 
     def light(signal: Numbers) -> Numbers:
         power = signal ** (1 / _PQ_M2)
@@ -108,7 +108,7 @@ def _pq_light() -> Light:
 
 @cache
 def _hlg_scene_light() -> Light:
-    """[65536] by HLG code: scene light, 1 is the peak. The inverse of the HLG OETF of BT.2100, table 5."""
+    """Return scene light [65536] by HLG code; 1 is the peak. This is the inverse HLG OETF of BT.2100, table 5."""
 
     def light(signal: Numbers) -> Numbers:
         return np.where(signal <= _HLG_JOINT, signal**2 / 3, (np.exp((signal - _HLG_C) / _HLG_A) + _HLG_B) / 12)
@@ -118,27 +118,30 @@ def _hlg_scene_light() -> Light:
 
 @cache
 def _hlg_gain() -> Light:
-    """[65536] by the root of scene luminance: displayed over scene light, 1 is reference white. The HLG OOTF."""
+    """Return the HLG OOTF: the ratio [65536] of displayed light (1 is reference white) to scene light.
+
+    The index is the square root of scene luminance.
+    """
     return _table(lambda root: root ** (2 * (_HLG_GAMMA - 1)) * (_HLG_NITS / _WHITE_NITS))
 
 
 @cache
 def _sdr_codes() -> Pixels:
-    """[65536] by the root of linear light: 8-bit codes. The inverse of the BT.1886 EOTF."""
+    """Return 8-bit codes [65536] by the square root of linear light. This is the inverse BT.1886 EOTF."""
     codes: Pixels = np.rint(_table(lambda root: root ** (2 / _SDR_GAMMA)) * 255).astype(np.uint8)
     codes.flags.writeable = False
     return codes
 
 
 class Turn(NamedTuple):
-    """How to turn a picture upright: first swap its axes, then reverse its rows, and its columns."""
+    """How to turn a picture upright: first swap its axes, then reverse its rows and its columns."""
 
     transpose: bool = False
     flip_rows: bool = False
     flip_columns: bool = False
 
     def apply(self, image: Image) -> Image:
-        """Return a view of an image [height, width, 3]."""
+        """Return a turned view of an image [height, width, 3]."""
         turned = image.swapaxes(0, 1) if self.transpose else image
         return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
@@ -147,15 +150,15 @@ class Turn(NamedTuple):
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether it is not just a rotation."""
+        """Return whether the turn mirrors the picture, so that it is more than a rotation."""
         return (self.transpose + self.flip_rows + self.flip_columns) % 2 == 1
 
 
 class FrameWriter:
-    """Takes decoded frames in any order, and keeps RGB crops of them in ``frames`` [max_frames, crop, crop, 3].
+    """Takes decoded frames in any order and writes their RGB crops into ``frames`` [max_frames, crop, crop, 3].
 
-    ``pixel_aspect`` is the width of a pixel over its height. AVI as the ``container`` often has 32-bit pixels whose
-    alpha is unintentionally zero.
+    ``pixel_aspect`` is the width of a pixel over its height. ``container`` matters because AVI often has 32-bit pixels
+    whose alpha is unintentionally zero.
     """
 
     def __init__(
@@ -173,17 +176,17 @@ class FrameWriter:
         self.displayed_size: tuple[int, int] | None = None  # width and height, of the first frame
         self._pixel_aspect = pixel_aspect
         self._container = container
-        self._turn: tuple[int, Turn] | None = None  # of the last frame, and its rotation in degrees
+        self._turn: tuple[int, Turn] | None = None  # the last frame's rotation in degrees, and its turn
         self._reformatter = VideoReformatter()
         self._full_size = VideoReformatter()
 
     @property
     def missing(self) -> Indices:
-        """The slots that no frame was put in yet."""
+        """Return the slots that have no frame yet."""
         return np.flatnonzero(np.isnan(self.pts_seconds))
 
     def put(self, slots: Sequence[int], frame: VideoFrame, pts_seconds: float) -> None:
-        """Scale and crop a PyAV frame into every one of ``slots``."""
+        """Scale and crop a PyAV frame, and write it into each of ``slots``."""
         pixels = frame.width * frame.height
         if pixels > self.request.limits.max_pixels:
             limit = self.request.limits.max_pixels
@@ -197,7 +200,7 @@ class FrameWriter:
         self.put_pixels(slots, upright, pts_seconds)
 
     def put_pixels(self, slots: Sequence[int], image: Pixels, pts_seconds: float) -> None:
-        """Crop a scaled, upright image [height, width, 3] into every one of ``slots``."""
+        """Crop a scaled, upright image [height, width, 3], and write it into each of ``slots``."""
         crop = center_crop(image, self.request.crop_size)
         for slot in slots:
             self.frames[slot] = crop
@@ -226,7 +229,7 @@ class FrameWriter:
         return image
 
     def _turn_of(self, frame: VideoFrame) -> Turn:
-        """Return ``turn_of`` a frame; side data is slow, and is read again only if the rotation changes."""
+        """Return ``turn_of`` a frame. Side data is slow, so it is read again only if the rotation changes."""
         rotation = frame.rotation
         if self._turn is None or rotation != self._turn[0]:
             self._turn = rotation, turn_of(frame)
@@ -235,7 +238,7 @@ class FrameWriter:
     def _scaled(
         self, frame: VideoFrame, size: tuple[int, int], *, deep: bool = False, src_colorspace: int | None = None
     ) -> Image:
-        """Return a frame as RGB [height, width, 3] of 8 bits per channel, or 16 if ``deep``."""
+        """Return a frame as an RGB image [height, width, 3] with 8 bits per channel, or 16 if ``deep``."""
         width, height = size
         scaled = self._reformatter.reformat(
             frame,
@@ -253,7 +256,7 @@ class FrameWriter:
 
 @cache
 def has_alpha(pixel_format: str) -> bool:
-    """Return whether a pixel format has an alpha plane. A palette's is ignored."""
+    """Return whether a pixel format has an alpha plane. Alpha in a palette is ignored."""
     described = VideoFormat(pixel_format)
     return not described.has_palette and any(one.is_alpha for one in described.components)
 
@@ -261,10 +264,10 @@ def has_alpha(pixel_format: str) -> bool:
 def _composite(
     frame: VideoFrame, reformatter: VideoReformatter, *, deep: bool, src_colorspace: int | None, zero_is_opaque: bool
 ) -> VideoFrame:
-    """Composite a frame on black at full size. The result is RGBA or BGRA, whose alpha is to be ignored.
+    """Composite a frame on black at full size. The result is RGBA or BGRA; ignore its alpha.
 
-    ``deep`` asks for 16 bits per channel instead of 8. ``zero_is_opaque``: a frame that is transparent everywhere is
-    opaque, because many programs leave the fourth byte of 32-bit pixels zero.
+    ``deep`` asks for 16 bits per channel instead of 8. ``zero_is_opaque`` treats a fully transparent frame as opaque,
+    because many programs leave the fourth byte of 32-bit pixels zero.
     """
     rgba, bgra = ("rgba64le", "bgra64le") if deep else ("rgba", "bgra")
     copy = reformatter.reformat(
@@ -289,16 +292,16 @@ def _composite(
 
 
 def pixel_aspect(stream: VideoStream) -> Fraction:
-    """Return the width of a pixel over its height: what the container says, else what the codec says, else 1.
+    """Return the width of a pixel over its height, from the container, else from the codec, else 1.
 
-    A value beyond 100 is absurd, and is ignored.
+    A ratio above 100, or below 1/100, is invalid and is ignored.
     """
     ratio = stream.sample_aspect_ratio
     return ratio if ratio and Fraction(1, _MAX_PIXEL_ASPECT) <= ratio <= _MAX_PIXEL_ASPECT else Fraction(1)
 
 
 def needs(frame: VideoFrame) -> str:
-    """Return what a decoder must do to show a frame, besides turning it by right angles; empty if nothing."""
+    """Return what a decoder must do to show a frame, other than right-angle turns; empty if nothing."""
     if frame.interlaced_frame:
         return "deinterlace"
     if is_hdr(frame.color_trc):
@@ -311,7 +314,7 @@ def needs(frame: VideoFrame) -> str:
 
 
 def square_size(width: int, height: int, aspect: Fraction, *, resize_size: int) -> tuple[int, int]:
-    """Return width and height in square pixels, or unchanged if those could not be scaled."""
+    """Return width and height in square pixels, or unchanged if the square size is too large to scale."""
     if aspect == 1:
         return width, height
     square = max(1, round(width * aspect))
@@ -319,7 +322,7 @@ def square_size(width: int, height: int, aspect: Fraction, *, resize_size: int) 
 
 
 def turn_of(frame: VideoFrame) -> Turn:
-    """Return how a frame's display matrix turns it: one of eight ways, within a degree. It ignores other angles."""
+    """Return which of eight turns a frame's display matrix describes, within a degree; other angles are ignored."""
     try:
         side_data = cast("Mapping[Type, Any]", frame.side_data)
         return turn_of_matrix(bytes(side_data[Type.DISPLAYMATRIX]))
@@ -332,7 +335,7 @@ def turn_of(frame: VideoFrame) -> Turn:
 def turn_of_matrix(matrix: bytes) -> Turn:
     """Return how a display matrix (FFmpeg's: nine native 32-bit numbers) turns a picture.
 
-    Its first two rows say in which direction a step right and a step down in the stored picture go when displayed.
+    Its first two rows give the displayed directions of a step right and of a step down in the stored picture.
     """
     a, b, _, c, d = struct.unpack_from("=5i", matrix)
     right, down = hypot(a, b), hypot(c, d)
@@ -347,7 +350,7 @@ def turn_of_matrix(matrix: bytes) -> Turn:
 
 
 def _rotation(degrees: int) -> Turn:
-    """Return the turn by ``degrees`` counterclockwise; none if that is not a right angle."""
+    """Return the turn by ``degrees`` counterclockwise; an angle that is not a right angle gives no turn."""
     turns = {
         90: Turn(transpose=True, flip_rows=True),
         180: Turn(flip_rows=True, flip_columns=True),
@@ -360,7 +363,7 @@ def scaled_size(width: int, height: int, resize_size: int) -> tuple[int, int]:
     """Return width and height with the shorter side ``resize_size``, rounded as torchvision's ``Resize`` does."""
     scaled = _scaled_sides(width, height, resize_size)
     if max(scaled) > _MAX_SCALED_SIDE:
-        msg = f"{width}x{height} would be scaled to {scaled[0]}x{scaled[1]}; no side may pass {_MAX_SCALED_SIDE}."
+        msg = f"{width}x{height} would be scaled to {scaled[0]}x{scaled[1]}; no side may exceed {_MAX_SCALED_SIDE}."
         raise VideoError(Status.TOO_LARGE, msg)
     return scaled
 

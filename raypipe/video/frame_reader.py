@@ -1,7 +1,7 @@
-"""Decode ranges of a video's packets, and tell which pictures are corrupt. Runs in the child process only.
+"""Decode ranges of a video's packets, and find out which pictures are corrupt. Runs in the child process only.
 
-A corrupt frame is copied into those that refer to it, about which the decoder says nothing: in decoding order, all
-that follow it up to the next key frame.
+Corruption spreads to the frames that refer to a corrupt frame, and decoders do not report these. They are taken to be
+all frames that follow the corrupt frame in decoding order, up to the next key frame.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -20,20 +20,20 @@ from raypipe.video.packet_index import PacketIndex
 from raypipe.video.probe import VideoFile
 from raypipe.video.timeline import Indices, Seconds
 
-# A decoder that flags corrupt frames, and those that refer to one. It also logs errors about sound frames, such as the
-# first ones after a seek: only both together mean that a frame's own data is corrupt.
+# This decoder flags corrupt frames and the frames that refer to them. It also logs errors about intact frames, such as
+# the first ones after a seek. Only a flag and an error together mean that a frame's own data is corrupt.
 _FLAGS_ALL = "h264"
 _HAS_ENCRYPTION_INFO = "a packet has encryption information"
 _HVCC_LAYERS_BYTE = 21  # ISO/IEC 14496-15: numTemporalLayers
 
 
 class Damage(IntEnum):
-    """How bad a picture is, the best first."""
+    """How damaged a picture is, the best level first."""
 
     NONE = 0
     REFERRED = 1  # it may refer to a corrupt picture
-    CORRUPT = 2  # its own data is
-    MISSING = 3  # the decoder gives no picture
+    CORRUPT = 2  # its own data is corrupt
+    MISSING = 3  # the decoder returns no picture
 
 
 Levels = npt.NDArray[np.int8]
@@ -41,16 +41,16 @@ Levels = npt.NDArray[np.int8]
 
 @dataclass
 class DamageReport:
-    """What decoding some packets of a video has shown; positions are those of packets in decoding order."""
+    """The damage found by decoding some packets of a video. Positions are packet positions in decoding order."""
 
     corrupt: set[int] = field(default_factory=set)
     referring: set[int] = field(default_factory=set)
-    problem: str = ""  # the first error, in FFmpeg's words
-    is_noisy: bool = False  # the decoder logged something, whatever it means
+    problem: str = ""  # the first error, as FFmpeg words it
+    is_noisy: bool = False  # the decoder logged any error
     _logged: dict[int, str] = field(default_factory=dict)
 
     def note_packet(self, position: int, *, log: list[Line], decoder: str, error: str = "") -> None:
-        """Note the error of a packet that cannot be decoded, and what the decoder logged about it."""
+        """Record the error of a packet that cannot be decoded, and the decoder's log lines about it."""
         if error:
             self.note(position, error)
         self.is_noisy |= bool(log)
@@ -61,15 +61,15 @@ class DamageReport:
                 self.note(position, own[0])
 
     def note_frame(self, position: int, *, decoder: str) -> None:
-        """Note that the decoder flags the picture of a packet as corrupt."""
+        """Record that the decoder flags the picture of a packet as corrupt."""
         if decoder == _FLAGS_ALL and position not in self._logged:
             self.referring.add(position)
-            self.problem = self.problem or "a frame refers to one that is corrupt"
+            self.problem = self.problem or "a frame refers to a corrupt frame"
         else:
             self.note(position, self._logged.get(position, "the decoder conceals errors"))
 
     def note(self, position: int, problem: str) -> None:
-        """Note that the picture of a packet is corrupt."""
+        """Record that the picture of a packet is corrupt."""
         self.corrupt.add(position)
         self.problem = self.problem or problem
 
@@ -80,10 +80,10 @@ class DamageReport:
         self.problem = self.problem or other.problem
 
     def levels(self, index: PacketIndex) -> Levels:
-        """Return how bad the picture of each packet is [P], as far as its packets were decoded."""
+        """Return the damage level of each packet's picture [P], as far as the packets were decoded."""
         levels = np.zeros(len(index.pts), dtype=np.int8)
         corrupt = self.corrupt | set(index.corrupt)
-        # A parser ends a frame when it sees the next one: the container's flag may be meant for that.
+        # A parser ends a frame when it sees the next one, so the container's flag may belong to the next one.
         late = {position + 1 for position in index.corrupt if position + 1 < len(levels)}
         found = corrupt | self.referring | late
         if not found and not index.losses:
@@ -93,7 +93,7 @@ class DamageReport:
         for position in sorted(found | set(index.losses)):
             group = int(np.searchsorted(keys, position, side="right"))  # the group ends at ends[group]
             end = int(ends[group])
-            if position not in found and index.is_keyframe[position]:  # it does not refer to what is lost before it
+            if position not in found and index.is_keyframe[position]:  # it does not refer to lost frames before it
                 group, end = group - 1, position
             elif levels[position] < Damage.REFERRED or index.is_keyframe[position]:
                 levels[position:end] = Damage.REFERRED
@@ -109,7 +109,8 @@ class DamageReport:
 def packets_to_decode(index: PacketIndex, wanted_packets: Indices) -> list[tuple[int, int]]:
     """Return ranges ``[start, stop)`` of packets, each starting at a key frame, that give all wanted frames.
 
-    A frame shown before the key frame it follows in the file (an open group of pictures) may refer to the group before.
+    A frame that follows a key frame in the file but is shown before it (an open group of pictures) may refer to the
+    previous group.
     """
     keys = np.flatnonzero(index.is_keyframe)
     ranges: list[tuple[int, int]] = []
@@ -131,10 +132,10 @@ def read_frames(
     keep: Collection[int] | None = None,
     report: DamageReport | None = None,
 ) -> Iterator[VideoFrame | None]:
-    """Decode ranges ``[start, stop)`` of packets: yield the frames of each in display order, then None.
+    """Decode ranges ``[start, stop)`` of packets: yield the frames of each range in display order, then None.
 
-    With ``keep``, frames that no other one refers to are left out unless their packet is in it. With a ``report``,
-    errors of the decoder are noted there, and the next packet is decoded; without one they are raised.
+    With ``keep``, frames that no other frame refers to are skipped unless their packet is in ``keep``. With a
+    ``report``, decoder errors are recorded there, and decoding continues; without one they are raised.
     """
     reader = video.reader
     starts, stops = {start for start, _ in ranges}, {stop for _, stop in ranges}
@@ -150,7 +151,7 @@ def read_frames(
                 with suppress(av.error.FFmpegError):
                     reader.decoder.decode(reader.palette)
             first_pts = int(video.index.pts[position])
-        if may_skip and keep is not None and skips != (position not in keep):  # setting it is slow
+        if may_skip and keep is not None and skips != (position not in keep):  # setting skip_frame is slow
             skips = not skips
             reader.decoder.skip_frame = "NONREF" if skips else "DEFAULT"
         yield from _decode(video, packet, position, report, first_pts=first_pts)
@@ -160,7 +161,7 @@ def read_frames(
 
 
 def all_frames(video: VideoFile, report: DamageReport | None = None) -> Iterator[VideoFrame]:
-    """Yield every frame of a plain reading from the start; what is damaged is left out, and noted in the report."""
+    """Yield every frame in one pass from the start; packets that fail are skipped and recorded in the report."""
     report = DamageReport() if report is None else report
     position = 0
     for position, packet in enumerate(video.reader.packets()):
@@ -171,9 +172,10 @@ def all_frames(video: VideoFile, report: DamageReport | None = None) -> Iterator
 def _decode(
     video: VideoFile, packet: "Packet | None", position: int, report: DamageReport | None, *, first_pts: int | None
 ) -> list[VideoFrame]:
-    """Decode one packet, and note what is corrupt.
+    """Decode one packet, and record corrupt frames.
 
-    Frames shown before ``first_pts``, that of the first one decoded, refer to what was not decoded: nobody wants them.
+    ``first_pts`` is the time of the first decoded packet. Frames shown before it may refer to frames that were not
+    decoded. They are not wanted, so their damage is not recorded.
     """
     reader = video.reader
     if report is None:
@@ -201,12 +203,12 @@ def _decode(
 
 
 def skips_exactly(decoder: VideoCodecContext) -> bool:
-    """Return whether ``NONREF`` leaves out only frames that no other frame refers to.
+    """Return whether ``NONREF`` skips only frames that no other frame refers to.
 
-    The decoder knows; what a container says about its packets is not reliable: one of AV1 can also hold a hidden frame.
+    This depends on the decoder. A container's packet flags are unreliable: an AV1 packet can also hold a hidden frame.
 
-    In HEVC it also leaves out those that only higher temporal layers refer to; 'hvcC' says how many layers there are.
-    In MPEG-4, whose packets may hold two frames, it can leave out the wrong one.
+    In HEVC, ``NONREF`` also skips frames that only higher temporal layers refer to; 'hvcC' gives the number of layers.
+    In MPEG-4, whose packets may hold two frames, it can skip the wrong one.
     """
     if decoder.name == "hevc":
         about = bytes(decoder.extradata or b"")
@@ -217,10 +219,10 @@ def skips_exactly(decoder: VideoCodecContext) -> bool:
 def choose_replacements(
     times: Seconds, levels: Levels, asked: dict[int, float], *, used: set[int], half_seconds: float
 ) -> dict[int, int]:
-    """Choose, for each slot, the nearest picture of the least damage within ``half_seconds`` of the time asked for.
+    """Choose for each slot the nearest of the least damaged pictures within ``half_seconds`` of its time.
 
-    ``times`` and ``levels`` [P] are of packets; ``asked`` maps a slot to its time. Pictures ``used`` by other slots
-    are not taken. Returns slot -> position; slots with no candidate are left out.
+    ``times`` and ``levels`` [P] belong to the packets; ``asked`` maps a slot to its time. Pictures ``used`` by other
+    slots are not taken. Returns slot -> position, without the slots that have no candidate.
     """
     order = np.argsort(times, kind="stable")
     ascending = times[order]

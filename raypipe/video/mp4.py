@@ -1,10 +1,10 @@
-"""The sample tables of an MP4 or MOV, and the fragments of a damaged one (ISO/IEC 14496-12).
+"""The sample tables of an MP4 or MOV file, and the fragments of a damaged file (ISO/IEC 14496-12).
 
-The tables tell where each packet is and when it is shown, so that no packet has to be read to know it. FFmpeg's own
-index has each packet's place, decoding time and edit lists; the tables add when it is shown.
+The tables give each packet's offset and display time without reading the packet. FFmpeg's own index has each packet's
+offset, decoding time and edit lists; the tables add its display time.
 
-FFmpeg goes from box to box, so one corrupt header hides the rest of a fragmented file. Each fragment begins with its
-own box, which can be recognised; the damaged bytes before it are then shown to FFmpeg as a box to skip.
+FFmpeg goes from box to box, so one corrupt header hides the rest of a fragmented file. Each fragment begins with a box
+that can be recognised. The damaged bytes before that box are then presented to FFmpeg as a box to skip.
 
 Runs in the child process only.
 """
@@ -29,34 +29,34 @@ _HEADER_BYTES = 8
 _SEARCH_BYTES = 1024 * 1024
 _MAX_BOXES = 1_000_000
 _MAX_MOOF_BYTES = 16 * 1024**2
-_FRAGMENT = struct.pack(">I4s", 16, b"mfhd")  # what 'moof' begins with
+_FRAGMENT = struct.pack(">I4s", 16, b"mfhd")  # the first bytes inside a 'moof' box
 
 
 @dataclass(frozen=True)
 class SampleTable:
-    """The packets of one stream in file order, P of them; times are in units of the stream's time base."""
+    """The P packets of one stream in file order; times are in units of the stream's time base."""
 
     pts: Ticks  # [P]
-    offset: Numbers  # [P] where each begins in the file
+    offset: Numbers  # [P] where each packet begins in the file
     size_bytes: Numbers  # [P]
     is_keyframe: Flags  # [P]
-    is_shown: Flags  # [P]: False if an edit list cuts it
+    is_shown: Flags  # [P]: False if an edit list cuts the packet
 
     def within(self, file_bytes: int) -> Flags:
-        """[P] which of them a file of so many bytes holds completely."""
+        """Return which packets [P] are completely inside a file of ``file_bytes`` bytes."""
         return self.offset + self.size_bytes <= file_bytes
 
     def only(self, chosen: Flags) -> "SampleTable":
         return SampleTable(**{name: column[chosen] for name, column in vars(self).items()})
 
     def extent(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the range of bytes that holds packets ``start`` to ``stop - 1``."""
+        """Return the byte range that holds packets ``start`` to ``stop - 1``."""
         offsets, sizes = self.offset[start:stop], self.size_bytes[start:stop]
         return int(offsets.min()), int((offsets + sizes).max())
 
 
 def read_samples(file: BinaryIO, stream: VideoStream, first: Packet, *, max_samples: int) -> SampleTable | None:
-    """Return the stream's packets, or None if the tables do not tell: fragments, repeated samples, damage.
+    """Return the stream's packets, or None if the tables cannot give them: fragments, repeated samples, damage.
 
     ``first`` is the stream's first packet, which aligns the tables with FFmpeg's index.
     """
@@ -92,7 +92,7 @@ def _join(stream: VideoStream, tables: dict[bytes, memoryview], first: Packet) -
 
 
 def _read_moov(file: BinaryIO) -> memoryview:
-    """Return the body of the box that holds all tables."""
+    """Return the body of the 'moov' box, which holds all tables."""
     at = 0
     while len(head := _read(file, at, 16)) >= _HEADER_BYTES:
         kind, header, size = box_header(head)
@@ -107,7 +107,7 @@ def _read_moov(file: BinaryIO) -> memoryview:
 
 
 def box_header(data: bytes | memoryview) -> tuple[bytes, int, int]:
-    """Return a box's kind, and the sizes of its header and of all of it; 0 if it goes to the end of the file."""
+    """Return a box's kind, its header size and its total size, which is 0 if the box extends to the end of the file."""
     size, kind = struct.unpack_from(">I4s", data)
     if size == 1:
         return kind, 16, struct.unpack_from(">Q", data, 8)[0]
@@ -130,7 +130,7 @@ def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _sample_tables(moov: memoryview, track_id: int) -> dict[bytes, memoryview]:
-    """Return the boxes in 'stbl' of one track; raises KeyError if the movie has fragments or no such track."""
+    """Return the boxes in one track's 'stbl'; raises KeyError if the movie has fragments or no such track."""
     boxes = list(_boxes(moov))
     if any(kind == b"mvex" for kind, _ in boxes):
         raise KeyError(track_id)
@@ -142,7 +142,7 @@ def _sample_tables(moov: memoryview, track_id: int) -> dict[bytes, memoryview]:
 
 
 def _numbers(box: memoryview, kind: str, *, at: int, count: int, columns: int = 1) -> Numbers:
-    """Return ``count`` rows of big-endian numbers."""
+    """Return ``count`` rows of big-endian numbers of type ``kind``."""
     return np.frombuffer(box, dtype=kind, offset=at, count=count * columns).astype(np.int64).reshape(count, columns)
 
 
@@ -156,7 +156,7 @@ def _sample_sizes(box: memoryview, min_samples: int) -> Numbers:
 
 
 def _sample_offsets(tables: dict[bytes, memoryview], sizes: Numbers) -> Numbers:
-    """Return where each sample begins: chunk by chunk, one sample after the other."""
+    """Return where each sample begins. Samples follow each other inside each chunk."""
     box, kind = (tables[b"co64"], ">u8") if b"co64" in tables else (tables[b"stco"], ">u4")
     chunks = _numbers(box, kind, at=8, count=struct.unpack_from(">I", box, 4)[0])[:, 0]
     box = tables[b"stsc"]
@@ -187,9 +187,9 @@ def _composition_offsets(box: memoryview | None, num_samples: int) -> Numbers:
 
 
 def find_damage(file: BinaryIO) -> Ranges:
-    """Return the byte ranges of a fragmented MP4 in which the boxes are damaged: up to a sound fragment or the end.
+    """Return the damaged byte ranges of a fragmented MP4; each extends to the next intact fragment or the file's end.
 
-    A file that was cut short inside a box is not damaged.
+    A file that is truncated inside a box does not count as damaged.
     """
     size_bytes = size_of(file)
     damage: list[tuple[int, int]] = []
@@ -236,7 +236,7 @@ def _has_kind(header: bytes) -> bool:
 
 
 def _is_sound_moof(data: bytes) -> bool:
-    """Return whether a fragment's boxes fit into each other and one of them lists samples."""
+    """Return whether a fragment's boxes are nested correctly and every track in it has its header."""
     tracks = _children(data[_HEADER_BYTES:]) if data[8:16] == _FRAGMENT else None
     if not tracks:
         return False
@@ -256,7 +256,7 @@ def _children(data: bytes) -> list[tuple[bytes, bytes]] | None:
 
 
 def _next_fragment(file: BinaryIO, start: int, size_bytes: int) -> int | None:
-    """Return where the next sound fragment begins."""
+    """Return where the next intact fragment begins; None if there is no other."""
     overlap = _HEADER_BYTES + len(_FRAGMENT)
     at = start
     while at < size_bytes:
@@ -272,7 +272,7 @@ def _next_fragment(file: BinaryIO, start: int, size_bytes: int) -> int | None:
 
 
 class SkippingFile(SeekableReader):
-    """A file with boxes to skip in place of its damaged boxes."""
+    """A file in which FFmpeg sees boxes to skip in place of the damaged bytes."""
 
     def __init__(self, file: BinaryIO, damage: Ranges) -> None:
         self._file = file
@@ -286,7 +286,7 @@ class SkippingFile(SeekableReader):
         return self._file.seek(offset, whence)
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Read the file with the headers of these boxes laid over it."""
+        """Read the file, with the headers of the boxes to skip written over the data."""
         at = self._file.tell()
         data = self._file.read(len(buffer))
         view = memoryview(buffer)

@@ -1,4 +1,4 @@
-"""What is known about a video before any of it is decoded."""
+"""The index of a video: every packet and its time, known before anything is decoded."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from raypipe.video.timeline import DisplayTimes, Flags, Seconds, Ticks
 
 _READ_AHEAD_PACKETS = 5
 _MIN_LOST_FRAMES = 1.5
-_CONSTANT_RATE = frozenset({"mpeg1video", "mpeg2video"})  # each frame's time follows from their number
+_CONSTANT_RATE = frozenset({"mpeg1video", "mpeg2video"})  # each frame's time follows from its number
 _MIN_GAP_FRAMES = 2.5  # a frame may be shown for three fields
 _MIN_STEPS = 8
 _MAX_LOSSES = 1000
@@ -21,42 +21,42 @@ _MAX_LOSSES = 1000
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """Every packet of a video stream in file order, which is decoding order, and what the container says about it.
+    """Every packet of a video stream in file order, which is decoding order, and the stream's properties.
 
     Times are seconds from the first frame shown. P is the number of packets.
     """
 
     pts: Ticks  # [P], in units of time_base
     is_keyframe: Flags  # [P]
-    is_shown: Flags  # [P]: False if an edit list cuts it, though others may refer to it
+    is_shown: Flags  # [P]: False if an edit list cuts the packet, although other packets may refer to it
     time_base: Fraction
     container: str
     codec: str
     width: int
     height: int
     average_fps: float
-    duration_seconds: float  # what the container promises; a truncated file has less
-    end_seconds: float  # where the last frame that is there ends
-    timeline_repaired: bool = False  # the container's time stamps contradict each other
-    corrupt: tuple[int, ...] = ()  # positions of packets of which the container says that data is lost
+    duration_seconds: float  # as the container declares it; a truncated file has less
+    end_seconds: float  # where the last frame in the file ends
+    timeline_repaired: bool = False  # the container's time stamps contradicted each other, so they were repaired
+    corrupt: tuple[int, ...] = ()  # positions of packets that the demuxer flags as corrupt
     losses: tuple[int, ...] = ()  # positions of packets before which others are lost
-    lost_spans: tuple[tuple[float, float], ...] = ()  # [start, stop) in seconds, of frames that damage hides
+    lost_spans: tuple[tuple[float, float], ...] = ()  # [start, stop) in seconds: the times of lost frames
 
     @cached_property
     def first_pts(self) -> int:
-        """When the first frame is shown, in units of ``time_base``."""
+        """Return when the first frame is shown, in units of ``time_base``."""
         return int(self.pts[self.is_shown].min())
 
     @property
     def pts_seconds(self) -> Seconds:
-        """[P], in decoding order."""
+        """Return when each packet [P] is shown, in decoding order."""
         return (self.pts - self.first_pts).astype(np.float64) * float(self.time_base)
 
 
 def index_stream(
     stream: VideoStream, container: str, times: DisplayTimes, *, is_keyframe: Flags, row_format: int
 ) -> PacketIndex:
-    """Index the packets of a stream, of which nothing is missing; measure its rate and its duration."""
+    """Index the packets of a complete stream; measure its frame rate and its duration."""
     time_base = stream.time_base or Fraction(1, 90_000)
     shown_pts = times.pts[times.is_shown]
     span = float((int(shown_pts.max()) - int(shown_pts.min())) * time_base)
@@ -69,7 +69,7 @@ def index_stream(
         is_shown=times.is_shown,
         time_base=time_base,
         container=container,
-        codec=context.codec.canonical_name if row_format > 1 else context.name,  # of AV1, 'libdav1d' decodes 'av1'
+        codec=context.codec.canonical_name if row_format > 1 else context.name,  # 'av1', not its decoder 'libdav1d'
         width=context.width,
         height=context.height,
         average_fps=fps,
@@ -80,10 +80,10 @@ def index_stream(
 
 
 def with_lost_spans(index: PacketIndex, losses: Iterable[int]) -> PacketIndex:
-    """Add to an index the times that damage hides: before the packets at the positions ``losses``.
+    """Add the times of lost frames to an index. Frames are lost before the packets at the positions ``losses``.
 
-    The demuxer reads a few packets ahead, so a loss may be before one of the next packets. Losses without a gap in
-    time, such as those of sound, are left out.
+    The demuxer reads a few packets ahead, so the lost frames may be before one of the next packets. Losses without a
+    gap in time, such as lost audio packets, are left out.
     """
     seconds = np.where(index.is_shown, index.pts_seconds, np.nan)
     shown = np.sort(seconds[index.is_shown])
@@ -113,9 +113,10 @@ def with_lost_spans(index: PacketIndex, losses: Iterable[int]) -> PacketIndex:
 
 
 def with_damage(index: PacketIndex, places: Ticks, damage: Ranges, *, size_bytes: int) -> PacketIndex:
-    """Add to an index the times that damaged bytes of its file hide; packets [P] begin at ``places``.
+    """Add the times of frames lost to damaged byte ranges to an index; packets [P] begin at offsets ``places``.
 
-    Damage between frames hides the time between them. What damage up to the end hides is estimated from the file size.
+    Damage between two frames hides the time between them. The time hidden by damage up to the end of the file is
+    estimated from the file size.
     """
     if not damage:
         return index
@@ -128,7 +129,7 @@ def with_damage(index: PacketIndex, places: Ticks, damage: Ranges, *, size_bytes
 
 def gaps_of_constant_rate(index: PacketIndex) -> list[int]:
     """Return the positions of packets before which frames are missing, in codecs that always have a constant rate."""
-    if index.codec not in _CONSTANT_RATE or index.container == "avi":  # which may store frames as "same as before"
+    if index.codec not in _CONSTANT_RATE or index.container == "avi":  # AVI may leave out repeated frames
         return []
     times = np.sort(index.pts[index.is_shown])
     steps = np.diff(times)

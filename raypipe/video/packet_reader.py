@@ -1,4 +1,4 @@
-"""Read the packets of an opened video, as often as they are needed. Runs in the child process only."""
+"""Read the packets of an opened video, several times if needed. Runs in the child process only."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,16 +20,16 @@ from raypipe.video.timeline import DecodedOrder, DisplayTimes
 
 MAX_ORDERED_PACKETS = 3000
 SAMPLE_PACKETS = 256
-_MAX_ORDERED_PIXELS = 1_500_000_000  # some 10 seconds of one core
-_MIN_SHOWN_FRACTION = 1 / 3  # fewer, and the stream is too damaged to tell; of pictures in two fields each, it is 1/2
-_READ_ON_PACKETS = 32  # a seek costs about as much as reading so many
+_MAX_ORDERED_PIXELS = 1_500_000_000  # about 10 seconds of one core
+_MIN_SHOWN_FRACTION = 1 / 3  # with fewer, the stream is too damaged; a stream with a packet per field has 1/2
+_READ_ON_PACKETS = 32  # a seek costs about as much as reading this many
 _SPLIT_FILTER = "mpeg4_unpack_bframes"
 _LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-_LIBVPX_VP9_FORMATS = frozenset({"yuv420p", "yuv422p", "yuv440p", "yuv444p"})  # it is built for 8 bits
+_LIBVPX_VP9_FORMATS = frozenset({"yuv420p", "yuv422p", "yuv440p", "yuv444p"})  # libvpx is built for 8 bits
 
 
 class SampleTableError(Exception):
-    """A packet is not what the file's tables say."""
+    """A packet differs from the file's sample tables."""
 
 
 class PacketReader:
@@ -44,19 +44,19 @@ class PacketReader:
         self.request = request
         self.row_format = request.row_format
         self.log = log if log is not None else ErrorLog()
-        self.samples: SampleTable | None = None  # where each packet is, if the container's tables tell
+        self.samples: SampleTable | None = None  # where each packet is, if the container's tables give it
         self.kept: list[Packet] = []  # all packets, for one reading
-        self.palette: Packet | None = None  # the first packet, if it brings the palette of all others
+        self.palette: Packet | None = None  # the first packet, if it holds the palette of all others
         self.may_be_encrypted = self.row_format > 1 and container == "mov"
-        self.is_packed = False  # packets of MPEG-4 hold two pictures each, and are split
-        self.decodes_corrupt = False  # whether the next reading uses a decoder that gives pictures of corrupt data too
-        self._times: tuple[list[int], list[int]] | None = None  # pts and dts that packets get instead of their own
+        self.is_packed = False  # MPEG-4 packets hold two pictures each, and are split
+        self.decodes_corrupt = False  # whether the next reading uses a decoder that also returns corrupt pictures
+        self._times: tuple[list[int], list[int]] | None = None  # the pts and dts that replace the stored ones
         self._open()
 
     def _open(self) -> None:
         self._decoder: VideoCodecContext | None = None
         self.source, self.stream = open_stream(self.file, self.container, self.request)
-        self.log.take()  # what was logged while probing the codec belongs to no packet
+        self.log.take()  # discards errors from probing the codec, which belong to no packet
 
     def reopen(self) -> None:
         """Go back to the first packet, with a new decoder."""
@@ -69,14 +69,14 @@ class PacketReader:
 
     @property
     def decoder(self) -> VideoCodecContext:
-        """The decoder of ``stream``: FFmpeg's usual one, or one that decodes what that one drops."""
+        """Return the decoder of ``stream``: FFmpeg's default, or libvpx for data that the default drops."""
         if self._decoder is None:
             is_own = self.row_format == 1 or (self.decodes_corrupt and not _has_alpha_layer(self.stream))
             self._decoder = self.stream.codec_context if is_own else _best_decoder(self.stream)
         return self._decoder
 
     def use_times(self, times: DisplayTimes) -> None:
-        """Give packets these times if the container stores others or none, so that their frames have them too."""
+        """Assign these times to packets, and thus to frames, if the container's times are missing or wrong."""
         self._times = None
         if times.is_repaired or times.is_assigned:
             shown = np.where(times.is_shown, times.pts, np.iinfo(np.int64).max)
@@ -84,12 +84,12 @@ class PacketReader:
             self._times = times.pts.tolist(), dts.tolist()
 
     def demux(self, *, all_streams: bool = False) -> Iterator[Packet]:
-        """Yield the stream's packets, or those of all streams, with their own times."""
+        """Yield the packets of the stream, or of all streams, with the times that the container stores."""
         packets = _with_content(self.source.demux() if all_streams else self.source.demux(self.stream))
         return self._split(packets) if self.row_format > 1 else packets
 
     def _split(self, packets: Iterable[Packet]) -> Iterator[Packet]:
-        """Give each picture of a packed stream its own packet in a display slot, as if it had never been packed."""
+        """Split the packets of a packed stream, so that each picture has its own packet and time slot."""
         splitter: BitStreamFilterContext | None = None
         is_first = True
         for packet in packets:
@@ -116,12 +116,12 @@ class PacketReader:
         return next(_with_content(self.source.demux(self.stream)), None)
 
     def note_palette(self, packet: Packet) -> None:
-        """Remember the stream's first packet if it brings a palette."""
+        """Remember the stream's first packet if it holds a palette."""
         if packet.stream_index == self.stream.index and packet.has_sidedata("palette"):
             self.palette = packet
 
     def packets(self) -> Iterable[Packet]:
-        """Return the stream's packets in file order, once more; ``stream`` is then the one they belong to."""
+        """Return the stream's packets in file order again. This may reopen the file, which replaces ``stream``."""
         packets: Iterable[Packet] = self.kept
         if not self.kept:
             self.reopen()
@@ -150,12 +150,12 @@ class PacketReader:
                     break
 
     def _read_located(self, samples: SampleTable, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Packet]]:
-        """Read only the packets that are wanted, as the tables say where each one is."""
+        """Read only the wanted packets, using the positions in the sample tables."""
         for other in self.source.streams:
             other.discard = Discard.default if other is self.stream else Discard.all
         positions = {offset: position for position, offset in enumerate(samples.offset.tolist())}
         packets: Iterator[Packet] = iter(())
-        following = len(samples.pts)  # what comes without a seek
+        following = len(samples.pts)  # the position of the next packet if there is no seek
         for start, stop in ranges:
             if not following <= start <= following + _READ_ON_PACKETS:
                 self.source.seek(int(samples.pts[start]), stream=self.stream)
@@ -168,7 +168,7 @@ class PacketReader:
                 if position > wanted or position < 0 or packet.pts != samples.pts[position]:
                     msg = f"A packet at {packet.pos} of time {packet.pts} is not in the tables."
                     raise SampleTableError(msg)
-                if position < wanted:  # a seek goes to the key frame before, or further
+                if position < wanted:  # a seek goes to the previous key frame, or an earlier one
                     continue
                 yield position, packet
                 wanted += 1
@@ -182,9 +182,10 @@ class PacketReader:
         return packet
 
     def decode_order(self, num_packets: int, *, may_sample: bool) -> DecodedOrder | None:
-        """Let the decoder tell the order in which so many packets are shown; if that takes too long, only the first.
+        """Decode the first ``num_packets`` packets, and return the order in which they are shown.
 
-        None if most packets give no frame, or if it takes too long and ``may_sample`` is false.
+        If this would take too long, decode only a sample from the start. Return None if most packets give no frame, or
+        if it would take too long and ``may_sample`` is false.
         """
         affordable = _MAX_ORDERED_PIXELS // max(1, self.stream.codec_context.width * self.stream.codec_context.height)
         if num_packets > min(MAX_ORDERED_PACKETS, affordable):
@@ -199,7 +200,7 @@ class PacketReader:
 
 
 def _with_content(packets: Iterator[Packet]) -> Iterator[Packet]:
-    """Yield the packets that are not empty; damage that ends the reading ends the packets."""
+    """Yield the packets that are not empty; stop at damage after which FFmpeg cannot continue."""
     try:
         for packet in packets:
             if packet.size:
@@ -211,10 +212,10 @@ def _with_content(packets: Iterator[Packet]) -> Iterator[Packet]:
 
 
 def announces_packed(stream: VideoStream, packet: Packet) -> bool:
-    """Return whether the headers of a stream or of its first packet say that it is packed.
+    """Return whether the headers of a stream or of its first packet say that the stream is packed.
 
-    DivX and Xvid store a B-picture in the packet of the picture before it, and later an empty packet, which FFmpeg
-    takes for a key frame.
+    DivX and Xvid store a B-picture in the packet of the preceding picture. Later they store an empty packet, which
+    FFmpeg takes for a key frame.
     """
     context = stream.codec_context
     if context.codec.canonical_name != "mpeg4":
@@ -223,9 +224,9 @@ def announces_packed(stream: VideoStream, packet: Packet) -> bool:
 
 
 def _decode_order(packets: Iterable[Packet], decoder: VideoCodecContext) -> DecodedOrder | None:
-    """Decode packets from the start of a stream only to see which frames come out, in which order.
+    """Decode packets from the start of a stream to find out which frames are shown, and in which order.
 
-    The decoder is then as new.
+    The decoder's state is reset afterwards.
     """
     shown: list[int] = []
 
@@ -253,16 +254,16 @@ def _decode_order(packets: Iterable[Packet], decoder: VideoCodecContext) -> Deco
 
 
 def _has_alpha_layer(stream: VideoStream) -> bool:
-    """Return whether WebM stores alpha next to each picture, which only libvpx decodes."""
+    """Return whether a WebM stream has an alpha layer next to each picture, which only libvpx decodes."""
     if stream.codec_context.codec.canonical_name not in _LIBVPX:
         return False
     return any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
 
 
 def _best_decoder(stream: VideoStream) -> VideoCodecContext:
-    """Return a stream's own decoder, or libvpx with the same settings if that one drops something.
+    """Return a stream's default decoder, or libvpx with the same settings if the default drops data.
 
-    FFmpeg's own VP8 and VP9 decoders drop the alpha layer, and its VP9 decoder does not notice corrupt data.
+    FFmpeg's own VP8 and VP9 decoders drop the alpha layer, and its VP9 decoder does not detect corrupt data.
     """
     own = stream.codec_context
     codec = own.codec.canonical_name

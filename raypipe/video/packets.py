@@ -1,7 +1,7 @@
-"""What the packets of a stream tell when all of them are read: times, key frames, picture types and lost frames.
+"""Scan all packets of a stream for times, key frames, picture types and lost frames.
 
-In MPEG-1, MPEG-2 and MPEG-4 no picture refers to a B-picture, so the types alone tell the display order. H.263 is
-here because FFmpeg calls all its packets key frames in containers such as AVI and Matroska.
+In MPEG-1, MPEG-2 and MPEG-4 no picture refers to a B-picture, so the types alone determine the display order. H.263 is
+included because FFmpeg marks all its packets as key frames in containers such as AVI and Matroska.
 """
 
 import re
@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 from raypipe.video.container import Packet, size_of
 from raypipe.video.timeline import NO_TIME, DecodedOrder, Flags, Indices, Stamps, Ticks, insert_in_order
 
-# Codecs that decode frames in another order than they are shown in.
+# Codecs whose decoding order can differ from the display order.
 REORDERING = frozenset(
     {"h264", "hevc", "vvc", "evc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "vc1image", "wmv3image"}
     | {"cavs", "avs2", "avs3", "svq3", "rv30", "rv40", "dirac"}
@@ -25,14 +25,14 @@ REORDERING = frozenset(
 _ORDERED_BY_TYPE = frozenset({"mpeg4", "mpeg1video", "mpeg2video"})
 _TELL_TYPES = _ORDERED_BY_TYPE | {"h263"}
 _TELL_KEYFRAMES = frozenset({"mpeg4", "h263"})
-# Codecs of which FFmpeg's parsers or encoders call every packet a key frame, and whose packets do not tell.
+# Codecs whose every packet is marked as a key frame by FFmpeg's parsers or encoders, and whose bytes do not correct it.
 _ALL_CALLED_KEYFRAMES = frozenset({"h261", "rpza"})
 WRONG_KEYFRAMES = _ALL_CALLED_KEYFRAMES | {"h263"}
 
 _KEEP_PACKETS_BYTES = 64 * 1024 * 1024
-_PACKET_BYTES = 640  # what a packet takes besides its content
+_PACKET_BYTES = 640  # memory that a packet takes in addition to its content
 _MAX_ERRORS = 1000
-_GAP_SECONDS = 10  # a longer gap counts as this many
+_GAP_SECONDS = 10  # a longer gap is a jump, and is not counted
 
 _HEAD_BYTES = 4096  # headers and user data before the picture
 _BITS = 256
@@ -40,11 +40,11 @@ _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:b|Build)\d+p")
 _MPEG4_VOP = b"\x00\x00\x01\xb6"
 _MPEG4_LAYER = re.compile(rb"\x00\x00\x01[\x20-\x2f]")
 _MPEG4_CUSTOM_ASPECT = 15
-_MAX_UNCODED_BYTES = 19  # as in FFmpeg; a longer one holds a picture, whatever a wrong header makes of its bits
+_MAX_UNCODED_BYTES = 19  # as in FFmpeg; a longer packet holds a picture, even if a wrong header misreads its bits
 _MPEG_PICTURE = b"\x00\x00\x01\x00"
 _H263_START, _H263_START_BITS, _H263_EXTENDED, _H263_HAS_OPTIONS = 0x20, 22, 7, 1
 _VP8_SHOW_FRAME = 0x10
-_VP9_PROFILE_3 = 0x30  # has one bit more before those of the frame
+_VP9_PROFILE_3 = 0x30  # this profile has one more bit before the frame's bits
 _VP9_SHOWS = 0x0A  # show_existing_frame, show_frame
 _VP9_SUPERFRAME_MASK, _VP9_SUPERFRAME = 0xE0, 0xC0
 
@@ -55,10 +55,10 @@ _INDEX_ENTRY = np.dtype([("kind", "S4"), ("flags", "<u4"), ("offset", "<u4"), ("
 
 
 class PacketScan:
-    """The packets of one stream in file order, P of them, which is decoding order.
+    """The P packets of one stream in file order, which is decoding order.
 
-    The first bytes of packets are read for those that show no picture, and for the types of pictures, in the codecs
-    where these tell; not if ``codec`` is empty.
+    In codecs that allow it, the first bytes of each packet are read to find picture types and packets that show no
+    picture. They are not read if ``codec`` is empty.
     """
 
     def __init__(self, stream: VideoStream, codec: str) -> None:
@@ -70,21 +70,21 @@ class PacketScan:
         self._pts, self._dts, self._places = array("q"), array("q"), array("q")
         self._durations, self._is_keyframe = array("q"), array("b")
         self._is_discarded, self._is_hidden = array("b"), array("b")
-        self.corrupt: list[int] = []  # positions of packets of which the demuxer says that data is lost
+        self.corrupt: list[int] = []  # positions of packets that the demuxer flags as corrupt
         self._errors = array("q")  # positions of packets before which the demuxer logged an error
-        self._tick_seconds: dict[int, float] = {}  # the time base of each stream: fractions are slow
+        self._tick_seconds: dict[int, float] = {}  # the time base of each stream, as a float: fractions are slow
         self._most_ticks = int(_GAP_SECONDS / stream.time_base) if stream.time_base else 1
         self._highest = NO_TIME
         self._kept_bytes = 0
-        self.kept: list[Packet] = []  # all of them, as long as they are small
-        self.last_end_seconds = 0.0  # over all streams: a container's duration may be its audio's
-        self.covered_ticks = 0  # how far the time stamps go, without jumps
+        self.kept: list[Packet] = []  # all packets of the stream, or none if they take too much memory
+        self.last_end_seconds = 0.0  # over all streams, because a container's duration may be its audio's
+        self.covered_ticks = 0  # the time that the time stamps cover, without jumps
 
     def __len__(self) -> int:
         return len(self._pts)
 
     def add(self, packet: Packet, *, is_after_error: bool) -> None:
-        """Note a packet of any stream. The demuxer may have logged an error before it."""
+        """Record a packet of any stream. ``is_after_error``: the demuxer logged an error before it."""
         is_own = packet.stream_index == self._stream.index
         if is_after_error:
             self._errors.append(len(self))
@@ -126,9 +126,9 @@ class PacketScan:
         self._highest = time
 
     def find_lost_frames(self, file: BinaryIO) -> bool:
-        """Renumber the packets of a damaged AVI file by the index at its end; return whether frames are lost.
+        """Renumber the packets of a damaged AVI file from the index at its end; return whether frames are lost.
 
-        FFmpeg counts the packets that it finds, so after a loss it numbers them too low.
+        FFmpeg counts the packets that it finds, so its numbers are too low after a loss.
         """
         found = _numbers_in_index(file, self._stream.index, self.places)
         if found is None:
@@ -141,7 +141,7 @@ class PacketScan:
     def find_display_order(self, decode_order: Callable[[], DecodedOrder | None]) -> Indices | None:
         """Return the display order of packets without display times; None if file order is the best guess.
 
-        ``decode_order`` is called only if the decoder alone can tell.
+        ``decode_order`` is called only if nothing but the decoder can determine the order.
         """
         if self._codec in _ORDERED_BY_TYPE:
             return display_order(self._types)
@@ -155,7 +155,7 @@ class PacketScan:
 
     @property
     def stamps(self) -> Stamps:
-        """When each packet is shown and decoded, as the container says."""
+        """Return when each packet is shown and decoded, according to the container."""
         return Stamps(
             pts=np.array(self._pts, dtype=np.int64),
             dts=np.array(self._dts, dtype=np.int64),
@@ -165,25 +165,25 @@ class PacketScan:
 
     @property
     def is_shown(self) -> Flags:
-        """[P] which show a picture; if none seemed to, their content is not what it should be, and tells nothing."""
+        """Return which packets [P] show a picture. If all look hidden, their bytes are unreliable and are ignored."""
         is_kept = ~np.array(self._is_discarded, dtype=np.bool_)
         is_shown: Flags = is_kept & ~np.array(self._is_hidden, dtype=np.bool_)
         return is_shown if is_shown.any() else is_kept
 
     @property
     def errors(self) -> list[int]:
-        """The positions of packets before which the demuxer logged an error, or frames are lost."""
+        """Return the positions of packets before which the demuxer logged an error or frames are lost."""
         return sorted(set(self._errors))[:_MAX_ERRORS]
 
     @property
     def duration_ticks(self) -> float:
-        """The typical duration that packets declare; 0 if they declare none."""
+        """Return the typical duration that packets declare; 0 if they declare none."""
         durations = np.array(self._durations, dtype=np.int64)
         return float(np.median(durations[durations > 0])) if (durations > 0).any() else 0.0
 
     @property
     def places(self) -> Ticks:
-        """[P] where each begins in the file, -1 if that is unknown."""
+        """Return the file offset [P] where each packet begins; -1 if it is unknown."""
         return np.array(self._places, dtype=np.int64)
 
 
@@ -192,14 +192,14 @@ class PictureType(IntEnum):
     INTRA = 1
     PREDICTED = 2
     BIDIRECTIONAL = 3
-    NOT_CODED = 4  # MPEG-4: the picture before it goes on
+    NOT_CODED = 4  # MPEG-4: the previous picture stays on screen
 
 
 _MPEG4_TYPES = (PictureType.INTRA, PictureType.PREDICTED, PictureType.BIDIRECTIONAL, PictureType.PREDICTED)
 
 
 class _BitReader:
-    """Reads numbers from the first bits of bytes; beyond the end there are zeros."""
+    """Reads numbers from the first bits of a byte string. Bits beyond its end are zero."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data[: _BITS // 8].ljust(_BITS // 8, b"\0"), "big")
@@ -211,11 +211,11 @@ class _BitReader:
 
 
 class PictureTypes:
-    """Reads the types of the pictures of one stream, packet after packet."""
+    """Reads the picture types of one stream, packet by packet."""
 
     def __init__(self, codec: str, extradata: bytes) -> None:
         self._codec = codec
-        self._time_bits = 0  # of an MPEG-4 picture's time; 0 if no layer header tells
+        self._time_bits = 0  # the length of an MPEG-4 picture's time; 0 if no layer header gives it
         if codec == "mpeg4":
             self._read_layer(extradata[:_HEAD_BYTES])
 
@@ -233,7 +233,7 @@ class PictureTypes:
         return PictureType.UNKNOWN
 
     def _read_layer(self, head: bytes) -> None:
-        """Note how many bits a time takes (ISO/IEC 14496-2, 6.2.3)."""
+        """Store how many bits a time takes (ISO/IEC 14496-2, 6.2.3)."""
         found = _MPEG4_LAYER.search(head)
         if not found:
             return
@@ -272,7 +272,7 @@ class PictureTypes:
 
 
 def _read_h263(head: bytes) -> PictureType:
-    """Return the type in the picture header (ITU-T H.263, 5.1)."""
+    """Return the type of a picture from its header (ITU-T H.263, 5.1)."""
     bits = _BitReader(head)
     if bits.read(_H263_START_BITS) != _H263_START:
         return PictureType.UNKNOWN
@@ -286,12 +286,12 @@ def _read_h263(head: bytes) -> PictureType:
 
 
 def _is_hidden(packet: Packet, codec: str) -> bool:
-    """Return whether a packet holds only a reference that is not shown (RFC 6386, 9.1; VP9 specification, 6.2)."""
+    """Return whether a packet holds only a reference frame, not shown (RFC 6386, 9.1; VP9 specification, 6.2)."""
     if codec == "vp8":
         return not memoryview(packet)[0] & _VP8_SHOW_FRAME
     if codec == "vp9":
         first, last = memoryview(packet)[0], memoryview(packet)[-1]
-        if last & _VP9_SUPERFRAME_MASK == _VP9_SUPERFRAME:  # several frames in one packet, of which the last is shown
+        if last & _VP9_SUPERFRAME_MASK == _VP9_SUPERFRAME:  # several frames in one packet; the last one is shown
             return False
         has_profile_3 = first & _VP9_PROFILE_3 == _VP9_PROFILE_3
         return not first & (_VP9_SHOWS >> has_profile_3)
@@ -299,12 +299,12 @@ def _is_hidden(packet: Packet, codec: str) -> bool:
 
 
 def is_packed(head: bytes) -> bool:
-    """Return whether MPEG-4 headers or a packet announce packets with two pictures each."""
+    """Return whether MPEG-4 headers or a packet say that packets hold two pictures each."""
     return bool(_PACKED.search(head[:_HEAD_BYTES]))
 
 
 def display_order(types: Iterable[int]) -> Indices:
-    """Return the positions of pictures in display order: all but B-pictures follow the B-pictures after them."""
+    """Return the positions of pictures in display order: a B-picture is shown before the picture that it follows."""
     order: list[int] = []
     held = -1
     for position, kind in enumerate(types):
@@ -320,16 +320,16 @@ def display_order(types: Iterable[int]) -> Indices:
 
 
 def believable_keyframes(is_keyframe: Flags, codec: str) -> Flags:
-    """Return the key frames: only the first packet if the codec's packets are all called key frames for no reason."""
+    """Return the key frames: only the first packet if all packets are marked as key frames without reason."""
     all_for_no_reason = codec in _ALL_CALLED_KEYFRAMES and is_keyframe.all()
     return np.asarray(np.arange(len(is_keyframe)) == 0, np.bool_) if all_for_no_reason else is_keyframe
 
 
 def _numbers_in_index(file: BinaryIO, stream_index: int, places: Ticks) -> tuple[Ticks, list[int]] | None:
-    """Return the frame numbers of packets, which begin at ``places``, in the index of an AVI file.
+    """Return the frame numbers that the index of an AVI file gives to the packets that begin at ``places``.
 
-    The second result are the packets before which others are lost. None if nothing is lost, or if the index does not
-    list every packet: then it is damaged itself.
+    The second result is the positions of packets before which others are lost. Return None if nothing is lost, or if
+    the index is itself damaged: it does not list every packet.
     """
     at = file.tell()
     try:
@@ -343,7 +343,7 @@ def _numbers_in_index(file: BinaryIO, stream_index: int, places: Ticks) -> tuple
     is_filled = entries["size"] > 0
     if is_filled.sum() <= len(places):
         return None
-    for base in (movi, 0):  # offsets count from there, or from the start of the file
+    for base in (movi, 0):  # offsets count from the packet list, or from the start of the file
         begins = entries["offset"].astype(np.int64) + base + _CHUNK_HEADER_BYTES
         numbers = np.searchsorted(begins, places)
         if (np.diff(begins) > 0).all() and numbers.max() < len(begins) and (begins[numbers] == places).all():
@@ -353,7 +353,7 @@ def _numbers_in_index(file: BinaryIO, stream_index: int, places: Ticks) -> tuple
 
 
 def _read_index(file: BinaryIO) -> tuple[int, "np.ndarray[tuple[int], np.dtype[np.void]]"]:
-    """Return where the list of packets begins, and the entries of the index that follows it."""
+    """Return where the packet list of an AVI file begins, and the entries of the index that follows it."""
     size = size_of(file)
     at, movi = 12, -1
     for _ in range(_MAX_CHUNKS):

@@ -1,4 +1,4 @@
-"""Look at a video without decoding it: its packets, their times, its limits. Runs in the child process only."""
+"""Probe a video without decoding it: its packets, their times, its limits. Runs in the child process only."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -26,13 +26,13 @@ from raypipe.video.packet_reader import PacketReader, announces_packed
 from raypipe.video.packets import REORDERING, PacketScan, believable_keyframes
 from raypipe.video.timeline import NO_TIME, DisplayTimes, Flags, Stamps, StreamKind, assign_times, make_timeline
 
-_AVI_FRAME_BYTES = 8  # at least, even of a frame without content
-_MIN_FPS, _MAX_FPS = 0.5, 1000.0  # an average rate beyond these comes from wrong time stamps
+_AVI_FRAME_BYTES = 8  # the minimum, even for a frame without content
+_MIN_FPS, _MAX_FPS = 0.5, 1000.0  # an average rate outside these comes from wrong time stamps
 _USUAL_FPS = 25.0
 
 
 class VideoFile:
-    """One untrusted video, given as a nameless buffer: the reader of its packets, and their index.
+    """One untrusted video, given as a nameless file: the reader of its packets, and their index.
 
     Raises:
         VideoError: with ``forbidden_format``, ``no_video_stream``, ``encrypted`` or ``too_large``.
@@ -55,7 +55,7 @@ class VideoFile:
         self._check_duration(self.index.duration_seconds)
 
     def scan(self) -> None:
-        """Index the file again, by reading every packet: the container's tables are wrong."""
+        """Index the file again by reading every packet, because the container's tables are wrong."""
         self.reader.samples = None
         self.reader.reopen()
         self.index = self._scan()
@@ -65,7 +65,7 @@ class VideoFile:
         self.reader.close()
 
     def _locate(self) -> PacketIndex | None:
-        """Index the container's own tables, reading only the first packet; None if they do not tell everything."""
+        """Index the file from the container's tables and its first packet; None if the tables are incomplete."""
         reader = self.reader
         if reader.container != "mov":
             return None
@@ -81,7 +81,7 @@ class VideoFile:
             return None
         reader.note_palette(first)
         if len(reader.source.streams.video) == 1:
-            reader.may_be_encrypted = False  # in a file without fragments only its tables can say so
+            reader.may_be_encrypted = False  # without fragments, only the tables can declare encryption
         reader.samples = table.only(inside)
         no_times = np.full(len(table.pts), NO_TIME)
         stamps = Stamps(table.pts, no_times, table.is_keyframe, table.is_shown)
@@ -93,11 +93,11 @@ class VideoFile:
             return index
         if not times.is_repaired:
             return replace(index, duration_seconds=self._promised_from_first_frame(index))
-        missing = times.pts[times.is_shown].max() - there.pts[there.is_shown].max()  # what was cut off is in the tables
+        missing = times.pts[times.is_shown].max() - there.pts[there.is_shown].max()  # the tables cover the cut-off part
         return replace(index, duration_seconds=index.end_seconds + float(missing * self._time_base))
 
     def _scan(self) -> PacketIndex:
-        """Read every packet of every stream, decoding none."""
+        """Index the file by reading every packet of every stream, without decoding."""
         reader = self.reader
         scan = PacketScan(reader.stream, self._codec)
         promised = self._promised_seconds()
@@ -110,7 +110,7 @@ class VideoFile:
         last = scan.last_end_seconds
         if index.timeline_repaired:
             duration = self._repaired_duration(index, stamps, promised, last_end_seconds=last)
-        else:  # a file that was cut short ends well before what its header promises, in every stream
+        else:  # every stream of a truncated file ends well before the duration in its header
             promised = self._promised_from_first_frame(index)
             there = max(last - _start_seconds(index), index.end_seconds)
             duration = promised if _is_much(promised - there, promised) else index.end_seconds
@@ -121,7 +121,7 @@ class VideoFile:
         return with_damage(index, scan.places, self._damage, size_bytes=size_of(reader.file))
 
     def _read_all(self, scan: PacketScan, promised: float) -> None:
-        """Note every packet within the limits."""
+        """Add every packet to the scan, and check the limits."""
         reader, longest = self.reader, self._limits.max_duration_seconds
         for packet in reader.demux(all_streams=True):
             errors = reader.log.take() if reader.log.lines else []
@@ -143,7 +143,7 @@ class VideoFile:
         )
 
     def _make_timeline(self, stamps: Stamps, *, frame_ticks: float, may_decode: bool = True) -> DisplayTimes:
-        """Repair the stamps of row format 2; those of AVI count frames in file order, and cannot be wrong."""
+        """Repair the stamps if needed. Row format 1 trusts them; AVI stamps count frames and cannot be wrong."""
         reader, stream = self.reader, self.reader.stream
         if reader.row_format == 1 or reader.container == "avi":
             return DisplayTimes(stamps.as_stored, stamps.is_shown, is_repaired=False)
@@ -164,7 +164,7 @@ class VideoFile:
         )
 
     def _assign_times(self, scan: PacketScan) -> DisplayTimes | None:
-        """Return the times of frames in display order, if the container stores only those of packets."""
+        """Return the display times for a container that stores only packet times; None to use the stored times."""
         reader = self.reader
         if reader.row_format == 1:
             return None
@@ -176,7 +176,7 @@ class VideoFile:
         return None if order is None else assign_times(scan.stamps, order, prefer_dts=is_avi)
 
     def _skip_damage(self) -> None:
-        """Hide damaged boxes of a fragmented MP4 from FFmpeg, which would end at the first."""
+        """Hide damaged boxes of a fragmented MP4 from FFmpeg, which would stop at the first one."""
         reader = self.reader
         if reader.container != "mov" or reader.row_format == 1:
             return
@@ -189,7 +189,7 @@ class VideoFile:
 
     @property
     def _codec(self) -> str:
-        """The codec, if the rules of its packets apply; row format 1 knows none."""
+        """Return the codec's name; empty for row format 1, which has no codec-specific rules."""
         return self.reader.stream.codec_context.codec.canonical_name if self.reader.row_format > 1 else ""
 
     @property
@@ -197,12 +197,12 @@ class VideoFile:
         return float(self.reader.stream.time_base or Fraction(1, 90_000))
 
     def _promised_seconds(self) -> float:
-        """Return the duration in the container's header, from its own zero; 0 if it promises none."""
+        """Return the duration in the container's header, from the container's time zero; 0 if it declares none."""
         reader, stream = self.reader, self.reader.stream
         if reader.container == "avi" and stream.frames and stream.average_rate:
             if reader.row_format > 1 and stream.frames > size_of(reader.file) // _AVI_FRAME_BYTES:
-                return 0.0  # a placeholder: the file cannot hold so many frames
-            return float(stream.frames / stream.average_rate)  # its duration is scaled to the file's size
+                return 0.0  # a placeholder: the file is too small for this many frames
+            return float(stream.frames / stream.average_rate)  # FFmpeg scales the duration to the file's size
         if stream.duration and stream.time_base:
             return max(0.0, float(stream.duration * stream.time_base))
         return max(0.0, (reader.source.duration or 0) / av.time_base)
@@ -214,9 +214,9 @@ class VideoFile:
     def _repaired_duration(
         self, index: PacketIndex, stamps: Stamps, promised: float, *, last_end_seconds: float
     ) -> float:
-        """Return the duration on a repaired timeline, about which the container promises nothing.
+        """Return the duration on a repaired timeline, which differs from the duration that the container declares.
 
-        What was cut off is told by the stamps as they were, or by the file's length.
+        The length of a cut-off part is estimated from the original stamps, or from the file's size.
         """
         reader, end = self.reader, index.end_seconds
         start = float(stamps.as_stored[stamps.is_shown].min() * self._time_base)
@@ -236,7 +236,7 @@ class VideoFile:
 
 
 def _recognise(file: BinaryIO, *, row_format: int) -> str:
-    """Return the container of a file that may be opened."""
+    """Return the container of a file; raise VideoError if the file may not be opened."""
     file.seek(0)
     head = file.read(SNIFF_BYTES)
     if not head:
@@ -251,7 +251,7 @@ def _recognise(file: BinaryIO, *, row_format: int) -> str:
 
 
 def _start_seconds(index: PacketIndex) -> float:
-    """Return when the first frame is shown, as the container counts."""
+    """Return when the first frame is shown, in the container's time."""
     return float(index.first_pts * index.time_base)
 
 

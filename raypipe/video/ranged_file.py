@@ -1,4 +1,4 @@
-"""A partially fetched file that asks for the rest as it is read. Runs in the child process only."""
+"""A partially fetched file that requests missing parts as they are read. Runs in the child process only."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from raypipe.video.container import SeekableReader
 from raypipe.video.decode_request import Ranges
 
 BLOCK_BYTES = 65_536
-_MIN_WINDOW_BLOCKS, _MAX_WINDOW_BLOCKS = 4, 64  # of read-ahead
+_MIN_WINDOW_BLOCKS, _MAX_WINDOW_BLOCKS = 4, 64  # the read-ahead
 _MAX_ASKS = 64
 _MAX_RANGES = 256
 _NEAR_BLOCKS = 8  # fetching a gap this small costs less than another request
@@ -21,10 +21,10 @@ Blocks = npt.NDArray[np.int64]
 
 
 class RangedFile(SeekableReader):
-    """Reads a sparse file; ``ask`` fetches the byte ranges ``[start, stop)`` it is given, or does not return.
+    """Reads a sparse file. ``ask`` fetches byte ranges ``[start, stop)``, or does not return.
 
-    Sequential reads fetch more with each request; ``expect`` fetches exactly what will be read. A reader that asks too
-    often, or for most of the file, gets the whole file.
+    Sequential reads fetch more with each request; ``expect`` fetches known ranges at once. If there are too many
+    requests, or a request covers most of the file, the whole file is fetched.
     """
 
     def __init__(self, file: BinaryIO, *, there: Ranges, ask: Callable[[Ranges], None]) -> None:
@@ -40,13 +40,13 @@ class RangedFile(SeekableReader):
             self._is_there[-(-start // BLOCK_BYTES) : stop // BLOCK_BYTES if stop < self._size else None] = True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set where the next read begins, anywhere in the file or beyond its end."""
+        """Set where the next read begins; a position beyond the end is allowed."""
         start_of = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = max(0, start_of[whence] + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - typeshed's WriteableBuffer exists for type checkers only
-        """Read into a buffer, after fetching what is missing."""
+        """Fetch the missing blocks, then read into a buffer."""
         stop = min(self._position + len(buffer), self._size)
         if stop <= self._position:
             return 0
@@ -56,19 +56,19 @@ class RangedFile(SeekableReader):
         return count
 
     def readall(self) -> bytes:
-        """Read the rest, fetched at once."""
+        """Fetch the rest of the file in one request, and read it."""
         self.expect([(self._position, self._size)])
         return super().readall()
 
     def expect(self, ranges: Ranges) -> None:
-        """Fetch at once all byte ranges that will be read, and the block after each, as readers read a bit more."""
+        """Fetch all given byte ranges at once, and one block after each, because readers read slightly more."""
         wanted = self._is_there.copy()
         for start, stop in ranges:
             wanted[start // BLOCK_BYTES : -(-stop // BLOCK_BYTES) + 1] = True
         self._request(np.flatnonzero(wanted & ~self._is_there))
 
     def _fetch(self, start: int, stop: int) -> None:
-        """Fetch the blocks that are missing; read ahead if the reads are sequential."""
+        """Fetch the missing blocks; read ahead if the reads are sequential."""
         missing = np.flatnonzero(~self._is_there[start:stop])
         if not len(missing):
             return
@@ -78,7 +78,7 @@ class RangedFile(SeekableReader):
         self._request(first + np.flatnonzero(~self._is_there[first : self._next_missing]))
 
     def _request(self, blocks: Blocks) -> None:
-        """Fetch these blocks, ascending, neighbors in one range."""
+        """Fetch these ascending blocks, with near blocks in one range."""
         if not len(blocks):
             return
         self._asks += 1
@@ -93,7 +93,7 @@ class RangedFile(SeekableReader):
 
 
 def _runs(blocks: Blocks) -> list[tuple[int, int]]:
-    """Return ascending numbers as ranges ``[start, stop)``, which include small gaps."""
+    """Return ascending block numbers as ranges ``[start, stop)``; small gaps are included."""
     cuts = np.flatnonzero(np.diff(blocks) > _NEAR_BLOCKS)
     starts, stops = blocks[np.append(0, cuts + 1)], blocks[np.append(cuts, len(blocks) - 1)] + 1
     return list(zip(starts.tolist(), stops.tolist(), strict=True))

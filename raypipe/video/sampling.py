@@ -1,4 +1,4 @@
-"""Which frames of a video to take: pure functions of times and counts."""
+"""Choose which frames of a video to take: pure functions of times and counts."""
 
 import heapq
 import math
@@ -14,14 +14,14 @@ from raypipe.video.timeline import Indices, Seconds
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The requested frames, ascending in time; T of them, and a frame may be wanted twice."""
+    """The T requested frames, ascending in time. A frame may occur twice."""
 
     packets: Indices  # [T] positions in decoding order
     pts_seconds: Seconds  # [T] from the first frame
 
 
 def choose_frames(index: PacketIndex, request: DecodeRequest) -> Wanted:
-    """Choose the packets to decode for a sampling policy, without times beyond the end of a truncated file."""
+    """Choose the packets to decode for a sampling mode, ignoring times beyond the end of a truncated file."""
     order = np.argsort(index.pts, kind="stable")
     order = order[index.is_shown[order]]
     keyframes = order[index.is_keyframe[order]]
@@ -37,7 +37,7 @@ def choose_frames(index: PacketIndex, request: DecodeRequest) -> Wanted:
 
 
 def asked_timestamps(index: PacketIndex, request: DecodeRequest) -> Seconds:
-    """Return the timestamps of ``uniform`` and ``fps``, over the duration that the container promises."""
+    """Return the timestamps for ``uniform`` and ``fps``, over the duration that the container declares."""
     return sample_timestamps(
         index.duration_seconds,
         mode="fps" if request.mode == "fps" else "uniform",
@@ -48,7 +48,7 @@ def asked_timestamps(index: PacketIndex, request: DecodeRequest) -> Seconds:
 
 
 def _readable(index: PacketIndex, timestamps: Seconds) -> Seconds:
-    """Leave out the times of frames that were cut off or that damage hides."""
+    """Return the timestamps without the times of frames that were cut off or are lost to damage."""
     timestamps = timestamps[timestamps < index.end_seconds]
     for start, stop in index.lost_spans:
         timestamps = timestamps[(timestamps < start) | (timestamps >= stop)]
@@ -56,12 +56,12 @@ def _readable(index: PacketIndex, timestamps: Seconds) -> Seconds:
 
 
 def _are_distinct(request: DecodeRequest) -> bool:
-    """Return whether no frame is taken twice. Before row format 2 a short video gave some frames more than once."""
+    """Return whether no frame is taken twice. Before row format 2, a short video gave some frames more than once."""
     return request.mode == "uniform" and not request.nearest_keyframe and request.row_format > 1
 
 
 def num_frames_asked(index: PacketIndex, request: DecodeRequest, wanted: Wanted) -> int:
-    """Return how many frames an undamaged file would have given."""
+    """Return how many frames the request would get from an undamaged file."""
     if request.mode in {"all", "keyframes"}:
         return len(wanted.packets)
     count = len(asked_timestamps(index, request))
@@ -75,10 +75,10 @@ def num_frames_asked(index: PacketIndex, request: DecodeRequest, wanted: Wanted)
 def sample_timestamps(
     duration_seconds: float, *, mode: Literal["uniform", "fps"], num_frames: int, fps: float, max_frames: int
 ) -> Seconds:
-    """Return the times to take a frame at, ascending, within ``[0, duration_seconds)``.
+    """Return the times at which to take frames, ascending, within ``[0, duration_seconds)``.
 
-    ``uniform``: the centers of ``num_frames`` equal spans. ``fps``: 0, 1/fps, 2/fps, …; if those are more than
-    ``max_frames``, ``max_frames`` uniform ones instead, so that a cap never cuts off the end of a video.
+    ``uniform``: the centers of ``num_frames`` equal spans. ``fps``: 0, 1/fps, 2/fps, …; if these are more than
+    ``max_frames``, ``max_frames`` uniform times instead, so that the cap never cuts off the end of a video.
     """
     if mode == "fps":
         count = max(1, math.ceil(duration_seconds * fps - 1e-9))
@@ -97,7 +97,7 @@ def spread(count: int, max_count: int) -> Indices:
 
 
 def nearest(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
-    """Return the index of the ascending ``pts_seconds`` nearest to each timestamp; a tie takes the earlier."""
+    """Return the index of the nearest of the ascending ``pts_seconds`` for each timestamp; a tie takes the earlier."""
     after = np.clip(np.searchsorted(pts_seconds, timestamps), 1, max(1, len(pts_seconds) - 1))
     before = after - 1
     if len(pts_seconds) == 1:
@@ -107,10 +107,11 @@ def nearest(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
 
 
 def nearest_distinct(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
-    """Return ascending indices of different frames, one per timestamp or all, whose distances have the least sum.
+    """Return ascending indices of distinct frames, one per timestamp, with the least sum of distances.
 
-    Both arguments ascend. If the nearest frames differ already, those are taken. Otherwise only timestamps whose
-    nearest frames are close to each other compete, so only they are assigned together.
+    Both arguments ascend. If there are fewer frames than timestamps, all frames are returned. If the nearest frames
+    are already distinct, they are taken. Otherwise only timestamps whose nearest frames are close to each other
+    compete, so only these are assigned together.
     """
     if len(timestamps) >= len(pts_seconds):
         return np.arange(len(pts_seconds), dtype=np.int64)
@@ -127,10 +128,10 @@ def nearest_distinct(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
 
 
 def _competing(chosen: Indices) -> list[tuple[int, int]]:
-    """Return ranges ``[start, stop)`` of two or more timestamps that may want the same frames.
+    """Return ranges ``[start, stop)`` of two or more timestamps that may compete for the same frames.
 
-    In an optimal choice all frames between a timestamp's nearest frame and its own are taken, so ``n`` timestamps that
-    compete take none that is ``n`` or more beyond their nearest ones.
+    In an optimal choice, all frames between a timestamp's nearest frame and its chosen frame are taken. So ``n``
+    competing timestamps never take a frame that is ``n`` or more positions beyond their nearest frames.
     """
     nearest_of = chosen.tolist()
     groups: list[tuple[int, int]] = []
@@ -147,10 +148,11 @@ def _competing(chosen: Indices) -> list[tuple[int, int]]:
 
 
 def _assign(frames: list[float], timestamps: list[float]) -> list[int]:
-    """Return the frames to take, one per timestamp, with the least sum of distances: O(n log n) for n of both.
+    """Return the frames to take, one per timestamp, with the least sum of distances, in O(n log n).
 
-    From left to right, f(b) is the least cost with b timestamps (below 0: frames) still to be matched; it is convex.
-    Each of its slopes is the price of taking one more frame: ``surplus`` has those below b = 0, ``taken`` the others.
+    n counts frames and timestamps. The sweep goes from left to right. f(b) is the least cost with b timestamps still
+    unmatched, or -b frames if b < 0; f is convex. Each slope of f is the price of taking one more frame: ``surplus``
+    holds the slopes below b = 0, ``taken`` the others.
     """
     events = sorted([(time, 0, at) for at, time in enumerate(frames)] + [(time, 1, -1) for time in timestamps])
     surplus: list[tuple[float, int]] = []
@@ -160,7 +162,7 @@ def _assign(frames: list[float], timestamps: list[float]) -> list[int]:
     for rank, (time, is_timestamp, frame) in enumerate(events):
         travelled += time - previous
         previous = time
-        # A price falls with the distance while it is a surplus, and rises while it is taken; it is kept relative.
+        # With the distance, a price falls while its frame is surplus and rises while it is taken; it is kept relative.
         if is_timestamp:
             price, other = surplus.pop() if surplus else (-math.inf, -1)
             heapq.heappush(taken, (price - 2 * travelled, -rank, other))

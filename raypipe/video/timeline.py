@@ -1,19 +1,20 @@
 """Repair the time stamps of a stream if they contradict each other: pure functions of arrays.
 
-A sound stream stays as it is. The frames of a faulty one are put on one rising timeline, as players do: where the
-stamps jump, the next segment begins one frame duration after the end of the previous one; single wrong or missing
+A consistent stream stays as it is. The frames of a faulty stream are put on one rising timeline, as players do. Where
+the stamps jump, the next segment begins one frame duration after the end of the previous one. Single wrong or missing
 stamps are interpolated.
 
-A fault, among the frames that are shown, is:
-- A stamp that is missing, or that two frames share.
-- A stamp that goes back further than frames are reordered: behind a key frame, behind more than 16 frames decoded
-  before it (the maximum of H.264 and HEVC), or at all if the codec does not reorder frames. In containers that store
-  decoding times, so is a decoding time that goes back by more than a frame. In the others a shorter step back looks
-  like reordered frames; if frames are strangely close to each other, or the last ones far away, the decoder is asked.
-- A gap that is an error. Transport and program streams may restart their clock, so there it is a gap of more than 10
-  seconds and 10 typical frames, as in FFmpeg. In the other containers a long gap can be intended: a slide show, a
-  screen recording while nothing moves. There it is an error only if it is longer than 30 seconds and 100 typical
-  frames, and longer than 10 times all the rest of the video together.
+Only frames that are shown count. The faults are:
+- A stamp is missing, or two frames share it.
+- A stamp goes back further than frame reordering allows: at a key frame, by more than 16 decoded frames (the maximum
+  of H.264 and HEVC), or at all if the codec does not reorder frames.
+- In containers that store decoding times, a decoding time goes back by more than a frame. In other containers a
+  shorter step back looks like reordered frames. If some frames are unusually close to each other, or there is a large
+  gap before one of the last frames, the decoder determines the order.
+- A gap is an error. Transport and program streams may restart their clock. There, a gap is an error if it is longer
+  than 10 seconds and 10 typical frames, as in FFmpeg. In other containers a long gap can be intended: a slide show, or
+  a screen recording while nothing moves. There, a gap is an error only if it is longer than 30 seconds and 100 typical
+  frames, and longer than 10 times the rest of the video.
 """
 
 import heapq
@@ -33,12 +34,12 @@ NO_TIME = int(np.iinfo(np.int64).min)
 _MAX_TICKS = 2**61  # so that differences do not overflow
 _MAX_REORDERED = 16
 _MAX_GROUP = 64  # consecutive frames that were decoded after the frame that they precede
-_RARELY_SO_LONG = 4  # times what is usual in a stream
+_RARELY_SO_LONG = 4  # times the stream's usual value
 _RARELY_SO_SHORT = 0.6
 _RESTART_SECONDS, _RESTART_FRAMES = 10, 10
 _GAP_SECONDS, _GAP_FRAMES, _GAP_OF_REST = 30, 100, 10
 _FRAMES_PER_GAP = 20
-_MIN_GAPS = 3  # fewer say nothing of what is typical
+_MIN_GAPS = 3  # fewer do not show what is typical
 _MAX_UNTRUSTED_KEYS = 1 / 8
 _MAX_OUTLIERS = 16  # in a row
 _MAX_SEARCHED_FAULTS = 1000
@@ -48,43 +49,43 @@ _NEAR_FRAMES = 16
 @dataclass(frozen=True)
 class StreamKind:
     tick_seconds: float
-    frame_ticks: float  # of its average rate
-    reorders: bool  # its codec may decode frames in another order than they are shown in
-    restarts: bool  # its container allows a clock that restarts
-    stores_dts: bool  # its container stores decoding times
+    frame_ticks: float  # the frame duration at the average rate
+    reorders: bool  # the codec's decoding order may differ from the display order
+    restarts: bool  # the container allows the clock to restart
+    stores_dts: bool  # the container stores decoding times
 
 
 @dataclass(frozen=True)
 class Stamps:
-    """The packets of a stream in decoding order, P of them, as their container stamps them."""
+    """The container's time stamps and flags for the P packets of a stream, in decoding order."""
 
-    pts: Ticks  # [P], NO_TIME if there is none
+    pts: Ticks  # [P], NO_TIME if missing
     dts: Ticks  # [P], likewise
     is_keyframe: Flags  # [P]
     is_shown: Flags  # [P]
 
     @property
     def trusted(self) -> Ticks:
-        """[P] when each is shown; if a container has only decoding times, as AVI does, those."""
+        """Return when each packet [P] is shown; in a container with only decoding times, such as AVI, when decoded."""
         has_pts = bool((self.pts[self.is_shown] != NO_TIME).any())
         times = self.pts if has_pts else self.dts
         return np.where(times == NO_TIME, NO_TIME, np.clip(times, -_MAX_TICKS, _MAX_TICKS))
 
     @property
     def as_stored(self) -> Ticks:
-        """[P] the presentation time, else the decoding time, else the position."""
+        """Return the time of each packet [P]: the presentation time, else the decoding time, else the position."""
         times = np.where(self.pts != NO_TIME, self.pts, self.dts)
         return np.where(times != NO_TIME, times, np.arange(len(times)))
 
 
 @dataclass(frozen=True)
 class DisplayTimes:
-    """When the packets of a stream are shown; P of them, in decoding order."""
+    """When the P packets of a stream are shown, in decoding order."""
 
-    pts: Ticks  # [P]; no packet that is not shown has the time of one that is
+    pts: Ticks  # [P]; hidden packets never share a time with shown ones
     is_shown: Flags  # [P]
     is_repaired: bool
-    is_assigned: bool = False  # the container stores no display times: packets come with other ones
+    is_assigned: bool = False  # the container stores no display times, so packets must get these
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def make_timeline(
 ) -> DisplayTimes:
     """Return the stamps as they are, or a repaired timeline.
 
-    ``decode_order`` is called only if the stamps are faulty and the codec reorders frames: then the decoder knows the
-    order of frames, and which packets show none (the second field of a picture has no own stamp).
+    ``decode_order`` is called only if the stamps look faulty and the codec reorders frames. The decoder knows the order
+    of frames, and which packets show no frame (the second field of a picture has no own stamp).
     """
     is_faulty = has_faults(stamps, kind)
     if not is_faulty and not (kind.reorders and not kind.stores_dts and _is_suspicious(stamps)):
@@ -125,9 +126,9 @@ def make_timeline(
 
 
 def assign_times(stamps: Stamps, order: Indices, *, prefer_dts: bool) -> DisplayTimes | None:
-    """Give packets in display order the times of the packets in file order; None if those contradict each other.
+    """Assign the times in file order to the packets in display order; None if the times contradict each other.
 
-    For containers that store one time slot after another, regardless of what is shown in it.
+    This is for containers that store one time slot after another, regardless of the picture that is shown in it.
     """
     for times in (stamps.dts, stamps.pts) if prefer_dts else (stamps.pts, stamps.dts):
         slots = np.sort(times)
@@ -143,7 +144,7 @@ def _as_stored(stamps: Stamps) -> DisplayTimes:
 
 
 def _apart(pts: Ticks, is_shown: Flags) -> Ticks:
-    """Move packets that are not shown away from the times of packets that are."""
+    """Return the times, moving hidden packets away from the times of shown packets."""
     if is_shown.all():
         return pts
     clashes = np.flatnonzero(~is_shown & np.isin(pts, pts[is_shown]))
@@ -155,7 +156,7 @@ def _apart(pts: Ticks, is_shown: Flags) -> Ticks:
 
 
 def _with_unseen(order: Indices, stamps: Stamps) -> Indices:
-    """Add the packets that gave no frame although they have their own time: they are damaged, not hidden."""
+    """Insert the packets that gave no frame although they have their own time: they are damaged, not hidden."""
     times = stamps.trusted
     unseen = stamps.is_shown & ~_flags(len(times), order) & (times != NO_TIME)
     unseen[1:] &= times[1:] != times[:-1]
@@ -163,7 +164,7 @@ def _with_unseen(order: Indices, stamps: Stamps) -> Indices:
 
 
 def insert_in_order(order: Indices, others: Iterable[int]) -> Indices:
-    """Insert other positions, ascending, into a display order: each after the one that is decoded before it."""
+    """Insert ascending positions into a display order, each after the nearest position that is decoded before it."""
     known = order.tolist()
     placed = set(known)
     following: dict[int, list[int]] = {}
@@ -185,7 +186,7 @@ def _flags(count: int, positions: Indices) -> Flags:
 
 
 def _without_silent(stamps: Stamps, decoded: DecodedOrder) -> Stamps:
-    """Hide the packets without a stamp if none of those that were decoded gave a frame."""
+    """Hide the packets without a stamp if the decoder returned no frame for any of them."""
     missing = stamps.is_shown & (stamps.trusted == NO_TIME)
     is_shown = stamps.is_shown & ~missing
     if missing[decoded.positions].any() or not missing[: decoded.num_packets].any() or not is_shown.any():
@@ -194,7 +195,7 @@ def _without_silent(stamps: Stamps, decoded: DecodedOrder) -> Stamps:
 
 
 def has_faults(stamps: Stamps, kind: StreamKind) -> bool:
-    """Return whether the stamps of the packets that are shown contradict each other."""
+    """Return whether the stamps of the shown packets contradict each other."""
     times = stamps.trusted[stamps.is_shown]
     if (times == NO_TIME).any():
         return True
@@ -211,7 +212,7 @@ def has_faults(stamps: Stamps, kind: StreamKind) -> bool:
 
 
 def _is_suspicious(stamps: Stamps) -> bool:
-    """Return whether reordered frames might be a short step back in time, or the last ones in the wrong place."""
+    """Return whether a short step back in time, or a wrong time of the last frames, may look like reordering."""
     times = stamps.trusted[stamps.is_shown]
     if (_steps(times) > 0).all():
         return False
@@ -226,7 +227,7 @@ def _steps(values: Ticks) -> Ticks:
 
 
 def _is_sound(times: Ticks, kind: StreamKind) -> bool:
-    """Return whether these stamps, in the order in which frames are shown, need no repair."""
+    """Return whether these stamps, in display order, need no repair."""
     if (times == NO_TIME).any():
         return False
     gaps = _steps(times)
@@ -234,7 +235,7 @@ def _is_sound(times: Ticks, kind: StreamKind) -> bool:
 
 
 def gap_limit(gaps: Ticks, kind: StreamKind) -> float:
-    """Return the longest gap between two frames, in ticks, that is not an error; infinite if no gap is an error."""
+    """Return the longest gap between two frames, in ticks, that is not an error; infinity if no gap is an error."""
     gaps = gaps[gaps > 0]
     shortest = (_RESTART_SECONDS if kind.restarts else _GAP_SECONDS) / kind.tick_seconds
     if len(gaps) < _MIN_GAPS or gaps.max() <= shortest:  # the usual case
@@ -250,14 +251,14 @@ def gap_limit(gaps: Ticks, kind: StreamKind) -> float:
 
 
 def _reordering(times: Ticks) -> tuple[_Counts, _Counts]:
-    """Count, for each packet, the near packets that are decoded before but shown after it, and the other way round."""
+    """Count, for each packet, the near packets that are decoded before it but shown after it, and vice versa."""
     before, after = np.zeros(len(times), dtype=np.uint8), np.zeros(len(times), dtype=np.uint8)
     highest = np.maximum.accumulate(times)
     for shift in range(1, min(_MAX_GROUP, len(times) - 1) + 1):
         is_later = times[:-shift] > times[shift:]
         before[shift:] += is_later
         after[:-shift] += is_later
-        if not (times[shift + 1 :] < highest[: -shift - 1]).any():  # none is further away
+        if not (times[shift + 1 :] < highest[: -shift - 1]).any():  # no such packet is further away
             break
     return before, after
 
@@ -273,7 +274,7 @@ def _is_out_of_order(times: Ticks, is_keyframe: Flags) -> bool:
     if (after[leads] > max(_MAX_REORDERED, _RARELY_SO_LONG * usual)).any():
         return True
     back = int((is_keyframe & ~leads).sum())
-    return 0 < back <= _MAX_UNTRUSTED_KEYS * len(times)  # more, and it is the flags that are wrong
+    return 0 < back <= _MAX_UNTRUSTED_KEYS * len(times)  # with more, the key frame flags are wrong
 
 
 def _goes_back(dts: Ticks, typical: float) -> bool:
@@ -282,7 +283,7 @@ def _goes_back(dts: Ticks, typical: float) -> bool:
 
 
 def _guess_order(stamps: Stamps, kind: StreamKind) -> Indices:
-    """Return the packets that are shown in the order in which a player's queue would put them."""
+    """Return the shown packets in the order in which a player's queue puts them."""
     shown = np.flatnonzero(stamps.is_shown)
     times = stamps.trusted[shown]
     known = times[times != NO_TIME]
@@ -315,7 +316,7 @@ def _guess_order(stamps: Stamps, kind: StreamKind) -> Indices:
 
 
 def repair(times: Ticks, kind: StreamKind) -> Ticks:
-    """Return rising stamps for frames in display order, from stamps that may be wrong or missing."""
+    """Return rising stamps for frames in display order, given stamps that may be wrong or missing."""
     at = np.flatnonzero(times != NO_TIME)
     if not len(at):
         at, times = np.zeros(1, dtype=np.int64), np.zeros(len(times), dtype=np.int64)
@@ -343,7 +344,7 @@ def repair(times: Ticks, kind: StreamKind) -> Ticks:
 
 
 def _undone(known: Ticks, typical: float) -> Indices:
-    """Return the long gaps between stamps that later stamps fall into: the clock went forward and came back."""
+    """Return the long gaps that later stamps fall into: there the clock jumped forward and came back."""
     steps = _steps(known)
     gaps = np.flatnonzero(steps > _RARELY_SO_LONG * typical)
     backs = np.flatnonzero(steps < 0)[:_MAX_SEARCHED_FAULTS] + 1
@@ -352,7 +353,7 @@ def _undone(known: Ticks, typical: float) -> Indices:
 
 
 def _nearby(frame_ticks: npt.NDArray[np.float64], is_good: Flags, fault: int, typical: float) -> float:
-    """Return how long a frame lasts before a fault, or else after it."""
+    """Return how long a frame lasts near a fault: before it, else after it, else ``typical``."""
     for near in (slice(max(0, fault - _NEAR_FRAMES), fault), slice(fault + 1, fault + 1 + _NEAR_FRAMES)):
         good = frame_ticks[near][is_good[near]]
         if len(good):
@@ -361,9 +362,9 @@ def _nearby(frame_ticks: npt.NDArray[np.float64], is_good: Flags, fault: int, ty
 
 
 def _believable(known: Ticks, at: Indices, *, typical: float, limit: float) -> Flags:
-    """Return which stamps to keep: not repeated ones, nor the few that deviate from those before and after them.
+    """Return which stamps to keep. Repeated stamps, and short runs that deviate from their neighbors, are dropped.
 
-    ``at`` are the numbers of the frames, some of which may have no stamp.
+    ``at`` are the frame numbers of the stamps; frames without a stamp are not in it.
     """
     keep = np.ones(len(known), dtype=np.bool_)
     keep[1:] = _steps(known) != 0
@@ -389,7 +390,7 @@ def _believable(known: Ticks, at: Indices, *, typical: float, limit: float) -> F
 
 
 def _goes_on(known: Ticks, at: Indices, start: int, stop: int, *, typical: float, limit: float) -> bool:
-    """Return whether one stamp is as long after another as the frames between them should last."""
+    """Return whether the time between two stamps matches the number of frames between them."""
     if start < 0 or stop >= len(known):
         return False
     ticks, expected = int(known[stop] - known[start]), float(at[stop] - at[start]) * typical

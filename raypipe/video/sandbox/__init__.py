@@ -1,1 +1,1 @@
-"""Decode untrusted videos in a child process: its parent, the child, its isolation, and what the two say."""
+"""Decode untrusted videos in a child process: the parent, the child, its isolation and their messages."""

@@ -1,7 +1,7 @@
-"""The decode child's program: it answers one request after the other until its parent goes away.
+"""The program of the decode child: it answers one request after another until its parent exits.
 
-``raypipe.video.sandbox.parent`` starts it with a socket and a block of shared memory, without credentials, environment
-or anything that names a video. Its parent trusts nothing that it writes.
+``raypipe.video.sandbox.parent`` starts the child with a socket and a block of shared memory. The child gets no
+credentials, no environment and no video name. The parent trusts nothing that the child writes.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _GRACE_SECONDS = 5
 
 
 def main(arguments: list[str], *, network_left: bool) -> None:
-    """Serve requests. Arguments: decoder, socket fd, memory fd, memory limit in bytes, crop size, most frames."""
+    """Serve requests. Arguments: decoder, socket fd, memory fd, memory limit in bytes, crop size, frame limit."""
     decoder, *numbers = arguments
     socket_fd, memory_fd, memory_bytes, crop_size, max_frames = map(int, numbers)
     shared = SharedFrames(mmap.mmap(memory_fd, 0), crop_size=crop_size, max_frames=max_frames)
@@ -67,7 +67,7 @@ def main(arguments: list[str], *, network_left: bool) -> None:
 
 
 def rehearse(decoder: str, shared: SharedFrames) -> None:
-    """Decode a video of our own, so that nothing is left to load when files can no longer be opened."""
+    """Decode a generated video, so that everything is loaded before the child gives up access to files."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if module.name != "av.__main__":
             importlib.import_module(module.name)
@@ -82,18 +82,18 @@ def rehearse(decoder: str, shared: SharedFrames) -> None:
     request = DecodeRequest("uniform", 1, 1.0, 1, False, True, size, size, limits)  # noqa: FBT003
     reply = decode_video(video, request, decoder=decoder, shared=shared)
     if reply.status != Status.OK:
-        msg = f"{decoder} fails on a video of our own: {reply.error}"
+        msg = f"{decoder} cannot decode a generated test video: {reply.error}"
         raise RuntimeError(msg)
 
 
 def _receive(connection: socket.socket) -> tuple[BinaryIO, dict[str, Any]] | None:
-    """Return the next video and its request, or None when the parent is gone."""
+    """Return the next video and its request, or None if the parent has exited."""
     data, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE_BYTES, 1)
     return (os.fdopen(fds[0], "rb"), json.loads(data)) if data else None
 
 
 def _set_timer(message: dict[str, Any]) -> None:
-    """Set a timer that ends a child whose parent is gone; the parent's own deadline comes first."""
+    """Set a timer that ends the child if its parent has exited; the parent's own deadline is earlier."""
     signal.setitimer(signal.ITIMER_REAL, message["timeout_seconds"] + _GRACE_SECONDS)
 
 
@@ -101,17 +101,17 @@ def _ranged(file: BinaryIO, there: Ranges, connection: socket.socket) -> BinaryI
     """Return a file whose missing parts the parent fetches when they are read."""
 
     def ask(ranges: Ranges) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # the storage's time is not the video's
+        signal.setitimer(signal.ITIMER_REAL, 0)  # time spent on storage does not count against the video
         connection.send(json.dumps({WANT: ranges}).encode())
         if not (data := connection.recv(MAX_MESSAGE_BYTES)):
-            sys.exit(0)  # the parent is gone
+            sys.exit(0)  # the parent has exited
         _set_timer(json.loads(data))
 
     return cast("BinaryIO", RangedFile(file, there=there, ask=ask))
 
 
 def decode_video(file: BinaryIO, request: DecodeRequest, *, decoder: str, shared: SharedFrames) -> Reply:
-    """Decode one video into the shared memory; whatever is wrong with it is the reply's status."""
+    """Decode one video into the shared memory; any error of the video becomes the reply's status."""
     with error_log() if request.row_format > 1 else contextlib.nullcontext() as log:
         try:
             with contextlib.closing(VideoFile(file, request, log=log)) as video:
@@ -124,7 +124,7 @@ def decode_video(file: BinaryIO, request: DecodeRequest, *, decoder: str, shared
             return Reply(error.status, str(error))
         except MemoryError:
             return Reply(Status.OUT_OF_MEMORY, "Decoding needs more than decode.memory_bytes.")
-        except Exception as error:  # noqa: BLE001  # three libraries raise anything at all on corrupt input: it is the row's error
+        except Exception as error:  # noqa: BLE001  # on corrupt input the libraries raise any type; it is the row's error
             return Reply(Status.DECODE_ERROR, describe(error))
 
 
@@ -156,7 +156,7 @@ def _decode_frames(video: VideoFile, request: DecodeRequest, *, decoder: str, sh
 
 
 def _keep_taken(writer: FrameWriter, shared: SharedFrames) -> int:
-    """Move the decoded frames to the front, ascending in time, and return their number."""
+    """Move the decoded frames to the front of the shared memory, ascending in time, and return their number."""
     taken = np.flatnonzero(~np.isnan(writer.pts_seconds))
     if writer.request.row_format > 1:
         taken = taken[np.argsort(writer.pts_seconds[taken], kind="stable")]
@@ -167,7 +167,7 @@ def _keep_taken(writer: FrameWriter, shared: SharedFrames) -> int:
 
 
 def _outcome(index: PacketIndex, decoded: Decoded, *, num_frames: int, num_asked: int) -> tuple[Status, str]:
-    """Return the status of a video that was read to its end, and its error."""
+    """Return the status and the error of a video that was read to its end."""
     cut = ""
     if index.end_seconds < index.duration_seconds:
         cut = f"the file ends at {index.end_seconds:.2f} s of {index.duration_seconds:.2f} s"

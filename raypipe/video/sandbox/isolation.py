@@ -1,6 +1,6 @@
-"""What a decode child gives up before it touches a video: network, files, privileges, memory.
+"""Restrict a decode child before it reads a video: its network, files, privileges, system calls and memory.
 
-Each step holds on its own, and is taken if the kernel allows it; its result says whether it was.
+The steps are independent. Each is taken if the kernel allows it, and returns whether it was taken.
 """
 
 import ctypes
@@ -15,14 +15,14 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _BPF_LOAD, _BPF_JUMP_EQUAL, _BPF_JUMP_GREATER_OR_EQUAL, _BPF_JUMP_ANY_BIT, _BPF_RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _EPERM, _ENOSYS = 1, 38
-# Where struct seccomp_data holds the architecture, the call and the lower half of its first argument.
+# Offsets in struct seccomp_data: the architecture, the call and the lower half of its first argument.
 _ARCH_OFFSET, _NUMBER_OFFSET, _ARGUMENT_OFFSET = 4, 0, 16
 _CLONE_THREAD = 0x00010000
 _CAPABILITY_VERSION = 0x20080522
 _MAX_OPEN_FILES = 64
 
-# What a decoder with its libraries loaded never needs. Numbers from asm/unistd.h, for x86-64 and for arm64, None if it
-# has none.
+# Calls that a decoder never needs once its libraries are loaded. The numbers are from asm/unistd.h, for x86-64 and for
+# arm64; None if the architecture does not have the call.
 # fmt: off
 _DENIED_CALLS: dict[str, tuple[int | None, int | None]] = {
     # paths
@@ -41,7 +41,7 @@ _DENIED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "move_pages": (279, 239), "setpriority": (141, 140), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
     "ioprio_set": (251, 30),
-    # memory that outlives it
+    # memory that outlives the process
     "shmget": (29, 194),
     # file systems and namespaces
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
@@ -69,14 +69,14 @@ def leave_network() -> bool:
     """Move into an empty network namespace; call it before any library starts a thread."""
     libc = ctypes.CDLL(None, use_errno=True)
     apart = _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWIPC
-    # A user namespace is the second choice: in one, root could not load what is in another user's folder.
+    # A user namespace is the second choice: inside it, root cannot load files from another user's folder.
     return any(libc.unshare(flags) == 0 for flags in (apart, _CLONE_NEWUSER | apart, _CLONE_NEWNET))
 
 
 def limit_memory(memory_bytes: int) -> None:
-    """Cap the address space; no core dump, no file written, few files open.
+    """Limit the address space and open files, and forbid core dumps and file writes.
 
-    Address space that libraries reserved without using it, as torch does, is added to the limit.
+    Address space that libraries such as torch have reserved but do not use is added to the limit.
     """
     with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123  # pathlib is not loaded here
         size, resident = (int(pages) * resource.getpagesize() for pages in statm.read().split()[:2])
@@ -89,7 +89,7 @@ def limit_memory(memory_bytes: int) -> None:
 
 
 def leave_files() -> bool:
-    """Make the current folder, which is empty, the whole file system. Everything needed must be imported by then."""
+    """Make the current folder, which is empty, the whole file system. Import everything needed before this call."""
     try:
         os.chroot(".")
         os.chdir("/")
@@ -99,7 +99,7 @@ def leave_files() -> bool:
 
 
 def drop_privileges() -> bool:
-    """Give up every capability; in its own namespace the child has all of them, over that namespace."""
+    """Give up every capability. In its own user namespace the child has all of them, but only over that namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, nothing = struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)
     return bool(libc.capset(header, nothing) == 0)
@@ -123,16 +123,16 @@ def deny_calls() -> bool:
         if number is not None:
             program += [_instruction(_BPF_JUMP_EQUAL, number, false=1), _instruction(_BPF_RETURN, _ERRNO | _EPERM)]
     program += [
-        # Its flags are in memory, which a filter cannot read: told that there is no such call, a library uses clone.
+        # clone3 has its flags in memory, which a filter cannot read. On ENOSYS, libraries fall back to clone.
         _instruction(_BPF_JUMP_EQUAL, _CLONE3[column], false=1),
         _instruction(_BPF_RETURN, _ERRNO | _ENOSYS),
-        # A thread, but no process, which would live on when the child is killed.
+        # clone may start a thread, but not a process, which would survive when the child is killed.
         _instruction(_BPF_JUMP_EQUAL, _CLONE[column], false=4),
         _instruction(_BPF_LOAD, _ARGUMENT_OFFSET),
         _instruction(_BPF_JUMP_ANY_BIT, _CLONE_THREAD, false=1),
         _instruction(_BPF_RETURN, _ALLOW),
         _instruction(_BPF_RETURN, _ERRNO | _EPERM),
-        # Its own limits, but no other process's.
+        # prlimit may change the limits of this process only.
         _instruction(_BPF_JUMP_EQUAL, _PRLIMIT[column], false=3),
         _instruction(_BPF_LOAD, _ARGUMENT_OFFSET),
         _instruction(_BPF_JUMP_EQUAL, 0, true=1),
@@ -148,5 +148,5 @@ def deny_calls() -> bool:
 
 
 def _instruction(code: int, value: int, *, true: int = 0, false: int = 0) -> bytes:
-    """One struct sock_filter of linux/filter.h."""
+    """Return one instruction as a struct sock_filter of linux/filter.h."""
     return struct.pack("HBBI", code, true, false, value)

@@ -1,7 +1,7 @@
 """Decode untrusted video in a child process that can be killed: the parent's side.
 
-No video library is loaded here. A video goes in as a nameless file descriptor and comes back as frames in shared
-memory and one small JSON message, each checked before it is used. Whatever a video does to its child costs one row.
+No video library is loaded here. The child gets a video as a nameless file descriptor. It returns frames in shared
+memory and one small JSON message; both are checked before use. A video that breaks its child costs only its own row.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _START_SECONDS = 120
 _END_SECONDS = 2
 _START_ATTEMPTS = 5
-_MAX_ASKS = 80  # a child asks less often, then for everything
+_MAX_ASKS = 80  # a correct child asks less often: it asks for the whole file before this
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv.pop(1).splitlines(); "
     "from raypipe.video.sandbox import isolation; left = isolation.leave_network(); "
@@ -45,7 +45,7 @@ _PROGRAM = (
 
 @dataclass(frozen=True, slots=True)
 class DecodedVideo:
-    """The outcome of one video: T frames, as RGB crops of the requested size, and what is known of the file."""
+    """The outcome of one video: T frames, as RGB crops of the requested size, and the file's properties."""
 
     status: Status
     error: str
@@ -58,27 +58,27 @@ class DecodedVideo:
     height: int = 0
     duration_seconds: float = 0.0
     average_fps: float = 0.0
-    num_corrupt_frames: int = 0  # of the T frames; if undecodable, of those that were decoded
+    num_corrupt_frames: int = 0  # among the T frames; for a decode error, among all decoded frames
     interlaced: bool = False  # frames were deinterlaced
-    timeline_repaired: bool = False  # time stamps contradict each other: times are of a repaired timeline
+    timeline_repaired: bool = False  # the time stamps contradicted each other, so they were repaired
 
 
 class PartialFile(Protocol):
-    """A video of which only a part is in its file."""
+    """A video that is only partially in its file."""
 
     @property
     def there(self) -> Ranges:
-        """The ranges that are in the file."""
+        """Return the byte ranges that are in the file."""
 
     def bring(self, ranges: Ranges) -> None:
-        """Put these ranges of the video into the file, unless they are there already."""
+        """Fetch these byte ranges of the video into the file, unless it has them already."""
 
 
 class DecodeSandbox:
-    """Decodes one video at a time, in one child per decoder that is needed.
+    """Decodes one video at a time, with one child process for each decoder that is used.
 
-    ``auto`` tries PyAV, then decord, then torchcodec if installed; all share one deadline. A child is replaced after
-    ``max_videos_per_child`` videos, when it holds half its memory limit, and when it died or had to be killed.
+    ``auto`` tries PyAV, then decord, then torchcodec, if installed; all share one deadline. A child is replaced after
+    ``max_videos_per_child`` videos, when it holds half of its memory limit, and when it died or was killed.
 
     Raises:
         ConfigError: the decoder is not installed.
@@ -101,7 +101,7 @@ class DecodeSandbox:
         size = SharedFrames.size_bytes(crop_size=request.crop_size, max_frames=request.max_frames)
         self._memory_fd = os.memfd_create("raypipe-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._memory_fd, size)
-        # A child that could cut it short would kill its parent at the next look at a frame.
+        # Without these seals a child could truncate the memory, and the parent would die when it reads a frame.
         fcntl.fcntl(self._memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         memory = mmap.mmap(self._memory_fd, size)
         self._shared = SharedFrames(memory, crop_size=request.crop_size, max_frames=request.max_frames)
@@ -110,7 +110,7 @@ class DecodeSandbox:
 
     @classmethod
     def start(cls, request: DecodeRequest, decode: "DecodeConfig") -> Self:
-        """Return a sandbox with these limits whose child runs already, so that the first video need not wait for it."""
+        """Return a sandbox with these limits. Its child is already running, so the first video does not wait for it."""
         sandbox = cls(
             request,
             decoder=decode.decoder,
@@ -134,7 +134,7 @@ class DecodeSandbox:
             self._memory_fd = -1
 
     def isolation(self) -> dict[str, bool]:
-        """Return which of network, files, privileges and calls the kernel let the first decoder's child give up."""
+        """Return which of network, files, privileges and calls the first decoder's child could give up."""
         return self._child(self._decoders[0]).isolation
 
     def child_pids(self) -> list[int]:
@@ -143,7 +143,7 @@ class DecodeSandbox:
     def decode(self, file: BinaryIO, *, part: PartialFile | None = None) -> DecodedVideo:
         """Decode the video in an open file that has a file descriptor; bad data is a status, never an exception.
 
-        For a sparse file, ``part`` knows what is there and fetches what is missing; its exceptions propagate.
+        For a sparse file, ``part`` knows which ranges are present and fetches the others; its exceptions propagate.
         """
         self._deadline = time.monotonic() + self._timeout_seconds
         first: DecodedVideo | None = None
@@ -153,7 +153,7 @@ class DecodeSandbox:
             except SetupError:
                 if first is None:
                     raise
-                # It is installed but cannot be loaded: `auto` continues without it.
+                # The decoder is installed but cannot be loaded: `auto` continues without it.
                 self._decoders = tuple(one for one in self._decoders if one != decoder)
                 continue
             if video.status not in {Status.DECODE_ERROR, Status.CRASHED}:
@@ -179,11 +179,11 @@ class DecodeSandbox:
                     ending = {-one.value: one.name for one in signal.Signals}.get(exit_code, f"exit code {exit_code}")
                     return self._failed(Status.CRASHED, f"The decoder died: {ending}.", decoder)
                 if was_killed:
-                    error = "The decoder was killed twice, as if for memory."
+                    error = "The decoder was killed twice, probably because memory ran out."
                     return self._failed(Status.OUT_OF_MEMORY, error, decoder)
-                was_killed = True  # by somebody else, such as the kernel for memory: the video gets one retry
+                was_killed = True  # not by raypipe; perhaps by the kernel for memory: the video gets one retry
             except BaseException:
-                self._discard(decoder)  # or its answer to this video would be taken for the next video's
+                self._discard(decoder)  # otherwise its late reply would be taken for the next video's
                 raise
             else:
                 is_worn = child.is_worn(self._max_videos_per_child, self._memory_bytes)
@@ -192,7 +192,7 @@ class DecodeSandbox:
                 return video
 
     def _converse(self, child: "Child", file: BinaryIO, part: PartialFile | None) -> dict[str, Any]:
-        """Return the child's reply about a video, after fetching the parts that it asks for."""
+        """Return the child's reply about a video, after fetching the ranges that it asks for."""
         if part is None:
             return child.ask(file, self._request, self._deadline)
         message = child.ask(file, self._request, self._deadline, there=part.there)
@@ -205,17 +205,17 @@ class DecodeSandbox:
                 break
             start = time.monotonic()
             part.bring(ranges)
-            self._deadline += time.monotonic() - start  # the network's time is not the video's
+            self._deadline += time.monotonic() - start  # time spent on the network does not count against the video
             message = child.go_on(self._deadline)
         return {}
 
     def _read(self, message: dict[str, Any], decoder: str) -> DecodedVideo:
-        """Check everything the child said, then copy its frames out of its reach."""
+        """Validate the child's reply, then copy the frames out of the memory that the child can write."""
         reply = read_reply(message, max_frames=self._request.max_frames)
         num_frames = reply.num_frames if reply else 0
         pts_seconds = self._shared.pts_seconds[:num_frames].copy()
         if reply is None or not np.isfinite(pts_seconds).all():
-            return self._failed(Status.CRASHED, "The decoder's answer makes no sense.", decoder)
+            return self._failed(Status.CRASHED, "The decoder's reply is invalid.", decoder)
         known = asdict(reply)
         del known["num_frames"]
         frames = self._shared.frames[:num_frames].copy()
@@ -228,14 +228,14 @@ class DecodeSandbox:
         if decoder not in self._children:
             start = time.monotonic()
             self._children[decoder] = self._start_child(decoder)
-            self._deadline += time.monotonic() - start  # loading libraries is not the video's time
+            self._deadline += time.monotonic() - start  # loading libraries does not count against the video
         return self._children[decoder]
 
     def _start_child(self, decoder: str) -> "Child":
         for _ in range(_START_ATTEMPTS):
-            with contextlib.suppress(ChildDiedError):  # killed by somebody else, such as the kernel for memory
+            with contextlib.suppress(ChildDiedError):  # not killed by raypipe; perhaps by the kernel for memory
                 return Child(decoder, self._request, memory_fd=self._memory_fd, memory_bytes=self._memory_bytes)
-        msg = f"The {decoder} decoder was killed {_START_ATTEMPTS} times as it started, as if for memory."
+        msg = f"The {decoder} decoder was killed {_START_ATTEMPTS} times at startup, probably because memory ran out."
         raise SetupError(msg, key="decode.decoder", value=decoder, remedy="Give it more memory.")
 
     def _discard(self, decoder: str) -> None:
@@ -243,14 +243,14 @@ class DecodeSandbox:
 
 
 class ChildDiedError(Exception):
-    """The child is gone."""
+    """The child exited or was killed."""
 
 
 class Child:
     """One child process and the socket to it.
 
     Raises:
-        ChildDiedError: somebody killed it before it could decode.
+        ChildDiedError: it was killed before it could decode.
         SetupError: it does not start.
     """
 
@@ -286,17 +286,17 @@ class Child:
     def ask(
         self, file: BinaryIO, request: DecodeRequest, deadline: float, *, there: Ranges | None = None
     ) -> dict[str, Any]:
-        """Send one video, of which all or only some ranges are ``there``, and wait for the answer.
+        """Send one video and wait for the reply. ``there`` are the present byte ranges; None means the whole file.
 
         Raises:
             TimeoutError: the deadline passed.
-            ChildDiedError: the child is gone.
+            ChildDiedError: the child exited or was killed.
         """
         self.videos += 1
         return self._send({"request": asdict(request), "there": there}, deadline, [file.fileno()])
 
     def go_on(self, deadline: float) -> dict[str, Any]:
-        """Say that the ranges it wants are there now, and wait for the answer; raises like ``ask``."""
+        """Confirm that the ranges it asked for are fetched, and wait for the reply; raises like ``ask``."""
         return self._send({}, deadline, [])
 
     def _send(self, message: dict[str, Any], deadline: float, fds: list[int]) -> dict[str, Any]:
@@ -308,18 +308,18 @@ class Child:
         return self._receive(deadline)
 
     def is_worn(self, max_videos: int, memory_bytes: int) -> bool:
-        """Return whether the child has served enough videos, or holds so much memory that the next would suffer."""
+        """Return whether the child has decoded enough videos, or holds too much memory for the next one."""
         kept = resident_bytes(self.process.pid) - self._own_bytes
         return self.videos >= max_videos or kept > memory_bytes // 2
 
     def end(self) -> int:
-        """Kill the child, and return its exit code, which is negative for a signal."""
+        """Kill the child and return its exit code, which is negative for a signal."""
         self._socket.close()
         self.process.kill()
         return self.process.wait()
 
     def wait(self) -> int:
-        """Return the exit code of a child that hung up: its own, so it is killed only if it stays."""
+        """Return the exit code of a child that closed its socket; kill it only if it does not exit by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_END_SECONDS)
         return self.end()
@@ -342,10 +342,10 @@ class Child:
 
 
 def installed_decoders(decoder: str) -> tuple[str, ...]:
-    """Return the decoders that ``decoder`` means, in the order they are tried.
+    """Return the decoders that ``decoder`` selects, in the order in which they are tried.
 
     Raises:
-        ConfigError: it names one that is not installed.
+        ConfigError: it names a decoder that is not installed.
     """
     modules = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
     found = tuple(name for name in DECODERS if importlib.util.find_spec(modules[name]))
@@ -365,7 +365,7 @@ def _not_started(decoder: str, log: IO[bytes], reason: str) -> SetupError:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the memory that a process holds now; 0 when it is gone."""
+    """Return the resident memory of a process; 0 if it no longer exists."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
     except (OSError, IndexError):
@@ -373,13 +373,13 @@ def resident_bytes(pid: int) -> int:
 
 
 def _import_path() -> str:
-    """Return the parent's module search path, absolute, raypipe's own folder first."""
+    """Return the parent's module search path as absolute paths, raypipe's own folder first."""
     own = str(Path(raypipe.__file__).resolve().parents[1])
     paths = [own, *(str(Path(path).resolve()) for path in sys.path if path)]
     return "\n".join(dict.fromkeys(paths))
 
 
 def _environment() -> dict[str, str]:
-    """Return only where shared libraries are, no credentials; one thread, one malloc arena."""
+    """Return the child's environment: where shared libraries are, one thread, one malloc arena, no credentials."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return {**kept, "PATH": os.defpath, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}

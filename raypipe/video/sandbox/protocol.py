@@ -1,4 +1,4 @@
-"""What a decode child and its parent say to each other, and how the parent checks it. Loads no video library."""
+"""The messages between a decode child and its parent, and the parent's checks. Loads no video library."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from raypipe.status import HAS_FRAMES, Status
 from raypipe.video.decode_request import Pixels, Ranges
 
 MAX_MESSAGE_BYTES = 65_536
-WANT = "want"  # what a child says instead of a reply: these ranges of the file are missing
+WANT = "want"  # the key of a child's message that asks for missing ranges of the file, sent before a reply
 _PTS_BYTES = 8
 _MAX_TEXT = 300
 _FOUND_BY_DECODING = HAS_FRAMES | {
@@ -28,13 +28,13 @@ _FOUND_BY_DECODING = HAS_FRAMES | {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the child says about one video; frames and their times are in shared memory."""
+    """The child's reply about one video. Frames and their times are in shared memory."""
 
     status: Status
     error: str = ""
     container: str = ""
     codec: str = ""
-    width: int = 0  # as displayed; in row format 1 as coded, before it is turned upright
+    width: int = 0  # as displayed; in row format 1 as coded, before the rotation
     height: int = 0
     num_frames: int = 0
     duration_seconds: float = 0.0
@@ -45,7 +45,7 @@ class Reply:
 
 
 class SharedFrames:
-    """Memory that both processes map: times [max_frames] in seconds, then crops [max_frames, crop, crop, 3]."""
+    """The memory that both processes map: times [max_frames] in seconds, then crops [max_frames, crop, crop, 3]."""
 
     def __init__(self, memory: mmap.mmap, *, crop_size: int, max_frames: int) -> None:
         self.pts_seconds: npt.NDArray[np.float64] = np.frombuffer(memory, dtype=np.float64, count=max_frames)
@@ -58,7 +58,7 @@ class SharedFrames:
 
 
 def read_reply(message: dict[str, Any], *, max_frames: int) -> Reply | None:
-    """Return the reply in a child's message, or None if anything in it makes no sense."""
+    """Return the reply in a child's message, or None if any value in it is invalid."""
     try:
         reply = Reply(**message)
         status = Status(reply.status)
@@ -89,7 +89,7 @@ def read_reply(message: dict[str, Any], *, max_frames: int) -> Reply | None:
 
 
 def read_ranges(wanted: object, size_bytes: int) -> Ranges | None:
-    """Return the byte ranges that a child wants of a file, or None if they make no sense."""
+    """Return the byte ranges of a file that a child asks for, or None if they are invalid."""
     if not isinstance(wanted, list) or not all(isinstance(one, list) and len(one) == 2 for one in wanted):  # noqa: PLR2004
         return None
     edges = [edge for one in wanted for edge in one]
