@@ -1,1 +1,1 @@
-"""Outputs that are planned, put once and sealed: what every batch job stores, reads and checks. No Ray here."""
+"""The sealed outputs of every batch job: plan, commit, seal, read and verify them. Plain Python, without Ray."""

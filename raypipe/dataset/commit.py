@@ -1,7 +1,7 @@
-"""Commit shards, find the missing ones, and seal a plan when all of them are there.
+"""Commit shards, find the missing ones, and seal a plan once all its shards are committed.
 
-A commit is one create-only PUT, so that a late or repeated attempt finds the file there and changes nothing. The seal
-is a manifest that names every file of a plan.
+A commit is one create-only PUT, so a late or repeated attempt finds the existing file and changes nothing. The seal is
+a manifest that names every file of a plan.
 """
 
 import hashlib
@@ -36,14 +36,14 @@ _FILE_KEYS = {"name", "etag", "size_bytes", "num_rows"}
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a job counts of its rows besides their statuses; ``examples`` are the first few ids that show it."""
+    """What a job counts in its rows besides their statuses. ``examples`` are the ids of the first few counted rows."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
 
     @classmethod
     def sum(cls, several: "Iterable[Totals]") -> "Totals":
-        """Add up several; the first distinct examples are kept."""
+        """Add up several totals, and keep the first few distinct examples."""
         counts: Counter[str] = Counter()
         examples: dict[str, None] = {}
         for one in several:
@@ -53,23 +53,23 @@ class Totals:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Totals":
-        """Read the totals of a footer or a manifest, which has none if its job counts nothing.
+        """Read the totals of a footer or a manifest; they are empty if the job counts nothing.
 
         Raises:
-            AttributeError, TypeError, ValueError: they are malformed.
+            AttributeError, TypeError, ValueError: the totals are malformed.
         """
         counts = {str(name): int(count) for name, count in stored.get("counts", {}).items()}
         return cls(counts, tuple(map(str, stored.get("examples", ()))))
 
     @property
     def stored(self) -> dict[str, Any]:
-        """Return the keys that a footer or a manifest gets."""
+        """Return the entries to store in a footer or a manifest."""
         return {"counts": dict(self.counts), "examples": list(self.examples)} if self.counts else {}
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """What the footer of a shard's file says about it."""
+    """The description of a shard in the footer of its file."""
 
     plan: int
     shard: int
@@ -81,22 +81,22 @@ class ShardFile:
 
     @property
     def num_rows(self) -> int:
-        """Return the number of rows; each has one status."""
+        """Return the number of rows, each of which has one status."""
         return sum(self.statuses.values())
 
     @property
     def footer(self) -> dict[str, Any]:
-        """Return what is stored."""
+        """Return the entries to store in the footer."""
         about = asdict(self)
         del about["totals"]
         return about | self.totals.stored
 
 
 def shard_digest(rows: pa.Table) -> str:
-    """Return the digest of what a shard is made from; the same for its plan's rows and for its file's rows."""
+    """Return the digest of a shard's inputs. Its rows in the plan and its rows in the file have the same digest."""
     if found := row_range(rows):
         lines = ["\0".join(map(str, found))]
-    elif schema.ROW in rows.column_names:  # not one range, so not of any plan
+    elif schema.ROW in rows.column_names:  # not one range, so not a shard of any plan
         lines = [*map(str, rows[schema.ROW].to_pylist())]
     else:
         columns = (rows[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG))
@@ -107,7 +107,7 @@ def shard_digest(rows: pa.Table) -> str:
 def describe_shard(
     rows: pa.Table, *, plan: int, shard: int, fingerprint: str, totals: Totals | None = None
 ) -> ShardFile:
-    """Return what the footer of these rows will say."""
+    """Return the description of these rows for the footer of their file."""
     num_frames = pc.sum(rows[schema.NUM_FRAMES]).as_py() if schema.NUM_FRAMES in rows.column_names else 0
     return ShardFile(
         plan=plan,
@@ -121,7 +121,7 @@ def describe_shard(
 
 
 def put_shard(output: Folder, rows: pa.Table, about: ShardFile) -> bool:
-    """Commit a shard. Return False if another attempt had committed it.
+    """Commit a shard. Return False if another attempt has already committed it.
 
     Raises:
         CommitError: something else is stored under the shard's name.
@@ -133,7 +133,7 @@ def put_shard(output: Folder, rows: pa.Table, about: ShardFile) -> bool:
 
 
 def check_shard(output: Folder, plan: int, shard: int, *, shard_digest: str, fingerprint: str) -> ShardFile:
-    """Read the footer of a committed shard, and compare it with the plan.
+    """Read the footer of a committed shard and compare it with the plan.
 
     Raises:
         CommitError: the file is not this shard.
@@ -149,17 +149,17 @@ def check_shard(output: Folder, plan: int, shard: int, *, shard_digest: str, fin
 
 
 def read_shard_file(output: Folder, name: str) -> ShardFile:
-    """Read what a shard's file says about itself, from its footer alone.
+    """Read the description of a shard from the footer of its file.
 
     Raises:
-        CommitError: it is not a Parquet file of raypipe.
+        CommitError: the file is not a Parquet file written by raypipe.
     """
     try:
         with output.open_input(name) as file:
             return _parse_footer(json.loads(pq.read_schema(file).metadata[METADATA]))
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         uri = output.child(name)
-        msg = f"{uri} is not a file of raypipe: {' '.join(str(error).split())}."
+        msg = f"{uri} is not a raypipe file: {' '.join(str(error).split())}."
         raise CommitError(msg, key=uri, remedy=_MOVE_AWAY) from None
 
 
@@ -174,7 +174,7 @@ def _parse_footer(metadata: dict[str, Any]) -> ShardFile:
 
 
 def manifest_name(number: int) -> str:
-    """Return where the manifest of a sealed plan is in the output folder."""
+    """Return the name of a sealed plan's manifest in the output folder."""
     return f"manifests/{number:05d}.json"
 
 
@@ -185,13 +185,13 @@ def sealed_plans(output: Folder) -> set[int]:
 
 
 def unsealed_plans(output: Folder) -> list[int]:
-    """Return the numbers of the plans that have no manifest, ascending."""
+    """Return the numbers of the plans that have no manifest, in ascending order."""
     sealed = sealed_plans(output)
     return [number for number in plan_numbers(output) if number not in sealed]
 
 
 def committed_files(output: Folder, number: int) -> dict[int, StoredObject]:
-    """Return the files of one plan by shard."""
+    """Return the committed files of a plan by shard."""
     files = {}
     for stored in output.list(f"data/{number:05d}-"):
         name = parse_data_name(stored.key)
@@ -201,7 +201,7 @@ def committed_files(output: Folder, number: int) -> dict[int, StoredObject]:
 
 
 def missing_shards(plans: StoredPlans, numbers: Iterable[int]) -> Iterator[pa.Table]:
-    """Yield the plan's rows of each shard that has no file, with their generation added."""
+    """Yield the planned rows of each shard that is not committed, with their generation as a new column."""
     for number in numbers:
         plan = plans.read(number)
         committed = committed_files(plans.output, number)
@@ -212,10 +212,10 @@ def missing_shards(plans: StoredPlans, numbers: Iterable[int]) -> Iterator[pa.Ta
 
 
 def seal(plans: StoredPlans, number: int, *, versions: Mapping[str, str]) -> bool:
-    """Write the manifest of a plan once every shard is committed as planned. Return False if a shard is missing.
+    """Write the manifest of a plan if every shard is committed as planned. Return False if a shard is missing.
 
     Raises:
-        CommitError: a file is not what its name says, or the rows do not add up.
+        CommitError: a file is not the shard that its name says, or the number of rows is not as planned.
     """
     output, plan = plans.output, plans.read(number)
     files = committed_files(output, number)
@@ -225,7 +225,7 @@ def seal(plans: StoredPlans, number: int, *, versions: Mapping[str, str]) -> boo
     num_rows = sum(file.num_rows for file in found.values())
     if num_rows != plan.num_rows or set(files) != set(found):
         planned, stored = (plan.num_rows, len(found)), (num_rows, len(files))
-        msg = "Plan {} has {} rows in {} shards; stored are {} rows in {} files.".format(number, *planned, *stored)
+        msg = "Plan {} has {} rows in {} shards, but {} rows in {} files are stored.".format(number, *planned, *stored)
         uri, remedy = output.child(plan_name(number)), f"Run raypipe verify {output}."
         raise CommitError(msg, key=uri, value=stored, expected=planned, remedy=remedy)
     statuses: Counter[str] = Counter()
@@ -260,7 +260,7 @@ def check_files(output: Folder, plan: Plan) -> dict[int, ShardFile]:
     """Compare the footer of every committed file with the plan, and return the footers by shard.
 
     Raises:
-        CommitError: a file is not what its name says.
+        CommitError: a file is not the shard that its name says.
     """
 
     def check(item: tuple[int, pa.Table]) -> tuple[int, ShardFile]:
@@ -276,7 +276,7 @@ def read_manifest(output: Folder, number: int) -> dict[str, Any]:
     """Read the manifest of a sealed plan.
 
     Raises:
-        CommitError: it is not a manifest of raypipe.
+        CommitError: the file is not the manifest of this plan.
     """
     name = manifest_name(number)
     try:

@@ -1,4 +1,4 @@
-"""A Parquet file that says in its footer what it is, and whose pages are held against their checksums."""
+"""Write and read Parquet files that describe themselves in the footer and have page checksums."""
 
 import io
 import json
@@ -17,7 +17,7 @@ METADATA = b"raypipe"
 
 
 def parquet_bytes(table: pa.Table, about: Mapping[str, Any]) -> bytes:
-    """The file of a table, with what it is and this version of raypipe as JSON under ``METADATA``."""
+    """Return a table as a Parquet file, with ``about`` and raypipe's version as JSON in the footer."""
     sink = io.BytesIO()
     metadata = {METADATA: json.dumps({"raypipe": raypipe.__version__, **about}).encode()}
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type) and field.type != pa.binary()]
@@ -26,7 +26,7 @@ def parquet_bytes(table: pa.Table, about: Mapping[str, Any]) -> bytes:
         sink,
         compression="zstd",
         write_page_checksum=True,
-        # Vectors and pictures do not repeat, and nobody asks for the least of them: for them it is half of the time.
+        # Vectors and pictures do not repeat and are never compared; dictionaries and statistics would double the time.
         use_dictionary=plain,
         write_statistics=plain,
     )
@@ -34,11 +34,11 @@ def parquet_bytes(table: pa.Table, about: Mapping[str, Any]) -> bytes:
 
 
 def read_parquet(folder: Folder, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a file, or these columns of it.
+    """Read the table of a file, or only some of its columns, and verify the page checksums.
 
     Raises:
-        CommitError: it is damaged, or lacks a column.
-        ObjectError: it cannot be read.
+        CommitError: the file is corrupt or lacks a column.
+        ObjectError: the file cannot be read.
     """
     wanted = None if columns is None else list(columns)
     try:
@@ -50,9 +50,9 @@ def read_parquet(folder: Folder, name: str, *, columns: Sequence[str] | None = N
 
 
 def not_sealed(folder: Folder, name: str, reason: str, *, value: object = None, expected: object = None) -> CommitError:
-    """Return the error to raise when a file's rows are not those that were committed."""
+    """Return the error to raise if a file does not contain the rows that were committed."""
     uri = folder.child(name)
     remedy = f"Run raypipe verify {folder}."
     return CommitError(
-        f"{uri} is not what was sealed: {reason}.", key=uri, value=value, expected=expected, remedy=remedy
+        f"{uri} does not match the committed data: {reason}.", key=uri, value=value, expected=expected, remedy=remedy
     )

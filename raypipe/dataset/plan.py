@@ -1,7 +1,7 @@
-"""Plans: what a job is to do, decided once and stored create-only in ``OUTPUT/plans/``.
+"""Plans: the work of a job, decided once and stored create-only in ``OUTPUT/plans/``.
 
-Plans are numbered from 0 without a gap, and a number can be created once, so that any number of drivers agree on what
-each plan holds. A plan is one generation: every row it leads to carries its number.
+Plans are numbered from 0 without a gap, and each number can be created only once, so any number of drivers agree on the
+content of each plan. A plan is one generation: every output row that it leads to carries its number.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ _PLANS_KEPT = 8  # in memory, about 10 MB each
 
 @dataclass(frozen=True, slots=True)
 class PlannedVideo:
-    """One video to plan: the content of the object at a URI that its etag identifies.
+    """One video to plan: an object at a URI, whose content is identified by its etag.
 
-    A video that is gone is planned only to get a row that says so; it is not read.
+    A video that is gone is planned only so that it gets a row with that status. It is not read.
     """
 
     video_id: str
@@ -42,7 +42,7 @@ class PlannedVideo:
 
     @classmethod
     def of(cls, stored: StoredObject) -> "PlannedVideo":
-        """Return a listed object; its key relative to the input is its id."""
+        """Convert a listed object to a video. Its id is its key relative to the input."""
         return cls(stored.key, stored.uri, stored.etag, stored.size_bytes)
 
 
@@ -64,14 +64,14 @@ def plan_table(videos: Sequence[PlannedVideo], shards: Sequence[int]) -> pa.Tabl
 
 
 def planned_videos(rows: pa.Table) -> list[PlannedVideo]:
-    """Return the videos of a plan's rows."""
+    """Convert the rows of a plan to videos."""
     names = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES)
     columns = zip(*(rows[name].to_pylist() for name in names), strict=True)
     return [PlannedVideo(*row, is_gone=is_gone) for row, is_gone in zip(columns, gone_flags(rows), strict=True)]
 
 
 def gone_flags(rows: pa.Table) -> list[bool]:
-    """Return for each row of a plan whether it marks a video as gone."""
+    """Return whether each row of a plan marks a video as gone."""
     if schema.GONE not in rows.column_names:
         return [False] * rows.num_rows
     flags: list[bool] = rows[schema.GONE].to_pylist()
@@ -79,9 +79,10 @@ def gone_flags(rows: pa.Table) -> list[bool]:
 
 
 def range_table(num_rows: int, *, rows_per_shard: int, first_shard: int = 0, num_shards: int) -> pa.Table:
-    """Return the rows of a plan of row ranges: one for each shard, ``rows_per_shard`` rows of a table of ``num_rows``.
+    """Return the rows of a plan that splits a table of ``num_rows`` into ranges of ``rows_per_shard``, one per shard.
 
-    ``first_shard`` is the first range of this plan, whose shards are numbered from 0.
+    The plan has ``num_shards`` ranges, beginning with range number ``first_shard`` of the table. Its shards are
+    numbered from 0.
     """
     first = np.arange(first_shard, first_shard + num_shards, dtype=np.int64) * rows_per_shard
     columns = {
@@ -93,9 +94,9 @@ def range_table(num_rows: int, *, rows_per_shard: int, first_shard: int = 0, num
 
 
 def row_range(rows: pa.Table) -> tuple[int, int] | None:
-    """Return (first row, number of rows) of a shard of a range plan, from its plan's row or from its file's rows.
+    """Return (first row, number of rows) of a shard of a range plan, given its row in the plan or the rows of its file.
 
-    None if the rows are not of such a plan, or not one range.
+    Return None if the rows do not belong to a range plan, or are not one range.
     """
     if schema.FIRST_ROW in rows.column_names:
         return rows[schema.FIRST_ROW][0].as_py(), pc.sum(rows[schema.NUM_ROWS]).as_py()
@@ -116,7 +117,7 @@ class Plan:
     number: int
     rows: pa.Table
     fingerprint: str
-    settings: Mapping[str, Any]  # what makes the fingerprint
+    settings: Mapping[str, Any]  # the fingerprint is their digest
     input: str
 
     @property
@@ -126,11 +127,11 @@ class Plan:
 
     @property
     def num_rows(self) -> int:
-        """Return how many rows the files of this plan have together."""
+        """Return the total number of rows in the files of this plan."""
         return num_planned_rows(self.rows)
 
     def shards(self) -> Iterator[tuple[int, pa.Table]]:
-        """Each shard's number and its rows."""
+        """Yield the number and rows of each shard."""
         numbers = self.rows[schema.SHARD].to_numpy()
         start = 0
         for shard in range(self.num_shards):
@@ -142,52 +143,53 @@ class Plan:
 
 
 def num_planned_rows(rows: pa.Table) -> int:
-    """Return how many rows of output these rows of a plan lead to: one for each video, or those of the ranges."""
+    """Return how many output rows these rows of a plan lead to: one per video, or the total length of the ranges."""
     return int(pc.sum(rows[schema.NUM_ROWS]).as_py() if schema.NUM_ROWS in rows.column_names else rows.num_rows)
 
 
 def job_of(settings: Mapping[str, Any]) -> str:
-    """Which job's settings these are, as ``raypipe JOB`` names it; those of embed, the first job, do not say."""
+    """Return the job of these settings, as in ``raypipe JOB``. The settings of embed do not name their job."""
     return str(settings.get("job", "embed"))
 
 
 def digest(text: str) -> bytes:
-    """12 bytes that stand for a URI, an id or an etag: of a hundred million, two are alike with probability 1e-13."""
+    """Return 12 bytes that identify a URI, id or etag: a hundred million of them collide with probability 1e-13."""
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """The digest of everything that changes what a row holds."""
+    """Return the digest of all settings that affect the content of a row."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def comparable_fingerprints(settings: Mapping[str, Any]) -> frozenset[str]:
     """Return the fingerprints of these settings of embed in every row format.
 
-    Their vectors compare: a later format reads more videos right, and gives the others the same vectors.
+    Vectors of all formats are comparable: a later format reads more videos correctly, and gives the other videos the
+    same vectors.
     """
     return frozenset(fingerprint({**settings, "format": row_format}) for row_format in range(1, schema.ROW_FORMAT + 1))
 
 
 def plan_name(number: int) -> str:
-    """Where a plan lies in the output folder."""
+    """Return the name of a plan's file in the output folder."""
     return f"plans/{number:05d}.parquet"
 
 
 def data_name(plan: int, shard: int) -> str:
-    """Where a shard's file lies in the output folder."""
+    """Return the name of a shard's file in the output folder."""
     return f"data/{plan:05d}-{shard:06d}.parquet"
 
 
 def parse_data_name(name: str) -> tuple[int, int] | None:
-    """The plan and shard of a file in ``data/``, or None where it is none of ours."""
+    """Return the plan and shard of a file in ``data/``, or None if it is not the name of a shard's file."""
     match = re.fullmatch(r"data/([0-9]{5,18})-([0-9]{6,18})\.parquet", name)
     parsed = (int(match[1]), int(match[2])) if match else None
-    return parsed if parsed and data_name(*parsed) == name else None  # 000001 is no second name of 00001
+    return parsed if parsed and data_name(*parsed) == name else None  # 000001 is not another name for 00001
 
 
 def plan_numbers(output: Folder) -> list[int]:
-    """The numbers of the stored plans, ascending."""
+    """Return the numbers of the stored plans in ascending order."""
     names = (re.fullmatch(r"plans/([0-9]{5,18})\.parquet", stored.key) for stored in output.list("plans/"))
     return sorted(int(name[1]) for name in names if name and plan_name(int(name[1])) == name[0])
 
@@ -196,7 +198,7 @@ def read_plan(output: Folder, number: int) -> Plan:
     """Read one plan.
 
     Raises:
-        CommitError: the file is no plan.
+        CommitError: the file is not a plan.
     """
     name = plan_name(number)
     data = output.read(name)
@@ -207,12 +209,12 @@ def read_plan(output: Folder, number: int) -> Plan:
         return Plan(number, _in_order(table), about["fingerprint"], about["settings"], about["input"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         uri = output.child(name)
-        msg = f"{uri} is not a plan of raypipe: {' '.join(str(error).split())}"
+        msg = f"{uri} is not a raypipe plan: {' '.join(str(error).split())}"
         raise CommitError(msg, key=uri) from None
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
-    """Return the columns that every plan has, in their order, followed by those that the job added."""
+    """Return the columns that every plan has, in schema order, followed by the columns that the job added."""
     base = schema.RANGE_PLAN_SCHEMA if schema.FIRST_ROW in rows.column_names else schema.PLAN_SCHEMA
     wanted = pa.schema([*base, *(field for field in rows.schema if field.name not in base.names)])
     return rows.select(wanted.names).cast(wanted)
@@ -220,7 +222,7 @@ def _in_order(rows: pa.Table) -> pa.Table:
 
 def _check_sound(rows: pa.Table, about: dict[str, Any]) -> None:
     """Raise ValueError or TypeError if a plan is malformed."""
-    rows.validate(full=True)  # what Arrow itself relies on, such as valid UTF-8
+    rows.validate(full=True)  # checks what Arrow itself relies on, such as valid UTF-8
     shards = rows[schema.SHARD].to_numpy()
     if any(column.null_count for column in rows.columns) or not len(shards):
         msg = "it has no rows, or a row lacks a value."
@@ -231,34 +233,34 @@ def _check_sound(rows: pa.Table, about: dict[str, Any]) -> None:
     if schema.FIRST_ROW in rows.column_names:
         first, lengths = (rows[name].to_numpy() for name in (schema.FIRST_ROW, schema.NUM_ROWS))
         if first[0] < 0 or (lengths < 1).any() or (first[1:] != (first + lengths)[:-1]).any():
-            msg = "its row ranges are not one after the other."
+            msg = "its row ranges are not contiguous."
             raise ValueError(msg)
     if schema.GONE in rows.column_names and not pa.types.is_boolean(rows.schema.field(schema.GONE).type):
-        msg = f"its column {schema.GONE} is not of truth values."
+        msg = f"its column {schema.GONE} is not boolean."
         raise TypeError(msg)
     kinds = {"fingerprint": str, "settings": dict, "input": str}
     if not all(isinstance(about[key], kind) for key, kind in kinds.items()):
-        msg = "its fingerprint, settings or input is of the wrong kind."
+        msg = "its fingerprint, settings or input has the wrong type."
         raise TypeError(msg)
 
 
 class StoredPlans:
-    """The plans of one output. The last few that were read stay in memory, so that a run reads each of them once."""
+    """The plans of one output. The last few plans stay in memory, so that a run reads each plan only once."""
 
     def __init__(self, output: Folder) -> None:
         self.output = output
         self._kept: dict[int, Plan] = {}  # the least recently used first
 
     def numbers(self) -> list[int]:
-        """Return the numbers of the stored plans, ascending."""
+        """Return the numbers of the stored plans in ascending order."""
         return plan_numbers(self.output)
 
     def read(self, number: int) -> Plan:
-        """Read a plan, or return it from memory: a stored plan never changes. Raises like ``read_plan``."""
+        """Return a plan from memory, or read it: a stored plan never changes. Raises like ``read_plan``."""
         return self._keep(self._kept.pop(number) if number in self._kept else read_plan(self.output, number))
 
     def put(self, plan: Plan) -> bool:
-        """Store a plan; raises and returns like ``put_plan``."""
+        """Store a plan like ``put_plan``, and keep it in memory. Return False if its number is already taken."""
         is_stored = put_plan(self.output, plan)
         if is_stored:
             self._keep(plan)
@@ -272,7 +274,7 @@ class StoredPlans:
 
 
 def put_plan(output: Folder, plan: Plan) -> bool:
-    """Store a plan; False when its number is taken, by whomever."""
+    """Store a plan. Return False if its number is already taken."""
     about = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": plan.fingerprint,
@@ -285,13 +287,13 @@ def put_plan(output: Folder, plan: Plan) -> bool:
 
 
 def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:
-    """Refuse to mix rows that do not compare.
+    """Refuse to mix rows that are not comparable.
 
     Raises:
-        FingerprintError: the plan's rows are made with other settings.
+        FingerprintError: the rows of the plan were made with other settings.
     """
     if plan.fingerprint == fingerprint(settings):
         return
     refuse_other_settings(plan.settings, settings, subject="The output holds rows")
-    msg = f"The output holds rows of the fingerprint {plan.fingerprint}, which is not that of its settings."
+    msg = f"The output holds rows with fingerprint {plan.fingerprint}, which does not match their settings."
     raise FingerprintError(msg, key="fingerprint", value=fingerprint(settings), expected=plan.fingerprint)

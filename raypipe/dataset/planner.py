@@ -1,4 +1,4 @@
-"""Decide what to plan: the videos that are new, and those that a complete listing no longer contains."""
+"""Decide what to plan: new videos, and videos that a complete listing no longer contains."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,29 +37,29 @@ VideoT = TypeVar("VideoT", bound=PlannedVideo)
 
 
 def normalised_input(uri: str) -> str:
-    """Return one spelling of an input for all of its spellings: no trailing slash, local paths absolute."""
+    """Return the canonical spelling of an input: no trailing slash, and an absolute path if it is local."""
     try:
         return Folder(uri).uri
-    except ConfigError:  # a job without an input, or a storage that only an earlier version read
+    except ConfigError:  # a job without an input, or a storage that only an earlier version supported
         return uri
 
 
 @dataclass(frozen=True, slots=True)
 class GoneVideos:
-    """The videos to mark. Iterating reads the plans again, so that only digests are kept in memory."""
+    """The videos to mark as gone. Iterating reads the plans again, so that only digests are kept in memory."""
 
     plans: StoredPlans
-    latest: dict[bytes, int]  # digest of a video_id -> the plan that holds it last
-    num_planned: int  # videos of the input that are planned and not gone, before the listing
+    latest: dict[bytes, int]  # digest of a video_id -> the last plan that contains it
+    num_planned: int  # videos of the input that were planned and not gone before the listing
 
     @property
     def num_videos(self) -> int:
-        """Return how many there are."""
+        """Return the number of gone videos."""
         return len(self.latest)
 
     @property
     def fraction(self) -> float:
-        """Return their share of the planned videos."""
+        """Return the fraction of the planned videos that are gone."""
         return self.num_videos / max(self.num_planned, self.num_videos, 1)
 
     def __iter__(self) -> Iterator[PlannedVideo]:
@@ -72,10 +72,10 @@ class GoneVideos:
 
 
 class Unlisted:
-    """The planned videos of one input that its listing has not returned so far; only digests are in memory.
+    """The planned videos of one input that its listing has not returned so far. Only digests are in memory.
 
-    Call ``learn`` for each plan, ``see`` for each listed video, ``plans_anew`` for each that gets a new row, ``end``
-    after the last one, and then ``find``.
+    Call ``learn`` for each plan, ``see`` for each listed video, ``plans_anew`` for each video that gets a new row,
+    ``end`` after the last video, and then ``find``.
     """
 
     def __init__(self, plans: StoredPlans, input_uri: str) -> None:
@@ -117,10 +117,10 @@ class Unlisted:
         self._is_complete = True
 
     def find(self, covers: Callable[[str], bool]) -> GoneVideos:
-        """Return the videos that are gone; none unless the listing was read to its end.
+        """Return the videos that are gone; no videos unless the listing was read to its end.
 
-        A video is gone if its last plan is of this input and the listing does not contain its URI. ``covers`` tells
-        whether the listing would contain a URI if the video existed.
+        A video is gone if its last plan belongs to this input and the listing does not contain its URI. ``covers``
+        returns whether the listing would contain a URI if the video existed.
         """
         latest: dict[bytes, int] = {}
         if self._uris and self._is_complete:
@@ -141,30 +141,30 @@ class Unlisted:
 
 @dataclass
 class Planner:
-    """What the stored plans hold, and the making of new ones.
+    """Reads the stored plans and adds new ones.
 
-    ``key`` tells one video from another. For each the last plan that holds it counts: an object that was replaced and
-    then put back is new each time.
+    ``key`` identifies a video. Only the last plan that contains a video counts: an object that was replaced and later
+    restored is new each time.
     """
 
     plans: StoredPlans
-    settings: Mapping[str, Any]  # what makes the fingerprint
+    settings: Mapping[str, Any]  # the fingerprint is their digest
     input_uri: str = ""
     key: Key = "video_uri"
-    known: dict[bytes, bytes] = field(default_factory=dict)  # a key -> its etag in the last plan that holds it: digests
-    other_ids: dict[bytes, str] = field(default_factory=dict)  # digest of an id -> its URI, in plans of other inputs
-    places: dict[bytes, bytes] = field(default_factory=dict)  # digest of an id -> of its URI, in plans of this manifest
-    taken: set[bytes] = field(default_factory=set)  # digests of the keys that another driver planned meanwhile
-    taken_ids: set[bytes] = field(default_factory=set)  # digests of their ids
-    unlisted: Unlisted | None = None  # where it is wanted, which videos of this input a listing lacks
+    known: dict[bytes, bytes] = field(default_factory=dict)  # digests: key -> its etag in the last plan
+    other_ids: dict[bytes, str] = field(default_factory=dict)  # digest of an id -> URI, in plans of other inputs
+    places: dict[bytes, bytes] = field(default_factory=dict)  # digests: id -> URI, in plans of this manifest
+    taken: set[bytes] = field(default_factory=set)  # digests of the keys that another driver has planned meanwhile
+    taken_ids: set[bytes] = field(default_factory=set)  # digests of the ids that another driver has planned meanwhile
+    unlisted: Unlisted | None = None  # if given, it finds the videos of this input that a listing lacks
     next_number: int = 0
 
     def load(self) -> None:
         """Read every stored plan.
 
         Raises:
-            FingerprintError: they were made with other settings.
-            CommitError: a stored file is no plan.
+            FingerprintError: a plan was made with other settings.
+            CommitError: a stored file is not a plan.
         """
         for number in self.plans.numbers():
             plan = self.plans.read(number)
@@ -173,11 +173,11 @@ class Planner:
                 self.unlisted.learn(plan, keys)
 
     def new_videos(self, found: Iterable[VideoT], *, retry: Retry = "none") -> Iterator[VideoT]:
-        """Those of the videos found that are not planned as they are now, or whose row failed in a way to be retried.
+        """Yield the found videos that are new or have changed, and those whose failed row is to be retried.
 
         Raises:
-            CommitError: a stored file is not what its name promises.
-            ConfigError: a video has the id of another one, planned from another input.
+            CommitError: a stored file does not have the content that its name says.
+            ConfigError: a video has the id of another video that was planned from another input.
         """
         again = failed_videos(self.plans, retry=retry, key=self.key) if retry != "none" else set()
         seen: set[bytes] = set()
@@ -204,24 +204,22 @@ class Planner:
         if planned is None or (planned == _GONE and not video.is_gone):
             return True
         if self.places and self.places.get(digest(video.video_id), key) != key:
-            return True  # a manifest has given the id to another object since
-        # One that is missing, and has no etag, keeps the row it has.
+            return True  # since then, a manifest has given the id to another object
+        # A missing video has no etag and keeps the row that it has.
         return bool(video.etag) and planned != _version(video.etag, is_gone=video.is_gone)
 
     def _check_id(self, video: PlannedVideo) -> None:
-        """Within one input an id is one URI; of another input it may be another video, whose row it would supersede."""
+        """Raise ConfigError if the id belongs to a video of another input, whose row this video would supersede."""
         other = self.other_ids.get(digest(video.video_id), video.video_uri) if self.other_ids else video.video_uri
         if other != video.video_uri:
-            msg = (
-                f"video_id {video.video_id!r} is {other!r} in {self.plans.output} and would become {video.video_uri!r}."
-            )
-            remedy = "Choose another output, or give a manifest with ids of its own."
+            msg = f"In {self.plans.output}, video_id {video.video_id!r} is {other!r}; here it is {video.video_uri!r}."
+            remedy = "Choose another output, or use a manifest with other ids."
             raise ConfigError(msg, key=schema.VIDEO_ID, value=video.video_uri, expected=other, remedy=remedy)
 
     def store(self, videos: Iterable[VideoT], *, pack: Callable[[list[VideoT]], pa.Table]) -> list[int]:
-        """Store plans for the videos; those that another driver plans meanwhile are left to it.
+        """Store plans for the videos, except those that another driver plans meanwhile; return the plans' numbers.
 
-        ``pack`` makes the rows of a plan, its shards numbered from 0, of the videos of one.
+        ``pack`` converts the videos of one plan to its rows, with shards numbered from 0.
         """
         stored: list[int] = []
         batch: list[VideoT] = []
@@ -245,7 +243,7 @@ class Planner:
         return []
 
     def _untaken(self, batch: list[VideoT]) -> list[VideoT]:
-        """Leave out what another driver planned meanwhile; a video is not gone whose id has a new row."""
+        """Leave out videos that another driver has planned meanwhile. A video is not gone if its id has a new row."""
         if not self.taken:
             return batch
         return [
@@ -267,7 +265,7 @@ class Planner:
             for video_id, uri, is_gone in zip(ids, uris, flags, strict=True):
                 self.other_ids[digest(video_id)] = uri
                 if is_gone:
-                    del self.other_ids[digest(video_id)]  # another video may have it
+                    del self.other_ids[digest(video_id)]  # another video may use this id
         elif self.key == schema.VIDEO_URI and is_table(plan.input):
             ids = map(digest, plan.rows[schema.VIDEO_ID].to_pylist())
             self.places.update(zip(ids, digests, strict=True))
@@ -283,12 +281,12 @@ _GONE = _version("", is_gone=True)
 
 
 def failed_videos(plans: StoredPlans, *, retry: Retry, key: Key) -> set[bytes]:
-    """Digests of the keys whose row of the highest generation failed in a way to be retried.
+    """Return the digests of the keys whose latest row failed with a status that is to be retried.
 
-    A video that is planned again and has no row yet is not among them.
+    A video that is planned again but has no row yet is not included.
 
     Raises:
-        CommitError: a stored file is not what its name promises.
+        CommitError: a stored file does not have the content that its name says.
     """
     failed: set[bytes] = set()
     committed: dict[int, list[str]] = {}

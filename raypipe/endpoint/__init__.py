@@ -1,1 +1,1 @@
-"""The Ray Serve application: an index and its models behind HTTP, and a page to look at them."""
+"""The Ray Serve application: an index and its models behind HTTP, and a page to try them."""

@@ -25,21 +25,21 @@ from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 
 _logger = logging.getLogger(__name__)
-_ROOM = 8  # requests that may reach a replica, to be refused there, for each that it handles
+_ROOM = 8  # requests let through to a replica per request that it handles: it rejects the excess itself
 _HEALTH_SECONDS = 60.0  # a model may be busy with a batch
 
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What this server can do besides recommending, decided before it starts."""
+    """The abilities of this server besides recommending, decided before it starts."""
 
-    embeddings: EmbeddingSettings | None  # of the index; None: no video is embedded
+    embeddings: EmbeddingSettings | None  # of the index; None if the server cannot embed videos
     why_no_embedder: str = ""
     has_classifier: bool = False
 
 
 def build_app(args: ServeConfig) -> Application:
-    """Build the application, with whatever it can do; raises like ``find_abilities``."""
+    """Build the application with all abilities that are available; raises like ``find_abilities``."""
     abilities = find_abilities(args)
     if abilities.why_no_embedder:
         _logger.warning(abilities.why_no_embedder)
@@ -73,7 +73,7 @@ def build(config: ServeConfig, abilities: Abilities) -> Application:
 def _model(model: type[Any], config: ServeConfig, *, batch: int) -> Deployment:
     return serve.deployment(
         name=model.__name__,
-        max_ongoing_requests=2 * batch,  # one batch in flight, and one that fills
+        max_ongoing_requests=2 * batch,  # one batch in flight while the next one fills
         max_queued_requests=config.limits.max_videos_in_flight,
         health_check_timeout_s=_HEALTH_SECONDS,
         **_scaling(config.model_replicas, target=batch / 2),
@@ -91,37 +91,37 @@ def _scaling(replicas: ReplicasConfig, *, target: float) -> dict[str, Any]:
 
 
 def find_abilities(config: ServeConfig) -> Abilities:
-    """Check the index, the weights and the model; with ``embedder.enabled`` auto, the weights may be missing.
+    """Check the index, the weights and the model. If ``embedder.enabled`` is auto, the weights may be missing.
 
     Raises:
-        ConfigError: the embedder or the classifier is required, and there is no index yet that it could fit.
-        WeightsError: the model cannot be read; with enabled=true the weights cannot be found.
-        FingerprintError: the model is of other embeddings than the index; with enabled=true the weights are.
+        ConfigError: the embedder or the classifier is required, but there is no index yet to check it against.
+        WeightsError: the model cannot be read, or enabled is true and the weights cannot be found.
+        FingerprintError: the model does not match the index's embeddings, or enabled is true and the weights do not.
     """
     manifest = _newest_manifest(Versions(Folder(config.index)))
     is_required = config.embedder.enabled is True or config.model is not None
     if manifest is None:
-        why = f"There was no index in {config.index} when this server started, to say how its videos were embedded."
+        why = f"This server cannot embed videos: there was no index in {config.index} when it started."
         if is_required:
-            remedy = "Run raypipe index first, or leave out embedder.enabled=true and model."
+            remedy = "Run raypipe index first, or remove embedder.enabled=true and model."
             raise ConfigError(why, key="index", value=config.index, remedy=remedy)
         return Abilities(None, why)
     if config.model is not None:
         _check_model(config.model, manifest)
     if config.embedder.enabled is False:
-        return Abilities(None, "This server embeds no videos: embedder.enabled is false.")
+        return Abilities(None, "This server cannot embed videos: embedder.enabled is false.")
     try:
         settings = EmbeddingSettings.of(manifest)
         settings.resolve_weights(config.embedder.weights)
     except SetupError as error:
         if config.embedder.enabled is True:
             raise
-        return Abilities(None, f"This server embeds no videos: {error}")
+        return Abilities(None, f"This server cannot embed videos: {error}")
     return Abilities(settings, has_classifier=config.model is not None)
 
 
 def _newest_manifest(versions: Versions) -> Mapping[str, Any] | None:
-    """Return that of the live version, or of the newest one that can be read; None if there is none."""
+    """Return the manifest of the current version, or the newest readable manifest; None if there is none."""
     try:
         current = versions.current()
         return None if current is None else versions.read_manifest(current)

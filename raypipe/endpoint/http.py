@@ -1,4 +1,4 @@
-"""HTTP as every part of the endpoint knows it: the names of endpoints, and errors with their codes."""
+"""The names of endpoints, and HTTP errors with their codes, for all parts of the endpoint."""
 
 import json
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from raypipe.errors import (
 )
 
 UNLIMITED = frozenset({"healthz", "readyz", "metrics"})  # a probe must be answered even when the server is overloaded
-LOADING = frozenset({"reload", "rollback"})  # of an index
-LOAD_SECONDS = 900.0  # a large index comes from a bucket in minutes
+LOADING = frozenset({"reload", "rollback"})  # these may load an index
+LOAD_SECONDS = 900.0  # downloading a large index takes minutes
 PAGE, OTHER = "page", "other"
 _BATCHED = frozenset({"similar", "recommend", "embed", "classify"})
 _SINGLE = frozenset({"index", "videos", *_BATCHED})
@@ -26,21 +26,21 @@ _OF_ONE = {"video", "thumbnail", PAGE, OTHER}
 NAMES = sorted({*_SINGLE, *(f"{name}_batch" for name in _BATCHED), *_OF_ONE, *LOADING, *UNLIMITED})
 
 RETRY_AFTER_SECONDS = 1
-STATUSES = {  # the code for programs, and what OpenAPI says
+STATUSES = {  # the code for programs, and the description in OpenAPI
     400: ("invalid_request", "The request cannot be read."),
     401: ("unauthorized", "The token is missing or wrong."),
-    403: ("forbidden", "It is not allowed."),
-    404: ("not_found", "There is no such thing."),
-    405: ("method_not_allowed", "The endpoint has no such method."),
-    409: ("conflict", "No version of the index can be served that way."),
+    403: ("forbidden", "The request is not allowed."),
+    404: ("not_found", "The requested resource does not exist."),
+    405: ("method_not_allowed", "The endpoint does not have this method."),
+    409: ("conflict", "The requested version of the index cannot be served."),
     413: ("body_too_large", "The body is too large."),
-    415: ("unsupported_media_type", "The body is of another kind than the endpoint takes."),
-    422: ("invalid_request", "A value is out of its range, of another type, or names what there is not."),
-    429: ("overloaded", "Too much at once; Retry-After says when to come again."),
+    415: ("unsupported_media_type", "The endpoint does not accept this content type."),
+    422: ("invalid_request", "A value is out of range, has the wrong type, or names something that does not exist."),
+    429: ("overloaded", "Too many requests are in flight. Retry after the time in Retry-After."),
     500: ("internal", "The server failed."),
-    501: ("not_available", "This server was not set up for it."),
-    503: ("unavailable", "There is nothing to serve now."),
-    504: ("deadline_exceeded", "It was not done within the deadline."),
+    501: ("not_available", "This server is not set up for this request."),
+    503: ("unavailable", "There is no index to serve, or a service that the request needs is unavailable."),
+    504: ("deadline_exceeded", "The request was not answered within its deadline."),
 }
 _KNOWN: tuple[tuple[type[Exception], int, str], ...] = (
     (QueryError, 422, ""),
@@ -54,13 +54,13 @@ _KNOWN: tuple[tuple[type[Exception], int, str], ...] = (
 
 
 def path_of(scope: Mapping[str, Any]) -> str:
-    """Return the path below the place where the application is mounted, as its router sees it."""
+    """Return the path relative to where the application is mounted, as its router sees it."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] if path == root or path.startswith(f"{root}/") else path
 
 
 def endpoint_of(method: str, path: str) -> str:
-    """Return the name that limits, metrics and logs use for a request: one of few, whatever a caller asks for."""
+    """Return the name of a request's endpoint in limits, metrics and logs. There are few names for all paths."""
     if not path.startswith("/v1/"):
         name = path[1:]
         if name in UNLIMITED:
@@ -83,7 +83,7 @@ def is_video(endpoint: str) -> bool:
 
 @dataclass
 class HttpError(Exception):
-    """Ends a request with this answer; ``code``, for programs, is by default the status's own."""
+    """Ends a request with this error. ``code`` is for programs; by default, it is the code of the status."""
 
     status: int
     message: str
@@ -103,22 +103,22 @@ class HttpError(Exception):
         return {"code": self.code, "message": self.message}
 
     def body(self, request_id: str) -> bytes:
-        """Return the whole answer; json, unlike orjson, can write the lone surrogates that a message may quote."""
+        """Return the response body. Unlike orjson, json can write the lone surrogates that a message may quote."""
         answer: ErrorAnswer = {"error": self.answer, "request_id": request_id}
         return json.dumps(answer).encode()
 
 
 def overloaded(what: str) -> HttpError:
     """Return the error for too many requests at once; the caller may retry soon."""
-    message = f"{what} Try again after {RETRY_AFTER_SECONDS} s."
+    message = f"{what} Retry after {RETRY_AFTER_SECONDS} s."
     return HttpError(429, message, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def as_http_error(error: Exception) -> HttpError:
-    """Return what a caller is told of an exception: no details of an unexpected one."""
+    """Convert an exception to the error that the caller sees, without the details of an unexpected exception."""
     if isinstance(error, HttpError):
         return error
     for kind, status, code in _KNOWN:
         if isinstance(error, kind):
             return HttpError(status, str(error), code)
-    return HttpError(500, "The server failed on this request. Its log says why, under this request's id.")
+    return HttpError(500, "The server failed on this request. Search the server's log for the request id.")

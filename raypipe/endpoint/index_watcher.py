@@ -26,7 +26,7 @@ _LISTED_VALUES = 1_000
 _DIGITS = 6
 _OWN = (schema.VIDEO_ID, schema.VIDEO_URI, schema.DURATION_SECONDS, schema.LABEL, schema.SCORE, "duplicate_group")
 _HIDDEN = (*_OWN, schema.ETAG, schema.GENERATION)
-_VERSIONS_KEPT = 3  # the live one, one to roll back to, one that another replica may still be loading
+_VERSIONS_KEPT = 3  # the live one, one to roll back to, and one that another replica may still be loading
 _OLDER_TRIED = 3
 _CLOSE_SECONDS = 5.0  # the storage may not answer; the thread ends with the process
 _logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ OnLoad: TypeAlias = Callable[["LoadedIndex"], None]
 
 
 class LoadedIndex:
-    """A version of the index in memory, and its answers. Any thread may use it; nothing in it changes."""
+    """A version of the index in memory, and the responses from it. It never changes, so any thread may use it."""
 
     def __init__(self, index: VideoIndex) -> None:
         self.index = index
@@ -45,7 +45,7 @@ class LoadedIndex:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What /v1/index says of this version."""
+        """The facts about this version that /v1/index returns."""
         manifest = self.index.manifest
         names = ("num_videos", "dim", "kind", "created_at", "recall_at_10", "columns")
         return {
@@ -61,11 +61,11 @@ class LoadedIndex:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the settings that made its embeddings."""
+        """The fingerprint of the settings with which the videos were embedded."""
         return str((self.index.manifest.get("embeddings") or {}).get("fingerprint", ""))
 
     def warm(self) -> None:
-        """Answer once, so that no request waits for what is made at first use."""
+        """Answer a few queries, so that no request has to wait for lazy initialization."""
         items = self.index.items
         history = (items.row(0)[schema.VIDEO_ID],) if self.num_videos else ()
         self.index.find("a", {}, offset=0, limit=1)
@@ -80,7 +80,7 @@ class LoadedIndex:
             "has_thumbnail": self.index.items.thumbnail(position) is not None,
             "fields": {name: value for name, value in row.items() if name not in _HIDDEN},
         }
-        return cast("Video", orjson.Fragment(orjson.dumps(video)))  # written as it is into every answer
+        return cast("Video", orjson.Fragment(orjson.dumps(video)))  # copied as it is into every response
 
     def recommended(self, found: Recommendations) -> Recommended:
         results = [self._result(one) for one in found.results]
@@ -97,8 +97,8 @@ class LoadedIndex:
 class IndexWatcher:
     """Follows CURRENT. ``live`` may be read at any time, and used even after a newer version has replaced it.
 
-    A version noted in ``broken`` is not retried until CURRENT names another or ``reload`` is called; the
-    version before it stays live. Only ``start``, ``reload`` and ``rollback`` wait for a load.
+    The version in ``broken`` is not retried until CURRENT names another version or ``reload`` is called. Until then,
+    the previous version stays live. Only ``start``, ``reload`` and ``rollback`` wait for a load.
     """
 
     def __init__(self, versions: Versions, cache: Path, *, reload_seconds: float) -> None:
@@ -114,7 +114,7 @@ class IndexWatcher:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Load the version that CURRENT names, or an older one if that is broken; then follow CURRENT in a thread."""
+        """Load the version that CURRENT names, or an older one if it is broken. Then follow CURRENT in a thread."""
         self._poll()
         if self.live is None and self.broken is not None:
             self._load_older(self.broken)
@@ -136,8 +136,8 @@ class IndexWatcher:
         """Load the version that CURRENT names now, and return whether it differs from the one before.
 
         Raises:
-            IndexVersionError: there is none, or it is broken; the live version stays.
-            StorageError: the storage refuses or cannot be reached.
+            IndexVersionError: there is no version, or it is broken; the live version does not change.
+            StorageError: the storage denies access or cannot be reached.
         """
         with self._loading:
             before = self.live
@@ -149,9 +149,9 @@ class IndexWatcher:
             return live, before is None or live.version != before.version
 
     def rollback(self) -> LoadedIndex:
-        """Point CURRENT to the version before the one it names, for every replica; raises like ``reload``.
+        """Point CURRENT to the previous version, for every replica; raises like ``reload``.
 
-        If CURRENT names a broken version, the version before it is the live one.
+        If CURRENT names a broken version, the previous version is the live one.
         """
         with self._loading:
             if self.broken is None or self.live is None or not self._names_the_broken(self.broken):
@@ -176,7 +176,7 @@ class IndexWatcher:
                 if version is not None and (self.broken is None or version != self.broken["version"]):
                     self._serve(version)
         except IndexVersionError as error:
-            _logger.error("This version of the index is not served: %s", error)  # noqa: TRY400 - a fact, no traceback
+            _logger.error("Cannot serve this version of the index: %s", error)  # noqa: TRY400 - a fact, no traceback
         except (StorageError, ObjectError) as error:
             self.num_failed_polls += 1
             _logger.warning("Cannot check for a new version of the index: %s", error)
@@ -195,11 +195,11 @@ class IndexWatcher:
                     self._serve(version)
                 break
             except RaypipeError as error:
-                _logger.warning("The older version %s is not served either: %s", version, error)
+                _logger.warning("Cannot serve the older version %s either: %s", version, error)
         self.broken = broken
 
     def _before(self, version: str) -> str | None:
-        """Return the version that was live before another, or, if its manifest cannot be read, the next lower id."""
+        """Return the version before another one: by its manifest, or if that is unreadable, the next lower id."""
         try:
             previous: str | None = self._versions.read_manifest(version)["previous"]
         except IndexVersionError:
@@ -224,7 +224,7 @@ class IndexWatcher:
             loaded = LoadedIndex(VideoIndex.load(self._versions.fetch(version, self._cache), manifest))
             loaded.warm()
         except (StorageError, ObjectError):
-            raise  # an error of the storage says nothing about the version
+            raise  # a storage error says nothing about the version
         except Exception as error:
             reason = one_line(error) or type(error).__name__
             self.broken = {"version": version, "error": reason}
@@ -242,12 +242,12 @@ class IndexWatcher:
 
 
 def cache_of(index_uri: str, folder: str | None) -> Path:
-    """Return where this machine keeps the versions of an index: below ``folder``, or below the user's cache."""
+    """Return the folder that caches the versions of an index, in ``folder`` or in the user's cache."""
     return cache_folder(folder) / hashlib.sha256(index_uri.encode()).hexdigest()[:16]
 
 
 def _prune(cache: Path, *, live: str) -> None:
-    """Delete all versions but the newest few and the live one; whoever still serves another has its files open."""
+    """Delete all versions but the newest few and the live one. A replica that serves another has its files open."""
     if not cache.is_dir():
         return
     versions = sorted(path for path in cache.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -1,4 +1,4 @@
-"""What comes before every request: the token, the size of its body, the number in flight, the deadline."""
+"""The checks and limits of every request: its token, the size of its body, the requests in flight, its deadline."""
 
 import asyncio
 import hashlib
@@ -39,9 +39,9 @@ _MAX_ID = 200
 _logger = logging.getLogger(__name__)
 
 
-@lru_cache  # a few microseconds, for the same few names
+@lru_cache  # saves a few microseconds: the names are always the same few
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a host of this name."""
+    """Return whether a host of this name can only be reached from this machine."""
     host = host.strip("[]")
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -54,18 +54,18 @@ def is_loopback(host: str) -> bool:
 def check_host(host: str, token: str | None, *, is_known: bool = False) -> None:
     """Raise ConfigError if other machines can reach the host without a token, or the token cannot be sent in a header.
 
-    ``is_known``: the replicas do ask for a token.
+    ``is_known`` means that the replicas already require a token.
     """
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
         msg = f"{TOKEN_VARIABLE} is empty or cannot be sent in a header."
-        raise ConfigError(msg, key=TOKEN_VARIABLE, remedy="Choose printable ASCII without spaces at its ends.")
+        raise ConfigError(msg, key=TOKEN_VARIABLE, remedy="Choose printable ASCII without leading or trailing spaces.")
     if token is None and not is_known and not is_loopback(host):
         msg = f"host={host!r} is open to other machines without a token."
-        raise ConfigError(msg, key="host", value=host, remedy=f"Set {TOKEN_VARIABLE}, or host to 127.0.0.1.")
+        raise ConfigError(msg, key="host", value=host, remedy=f"Set {TOKEN_VARIABLE}, or set host to 127.0.0.1.")
 
 
 def digest_of(token: str | None) -> bytes | None:
-    """Return what other processes know of a token: its SHA-256."""
+    """Return the SHA-256 of a token, which is all that other processes see of it."""
     return None if token is None else hashlib.sha256(token.encode()).digest()
 
 
@@ -76,7 +76,7 @@ class Access:
         self._token_digest = token_digest
 
     def check(self, scope: Mapping[str, Any], path: str, headers: Mapping[bytes, bytes]) -> None:
-        """Raise HttpError: 401 for a wrong token, 403 for a page of another site."""
+        """Raise HttpError: 401 for a missing or wrong token, 403 for a request from a page of another site."""
         if self._token_digest is None:
             _check_site(scope, headers)
         elif path not in _OPEN and not path.startswith(_OPEN_FOLDER):
@@ -84,31 +84,31 @@ class Access:
             token = given[len(_BEARER) :] if given[: len(_BEARER)].lower() == _BEARER else b""
             if not hmac.compare_digest(hashlib.sha256(token.strip()).digest(), self._token_digest):
                 said = "is missing" if not given else "is wrong"
-                message = f"The token {said}. Send the header Authorization: Bearer TOKEN, as {TOKEN_VARIABLE} has it."
+                message = f"The token {said}. Send {TOKEN_VARIABLE} in the header Authorization: Bearer TOKEN."
                 raise HttpError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
 
 def _check_site(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> None:
-    """Refuse a browser on this machine that acts, or reads, for a page of another site."""
+    """Reject requests that a browser on this machine sends for a page of another site."""
     host = headers.get(b"host", b"").decode("latin-1")
     name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
-    if host and not is_loopback(name):  # a stranger's DNS may point its name here
-        message = f"Host {host!r} is not this machine's. Without a token only loopback names are answered."
+    if host and not is_loopback(name):  # a foreign DNS name may point to this machine
+        message = f"Host {host!r} is not a loopback name. Without a token, only loopback names are allowed."
         raise HttpError(403, message, "forbidden_host")
     if scope["method"] in _SAFE_METHODS:
         return
     origin = headers.get(b"origin", b"").decode("latin-1")
     is_foreign = origin and origin.partition("://")[2] != host
     if is_foreign or headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}:
-        message = "A page of another site may not change anything here."
+        message = "A page of another site must not change anything on this server."
         raise HttpError(403, message, "forbidden_origin")
 
 
 class RequestLimits:
-    """ASGI middleware that answers a request beyond a limit at once, without reading its body.
+    """ASGI middleware that rejects a request beyond a limit at once, without reading its body.
 
-    ``log`` is called with one flat record per request, which never holds its token, query or body. ``echo_request_id``
-    is off where Ray Serve itself sends the id back.
+    ``log`` is called with one flat record per request, which never contains its token, query or body.
+    ``echo_request_id`` is off if Ray Serve itself returns the id.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class RequestLimits:
         except TimeoutError:
             if not timer.expired():
                 raise
-            message = f"Not answered within {deadline_seconds:g} s. Ask for less, or try again when less is in flight."
+            message = f"Not answered within {deadline_seconds:g} s. Request less, or retry when less is in flight."
             raise HttpError(504, message) from None
         if exchange.problem is not None:
             raise exchange.problem
@@ -187,10 +187,10 @@ class RequestLimits:
     def _admit(self, endpoint: str, *, video: bool) -> None:
         config = self._config
         if self._in_flight >= config.max_in_flight:
-            what = f"{config.max_in_flight} requests are being answered."
+            what = f"{config.max_in_flight} requests are already in flight."
             raise overloaded(what)
         if video and self._videos_in_flight >= config.max_videos_in_flight:
-            what = f"{config.max_videos_in_flight} requests with videos are being answered."
+            what = f"{config.max_videos_in_flight} requests with videos are already in flight."
             raise overloaded(what)
         self._in_flight += 1
         self._videos_in_flight += video
@@ -198,15 +198,15 @@ class RequestLimits:
 
 
 class _Exchange:
-    """One request and its answer, and how far they have come."""
+    """One request, and the state of its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, echo_request_id: bool) -> None:
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1")  # the caller's id, cut for the log
+        given = self.headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1")  # the caller's id, truncated for the log
         self.request_id = given if given and given.isascii() and given.isprintable() else uuid.uuid4().hex
         self.status = 0
-        self.problem: HttpError | None = None  # with the body; the application may hide it
+        self.problem: HttpError | None = None  # an error in the body, which the application may hide
         self._receive = receive
         self._send = send
         self._added = [(b"x-content-type-options", b"nosniff")]
@@ -216,7 +216,7 @@ class _Exchange:
         self._max_body_bytes = 0
 
     def limit_body(self, max_bytes: int) -> None:
-        """Refuse a body that is declared to be larger, and break off one that turns out to be."""
+        """Reject a body whose declared size is too large, and abort a body that turns out to be too large."""
         self._max_body_bytes = max_bytes
         length = self.headers.get(b"content-length", b"0")
         if not length.isdigit():
@@ -238,14 +238,14 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if self.problem is not None and not self.status:
-            return  # what the application makes of a body that broke off
+            return  # drop the application's response to an aborted body
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), *self._added]}
         await self._send(message)
 
     async def fail(self, problem: HttpError) -> None:
-        """Answer with an error, unless an answer has begun: that one can only be broken off."""
+        """Respond with an error. If a response has already started, do nothing: it can only be aborted."""
         self.problem = None
         if self.status:
             return

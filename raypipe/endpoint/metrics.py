@@ -1,4 +1,4 @@
-"""The metrics that Prometheus reads at /metrics, of the replica that answers."""
+"""The metrics of one replica, which Prometheus reads at /metrics."""
 
 import time
 from datetime import datetime
@@ -15,7 +15,7 @@ _SHARES = (0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 class EndpointMetrics:
-    """Counts requests; the gauges of the index are computed when somebody reads them."""
+    """Counts requests. The gauges of the index are computed when they are read."""
 
     def __init__(self, index: IndexWatcher) -> None:
         self._registry = CollectorRegistry()
@@ -25,22 +25,22 @@ class EndpointMetrics:
         self._requests = counter("raypipe_requests", "Requests by endpoint and status", ["endpoint", "status"])
         seconds = histogram("raypipe_request_seconds", "Latency by endpoint", ["endpoint"], buckets=_SECONDS)
         self._seconds = {name: seconds.labels(name) for name in NAMES}
-        in_flight = gauge("raypipe_in_flight", "Requests that are being answered", ["endpoint"])
+        in_flight = gauge("raypipe_in_flight", "Requests in flight", ["endpoint"])
         self._in_flight = {name: in_flight.labels(name) for name in NAMES}
-        about = "Requests in a batch of an endpoint, or videos in one of a model"
+        about = "Requests per batch of an endpoint, or videos per batch of a model"
         self._batch_sizes = histogram("raypipe_batch_size", about, ["what"], buckets=_SIZES)
         self._recommended = counter("raypipe_recommendations", "Lists of recommendations")
-        self._fallbacks = counter("raypipe_fallback", "Lists without a known history: popular and recent videos")
-        about = "Share of the videos that a filter leaves"
+        self._fallbacks = counter("raypipe_fallback", "Lists of popular and recent videos, for lack of a known history")
+        about = "Fraction of the videos that pass a filter"
         self._selectivity = histogram("raypipe_filter_selectivity", about, buckets=_SHARES)
         self._counts: dict[tuple[str, int], Counter] = {}
-        self._version = gauge("raypipe_index_info", "The version served", ["version", "kind"])
-        self._loads = counter("raypipe_index_loads", "Versions put in place")
+        self._version = gauge("raypipe_index_info", "The version being served", ["version", "kind"])
+        self._loads = counter("raypipe_index_loads", "Versions that became live")
         for name, about, value in (
-            ("age_seconds", "Since the version served was built", lambda: _age_seconds(index.live)),
-            ("videos", "Videos in the version served", lambda: index.live.num_videos if index.live else 0),
-            ("broken", "1 where CURRENT names what cannot be served", lambda: index.broken is not None),
-            ("failed_polls", "Looks at CURRENT that failed", lambda: index.num_failed_polls),
+            ("age_seconds", "Seconds since the live version was built", lambda: _age_seconds(index.live)),
+            ("videos", "Videos in the live version", lambda: index.live.num_videos if index.live else 0),
+            ("broken", "1 if CURRENT names a version that cannot be served", lambda: index.broken is not None),
+            ("failed_polls", "Failed polls of CURRENT", lambda: index.num_failed_polls),
         ):
             gauge(f"raypipe_index_{name}", about).set_function(value)
         index.on_load = self._loaded
@@ -52,7 +52,7 @@ class EndpointMetrics:
         self._in_flight[endpoint].dec()
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
-        """A request was answered, whether it was admitted or not."""
+        """Count an answered request, whether it was admitted or not."""
         key = endpoint, status
         if key not in self._counts:
             self._counts[key] = self._requests.labels(endpoint, str(status))
@@ -60,11 +60,11 @@ class EndpointMetrics:
         self._seconds[endpoint].observe(seconds)
 
     def batched(self, what: str, size: int) -> None:
-        """An endpoint or a model processed so many in one batch."""
+        """Record the size of a batch that an endpoint or a model has processed."""
         self._batch_sizes.labels(what).observe(size)
 
     def recommended(self, *, fallback: bool, selectivity: float | None) -> None:
-        """A list of recommendations was made; ``selectivity`` is given if there was a filter."""
+        """Count a list of recommendations. ``selectivity`` is given if there was a filter."""
         self._recommended.inc()
         if fallback:
             self._fallbacks.inc()

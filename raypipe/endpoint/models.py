@@ -43,7 +43,7 @@ class Embedder:
         self._decoding = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
     async def embed(self, upload: Upload) -> tuple[EmbeddedUpload, int] | HttpError:
-        """Return the embedding of a video and the size of its batch, or the error that its caller gets."""
+        """Return the embedding of a video and the size of its batch, or the error for its caller."""
         loop = asyncio.get_running_loop()
         try:
             video = await loop.run_in_executor(self._decoding, self._decode, upload)
@@ -91,7 +91,7 @@ class Classifier:
         """Return the best labels of a video with their probabilities, and the size of its batch."""
         labels, batch_size = await self._classify(frame_embeddings)
         if not np.isfinite([score for _, score in labels]).all():
-            return HttpError(500, "The model gave scores that are not numbers. Train it again.")
+            return HttpError(500, "The model returned NaN or infinite scores. Train it again.")
         return labels, batch_size
 
     @serve.batch(max_batch_size=CLASSIFY_BATCH, batch_wait_timeout_s=_BATCH_WAIT_SECONDS)
@@ -109,7 +109,7 @@ class Classifier:
 
 
 def _place(config: ServeConfig) -> tuple[str, int]:
-    """Return the device of a model, and how many threads it has on the CPU."""
+    """Return the device of a model, and its number of CPU threads."""
     import torch  # noqa: PLC0415 - takes seconds, which the other deployments need not spend
 
     num_threads = max(1, int(config.model_replicas.num_cpus))

@@ -1,4 +1,4 @@
-"""The ingress replica: the only deployment that HTTP reaches, with the index and every search inside its process."""
+"""The ingress replica: the only deployment that HTTP requests reach. It holds the index and runs every search."""
 
 import asyncio
 import datetime as dt
@@ -35,15 +35,15 @@ from raypipe.storage import Folder
 
 DEPLOYMENT = "Api"  # in the metrics of Ray Serve, and so in the Grafana dashboard
 SERVE_LOGGER = "ray.serve"
-_LINES_KEPT = 256  # at most, and for a second: a write per request would cost more than some answers
+_LINES_KEPT = 256  # buffered for up to a second: a write per request would cost more than some responses
 _FLUSH_SECONDS = 1.0
-_MAX_LOG_BYTES = 104_857_600  # of a file; one older file is kept
+_MAX_LOG_BYTES = 104_857_600  # per file; one older file is kept
 _JSON_LINE = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
 _logger = logging.getLogger(__name__)
 
 
 class ReplicaApplication:
-    """The ASGI application that Serve is given: it passes each request on to the one that the replica has made."""
+    """The ASGI application for Serve, which passes each request to the application that the replica has built."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -56,7 +56,7 @@ class ReplicaApplication:
 
 
 class Replica:
-    """Checks requests, searches the index inside its own process, and calls the models for new videos."""
+    """Checks requests, searches the index in its own process, and calls the models for new videos."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Replica:
 
 
 async def _ask(what: str, method: Any, metrics: EndpointMetrics, video: object) -> Any:  # noqa: ANN401 - Serve's handles are not typed by method
-    """Return the answer of a model for one video; an expected error comes back as a value, and is raised here.
+    """Return the result of a model for one video, or raise the HttpError that the model returned as a value.
 
     Other HttpErrors: 429 if too many requests wait, 500 for an unexpected error, 503 if there is no replica.
     """
@@ -131,7 +131,7 @@ async def _ask(what: str, method: Any, metrics: EndpointMetrics, video: object) 
     except (RayError, RayServeException) as error:
         _logger.warning("The %s is not available: %s", what, error)
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        raise HttpError(503, f"The {what} is not available now. Try again.", headers=headers) from None
+        raise HttpError(503, f"The {what} is not available now. Retry later.", headers=headers) from None
     if isinstance(answer, HttpError):
         raise answer
     result, batch_size = answer
@@ -140,7 +140,7 @@ async def _ask(what: str, method: Any, metrics: EndpointMetrics, video: object) 
 
 
 def _listening_host(configured: str) -> str:
-    """Return the host that Serve's proxies listen on, which a cluster's own configuration may have set otherwise."""
+    """Return the host that Serve's proxies listen on; the cluster's configuration may override the configured one."""
     if (controller := serve_controller()) is None:
         return configured
     try:
@@ -151,9 +151,9 @@ def _listening_host(configured: str) -> str:
 
 
 class RequestLog:
-    """Appends one JSON line per request to a file: never a token, a query or a body.
+    """Appends one JSON line per request to a file, without its token, query and body.
 
-    Lines are written together; those that wait are written with the first one after a second, or by ``flush``.
+    Lines are buffered: they are written together with the first line after a second, or by ``flush``.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = _MAX_LOG_BYTES) -> None:
@@ -169,7 +169,7 @@ class RequestLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines that wait; a full disk loses lines, but fails no request."""
+        """Write the buffered lines. A full disk loses lines, but does not fail requests."""
         self._written_at = time.time()
         if self._lines:
             self._file.handle(logging.makeLogRecord({"msg": "\n".join(self._lines)}))
@@ -182,12 +182,12 @@ class RequestLog:
 
 class _RequestFile(RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - the signature of logging
-        """Warn in one line; logging would print a traceback."""
+        """Log a warning of one line; logging would print a traceback."""
         _logger.warning("Cannot write %s: %s", self.baseFilename, sys.exception())
 
 
 def log_folder() -> Path:
-    """Return where Ray Serve keeps the log of this replica, for Ray's dashboard to show; else the current folder."""
+    """Return the folder of this replica's log, which Ray's dashboard shows; else the current folder."""
     for handler in logging.getLogger(SERVE_LOGGER).handlers:
         file = getattr(handler, "target", handler)
         if isinstance(file, logging.FileHandler):
@@ -196,7 +196,7 @@ def log_folder() -> Path:
 
 
 def _join_serve_log() -> None:
-    """Write raypipe's own messages to the replica's log of Ray Serve."""
+    """Write raypipe's own messages to Ray Serve's log of this replica."""
     own, serves = logging.getLogger("raypipe"), logging.getLogger(SERVE_LOGGER)
     own.handlers, own.propagate = serves.handlers, False
     own.setLevel(serves.getEffectiveLevel())

@@ -1,21 +1,21 @@
-"""What the endpoints take and give: requests as pydantic models with their limits, answers as typed dictionaries.
+"""The requests and responses of the endpoints: requests are pydantic models with limits, responses typed dictionaries.
 
-An answer is a plain dictionary of one of these types: mypy checks it, OpenAPI describes it, orjson writes it.
+A response is a plain dictionary of one of these types: mypy checks it, OpenAPI describes it, orjson writes it.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from typing_extensions import TypedDict  # pydantic reads the one of typing from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic supports the one in typing from Python 3.12 on
 
 DEFAULT_TOP_K, MAX_TOP_K = 20, 200
-MAX_ID = 4096  # characters, of a video or any other text
+MAX_ID = 4096  # characters of an id or any other text
 MAX_EXCLUDED = 10_000
 MAX_EMBEDDINGS = 16
 MAX_LISTED = 200
 MAX_VIDEOS_IN_BATCH = 8
 MAX_LABELS = 100
-_HISTORY_CAP, _BATCH_CAP = 10_000, 1_000  # what a configuration may raise its own limits to
+_HISTORY_CAP, _BATCH_CAP = 10_000, 1_000  # upper bounds for the configurable limits
 _MAX_FILTERS, _MAX_CHOICES, _MAX_NUMBERS = 32, 1_000, 65_536
 _INT64 = {"ge": -(2**63), "le": 2**63 - 1}
 
@@ -42,7 +42,7 @@ class _Request(BaseModel):
 
 
 class Range(_Request):
-    """Values between two bounds, of which one may be left out."""
+    """A range of values; either bound may be left out."""
 
     gt: Scalar | None = None
     gte: Scalar | None = None
@@ -51,23 +51,23 @@ class Range(_Request):
 
 
 class RecommendRequest(_Request):
-    """What was watched, and which videos may be recommended; every option of the ranking is off unless it is given."""
+    """Watched videos, and which videos may be recommended. Every ranking option is off by default."""
 
     history: list[Text] = Field(
         default_factory=list, max_length=_HISTORY_CAP, description="Ids of watched videos, the newest last."
     )
     weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
-        default=None, max_length=_HISTORY_CAP, description="One for each of the history."
+        default=None, max_length=_HISTORY_CAP, description="One weight per video in the history."
     )
     embeddings: list[Annotated[list[float], Field(min_length=1, max_length=_MAX_NUMBERS)]] | None = Field(
-        default=None, max_length=MAX_EMBEDDINGS, description="Watched videos outside the catalogue, by /v1/embed."
+        default=None, max_length=MAX_EMBEDDINGS, description="Watched videos outside the catalogue, from /v1/embed."
     )
     filters: dict[Name, Scalar | Choices | Range] = Field(
         default_factory=dict,
         max_length=_MAX_FILTERS,
-        description="By column: a value, a list of values, or bounds {gt, gte, lt, lte}.",
+        description="For each column: a value, a list of values, or bounds {gt, gte, lt, lte}.",
     )
-    exclude: list[Text] = Field(default_factory=list, max_length=MAX_EXCLUDED, description="Ids never recommended.")
+    exclude: list[Text] = Field(default_factory=list, max_length=MAX_EXCLUDED, description="Ids not to recommend.")
     exclude_history: bool = True
     top_k: TopK = DEFAULT_TOP_K
     diversity: Share = 0.0
@@ -79,13 +79,13 @@ class RecommendRequest(_Request):
 
 
 class RecommendBatch(_Request):
-    """Several requests in one."""
+    """Several requests for recommendations."""
 
     requests: list[RecommendRequest] = Field(min_length=1, max_length=_BATCH_CAP)
 
 
 class SimilarBatch(_Request):
-    """Several videos to find similar ones of."""
+    """Several videos, to find similar videos for each."""
 
     video_ids: list[Text] = Field(min_length=1, max_length=_BATCH_CAP)
     top_k: TopK = DEFAULT_TOP_K
@@ -98,7 +98,7 @@ class VideoUri(_Request):
 
 
 class EmbedBatch(_Request):
-    """Several videos to embed; ``top_k`` neighbours of each, none at 0."""
+    """Several videos to embed, and the number of neighbors to find for each; 0 finds none."""
 
     uris: list[Text] = Field(min_length=1, max_length=MAX_VIDEOS_IN_BATCH)
     top_k: int = Field(default=0, ge=0, le=MAX_TOP_K)
@@ -112,7 +112,7 @@ class ClassifyBatch(_Request):
 
 
 class Error(TypedDict):
-    """What went wrong: a code for programs, one line for people."""
+    """An error: a code for programs, and a message of one line for people."""
 
     code: str
     message: str
@@ -126,13 +126,13 @@ class ErrorAnswer(TypedDict):
 
 
 class FailedAnswer(TypedDict):
-    """One of a batch that has no answer."""
+    """The error for one item of a batch."""
 
     error: Error
 
 
 class Video(TypedDict):
-    """A video of the catalogue; ``fields`` are the catalogue's own columns, title and category among them."""
+    """A video of the catalogue; ``fields`` are the catalogue's own columns, such as title and category."""
 
     video_id: str
     video_uri: str | None
@@ -153,7 +153,7 @@ class Why(TypedDict):
 
 
 class Result(TypedDict):
-    """One video, the better the higher its score."""
+    """A recommended video. A higher score is better."""
 
     video: Video
     score: float
@@ -161,7 +161,7 @@ class Result(TypedDict):
 
 
 class Recommended(TypedDict):
-    """The best first; ``unknown`` are ids of the history that the index does not hold."""
+    """Recommended videos, best first. ``unknown`` contains the ids of the history that are not in the index."""
 
     results: list[Result]
     unknown: list[str]
@@ -170,13 +170,13 @@ class Recommended(TypedDict):
 
 
 class RecommendedBatch(TypedDict):
-    """An answer for each of a batch, in its order."""
+    """A response for each item of the batch, in the same order."""
 
     answers: list[Recommended | FailedAnswer]
 
 
 class IndexAnswer(TypedDict):
-    """What is served."""
+    """The index being served, and what this server can do."""
 
     version: str
     num_videos: int
@@ -192,14 +192,14 @@ class IndexAnswer(TypedDict):
 
 
 class VideoList(TypedDict):
-    """Some of the catalogue, and how many there are."""
+    """Some videos of the catalogue, and the total number of matches."""
 
     videos: list[Video]
     total: int
 
 
 class EmbedAnswer(TypedDict):
-    """A video's embedding; ``status`` is partial if it has fewer frames than asked for, or corrupt ones."""
+    """A video's embedding. ``status`` is partial if it has fewer frames than requested, or corrupt frames."""
 
     embedding: list[float]
     num_frames: int
@@ -209,20 +209,20 @@ class EmbedAnswer(TypedDict):
 
 
 class EmbedBatchAnswer(TypedDict):
-    """An answer for each of a batch, in its order."""
+    """A response for each item of the batch, in the same order."""
 
     answers: list[EmbedAnswer | FailedAnswer]
 
 
 class LabelScore(TypedDict):
-    """A label, and how probable it is."""
+    """A label and its probability."""
 
     label: str
     score: float
 
 
 class ClassifyAnswer(TypedDict):
-    """The best label of a video, and the next ones."""
+    """The best label of a video, and the top labels."""
 
     label: str
     score: float
@@ -232,13 +232,13 @@ class ClassifyAnswer(TypedDict):
 
 
 class ClassifyBatchAnswer(TypedDict):
-    """An answer for each of a batch, in its order."""
+    """A response for each item of the batch, in the same order."""
 
     answers: list[ClassifyAnswer | FailedAnswer]
 
 
 class ReloadAnswer(TypedDict):
-    """The version that is served now."""
+    """The version that is served now, and whether it has changed."""
 
     version: str
     changed: bool
@@ -251,14 +251,14 @@ class RollbackAnswer(TypedDict):
 
 
 class Broken(TypedDict):
-    """A version that CURRENT names and that cannot be served."""
+    """A version that CURRENT names but that cannot be served."""
 
     version: str
     error: str
 
 
 class ReadyAnswer(TypedDict):
-    """Whether requests can be answered."""
+    """Whether the replica can answer requests."""
 
     ready: bool
     version: str | None
@@ -266,6 +266,6 @@ class ReadyAnswer(TypedDict):
 
 
 class HealthAnswer(TypedDict):
-    """The replica lives."""
+    """The replica is alive."""
 
     ok: bool

@@ -1,4 +1,4 @@
-"""Answer requests: by the index in threads of its own, and by the deployments with models."""
+"""Answer requests with the index, in the event loop or in threads, and with the model deployments."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from raypipe.search.query import Query
 LONG_SECONDS = 0.005
 PER_ROUND = 4  # polling for new requests takes a tenth of a short search
 _WEIGHT = 0.3  # of the latest call in the moving average
-_TIMED_EVERY = 32  # calls: reading the clock takes a tenth of a short search
+_TIMED_EVERY = 32  # time one call in this many: reading the clock takes a tenth of a short search
 P = ParamSpec("P")
 T = TypeVar("T")
 Embed: TypeAlias = Callable[[Upload], Awaitable[EmbeddedUpload]]  # raises HttpError
@@ -38,9 +38,9 @@ class _Kind:
 
 
 class Scheduler:
-    """Runs a few pieces of work per round of the event loop, so that other requests can be refused in between.
+    """Runs a few pieces of work per round of the event loop, so that other requests can be rejected in between.
 
-    A kind of work that takes long, going by a sample of its calls, runs in a few threads.
+    A kind of work runs in a few threads instead if a sample of its calls takes long.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Scheduler:
         self._threads = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1), thread_name_prefix="search")
 
     async def run(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do the work in the event loop or in a thread, and return or raise what it does."""
+        """Run the work in the event loop or in a thread; return its result, or raise its exception."""
         kind = self._kinds.setdefault(name, _Kind())
         if kind.seconds > self._long_seconds:
             loop = asyncio.get_running_loop()
@@ -78,7 +78,7 @@ class Scheduler:
         self._num_done = 0
         while self._waiting and self._num_done < self._per_round:
             turn = self._waiting.popleft()
-            if not turn.done():  # else its caller has left
+            if not turn.done():  # else its caller has disconnected
                 turn.set_result(None)
                 self._num_done += 1
         if self._num_done:
@@ -92,7 +92,7 @@ def _sampled(kind: _Kind, work: Callable[P, T], *args: P.args, **kwargs: P.kwarg
     kind.num_calls += 1
     if kind.num_calls % _TIMED_EVERY != 1:
         return work(*args, **kwargs)
-    start = time.thread_time()  # of this thread only: on a busy machine others run in between
+    start = time.thread_time()  # of this thread only: on a busy machine, others run in between
     try:
         return work(*args, **kwargs)
     finally:
@@ -102,7 +102,7 @@ def _sampled(kind: _Kind, work: Callable[P, T], *args: P.args, **kwargs: P.kwarg
 
 @dataclass(frozen=True)
 class Service:
-    """Everything that the endpoints share; ``embed`` embeds like the index of ``embed_fingerprint`` was embedded."""
+    """Everything that the endpoints share. ``embed`` uses the settings with the fingerprint ``embed_fingerprint``."""
 
     index: IndexWatcher
     scheduler: Scheduler
@@ -115,7 +115,7 @@ class Service:
 
     @property
     def live(self) -> LoadedIndex:
-        """The index now, or HttpError; a request reads it once, and so is answered from one version."""
+        """The live index; HttpError if there is none. A request reads it once, so that one version answers it."""
         live, broken = self.index.live, self.index.broken
         if live is None:
             why = f"{broken['version']} is broken: {broken['error']}" if broken else "Run raypipe index."
@@ -123,30 +123,30 @@ class Service:
         return live
 
     def can_embed(self, live: LoadedIndex) -> bool:
-        """Return whether a new video's embedding can be compared with those of this index."""
+        """Return whether embeddings of new videos are comparable with the embeddings of this index."""
         return self.embed is not None and self.embed_fingerprint == live.fingerprint
 
     def can_classify(self, live: LoadedIndex) -> bool:
         return self.classify is not None and self.can_embed(live)
 
     def embedder_of(self, live: LoadedIndex) -> Embed:
-        """Return what embeds videos like those of this index; HttpError 501 if nothing does."""
+        """Return the embedder whose embeddings are comparable with this index; raise HttpError 501 if there is none."""
         if self.embed is not None and self.can_embed(live):
             return self.embed
-        message = "This server embeds no videos: it was started without the weights that embedded the index."
+        message = "This server cannot embed videos: it was started without the weights that embedded the index."
         if self.embed is not None:
-            message = "The index now holds embeddings of other settings than when this server started. Restart it."
+            message = "The settings of the index's embeddings have changed since this server started. Restart it."
         raise HttpError(501, message)
 
     def classifier_of(self, live: LoadedIndex) -> Classify:
-        """Return what classifies videos that are embedded like those of this index; raises like ``embedder_of``."""
+        """Return the classifier; raise HttpError 501 if there is none, or no embedder for this index."""
         if self.classify is None:
             raise HttpError(501, "This server has no classifier. Start it with --model.")
         self.embedder_of(live)
         return self.classify
 
     async def recommend(self, live: LoadedIndex, query: Query, *, must_know: bool = False) -> Recommended:
-        """Answer a query; QueryError if the index cannot, HttpError for an unknown video if ``must_know``."""
+        """Answer a query. Raise QueryError if it is invalid, and HttpError for an unknown video if ``must_know``."""
         kind = "filtered" if query.filters or query.exclude else "plain"
         return await self.scheduler.run(kind, self._recommend, live, query, must_know=must_know)
 
@@ -162,8 +162,8 @@ class Service:
         """Return the query of a request.
 
         Raises:
-            HttpError: it is longer than this server allows, or its embeddings differ in length.
-            QueryError: an embedding holds a number too large for float32.
+            HttpError: its history is longer than this server allows, or its embeddings differ in length.
+            QueryError: an embedding contains a number that is too large for float32.
         """
         self.check_length("history", request.history, self.limits.max_history)
         if request.weights is not None and len(request.weights) != len(request.history):
@@ -183,10 +183,10 @@ def _matrix(rows: list[list[float]] | None) -> npt.NDArray[np.float32] | None:
         return None
     if len({len(row) for row in rows}) > 1:
         lengths = ", ".join(str(len(row)) for row in rows)
-        raise HttpError(422, f"The embeddings have {lengths} numbers; one length is needed.")
+        raise HttpError(422, f"The embeddings have different lengths: {lengths}. Send embeddings of one length.")
     with np.errstate(over="ignore"):
         matrix = np.array(rows, np.float32)
     if not np.isfinite(matrix).all():
-        msg = "The embeddings hold a number that is too large for 32 bits."
+        msg = "The embeddings contain a number that is too large for float32."
         raise QueryError(msg)
     return matrix

@@ -1,7 +1,7 @@
-"""Videos from callers, as bytes or by URI: which may be read, and how they are decoded and embedded; without Ray.
+"""Read, decode and embed the videos that callers upload, or name by URI. Plain Python, without Ray.
 
-A URI is read only below a prefix that the configuration allows. An upload is embedded exactly as ``raypipe embed``
-embedded the videos of the index.
+A URI is only read if it is below a prefix that the configuration allows. A video is embedded exactly as
+``raypipe embed`` embedded the videos of the index.
 """
 
 import os
@@ -33,7 +33,7 @@ from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 if TYPE_CHECKING:
     from raypipe.models.weights import Weights
 
-AllowedUri = NewType("AllowedUri", str)  # made by Prefixes only
+AllowedUri = NewType("AllowedUri", str)  # only Prefixes creates one
 Upload: TypeAlias = bytes | AllowedUri
 Half: TypeAlias = npt.NDArray[np.float16]
 _CHUNK_BYTES = 1_048_576
@@ -43,13 +43,13 @@ _NEEDED = ("backbone", "weights", "sampling", "resize_size", "crop_size", "dtype
 
 
 class Prefixes:
-    """The folders below which callers may name videos: ``s3://bucket/prefix`` or local ones, else ConfigError."""
+    """The folders in which callers may name videos: ``s3://bucket/prefix`` or local. ConfigError for anything else."""
 
     def __init__(self, prefixes: Sequence[str]) -> None:
         self._folders = tuple(Folder(prefix).uri.rstrip("/") + "/" for prefix in prefixes)
 
     def allow(self, uri: str) -> AllowedUri:
-        """Return the URI in its one normal form, without contacting any storage; HttpError 403 if below no prefix."""
+        """Return the normalised URI, without contacting the storage; raise HttpError 403 if it is below no prefix."""
         try:
             normal = Folder(uri).uri
         except ConfigError:
@@ -58,11 +58,11 @@ class Prefixes:
         is_plain = _CONTROL.isdisjoint(normal) and not {"", ".", ".."} & set(parts) and not uri.endswith("/")
         if is_plain and any(normal.startswith(folder) for folder in self._folders):
             return AllowedUri(normal)
-        message = f"{_shown(uri)} is not below a prefix that this server reads videos from."
+        message = f"{_shown(uri)} is not below a prefix from which this server may read videos."
         raise HttpError(403, message, "forbidden_uri")
 
     def decode(self, upload: Upload, sandbox: DecodeSandbox, *, max_size_bytes: int) -> DecodedVideo:
-        """Read a video and decode it in the sandbox; raises like ``open``, and HttpError 422 for one without frames."""
+        """Read a video and decode it in the sandbox. Raises like ``open``, and HttpError 422 if it has no frames."""
         with self.open(upload, max_size_bytes=max_size_bytes) as file:
             video = sandbox.decode(file)
         if video.status not in HAS_FRAMES:
@@ -73,9 +73,9 @@ class Prefixes:
         """Copy the video into an anonymous buffer, which the caller closes.
 
         Raises:
-            HttpError: 403, the URI is not below a prefix, or leads out of it by a link.
-            ObjectError: it is missing, too large, or cannot be read.
-            StorageError: the storage refuses or cannot be reached.
+            HttpError: 403, because the URI is below no prefix.
+            ObjectError: the video is missing, too large, behind a link, or cannot be read.
+            StorageError: the storage denies access or cannot be reached.
         """
         max_bytes = len(upload) if isinstance(upload, bytes) else max_size_bytes
         buffer = anonymous_file(max_bytes, in_memory_bytes=_IN_MEMORY_BYTES)
@@ -155,11 +155,11 @@ class EmbeddingSettings:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> "EmbeddingSettings":
-        """Return those of an index version; IndexVersionError if its manifest lacks some."""
+        """Return the settings of an index version; raise IndexVersionError if its manifest lacks one of them."""
         embeddings = manifest.get("embeddings") or {}
         settings = embeddings.get("settings") or {}
         if missing := [name for name in _NEEDED if name not in settings]:
-            msg = f"The index does not say how its videos were embedded: it lacks {', '.join(missing)}."
+            msg = f"The index does not record how its videos were embedded: it lacks {', '.join(missing)}."
             key = f"embeddings.settings.{missing[0]}"
             raise IndexVersionError(msg, key=key, remedy="Build it again with raypipe index.")
         return cls(str(embeddings.get("fingerprint", "")), settings)
@@ -172,31 +172,31 @@ class EmbeddingSettings:
         return request_of_settings(self.settings, decode)
 
     def sandbox(self, decode: DecodeConfig) -> DecodeSandbox:
-        """Start a sandbox that decodes as the index was decoded; it takes one video at a time."""
+        """Start a sandbox that decodes videos, one at a time, with the settings of the index."""
         return DecodeSandbox.start(self.decode_request(decode), decode)
 
     def resolve_weights(self, weights: str) -> "Weights":
-        """Find the weights, and check that they are those that embedded the index.
+        """Find the weights, and check that the index was embedded with them.
 
         Raises:
-            WeightsError: they cannot be found, read or fitted.
-            FingerprintError: they are not those that embedded the index.
+            WeightsError: the weights cannot be found or read, or do not fit the backbone.
+            FingerprintError: the index was embedded with other weights.
         """
-        from raypipe.models.weights import resolve_weights  # noqa: PLC0415 - seconds, for torch
+        from raypipe.models.weights import resolve_weights  # noqa: PLC0415 - imports torch, which takes seconds
 
         found = resolve_weights(self.backbone, weights, read_bytes=read_uri)
         if found.digest != self.settings["weights"]:
             made = str(self.settings["weights"])
-            digests = f"their digest is {found.digest[:16]}…, the index was embedded with {made[:16]}…."
-            msg = f"The weights {weights!r} are not those of the index: {digests}"
-            remedy = "Set embedder.weights to those of the index, or embedder.enabled to false."
+            digests = f"their digest is {found.digest[:16]}…, but the index was embedded with {made[:16]}…."
+            msg = f"The weights {weights!r} are not the weights of the index: {digests}"
+            remedy = "Set embedder.weights to the weights of the index, or embedder.enabled to false."
             raise FingerprintError(msg, key="embedder.weights", value=found.digest, expected=made, remedy=remedy)
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedUpload:
-    """A video as the index would hold it: its embedding [D], and those of its T frames [T, D]."""
+    """A video embedded as for the index: its embedding [D], and the embeddings [T, D] of its T frames."""
 
     status: Literal["ok", "partial"]
     duration_seconds: float | None
@@ -205,14 +205,14 @@ class EmbeddedUpload:
 
 
 def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors, Half] | HttpError]:  # noqa: ANN401 - importing its type takes seconds
-    """Embed the frames of several videos together: the embedding [D] of each video and those [T, D] of its frames.
+    """Embed the frames of several videos together; return the embedding [D] and frame embeddings [T, D] of each.
 
-    A video whose vectors are not numbers gets an error in their place, and the others are unaffected.
+    A video whose vectors contain NaN gets an error instead, without an effect on the others.
     """
     vectors = clip_to_float16(backbone.embed(np.concatenate(videos)))
     parts = np.split(vectors, np.cumsum([len(frames) for frames in videos])[:-1])
     return [
-        HttpError(500, "The backbone gave vectors that are not numbers.")
+        HttpError(500, "The backbone returned vectors that contain NaN.")
         if np.isnan(part).any()
         else (mean_embedding(part), part.astype(np.float16))
         for part in parts

@@ -1,4 +1,4 @@
-"""The configuration of Prometheus and the dashboard of Grafana, to watch jobs and the endpoint."""
+"""A Prometheus configuration and a Grafana dashboard, to monitor jobs and the endpoint."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -8,14 +8,14 @@ DASHBOARD = "grafana-dashboard.json"
 
 
 def path_of(name: str) -> Path:
-    """Return the path of a file of this package."""
+    """Return the path of a file in this package."""
     return Path(str(files(__package__) / name))
 
 
 def how_to_use() -> str:
-    """Say in three lines where the two files are and how to use them."""
+    """Return three lines that say where the two files are and how to use them."""
     return (
         f"Prometheus: {path_of(SCRAPE_CONFIG)} (on the head node: prometheus --config.file=THAT_FILE)\n"
         f"Grafana: {path_of(DASHBOARD)} (Dashboards, New, Import; then choose the Prometheus data source)\n"
-        "Nodes need ray[default] to tell of themselves and of jobs; the endpoint tells of itself at /metrics."
+        "Metrics of nodes and jobs need ray[default] on every node; the endpoint exports its own at /metrics."
     )

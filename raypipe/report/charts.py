@@ -11,7 +11,7 @@ from raypipe.text import format_rate, format_seconds, shorten, visible
 
 MAX_POINTS = 300
 MAX_LABELS = 25
-WIDE, HALF, NARROW = 920, 432, 340  # a phone has charts of its own, so that their labels keep their size
+WIDE, HALF, NARROW = 920, 432, 340  # phones get separate charts, so that labels keep their size
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
 _SAMPLE, _GAP, _CHAR = 16, 14, 6.8  # legend: a line sample, the space between two entries, about the width of a letter
 _LARGEST = 1e30  # larger values are left out like NaN, and values below its inverse count as 0
@@ -31,7 +31,7 @@ class Plot:
     low: float
     high: float
     step: float  # between two grid lines
-    left: int = 50  # the space for labels at each side
+    left: int = 50  # the space for labels on each side
     right: int = 2
     top: int = 26
     bottom: int = 24
@@ -53,7 +53,7 @@ class Plot:
         return self.top + self.inner_height * (1 - share)
 
     def grid(self) -> Iterator[tuple[float, str]]:
-        """Yield y and label of each grid line, from the axis up."""
+        """Yield the y coordinate and label of each grid line, from the axis upwards."""
         for index in range(round((self.high - self.low) / self.step) + 1):
             value = self.low + index * self.step
             value = 0.0 if abs(value) < self.step / 1000 else value
@@ -62,13 +62,13 @@ class Plot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """What ``charts.html`` draws into a plot. ``kind`` is a class of the style sheet."""
+    """The elements that ``charts.html`` draws into a plot. ``kind`` is a CSS class."""
 
     plot: Plot
     title: str
     label: str  # for screen readers
     ticks: Sequence[tuple[float, str]]  # x, label
-    strips: Sequence[tuple[float, float, str]]  # x, width, tooltip: they are invisible and cover the plot
+    strips: Sequence[tuple[float, float, str]]  # x, width, tooltip: invisible, and together they cover the plot
     lines: Sequence[tuple[str, str]]  # path, kind
     area: str = ""  # path
     dots: Sequence[tuple[float, float, str]] = ()  # x, y, kind
@@ -79,14 +79,14 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: a value for each epoch, or None if there is none. ``kind`` is a class of the style sheet."""
+    """One line of a chart: a value for each epoch, None if it is missing. ``kind`` is a CSS class."""
 
     name: str
     kind: str
     values: Sequence[float | None]
 
     def at(self, index: int) -> float | None:
-        """Return a value if it can be drawn."""
+        """Return the value at an index, or None if it cannot be drawn."""
         value = self.values[index]
         if value is None or not math.isfinite(value) or abs(value) > _LARGEST:
             return None
@@ -94,7 +94,7 @@ class Series:
 
 
 def rate_chart(points: Sequence[Point], amounts: Sequence[float], *, unit: str, width: int, height: int) -> Chart:
-    """Draw ``amounts`` per second over time as steps, with a line at their mean. There is at least one point."""
+    """Draw ``amounts`` per second over time as steps, with a line at their mean. At least one point is required."""
     seconds = points[-1].end_seconds
     rates = [amount / point.width_seconds for point, amount in zip(points, amounts, strict=True)]
     step, mean = nice_step(max(rates), num_steps=3), sum(amounts) / seconds
@@ -138,7 +138,7 @@ def epoch_chart(
     width: int,
     height: int,
 ) -> Chart:
-    """Draw lines over rising ``epochs``, at least one. ``show`` formats a value for its tooltip."""
+    """Draw lines over one or more ascending ``epochs``. ``show`` formats a value for its tooltip."""
     step, low, high = _range(series, len(epochs), bounds)
     plot = Plot(width, height, first=epochs[0], last=epochs[-1], low=low, high=high, step=step)
     drawn = [_line(plot, line, epochs, marked) for line in series]
@@ -197,7 +197,7 @@ def _epoch_ticks(plot: Plot, epochs: Sequence[int]) -> list[int]:
 
 
 def _range(series: Sequence[Series], num_epochs: int, bounds: tuple[float, float] | None) -> tuple[float, float, float]:
-    """Return the distance between two grid lines, the lowest and the highest of them."""
+    """Return the distance between two grid lines, the lowest grid line and the highest one."""
     drawn = [value for line in series for index in range(num_epochs) if (value := line.at(index)) is not None]
     if bounds is not None:
         return (bounds[1] - bounds[0]) / 4, *bounds
@@ -260,7 +260,7 @@ class Heatmap:
 
     @property
     def slant(self) -> float:
-        """The space for the labels of the columns, which lean to the right, above the cells and next to them."""
+        """The space above and to the right of the cells for the column labels, which lean to the right."""
         return self.left * 0.72
 
     @staticmethod

@@ -39,7 +39,7 @@ def render_page(
 ) -> str:
     """Return a report as one HTML document that loads nothing from outside and runs no script.
 
-    ``run`` is shown next to the settings of the record, and ``bad_tile`` names the tile that stands out.
+    ``run`` is shown next to the settings of the record, and ``bad_tile`` names the tile to highlight.
     """
     groups = {"Run": run, "Settings": record.settings, "Machine": record.machine, "Versions": record.versions}
     shown = {name: [(key, value) for key, value in leaves(values) if value] for name, values in groups.items()}
@@ -59,12 +59,12 @@ def render_page(
 
 
 def render(template: str, **context: object) -> str:
-    """Return a template of this package, filled in."""
+    """Render a template of this package."""
     return _environment().get_template(template).render(context)
 
 
 def leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield nested settings as (dotted name, shown value)."""
+    """Yield nested settings as (dotted name, displayed value)."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
@@ -74,13 +74,13 @@ def leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 
 def markdown_text(words: str) -> str:
-    """Return ``words`` so that Markdown shows them as they are, within a line or in a table."""
+    """Escape ``words`` so that Markdown shows them as they are, within a line or in a table."""
     shown = text.shorten(text.visible(text.redact(words.strip())), max_chars=_MAX_MARKDOWN_CHARS)
     return _MARKDOWN.sub(r"\\\1", shown) or text.NOTHING
 
 
 def markdown_code(words: str) -> str:
-    """Return ``words`` as code, between more backticks than they have in a row."""
+    """Return ``words`` as inline code, between more backticks than they contain in a row."""
     shown = text.shorten(text.visible(text.redact(words)), max_chars=2 * _MAX_MARKDOWN_CHARS)
     fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
     padded = f" {shown} " if "`" in shown or shown != shown.strip() else shown
@@ -114,7 +114,7 @@ def _base64(content: bytes) -> str:
 
 
 def _printed(value: object) -> object:
-    """Return what a template prints for ``value``. In HTML, Jinja2 escapes it afterwards unless a macro already did."""
+    """Return the text that a template prints for ``value``. For HTML, Jinja2 escapes it unless a macro already did."""
     if hasattr(value, "__html__"):
         return value
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The page of a training, and the card of its model."""
+"""The report page of a training, and its model card."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +59,7 @@ def training_page(record: TrainingRecord) -> str:
 
 
 def headline(record: TrainingRecord) -> str:
-    """Return how good the kept checkpoint is, in one sentence."""
+    """Describe the quality of the kept checkpoint in one sentence."""
     kept = record.kept
     if kept is None:
         ended = {"failed": "Training failed", "interrupted": "Training was interrupted"}.get(record.outcome)
@@ -84,7 +84,7 @@ def most_common_label(record: TrainingRecord) -> tuple[str, float] | None:
 
 
 def left_out(record: TrainingRecord) -> str:
-    """Return which videos could not be used for training, or nothing."""
+    """Describe the videos that could not be used for training; empty if there are none."""
     counts = {"embeddings": record.num_unknown_labels, "frames": record.num_without_frames}
     return ", ".join(f"{text.format_count(count)} without {what}" for what, count in counts.items() if count)
 
@@ -94,7 +94,7 @@ def _is_number(value: float | None) -> bool:
 
 
 def _loss_trouble(record: TrainingRecord) -> str:
-    """Return the first epoch with a loss that is NaN or infinite, or nothing."""
+    """Describe the first loss that is NaN or infinite; empty if there is none."""
     for metrics in record.epochs:
         for name in ("train_loss", "validation_loss"):
             if (value := getattr(metrics, name)) is not None and not math.isfinite(value):
@@ -104,7 +104,7 @@ def _loss_trouble(record: TrainingRecord) -> str:
 
 
 def _tiles(record: TrainingRecord) -> list[Tile]:
-    """Return (name, number, note) of the large numbers at the top."""
+    """Return the tiles at the top of the page, as (name, number, note)."""
     tiles = _score_tiles(record)
     held_out = text.format_count(record.num_validation_videos)
     note = f"and {held_out} for validation" if record.num_validation_videos else ""
@@ -144,7 +144,7 @@ def _score_tiles(record: TrainingRecord) -> list[Tile]:
 
 
 def _curves(record: TrainingRecord) -> Mapping[str, object] | None:
-    """Return the charts, and the epochs and metrics of the table below them."""
+    """Return the charts, and the epochs and metrics for the table below them."""
     numbers = [metrics.epoch for metrics in record.epochs]
     if not numbers:
         return None
@@ -178,7 +178,7 @@ def _chart(curves: _Curves, epochs: Sequence[EpochMetrics], marked: int | None, 
 
 
 def _confusion(record: TrainingRecord) -> Mapping[str, object] | None:
-    """Return the whole matrix if it is small enough to be drawn, else the pairs of labels that are confused most."""
+    """Return the whole confusion matrix if it is small enough to draw, else the most confused pairs of labels."""
     if not record.confusion or not any(map(any, record.confusion)):
         return None
     if len(record.label_names) <= MAX_LABELS:
@@ -193,7 +193,7 @@ def _confusion(record: TrainingRecord) -> Mapping[str, object] | None:
 
 
 def _classes(record: TrainingRecord) -> Mapping[str, object] | None:
-    """Return the labels from the worst to the best; those without a validation video are last."""
+    """Return the labels from the worst to the best F1. Labels without a validation video come last."""
     if not record.classes:
         return None
     note = "On the validation videos, worst F1 first."
@@ -204,7 +204,7 @@ def _classes(record: TrainingRecord) -> Mapping[str, object] | None:
 
 
 def model_card(record: TrainingRecord) -> str:
-    """Return the ``README.md`` of the kept checkpoint. Text of users is shown as it is and never read as Markdown."""
+    """Return the ``README.md`` of the kept checkpoint. User text is shown as it is and never read as Markdown."""
     name = "GPT-2 over video frames" + (", masked frames" if record.objective == "masked_frame" else "")
     settings = {key: value for key, value in record.settings.items() if key in _SETTINGS}
     seen = sorted((label for label in record.classes if label.support), key=lambda label: text.finite(label.f1))
@@ -225,8 +225,8 @@ def model_card(record: TrainingRecord) -> str:
 
 
 def _header(record: TrainingRecord, name: str) -> str:
-    """Return the YAML for the Hub, which contains nothing that a user wrote."""
-    # Importing it is slow, and only trainings write a card.
+    """Return the YAML metadata for the Hub. It contains no user text."""
+    # This import is slow, and only trainings write a card.
     from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415
 
     classifies = record.objective == "classify"

@@ -66,7 +66,7 @@ def _headline(record: RunRecord) -> str:
 
 
 def _tiles(record: RunRecord) -> list[Tile]:
-    """Return (name, number, note) of the large numbers at the top."""
+    """Return the tiles at the top of the page, as (name, number, note)."""
     videos, frames = record.num_videos, record.num_frames
     tried, failed = record.num_tried_videos, record.num_failed_videos
     before = f"and {text.format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
@@ -92,7 +92,7 @@ def _tiles(record: RunRecord) -> list[Tile]:
 
 
 def _throughput(points: list[Point], noun: str) -> list[list[list[Chart]]]:
-    """Return rows of charts, each for a desktop and for a phone."""
+    """Return rows of charts, each in a version for desktops and one for phones."""
     charts = []
     for counter, unit, scale, width in _CHARTS:
         amounts = [getattr(point.work, counter) / scale for point in points]
@@ -103,7 +103,7 @@ def _throughput(points: list[Point], noun: str) -> list[list[list[Chart]]]:
 
 
 def _stages(record: RunRecord) -> list[tuple[str, float, str]]:
-    """Return (name, seconds of all slots, class) of each stage and of the rest of the slots' time."""
+    """Return (name, seconds over all slots, CSS class) for each stage and for the remaining slot time."""
     if not any(record.stage_seconds.values()):
         return []
     seconds = record.stage_seconds
@@ -148,13 +148,13 @@ def summarize(record: RunRecord) -> dict[str, object]:
       (finished), ``num_already_committed_shards``, ``num_problems`` (failed attempts at a shard, even if a later
       attempt finished it), ``statuses`` (status → videos), ``labels`` (classify: best label → videos),
       ``flags`` (embed: ``num_corrupt_videos``, ``num_corrupt_frames``, ``num_interlaced_videos``,
-      ``num_repaired_timelines``; without those that are 0)
+      ``num_repaired_timelines``; zeros are left out)
     - ``videos_per_second``, ``frames_per_second``, ``bytes_per_second``: means over ``elapsed_seconds``
     - ``num_slots``, ``stage_seconds`` (stage → seconds of all slots together), ``idle_seconds`` (null: unknown)
     - ``timeline``: ``bucket_seconds`` and the lists ``num_shards``, ``num_videos``, ``num_failed``, ``num_frames``,
       ``size_bytes``, with one entry per bucket from the start on
-    - ``slowest_videos``, ``failures``: the first of them, as ``video_id``, ``status``, ``error``, ``seconds``
-    - ``failure_kinds``: ``status``, ``kind``, ``num_videos`` of the failures that the shards named
+    - ``slowest_videos``, ``failures``: the first few, each with ``video_id``, ``status``, ``error``, ``seconds``
+    - ``failure_kinds``: ``status``, ``kind``, ``num_videos`` of the failures that the shards listed
     - ``problems`` (list of lines), ``settings``, ``versions``, ``machine``
     """
     counters = ("num_shards", "num_videos", "num_failed", "num_frames", "size_bytes")
@@ -200,7 +200,7 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
     - ``num_labels``, ``label_names``, ``num_train_videos``, ``num_validation_videos``, ``num_unknown_labels`` (videos
       with a label but without embeddings), ``num_without_frames``, ``num_parameters``, ``num_trainable_parameters``,
       ``num_workers``, ``num_restarts``
-    - ``epochs``: as ``epoch``, ``step``, ``train_loss``, ``validation_loss``, ``accuracy``, ``top5_accuracy``,
+    - ``epochs``: each with ``epoch``, ``step``, ``train_loss``, ``validation_loss``, ``accuracy``, ``top5_accuracy``,
       ``macro_f1``, ``learning_rate``, ``samples_per_second``, ``seconds``; null: not measured, NaN or infinite
     - ``best_epoch``, ``selected_by``, ``metrics`` (the kept epoch again; null: no epoch ended)
     - ``confusion``: rows true, columns predicted; null if videos have several labels, or for more than 100 labels
@@ -260,7 +260,7 @@ def _utc(unix_seconds: float) -> str:
 
 
 def _numbers(row: records.EpochMetrics | records.ClassMetrics | records.Mistake | None) -> dict[str, object] | None:
-    """Return a row without its picture; floats that JSON does not support are null."""
+    """Return a row without its picture. Floats that JSON does not support become null."""
     if row is None:
         return None
     values = {name: value for name, value in asdict(row).items() if name != "thumbnail"}
@@ -269,7 +269,7 @@ def _numbers(row: records.EpochMetrics | records.ClassMetrics | records.Mistake 
 
 
 def _plain(value: object) -> object:
-    """Return ``value`` as JSON supports it, so that an unusual setting never prevents a report."""
+    """Convert ``value`` to types that JSON supports, so that an unusual setting never prevents a report."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,6 +1,6 @@
-"""Find the nearest vectors to a query, among all videos or the eligible ones: faiss finds them, exact scores rank them.
+"""Find the vectors nearest to a query, among all or only eligible videos: faiss finds them, exact scores rank them.
 
-Each query is answered alone and in one thread, so that a batch returns the same results as its queries one by one.
+Each query is searched alone and in one thread, so a batch returns the same results as its queries one by one.
 """
 
 import math
@@ -23,40 +23,44 @@ RANK = 10  # recall@10
 TARGET_RECALL = 0.98
 NUM_QUERIES = 256
 _LONGEST_HISTORY = 5
-_SOME = 0.5  # recall below this may grow slowly and still grow far
-_NO_GAIN = 0.005  # recall gained by twice the lists: what is still missing then is hidden by the quantisation
+_SOME = 0.5  # below this recall, a small gain does not mean that more lists are useless
+_NO_GAIN = 0.005  # if twice the lists gain less recall, quantisation causes the remaining misses
 IndexKind: TypeAlias = Literal["flat", "ivf_sq8", "compact"]
 FaissIndex: TypeAlias = Any
 _faiss: Any = faiss  # its types describe the C++ functions, not the Python wrappers
 
-SCANNED = 5_000  # so few eligible vectors are compared one by one: that is faster than faiss
+SCANNED = 5_000  # up to this many eligible vectors are compared one by one, which is faster than faiss
 _CODES_PER_VECTOR = 16  # ineligible codes that faiss skips in the time of one exact comparison
-_POOL: dict[IndexKind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (10, 400)}  # · top_k, plus
-_NEARLY_ALL = 0.9  # a filter that keeps more of the vectors than this is searched as if there were none
+# Candidates to request from faiss: the first number times top_k, plus the second.
+_POOL: dict[IndexKind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (10, 400)}
+_NEARLY_ALL = 0.9  # a filter that keeps more than this fraction of the vectors is treated as no filter
 _CHANGE = 0.05  # stop when more lists replace at most this fraction of the results
 _NOTHING: Ranked = np.empty(0, np.float32), np.empty(0, np.int64)
 
 _FILL_ROWS = 65_536  # rows widened to float32 at a time
-_POINTS_PER_LIST = 64  # that k-means learns a list from: more take longer and do not help
+_POINTS_PER_LIST = 64  # training vectors of k-means per list: more take longer and do not help
 _FEWEST = 64  # vectors needed to learn lists and codes
 _PARTS = (4, 3, 2, 1)  # numbers encoded together in 4 bits by "compact": the first that divides the dimension
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Queries ``[Q, d]``, and the score ``[Q]`` of the last of each query's ``top_k`` nearest vectors."""
+    """Queries ``[Q, d]``, and the lowest score ``[Q]`` among the true ``top_k`` neighbors of each query."""
 
     queries: Floats
     lowest: Floats
     top_k: int = RANK
 
     def recall(self, scores: Floats) -> float:
-        """Return the fraction of found scores ``[Q, top_k]`` as high as the true ones: any of equal vectors counts."""
+        """Return the fraction of found scores ``[Q, top_k]`` that reach the lowest true score.
+
+        So any of several equal vectors counts as found.
+        """
         return float(np.mean(scores >= self.lowest[:, None] - ROUNDING))
 
 
 def make_trials(vectors: Vectors, *, seed: int) -> tuple[Trials, Trials]:
-    """Return trials to choose parameters with, and separate ones to measure the result with."""
+    """Return trials to choose parameters with, and separate trials to measure the recall with."""
     queries = trial_queries(vectors, count=2 * NUM_QUERIES, seed=seed)
     top_k = min(RANK, len(vectors))
     last = neighbors(vectors, queries, top_k=top_k)[:, -1]
@@ -79,7 +83,7 @@ def trial_queries(vectors: Vectors, *, count: int, seed: int) -> Floats:
 
 
 def least_nprobe(recall: Callable[[int], float], *, nlist: int) -> int:
-    """Return about the smallest number of lists with a recall of 0.98, or as good as twice as many lists reach."""
+    """Return about the smallest number of lists with a recall of 0.98, or with the recall at which it stops growing."""
     low, high, reached = 0, 1, recall(1)
     while reached < TARGET_RECALL and high < nlist:
         twice = min(2 * high, nlist)
@@ -110,7 +114,7 @@ class Ann:
     def build(cls, vectors: Vectors, *, settings: IndexSettings, base: Self | None = None) -> Self:
         """Index vectors ``[N, d]`` of unit length, reusing what ``base`` has learned if it has the same kind.
 
-        ``nprobe`` becomes the smallest that finds 98 % of the true neighbors of a sample of queries.
+        ``nprobe`` becomes about the smallest number that finds 98 % of the true neighbors of sample queries.
         """
         kind = kind_for(len(vectors), settings)
         if base is not None and (base.kind, base.dim) == (kind, vectors.shape[1]):
@@ -139,7 +143,7 @@ class Ann:
         """Read a file that ``save`` wrote.
 
         Raises:
-            IndexVersionError: it is not a faiss index, or not of these vectors.
+            IndexVersionError: the file is not a faiss index, or not an index of these vectors.
         """
         try:
             index = _faiss.read_index(str(path))
@@ -148,12 +152,12 @@ class Ann:
             raise IndexVersionError(msg, key=str(path)) from None
         if (index.ntotal, index.d) != vectors.shape:
             found = index.ntotal, index.d
-            msg = f"The index {path} is of vectors {found}, but the version has vectors {vectors.shape}."
+            msg = f"The index {path} has vectors {found}, but the version has vectors {vectors.shape}."
             raise IndexVersionError(msg, key=str(path), value=found, expected=vectors.shape)
         return cls(index, vectors, nprobe=nprobe, recall_at_10=recall_at_10)
 
     def save(self, path: Path) -> None:
-        """Write what faiss searches, in its own format; the vectors are in a separate file."""
+        """Write the faiss index in faiss's own format. The vectors are stored in a separate file."""
         _faiss.write_index(self._index, str(path))
 
     @property
@@ -162,9 +166,9 @@ class Ann:
         return int(self._vectors.shape[1])
 
     def search(self, queries: npt.NDArray[np.floating], *, top_k: int, eligible: Eligible | None = None) -> Ranked:
-        """Return the scores and positions ``[Q, top_k]`` of the nearest to each query ``[Q, d]``, nearest first.
+        """Return the scores and positions ``[Q, top_k]`` of the vectors nearest to each query ``[Q, d]``, best first.
 
-        If fewer are eligible, -1 fills both. Of equal scores, the lowest position comes first.
+        If fewer vectors are eligible, both are padded with -1. Of equal scores, the lowest position comes first.
         """
         scores = np.full((len(queries), top_k), -1, np.float32)
         positions = np.full((len(queries), top_k), -1, np.int64)
@@ -174,14 +178,14 @@ class Ann:
         return scores, positions
 
     def nearest(self, query: npt.NDArray[np.floating], *, top_k: int, eligible: Eligible | None = None) -> Ranked:
-        """Search with one query ``[d]``; the result is shorter than ``top_k`` if fewer are eligible.
+        """Search with one query ``[d]``. The result is shorter than ``top_k`` if fewer vectors are eligible.
 
         Raises:
-            ValueError: the query has another length than the vectors.
+            ValueError: the query and the vectors differ in length.
         """
         query = np.ascontiguousarray(query, np.float32)
         if query.shape != (self.dim,):  # faiss would read past its end
-            msg = f"The query is {query.shape}, but the vectors have {self.dim} numbers."
+            msg = f"The query has shape {query.shape}, but the vectors have {self.dim} numbers."
             raise ValueError(msg)
         count = len(self._vectors) if eligible is None else eligible.count
         if not (top_k := min(top_k, count)):
@@ -195,7 +199,7 @@ class Ann:
         return self._by_lists(query, top_k, selector, count)
 
     def nearest_lists(self, vectors: Vectors, count: int) -> Positions:
-        """Return the numbers ``[N, ≤ count]`` of the lists nearest to each vector; a flat index is a single list."""
+        """Return the numbers ``[N, ≤ count]`` of the lists nearest to each vector. A flat index has a single list."""
         if self.kind == "flat":
             return np.zeros((len(vectors), 1), np.int64)
         lists = np.empty((len(vectors), min(count, self.nlist)), np.int64)
@@ -205,20 +209,20 @@ class Ann:
         return lists
 
     def _num_lists(self, top_k: int, count: int) -> float:
-        """Estimate how many lists are enough: more for more results, and more if a filter leaves less of each."""
+        """Estimate how many lists are enough: more for more results, and more if a filter leaves fewer vectors."""
         return min(self.nlist, self.nprobe * math.sqrt(max(1, top_k / RANK) * len(self._vectors) / count))
 
     def _codes_to_pass(self, top_k: int, count: int) -> int:
-        """Return how many codes are in the lists that a filtered search scans; 0 if nothing is filtered."""
+        """Return how many codes a filtered search would scan; 0 if nothing is filtered."""
         if self.kind == "flat" or count > _NEARLY_ALL * len(self._vectors):
             return 0
         return int(self._num_lists(top_k, count) * len(self._vectors) / self.nlist)
 
     def _by_lists(self, query: Floats, top_k: int, selector: FaissIndex | None, count: int) -> Ranked:
-        """Scan the nearest lists; with a filter that leaves few of each, more lists until they change nothing.
+        """Scan the nearest lists. With a filter, scan more lists until the results hardly change.
 
-        The eligible videos may be far from the query, where the order of the lists says little. So how many lists are
-        enough is observed, not computed.
+        The eligible videos may be far from the query, where the order of the lists says little. So the search observes
+        when it has scanned enough lists; it cannot compute their number in advance.
         """
         filtered = count < _NEARLY_ALL * len(self._vectors)
         width = math.ceil(self._num_lists(top_k, count) / (2 if filtered else 1))
@@ -239,9 +243,9 @@ class Ann:
             start, width = stop, stop
 
     def _extend(self, top: Ranked, query: Floats, top_k: int, scan: Callable[..., Positions]) -> tuple[Ranked, int]:
-        """Add what faiss finds to the best so far, and return them and the number that faiss found.
+        """Merge the candidates of a scan into the best so far; return the best, and the number of candidates.
 
-        Ask for more as long as the last one found is among the best.
+        As long as the last candidate is among the best, request more candidates.
         """
         count = self._pool(top_k)
         while True:
@@ -253,14 +257,14 @@ class Ann:
             count *= 4
 
     def _pool(self, top_k: int) -> int:
-        """Return how many to request from faiss, which orders them by inexact codes."""
+        """Return how many candidates to request from faiss, which orders them by inexact codes."""
         times, plus = _POOL[self.kind]
         return times * top_k + plus
 
     def _scan_lists(
         self, query: Floats, *, lists: Positions, closeness: Floats, count: int, selector: FaissIndex | None
     ) -> Positions:
-        """Return up to ``count`` rows of some lists, approximately the nearest to the query, nearest first."""
+        """Return up to ``count`` rows of the given lists, approximately the nearest to the query, nearest first."""
         parameters = _faiss.SearchParametersIVF(nprobe=len(lists), sel=selector)
         scores, rows = np.empty(count, np.float32), np.empty(count, np.int64)
         asked, among, near, best_scores, found = map(_faiss.swig_ptr, (query, lists, closeness, scores, rows))
@@ -268,7 +272,7 @@ class Ann:
         return rows[rows >= 0]
 
     def _scan_all(self, query: Floats, *, count: int, selector: FaissIndex | None) -> Positions:
-        """Do the same among all rows of a flat index."""
+        """Return up to ``count`` rows of a flat index, approximately the nearest to the query, nearest first."""
         parameters = _faiss.SearchParameters(sel=selector) if selector is not None else None
         rows: Positions = self._index.search(query[None], count, params=parameters)[1][0]
         return rows[rows >= 0]
@@ -290,21 +294,21 @@ def _kind_of(index: FaissIndex) -> IndexKind:
 def _train(vectors: Vectors, *, kind: IndexKind, seed: int) -> FaissIndex:
     """Return a trained, empty index for these vectors."""
     dim = vectors.shape[1]
-    if kind == "flat":  # float16, as the vectors themselves: its results are exact
+    if kind == "flat":  # float16 like the vectors themselves, so its results are exact
         flat = _faiss.IndexScalarQuantizer(dim, _faiss.ScalarQuantizer.QT_fp16, _faiss.METRIC_INNER_PRODUCT)
         flat.train(np.zeros((1, dim), np.float32))
         return flat
-    # About 4 √N lists, but none without vectors to learn it from.
+    # About 4 √N lists, but at least 4 vectors to train each of them.
     nlist = max(1, min(round(4 * math.sqrt(len(vectors))), len(vectors) // 4))
     lists = _faiss.IndexFlatIP(dim)
     if kind == "compact":
         codes = dim // next(part for part in _PARTS if dim % part == 0)
         index: FaissIndex = _faiss.IndexIVFPQFastScan(lists, dim, nlist, codes, 4, _faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.min_points_per_centroid = 1
-    else:  # one range for all numbers of a vector: a scan takes two thirds of the time of one range per number
+    else:  # one range for all dimensions: a scan takes two thirds of the time that a range per dimension takes
         uniform = _faiss.ScalarQuantizer.QT_8bit_uniform
         index = _faiss.IndexIVFScalarQuantizer(lists, dim, nlist, uniform, _faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = seed + 1  # faiss replaces 0 by a seed of its own
+    index.cp.seed = seed + 1  # faiss replaces 0 with its own seed
     index.cp.min_points_per_centroid = 1
     index.cp.max_points_per_centroid = _POINTS_PER_LIST
     chosen = np.random.default_rng(seed).permutation(len(vectors))[: _POINTS_PER_LIST * nlist]

@@ -26,8 +26,8 @@ Batch: TypeAlias = tuple[npt.NDArray[np.float32], list[bytes | None]]  # embeddi
 Batches: TypeAlias = Callable[[], Iterator[Batch]]
 
 LEARN_FROM = 65_536  # embeddings, chosen at random: with more, the projection takes longer and is no better
-GROWTH = 2  # an index with more than this many times the videos it learned from learns again
-_COMPARED_ROWS = 2_048  # rows compared at a time, with as many others
+GROWTH = 2  # an index that outgrows its training videos by more than this factor is trained again
+_COMPARED_ROWS = 2_048  # rows compared at a time with as many others
 
 
 def build_version(
@@ -35,9 +35,9 @@ def build_version(
 ) -> dict[str, Any]:
     """Write the files of a version to ``work``; return its manifest, which does not yet list files and embeddings.
 
-    Every call of ``batches()`` yields the embeddings and thumbnails of the items, in their order. A video whose
-    embedding is zero or not finite is left out and counted as ``num_skipped``. What ``base`` has learned is reused,
-    unless the index has drifted from it: other settings, another kind, more than twice the videos, or a low recall.
+    Every call of ``batches()`` yields the embeddings and thumbnails of the items, in the same order. A video whose
+    embedding is zero or not finite is left out and counted as ``num_skipped``. The projection and lists of ``base`` are
+    reused, unless the index has drifted: other settings, another kind, more than twice the videos, or a low recall.
 
     Raises:
         JobError: no video can be indexed, one occurs twice, or the embeddings do not match the items.
@@ -118,7 +118,7 @@ def _build(
 
 
 def _write(work: Path, batches: Batches, num_videos: int, projection: Projection) -> npt.NDArray[np.bool_]:
-    """Write the vectors and thumbnails of the usable embeddings, and return which ones those are."""
+    """Write the vectors and thumbnails of the usable embeddings, and return a mask of these embeddings."""
     usable = []
     with VectorWriter(work / VECTORS, projection.dim) as vectors, ThumbnailWriter(work / THUMBNAILS) as thumbnails:
         for embeddings, pictures in batches():
@@ -144,7 +144,7 @@ def _none_usable(num_videos: int) -> JobError:
 
 
 def _with_groups(items: pa.Table, groups: Positions) -> pa.Table:
-    """Add the column ``duplicate_group``, after the prediction if there is one; null is a video without a group."""
+    """Add the column ``duplicate_group``, after the prediction if there is one. Null means that there is no group."""
     names = [name for name in items.column_names if name != DUPLICATE_GROUP]
     at = names.index(schema.SCORE) + 1 if schema.SCORE in names else len(names)
     column = pa.array(groups, pa.int64(), mask=groups < 0)
@@ -152,10 +152,11 @@ def _with_groups(items: pa.Table, groups: Positions) -> pa.Table:
 
 
 def duplicate_groups(ann: Ann, vectors: Vectors, *, cosine: float) -> Positions:
-    """Return the smallest row ``[N]`` of each vector's group of near-duplicates, -1 for a vector without one.
+    """Return the smallest row ``[N]`` of each vector's group of near-duplicates, -1 for a vector without a group.
 
-    A group consists of vectors connected by pairs with at least this cosine. Each vector is compared with all others
-    in its list and in the two next lists, as the vectors of a pair are rarely further apart; without lists, with all.
+    A group consists of vectors connected by pairs with at least this cosine. Each vector is compared with all vectors
+    in its nearest list and in the two next ones, because pairs are rarely further apart. Without lists, it is compared
+    with all vectors.
     """
     roots = np.arange(len(vectors))
     for rows, others in _to_compare(ann.nearest_lists(vectors, 3)):
@@ -174,7 +175,7 @@ def _to_compare(lists: Positions) -> Iterator[tuple[Positions, Positions]]:
         members, *visitors = (by[at[number] : at[number + 1]] for by, at in zip(order, starts, strict=True))
         others = np.concatenate([members, *visitors])
         for start in range(0, len(members), _COMPARED_ROWS):
-            for right in range(start, len(others), _COMPARED_ROWS):  # earlier pairs have been compared the other way
+            for right in range(start, len(others), _COMPARED_ROWS):  # earlier pairs were compared the other way round
                 yield members[start : start + _COMPARED_ROWS], others[right : right + _COMPARED_ROWS]
 
 

@@ -1,4 +1,4 @@
-"""Which videos may be recommended: filters and exclusions, evaluated into bitmaps that faiss reads in place."""
+"""Evaluate filters and exclusions into bitmaps of the eligible videos, which faiss reads in place."""
 
 import datetime as dt
 import math
@@ -20,7 +20,7 @@ from raypipe.search.items import Items, Kind, kind_of
 from raypipe.search.query import Filters
 from raypipe.search.vectors import Positions
 
-Bitmap: TypeAlias = npt.NDArray[np.uint8]  # the lowest bit of a byte first
+Bitmap: TypeAlias = npt.NDArray[np.uint8]  # the lowest bit of a byte comes first
 Operand: TypeAlias = str | int | float
 
 CACHE_BYTES = 268_435_456
@@ -39,7 +39,7 @@ _EXPECTED: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Eligible:
-    """A bit for each of ``size`` videos, and how many are set. The bitmap is read-only: threads share it."""
+    """A bitmap of the eligible videos, and how many bits are set. It is read-only, because threads share it."""
 
     bitmap: Bitmap  # [ceil(size / 8)]; bits past the size are 0
     count: int
@@ -50,11 +50,11 @@ class Eligible:
 
     @classmethod
     def of(cls, mask: npt.NDArray[np.bool_]) -> Self:
-        """Set the bits of a mask ``[size]``."""
+        """Pack a boolean mask ``[size]`` into a bitmap."""
         return cls(np.packbits(mask, bitorder="little"), int(np.count_nonzero(mask)), len(mask))
 
     def mask(self) -> npt.NDArray[np.bool_]:
-        """Return each bit as true or false ``[size]``."""
+        """Return the bits as a boolean mask ``[size]``."""
         return _unpacked(self.bitmap, self.size)
 
     def positions(self) -> Positions:
@@ -66,14 +66,14 @@ class Eligible:
         return np.flatnonzero(self.mask())
 
     def contains(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-        """Return whether each position is eligible; one that does not exist, such as faiss's -1, is not."""
+        """Return whether each position is eligible. A position that does not exist, such as faiss's -1, is not."""
         held: npt.NDArray[np.bool_] = (positions >= 0) & (positions < self.size)
         there = positions[held].astype(np.int64)
         held[held] = (self.bitmap[there >> 3] >> (there & 7).astype(np.uint8)) & 1
         return held
 
     def without(self, excluded: Positions) -> "Eligible":
-        """Return the same videos except those at some distinct positions."""
+        """Return a copy without the videos at the excluded positions, which must be distinct."""
         gone = excluded[self.contains(excluded)]
         bitmap = self.bitmap.copy()
         np.bitwise_and.at(bitmap, gone >> 3, ~(np.uint8(1) << (gone & 7).astype(np.uint8)))
@@ -82,7 +82,7 @@ class Eligible:
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison with a column: ``in`` any of the operands, or one of the four operators with a single operand."""
+    """One comparison with a column: ``in`` with any number of operands, or gt, gte, lt or lte with a single one."""
 
     column: str
     operator: str
@@ -90,7 +90,7 @@ class Condition:
 
 
 class FilterMasks:
-    """Evaluate filters, with a cache of recent results: at most ``cache_size``, and at most 256 MiB. Thread-safe."""
+    """Evaluates filters and caches recent results: at most ``cache_size`` of them, and at most 256 MiB. Thread-safe."""
 
     def __init__(self, items: Items, *, cache_size: int = 256) -> None:
         self._items = items
@@ -99,7 +99,7 @@ class FilterMasks:
         self._lock = threading.Lock()
 
     def eligible(self, filters: Filters, *, exclude: npt.ArrayLike = ()) -> Eligible | None:
-        """Return the videos that pass every filter, except those at the excluded positions; None for every video.
+        """Return the videos that pass every filter and are not excluded; None if that is every video.
 
         Raises:
             QueryError: a filter names an unknown column, or compares it with a value of another type.
@@ -119,7 +119,7 @@ class FilterMasks:
         bitmap = np.full((size + 7) // 8, 255, np.uint8)
         if size % 8:
             bitmap[-1] = (1 << size % 8) - 1
-        for condition in conditions:  # several are also cached one by one: each is likely to be used with others
+        for condition in conditions:  # each is also cached alone: it is likely to be combined with others
             bitmap &= self._cached((condition,)).bitmap if len(conditions) > 1 else _evaluate(self._items, condition)
         found = Eligible(bitmap, int(np.bitwise_count(bitmap).sum(dtype=np.int64)), size)
         with self._lock:
@@ -143,7 +143,7 @@ def _conditions(items: Items, column: str, value: Any) -> list[Condition]:  # no
     if isinstance(value, Mapping):
         if not value or not set(value) <= set(_COMPARE):
             given = ", ".join(map(repr, value)) or "no operator"
-            msg = f"The filter of {column!r} has {given}."
+            msg = f"The filter on {column!r} has {given}."
             raise QueryError(msg, key=column, value=[*value], choices=_COMPARE)
         return [_range(column, kind, name, _operand(column, kind, operand)) for name, operand in value.items()]
     several = isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (str, bytes))
@@ -155,7 +155,7 @@ def _conditions(items: Items, column: str, value: Any) -> list[Condition]:  # no
 
 
 def _range(column: str, kind: Kind | None, name: str, operand: Operand) -> Condition:
-    """Compare integers as a closed range, which is exact for 3.5 and for numbers that exceed 64 bits."""
+    """Return a comparison. For integers, it is a closed range, which is exact for 3.5 and for more than 64 bits."""
     if kind != "integer" or isinstance(operand, str):
         return Condition(column, name, (operand,))
     if name in {"gt", "gte"}:
@@ -166,7 +166,7 @@ def _range(column: str, kind: Kind | None, name: str, operand: Operand) -> Condi
 
 
 def _operand(column: str, kind: Kind | None, value: Any) -> Operand:  # noqa: ANN401 - external input
-    """Return the value as ``columns.comparable`` converts the column; for integers, any finite number.
+    """Convert the value as ``items.comparable`` converts the column. An integer column takes any finite number.
 
     Raises:
         QueryError: the value has another type than the column.
@@ -184,7 +184,7 @@ def _operand(column: str, kind: Kind | None, value: Any) -> Operand:  # noqa: AN
             except ValueError:
                 pass
     expected = _EXPECTED[kind] if kind else "nothing to compare with"
-    msg = f"The filter of {column!r} compares with {reprlib.repr(value)}, but the column contains {expected}."
+    msg = f"The filter on {column!r} compares with {reprlib.repr(value)}, but the column contains {expected}."
     raise QueryError(msg, key=column, value=value, expected=kind)
 
 

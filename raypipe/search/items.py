@@ -1,4 +1,4 @@
-"""The videos of an index besides their vectors: ids, catalogue columns and thumbnails. Row i describes vector i."""
+"""The metadata of the videos in an index: ids, catalogue columns and thumbnails. Row i describes vector i."""
 
 import datetime as dt
 import decimal
@@ -29,14 +29,14 @@ _FEW_VALUES = 4_096  # a text column with at most this many distinct values is c
 _THUMBNAILS = pa.schema([(schema.THUMBNAIL, pa.large_binary())])
 _BATCH_ROWS, _BATCH_BYTES = 1_024, 33_554_432  # thumbnails in one record batch
 
-_HASH_ROWS = 262_144  # ids hashed at a time: each takes about 30 times its own bytes
-_NUM_WEIGHTS = 1_024  # the length of an S3 key; longer texts use the weights again
+_HASH_ROWS = 262_144  # ids hashed at a time: hashing takes about 30 times their size in memory
+_NUM_WEIGHTS = 1_024  # the maximum length of an S3 key; longer texts reuse the weights
 _WEIGHTS = np.random.Generator(np.random.PCG64(1)).integers(1, 2**64, size=_NUM_WEIGHTS, dtype=np.uint64) | np.uint64(1)
 _LENGTH_WEIGHT = np.uint64(0x9E3779B97F4A7C15)
 
 
 def kind_of(column_type: pa.DataType) -> Kind | None:
-    """Return what a filter may compare the column with; None for lists, structs and bytes, which it cannot compare."""
+    """Return the kind of values that a filter compares the column with; None for lists, structs and bytes."""
     types = pa.types
     if types.is_large_string(column_type):
         return "text"
@@ -151,7 +151,7 @@ class Items:
         """Read the items of a version and map its thumbnails.
 
         Raises:
-            IndexVersionError: a file cannot be read, or they do not match.
+            IndexVersionError: a file cannot be read, or the files do not match.
         """
         try:
             table = pq.read_table(folder / ITEMS)
@@ -190,7 +190,7 @@ class Items:
         return None if self._thumbnails is None else self._thumbnails[position].as_py()
 
     def containing(self, text: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return those of some positions whose title or id contains the text, ignoring case."""
+        """Return the given positions whose title or id contains the text, ignoring case."""
         is_found = np.zeros(len(positions), np.bool_)
         for name in (TITLE, schema.VIDEO_ID):
             array = self._arrays.get(name)
@@ -213,11 +213,11 @@ class Items:
         return texts
 
     def codes(self, column: str) -> npt.NDArray[np.int32] | None:
-        """Return a number per row, equal for equal values, -1 for null; None if there is no such column."""
+        """Return a code per row: equal for equal values, -1 for null. Return None if there is no such column."""
         return self._encoded(column)[0] if column in self.columns else None
 
     def few_values(self, column: str) -> tuple[npt.NDArray[np.int32], pa.Array] | None:
-        """Return codes and the values they stand for if this is a text column with few distinct values, else None."""
+        """Return the codes and values of a text column with few distinct values, or None for another column."""
         if column in self._many_values or kind_of(self._arrays[column].type) != "text":
             return None
         if column not in self._codes and pc.count_distinct(self._arrays[column]).as_py() > _FEW_VALUES:
@@ -233,21 +233,21 @@ class Items:
         return self._codes[column]
 
     def numbers(self, column: str) -> npt.NDArray[np.float64] | None:
-        """Return a column of numbers, or of times in seconds since 1970, NaN for null; None if there is no such."""
+        """Return a column as ``as_numbers`` converts it, or None if there is no such column of numbers or times."""
         if column not in self._numbers:
             array = self._arrays.get(column)
             self._numbers[column] = None if array is None else as_numbers(array)
         return self._numbers[column]
 
     def comparable(self, column: str) -> pa.Array:
-        """Return a column as ``columns.comparable`` converts it."""
+        """Return a column as the function ``comparable`` converts it."""
         if column not in self._comparable:
             self._comparable[column] = comparable(self._arrays[column])
         return self._comparable[column]
 
     @cached_property
     def duplicate_groups(self) -> npt.NDArray[np.int64]:
-        """The smallest row of each video's group of near-duplicates, -1 for a video without one."""
+        """The smallest row of each video's group of near-duplicates, -1 for a video without a group."""
         array = self._arrays.get(DUPLICATE_GROUP)
         if array is None or kind_of(array.type) != "integer":
             return np.full(len(self), -1, np.int64)
@@ -255,7 +255,7 @@ class Items:
 
 
 class ThumbnailWriter:
-    """Write the thumbnails of a version: an Arrow file with one column, in record batches of about a thousand."""
+    """Writes the thumbnails of a version: an Arrow file with one column, in record batches of about a thousand."""
 
     def __init__(self, path: Path) -> None:
         self._writer = pa.ipc.new_file(str(path), _THUMBNAILS)
@@ -263,7 +263,7 @@ class ThumbnailWriter:
         self._num_bytes = 0
 
     def add(self, thumbnails: list[bytes | None]) -> None:
-        """Append; None is a video without a thumbnail."""
+        """Append thumbnails; None means that a video has no thumbnail."""
         for thumbnail in thumbnails:
             self._waiting.append(thumbnail)
             self._num_bytes += len(thumbnail or b"")
@@ -284,10 +284,10 @@ class ThumbnailWriter:
 
 
 class _Lookup:
-    """Find ids by sorted hashes: 12 bytes per id, where a dict takes over 100. Of equal ids, the first is found."""
+    """Finds ids by sorted hashes, in 12 bytes per id; a dict takes over 100. Of equal ids, it finds the first."""
 
     def __init__(self, texts: pa.LargeStringArray) -> None:
-        """Hash and sort; null is never found."""
+        """Hash and sort the ids. Null is never found."""
         pieces = range(0, max(1, len(texts)), _HASH_ROWS)
         hashes = np.concatenate([_hash_rows(texts.slice(at, _HASH_ROWS)) for at in pieces])
         order = np.argsort(hashes, kind="stable")
@@ -303,7 +303,7 @@ class _Lookup:
         return [self._find(text, at, key) for text, at, key in zip(texts, starts.tolist(), wanted, strict=True)]
 
     def _find(self, text: str, at: int, key: np.uint64) -> int | None:
-        """Check the ids with the same hash: nearly always one."""
+        """Check the ids with the same hash. There is nearly always only one."""
         while at < len(self._hashes) and self._hashes[at] == key:
             position = int(self._positions[at])
             if self._texts[position].as_py() == text:

@@ -17,9 +17,9 @@ from raypipe.errors import IndexVersionError
 from raypipe.search.vectors import Floats
 
 PROJECTION = "projection.safetensors"
-FEW_VIDEOS = 16  # the mean of so few videos is meaningless: centring would make two lone near-duplicates opposites
+FEW_VIDEOS = 16  # so few videos have no useful mean: centring two near-duplicates would make them opposites
 _SAME = 1e-9  # a smaller variance of unit vectors is the float32 rounding error of equal embeddings
-_RANK = 1e-10  # of the largest eigenvalue: a smaller one is the float32 rounding error of zero
+_RANK = 1e-10  # times the largest eigenvalue: a smaller one is the float32 rounding error of zero
 _ROWS = 8_192
 
 
@@ -51,7 +51,7 @@ class Projection:
         return vectors
 
     def project(self, embeddings: npt.NDArray[np.floating]) -> Floats:
-        """Project without the last normalisation: fully whitened, each direction has a variance of about one."""
+        """Project without the last normalisation. With full whitening, each direction has a variance of about one."""
         return np.asarray((unit_length(embeddings) - self.mean) @ self.matrix, np.float32)
 
     def save(self, path: Path) -> None:
@@ -80,11 +80,11 @@ class Projection:
 
 
 class Moments:
-    """Accumulate the count, sum and sum of outer products of embeddings, which is all that a projection learns."""
+    """Accumulates the count, sum and sum of outer products of embeddings: all that is needed to fit a projection."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._origin = np.zeros(0, np.float64)  # near the mean: then equal embeddings have no variance
+        self._origin = np.zeros(0, np.float64)  # near the mean, so that equal embeddings have no variance
         self._sum = np.zeros(0)
         self._products = np.zeros((0, 0))
 
@@ -108,7 +108,7 @@ class Moments:
         A direction of variance v is divided by v ** (``whitening`` / 2): 0 is PCA alone, 1 whitens fully.
 
         Raises:
-            ValueError: nothing was added.
+            ValueError: no embedding was added.
         """
         if not self.count:
             msg = f"Cannot fit a projection to {self.count} embeddings."
@@ -125,7 +125,7 @@ class Moments:
 
 
 def _without_centring(second_moment: npt.NDArray[np.float64], dim: int) -> Projection:
-    """Return a rotation, which preserves the angles between the fitted embeddings if there are at most ``dim``."""
+    """Return a rotation. It preserves the angles between the fitted embeddings if there are at most ``dim`` of them."""
     _, directions = _eigen(second_moment)
     return Projection(np.zeros(len(directions), np.float32), directions[:, :dim].astype(np.float32))
 
@@ -150,7 +150,7 @@ def _shrunk(variances: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.fl
 
 
 def is_usable(embeddings: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Return which of the embeddings ``[M, D]`` have a direction: finite and nonzero."""
+    """Return which of the embeddings ``[M, D]`` have a direction: those that are finite and nonzero."""
     largest = np.abs(embeddings).max(axis=1, initial=0)  # NaN if any number is NaN
     return np.asarray(np.isfinite(largest) & (largest > np.finfo(np.float32).tiny), np.bool_)
 

@@ -1,4 +1,4 @@
-"""What callers ask of an index, and what it answers."""
+"""Queries to an index, and the recommendations that it returns."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from raypipe.errors import QueryError
 from raypipe.results import Shown
 
 Value = str | int | float | bool
-FilterValue = Value | Sequence[Value] | Mapping[str, Value]  # equal to · one of · a range, by gt, gte, lt, lte
+FilterValue = Value | Sequence[Value] | Mapping[str, Value]  # equal to · one of · a range with gt, gte, lt, lte
 Filters = Mapping[str, FilterValue]
 Fallback = Literal["popular"]
 
@@ -21,8 +21,9 @@ Fallback = Literal["popular"]
 class Query:
     """Which videos to recommend. Every ranking option is off by default.
 
-    ``history`` contains ids of watched videos, newest last. ``embeddings`` ``[M, D]`` are watched videos that are not
-    in the catalogue, and newer than the history. ``diversity``, ``freshness`` and ``popularity`` range from 0 to 1.
+    ``history`` contains the ids of watched videos, newest last. ``embeddings`` ``[M, D]`` are of watched videos outside
+    the catalogue, which count as newer than the history. ``diversity``, ``freshness`` and ``popularity`` range from 0
+    to 1.
     """
 
     history: tuple[str, ...] = ()
@@ -62,7 +63,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A video and why: the watched video closest to it, with their cosine, and the boosts it received."""
+    """A recommended video and the reasons: the closest watched video, their cosine, and the boosts it received."""
 
     position: int
     video_id: str
@@ -74,7 +75,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Recommendations(Shown):
-    """The results, best first; ``unknown`` contains the ids in the history that are not in the index."""
+    """The results, best first. ``unknown`` contains the ids of the history that are not in the index."""
 
     results: tuple[Recommendation, ...]
     unknown: tuple[str, ...] = ()

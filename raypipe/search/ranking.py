@@ -22,9 +22,9 @@ _ALONE = -1
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
 Codes: TypeAlias = npt.NDArray[np.integer[Any]]
-RECENCY = 0.9  # the weight of a watched video, relative to the next one
-_SMALLEST = 1e-6  # a mean of unit vectors that is shorter has no direction
-_POOL, _BOOSTED_POOL = (5, 100), (10, 200)  # times top_k, and at least: if more than the cosine decides
+RECENCY = 0.9  # the weight of a watched video, relative to the next newer one
+_SMALLEST = 1e-6  # a shorter mean of unit vectors has no direction
+_POOL, _BOOSTED_POOL = (5, 100), (10, 200)  # (factor of top_k, minimum) if more than the cosine decides
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Caps:
         return Caps(categories, groups, self.max_per_category)
 
     def blocked(self, picked: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Return which candidates may not be picked in addition to the picked ones."""
+        """Return which candidates can no longer be picked: the picked ones, and those that the caps exclude."""
         chosen = np.asarray(picked, np.int64)
         size = len(next(codes for codes in (self.categories, self.groups) if codes is not None))
         closed = np.zeros(size, np.bool_)
@@ -58,7 +58,7 @@ class Caps:
 
 
 def freshness(published: Numbers) -> Floats:
-    """Score times in seconds: 1 for the newest, half of it for every 30 days before; 0 for no time (NaN)."""
+    """Score times in seconds: 1 for the newest, halved for every 30 days of age; 0 for an unknown time (NaN)."""
     known = np.where(np.isfinite(published), published, np.nan)
     newest = np.fmax.reduce(known, initial=-np.inf)
     days = (newest - known) / _DAY_SECONDS
@@ -66,7 +66,7 @@ def freshness(published: Numbers) -> Floats:
 
 
 def percentile_rank(values: Numbers) -> Floats:
-    """Return the fraction of numbers that each one is at least as large as: 1 for the largest, 0 for NaN."""
+    """Return the fraction of numbers that do not exceed each number: 1 for the largest, 0 for NaN."""
     known = np.sort(values[~np.isnan(values)])
     ranks = np.searchsorted(known, values, side="right") / max(1, len(known))
     return np.where(np.isnan(values), 0.0, ranks).astype(np.float32)
@@ -75,10 +75,10 @@ def percentile_rank(values: Numbers) -> Floats:
 def choose(
     relevance: Floats, *, top_k: int, caps: Caps, diversity: float = 0.0, vectors: Floats | None = None
 ) -> list[int]:
-    """Pick at most ``top_k`` candidates, one after the other: the most relevant that the caps allow.
+    """Pick at most ``top_k`` candidates one by one, each time the most relevant one that the caps allow.
 
-    With ``diversity``, which needs the ``vectors``, the next one has the highest (1 - diversity) · relevance -
-    diversity · cosine to the nearest one picked: the maximal marginal relevance of Carbonell and Goldstein, 1998.
+    With ``diversity``, which needs the ``vectors``, each pick has the highest (1 - diversity) · relevance -
+    diversity · cosine to the nearest picked one: the maximal marginal relevance of Carbonell and Goldstein, 1998.
     """
     allowed = np.ones(len(relevance), np.bool_)
     nearest = np.full(len(relevance), -1, np.float32)
@@ -104,10 +104,10 @@ def choose(
 
 
 def complete(picked: Sequence[int], *, top_k: int, caps: Caps) -> list[int]:
-    """Exchange picked candidates so that more fit, until there are ``top_k``, or as many as both caps allow together.
+    """Exchange picked candidates until there are ``top_k``, or as many as both caps allow together.
 
-    Picking one after the other may end with too few: from a group, it may take a video whose category another group
-    needs. Augmenting paths, as in a matching of groups with categories, find the maximum.
+    Greedy picking may end with too few: the video that it takes from one group may fill up a category that another
+    group needs. Augmenting paths, as in a bipartite matching of groups and categories, find the maximum.
     """
     whole = set(picked)
     if caps.categories is None or caps.groups is None:
@@ -118,13 +118,13 @@ def complete(picked: Sequence[int], *, top_k: int, caps: Caps) -> list[int]:
 
 
 def _augment(picked: set[int], categories: Codes, groups: Codes, cap: int) -> set[int] | None:
-    """Return the candidates to add and to remove, one more to add than to remove; None if nothing more fits."""
+    """Return the candidates to add or remove so that one more is picked; None if no more can be picked."""
     among = np.fromiter(picked, np.int64, len(picked))
     used = groups[among]
     in_use = np.isin(groups, used[used != _ALONE])
     in_category = Counter(categories[among].tolist())
     if all(in_category[category] >= cap for category in np.unique(categories[in_use]).tolist()):
-        return None  # nearly always: no group has a video in a category with room
+        return None  # the usual case: no group has a video in a category with room
     free = ~in_use
     free[among] = False
     codes, firsts = np.unique(categories[free], return_index=True)
@@ -159,7 +159,7 @@ def _path_to(category: int, came: dict[int, tuple[int, int | None]], categories:
 class HistoryVector:
     """The watched videos ``[H, d]``, the id of each one that is in the index, and the direction ``[d]`` of their mean.
 
-    There is no direction if no watched video is known, or if they cancel out.
+    There is no direction if no watched video is known, or if their vectors cancel out.
     """
 
     vectors: Floats
@@ -170,10 +170,10 @@ class HistoryVector:
 
     @classmethod
     def of(cls, query: Query, *, items: Items, vectors: Vectors, projection: Projection) -> Self:
-        """Average the watched videos. Each weighs 0.9 times as much as the next one, times its own weight.
+        """Average the watched videos. Each counts 0.9 times as much as the next newer one, times its own weight.
 
         Raises:
-            QueryError: the embeddings have another length than those of the index, or are not finite.
+            QueryError: the embeddings do not have the length that the index requires, or are not finite.
         """
         found = items.positions(query.history)
         known = [number for number, position in enumerate(found) if position is not None]
@@ -182,7 +182,7 @@ class HistoryVector:
         if query.embeddings is not None:
             given, expected = np.asarray(query.embeddings, np.float32), projection.embedding_dim
             if given.ndim != 2 or given.shape[1] != expected or not np.isfinite(given).all():  # noqa: PLR2004 - a matrix
-                msg = f"The embeddings are {given.shape}, but this index takes rows of {expected} finite numbers."
+                msg = f"The embeddings have shape {given.shape}; this index takes rows of {expected} finite numbers."
                 raise QueryError(msg, key="embeddings", value=given.shape, expected=expected)
             embedded = projection.apply(given)
         watched = np.concatenate([widen(vectors[positions]), embedded])
@@ -195,7 +195,7 @@ class HistoryVector:
         )
 
     def closest(self, vectors: Vectors, positions: Positions) -> tuple[list[str | None], list[float | None]]:
-        """Return the watched video that is closest to each of the vectors at some positions, and their exact cosine."""
+        """Return the watched video closest to the vector at each position, and their exact cosine."""
         if not len(self.vectors) or not len(positions):
             return [None] * len(positions), [None] * len(positions)
         cosines = np.einsum("ij,kj->ik", widen(vectors[positions]), self.vectors)
@@ -204,7 +204,7 @@ class HistoryVector:
 
 
 def _weights(weights: tuple[float, ...] | None, known: list[int], num_watched: int, num_embedded: int) -> Floats:
-    """Return the weights of the known videos in the history, then those of the embeddings; the largest is 1."""
+    """Return the weights of the known videos in the history, then of the embeddings. The largest weight is 1."""
     places = np.array([*known, *range(num_watched, num_watched + num_embedded)], np.int64)
     given = np.ones(num_watched + num_embedded)
     given[:num_watched] = 1 if weights is None else weights
@@ -220,7 +220,7 @@ def _direction(vectors: Floats, weights: Floats) -> Floats | None:
 
 @dataclass(frozen=True)
 class Ranking:
-    """A number per video of an index, and all positions in descending order of it. A source of candidates."""
+    """A source of candidates: a value per video of an index, and all positions in descending order of their values."""
 
     boosted: ClassVar[bool] = False
     values: Floats  # [N]
@@ -228,7 +228,7 @@ class Ranking:
 
     @classmethod
     def of(cls, values: Floats) -> Self:
-        """Rank by some values; of equal ones, the lowest position comes first."""
+        """Rank all videos by their values. Of equal values, the lowest position comes first."""
         return cls(values, np.argsort(-values, kind="stable"))
 
     def first(self, count: int, eligible: Eligible | None) -> Positions:
@@ -245,7 +245,7 @@ class Ranking:
         return np.concatenate([np.empty(0, np.int64), *found])
 
     def draw(self, count: int, eligible: Eligible | None) -> Ranked:
-        """Return the first ``count`` eligible videos, or as many as there are."""
+        """Return the values and positions of the first ``count`` eligible videos, or as many as there are."""
         positions = self.first(count, eligible)
         return self.values[positions], positions
 
@@ -255,7 +255,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Boost:
-    """A ranking, and the weight with which it is added to the cosine."""
+    """A ranking whose values are multiplied by a weight and added to the cosine."""
 
     weight: float
     ranking: Ranking
@@ -265,7 +265,7 @@ class Boost:
 
 
 class Nearest:
-    """Candidates by their cosine with a direction ``[d]``, plus boosts: a source like ``Ranking``."""
+    """A source of candidates like ``Ranking``: their value is the cosine with a direction ``[d]``, plus boosts."""
 
     def __init__(self, ann: Ann, vectors: Vectors, direction: Floats, boosts: Mapping[str, Boost]) -> None:
         self._ann = ann
@@ -275,10 +275,10 @@ class Nearest:
         self.boosted = bool(boosts)
 
     def draw(self, count: int, eligible: Eligible | None) -> Ranked:
-        """Return at least the ``count`` most relevant eligible videos, or all if there are fewer; most relevant first.
+        """Return at least ``count`` eligible videos, or all if there are fewer, most relevant first.
 
-        With boosts, these are the ``count`` nearest and the ``count`` that each boost ranks first. That pool may miss
-        videos that are more relevant than some of it.
+        Without boosts, these are the most relevant videos. With boosts, they are a pool of the ``count`` nearest videos
+        and the first ``count`` of each boost; it may miss videos that are more relevant than some of its own.
         """
         scores, positions = self._ann.nearest(self._direction, top_k=count, eligible=eligible)
         if not self.boosted:
@@ -302,9 +302,10 @@ def pick(
 ) -> Ranked:
     """Return exactly ``top_k`` videos, or as many as are eligible and the caps allow.
 
-    Without caps, diversity and boosts these are the most relevant. With any of them, they come from a pool: the
-    5 · ``top_k`` (at least 100) most relevant, or with boosts the 10 · ``top_k`` (at least 200) nearest and as many
-    that each boost ranks first. With ``diversity``, they are in the order in which they were picked.
+    Without caps, diversity and boosts, these are the most relevant videos. Otherwise, they come from a pool of the
+    5 · ``top_k`` (at least 100) most relevant videos. With boosts, the pool is the 10 · ``top_k`` (at least 200)
+    nearest videos and as many of the first videos of each boost. With ``diversity``, the results are in the order in
+    which they were picked.
     """
     count = len(vectors) if eligible is None else eligible.count
     times, least = _BOOSTED_POOL if candidates.boosted else _POOL
@@ -333,7 +334,7 @@ def pick(
 def _completed(
     candidates: Candidates, pool: Positions, chosen: list[int], *, top_k: int, eligible: Eligible | None, caps: Caps
 ) -> Ranked:
-    """Return the chosen part of the pool, or more by exchanging some of it for other eligible videos."""
+    """Return the chosen videos, or more if exchanging some of them for other eligible videos makes that possible."""
     if caps.categories is not None and caps.groups is not None:
         everything = np.arange(len(caps.groups)) if eligible is None else eligible.positions()
         reachable = np.concatenate([pool, np.setdiff1d(everything, pool, assume_unique=True)])

@@ -22,7 +22,7 @@ _EXPONENT_BIAS = np.float32(2.0**112)  # float32's bias minus float16's
 
 
 class VectorWriter:
-    """Write a float16 ``.npy`` file ``[N, dim]`` batch by batch; N is only known on close."""
+    """Writes a float16 ``.npy`` file ``[N, dim]`` batch by batch. N is only known on close."""
 
     def __init__(self, path: Path, dim: int) -> None:
         self._file = path.open("wb")
@@ -30,7 +30,7 @@ class VectorWriter:
         self._file.write(self._header())
 
     def add(self, vectors: Floats) -> None:
-        """Append ``[n, dim]``."""
+        """Append vectors ``[n, dim]``."""
         self._file.write(vectors.astype("<f2").tobytes())
         self._shape[0] += len(vectors)
 
@@ -82,8 +82,8 @@ def widen(half: npt.NDArray[np.float16]) -> Floats:
 def dots(vectors: Vectors, positions: Positions, query: Floats) -> Floats:
     """Return the dot products of a query ``[d]`` with the vectors at some positions.
 
-    A pair always gets the same number, whatever else is computed with it. A matrix product does not guarantee that,
-    and the order of two equal vectors would then depend on their neighbors.
+    The result for a vector does not depend on the other positions. A matrix product does not guarantee that: with it,
+    the order of two equal vectors would depend on the rest of the batch.
     """
     scores = np.empty(len(positions), np.float32)
     for start in range(0, len(positions), _ROWS):
@@ -103,7 +103,7 @@ def best(scores: Floats, positions: Positions, top_k: int) -> Ranked:
 
 
 def neighbors(vectors: Vectors, queries: Floats, *, top_k: int) -> Positions:
-    """Return the positions ``[Q, top_k]`` of each query's nearest vectors, by comparing with all of them."""
+    """Return the positions ``[Q, top_k]`` of each query's nearest vectors, by comparing it with all vectors."""
     nearest = np.empty((len(queries), 0), np.int64)
     scores = np.empty((len(queries), 0), np.float32)
     for start in range(0, len(vectors), _BLOCK_ROWS):

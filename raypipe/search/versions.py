@@ -1,4 +1,4 @@
-"""The versions of an index in a folder: each is immutable and complete or absent, and one of them is current."""
+"""The versions of an index in a folder. Each is immutable, and either complete or absent. One of them is current."""
 
 import builtins
 import datetime as dt
@@ -41,7 +41,7 @@ class _StoredFile(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What every reader relies on; a manifest may contain more."""
+    """The fields that every reader needs; a manifest may contain others."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -57,17 +57,17 @@ class _Manifest(BaseModel):
 
 
 def new_version_id() -> str:
-    """Return an id that sorts by its time of creation."""
+    """Return a new id. Ids sort by creation time."""
     return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
 def cache_folder(given: str | None) -> Path:
-    """Return where this machine keeps versions from a bucket: the given folder, or one below the user's cache."""
+    """Return the folder that caches versions from a bucket: the given folder, or one in the user's cache."""
     return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "raypipe", "index")).expanduser()
 
 
 class Versions:
-    """What ``raypipe index`` writes and ``raypipe serve`` reads; any number of processes may do either at once."""
+    """The versions that ``raypipe index`` writes and ``raypipe serve`` reads, in any number of processes at once."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -90,11 +90,11 @@ class Versions:
         """Return the id of the current version.
 
         Raises:
-            IndexVersionError: there is none.
+            IndexVersionError: there is no current version.
         """
         if (version := self.current()) is None:
             msg = f"{self.folder} does not contain an index."
-            raise IndexVersionError(msg, key=str(self.folder), remedy="Run raypipe index with it as --output.")
+            raise IndexVersionError(msg, key=str(self.folder), remedy="Run raypipe index with this folder as --output.")
         return version
 
     def list(self) -> builtins.list[str]:
@@ -135,9 +135,9 @@ class Versions:
         return dict(manifest)
 
     def put(self, version: str, local_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Store the files in ``FILES`` and then the manifest, with these files added; return that manifest.
+        """Store the files of a version and then its manifest, with a list of the files; return the stored manifest.
 
-        Its ``previous`` is the current version. The new one only becomes current by ``set_current``.
+        Its ``previous`` is the current version. The new version becomes current only when ``set_current`` is called.
 
         Raises:
             IndexVersionError: this version already has a file with other contents.
@@ -192,17 +192,17 @@ class Versions:
         if previous is None:
             uri = self.folder.child(self._name(version, MANIFEST))
             others = [other for other in reversed(self.list()) if other != version]
-            msg = f"{self.folder}: {version} has no version before it to roll back to."
+            msg = f"{self.folder}: there is no version before {version} to roll back to."
             raise IndexVersionError(msg, key=uri, choices=others)
         self.set_current(previous)
         return previous
 
     def fetch(self, version: str, cache: Path) -> Path:
-        """Return a local folder with every file of a version, verified: in the cache, or the local index itself.
+        """Return a local folder with all files of a version, verified: in the cache, or the local index itself.
 
         Raises:
             IndexVersionError: there is no such version, a file is missing or corrupt, or the cache cannot be written.
-            StorageError: the storage refuses or cannot be reached.
+            StorageError: the storage denies access or cannot be reached.
         """
         manifest = self.read_manifest(version)
         source = Folder(self.folder.child(f"{VERSIONS}/{version}"))
@@ -213,7 +213,7 @@ class Versions:
         try:
             _download_version(source, manifest, target)
         except OSError as error:
-            msg = f"Cannot keep an index in {target}: {error.strerror}."
+            msg = f"Cannot cache an index in {target}: {error.strerror}."
             remedy = "Check its permissions and free space."
             raise IndexVersionError(msg, key=str(target), remedy=remedy) from None
         return target
@@ -269,7 +269,7 @@ def _size_and_sha256(path: Path) -> tuple[int, str]:
 def _download_version(source: Folder, manifest: Mapping[str, Any], target: Path) -> None:
     """Download the files and the manifest to ``target``, which only appears once it is complete and verified.
 
-    If several processes do this, one downloads and the others wait. The next process removes what a killed one left.
+    If several processes do this, one downloads and the others wait. The next one removes the leftovers of a killed one.
     """
     files, manifest_data = manifest["files"], json.dumps(manifest).encode()
     target.parent.mkdir(parents=True, exist_ok=True)

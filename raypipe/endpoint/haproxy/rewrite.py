@@ -1,7 +1,7 @@
 """A program that rewrites the HAProxy configuration of Ray Serve, and then becomes HAProxy.
 
 Serve starts it: ``rewrite.py BINARY BOUNDS PRIVATE_PORTS HAPROXY_ARGUMENTS…``, where ``BOUNDS`` are the four numbers of
-``Bounds`` with commas between. It imports nothing of raypipe, so that it starts at once. Serve's configuration is not a
+``Bounds``, separated by commas. It imports nothing from raypipe, so it starts at once. Serve's configuration is not a
 public interface: ``tests/endpoint/test_haproxy_contract.py`` fails if a new Ray no longer has the lines matched here.
 """
 
@@ -23,7 +23,7 @@ _PROBES = "{ path /healthz /readyz /metrics }"
 _VIDEOS = "{ path_beg /v1/embed /v1/classify }"
 _LOADS = "{ path_beg /v1/admin/ }"
 _BODY = (
-    r"{\"error\": {\"code\": \"overloaded\", \"message\": \"All replicas are busy. Try again after 1 s.\"}, "
+    r"{\"error\": {\"code\": \"overloaded\", \"message\": \"All replicas are busy. Retry after 1 s.\"}, "
     r"\"request_id\": \"%[var(txn.request_id),json(utf8s)]\"}"
 )
 
@@ -38,12 +38,12 @@ class Bounds(NamedTuple):
 
 
 def rewrite(text: str, *, bounds: Bounds | None, private_ports: set[str]) -> str:
-    """Bind the given ports to loopback, bound the requests in flight at each server, and refuse the rest with 429.
+    """Bind the private ports to loopback, limit the requests in flight at each server, and reject the rest with 429.
 
-    Serve sets an address for its front end only: HAProxy's own pages would be open to every network of the machine. To
-    refuse a request, a replica takes a fifth of the time of an answer, HAProxy a hundredth. A client that sends slowly
-    takes no place in a replica before its request is complete, and a replica that hangs, and so misses its own
-    deadline, keeps no client waiting for longer. Without ``bounds``, only the ports are bound.
+    Serve sets an address only for its front end: HAProxy's own pages would be open to every network of the machine.
+    Rejecting a request takes a replica a fifth of the time of an answer, and HAProxy a hundredth. A slow client does
+    not occupy a replica until its request is complete. If a replica hangs and misses its own deadline, HAProxy times
+    out instead. Without ``bounds``, only the ports are bound.
     """
     return "\n".join(line for old in text.split("\n") for line in _lines(old, bounds, private_ports))
 
@@ -79,7 +79,7 @@ def _lines(line: str, bounds: Bounds | None, private_ports: set[str]) -> Iterato
 
 
 def main(arguments: list[str]) -> None:
-    """Rewrite the file after ``-f`` and become HAProxy; if HAProxy rejects the result, only bind the ports."""
+    """Rewrite the file after ``-f`` and become HAProxy. If HAProxy rejects the result, only bind the ports."""
     binary, numbers, ports, *given = arguments
     path = Path(given[given.index("-f") + 1])
     text = path.read_text()

@@ -3,7 +3,7 @@
 import { readSession, writeSession } from "./session.js";
 
 const TOKEN = "raypipe.token";
-const MOST_WAITS = 3; // how often one request waits for a busy server
+const MOST_WAITS = 3; // how many times one request waits for a busy server
 const LONGEST_WAIT_SECONDS = 30;
 
 let token = readSession(TOKEN, null);
@@ -16,7 +16,7 @@ export class ApiError extends Error {
 
 export const hasToken = () => token !== null;
 
-// `ask(why)` shows a form; it resolves to a token, or to null where the person gives none.
+// `ask(why)` shows a form; it resolves to a token, or to null if the user gives none.
 export function askForTokensWith(ask) {
   prompt = ask;
 }
@@ -45,7 +45,7 @@ export async function postJson(path, body, options) {
   return getJson(path, { ...options, method: "POST", type: "application/json", body: JSON.stringify(body) });
 }
 
-// `onWait(seconds)` is told of every wait; `quiet` requests never ask for a token.
+// `onWait(seconds)` is called before every wait. `quiet` requests never ask for a token.
 export async function request(path, options = {}) {
   let waits = 0;
   for (;;) {
@@ -74,17 +74,17 @@ async function send(path, used, { method = "GET", body, type, signal }) {
     return await fetch(path, { method, headers, body, signal });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new ApiError("The server cannot be reached, or broke off the connection.");
+    throw new ApiError("The server cannot be reached, or closed the connection.");
   }
 }
 
 async function renewToken(refused) {
-  if (token !== refused) return; // another request has a new one already
+  if (token !== refused) return; // another request has already got a new one
   asking ??= prompt(refused === null ? "" : "The server refused that token.").finally(() => {
     asking = null;
   });
   const given = await asking;
-  if (given === null) throw new ApiError("The server wants a token, and none was given.");
+  if (given === null) throw new ApiError("The server requires a token, but none was given.");
   token = given;
   writeSession(TOKEN, given);
 }

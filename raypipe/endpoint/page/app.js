@@ -1,4 +1,4 @@
-// Starts the page: what the index is, then its views.
+// Starts the page: shows the facts about the index, then the views.
 
 import { askForTokensWith, getJson } from "./api.js";
 import { Catalogue } from "./catalogue.js";
@@ -19,7 +19,7 @@ const upload = new Upload(views);
 
 let version = null;
 
-// A ranking came from another version of the index than the header names: the server took a new one.
+// Called with the version of each ranking. If the header names another version, the server has loaded a new one.
 function seen(other) {
   if (version !== null && other !== version) describe(() => {});
 }

@@ -1,4 +1,4 @@
-// The grid of all videos, with its search and filters, a page at a time.
+// The grid of all videos, one page at a time, with a search and filters.
 
 import { getJson, withQuery } from "./api.js";
 import { answer, byId, debounce, onlyLatest, plural, setOptions, statusLine } from "./dom.js";
@@ -59,7 +59,7 @@ export class Catalogue {
     const shown = this.#grid.children.length;
     this.#more.hidden = shown >= total || videos.length === 0;
     const all = plural(total, "video");
-    if (total === 0) this.#line.say("No video has that. Try fewer words, or another filter.");
+    if (total === 0) this.#line.say("No matching videos. Try fewer words or another filter.");
     else this.#line.say(shown < total ? `${shown.toLocaleString("en")} of ${all}` : all);
     if (offset > 0) cards[0]?.querySelector("button").focus({ preventScroll: true });
   }

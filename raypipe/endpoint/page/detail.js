@@ -1,4 +1,4 @@
-// The panel of one video: what is known of it, and the videos similar to it. Its address is #video=ID.
+// The panel of one video: its details, and similar videos. Its address is #video=ID.
 
 import { getJson, postJson, videoPath, withQuery } from "./api.js";
 import { answer, byId, decimals, h, icon, onlyLatest, quoted, statusLine } from "./dom.js";
@@ -25,7 +25,7 @@ export class Detail {
     this.#views = views;
     this.#dialog.addEventListener("close", () => this.#left());
     this.#dialog.addEventListener("click", (event) => {
-      if (event.target === this.#dialog) this.#dialog.close(); // beside the panel
+      if (event.target === this.#dialog) this.#dialog.close(); // outside the panel
     });
     byId("detail-close").addEventListener("click", () => this.#dialog.close());
     this.#back.addEventListener("click", () => history.back());
@@ -74,7 +74,7 @@ export class Detail {
   #show(video) {
     this.#reset(titleOf(video));
     this.#about.append(picture(video), facts(video), this.#actions(video));
-    const because = () => null; // all are closest to this one
+    const because = () => null; // this video is the closest one to all of them
     answer({
       signal: this.#next(),
       line: this.#line,
@@ -83,14 +83,14 @@ export class Detail {
       show: ([whole, { results, version }]) => {
         this.#about.querySelector("dl").replaceWith(facts(whole));
         this.#list.replaceChildren(...results.map((result) => row(result, { ...this.#views, because })));
-        this.#line.say(results.length ? "" : "No other video is in the index.");
+        this.#line.say(results.length ? "" : "There are no other videos in the index.");
         this.#views.seen(version);
       },
       retry: () => this.#show(video),
     });
   }
 
-  // The video again, because one of the watched strip is known in part only, and those similar to it.
+  // Fetch the similar videos, and the whole video: the watched strip keeps only a part of it.
   #ask(videoId, options) {
     const similar = withQuery(`v1/similar/${encodeURIComponent(videoId)}`, { top_k: TOP_K });
     return Promise.all([getJson(videoPath(videoId), options), getJson(similar, options)]);
@@ -116,7 +116,7 @@ export class Detail {
         this.#line.clear();
         button.remove();
         actions.after(labelBars(top));
-        this.#title.focus(); // the button that had it is gone
+        this.#title.focus(); // the button that had the focus is gone
       },
       retry: () => this.#classify(video, actions, button),
     });
@@ -124,7 +124,7 @@ export class Detail {
 
   #left() {
     this.#nextLabels();
-    this.#next(); // what is under way is for nobody
+    this.#next(); // cancel the requests in flight
     if (location.hash.startsWith(HASH)) history.pushState(null, "", location.pathname + location.search);
   }
 }

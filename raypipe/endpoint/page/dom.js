@@ -15,7 +15,7 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-// A symbol of index.html.
+// Make an icon from a symbol in index.html.
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   const use = document.createElementNS(SVG, "use");
@@ -26,7 +26,7 @@ export function icon(name) {
   return svg;
 }
 
-// Text of somebody else, whose direction of writing stays its own.
+// Isolate text from elsewhere, so that its writing direction does not affect the text around it.
 export const quoted = (text, properties = {}) => h("bdi", properties, String(text));
 
 export const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
@@ -40,7 +40,7 @@ export function setOptions(select, values, everything) {
   if (values.map(String).includes(chosen)) select.value = chosen;
 }
 
-// Each call cancels what the one before began: an older answer never comes after a newer one.
+// Each call cancels the previous request, so an older answer never arrives after a newer one.
 export function onlyLatest() {
   let controller = new AbortController();
   return () => {
@@ -58,7 +58,7 @@ export function debounce(milliseconds, act) {
   };
 }
 
-// A line that screen readers hear when it changes: what is shown, that the server is busy, or what went wrong.
+// A line that screen readers announce when it changes: what is shown, that the server is busy, or an error.
 export function statusLine(element) {
   const put = (kind, ...children) => {
     element.dataset.kind = kind;
@@ -68,15 +68,15 @@ export function statusLine(element) {
     clear: () => put("plain"),
     say: (text) => put("plain", text),
     note: (text) => put("note", text),
-    waiting: (seconds) => put("note", `The server is busy. Trying again in ${plural(seconds, "second")}.`),
+    waiting: (seconds) => put("note", `The server is busy. Retrying in ${plural(seconds, "second")}.`),
     error: ({ message, lasting }, retry) => {
-      const again = lasting ? null : h("button", { type: "button", onclick: retry }, "Try again");
+      const again = lasting ? null : h("button", { type: "button", onclick: retry }, "Retry");
       put("error", ...[h("span", {}, message), again].filter(Boolean));
     },
   };
 }
 
-// Ask, and show the answer unless a newer question was asked; errors go to the line, with a button to ask again.
+// Ask, and show the answer unless a newer request was sent. Errors go to the line, with a button to retry.
 export async function answer({ signal, line, busy, ask, show, retry }) {
   busy.setAttribute("aria-busy", "true");
   let found = null;

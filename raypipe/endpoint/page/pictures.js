@@ -3,7 +3,7 @@
 import { hasToken, request, thumbnailPath } from "./api.js";
 import { h, icon } from "./dom.js";
 
-const MOST_FETCHES = 4; // at once: a browser opens six connections, and answers matter more than pictures
+const MOST_FETCHES = 4; // in parallel: a browser opens six connections, and answers matter more than pictures
 
 const waiting = [];
 let running = 0;
@@ -19,7 +19,7 @@ const nearView = new IntersectionObserver(
   { rootMargin: "300px" },
 );
 
-// The picture of a video, or a placeholder; the title stands beside it, so it says nothing to a screen reader.
+// The picture of a video, or a placeholder. Screen readers skip it, because the title is next to it.
 export function picture(video) {
   const frame = h("span", { class: "picture" });
   if (!video.has_thumbnail) {
@@ -55,7 +55,7 @@ async function fetchInto(image) {
     const response = await request(thumbnailPath(image.dataset.videoId), { quiet: true });
     const url = URL.createObjectURL(await response.blob());
     for (const event of ["load", "error"]) image.addEventListener(event, () => URL.revokeObjectURL(url), { once: true });
-    image.loading = "eager"; // it is in view: and a lazy one that leaves it would never be revoked
+    image.loading = "eager"; // it is in view; the URL of a lazy one that leaves the view is never revoked
     image.src = url;
   } catch {
     image.replaceWith(icon("film"));

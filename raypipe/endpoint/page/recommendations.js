@@ -1,4 +1,4 @@
-// The strip of watched videos, and what the endpoint recommends to somebody who watched them.
+// The strip of watched videos, and the recommendations based on them.
 
 import { postJson } from "./api.js";
 import { answer, byId, debounce, decimals, h, icon, onlyLatest, plural, quoted, setOptions, statusLine } from "./dom.js";
@@ -76,14 +76,14 @@ export class Recommendations {
     this.#list.replaceChildren(...results.map((result) => row(result, { ...this.#views, because })));
     this.#views.seen(version);
     const watched = this.#watched.videos.length;
-    const missing = unknown.length ? ` The index does not hold ${unknown.length} of the watched videos.` : "";
-    if (results.length === 0) this.#line.note(`No other video may be recommended: change the filters.${missing}`);
+    const missing = unknown.length ? ` Not in the index: ${unknown.length} of the watched videos.` : "";
+    if (results.length === 0) this.#line.note(`There are no videos to recommend. Change the filters.${missing}`);
     else if (fallback) this.#line.note(`${fallbackNote(watched)}${missing}`);
     else this.#line.say(`${plural(results.length, "video")}, from ${watched} watched.${missing}`);
   }
 
   #because({ closest, boosts }, fallback) {
-    if (fallback) return Object.keys(boosts).length ? null : h("span", {}, "next in the catalogue"); // boosts say why
+    if (fallback) return Object.keys(boosts).length ? null : h("span", {}, "next in the catalogue"); // the boosts are the reason
     if (closest === null) return h("span", {}, "close to what you watched");
     const video = this.#watched.find(closest);
     return h("span", { class: "because" }, "because you watched ", quoted(video ? titleOf(video) : closest, { class: "cause" }));
@@ -98,7 +98,7 @@ export class Recommendations {
   }
 
   #showStrip() {
-    const videos = this.#watched.videos.reverse(); // the newest first
+    const videos = this.#watched.videos.reverse(); // newest first
     this.#strip.replaceChildren(...videos.map((video) => this.#stripItem(video)));
     byId("strip-hint").hidden = videos.length > 0;
     byId("clear").hidden = videos.length === 0;
@@ -120,11 +120,11 @@ export class Recommendations {
     this.#watched.remove(video.video_id);
     const left = this.#strip.children;
     const next = left[Math.min(Math.max(place, 0), left.length - 1)];
-    (next?.querySelector(".remove") ?? byId("for-you-title")).focus(); // the button that had it is gone
+    (next?.querySelector(".remove") ?? byId("for-you-title")).focus(); // the button that had the focus is gone
   }
 }
 
 const fallbackNote = (watched) =>
   watched === 0
     ? "Nothing watched yet: these are popular and recent videos."
-    : "None of the watched videos is in this index: these are popular and recent ones instead.";
+    : "None of the watched videos are in this index: these are popular and recent videos instead.";

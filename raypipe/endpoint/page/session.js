@@ -1,4 +1,4 @@
-// What the page remembers until its tab is closed. A browser may forbid that: the page then forgets on reload.
+// The data that the page keeps until its tab is closed. If the browser forbids storage, a reload loses it.
 
 export function readSession(key, otherwise) {
   try {
@@ -13,6 +13,6 @@ export function writeSession(key, value) {
   try {
     sessionStorage.setItem(key, JSON.stringify(value));
   } catch {
-    // forbidden, or full
+    // storage is forbidden or full
   }
 }

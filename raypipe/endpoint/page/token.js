@@ -1,10 +1,10 @@
-// The form that asks for the token of a server that wants one.
+// The form that asks for the token, if the server requires one.
 
 import { byId } from "./dom.js";
 
-const PRINTABLE = /^[\x21-\x7e]+$/; // what a header can carry
+const PRINTABLE = /^[\x21-\x7e]+$/; // what a header can contain
 
-// Resolves to the token, or to null where the form is closed without one.
+// Resolves to the token, or to null if the form is closed without one.
 export function askForToken(why) {
   const dialog = byId("token");
   const form = byId("token-form");
@@ -15,7 +15,7 @@ export function askForToken(why) {
     event.preventDefault();
     const text = form.elements.token.value.trim();
     if (!PRINTABLE.test(text)) {
-      line.textContent = "A token is made of letters, digits and signs, without spaces.";
+      line.textContent = "A token consists of letters, digits and symbols, without spaces.";
       return;
     }
     given = text;

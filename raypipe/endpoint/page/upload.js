@@ -1,4 +1,4 @@
-// A clip of one's own: its labels where there is a classifier, and the videos nearest to it.
+// The panel to try a clip: its labels, if there is a classifier, and the nearest videos.
 
 import { getJson, withQuery } from "./api.js";
 import { answer, byId, h, onlyLatest, plural, quoted, statusLine } from "./dom.js";
@@ -21,7 +21,7 @@ export class Upload {
     this.#views = views;
     byId("clip-open").addEventListener("click", () => this.#open());
     byId("clip-close").addEventListener("click", () => this.#dialog.close());
-    this.#dialog.addEventListener("close", () => this.#next()); // what is under way is for nobody
+    this.#dialog.addEventListener("close", () => this.#next()); // cancel the request in flight
     this.#file.addEventListener("change", () => {
       this.#send(this.#file.files[0]);
       this.#file.value = ""; // so that the same file can be chosen again
@@ -33,8 +33,8 @@ export class Upload {
     this.#index = index;
     byId("clip-open").hidden = !this.#possible;
     byId("clip-what").textContent = index.can_classify
-      ? "See its labels, and the videos nearest to it. It is read, and not kept."
-      : "See the videos nearest to it. It is read, and not kept.";
+      ? "See its labels and the nearest videos. The clip is not stored."
+      : "See the nearest videos. The clip is not stored.";
   }
 
   get #possible() {
@@ -45,7 +45,7 @@ export class Upload {
     if (!this.#dialog.open) this.#dialog.showModal();
   }
 
-  // Files are taken anywhere on the page: a browser would leave it for one that is dropped beside the field.
+  // Accept files anywhere on the page: a browser would navigate to a file that is dropped next to the field.
   #drag(event) {
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();

@@ -1,4 +1,4 @@
-// How one video looks: as a card of the catalogue, and as a row of a ranking with its score and why.
+// How one video looks: as a card of the catalogue, and as a row of a ranking with its score and the reasons.
 
 import { decimals, h, icon, quoted } from "./dom.js";
 import { picture } from "./pictures.js";
@@ -12,7 +12,7 @@ export function duration(seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
 }
 
-// Category and predicted label, one beside the other.
+// Category and predicted label, side by side.
 function kinds(video) {
   const { category } = video.fields ?? {};
   const parts = [];
@@ -32,7 +32,7 @@ function pictureWithDuration(video) {
   return frame;
 }
 
-// A button that adds the video to the watched ones, or takes it away; `watched` keeps all of them up to date.
+// A button that adds the video to the watched ones or removes it. `repaintWatchButtons` keeps all buttons up to date.
 export function watchButton(video, watched, { withText = false } = {}) {
   const button = h("button", { type: "button", class: withText ? "watch wide" : "watch" });
   button.dataset.watch = video.video_id;
@@ -64,7 +64,7 @@ export function card(video, { open, watched }) {
   return h("li", { class: "card" }, show, watchButton(video, watched));
 }
 
-// A result; `because` makes the first words of why, or null.
+// A result. `because` makes the first of its reasons, or null.
 export function row({ video, score, why }, { open, watched, because }) {
   const name = quoted(titleOf(video), { class: "title" });
   const words = h("span", { class: "words" }, name, kinds(video), reasons(why, because));
@@ -84,7 +84,7 @@ function reasons(why, because) {
   return h("span", { class: "why" }, ...parts);
 }
 
-// The labels that a classifier gives, best first, each with a bar.
+// The labels that a classifier returns, best first, each with a bar.
 export function labelBars(top) {
   const bars = top.map(({ label, score }) => {
     const bar = h("span", { class: "meter", "aria-hidden": "true" }, h("span"));

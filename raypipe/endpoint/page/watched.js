@@ -1,9 +1,9 @@
-// The watched videos, oldest first: what the recommendations are made from. They last as long as the tab.
+// The watched videos, oldest first, on which the recommendations are based. They are kept until the tab is closed.
 
 import { readSession, writeSession } from "./session.js";
 
 const KEY = "raypipe.watched";
-const MOST = 50; // the oldest leave
+const MOST = 50; // the oldest are dropped
 
 export class Watched extends EventTarget {
   #videos = load();
@@ -40,7 +40,7 @@ export class Watched extends EventTarget {
   }
 }
 
-// What the strip shows of a video.
+// The fields of a video that the strip shows.
 function essence({ video_id, has_thumbnail, duration_seconds, label, fields }) {
   const { title, category } = fields ?? {};
   return { video_id, has_thumbnail, duration_seconds, label, fields: { title, category } };

@@ -33,20 +33,20 @@ _PAGE_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-_TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}  # whatever the system's table says
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}  # independent of the system's MIME table
 _READY: dict[int | str, dict[str, Any]] = {
     200: {"model": schemas.ReadyAnswer, "description": schemas.ReadyAnswer.__doc__},
     503: {"model": schemas.ReadyAnswer, "description": "There is no index to serve."},
 }
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_ABOUT = "Recommendations from an index of videos, and embeddings and labels of videos that it does not hold."
+_ABOUT = "Recommendations from an index of videos, and embeddings and labels of videos outside the index."
 _SHOWN = 200
 
 
 class PageFiles(StaticFiles):
     """The page's files with headers that keep other sites out.
 
-    The tag is of the content: files of one size in two builds of a wheel may have the same time of change.
+    The ETag is a digest of the content: in two builds of a wheel, files of the same size may have the same mtime.
     """
 
     def file_response(
@@ -74,46 +74,46 @@ def add_operations_routes(application: FastAPI, service: Service) -> None:
 
 
 async def page(_: Service, request: Request) -> Response:
-    """Give the page."""
+    """Return the page."""
     return await _FILES.get_response("index.html", request.scope)
 
 
 async def health(_: Service) -> schemas.HealthAnswer:
-    """Say that the replica lives."""
+    """Report that the replica is alive."""
     return {"ok": True}
 
 
 async def ready(service: Service) -> Response:
-    """Say whether requests can be answered, and whether CURRENT names a version that cannot be served."""
+    """Report whether requests can be answered, and whether CURRENT names a version that cannot be served."""
     live, broken = service.index.live, service.index.broken
     answer = schemas.ReadyAnswer(ready=live is not None, version=live.version if live else None, broken=broken)
     return JsonResponse(answer, 200 if live else 503)
 
 
 async def metrics(service: Service) -> Response:
-    """Give what Prometheus reads."""
+    """Return the metrics for Prometheus."""
     return Response(service.metrics.text(), headers={"Content-Type": _METRICS_TYPE})
 
 
 async def reload(service: Service) -> schemas.ReloadAnswer:
-    """Serve what CURRENT names now; of several replicas the others follow within ``reload_seconds``."""
+    """Serve the version that CURRENT names now. Other replicas follow within ``reload_seconds``."""
     live, changed = await asyncio.to_thread(service.index.reload)
     return {"version": live.version, "changed": changed}
 
 
 async def rollback(service: Service) -> schemas.RollbackAnswer:
-    """Go back to the version before, and let CURRENT name it."""
+    """Roll back to the previous version: point CURRENT to it, and serve it."""
     live = await asyncio.to_thread(service.index.rollback)
     return {"version": live.version}
 
 
 def build_application(service: Service) -> ASGIApp:
-    """Build the application, without FastAPI's middleware: ``RequestLimits`` answers whatever it raises."""
+    """Build the application, without FastAPI's middleware: ``RequestLimits`` handles its exceptions."""
     described = FastAPI(
         title="raypipe",
         description=_ABOUT,
         version=__version__,
-        docs_url=None,  # their pages load from another host
+        docs_url=None,  # these pages load files from another host
         redoc_url=None,
         redirect_slashes=False,
         default_response_class=JsonResponse,
@@ -138,7 +138,7 @@ def build_application(service: Service) -> ASGIApp:
 
 
 def _first_problem(error: RequestValidationError) -> str:
-    """Return where a request is wrong, its value there, and what is expected."""
+    """Return the place of the first invalid value, the value, and what is expected."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     given = "" if first["type"] in {"missing", "json_invalid"} else f" is {repr(first.get('input'))[:_SHOWN]}"
@@ -153,7 +153,7 @@ def _state_limits(application: FastAPI, service: Service) -> None:
     def described() -> dict[str, Any]:
         schema = describe()
         models = schema["components"]["schemas"]
-        # No parameter is of this model: FastAPI does not see that a body may be one.
+        # No parameter has this type, so FastAPI does not know that a body may have it.
         models[VideoUri.__name__] = VideoUri.model_json_schema()
         models["RecommendRequest"]["properties"]["history"]["maxItems"] = limits.max_history
         models["RecommendBatch"]["properties"]["requests"]["maxItems"] = limits.max_batch

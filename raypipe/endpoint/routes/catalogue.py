@@ -1,4 +1,4 @@
-"""Routes that the index alone answers: the catalogue, similar videos, recommendations."""
+"""Routes that need only the index: the catalogue, similar videos, recommendations."""
 
 import hashlib
 from typing import Annotated, Any, cast
@@ -18,7 +18,7 @@ _MAX_AGE = "private, max-age=3600"
 _MAX_OFFSET = 100_000_000
 _JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "The JPEG."},
-    304: {"description": "The caller has it."},
+    304: {"description": "The caller's copy is up to date."},
 }
 VideoId = Annotated[str, Path(min_length=1, max_length=schemas.MAX_ID)]
 Value = Annotated[str | None, Query(max_length=1024)]
@@ -26,20 +26,20 @@ TopK = Annotated[int, Query(ge=1, le=schemas.MAX_TOP_K)]
 
 
 def add_catalogue_routes(application: FastAPI, service: Service) -> None:
-    """Add the routes; those that are called most come first, because the router tries one after the other."""
+    """Add the routes, the most used ones first, because the router tries one after the other."""
     add_route(application, service, "POST /v1/recommend", recommend)
     add_route(application, service, "GET /v1/similar/{video_id:path}", similar)
     add_route(application, service, "POST /v1/recommend/batch", recommend_batch)
     add_route(application, service, "POST /v1/similar/batch", similar_batch)
     add_route(application, service, "GET /v1/index", index)
     add_route(application, service, "GET /v1/videos", videos)
-    # The longer path first: an id may hold "/".
+    # The longer path first: an id may contain "/".
     add_route(application, service, "GET /v1/videos/{video_id:path}/thumbnail", thumbnail, responses=_JPEG)
     add_route(application, service, "GET /v1/videos/{video_id:path}", video)
 
 
 async def index(service: Service) -> schemas.IndexAnswer:
-    """Say which version is served, what it holds, and what this server can do."""
+    """Return the served version of the index, its contents, and what this server can do."""
     live = service.live
     abilities = {"can_embed": service.can_embed(live), "can_classify": service.can_classify(live)}
     return cast("schemas.IndexAnswer", live.facts | abilities)
@@ -54,7 +54,7 @@ async def videos(
     offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET)] = 0,
     limit: Annotated[int, Query(ge=1, le=schemas.MAX_LISTED)] = 48,
 ) -> schemas.VideoList:
-    """List the catalogue, or what of it holds a text in its title or id."""
+    """List the videos of the catalogue, or only those with a text in their title or id."""
     live = service.live
     filters = {name: value for name, value in ((CATEGORY, category), (schema.LABEL, label)) if value}
 
@@ -66,13 +66,13 @@ async def videos(
 
 
 async def video(service: Service, video_id: VideoId) -> schemas.Video:
-    """Give one video of the catalogue."""
+    """Return one video of the catalogue."""
     live = service.live
     return live.video(_position(live, video_id))
 
 
 async def thumbnail(service: Service, video_id: VideoId, request: Request) -> Response:
-    """Give a small JPEG of a video."""
+    """Return a small JPEG of a video."""
     live = service.live
     items = live.index.items
     whole = f"{video_id}/thumbnail"
@@ -102,14 +102,14 @@ async def similar(
     diversity: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False)] = 0.0,
     category: Value = None,
 ) -> schemas.Recommended:
-    """Find videos like one of the catalogue."""
+    """Find videos similar to a video of the catalogue."""
     filters = {CATEGORY: category} if category else {}
     query = IndexQuery(history=(video_id,), top_k=top_k, diversity=diversity, filters=filters)
     return await service.recommend(service.live, query, must_know=True)
 
 
 async def similar_batch(service: Service, batch: schemas.SimilarBatch) -> schemas.RecommendedBatch:
-    """Find videos like each of several; an unknown id is an error of its own."""
+    """Find similar videos for each of several videos. An unknown id is an error for that item only."""
     live = service.live
     service.check_length("video_ids", batch.video_ids, service.limits.max_batch)
     service.metrics.batched("similar", len(batch.video_ids))
@@ -118,12 +118,12 @@ async def similar_batch(service: Service, batch: schemas.SimilarBatch) -> schema
 
 
 async def recommend(service: Service, request: schemas.RecommendRequest) -> schemas.Recommended:
-    """Recommend videos to somebody who watched some; recent and popular ones where nothing of that is known."""
+    """Recommend videos for a watch history; popular and recent ones if no watched video is known."""
     return await service.recommend(service.live, service.query(request))
 
 
 async def recommend_batch(service: Service, batch: schemas.RecommendBatch) -> schemas.RecommendedBatch:
-    """Recommend to several."""
+    """Recommend videos for several watch histories."""
     live = service.live
     service.check_length("requests", batch.requests, service.limits.max_batch)
     service.metrics.batched("recommend", len(batch.requests))

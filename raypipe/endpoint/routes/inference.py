@@ -1,4 +1,4 @@
-"""Routes for videos that the catalogue does not hold: an upload, or a URI below an allowed prefix."""
+"""Routes for videos outside the catalogue: an upload, or a URI below an allowed prefix."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -60,7 +60,7 @@ async def classify(
     top_k: Annotated[int, Query(ge=1, le=schemas.MAX_LABELS)] = 5,
     neighbors: Neighbors = 0,
 ) -> schemas.ClassifyAnswer:
-    """Say a video's best labels, and find the videos of the catalogue that are nearest to it."""
+    """Return a video's best labels, and find the videos of the catalogue that are nearest to it."""
     live = service.live
     service.classifier_of(live)
     return await _classify(service, live, await _upload(service, request), top_k, neighbors)
@@ -75,7 +75,7 @@ async def classify_batch(service: Service, batch: schemas.ClassifyBatch) -> sche
 
 
 async def _upload(service: Service, request: Request) -> Upload:
-    """Return the video that the body holds or names."""
+    """Return the video that the body contains or names."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         try:
@@ -95,7 +95,7 @@ async def _upload(service: Service, request: Request) -> Upload:
 async def _each(
     service: Service, name: str, uris: list[str], answer: Callable[[Upload], Awaitable[T]]
 ) -> list[T | schemas.FailedAnswer]:
-    """Answer for all videos at once."""
+    """Answer for all videos concurrently."""
     service.metrics.batched(name, len(uris))
 
     async def one(uri: str) -> T:
