@@ -4,12 +4,12 @@
 
 The baseline is 16 uniform frames decoded by PyAV, ResNet-18 in float32. It is compared with bfloat16 on the same
 frames, ``nearest_keyframe``, ``loop_filter`` off, and the decoders decord and torchcodec, each through the sandbox.
-Cosines are between frames of the same position and between videos (the means); ``same neighbour`` is the fraction of
-videos whose nearest other video stays the same. ``another video`` puts the cosines in proportion: those between frames
-of the same position in different videos.
+Cosines are between frames at the same position and between videos (the means). ``same neighbour`` is the fraction of
+videos whose nearest other video stays the same. ``another video`` is for comparison: the cosines between frames at the
+same position in different videos.
 
-The videos are the mixed generated clips and, if the project's shared assets are next to the repository, real ones. A
-video that a way cannot read is excluded from that way, and counted.
+The videos are the mixed generated clips and, if the project's shared assets are next to the repository, real ones. If
+a way cannot read a video, the video is excluded from the results of that way, and counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ Videos = Mapping[str, Vectors]  # [T, D] of each
 
 
 def decode(paths: Sequence[Path], request: DecodeRequest, decoder: str = "pyav") -> Frames:
-    """Return the frames of every video that has all that were asked for."""
+    """Return the frames of every video that has all frames that were asked for."""
     found = {}
     with DecodeSandbox(request, decoder=decoder) as sandbox:
         for path in paths:
@@ -62,12 +62,12 @@ def ways(paths: Sequence[Path], exact: Frames) -> dict[str, tuple[Frames, str]]:
 
 
 def embed(frames: Frames, model: Backbone) -> Videos:
-    """Return unit vectors, whose product is their cosine."""
+    """Return the vectors scaled to length one, so that products are cosines."""
     return {name: unit_rows(model.embed(pixels)) for name, pixels in frames.items()}
 
 
 def row(name: str, fast: Videos, exact: Videos) -> list[str]:
-    """Compare one way with the exact one."""
+    """Return the table row that compares one way with the exact one."""
     shared = [video for video in exact if video in fast and len(fast[video]) == len(exact[video])]
     if not shared:
         return [name, f"0 of {len(exact)}", *["-"] * 3]
@@ -79,7 +79,7 @@ def row(name: str, fast: Videos, exact: Videos) -> list[str]:
 
 
 def _neighbours(videos: Vectors) -> npt.NDArray[np.int64]:
-    """The nearest other row of each row."""
+    """Return the index of the nearest other row of each row."""
     cosines = videos @ videos.T
     np.fill_diagonal(cosines, -2)
     nearest: npt.NDArray[np.int64] = cosines.argmax(axis=1)
@@ -109,7 +109,7 @@ def compare(title: str, paths: Sequence[Path], weights: str) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__, quick="8 videos of each set", videos=True)
-    parser.add_argument("--most", type=int, default=60, help="at most so many videos of a set, spread over it")
+    parser.add_argument("--most", type=int, default=60, help="the maximum number of videos per set, spread over it")
     options = parser.parse_args()
     most = 8 if options.quick else options.most
     weights = resnet18_weights()

@@ -1,20 +1,20 @@
-"""Measure what 16 frames of a video cost a CPU, what row format 2 adds, and what the sandbox adds.
+"""Measure the CPU time to decode 16 frames of a video, and the overhead of row format 2 and of the sandbox.
 
     python benchmarks/decode.py [--repeats 5] [--seconds 60] [--quick]
 
-First, generated videos of 60 s 720p, H.264 with x264's defaults: one with a cut, and so a key frame, every 4 s, and one
-of a single take, with key frames as rare as x264 allows. ``reading everything`` opens the file with PyAV, decodes every
-frame in one thread, and scales and crops the wanted ones: no index, no second pass. The others are raypipe's functions
-with everything they need, such as the packet index. Each runs in a process of its own that has done it once before;
-figures are CPU seconds of all threads. ``exact`` is compared with ``reading everything`` pixel by pixel. With
-``loop_filter`` off the frames differ: ``accuracy.py`` measures how much.
+The first table is for generated 60 s videos of 720p H.264 with x264's defaults: one has a cut, and therefore a key
+frame, every 4 s; the other is a single take, with key frames as rare as x264 allows. ``reading everything`` opens the
+file with PyAV, decodes every frame in one thread, and scales and crops the wanted ones, without an index or a second
+pass. The other ways are raypipe's functions with everything they need, such as the packet index. Each way runs in its
+own process, after one warm-up. Figures are CPU seconds of all threads. ``exact`` is compared with ``reading
+everything`` pixel by pixel. With ``loop_filter`` off the frames differ: ``accuracy.py`` measures how much.
 
-Second, the rules of row format 2 (time stamps, corrupt frames, display properties) against format 1, in this process,
-in pairs of alternating order: every H.264 and HEVC clip of the mixed catalogue, then VP9, which format 2 decodes with
-libvpx.
+The second part compares the rules of row format 2 (time stamps, corrupt frames, display properties) with format 1, in
+this process, in pairs of alternating order: first all H.264 and HEVC clips of the mixed catalogue, then VP9, which
+format 2 decodes with libvpx.
 
-Third, every clip of the mixed catalogue through the sandbox against the same function in a plain process, video by
-video: wall time, and CPU time of parent and child against that of the one process.
+The third part decodes every clip of the mixed catalogue in the sandbox and with the same function in a plain process,
+video by video. It compares wall time, and the CPU time of parent and child with that of the plain process.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,14 +39,14 @@ from support.embedding import EXACT, decode_here
 from support.processes import Seconds, Stopwatch, family_cpu_seconds
 
 TARGETS = {"exact": 0.50, "nearest_keyframe": 0.15}
-TARGET_SECONDS = 60  # of the video that the targets are for: 16 frames of a shorter one are denser
+TARGET_SECONDS = 60  # the targets are for a video of this length: 16 frames of a shorter one are denser
 RULES_TARGET = 1.03  # of the upper 95 % bound
 MIN_PAIRS = 10
 SANDBOX_TARGET = 1.05
 
 
 def read_everything(path: Path) -> tuple[Pixels, Seconds]:
-    """Decode every frame, and scale the 16 that ``exact`` takes."""
+    """Decode every frame, and scale the 16 frames that ``exact`` takes."""
     num_frames = EXACT.num_frames
     frames = np.zeros((num_frames, EXACT.crop_size, EXACT.crop_size, 3), np.uint8)
     writer = FrameWriter(Wanted(np.zeros(num_frames, np.int64), np.zeros(num_frames)), frames, EXACT)
@@ -96,7 +96,7 @@ def compare_ways(path: Path, repeats: int, *, targets: Mapping[str, float]) -> N
 
 
 def compare_formats(paths: Sequence[Path], pairs: int, *, target: float | None) -> None:
-    """Print the ratio of CPU seconds of row format 2 to those of format 1, and its upper bound."""
+    """Print the ratio of the CPU seconds of row format 2 to the CPU seconds of format 1, and its upper bound."""
     formats = {number: replace(EXACT, row_format=number) for number in (1, 2)}
     logs = []
     for pair in range(pairs + 1):
@@ -113,7 +113,7 @@ def compare_formats(paths: Sequence[Path], pairs: int, *, target: float | None) 
 
 
 def compare_sandbox(paths: Sequence[Path], repeats: int) -> None:
-    """Print the third table: both ways video by video, in turn first, because the machine's speed varies."""
+    """Print the third table. Each video is decoded both ways, in alternating order, as the machine's speed varies."""
     measured: dict[str, list[Seconds]] = {"in-process": [], "sandbox": []}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool, DecodeSandbox(EXACT, decoder="pyav") as box:
         ways = {

@@ -1,11 +1,11 @@
-"""Measure what everything but decoding and the model costs, in CPU time and driver memory, as a catalogue grows.
+"""Measure the overhead of everything except decoding and the model, in CPU time and driver memory, by catalogue size.
 
     python benchmarks/driver.py [--videos 1000 10000 100000] [--quick]
 
-Planning, Ray Data, commits, seal and report are the job's own. The videos do not exist: the stage that fetches and
-decodes returns 16 grey frames for each, and the stage that embeds returns random vectors. CPU time is that of all
-processes, including Ray's, from start to end; "a further video" is relative to the row above. Peak memory is the
-driver's ``VmHWM``, without Ray's own processes.
+Planning, Ray Data, commits, seal and report are the real ones. The videos do not exist: the decode step returns 16 grey
+frames for each, and the embed step returns random vectors. CPU time is for all processes, including Ray's, from start
+to end; "a further video" is relative to the row above. Peak memory is the driver's ``VmHWM``, without Ray's own
+processes.
 """
 
 import argparse

@@ -1,19 +1,19 @@
-"""Compare ``raypipe embed`` on CPUs with its floor and with what ``raypipe plan`` predicts, and measure its memory.
+"""Compare ``raypipe embed`` on CPUs with its floor and with the prediction of ``raypipe plan``; measure its memory.
 
     python benchmarks/embed.py [--videos 200] [--repeats 5] [--backbones resnet18 resnet50] [--quick]
 
-The catalogue is mixed: 240p to 720p, 3 to 40 s, H.264 with x264's defaults, some with a key frame every 2 s, some VP9
-and HEVC. 18 clips are encoded once and copied under many names, which costs a decoder the same. 16 uniform frames of
-each; raypipe's defaults otherwise: dtype ``auto``, shards, concurrency.
+The catalogue is mixed: 240p to 720p, 3 to 40 s, mostly H.264 with x264's defaults, some with a key frame every 2 s,
+some VP9 and HEVC. 18 clips are encoded once and copied under many names, which costs a decoder the same as different
+clips. 16 uniform frames of each are embedded; all else is at raypipe's defaults: dtype ``auto``, shards, concurrency.
 
-The floor is decoding alone plus the model alone, each with every CPU busy: the same functions on the same frames, in
-plain processes without sandbox and Ray, the cost divided evenly. It is measured before and after every run of raypipe,
-which is compared with the mean of both, because the speed of a shared machine varies.
+The floor is a lower bound: decoding alone plus the model alone, each with every CPU busy. It runs the same functions on
+the same frames in plain processes, without sandbox and Ray, with the cost divided evenly. It is measured before and
+after every run of raypipe, which is compared with the mean of both, because the speed of a shared machine varies.
 
-raypipe's steady state is the time from the first committed shard of each actor to the last commit of all, over the
-floor of the shards committed in that time; ``until its own`` excludes the time that an actor waits for the last one,
-which is long on a catalogue this small. ``CPU time`` is that of the actors and their decode children over the floor's,
-which a busy machine hardly changes; Ray's own processes are excluded.
+raypipe's steady state is the time from the first committed shard of each actor to the last commit of all actors,
+divided by the floor of the shards committed in that time. ``until its own`` excludes the time that an actor waits for
+the slowest actor, which is long on a catalogue this small. ``CPU time`` is the CPU time of the actors and their decode
+children, without Ray's own processes, divided by that of the floor; a busy machine hardly changes it.
 
 The prediction is the wall time that ``raypipe plan`` estimates from a probe, just before each run.
 """
@@ -73,7 +73,7 @@ class Measured:
         print(f"\nThe target, {TARGET} in steady state, is {verdict(met=ratio <= TARGET)} with {ratio:.2f}.")
 
     def print_memory(self) -> None:
-        """Print the most that one actor and its decode child used."""
+        """Print the peak memory of one actor and its decode child."""
         peak = max(self.peaks, key=lambda one: one.total)
         numbers = sum(tensor.numel() for tensor in build_network(self.config.backbone.name).state_dict().values())
         model = numbers * (2 if embedding.cpu_dtype(self.config) == "bfloat16" else 4)

@@ -3,8 +3,8 @@
     python benchmarks/fetch.py [--minutes 60] [--quick]
 
 The video is 1080p H.264: the packets of one generated 30 s scene, repeated, so that an hour takes seconds to make. It
-is stored on a real S3 server on this machine and fetched as the job does: ``ranges`` a first megabyte, then what the
-decode child asks for; ``whole`` with one GET.
+is stored on a real S3 server on this machine and fetched as the job does. ``ranges`` fetches the first megabyte, then
+the ranges that the decode child asks for. ``whole`` uses one GET.
 """
 
 import os
@@ -30,7 +30,7 @@ SCENE = Clip(30, 1920, 1080, options={"preset": "veryfast", "crf": "20"})
 
 
 def make_long(folder: Path, minutes: int) -> Path:
-    """Repeat the scene's packets to this length; return an existing file as it is."""
+    """Return a file with the scene's packets repeated to this length; reuse an existing file."""
     path = folder / f"long-{minutes}-minutes.mp4"
     if path.exists():
         return path
@@ -53,7 +53,7 @@ def make_long(folder: Path, minutes: int) -> Path:
 
 @contextmanager
 def stored_on_s3(path: Path) -> Iterator[PlannedVideo]:
-    """Put the file on a real S3 server."""
+    """Serve the file from a real S3 server."""
     with scratch_folder() as folder, local_s3(folder) as server:
         os.environ.update(server.environment())
         bucket = Folder("s3://videos/long")

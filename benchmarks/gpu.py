@@ -1,15 +1,15 @@
-"""Compare the model on a GPU with torch.compile's best, and ``raypipe embed`` on a GPU with its floor.
+"""Compare the model on a GPU with the best of torch.compile, and ``raypipe embed`` on a GPU with its floor.
 
     python benchmarks/gpu.py [--videos 4000] [--repeats 3] [--backbones resnet50] [--quick]
 
-The model alone: ``Backbone.embed`` in bfloat16 on random uint8 frames in host memory, including the copies of frames to
-the device and vectors back; against torchvision's network under ``torch.compile(mode="max-autotune")`` on random
-bfloat16 images that are already on the device.
+The model alone: ``Backbone.embed`` runs in bfloat16 on random uint8 frames in host memory, including the copies of
+frames to the device and of vectors back. It is compared with torchvision's network under
+``torch.compile(mode="max-autotune")`` on random bfloat16 images that are already on the device.
 
-Embed: the catalogue of ``embed.py``. The floor of decoding is that of plain processes, one on every CPU; the floor of
-the model is the rate of ``Backbone.embed``. raypipe's steady state is the time from each decode actor's first shard to
-the last commit of all. It is compared with the larger of both floors for the shards decoded in that time. All CPUs
-count, including those that no decode actor uses.
+Embed: the catalogue is that of ``embed.py``. The floor of decoding is measured with plain processes, one per CPU; the
+floor of the model is the rate of ``Backbone.embed``. raypipe's steady state is the time from each decode actor's first
+shard to the last commit of all actors. It is compared with the larger of both floors for the shards decoded in that
+time. All CPUs count, including those that no decode actor uses.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ _ROUNDS = 5
 
 
 def backbone_rates(name: str) -> list[float]:
-    """Frames/s of the backbone in each round, from uint8 in host memory to float32 there."""
+    """Return the frames/s of the backbone in each round, from uint8 in host memory to float32 in host memory."""
     model, make_frames = embedding.random_model(name, device="cuda", dtype="bfloat16", batch_size=_BATCH_SIZE)
     frames = make_frames(_BATCHES * _BATCH_SIZE)
     return rates(lambda: model.embed(frames))
 
 
 def torch_rates(name: str) -> list[float]:
-    """Frames/s of torchvision's network alone in each round, compiled as well as torch can."""
+    """Return the frames/s of torchvision's network alone in each round, compiled with the best mode of torch."""
     prepare_torchvision()
     network = importlib.import_module("torchvision.models").get_model(name, weights=None).eval().to("cuda")
     network = network.to(torch.bfloat16).to(memory_format=torch.channels_last)
@@ -60,7 +60,7 @@ def torch_rates(name: str) -> list[float]:
 
 
 def rates(work: Callable[[], Any]) -> list[float]:
-    """Frames/s of each round, after two that compile and warm the device."""
+    """Return the frames/s of each round, after two rounds that compile and warm the device."""
     seconds = []
     for _ in range(2 + _ROUNDS):
         start = time.perf_counter()
@@ -70,7 +70,7 @@ def rates(work: Callable[[], Any]) -> list[float]:
 
 
 def of_floor(run: embedding.Run, decode_seconds: dict[str, float], model_per_frame: float) -> float:
-    """Return the larger of the floors over the steady state; 1 is a pipeline without overhead."""
+    """Return the larger floor divided by the time of the steady state; 1 is a pipeline without overhead."""
     actors, videos_of = run.by_actor("decoded"), run.videos_of
     end = max(event.at for event in run.events if event.name == "put")
     steady = sum(end - shards[0].at for shards in actors) / len(actors)

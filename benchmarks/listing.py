@@ -2,9 +2,9 @@
 
     python benchmarks/listing.py [--videos 1000000] [--page-ms 100] [--quick]
 
-A server on this machine answers ListObjectsV2 for made-up keys, each page of 1000 after the time that S3 takes. The
-job's own listing, planning and packing run against it in a process of their own, and plans go to a local folder. The
-second plan finds every video planned. Peak memory is that of the planning process, by ``VmHWM``.
+A server on this machine answers ListObjectsV2 for made-up keys, with the latency of S3 for each page of 1000. The job's
+real listing, planning and packing run against it in a separate process, and plans go to a local folder. On the second
+run every video is already planned. Peak memory is the ``VmHWM`` of the planning process.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ def serve(shape: str, num_videos: int, page_seconds: float, port: Connection) ->
 
 
 def plan(input_uri: str, output_uri: str) -> tuple[int, Seconds, int]:
-    """List, and plan what is new; return the number of known videos, the time and the peak memory in bytes."""
+    """List, and plan new videos; return the number of known videos, the time and the peak memory in bytes."""
     watch = Stopwatch()
     planning = Planning.load(StoredPlans(Folder(output_uri)), {"format": 1}, input_uri)
     packing = partial(pack, max_videos=64, max_frames=8192, frames_per_video=16, slots=8)

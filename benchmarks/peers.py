@@ -2,17 +2,17 @@
 
     python benchmarks/peers.py [--videos 100] [--repeats 3] [--backbone resnet18] [--daft-python PATH] [--quick]
 
-The catalogue is that of ``embed.py``. There are two samplings, each with every way that supports it: one frame a
+The catalogue is that of ``embed.py``. There are two samplings, each with every way that supports it: one frame per
 second (raypipe, Ray Data's ``read_videos(fps, resize) → map_batches → write_parquet``, Daft's ``read_video_frames``),
 and 16 uniform frames (raypipe, a ``DataLoader`` whose workers decode with decord, a Daft class that decodes with
-decord). Every way writes its vectors as Parquet and runs raypipe's own network, the fastest form of it known here, in
-the same dtype; Ray Data's pipeline also runs with torchvision's network as documented. A way with several possible
-settings is tried with each of them once on a part of the catalogue, and takes part with the best.
+decord). Every way writes its vectors as Parquet and runs raypipe's own network, its fastest known form, in the same
+dtype. Ray Data's pipeline also runs with torchvision's network as documented. If a way has several possible settings,
+each is tried once on a part of the catalogue, and the best is used.
 
-``whole`` is the process from start to end. ``steady`` is, for the others, the time of their last three quarters of the
-vectors, scaled to all, which favours them: some of these frames were decoded before. For raypipe it is as in
-``embed.py``: the floor times its ratio. The others decode in their own process, without limits and without a row for a
-corrupt video.
+``whole`` is the process from start to end. For the other ways, ``steady`` is the time of the last three quarters of
+their vectors, scaled to all vectors. This favours them, because some of these frames were decoded before. For raypipe
+it is as in ``embed.py``: the floor times its ratio. The other ways decode in their own process, without limits and
+without a row for a corrupt video.
 
 ``--daft-python`` is a Python that has Daft in addition to what raypipe needs.
 """
@@ -45,11 +45,11 @@ _DAFT = [{**one, "processes": processes} for one in (_ONE, _EACH) for processes 
 
 @dataclass
 class Peer:
-    """Another way to the same vectors, and what it took."""
+    """Another way to compute the same vectors, and its measured times."""
 
     name: str
     way: str
-    settings: list[programs.Settings]  # to try; only the best once it is chosen
+    settings: list[programs.Settings]  # the settings to try; later only the best
     python: str = sys.executable
     whole: list[float] = field(default_factory=list)
     steady: list[float] = field(default_factory=list)
@@ -122,7 +122,7 @@ def measure(mode: str, peers: list[Peer], options: argparse.Namespace, scratch: 
 
 
 def daft_version(python: str) -> str:
-    """The version of Daft that a Python has; empty if none."""
+    """Return the version of Daft in this Python installation; empty if it is not installed."""
     program = "from importlib.metadata import version; print(version('daft'))"
     done = subprocess.run([python, "-c", program], check=False, capture_output=True, text=True)
     return done.stdout.strip()
@@ -136,7 +136,7 @@ def report(mode: str, peers: list[Peer], options: argparse.Namespace, scratch: P
     print()
     print_table(("way", "frames", "whole s", "steady s", "whole / raypipe's", "steady / raypipe's"), rows)
     if options.quick:
-        print("\nSo few videos show that it runs, not which is faster.")
+        print("\nThis few videos show only that it runs, not which way is faster.")
         return
     for peer, row in zip(peers, rows[1:], strict=True):
         target, ratio = RAY_DATA_TARGET if peer.way == "ray-data-documented" else 1.0, float(row[-1])

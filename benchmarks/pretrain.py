@@ -1,12 +1,12 @@
-"""Measure what pre-training without labels gains when labels are few: accuracy on held-out clips with and without it.
+"""Measure the gain from pre-training without labels when labels are few, as accuracy on held-out clips.
 
     python benchmarks/pretrain.py [--per-label 5] [--seeds 0 1 2] [--keep FOLDER] [--quick]
 
-400 generated clips of four classes that differ only in the order of their frames; 80 of another seed are held out. A
-GPT-2 predicts hidden frames of all 400 without a label (``objective=masked_frame``, once, at the defaults). Another
-training starts from it with 5 labels a class, and one does the same from random weights. A seed also chooses which
-clips are labelled. With so few none is held out for validation: both train for the same number of epochs and keep the
-last.
+The data are 400 generated clips of four classes that differ only in the order of their frames, and 80 held-out clips of
+another seed. A GPT-2 learns to predict hidden frames of all 400 without labels (``objective=masked_frame``, once, at
+the defaults). One training starts from it with 5 labels per class; another starts from random weights with the same
+labels. A seed also chooses which clips are labelled. With so few labels, none is held out for validation: both train
+for the same number of epochs and keep the last.
 """
 
 import argparse
@@ -21,7 +21,7 @@ FINE_TUNING = ("data.validation_fraction=0", "optimizer.epochs=60")
 
 
 def choose(truth: learning.Labels, *, per_label: int, seed: int) -> list[tuple[str, str]]:
-    """Return the clips that are labelled, with their labels."""
+    """Choose the clips that are labelled, and return them with their labels."""
     random = np.random.default_rng(seed)
     chosen = []
     for label in learning.MOTIONS:

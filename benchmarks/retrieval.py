@@ -1,11 +1,11 @@
-"""Measure how fast one core searches an index, with and without filters, and how much of the exact answer it finds.
+"""Measure the speed of one core searching an index, with and without filters, and its recall against exact search.
 
     python benchmarks/retrieval.py [--videos 1000000] [--dim 256] [--spread 1.5] [--keep FOLDER] [--quick]
 
-The vectors are made up: clusters of about 200, some far more crowded than others; every hundredth vector is nearly the
-same as the one before it. ``--spread`` is the distance of vectors from the centre of their cluster, relative to the
-centre's length: the larger, the harder. Half of the queries are vectors of the index, half are the mean of two to five.
-Every query is searched alone and in one thread. QPS are per second of that thread's CPU time, so that other work on the
+The vectors are synthetic: clusters of about 200 vectors, some far larger than others; every hundredth vector is nearly
+the same as the one before it. ``--spread`` is the distance of vectors from the centre of their cluster, relative to the
+centre's length; larger is harder. Half of the queries are vectors of the index, half are the mean of two to five. Every
+query is searched alone and in one thread. QPS are per second of that thread's CPU time, so that other work on the
 machine hardly matters.
 """
 
@@ -34,7 +34,7 @@ Vectors = npt.NDArray[np.float16]
 
 
 def make_vectors(path: Path, count: int, *, dim: int, spread: float) -> Vectors:
-    """Write clustered vectors of length one to a file, unless it exists."""
+    """Return clustered vectors of length one from a file, which is written if it does not exist."""
     if not path.exists():
         random = np.random.default_rng(SEED)
         centres = unit_rows(random.standard_normal((max(4, count // IN_CLUSTER), dim), dtype=np.float32))
@@ -71,7 +71,7 @@ def measure(ann: Ann, vectors: Vectors, *, eligible: Eligible | None, num_querie
 
 
 def selections(count: int) -> dict[str, Eligible | None]:
-    """No filter, and filters that keep a tenth, a hundredth and a thousandth at random."""
+    """Return no filter, and filters that keep a tenth, a hundredth and a thousandth at random."""
     random = np.random.default_rng(SEED)
     found: dict[str, Eligible | None] = {"100 %": None}
     for part in (0.1, 0.01, 0.001):

@@ -1,10 +1,11 @@
-"""Measure the whole process of ``raypipe embed`` on a few short clips, including Ray's start.
+"""Measure the wall time of ``raypipe embed`` on a few short clips, including the start of Ray.
 
     python benchmarks/startup.py [--repeats 5] [--quick]
 
-48 clips of 2 to 4 s, 240p and 360p, 16 uniform frames of each, resnet18, raypipe's defaults otherwise. A phase is the
-time from the start of the process until: the driver has imported what it needs, Ray is up, the videos are planned, the
-first actor starts and is ready, the first and the last shard are committed, the output is sealed.
+It embeds 48 clips of 2 to 4 s, 240p and 360p, 16 uniform frames of each, with resnet18 and raypipe's defaults
+otherwise. A phase is the time from the start of the process until one of these: the driver has finished its imports,
+Ray is up, the videos are planned, the first actor starts, it is ready, the first and the last shard are committed, the
+output is sealed.
 """
 
 from statistics import median

@@ -1,16 +1,16 @@
-"""Measure what a GPT-2 over frames knows that their mean does not: accuracy on held-out clips next to simpler models.
+"""Compare the accuracy of a GPT-2 over frames with simpler models that ignore their order, on held-out clips.
 
     python benchmarks/temporal.py [--seeds 0 1 2] [--keep FOLDER] [--quick]
     python benchmarks/temporal.py --drone ../shared/assets/labelled/drone
 
-The first embeds 400 generated clips of four classes that differ only in the order of their frames, and 80 of another
-seed, and trains at the defaults of ``raypipe train``. It is compared with a linear model on mean-pooled vectors, which
-learns from and validates on the same clips.
+The first command embeds 400 generated clips of four classes that differ only in the order of their frames, and 80
+held-out clips of another seed. It trains at the defaults of ``raypipe train``, and compares with a linear model on
+mean-pooled vectors, which trains and validates on the same clips.
 
-The second takes real clips, 4 classes x 40, in which neighbouring numbers are neighbouring moments: each class is cut
-into 5 blocks of consecutive clips; a fold holds one block of each class out, validates on the next, and learns from the
-other three. GPT-2 at the defaults and with ``--set`` is compared with a linear model, whose penalty the validation
-block chooses as it chooses GPT-2's epoch, and with the nearest neighbour.
+The second command uses real clips, 4 classes x 40, in which clips with consecutive numbers were recorded one after the
+other. Each class is divided into 5 blocks of consecutive clips. A fold holds out one block of each class, validates on
+the next, and trains on the other three. GPT-2, at the defaults and with ``--set``, is compared with a linear model and
+with the nearest neighbour. The validation block chooses the linear model's penalty as it chooses GPT-2's epoch.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def compare_motion(options: argparse.Namespace, scratch: Path) -> None:
     rows = [(name, f"{ours:.3f}", f"{probe:.3f}", epoch) for name, ours, probe, epoch in rows]
     print_table(("", "GPT-2, defaults", "linear, mean-pooled", "epoch kept"), rows)
     if options.quick:
-        print("\nSo few clips show that it runs, not what it learns.")
+        print("\nThis few clips show only that it runs, not what it learns.")
         return
     print(f"\nThe target of {TARGET} is {verdict(met=fmean(gpt2) >= TARGET)}; chance is 0.25.")
 
@@ -76,7 +76,7 @@ def compare_drone(options: argparse.Namespace, scratch: Path) -> None:
 
 
 def blocks_of(truth: learning.Labels) -> dict[str, int]:
-    """Return the block of each video: each class, in order, in 5 parts of consecutive clips."""
+    """Return the number of each video's block: each class is divided into 5 blocks of consecutive clips."""
     blocks = {}
     for _, members in groupby(sorted(truth), key=lambda video_id: truth[video_id]):
         clips = list(members)
@@ -111,8 +111,8 @@ def fold_accuracies(
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     overrides = ["optimizer.learning_rate=3e-4"]
-    parser.add_argument("--set", dest="overrides", nargs="+", default=overrides, help="of train, for --drone")
-    parser.add_argument("--drone", type=Path, help="a folder of CLASS/CLIP.mp4: the second comparison")
+    parser.add_argument("--set", dest="overrides", nargs="+", default=overrides, help="options of train, for --drone")
+    parser.add_argument("--drone", type=Path, help="a folder with CLASS/CLIP.mp4, for the second comparison")
 
 
 def main() -> None:

@@ -2,13 +2,13 @@
 
     python benchmarks/train.py [--rounds 3] [--epochs 5] [--quick]
 
-Both learn the labels of synthetic embeddings, 16 frames of 512 numbers a video, with the same model, batch size,
+Both learn the labels of synthetic embeddings, 16 frames of 512 numbers per video, with the same model, batch size,
 optimizer, clipping, schedule, frame dropout and number of threads. The plain loop has every video padded in memory
 before it starts, takes a batch by indexing with a permutation, and does nothing else: no validation, no checkpoint, no
-progress. A round is plain, raypipe, plain, each a process of its own, so that the plain ones show the machine's noise.
+progress. A round is plain, raypipe, plain, each in its own process; the two plain runs show the noise of the machine.
 
-``steps`` are the samples per second of raypipe's steps, the median epoch of ``metrics.jsonl`` without the first;
-``epochs`` are computed from the times when its checkpoints were stored, and include validation, checkpoint and metrics.
+``steps`` is the samples per second of raypipe's steps, from the median epoch of ``metrics.jsonl`` without the first.
+``epochs`` is computed from the times when checkpoints were stored, and includes validation, checkpoint and metrics.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Case:
     precision: str = "float32"
 
     def overrides(self, epochs: int) -> tuple[str, ...]:
-        """Settings of ``raypipe train``; one more epoch than asked for, because the first does not count."""
+        """Return settings of ``raypipe train``; one more epoch than asked for, because the first does not count."""
         sizes = [f"model.gpt2.{name}={getattr(self, name)}" for name in ("n_layer", "n_head", "n_embd")]
         optimizer = (f"optimizer.precision={self.precision}", "optimizer.early_stop_epochs=0")
         return (*sizes, *optimizer, f"optimizer.epochs={epochs + 1}", f"checkpoint.keep={epochs + 1}")
@@ -65,7 +65,7 @@ def run_plain(case: Case, embeddings: Path, labels: Path, *, epochs: int, thread
     settings = config.optimizer
     spec = prepare(config, find_samples(config))
     ids, vectors = split_of(config)[0], read_frames(embeddings)
-    # float16, as stored: the model makes it float32
+    # float16, as stored: the model converts it to float32
     frames = torch.from_numpy(np.stack([vectors[video_id] for video_id in ids]).astype(np.float16)).to(device)
     targets = torch.tensor([label_of(video_id) for video_id in ids], device=device)
     mask = torch.ones((settings.batch_size, NUM_FRAMES), dtype=torch.long, device=device)
@@ -149,7 +149,7 @@ def main() -> None:
     print(f"medians of {options.epochs} epochs, of each of {options.rounds} rounds\n")
     head = ("model", "threads", "plain before, after", "raypipe's steps", "steps / plain", "epochs / plain")
     print_table(head, rows)
-    gpu = "" if has_gpu else f" {GPU_CASE.name} was not measured: there is no GPU here."
+    gpu = "" if has_gpu else f" {GPU_CASE.name} was not measured: this machine has no GPU."
     print(f"\nThe target is {TARGET} for the steps.{gpu}")
 
 

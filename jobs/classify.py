@@ -1,6 +1,6 @@
 """Classify embedded videos: ``python jobs/classify.py jobs/classify.yaml --output s3://predictions/v1/``.
 
-The same as ``raypipe classify``; a file of its own, so that ``ray job submit -- python jobs/classify.py …`` can run it.
+The same as ``raypipe classify``, as a script for ``ray job submit -- python jobs/classify.py …``.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Build an index: ``python jobs/index.py jobs/index.yaml --embeddings s3://embeddings/v1/ --output s3://index/v1/``.
 
-The same as ``raypipe index``; a file of its own, so that ``ray job submit -- python jobs/index.py …`` can run it.
+The same as ``raypipe index``, as a script for ``ray job submit -- python jobs/index.py …``.
 """
 
 import sys

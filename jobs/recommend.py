@@ -1,6 +1,6 @@
 """Recommend to many users: ``python jobs/recommend.py jobs/recommend.yaml --history s3://users/history.parquet``.
 
-The same as ``raypipe recommend``; a file of its own, so that ``ray job submit -- python jobs/recommend.py …`` runs it.
+The same as ``raypipe recommend``, as a script for ``ray job submit -- python jobs/recommend.py …``.
 """
 
 import sys

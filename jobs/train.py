@@ -1,6 +1,6 @@
 """Train a classifier: ``python jobs/train.py jobs/train.yaml --embeddings s3://embeddings/v1/ --labels labels.csv``.
 
-The same as ``raypipe train``; a file of its own, so that ``ray job submit -- python jobs/train.py …`` can run it.
+The same as ``raypipe train``, as a script for ``ray job submit -- python jobs/train.py …``.
 """
 
 import sys

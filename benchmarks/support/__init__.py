@@ -1,6 +1,6 @@
-"""What benchmarks share. Here: their options, scratch folder, machine description and tables.
+"""Shared code of the benchmarks: options, scratch folder, machine description and tables.
 
-Scripts run as ``python benchmarks/NAME.py``, which puts this folder's parent on the import path.
+Scripts run as ``python benchmarks/NAME.py``, which puts the parent of this folder on the import path.
 """
 
 import argparse
@@ -20,7 +20,7 @@ NUM_CPUS = len(os.sched_getaffinity(0))
 
 
 def make_parser(description: str | None, *, quick: str, videos: bool = False) -> argparse.ArgumentParser:
-    """A parser with ``--quick``, which ``quick`` describes, and with ``videos`` a folder for generated videos."""
+    """Return a parser with ``--quick``, described by ``quick``, and with ``--videos-folder`` if ``videos``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=quick)
     if videos:
@@ -49,7 +49,7 @@ def unit_rows(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The median, followed by (minimum to maximum) if there are several values."""
+    """Format the median, followed by (minimum to maximum) if there are several values."""
     middle, least, most = (f"{value:.{digits}f}" for value in (median(values), min(values), max(values)))
     return middle if len(values) == 1 else f"{middle} ({least} to {most})"
 

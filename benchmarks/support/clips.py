@@ -1,4 +1,4 @@
-"""Generated videos that cost a decoder as much as real ones: camera moves over textures, moving objects, cuts, grain.
+"""Generated videos that are as hard to decode as real ones: camera moves over textures, moving objects, cuts, grain.
 
 Clips use their encoder's defaults: x264 at ``medium`` has B-frames, three reference frames and, unless the clip's
 options say otherwise, a key frame only at a cut or after 250 frames.
@@ -21,7 +21,7 @@ _NUM_GRAINS = 4
 
 @dataclass(frozen=True)
 class Clip:
-    """What to encode, at 30 frames a second."""
+    """A video to encode, at 30 frames per second."""
 
     seconds: float
     width: int
@@ -33,7 +33,7 @@ class Clip:
 
     @property
     def file_name(self) -> str:
-        """Unique for each clip."""
+        """The name of the clip's file, unique for each clip."""
         options = "".join(f"-{key}{value}" for key, value in self.options.items())
         size = f"{self.width}x{self.height}-{self.seconds:g}s-{self.scene_seconds:g}-{self.grain:g}"
         return f"{self.encoder}-{size}{options}.{_SUFFIXES[self.encoder]}"
@@ -47,7 +47,7 @@ _GOP_60 = {"g": "60"}
 _FAST_VP9 = {"deadline": "realtime", "cpu-used": "8", "row-mt": "1"}
 _FAST_HEVC = {"preset": "superfast", "x265-params": "log-level=none"}
 
-# 240p to 720p, 3 to 40 s: 14 of the 18 clips are H.264, 6 of those with a key frame every two seconds.
+# 240p to 720p, 3 to 40 s: 14 of the 18 clips are H.264, 6 of them with a key frame every two seconds.
 MIXED = (
     Clip(3, 426, 240),
     Clip(5, 640, 360, options=_GOP_60),
@@ -108,7 +108,7 @@ def encode(folder: Path, clip: Clip) -> Path:
 
 
 def _frames(clip: Clip) -> Iterator[Plane]:
-    """YUV 4:2:0 images [height * 3 / 2, width]."""
+    """Yield YUV 4:2:0 images [height * 3 / 2, width]."""
     random = np.random.default_rng([clip.width, clip.height, clip.num_frames])
     shape = (clip.height, clip.width)
     grains = [(random.standard_normal(shape) * clip.grain).round().astype(np.int16) for _ in range(_NUM_GRAINS)]
@@ -124,7 +124,7 @@ def _frames(clip: Clip) -> Iterator[Plane]:
 
 
 class _Scene:
-    """One camera move over one texture, with three objects that move on their own."""
+    """One camera move over one texture, with three objects that move independently."""
 
     def __init__(self, clip: Clip, random: np.random.Generator) -> None:
         self._height, self._width = clip.height, clip.width
@@ -138,7 +138,7 @@ class _Scene:
         ]
 
     def luma(self, number: int) -> Plane:
-        """Brightness [height, width] of frame ``number``."""
+        """Return the luma [height, width] of frame ``number``."""
         top, left = self._camera(number)
         image = self._texture[top : top + self._height, left : left + self._width].copy()
         for start, speed, pixels in self._objects:
@@ -148,7 +148,7 @@ class _Scene:
         return image
 
     def chroma(self, number: int) -> Plane:
-        """Both colour planes, one after the other, as rows of the image's width."""
+        """Return both chroma planes, one after the other, as rows of the image's width."""
         top, left = (at // 2 for at in self._camera(number))
         half = (slice(top, top + self._height // 2), slice(left, left + self._width // 2))
         return np.concatenate([plane[half].reshape(-1) for plane in self._chroma]).reshape(-1, self._width)
@@ -160,12 +160,12 @@ class _Scene:
 
 
 def _bounce(position: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Reflect positions at 0 and 1."""
+    """Reflect positions into the range 0 to 1."""
     return np.abs((position + 1) % 2 - 1)
 
 
 def _texture(random: np.random.Generator, height: int, width: int) -> Plane:
-    """Noise of several sizes, the coarse ones stronger, as in photographs."""
+    """Return noise at several scales, the coarse scales stronger, as in photographs."""
     image = np.zeros((height, width), np.float32)
     for size, weight in ((64, 1.0), (16, 0.5), (4, 0.25), (1, 0.06)):
         coarse = random.standard_normal((-(-height // size) + 1, -(-width // size) + 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""``raypipe embed`` in processes that report what they do, and its floor: decoding alone plus the model alone."""
+"""Run ``raypipe embed`` in processes that report events, and measure its floor: decoding alone plus the model alone."""
 
 import argparse
 import functools
@@ -44,7 +44,7 @@ EXACT = request_of_settings({"sampling": {"mode": "uniform", "num_frames": 16}, 
 def parse_options(
     description: str | None, *, videos: int, repeats: int, backbones: Sequence[str], quick_videos: int = 40
 ) -> argparse.Namespace:
-    """Options of a script that embeds the mixed catalogue, with these defaults."""
+    """Parse the options of a script that embeds the mixed catalogue, with these defaults."""
     parser = make_parser(description, quick=f"1 repeat, {quick_videos} videos, {backbones[0]}", videos=True)
     parser.add_argument("--videos", type=int, default=videos)
     parser.add_argument("--repeats", type=int, default=repeats)
@@ -57,7 +57,7 @@ def parse_options(
 
 
 def embed_config(videos: Path | str, output: Path, *overrides: str) -> EmbedConfig:
-    """The defaults, with the given overrides."""
+    """Return the default configuration of ``raypipe embed``, with overrides."""
     return load_config(EmbedConfig, values={"input": str(videos), "output": str(output)}, overrides=overrides)
 
 
@@ -83,7 +83,7 @@ def _shared_frames(crop_size: int, max_frames: int) -> SharedFrames:
 
 
 def random_model(name: str, **options: Any) -> tuple["Backbone", Callable[[int], Pixels]]:  # noqa: ANN401 - of Backbone
-    """A backbone with random weights, and a function that makes so many frames for it."""
+    """Return a backbone with random weights, and a function that makes random frames for it."""
     from raypipe.models.backbone import Backbone  # noqa: PLC0415 - torch: only processes that embed load it
     from raypipe.models.weights import preprocessing, resolve_weights  # noqa: PLC0415 - torch takes seconds, in which Ray can start
 
@@ -96,7 +96,7 @@ def random_model(name: str, **options: Any) -> tuple["Backbone", Callable[[int],
 
 @dataclass(frozen=True)
 class Floor:
-    """What each video costs one CPU without a pipeline: a lower bound. Keys are file names."""
+    """The cost of each video on one CPU without a pipeline: a lower bound. Keys are file names."""
 
     decode: Mapping[str, Seconds]
     num_frames: Mapping[str, int]
@@ -130,7 +130,7 @@ class Floor:
 
 
 def cpu_dtype(config: EmbedConfig) -> Dtype:
-    """The dtype that ``raypipe embed`` computes in on this machine's CPUs."""
+    """Return the dtype that ``raypipe embed`` uses on this machine's CPUs."""
     return resolve_dtype(config.backbone.dtype, "cpu")
 
 
@@ -165,7 +165,7 @@ def _decode_one(path: Path, request: DecodeRequest) -> tuple[int, Seconds]:
 
 
 def _embed_frames(count: int, name: str, dtype: Dtype) -> Seconds:
-    """Time of the model for so many frames, in one thread."""
+    """Return the time of the model for ``count`` frames in one thread."""
     import torch  # noqa: PLC0415
 
     torch.set_num_threads(1)
@@ -178,12 +178,12 @@ def _embed_frames(count: int, name: str, dtype: Dtype) -> Seconds:
     return watch.read()
 
 
-# --- raypipe embed in a process of its own
+# --- raypipe embed in its own process
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a process of ``raypipe embed`` reports: a phase of the run, or a shard decoded or put."""
+    """An event that a process of ``raypipe embed`` reports: a phase of the run, or a decoded or committed shard."""
 
     name: str
     at: float  # Unix time
@@ -207,7 +207,7 @@ class Run:
         return {event.shard: event.videos for event in self.events if event.name == "decoded"}
 
     def by_actor(self, name: str) -> list[list[Event]]:
-        """Events of one kind, grouped by process, in the order of time."""
+        """Group the events of one kind by process, in the order of time."""
         groups: dict[int, list[Event]] = {}
         for event in sorted(self.events, key=lambda event: event.at):
             if event.name == name:
@@ -217,7 +217,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Steady:
-    """The steady state over the floor of the same shards."""
+    """The time of the steady state divided by the floor of the same shards."""
 
     until_end: float  # every actor until the last commit of all: waiting for the last actor counts
     until_own: float  # every actor until its own last commit
@@ -225,9 +225,9 @@ class Steady:
 
 
 def steady_state(run: Run, floor: Floor) -> Steady:
-    """Compare what was committed after each actor's first shard, which includes its start, with the floor of that.
+    """Compare the shards committed after each actor's first one, which includes the startup, with their floor.
 
-    The largest shards come first, so counting videos instead of their cost would flatter.
+    The largest shards come first, so counting videos instead of their cost would flatter raypipe.
     """
     actors, videos_of = run.by_actor("put"), run.videos_of
     end = max(shards[-1].at for shards in actors)
@@ -250,7 +250,7 @@ def run_raypipe(videos: Path, output: Path, *overrides: str) -> Run:
 
 
 def _report_events(videos: str, output: str, log: str, *overrides: str) -> None:
-    """Run ``raypipe embed`` in this process, every process of it appending its events to the log."""
+    """Run ``raypipe embed`` in this process; all of its processes append their events to the log."""
     from raypipe.jobs.embed import job  # noqa: PLC0415
     from raypipe.runs import actors, stages  # noqa: PLC0415
     from raypipe.runs import job as skeleton  # noqa: PLC0415

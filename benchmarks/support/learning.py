@@ -1,4 +1,4 @@
-"""What benchmarks of train share: its clips, labels, trainings and accuracy, and the simpler models next to it."""
+"""Shared code of the training benchmarks: clips, labels, trainings, accuracy, and simpler models to compare with."""
 
 import argparse
 import csv
@@ -134,7 +134,7 @@ def write_labels(path: Path, rows: Iterable[Sequence[str]], *, split: bool = Fal
 
 
 def train_config(embeddings: Path, labels: Path | None, output: Path, *overrides: str) -> TrainConfig:
-    """The defaults of ``raypipe train``, with overrides."""
+    """Return the default configuration of ``raypipe train``, with overrides."""
     values = {"embeddings": str(embeddings), "labels": labels and str(labels), "output": str(output)}
     return load_config(TrainConfig, values=values, overrides=overrides)
 
@@ -145,7 +145,7 @@ def train(config: TrainConfig) -> TrainingRecord:
 
 
 def split_of(config: TrainConfig) -> tuple[list[str], list[str]]:
-    """Return the videos that training learns from, and those it validates on."""
+    """Return the ids of the training videos and of the validation videos."""
     samples = find_samples(config)
     return samples.train[schema.VIDEO_ID].to_pylist(), samples.validation[schema.VIDEO_ID].to_pylist()
 
@@ -187,7 +187,7 @@ def linear_probe(
 
 
 def nearest_neighbour(frames: Frames, truth: Labels, *, train: Sequence[str], test: Sequence[str]) -> Labels:
-    """Return the label of the training video with the highest cosine."""
+    """Return for each video in ``test`` the label of the training video with the highest cosine."""
     known, asked = (normalize(_means(frames, ids), dim=1) for ids in (train, test))
     nearest = (asked @ known.T).argmax(dim=1).tolist()
     return {video_id: truth[train[at]] for video_id, at in zip(test, nearest, strict=True)}
@@ -196,7 +196,7 @@ def nearest_neighbour(frames: Frames, truth: Labels, *, train: Sequence[str], te
 def _fit(
     frames: Frames, truth: Labels, ids: Sequence[str], names: Sequence[str], *, penalty: float
 ) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Learn from some videos; return a function that gives the logits ``[V, C]`` of others."""
+    """Fit a linear model to some videos; return a function from other videos to their logits ``[V, C]``."""
     inputs, targets = _means(frames, ids), _numbers(truth, ids, names)
     mean, std = inputs.mean(dim=0), inputs.std(dim=0).clamp(min=1e-4)
     inputs = (inputs - mean) / std

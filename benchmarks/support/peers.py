@@ -1,10 +1,10 @@
-"""Other ways to embed a folder of videos, each a whole program that ``peers.py`` starts as a process of its own.
+"""Other ways to embed a folder of videos. Each is a program that ``peers.py`` runs in its own process.
 
     python benchmarks/support/peers.py WAY JOB
 
-All but ``ray-data-documented`` run raypipe's own ``Backbone``, the fastest form of the model known here, in the same
-dtype and batches; all write Parquet with a row per frame. Each logs the frames of every finished batch. Modules are
-imported where they are used, so that each way pays only for its own.
+All except ``ray-data-documented`` run raypipe's own ``Backbone``, the fastest known form of the model, in the same
+dtype and batches. All write Parquet with one row per frame. Each logs the frames of every finished batch. Modules are
+imported where they are used, so that each way pays only for its own imports.
 """
 
 import json
@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 frames [N, 224, 224, 3] to vectors [N, D]
-Settings = dict[str, Any]  # actors, threads, …: what a way can be tuned with
+Settings = dict[str, Any]  # actors, threads, …: the tuning options of a way
 SIZE = 224
 UNIFORM = 16
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a way embeds, and how."""
+    """The videos that a way embeds, and how it embeds them."""
 
     videos: str
     output: str
@@ -37,7 +37,7 @@ class Job:
     settings: Settings
 
     def embedder(self, num_threads: int) -> Embed:
-        """Raypipe's network, which logs finished frames."""
+        """Return raypipe's network as a function that also logs finished frames."""
         from raypipe.models.backbone import Backbone  # noqa: PLC0415
         from raypipe.models.weights import resolve_weights  # noqa: PLC0415
 
@@ -45,7 +45,7 @@ class Job:
         return self._marked(Backbone(weights.state_dict, name=self.backbone, dtype=self.dtype).embed, num_threads)
 
     def plain_embedder(self, num_threads: int) -> Embed:
-        """Torchvision's network and transforms as documented: float32, batch norm not folded."""
+        """Return torchvision's network and transforms as documented: float32, batch norm not folded."""
         import torch  # noqa: PLC0415
 
         from raypipe.models.backbones import head_name  # noqa: PLC0415
@@ -89,7 +89,7 @@ def uniform_frames(path: str) -> np.ndarray:
 
 
 def ray_data(job: Job, *, documented: bool = False) -> None:
-    """``read_videos → map_batches → write_parquet``, as documented also with torchvision's network."""
+    """Run ``read_videos → map_batches → write_parquet``; if ``documented``, with torchvision's network."""
     import ray  # noqa: PLC0415
 
     class Embedder:
@@ -109,7 +109,7 @@ def ray_data(job: Job, *, documented: bool = False) -> None:
 
 
 def data_loader(job: Job) -> None:
-    """A PyTorch ``DataLoader`` whose workers decode with decord; the model runs in the main process."""
+    """Run a PyTorch ``DataLoader`` whose workers decode with decord; the model runs in the main process."""
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
     from torch.utils.data import DataLoader, Dataset  # noqa: PLC0415
@@ -137,7 +137,7 @@ def data_loader(job: Job) -> None:
 
 
 def daft_frames(job: Job) -> None:
-    """Daft's ``read_video_frames`` at one frame a second, then the model in a class."""
+    """Run Daft's ``read_video_frames`` at one frame per second, then the model in a class."""
     import daft  # noqa: PLC0415
 
     def embed_batch(embed: Embed, frames: list[np.ndarray]) -> list[list[float]]:
@@ -145,14 +145,14 @@ def daft_frames(job: Job) -> None:
 
     vector = daft.DataType.list(daft.DataType.float32())
     embedder = _daft_class(job, embed_batch, return_dtype=vector, batch_size=32)
-    # With several files at once Daft 0.7.26 hangs on two CPUs: all its threads wait for its event loop.
+    # With several files at once, Daft 0.7.26 hangs on two CPUs: all its threads wait for its event loop.
     daft.context.set_execution_config(scantask_max_parallel=1)
     frames = daft.read_video_frames(f"{job.videos}/*", image_height=SIZE, image_width=SIZE, sample_interval_seconds=1.0)
     frames.select("path", embedder(frames["data"]).alias("embedding")).write_parquet(job.output)
 
 
 def daft_udf(job: Job) -> None:
-    """Daft over the paths: a class decodes 16 frames of each with decord and embeds them."""
+    """Run Daft over the paths: a class decodes 16 frames of each video with decord and embeds them."""
     import daft  # noqa: PLC0415
 
     def embed_batch(embed: Embed, paths: list[str]) -> list[list[list[float]]]:
@@ -193,7 +193,7 @@ WAYS = {
 
 
 def read_marks(path: Path) -> tuple[int, float]:
-    """Return the number of frames, and the seconds of all at the speed of the last three quarters."""
+    """Return the number of frames, and the seconds for all of them at the speed of the last three quarters."""
     times, counts = np.loadtxt(path, ndmin=2, unpack=True)
     order = np.argsort(times)
     times, done = times[order], np.cumsum(counts[order])

@@ -1,4 +1,4 @@
-"""Time and memory of processes: this one, all below it, and a whole command with the daemons that it leaves."""
+"""Time and memory of processes: this one, its descendants, and a whole command with the daemons that it leaves."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ _DECODE_CHILD = b"raypipe.video"  # is in the command line of every decode child
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall time, and CPU time, which other work on the machine hardly changes."""
+    """Wall time and CPU time. Other work on the machine hardly changes CPU time."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -36,19 +36,19 @@ class Seconds:
 
 
 class Stopwatch:
-    """Measures from its creation; ``cpu_clock`` says whose CPU time counts, by default this process's."""
+    """Measures wall and CPU time from its creation; ``cpu_clock`` returns CPU seconds, by default of this process."""
 
     def __init__(self, cpu_clock: Callable[[], float] = time.process_time) -> None:
         self._cpu_clock = cpu_clock
         self._wall, self._cpu = time.perf_counter(), cpu_clock()
 
     def read(self) -> Seconds:
-        """Return the time since the creation."""
+        """Return the time since the stopwatch was created."""
         return Seconds(time.perf_counter() - self._wall, self._cpu_clock() - self._cpu)
 
 
 def family_cpu_seconds() -> float:
-    """CPU time of this process and of its children, including those that have ended."""
+    """Return the CPU time of this process and its children, including children that have ended."""
     own = os.getpid()
     return sum(os.times()[:4]) + sum(
         process.cpu_seconds for process in _all_processes().values() if process.parent == own
@@ -56,7 +56,7 @@ def family_cpu_seconds() -> float:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has used."""
+    """Return the peak memory of this process."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) * 1024 if found else 0
 
@@ -68,12 +68,12 @@ def in_process(function: Callable[..., Any], *arguments: object, **options: obje
 
 
 def run_counting_cpu(command: Sequence[str]) -> tuple[str, float]:
-    """Run a command; return what it printed, and the CPU seconds of it and all its descendants.
+    """Run a command; return its output, and the CPU seconds of the command and all its descendants.
 
     Raises:
         CalledProcessError: the command failed.
     """
-    # Orphans become children of this process instead of init's, so that every descendant stays below it.
+    # Orphans become children of this process instead of init, so that they remain its descendants.
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
     used: dict[tuple[int, int], float] = {}  # by PID and start time: PIDs are reused
@@ -92,7 +92,7 @@ def run_counting_cpu(command: Sequence[str]) -> tuple[str, float]:
 
 @dataclass
 class Peak:
-    """The most memory that one decoding actor and its decode child used together, in bytes of PSS."""
+    """The peak memory of one decoding actor and its decode child together, in bytes of PSS."""
 
     total: int = 0
     actor: int = 0  # of the total, at the same moment
@@ -101,10 +101,10 @@ class Peak:
 
 @contextmanager
 def watching_memory() -> Iterator[Peak]:
-    """Sample the memory of the decoding actors below this process every second, and keep the peak of one actor.
+    """Sample the memory of this process's descendant decoding actors every second, and keep the peak of one actor.
 
     PSS divides a page that several processes map, such as torch's libraries and blocks of the object store, among
-    them: the values of several actors can be added.
+    these processes, so the values of several actors can be added.
     """
     peak = Peak()
 
@@ -142,7 +142,7 @@ def _polling(poll: Callable[[], None], seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Process:
-    """What ``/proc/PID/stat`` says."""
+    """Values from ``/proc/PID/stat``."""
 
     parent: int
     cpu_seconds: float
@@ -160,7 +160,7 @@ def _all_processes() -> dict[int, _Process]:
 
 
 def _descendants() -> Mapping[int, _Process]:
-    """The processes below this one, at any depth."""
+    """Return the descendants of this process, at any depth."""
     processes = _all_processes()
     found = {os.getpid()}
     while new := {pid for pid, process in processes.items() if process.parent in found} - found:
@@ -169,7 +169,7 @@ def _descendants() -> Mapping[int, _Process]:
 
 
 def _read_proc(pid: int, name: str) -> bytes:
-    """A file of a process; empty if the process has ended."""
+    """Return the content of a file of a process; empty if the process has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:

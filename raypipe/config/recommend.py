@@ -17,7 +17,7 @@ def _iso(value: object) -> str:
 
 
 class RankingConfig(Section):
-    """How to rank, the same for every user; the endpoint has the same options under the same names."""
+    """How to rank, the same for every user; the endpoint has the same options with the same names."""
 
     top_k: int = Field(default=20, ge=1, le=200)
     filters: dict[str, Any] = Field(default_factory=dict)
@@ -36,7 +36,7 @@ class RankingConfig(Section):
         try:
             plain: dict[str, Any] = json.loads(json.dumps(filters, default=_iso, allow_nan=False))
         except (TypeError, ValueError) as error:
-            msg = f"should hold texts, numbers, true or false, and lists or ranges of them: {error}"
+            msg = f"should contain strings, numbers, booleans, and lists or ranges of them: {error}"
             raise ValueError(msg) from None
         return plain
 

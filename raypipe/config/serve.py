@@ -9,7 +9,7 @@ from raypipe.config.load import Section, Uri
 
 
 class LimitsConfig(Section):
-    """The limits of a request; if it exceeds one, the answer is an immediate error."""
+    """The limits of a request; a request that exceeds one gets an error immediately."""
 
     max_body_bytes: int = Field(default=67_108_864, ge=1)
     max_json_bytes: int = Field(default=4_194_304, ge=1)

@@ -27,7 +27,7 @@ class Gpt2Size(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters in every block of GPT-2 (peft); none if ``rank`` is 0."""
+    """Low-rank adapters in every block of GPT-2 (peft); disabled if ``rank`` is 0."""
 
     rank: int = Field(default=0, ge=0)
     alpha: int = Field(default=16, ge=1)
@@ -119,7 +119,7 @@ class TrainConfig(Section):
         given = [name for name in ("labels", "labels_from") if getattr(self, name) is not None]
         if self.objective == "classify" and len(given) != 1:
             have = " and ".join(given) or "neither"
-            msg = f"give one of --labels FILE and --labels-from folder; there is {have}"
+            msg = f"give one of --labels FILE and --labels-from folder; got {have}"
             raise ValueError(msg)
         return self
 

@@ -87,7 +87,7 @@ class Clip:
 
     @property
     def video_id(self) -> str:
-        """Its key in the catalogue."""
+        """The key of the video in the catalogue."""
         return f"{self.label}/{self.path.name}"
 
 
@@ -162,7 +162,7 @@ def render(scene: Scene, label: Label) -> Iterator[NDArray[np.uint8]]:
 
 
 def _moments(label: Label, num_frames: int) -> NDArray[np.int64]:
-    """Number the frames 0 to T - 1 as the first label of the pair would play them."""
+    """Return the numbers 0 to T - 1 of the frames, in reverse for the second label of a pair."""
     moments = np.arange(num_frames)
     return moments[::-1] if label in _BACKWARDS else moments
 

@@ -56,12 +56,12 @@ class S3Server:
 
 @contextmanager
 def local_s3(folder: Path, *, buckets: Sequence[str] = ("videos",)) -> Iterator[S3Server]:
-    """Run a server that keeps its data in ``folder`` until the block ends; ``buckets`` exist when it begins.
+    """Run a server that stores its data in ``folder`` until the block ends; ``buckets`` exist when it begins.
 
     The server dies with the thread that entered the block, even when the process is killed.
 
     Raises:
-        SetupError: the server's program is missing, or it does not start.
+        SetupError: the server's program is missing or does not start.
     """
     program = _program()
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def local_s3(folder: Path, *, buckets: Sequence[str] = ("videos",)) -> Iterator[
 
 
 def _program() -> str:
-    """Find ``weed`` next to this Python, which also works in a virtual environment that is not activated."""
+    """Find the program ``weed``, first next to this Python, so that the virtual environment need not be activated."""
     program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if program is None:
         msg = "The S3 server's program 'weed' is not installed."
@@ -124,7 +124,7 @@ def _wait_until_ready(
     """Wait until a signed listing shows every bucket; False if the server ended and a retry may help."""
     client = _client(server)
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    state = "it does not answer"
+    state = "it does not reply"
     while time.monotonic() < deadline:
         if process.poll() is not None:
             if not last_attempt:
@@ -135,7 +135,7 @@ def _wait_until_ready(
             missing = set(buckets) - {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
             if not missing:
                 return True
-            state = f"it made no {', '.join(sorted(missing))}; a bucket's name has 3 to 63 of a-z, 0-9 and -"
+            state = f"it did not create {', '.join(sorted(missing))}; bucket names have 3 to 63 of a-z, 0-9 and -"
         except (BotoCoreError, ClientError):
             pass  # not up yet
         time.sleep(POLL_SECONDS)
@@ -156,4 +156,4 @@ def _client(server: S3Server) -> Any:  # noqa: ANN401 - botocore builds the clas
 
 def _last_line(folder: Path) -> str:
     lines = (folder / "server.log").read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing.")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty.")

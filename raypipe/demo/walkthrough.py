@@ -47,13 +47,13 @@ _SPLITS = ("train",) * 10 + ("validation",) * 2 + ("test",) * 4  # of each class
 
 
 def run_demo(folder: Path, *, keep: bool = False) -> int:
-    """Do everything in ``folder``, and replace an earlier demo there; 0 if every promise holds.
+    """Run the demo in ``folder``, replacing an earlier demo there; return 0.
 
-    With ``keep`` the endpoint stays until Ctrl-C.
+    With ``keep``, the endpoint runs until Ctrl-C.
 
     Raises:
         ConfigError: the folder holds something other than an earlier demo.
-        VerifyError: the output breaks a promise.
+        VerifyError: the output fails verification.
         JobError: the endpoint does not start.
     """
     console = Console(highlight=False)
@@ -90,8 +90,8 @@ def run_demo(folder: Path, *, keep: bool = False) -> int:
 
 def _clear(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).exists():
-        msg = f"{str(folder)!r} holds something else than an earlier demo."
-        raise ConfigError(msg, key="--folder", value=str(folder), remedy="Give --folder an empty or a new folder.")
+        msg = f"{str(folder)!r} contains something other than an earlier demo."
+        raise ConfigError(msg, key="--folder", value=str(folder), remedy="Set --folder to an empty or new folder.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / _MARKER).touch()
@@ -107,7 +107,7 @@ def _write_labels(folder: Path, clips: Sequence[Clip]) -> dict[str, tuple[str, s
 
 
 def _write_catalogue(folder: Path, clips: Sequence[Clip]) -> Path:
-    """Write ``catalogue.csv``: what a platform would know about its videos, made up from the clips' own numbers."""
+    """Write ``catalogue.csv``: metadata that a platform would have, derived from the numbers of the clips."""
     rows = []
     for number, clip in enumerate(clips):
         title = f"{clip.label.replace('_', ' ').capitalize()}, take {clip.path.stem.rpartition('-')[2]}"
@@ -119,21 +119,21 @@ def _write_catalogue(folder: Path, clips: Sequence[Clip]) -> Path:
 
 
 def _weights(console: Console) -> str:
-    from raypipe.models.weights import resolve_weights  # noqa: PLC0415  # torch, which the clips do without
+    from raypipe.models.weights import resolve_weights  # noqa: PLC0415  # imports torch, which making clips does not need
 
     try:
         resolve_weights(_BACKBONE, "default", read_bytes=lambda uri: Path(uri).read_bytes())
     except WeightsError:
         console.print(
-            f"    The pretrained weights of {_BACKBONE} cannot be downloaded: random ones stand in. Everything works "
-            "the same, but the vectors say little about what is seen."
+            f"    The pretrained weights of {_BACKBONE} cannot be downloaded. Using random weights instead: everything "
+            "works the same, but the vectors say little about the content."
         )
         return "random"
     return "default"
 
 
 def _embed(console: Console, folder: Path, weights: str) -> Path:
-    from raypipe.jobs.embed.job import run_embed  # noqa: PLC0415  # Ray, which the clips do without
+    from raypipe.jobs.embed.job import run_embed  # noqa: PLC0415  # imports Ray, which making clips does not need
     from raypipe.runs.summary_tables import final_table  # noqa: PLC0415
 
     values = {"input": _INPUT, "output": _OUTPUT}
@@ -172,13 +172,13 @@ def _index(console: Console, catalogue: Path) -> None:
 
 
 def _fetch(report_uri: str, output: str, report: Path) -> Path:
-    """Copy a report out of the bucket, which ends with the demo."""
+    """Copy a report out of the bucket, which is gone after the demo."""
     report.write_bytes(Folder(output).read(report_uri.removeprefix(Folder(output).child(""))))
     return report
 
 
 def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str) -> None:
-    """Compare the labels of clips that training never saw with those of a model that ignores the order of frames."""
+    """Print the accuracy on clips that training never saw, next to that of a model that ignores the order of frames."""
     from raypipe.dataset.read import read_embeddings, read_rows  # noqa: PLC0415
 
     predicted = _by_id(read_rows(Folder(_PREDICTIONS), columns=[schema.VIDEO_ID, schema.LABEL]))
@@ -194,21 +194,21 @@ def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str)
     table.add_row("GPT-2 over the frames", f"{num_right}/{len(tested)}")
     table.add_row("linear model on the mean of the frames", f"{num_probed_right}/{len(tested)}")
     console.print(table)
-    said = "random weights, which say little about what is seen" if weights == "random" else "ImageNet weights"
-    console.print(f"{_BACKBONE} with {said}; each class is another one played backwards.")
+    said = "random weights, which say little about the content" if weights == "random" else "ImageNet weights"
+    console.print(f"{_BACKBONE} with {said}; each class is another class played backwards.")
 
 
 def _by_id(tables: "Iterable[pa.Table]") -> dict[str, Any]:
-    """Read tables of two columns, a video's id and something about it."""
+    """Return a dictionary of the rows of tables with two columns: the video's id and a value."""
     return {key: value for table in tables for key, value in zip(*(one.to_pylist() for one in table), strict=True)}
 
 
 def _linear_probe(
     train: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], others: npt.NDArray[np.float32], decay: float = 1e-2
 ) -> npt.NDArray[np.int64]:
-    """Fit a logistic regression to vectors ``[N, D]`` and class numbers ``[N]``; return those of others ``[M, D]``.
+    """Fit a logistic regression to vectors ``[N, D]`` and class numbers ``[N]``; classify ``others`` ``[M, D]``.
 
-    Vectors are standardised by the training ones; ``decay`` weighs the squared weights against the mean loss.
+    Vectors are standardised with the training vectors; ``decay`` is the factor of the squared weights in the loss.
     """
     import torch  # noqa: PLC0415
 
@@ -248,11 +248,11 @@ def _verify(console: Console) -> None:
         seconds = sum(row[schema.DURATION_SECONDS] or 0 for row in of)
         table.add_row(label, str(len(of)), str(ok), str(frames), f"{seconds:.1f}")
     console.print(table)
-    console.print(f"{result.num_rows} videos in {result.num_files} files: every promise holds.")
+    console.print(f"{result.num_rows} videos in {result.num_files} files: no problems found.")
 
 
 def _serve(console: Console, *, weights: str, log: Path, keep: bool) -> None:
-    """Start ``raypipe serve``, ask it for recommendations, and stop it; with ``keep``, only after Ctrl-C."""
+    """Start ``raypipe serve``, request recommendations, and stop it; with ``keep``, only after Ctrl-C."""
     import ray  # noqa: PLC0415
 
     ray.shutdown()  # the endpoint starts its own Ray, and the machine may be small
@@ -264,14 +264,14 @@ def _serve(console: Console, *, weights: str, log: Path, keep: bool) -> None:
         _await_ready(client, server, log)
         _recommend(console, client)
         if keep:
-            console.print(f"The page: [bold]http://127.0.0.1:{port}/[/] (Ctrl-C ends it)")
+            console.print(f"The page: [bold]http://127.0.0.1:{port}/[/] (Ctrl-C stops it)")
             server.wait()
         else:
-            console.print(f"The page was at http://127.0.0.1:{port}/: [bold]raypipe demo --keep[/] leaves it there.")
+            console.print(f"The page was at http://127.0.0.1:{port}/: [bold]raypipe demo --keep[/] keeps it running.")
 
 
 def _recommend(console: Console, client: Client) -> None:
-    """Print the recommendations for somebody who has watched two clips."""
+    """Print the recommendations for a user who watched two clips."""
     watched = {video["video_id"]: _title(video) for video in client.videos(limit=2)["videos"]}
     answer = client.recommend(list(watched), top_k=_NUM_SHOWN, diversity=0.3)
     table = Table("recommended", "score", "because of", "similarity")
@@ -279,7 +279,7 @@ def _recommend(console: Console, client: Client) -> None:
         why = result["why"]
         closest = watched.get(why["closest"], "")
         table.add_row(_title(result["video"]), f"{result['score']:.2f}", closest, f"{why['similarity']:.2f}")
-    console.print(f"To somebody who watched {' and '.join(repr(title) for title in watched.values())}:")
+    console.print(f"For a user who watched {' and '.join(repr(title) for title in watched.values())}:")
     console.print(table)
 
 
@@ -322,8 +322,8 @@ def _await_ready(client: Client, server: "subprocess.Popen[bytes]", log: Path) -
             time.sleep(0.2)
         else:
             return
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
-    msg = f"The endpoint did not start: {lines[-1]} All it said is in {log}."
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it printed nothing."]
+    msg = f"The endpoint did not start: {lines[-1]} Its full output is in {log}."
     raise JobError(msg)
 
 

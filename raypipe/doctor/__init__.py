@@ -1,1 +1,1 @@
-"""``raypipe doctor``: what a job needs of this machine or cluster, and a fix for each problem."""
+"""``raypipe doctor``: check what a job needs from this machine or cluster, and suggest a fix for each problem."""

@@ -31,7 +31,7 @@ from raypipe.video.sandbox.parent import DecodeSandbox, installed_decoders
 
 State = Literal["ok", "warning", "error"]
 _PACKAGES = ("ray", "torch", "av", "pyarrow", "s3fs")
-_WAIT_SECONDS = 120.0  # a node imports all of it first
+_WAIT_SECONDS = 120.0  # a node first imports raypipe and its dependencies
 _SHOWN = 3
 _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "error": "red"}
 _TINY_REQUEST = DecodeRequest("uniform", 1, 1.0, 1, False, True, 32, 32, DecodeLimits(2**20, 60))  # noqa: FBT003
@@ -43,7 +43,7 @@ _REFUSED = (401, 403)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that a job needs: its state, and what to do about it unless it is ok."""
+    """One thing that a job needs: its state, and how to fix it if it is not ok."""
 
     name: str
     state: State
@@ -54,17 +54,17 @@ class Check:
 def first_video(uri: str) -> str:
     """List an input up to its first video; raises SetupError if it cannot be listed."""
     first = next(iter(find_videos(uri, output_uri="")), None)
-    return f"{uri} is listed; the first video is {first.video_id}" if first else f"{uri} is listed, and holds no video"
+    return f"{uri} can be listed; the first video is {first.video_id}" if first else f"{uri} can be listed; it is empty"
 
 
 def writable(uri: str) -> str:
-    """Put the marker of a writable output; raises SetupError if it cannot be written."""
+    """Write the marker file that shows that an output is writable; raises SetupError if that fails."""
     Folder(uri).check_writable()
-    return f"{uri} can be written, each object once"
+    return f"{uri} is writable, with create-only writes"
 
 
 def check_nodes(*, input_uri: str | None, output_uri: str | None) -> Iterator[Check]:
-    """Ask every node that is alive; nodes that give the same answer are one check."""
+    """Check every node that is alive; nodes with the same result share one check."""
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     look_around: Any = _look_around
     ask = ray.remote(num_cpus=0, max_retries=0)(look_around)
@@ -82,7 +82,7 @@ def check_nodes(*, input_uri: str | None, output_uri: str | None) -> Iterator[Ch
         except ray.exceptions.RayError as error:
             alike["", f"cannot run a task: {' '.join(str(error).split())[:200]}"].append(asked[reference])
     for reference in silent:
-        alike["", f"does not answer within {_WAIT_SECONDS:g} s"].append(asked[reference])
+        alike["", f"does not reply within {_WAIT_SECONDS:g} s"].append(asked[reference])
     for (found, problem), addresses in alike.items():
         shown, more = ", ".join(sorted(addresses)[:_SHOWN]), len(addresses) - _SHOWN
         who = f"{shown} and {more} more" if more > 0 else shown
@@ -94,7 +94,7 @@ def _look_around(input_uri: str | None, output_uri: str | None, *, has_gpu: bool
     versions = [f"Python {platform.python_version()}", f"raypipe {__version__}", *map(_package, _PACKAGES)]
     problems = []
     if has_gpu:
-        import torch  # noqa: PLC0415 - takes seconds, and only nodes with a GPU need it
+        import torch  # noqa: PLC0415 - importing it takes seconds, and only nodes with a GPU need it
 
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         versions.append(", ".join(names))
@@ -117,7 +117,7 @@ def _package(name: str) -> str:
 
 
 def run_checks(*, input_uri: str | None = None, output_uri: str | None = None) -> list[Check]:
-    """Try everything that ``raypipe embed`` relies on; only the marker of a writable output is stored."""
+    """Check everything that ``raypipe embed`` relies on; the only write is a marker file in the output."""
     checks = [_python(), *_decoders(), _weights(), _memory()]
     for name, uri, probe in (("input", input_uri, first_video), ("output", output_uri, writable)):
         if uri:
@@ -139,7 +139,7 @@ def _python() -> Check:
     found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     if platform.system() == "Linux":
         return Check("system", "ok", found)
-    return Check("system", "error", found, "Run raypipe on Linux: its decode sandbox is made of Linux's means.")
+    return Check("system", "error", found, "Run raypipe on Linux: its decode sandbox needs Linux features.")
 
 
 def _decoders() -> Iterator[Check]:
@@ -161,14 +161,14 @@ def _decoders() -> Iterator[Check]:
             continue
         version = metadata.version("av" if decoder == "pyav" else decoder)
         if kept := [what for what, is_held in held.items() if not is_held]:
-            remedy = "Allow user namespaces and seccomp: without them a video's decoder keeps what the worker has."
-            yield Check(name, "warning", f"{version}; its sandbox keeps {', '.join(kept)}", remedy)
+            remedy = "Allow user namespaces and seccomp: without them a decoder keeps these rights of the worker."
+            yield Check(name, "warning", f"{version}; its sandbox does not drop {', '.join(kept)}", remedy)
         else:
-            yield Check(name, "ok", f"{version}; its sandbox gives up {', '.join(held)}")
+            yield Check(name, "ok", f"{version}; its sandbox drops {', '.join(held)}")
 
 
 def _weights() -> Check:
-    import torch  # noqa: PLC0415  # seconds, and only a check of weights needs it
+    import torch  # noqa: PLC0415  # importing it takes seconds, and only this check needs it
 
     from raypipe.models.weights import pretrained_url  # noqa: PLC0415
 
@@ -176,7 +176,7 @@ def _weights() -> Check:
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
     if file.exists():
         return Check("weights", "ok", f"resnet50 is cached: {file}")
-    remedy = f"The first run downloads {url}; without a network put that file there, or set backbone.weights."
+    remedy = f"The first run downloads {url}; without a network, put that file there or set backbone.weights."
     return Check("weights", "warning", f"resnet50 is not cached at {file}", remedy)
 
 
@@ -200,7 +200,7 @@ def _cluster(input_uri: str | None, output_uri: str | None) -> Iterator[Check]:
     try:
         actors.connect()
     except RaypipeError as error:
-        yield Check("ray", "error", str(error), "Unset RAY_ADDRESS to use this machine alone.")
+        yield Check("ray", "error", str(error), "Unset RAY_ADDRESS to use only this machine.")
         return
     total = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
@@ -220,7 +220,7 @@ def _demo_server() -> Check:
 
 
 def check_api(client: JobSubmissionClient) -> list[Check]:
-    """Check the job API, which runs code for everybody whom it answers."""
+    """Check the job API, which runs code for every client that it accepts."""
     return [_version(client), _token(client.get_address())]
 
 
@@ -231,7 +231,7 @@ def _version(client: JobSubmissionClient) -> Check:
     found = f"Ray {there} there, {ray.__version__} here"
     if there.split(".")[:2] == ray.__version__.split(".")[:2]:
         return Check("versions", "ok", found)
-    remedy = f"pip install 'ray=={there}' here: jobs are sent as that release takes them."
+    remedy = f"Run pip install 'ray=={there}' here, so that jobs are submitted with the version of the cluster."
     return Check("versions", "warning", found, remedy)
 
 
@@ -239,8 +239,8 @@ def _token(address: str) -> Check:
     with reached(address):
         answer = requests.get(f"{address}/api/jobs/", timeout=_TIMEOUT_SECONDS)
     if answer.status_code in _REFUSED:
-        return Check("token", "ok", f"{address} refuses a request without it ({answer.status_code})")
+        return Check("token", "ok", f"{address} rejects requests without a token ({answer.status_code})")
     is_near = urlsplit(address).hostname in _LOOPBACK
-    found = f"{address} answers {answer.status_code} without one{', at loopback' if is_near else ''}"
-    remedy = "Whoever reaches it runs code on every node. Start Ray with RAY_AUTH_MODE=token, as cluster.yaml does."
+    found = f"{address} replies {answer.status_code} without a token{', on loopback' if is_near else ''}"
+    remedy = "Anyone who can reach it can run code on every node. Start Ray with RAY_AUTH_MODE=token, see cluster.yaml."
     return Check("token", "warning" if is_near else "error", found, remedy)

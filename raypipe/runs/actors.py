@@ -33,17 +33,17 @@ T = TypeVar("T")
 class Needs:
     """What the actors of a job need.
 
-    With ``joined`` an actor has CPUs and, where there are some, GPUs; else the actors on GPUs are a stage of their own.
+    With ``joined``, each actor has CPUs and, if the cluster has any, GPUs. Otherwise GPU actors are a second stage.
     """
 
     num_cpus: float = 1.0
-    num_gpus: Literal["auto"] | float = 0  # of each actor on a GPU; auto: one, if the cluster has any
+    num_gpus: Literal["auto"] | float = 0  # of each actor on a GPU; auto: 1 if the cluster has any
     concurrency: Literal["auto"] | int = "auto"
     joined: bool = True
     cpus_on: Mapping[str, str] = field(default_factory=dict)  # labels of nodes
     gpus_on: Mapping[str, str] = field(default_factory=dict)
     wait_seconds: float = 0.0  # for an autoscaler to add nodes
-    asked: str = "the job"  # the keys and values that ask for this, for an error
+    asked: str = "the job"  # the keys and values that ask for this, for error messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Placement:
     needs: Needs
     num_actors: int
     num_gpu_actors: int = 0
-    num_gpus: float = 0.0  # of each of those
-    device: Literal["cpu", "cuda"] = "cpu"  # where the model of an actor is
+    num_gpus: float = 0.0  # of each of these actors
+    device: Literal["cpu", "cuda"] = "cpu"  # where an actor runs its model
 
     @property
     def num_slots(self) -> int:
-        """Return how many actors work at once."""
+        """Return how many actors work in parallel."""
         return self.num_actors + (0 if self.needs.joined else self.num_gpu_actors)
 
     def stage(self, *steps: tuple[Any, Any]) -> Stage:
@@ -69,28 +69,28 @@ class Placement:
         return Stage(steps, self.num_actors, needs.num_cpus, num_gpus, labels=needs.cpus_on, may_grow=may_grow)
 
     def gpu_stage(self, *steps: tuple[Any, Any]) -> Stage:
-        """Return the stage of the actors that have a GPU alone."""
+        """Return the stage of the actors that have only a GPU."""
         may_grow = self.needs.concurrency == "auto"
         return Stage(steps, self.num_gpu_actors, 0.0, self.num_gpus, labels=self.needs.gpus_on, may_grow=may_grow)
 
 
 class Executor(Protocol):
-    """Where the stages of a job run. ``RayExecutor`` is the one of the commands."""
+    """Runs the stages of a job. The commands use ``RayExecutor``."""
 
     def connect(self) -> None:
-        """Make actors possible. Raises SetupError."""
+        """Get ready to start actors. Raises SetupError."""
 
     def place(self, needs: Needs) -> Placement:
         """Decide how many actors there are. Raises SetupError if not even one fits."""
 
     def machine(self) -> dict[str, object]:
-        """Return what the record says about where the job runs."""
+        """Describe where the job runs, for the record."""
 
     def share(self, value: object) -> Shared:
         """Make a value, such as weights, available to all actors."""
 
     def call_on_gpu(self, function: Any, *arguments: Any, num_gpus: float) -> Any:  # noqa: ANN401
-        """Call a function where the actors with a GPU run."""
+        """Call a function in the same environment as the actors with a GPU."""
 
     def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
         """Take every block through the stages, and yield the summaries as shards finish, in any order.
@@ -104,14 +104,14 @@ class RayExecutor:
     """Runs stages as actor pools of Ray Data."""
 
     def connect(self) -> None:
-        """Connect to Ray, or start it; raises like ``connect``."""
+        """Connect to Ray or start it; raises like ``connect``."""
         connect()
 
     def place(self, needs: Needs) -> Placement:
-        """Divide what the cluster has among actors.
+        """Decide how many actors fit into the cluster.
 
         Raises:
-            SetupError: the cluster has less than one actor needs.
+            SetupError: not even one actor fits.
         """
         has = await_resources(
             _bundles(needs), cpus_on=needs.cpus_on, gpus_on=needs.gpus_on, wait_seconds=needs.wait_seconds
@@ -170,7 +170,7 @@ class _Shared:
 
 
 def _bundles(needs: Needs) -> list[dict[str, float]]:
-    """Return what has to be there before the work can start."""
+    """Return the resources that must be available before the work can start."""
     cpu = {"CPU": float(needs.num_cpus)}
     if needs.num_gpus in {"auto", 0}:
         return [cpu]
@@ -182,7 +182,7 @@ def _add_stage(shards: Dataset, stage: Stage, *, num_shards: int) -> Dataset:
     where: dict[str, Any] = {"label_selector": dict(stage.labels)} if stage.labels else {}
     map_batches = map_whole_blocks if stage.num_gpus else Dataset.map_batches
     at_first = min(stage.num_actors, num_shards)
-    # A shard waits for a free actor, not behind another shard in an actor's queue.
+    # A shard waits for any free actor, instead of in the queue of one actor.
     actors = ActorPoolStrategy(
         min_size=at_first, max_size=num_shards if stage.may_grow else at_first, max_tasks_in_flight_per_actor=1
     )
@@ -201,7 +201,7 @@ def _add_stage(shards: Dataset, stage: Stage, *, num_shards: int) -> Dataset:
 
 
 def connect() -> None:
-    """Connect to the cluster that ``RAY_ADDRESS`` names or that runs here, or start one in this process."""
+    """Connect to the cluster in ``RAY_ADDRESS`` or on this machine, or start one in this process."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user enables it
@@ -217,7 +217,7 @@ def connect() -> None:
                 log_to_driver=not quiet,
                 logging_level=logging.ERROR if quiet else logging.INFO,
             )
-    except Exception as error:  # noqa: BLE001 - Ray raises a bare one where a node does not start in time
+    except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception if a node does not start in time
         reason = one_line(error)
         msg = (
             f"Cannot connect to Ray at {os.environ.get('RAY_ADDRESS', 'this machine')!r}: {reason}. Run raypipe doctor."
@@ -243,7 +243,7 @@ def data_context() -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the last line of an error of Ray: the exception of the worker, without the class name if it is ours."""
+    """Return the last line of a Ray error: the worker's exception, without the class name if it is raypipe's."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -297,7 +297,7 @@ def await_resources(
     gpus_on: Mapping[str, str] = {},
     wait_seconds: float,
 ) -> dict[str, float]:
-    """Ask an autoscaler for the bundles, and return what the cluster has once they fit or the time is over."""
+    """Ask an autoscaler for the bundles; return the cluster's resources once they fit or the time is up."""
     needed: Counter[str] = Counter()
     for bundle in bundles:
         needed.update(bundle)
@@ -313,5 +313,5 @@ def await_resources(
             is_asked = True
         time.sleep(_POLL_SECONDS)
     if is_asked:
-        request_resources(bundles=[])  # the stages ask for themselves
+        request_resources(bundles=[])  # the stages make their own requests
     return has

@@ -31,9 +31,9 @@ _EPOCHS_PER_LINE = 4  # at most this many lines of epochs per LINE_SECONDS
 _REFRESH_PER_SECOND = 4.0
 _RATE_WINDOW_SECONDS = 120.0
 _RATE_MIN_SAMPLES = 8  # large shards finish rarely: the window holds at least this many, however old they are
-_LINES_BESIDES_EPOCHS = 6  # the head of the table, the bar and what is below it
+_LINES_BESIDES_EPOCHS = 6  # the head of the table, the bar and the lines below it
 _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "raypipe_videos_total": ("Videos ended, by status.", ("status",)),
+    "raypipe_videos_total": ("Videos finished, by status.", ("status",)),
     "raypipe_frames_total": ("Frames of finished shards.", ()),
     "raypipe_bytes_total": ("Bytes read: of videos, or of their vectors.", ()),
     "raypipe_shards_total": ("Shards finished.", ()),
@@ -43,7 +43,7 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _GAUGES = {
     "raypipe_planned_videos": "Videos in the plan, done or not.",
-    "raypipe_done_videos": "Videos of the plan that this run or an earlier one has done.",
+    "raypipe_done_videos": "Videos of the plan that this run or an earlier one has finished.",
 }
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def _harmless() -> Iterator[None]:
     """Log an error instead of raising it: a display or a counter must never end a job."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001  whatever it is, the job is worth more
+    except Exception as error:  # noqa: BLE001  the job matters more than its display
         _logger.warning("The progress could not be shown: %r", error)
 
 
@@ -95,7 +95,7 @@ class _Bar(rich.progress.Progress):
 
 
 class _Display:
-    """What all jobs share: a bar on a terminal, and elsewhere lines with a pause of ``line_seconds`` between them."""
+    """The display of all jobs: a bar on a terminal; elsewhere, lines at least ``line_seconds`` apart."""
 
     def __init__(self, console: Console | None, *, line_seconds: float, clock: Callable[[], float]) -> None:
         self._console = console or Console()
@@ -150,10 +150,9 @@ class _Display:
 
 
 class Progress(_Display):
-    """Shows a batch job's record as it grows. ``update`` adds shards to the record, so nobody else may.
+    """Shows a batch job's record as it grows. Only ``update`` may add shards to the record.
 
-    Plain lines are printed at the start, at the end, and by whichever of ``update`` and ``tick`` is called when one is
-    due.
+    Plain lines are printed at the start, at the end, and, when one is due, by ``update`` or ``tick``.
     """
 
     def __init__(
@@ -180,7 +179,7 @@ class Progress(_Display):
         with self._lock:
             self._record.add(summary)
             self._rate.update()
-        if self._unit == "videos":  # which the metrics count
+        if self._unit == "videos":  # the metrics count only videos
             with _harmless():
                 self._metrics.add(summary)
         self.tick()
@@ -226,7 +225,7 @@ class Progress(_Display):
 
 
 class _Step(NamedTuple):
-    """How far a training is: ``step`` of the epoch's ``steps_per_epoch`` are done."""
+    """The progress of a training: ``step`` of the epoch's ``steps_per_epoch`` steps are done."""
 
     epoch: int
     step: int
@@ -241,15 +240,15 @@ class _Step(NamedTuple):
 
     @property
     def numbers(self) -> list[str]:
-        """The loss and the speed for people."""
+        """The loss and the speed as text."""
         return [f"loss {text.format_loss(self.loss)}", f"{text.format_speed(self.samples_per_second)} samples/s"]
 
 
 class TrainingProgress(_Display):
     """Shows a training of ``num_epochs`` from calls of ``step`` and ``epoch``: a table of epochs above the bar.
 
-    Plain lines are one per note, one per ``line_seconds`` within an epoch, and one per epoch; if epochs are short, only
-    some of them and the last. ``clock`` returns seconds.
+    Plain lines are printed for each note, every ``line_seconds`` within an epoch, and for each epoch; if epochs are
+    short, only for some of them and the last. ``clock`` returns seconds.
     """
 
     def __init__(
@@ -389,7 +388,7 @@ class ProgressMetrics:
     def add(self, summary: ShardSummary) -> None:
         """Count one shard."""
         self._num_done_videos += sum(summary.statuses.values())
-        ray = sys.modules.get("ray")  # whoever started Ray has imported it
+        ray = sys.modules.get("ray")  # if Ray is running, it is imported
         if ray is None or not ray.is_initialized():
             return
         if not self._counters:

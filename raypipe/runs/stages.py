@@ -1,4 +1,4 @@
-"""Stages of a job: actors that take one shard after the other through their steps. A block is a shard. No Ray here."""
+"""Stages of a job: actors that take shards through their steps, one at a time. A block is a shard. No Ray here."""
 
 import logging
 import time
@@ -22,13 +22,13 @@ _PUTS_AT_ONCE = 4  # actors that only commit; they reserve no CPU, because decod
 _logger = logging.getLogger(__name__)
 
 Step = Callable[[pa.Table], "pa.Table | ShardSummary"]
-Steps = Sequence[tuple[Callable[[Any], Step], Any]]  # each is made in the actor, from its settings
-Shared = Callable[[], Any]  # gives a value that all actors share, such as weights
+Steps = Sequence[tuple[Callable[[Any], Step], Any]]  # each step is made in the actor, from its settings
+Shared = Callable[[], Any]  # returns a value that all actors share, such as weights
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Actors of one kind, with what each reserves."""
+    """Actors of one kind, and the resources that each reserves."""
 
     steps: Steps
     num_actors: int
@@ -40,19 +40,19 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class CommitSettings:
-    """What the step that commits a shard needs."""
+    """The settings of ``CommitShard``."""
 
     output_uri: str
     fingerprint: str
     rows: pa.Schema  # of the output file
     summarize: Callable[[pa.Table], ShardSummary]  # what the job tells the driver about a finished block
-    totals: Callable[[pa.Table], Totals] | None = None  # what the job counts besides statuses
+    totals: Callable[[pa.Table], Totals] | None = None  # what the job counts in addition to statuses
 
 
 def with_commit(stages: Sequence[Stage], commit: CommitSettings) -> list[Stage]:
-    """Add what every job does: skip a shard that is committed already, and commit the rows that the last step returns.
+    """Add the steps that every job has: skip a shard that is already committed, and commit the rows of the last step.
 
-    A stage that reserves no CPU is on a GPU, which must not wait for storage: other actors commit its rows.
+    A stage that reserves no CPU runs on a GPU, which must not wait for storage, so other actors commit its rows.
     """
     first, *others = stages
     complete = [replace(first, steps=((SkipCommitted, commit.output_uri), *first.steps)), *others]
@@ -65,7 +65,7 @@ def with_commit(stages: Sequence[Stage], commit: CommitSettings) -> list[Stage]:
 
 
 class RunSteps:
-    """An actor: makes its steps once, and takes one shard after the other through them.
+    """An actor: makes its steps once, and takes shards through them, one at a time.
 
     If a step fails, its shard stays uncommitted and the summary says why. The other shards are not affected.
     """
@@ -74,7 +74,7 @@ class RunSteps:
         self._steps = [make(settings) for make, settings in steps]
 
     def __call__(self, block: pa.Table) -> "pa.Table | dict[str, Any]":
-        """Take one block through the steps; the summary of a finished shard passes through."""
+        """Take one block through the steps; return the summary of an already finished shard unchanged."""
         if SUMMARY in block.column_names:
             return block
         plan, shard = identity(block)
@@ -91,14 +91,14 @@ class RunSteps:
         return block
 
     def close(self) -> None:
-        """Close the steps that can be closed, for an executor whose actors do not end with their process."""
+        """Close the steps that can be closed, for executors whose actors are not processes of their own."""
         for step in self._steps:
             if (close := getattr(step, "close", None)) is not None:
                 close()
 
 
 def summary_block(summary: ShardSummary) -> dict[str, Any]:
-    """Return a block of one row: all that is left of a shard."""
+    """Return a block with one row, the summary, which replaces the rows of a finished shard."""
     column = np.empty(1, dtype=object)
     column[0] = summary
     return {SUMMARY: column}
@@ -110,12 +110,12 @@ def identity(rows: pa.Table) -> tuple[int, int]:
 
 
 def summary_of(block: pa.Table) -> ShardSummary:
-    """Return the summary of a finished block of which the driver gets to know only what every commit says."""
+    """Return the default summary of a finished block: only the values that every commit adds to it."""
     return ShardSummary(*identity(block))
 
 
 class SkipCommitted:
-    """A step that ends a shard which another driver has committed since it was found missing."""
+    """A step that skips a shard if another driver has committed it since it was found missing."""
 
     def __init__(self, output_uri: str) -> None:
         self._output = Folder(output_uri)
@@ -138,7 +138,7 @@ def output_rows(block: pa.Table, rows: pa.Schema) -> pa.Table:
 
 
 class CommitShard:
-    """The last step: a finished block becomes the committed file and its summary."""
+    """The last step: commits a finished block as a file and returns its summary."""
 
     def __init__(self, settings: CommitSettings) -> None:
         self._settings = settings

@@ -166,7 +166,7 @@ def sorted_statuses(record: RunRecord) -> list[tuple[str, int]]:
 
 
 def status_texts(record: RunRecord) -> list[Text]:
-    """Return the count of each status in the color of how bad it is."""
+    """Return the count of each status, colored by how bad it is."""
     return [
         Text(f"{text.visible(status)} {text.format_count(count)}", style=_STATUS_STYLES.get(status, "red"))
         for status, count in sorted_statuses(record)

@@ -1,1 +1,1 @@
-"""The classify job: what a trained model says of every video that embed sealed."""
+"""The classify job: label every embedded video with a trained model."""

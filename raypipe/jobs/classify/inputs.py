@@ -1,4 +1,4 @@
-"""What there is to classify: the rows that count of sealed embeddings, as videos to plan."""
+"""The inputs of classify: the current rows of sealed embeddings, as videos to plan."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,21 +16,21 @@ from raypipe.storage import Folder
 
 @dataclass(frozen=True, slots=True)
 class VideoToClassify(PlannedVideo):
-    """A video whose row is in a file of the embeddings; its etag is ``row_version``."""
+    """An embedded video, with the file that has its row; ``etag`` is the ``row_version`` of this row."""
 
     file: str
 
 
 def row_version(generation: int, etag: str) -> str:
-    """What tells one embedding of a video from another: a new content, or the same one embedded again."""
+    """Return the version of an embedded row: it changes if the video changes or is embedded again."""
     return f"{generation}-{etag}"
 
 
 def find_embedded(embeddings: Folder, manifests: list[dict[str, Any]]) -> Iterator[VideoToClassify]:
-    """Yield every video that has a row, by the row that counts, also one that is gone; reads plans and no vector.
+    """Yield every embedded video with its current row, including videos that are gone. Reads only plans, no vectors.
 
     Raises:
-        CommitError: a stored plan is none.
+        CommitError: a stored plan is corrupt.
     """
     columns = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES, schema.SHARD)
     for generation, rows in planned_rows(embeddings, manifests):
@@ -41,7 +41,7 @@ def find_embedded(embeddings: Folder, manifests: list[dict[str, Any]]) -> Iterat
 
 
 def frames_per_video(manifests: Sequence[dict[str, Any]]) -> int:
-    """The mean over the catalogue, rounded up, and at least 1."""
+    """Return the mean number of frames per video of the catalogue, rounded up and at least 1."""
     num_frames: int = sum(manifest["num_frames"] for manifest in manifests)
     num_videos: int = sum(manifest["num_videos"] for manifest in manifests)
     return max(1, math.ceil(num_frames / num_videos))
@@ -50,9 +50,9 @@ def frames_per_video(manifests: Sequence[dict[str, Any]]) -> int:
 def pack(
     videos: Sequence[VideoToClassify], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int
 ) -> pa.Table:
-    """Number the shards of one plan: whole files of the embeddings together, so that each is read once.
+    """Number the shards of one plan. Videos of one embeddings file stay together, so that each file is read once.
 
-    There are enough shards for every slot where there are enough files; a file is cut only at the limits.
+    Every slot gets shards if there are enough files. A file is split only if it exceeds the limits of a shard.
     """
     ordered = sorted(videos, key=lambda video: (video.file, video.video_id))
     at_most = min(max_videos, max(1, max_frames // frames_per_video))

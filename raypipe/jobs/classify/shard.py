@@ -1,6 +1,6 @@
-"""What happens to one shard: the steps that an actor makes once, and functions from table to table. No Ray here.
+"""Classify one shard: the steps of an actor, and functions from table to table. No Ray here.
 
-A shard is a table with a row for each video, always in the plan's order.
+A shard is a table with one row per video, in the order of the plan.
 """
 
 import time
@@ -39,7 +39,7 @@ _FLOAT16_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class ClassifyOptions:
-    """What the model is asked for: ``top_k`` labels of a video, scores of single frames, videos at a time."""
+    """Options of the model: labels per video, whether to score single frames, and videos per batch."""
 
     top_k: int
     frame_scores: bool
@@ -47,10 +47,10 @@ class ClassifyOptions:
 
 
 def read_shard(rows: pa.Table, embeddings: Folder, *, embedding_dim: int) -> pa.Table:
-    """Add to plan rows what the embeddings hold of them; a file is read once, and of it only what is needed.
+    """Add columns of the embeddings to plan rows. Each file is read once, and only the columns that are needed.
 
     Raises:
-        CommitError: a file does not hold the rows that its sealed plan promises.
+        CommitError: a file lacks rows of its sealed plan.
     """
     start = time.perf_counter()
     names = rows[schema.EMBEDDINGS_FILE].to_pylist()
@@ -69,7 +69,7 @@ def read_shard(rows: pa.Table, embeddings: Folder, *, embedding_dim: int) -> pa.
 
 
 def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_dim: int) -> pa.Table:
-    """The rows of one file that are planned, in the plan's order."""
+    """Return the planned rows of one file, in the order of the plan."""
     columns = [schema.VIDEO_ID, schema.GENERATION, schema.ETAG, *_OF_THE_FILE]
     table = read_parquet(embeddings, name, columns=columns)
     try:
@@ -80,7 +80,7 @@ def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_di
     except (pa.ArrowException, AttributeError, ValueError) as error:
         raise not_sealed(embeddings, name, one_line(error)) from None
     if dim != embedding_dim:
-        reason = f"its vectors have {dim} numbers, not {embedding_dim}"
+        reason = f"its vectors have {dim} dimensions, not {embedding_dim}"
         raise not_sealed(embeddings, name, reason, value=dim, expected=embedding_dim)
     names = (schema.VIDEO_ID, schema.ETAG)
     for version, video_id, wanted in zip(versions, *(planned[name].to_pylist() for name in names), strict=True):
@@ -90,10 +90,10 @@ def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_di
 
 
 def classify_shard(read: pa.Table, model: "VideoClassifier", options: ClassifyOptions) -> pa.Table:
-    """Replace the vectors of a read shard by what the model says; a video without frames keeps its status alone.
+    """Replace the vectors of a shard with the labels and scores of the model; null for videos without frames.
 
     Raises:
-        JobError: a probability is not a number.
+        JobError: a score is not finite.
     """
     start = time.perf_counter()
     statuses = read[schema.STATUS].to_pylist()
@@ -117,7 +117,7 @@ def _answers(
         probabilities, frame_scores = said.probabilities, said.frame_scores
     if not all(np.isfinite(numbers).all() for numbers in (probabilities, *(frame_scores or ()))):
         msg = "The model returned scores that are not finite."
-        raise JobError(msg, key=schema.SCORE, remedy="Train it again, with a lower learning rate.")
+        raise JobError(msg, key=schema.SCORE, remedy="Train it again with a lower learning rate.")
     ranked = np.argsort(-probabilities, axis=1, kind="stable")
     best = ranked[:, : options.top_k]
     top_labels = [[names[number] for number in numbers] for numbers in best]
@@ -141,13 +141,13 @@ def _answers(
 
 
 def _spread(values: Sequence[object], has_frames: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
-    """One value for each video that has frames, null for the others."""
+    """Return an array with the next value for each video that has frames, and null for the others."""
     coming = iter(values)
     return pa.array([next(coming) if some else None for some in has_frames], kind)
 
 
 def summarize(classified: pa.Table) -> ShardSummary:
-    """Return what the driver gets to know about a shard."""
+    """Return the summary of a shard for the driver."""
     columns = (classified[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
     return ShardSummary(
         *identity(classified),
@@ -167,7 +167,7 @@ def summarize(classified: pa.Table) -> ShardSummary:
 
 @dataclass(frozen=True, slots=True)
 class ReadSettings:
-    """Where the vectors are, and how many numbers each has."""
+    """Where the embeddings are stored, and their dimension."""
 
     embeddings_uri: str
     embedding_dim: int
@@ -175,7 +175,7 @@ class ReadSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """What the step with the model needs; ``files`` gives the model's files."""
+    """The settings of ``ClassifyVideos``; ``files`` returns the model's files."""
 
     files: Shared
     options: ClassifyOptions
@@ -183,32 +183,32 @@ class ModelSettings:
 
 
 class ReadEmbeddings:
-    """A step: plan rows become rows with vectors."""
+    """A step that adds vectors to plan rows."""
 
     def __init__(self, settings: ReadSettings) -> None:
         self._embeddings = Folder(settings.embeddings_uri)
         self._embedding_dim = settings.embedding_dim
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Do one shard."""
+        """Read one shard."""
         return read_shard(rows, self._embeddings, embedding_dim=self._embedding_dim)
 
 
 class ClassifyVideos:
-    """A step: rows with vectors become rows with labels."""
+    """A step that replaces vectors with labels."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        import torch  # noqa: PLC0415  # takes seconds; the driver does not need it
+        import torch  # noqa: PLC0415  # importing it takes seconds; the driver does not need it
         from torch import nn  # noqa: PLC0415
 
         from raypipe.models.classifier_files import build_classifier  # noqa: PLC0415
 
         if settings.device == "cpu":
-            torch.set_num_threads(1)  # each processor has such an actor
+            torch.set_num_threads(1)  # there is one such actor per processor
         self._model = build_classifier(settings.files())
         nn.Module.to(self._model, settings.device)
         self._options = settings.options
 
     def __call__(self, read: pa.Table) -> pa.Table:
-        """Do one shard."""
+        """Classify one shard."""
         return classify_shard(read, self._model, self._options)

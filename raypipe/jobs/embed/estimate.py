@@ -1,4 +1,4 @@
-"""What an embed run would do and cost, from a listing and a probe of a few videos. Writes nothing."""
+"""Estimate the time and cost of an embed run from a listing and a probe of a few videos. Writes nothing."""
 
 import multiprocessing
 import os
@@ -30,37 +30,37 @@ from raypipe.text import format_seconds
 from raypipe.video.sandbox.parent import DecodeSandbox
 
 _PROBE_VIDEOS = 30
-# Ray's start, the actors' and the end of all, in times of what a process of the probe takes until it is ready: both are
-# imports and processes that start, so a slow machine is slow at both. By benchmarks/startup.py on two processors.
+# Starting and stopping Ray and its actors takes this many times as long as a probe process takes to get ready. Both
+# consist of imports and process starts, so a slow machine is slow at both. From benchmarks/startup.py, two processors.
 _START_PER_READY = 4.0
 
 
 @dataclass
 class Estimate:
-    """The answer of a dry run; seconds are of one processor, wall seconds of all of them together."""
+    """The result of a dry run; seconds are for one processor, wall seconds for all of them together."""
 
     num_found: int = 0
     num_new: int = 0
-    num_gone: int = 0  # to be marked
-    gone_is_refused: bool = False  # embed would end with an error instead: see max_gone_fraction
+    num_gone: int = 0  # to be marked as gone
+    gone_is_refused: bool = False  # embed would fail instead: see max_gone_fraction
     size_bytes: int = 0
     num_shards: int = 0
     slots: int = 1
     num_probed: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)  # "mov/h264 1280x720", or a status, of the probe
-    fetch_seconds: float = 0.0  # of all new videos: what decoding waits for
+    kinds: Counter[str] = field(default_factory=Counter)  # of the probed videos: "mov/h264 1280x720", or a status
+    fetch_seconds: float = 0.0  # for all new videos: how long decoding waits for them
     decode_seconds: float = 0.0
     embed_seconds: float = 0.0
-    start_seconds: float = 0.0  # of Ray and of the actors, and the end of both
+    start_seconds: float = 0.0  # to start and stop Ray and the actors
 
     @property
     def wall_seconds(self) -> float:
-        """From the command to the last commit, every slot busy all the time that there is work."""
+        """The seconds from the command to the last commit, if every slot is busy until the work is done."""
         return self.start_seconds + sum(self.stage_seconds.values()) / self.slots
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        """The seconds of each stage, without the start."""
+        """The seconds of each stage, without the startup."""
         return {"fetch": self.fetch_seconds, "decode": self.decode_seconds, "embed": self.embed_seconds}
 
     @property
@@ -70,11 +70,11 @@ class Estimate:
 
 
 def estimate(config: EmbedConfig) -> Estimate:
-    """List, subtract what is planned, and measure a few videos and the model on this machine's processors.
+    """List the input, skip planned videos, and measure a few of the others on this machine's processors.
 
     Raises:
-        SetupError: the input, the output or the weights cannot be had.
-        FingerprintError: the output holds rows of other settings.
+        SetupError: the input, the output or the weights are not available.
+        FingerprintError: the output holds rows with other settings.
     """
     setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
     stored = StoredPlans(setup.output)
@@ -105,9 +105,9 @@ def _slots(config: EmbedConfig) -> int:
 
 
 def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None:
-    """Measure videos of every size, and extend what they cost to the catalogue.
+    """Measure a sample of videos of all sizes, and scale their cost to all new videos.
 
-    Each process takes an equal share through what an actor without a GPU does, all but writing.
+    Each process handles an equal share with the steps of an actor without a GPU, except for the commit.
 
     Raises:
         StorageError: no video can be read.
@@ -117,7 +117,7 @@ def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None
     chosen = [by_size[int((at + 0.5) * len(by_size) / result.num_probed)] for at in range(result.num_probed)]
     count = max(1, min(result.slots, len(chosen), len(os.sched_getaffinity(0))))
     shares = [chosen[first::count] for first in range(count)]
-    spawn = multiprocessing.get_context("spawn")  # what torch and Ray loaded here must not be forked
+    spawn = multiprocessing.get_context("spawn")  # forking a process that has loaded torch and Ray is unsafe
     with ProcessPoolExecutor(count, mp_context=spawn) as pool:
         parts = list(pool.map(partial(_measure, setup, time.time()), shares))
     scale = len(new) / result.num_probed
@@ -129,9 +129,9 @@ def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None
 
 
 def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Padding:
-    """Return the estimate for a terminal. ``hourly_price`` is what a machine like this one costs per hour."""
+    """Return the estimate as a table for a terminal. ``hourly_price`` is the price of such a machine per hour."""
     size = f"{result.size_bytes / 1e9:,.2f} GB in {result.num_shards:,} shards"
-    refused = "  (embed refuses so many without --set max_gone_fraction=1)" if result.gone_is_refused else ""
+    refused = "  (embed refuses to mark this many without --set max_gone_fraction=1)" if result.gone_is_refused else ""
     rows = [
         ("videos found", f"{result.num_found:,}"),
         ("new", f"{result.num_new:,}  ({size})"),
@@ -141,9 +141,9 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Pa
         return summary_table(rows)
     kinds = ", ".join(f"{count}x {kind}" for kind, count in result.kinds.most_common(6))
     total = max(sum(result.stage_seconds.values()), 1e-9)
-    start = f"{format_seconds(result.start_seconds)} of it to start"
+    start = f"including {format_seconds(result.start_seconds)} of startup"
     hours = result.wall_seconds / 3600
-    price = f" = {hourly_price * hours:,.2f} at {hourly_price:g} an hour" if hourly_price else ""
+    price = f" = {hourly_price * hours:,.2f} at {hourly_price:g} per hour" if hourly_price else ""
     rows += [
         ("probe", f"{result.num_probed} videos: {kinds}"),
         *(
@@ -158,7 +158,7 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Pa
 
 
 def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo]) -> Estimate:
-    """Return the cost of these videos alone, while every other processor is as busy."""
+    """Return the cost of these videos on one processor, while the other processes keep the other processors busy."""
     torch.set_num_threads(1)
     backbone, decode = setup.config.backbone, setup.config.decode
     name, size = backbone.name, backbone.batch_size
@@ -173,7 +173,7 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
         embed_seconds = time.time() - decoded_at
     decode_seconds = float(pc.sum(rows[schema.DECODE_SECONDS]).as_py())
     return Estimate(
-        # Waiting for videos takes less than fetching them: the next ones come while one is decoded.
+        # The wait for videos is shorter than their fetches: the next ones are fetched while one is decoded.
         fetch_seconds=max(0.0, decoded_at - ready - decode_seconds),
         decode_seconds=decode_seconds,
         embed_seconds=embed_seconds,
@@ -183,7 +183,7 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
 
 
 def _planned(videos: Sequence[PlannedVideo]) -> pa.Table:
-    """One shard of a plan that is nowhere stored."""
+    """Return the videos as one shard of a plan that is not stored."""
     shards = [0] * len(videos)
     return plan_table(videos, shards).append_column(schema.GENERATION, pa.array(shards, pa.int32()))
 

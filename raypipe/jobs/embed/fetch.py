@@ -1,4 +1,4 @@
-"""Get the videos of a shard, the next ones while the present one is decoded."""
+"""Fetch the videos of a shard; the next ones are fetched while the current one is decoded."""
 
 import os
 import time
@@ -27,9 +27,9 @@ from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 _AHEAD = 2
 _IN_MEMORY_BYTES = 256 * 1024**2
-_WHOLE_BYTES = 64 * 1024**2  # of a larger video only what its decoder reads is fetched
+_WHOLE_BYTES = 64 * 1024**2  # of a larger video, only the ranges that its decoder reads are fetched
 _HEAD_BYTES = 1024**2
-_PIECE_BYTES = 8 * 1024**2  # of one request; so many of them at once
+_PIECE_BYTES = 8 * 1024**2  # of one request
 _PIECES_AT_ONCE = 8
 _STATUS_OF: tuple[tuple[type[ObjectError], Status], ...] = (
     (ObjectMissingError, Status.MISSING),
@@ -42,18 +42,18 @@ _STATUS_OF: tuple[tuple[type[ObjectError], Status], ...] = (
 
 @dataclass(slots=True)
 class FetchedPart:
-    """A video of which the parts that are wanted come into its file, a nameless sparse one."""
+    """A large video of which only the requested ranges are fetched, into an unnamed sparse file."""
 
     video: PlannedVideo
     file: BinaryIO
     there: list[tuple[int, int]] = field(default_factory=list)
-    seconds: float = 0.0  # spent on bringing them
+    seconds: float = 0.0  # spent fetching them
 
     def bring(self, ranges: Ranges) -> None:
-        """Fetch these ranges of bytes, if the video is still the planned one.
+        """Fetch these byte ranges, if the object is still the planned one.
 
         Raises:
-            ObjectError: it is not, or cannot be read.
+            ObjectError: the object has changed or cannot be read.
             StorageError: no video can be read.
         """
         began = time.perf_counter()
@@ -78,7 +78,7 @@ class FetchedPart:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A video in a nameless buffer, whole or in part, or why there is none."""
+    """The result of fetching a video: an unnamed file with all or part of it, or the status of the failure."""
 
     video: PlannedVideo
     file: BinaryIO | None
@@ -89,7 +89,7 @@ class Fetched:
 
 
 def fetch_videos(videos: Sequence[PlannedVideo], *, max_size_bytes: int) -> Iterator[Fetched]:
-    """Yield the videos in order; the caller closes each ``file``.
+    """Yield the fetched videos in order; the caller closes each ``file``.
 
     Raises:
         StorageError: no video can be read.
@@ -108,9 +108,9 @@ def fetch_videos(videos: Sequence[PlannedVideo], *, max_size_bytes: int) -> Iter
 
 
 def fetch_video(video: PlannedVideo, *, max_size_bytes: int) -> Fetched:
-    """Get one video, or the head of a large one, if it is still the planned one.
+    """Fetch one video, or the head of a large one, if the object is still the planned one.
 
-    What is wrong with this object alone is its status. One that is planned as gone is not asked for.
+    A problem with only this object becomes its status. A video that is planned as gone is not requested.
     """
     start = time.perf_counter()
     if video.is_gone:
@@ -138,12 +138,12 @@ def fetch_video(video: PlannedVideo, *, max_size_bytes: int) -> Fetched:
 
 
 def problem_of(error: ObjectError) -> tuple[Status, str]:
-    """What is wrong with one object, as a row tells it."""
+    """Return the status and the error text for the row of an object with this problem."""
     return next(status for kind, status in _STATUS_OF if isinstance(error, kind)), visible(str(error))
 
 
 def decode_fetched(fetched: Fetched, sandbox: DecodeSandbox) -> tuple[DecodedVideo, float, float]:
-    """What became of a video, the seconds of fetching it and those of decoding it. Its file is closed.
+    """Decode a fetched video and close its file; return the outcome, the fetch seconds and the decode seconds.
 
     Raises:
         StorageError: no video can be read.

@@ -1,4 +1,4 @@
-"""What there is to embed: the videos of a listing or a manifest, of which those that are new or gone are planned."""
+"""The inputs of embed: list the videos of a folder or manifest, and plan new videos and videos that are gone."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,18 +20,18 @@ from raypipe.tables import is_table, read_text_columns
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI)
 _STATS_AT_ONCE = 32
 _STATS_AHEAD = 1024
-MAX_UNGUARDED = 100  # videos that are marked whatever their share is
-_SHARD_MAX_BYTES = 1024**3  # so that a shard of large files is not hours of work to lose
+MAX_UNGUARDED = 100  # up to this many videos may be marked as gone, whatever their share is
+_SHARD_MAX_BYTES = 1024**3  # so that losing a shard of large files does not cost hours of work
 
 
 def find_videos(input_uri: str, *, output_uri: str, listed: Listed | None = None) -> Iterator[PlannedVideo]:
     """Yield every video of a folder, prefix, glob or manifest (``.parquet``, ``.csv``, ``.jsonl`` with ``video_uri``).
 
-    It ends when the input holds no other; ``listed`` is told what kind of input it was.
+    It ends without an exception only if the listing is complete. ``listed`` records the kind of the input.
 
     Raises:
-        ConfigError: the manifest cannot be read, lacks a column, gives one id to two videos, or two ids to one.
-        StorageError: the input cannot be listed, or none of the named objects be read.
+        ConfigError: the manifest cannot be read, lacks a column, or does not give each video one unique id.
+        StorageError: the input cannot be listed, or no object can be read.
     """
     listed = listed or Listed()
     if is_table(input_uri):
@@ -57,11 +57,11 @@ def _manifest_videos(uri: str) -> Iterator[PlannedVideo]:
         located = _locate(folder, video_uri)
         if uri_of.setdefault(video_id, located) != located:
             both = (uri_of[video_id], located)
-            msg = f"{uri}: video_id {video_id!r} names {both[0]!r} and {both[1]!r}."
-            raise ConfigError(msg, key=schema.VIDEO_ID, value=both, remedy="Give each video its own.")
+            msg = f"{uri}: two videos have the video_id {video_id!r}: {both[0]!r} and {both[1]!r}."
+            raise ConfigError(msg, key=schema.VIDEO_ID, value=both, remedy="Give each video its own video_id.")
         if named.setdefault(located, video_id) != video_id:
             both = (named[located], video_id)
-            msg = f"{uri}: {located!r} is both {both[0]!r} and {both[1]!r}."
+            msg = f"{uri}: {located!r} has two video_ids: {both[0]!r} and {both[1]!r}."
             raise ConfigError(msg, key=schema.VIDEO_URI, value=both, remedy="Give each video one video_id.")
     rows = iter(named.items())
     with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
@@ -70,16 +70,16 @@ def _manifest_videos(uri: str) -> Iterator[PlannedVideo]:
 
 
 def _locate(folder: Folder, video_uri: str) -> str:
-    """The normalised URI; one without a scheme is relative to the manifest's folder."""
+    """Return the normalised URI. A path without a scheme is relative to the manifest's folder."""
     located = normalise(video_uri if "://" in video_uri or video_uri.startswith("/") else folder.child(video_uri))
     if located.startswith("s3://") and not any(located.split("/", 3)[3:]):
-        msg = f"{video_uri!r} names a bucket and no video."
+        msg = f"{video_uri!r} is a bucket, not a video."
         raise ConfigError(msg, key=schema.VIDEO_URI, value=video_uri, remedy="Write s3://BUCKET/KEY.")
     return located
 
 
 def _stat(video_uri: str, video_id: str) -> PlannedVideo:
-    """Ask for one named object; one that is gone or denied is planned all the same, and becomes a row that says so."""
+    """Look up one object. A missing or denied object is planned too, and becomes a row with that status."""
     try:
         stored = storage_of(video_uri).stat(video_uri)
     except StorageError:
@@ -92,7 +92,7 @@ def _stat(video_uri: str, video_id: str) -> PlannedVideo:
 
 
 def _is_denied(video_uri: str) -> bool:
-    """Tell whether this object alone may not be read: S3 gives the reason to a GET, and to no HEAD.
+    """Return whether access to this one object is denied. S3 gives the reason for a failed GET, but not for a HEAD.
 
     Raises:
         StorageError: no object can be read.
@@ -106,7 +106,7 @@ def _is_denied(video_uri: str) -> bool:
 
 @dataclass
 class Planning:
-    """One listing of an input, compared with what is planned. Read ``new_videos`` to its end, then call ``gone``."""
+    """One listing of an input, compared with the stored plans. Exhaust ``new_videos`` before you call ``gone``."""
 
     planner: Planner
     input_uri: str
@@ -148,14 +148,14 @@ class Planning:
             yield video
 
     def check_found(self) -> None:
-        """Raise ConfigError if the input held no video, and no plan does: it is probably mistyped."""
+        """Raise ConfigError if neither the input nor any plan has a video: the input is probably mistyped."""
         if not self.num_found and not self.planner.known:
-            msg = f"No video under {self.input_uri!r}."
-            remedy = "Give a folder, a prefix, a glob or a manifest that names some."
+            msg = f"No videos found in {self.input_uri!r}."
+            remedy = "Give a folder, prefix, glob or manifest that has videos."
             raise ConfigError(msg, key="input", value=self.input_uri, remedy=remedy)
 
     def gone(self) -> GoneVideos:
-        """Return the videos that the complete listing lacks; for manifests and globs only if the policy is ``mark``."""
+        """Return the videos that the complete listing lacks; for a manifest or glob only if the policy is ``mark``."""
         unlisted = self.planner.unlisted
         is_place = self.listed.kind not in {"glob", "manifest"}
         if unlisted is None or not (is_place or self.policy == "mark"):
@@ -166,12 +166,12 @@ class Planning:
 def plan_listing(
     planning: Planning, *, max_gone_fraction: float, pack: Callable[[list[PlannedVideo]], pa.Table]
 ) -> list[int]:
-    """Plan what is new and what is gone, and return the numbers of the plans.
+    """Plan the videos that are new or gone, and return the numbers of the plans.
 
     If any video can be gone, the listing is read to its end before anything is planned.
 
     Raises:
-        ConfigError: more videos are gone than ``max_gone_fraction`` allows, or an id is taken; nothing is planned.
+        ConfigError: more videos are gone than ``max_gone_fraction`` allows, or an id is in use; nothing is planned.
         StorageError: the input cannot be listed to its end.
     """
     if not planning.may_mark:
@@ -191,12 +191,12 @@ def plan_listing(
 
 
 def is_too_much(gone: GoneVideos, *, max_gone_fraction: float) -> bool:
-    """Tell whether so many videos are gone that it is probably a mistake."""
+    """Return whether so many videos are gone that it is probably a mistake."""
     return gone.num_videos > MAX_UNGUARDED and gone.fraction > max_gone_fraction
 
 
 def _held(videos: Iterable[PlannedVideo]) -> Iterator[PlannedVideo]:
-    """Read all videos now, and yield them later; until then they are columns, which take a fifth of the memory."""
+    """Read all videos now and yield them later. They are kept as columns, which take a fifth of the memory."""
     coming = iter(videos)
     batches = iter(lambda: list(islice(coming, MAX_PLAN_VIDEOS)), [])
     tables = [plan_table(batch, [0] * len(batch)) for batch in batches]
@@ -206,9 +206,9 @@ def _held(videos: Iterable[PlannedVideo]) -> Iterator[PlannedVideo]:
 def pack(
     videos: Iterable[PlannedVideo], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int
 ) -> pa.Table:
-    """Number the shards of one plan: every video in exactly one, the most work first, small enough for every slot.
+    """Number the shards of one plan: the most work first, and small enough that every slot gets several shards.
 
-    The size of a file stands for the work of decoding it.
+    The work of decoding a video is approximated by the size of its file.
     """
     ordered = sorted(videos, key=lambda video: (-video.size_bytes, video.video_uri, video.etag))
     per_shard = min(max_videos, max(1, max_frames // frames_per_video), max(1, -(-len(ordered) // (4 * slots))))

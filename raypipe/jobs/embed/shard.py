@@ -1,7 +1,7 @@
-"""What happens to one shard: the steps that an actor makes once, and functions from table to table. No Ray here.
+"""Embed one shard: the steps of an actor, and functions from table to table. No Ray here.
 
-A shard is a table with a row for each video, always in the plan's order. ``decode_shard`` adds the outcome and the
-frames of each video; ``embed_shard`` replaces the frames by vectors, which gives the rows of the output file.
+A shard is a table with one row per video, in the order of the plan. ``decode_shard`` adds the outcome and the frames of
+each video. ``embed_shard`` replaces the frames with vectors, which gives the rows of the output file.
 """
 
 import io
@@ -40,7 +40,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int) -> pa.Table:
-    """Fetch and decode every video; whatever happens to one is its own row.
+    """Fetch and decode every video; the outcome of a video affects only its own row.
 
     Raises:
         StorageError: no video can be read.
@@ -70,7 +70,7 @@ def decoded_table(
     decode_seconds: list[float],
     num_throttles: int = 0,
 ) -> pa.Table:
-    """The plan's rows, what became of each video, and its frames where they lie: each video's are a chunk."""
+    """Return the plan's rows with each video's outcome and frames. The frames are one chunk per video, not copied."""
     lengths = np.cumsum([0, *(len(outcome.frames) for outcome in outcomes)], dtype=np.int32)
     pts = np.concatenate([outcome.pts_seconds for outcome in outcomes]).astype(np.float32)
     columns = {
@@ -104,7 +104,7 @@ def decoded_table(
 
 
 def _as_bytes(frames: Pixels) -> pa.LargeBinaryArray:
-    """One value that lies over the frames, no copy of them."""
+    """Return an array of one value that shares the memory of the frames."""
     ends = np.array([0, frames.nbytes], dtype=np.int64)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(frames))]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
@@ -128,7 +128,7 @@ def _texts(values: Iterable[str]) -> pa.Array:
 
 
 def thumbnail(frames: Pixels) -> bytes | None:
-    """A small JPEG of the middle one of [T, height, width, 3] frames; None where there is none."""
+    """Return a small JPEG of the middle frame of [T, height, width, 3]; None if there are no frames."""
     if not len(frames):
         return None
     jpeg = io.BytesIO()
@@ -145,12 +145,12 @@ def embed_shard(
     crop_size: int,
     wait_seconds: float = 0.0,
 ) -> pa.Table:
-    """Replace the frames of a decoded shard by their vectors, batched across its videos.
+    """Replace the frames of a decoded shard with their vectors, batched across its videos.
 
-    ``embed`` maps N RGB crops [N, crop, crop, 3] to float32 [N, D]; whoever calls it waited ``wait_seconds`` for them.
+    ``embed`` maps N RGB crops [N, crop, crop, 3] to float32 [N, D]. The caller waited ``wait_seconds`` for the shard.
 
     Raises:
-        JobError: a vector is not made of numbers.
+        JobError: a vector contains NaN.
     """
     start = time.perf_counter()
     lengths = decoded[schema.NUM_FRAMES].to_numpy()
@@ -175,7 +175,7 @@ def embed_shard(
 
 
 def mean_embeddings(vectors: Vectors, stops: npt.NDArray[np.int32]) -> Vectors:
-    """The L2-normalised mean [V, D] of each video's frames [N, D]; ``stops`` [V + 1]: where each begins and ends."""
+    """Return the L2-normalised mean [V, D] of each video's frames [N, D]; ``stops`` [V + 1] are the row boundaries."""
     means = np.zeros((len(stops) - 1, vectors.shape[1]), dtype=np.float32)
     for video, (start, stop) in enumerate(pairwise(stops)):
         if stop > start:
@@ -194,7 +194,7 @@ def _flags(embedded: pa.Table) -> dict[str, int]:
 
 
 def summarize(embedded: pa.Table) -> ShardSummary:
-    """Return what the driver gets to know about a shard."""
+    """Return the summary of a shard for the driver."""
     ids, statuses, errors = (embedded[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
     fetch, decode = (embedded[name].to_numpy().astype(float) for name in (FETCH_SECONDS, schema.DECODE_SECONDS))
     notes = [
@@ -226,7 +226,7 @@ def summarize(embedded: pa.Table) -> ShardSummary:
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """What the decode step needs."""
+    """The settings of ``DecodeVideos``."""
 
     request: DecodeRequest
     decode: DecodeConfig
@@ -234,7 +234,7 @@ class DecodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class EmbedSettings:
-    """What the embed step needs; ``weights`` gives the state dict."""
+    """The settings of ``EmbedFrames``; ``weights`` returns the state dict."""
 
     weights: Shared
     name: str
@@ -247,7 +247,7 @@ class EmbedSettings:
 
 
 class DecodeVideos:
-    """A step: plan rows become decoded rows with frames."""
+    """A step that decodes the videos of plan rows into frames."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         decode = settings.decode
@@ -255,24 +255,24 @@ class DecodeVideos:
         self._sandbox = DecodeSandbox.start(settings.request, decode)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Do one shard."""
+        """Decode one shard."""
         return decode_shard(rows, self._sandbox, max_size_bytes=self._max_size_bytes)
 
     def close(self) -> None:
-        """End the decode child."""
+        """Stop the decode child."""
         self._sandbox.close()
 
 
 class EmbedFrames:
-    """A step: decoded rows with frames become rows with vectors."""
+    """A step that replaces frames with vectors."""
 
     def __init__(self, settings: EmbedSettings) -> None:
-        import torch  # noqa: PLC0415  # takes seconds, and an actor that only decodes does not need it
+        import torch  # noqa: PLC0415  # importing it takes seconds; an actor that only decodes does not need it
 
         from raypipe.models.backbone import Backbone  # noqa: PLC0415
 
         if settings.device == "cpu":
-            torch.set_num_threads(1)  # each processor has such an actor
+            torch.set_num_threads(1)  # there is one such actor per processor
         self._settings = settings
         self._backbone = Backbone(
             settings.weights(),
@@ -285,7 +285,7 @@ class EmbedFrames:
         self._free_since = time.perf_counter()
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Do one shard."""
+        """Embed one shard."""
         settings = self._settings
         # Without a GPU the same actor decodes, so it never waits.
         waited = 0.0 if settings.device == "cpu" else time.perf_counter() - self._free_since

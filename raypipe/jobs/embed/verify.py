@@ -1,6 +1,6 @@
-"""Check the rows of embed: vectors have to fit their status, their frames and their mean.
+"""Check the rows of embed: vectors must match their status, their frames and their mean.
 
-``recheck_inputs`` reads the videos of an old output again, and lists the rows that a later row format changes.
+``recheck_inputs`` decodes the videos of an old output again, and lists the rows that a later row format changes.
 """
 
 import os
@@ -31,14 +31,14 @@ from raypipe.video.decode_request import DecodeRequest, request_of_settings
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 _NORM_TOLERANCE = 1e-3
-_MEAN_TOLERANCE = 0.04  # of the mean's length: frames are float16, their mean was taken in float32
+_MEAN_TOLERANCE = 0.04  # of the mean's length: frames are float16, but their mean was computed in float32
 _FLOAT16_STEP = 2.0**-24  # between the smallest float16 numbers
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES, schema.STATUS)
-_READS_AHEAD = 4  # of each worker
+_READS_AHEAD = 4  # per worker
 
 
 def verify(output: Folder) -> Verification:
-    """Check everything that is stored of an embed job; raises like the shared ``verify``."""
+    """Verify the output of an embed job; raises like the shared ``verify``."""
     row_format = schema.row_format_of(stored_settings(output))
     required = [*OF_VIDEOS, schema.SIZE_BYTES, schema.FRAME_PTS_SECONDS, schema.FRAME_EMBEDDINGS]
     if row_format > 1:
@@ -56,7 +56,7 @@ def _problems(rows: pa.Table) -> Iterator[Violation]:
     names = (schema.VIDEO_ID, schema.STATUS, schema.NUM_FRAMES, schema.FRAME_PTS_SECONDS)
     for video_id, status, etag in zip(*(rows[name].to_pylist() for name in (*names[:2], schema.ETAG)), strict=True):
         if status == Status.GONE and etag:
-            yield Violation("gone_etag", f"{video_id!r} is gone, and has the etag {etag!r}.")
+            yield Violation("gone_etag", f"{video_id!r} is gone, but has the etag {etag!r}.")
     if schema.NUM_CORRUPT_FRAMES in rows.column_names:
         yield from _check_corrupt_frames(rows)
     frames = rows[schema.FRAME_EMBEDDINGS].combine_chunks()
@@ -67,7 +67,7 @@ def _problems(rows: pa.Table) -> Iterator[Violation]:
         has_frames, has_embedding = status in HAS_FRAMES, embeddings[at].is_valid
         listed = (num_frames, len(pts), len(frames[at].values))
         if len(set(listed)) != 1 or (num_frames > 0) != has_frames or has_embedding != has_frames:
-            said = f"{video_id!r} has {listed} frames, times and vectors, which do not fit together or its status."
+            said = f"{video_id!r} has {listed} frames, times and vectors, which do not match each other or its status."
             yield Violation("frames", said)
         elif has_frames:
             embedding = np.array(embeddings[at].as_py(), dtype=np.float32)
@@ -77,7 +77,7 @@ def _problems(rows: pa.Table) -> Iterator[Violation]:
 
 
 def _check_corrupt_frames(rows: pa.Table) -> Iterator[Violation]:
-    """Yield where the number of corrupt frames does not fit the status: none of an ok video, at most all frames."""
+    """Yield rows whose number of corrupt frames contradicts the status: ok allows none, partial at most all frames."""
     names = (schema.VIDEO_ID, schema.STATUS, schema.NUM_FRAMES, schema.NUM_CORRUPT_FRAMES)
     for video_id, status, num_frames, num_corrupt in zip(*(rows[name].to_pylist() for name in names), strict=True):
         most = {Status.OK: 0, Status.PARTIAL: num_frames}.get(status, num_corrupt)
@@ -86,7 +86,7 @@ def _check_corrupt_frames(rows: pa.Table) -> Iterator[Violation]:
 
 
 def _matrix(vectors: pa.FixedSizeListArray, embedding_dim: int) -> npt.NDArray[np.float32]:
-    """The vectors [T, D], which are no numbers where one is null."""
+    """Return the vectors [T, D]; all are NaN if any of them is null or has another dimension."""
     if vectors.null_count or vectors.type.list_size != embedding_dim:
         return np.full((len(vectors), embedding_dim), np.nan, dtype=np.float32)
     return matrix_of(vectors).astype(np.float32)
@@ -95,7 +95,7 @@ def _matrix(vectors: pa.FixedSizeListArray, embedding_dim: int) -> npt.NDArray[n
 def _check_vectors(
     vectors: npt.NDArray[np.float32], embedding: npt.NDArray[np.float32], pts_seconds: npt.NDArray[np.float64]
 ) -> Iterator[Violation]:
-    """Yield the first problem, if there is one."""
+    """Yield the first problem, if any."""
     if not all(np.isfinite(numbers).all() for numbers in (vectors, embedding, pts_seconds)):
         yield Violation("not_finite", "has a vector or a time that is not finite.")
         return
@@ -112,23 +112,23 @@ def _check_vectors(
 
 @dataclass(frozen=True, slots=True)
 class RecheckedRow:
-    """What the rules of today make of one video."""
+    """How the current rules would change the row of one video."""
 
     video_id: str
     video_uri: str
-    changes: tuple[str, ...] = ()  # such as "status: ok is partial"; empty where the row stays as it is
+    changes: tuple[str, ...] = ()  # such as "status: ok becomes partial"; empty if the row stays the same
     problem: str = ""  # why the video could not be read again
 
 
 def recheck_inputs(
     output: Folder, settings: Mapping[str, Any], *, decode: DecodeConfig, num_workers: int | None = None
 ) -> Iterator[RecheckedRow]:
-    """Read the videos of the rows that count again, by the rules of format 1 and of today's, and compare.
+    """Decode the videos of all current rows again by the rules of format 1 and of the current format, and compare.
 
-    ``settings`` are those that the output stores.
+    ``settings`` are the stored settings of the output.
 
-    Nothing is embedded: a row changes exactly if its frames, their times or its other columns do. Yields every row,
-    in the order of the output.
+    Nothing is embedded: a row changes exactly if its frames, their times or its other columns change. Yields every
+    row, in the order of the output.
 
     Raises:
         JobError: the output is not sealed.
@@ -162,7 +162,7 @@ def recheck_inputs(
 
 
 class _Reader:
-    """Decodes one video at a time by both rules."""
+    """Decodes one video at a time by the rules of both formats."""
 
     def __init__(self, request: DecodeRequest, decode: DecodeConfig) -> None:
         self._max_size_bytes = decode.max_size_bytes
@@ -178,7 +178,7 @@ class _Reader:
             sandbox.close()
 
     def recheck(self, row: Mapping[str, Any]) -> RecheckedRow:
-        """Read the video of a row, if it is still the one that was embedded."""
+        """Decode the video of a row, if the object has not changed since it was embedded."""
         video_id, video_uri = str(row[schema.VIDEO_ID]), str(row[schema.VIDEO_URI])
         fetched = fetch_video(
             PlannedVideo(video_id, video_uri, str(row[schema.ETAG]), int(row[schema.SIZE_BYTES])),
@@ -196,17 +196,17 @@ class _Reader:
 
 
 def _differences(before: DecodedVideo, now: DecodedVideo) -> Iterable[str]:
-    """Yield what differs between two readings of one video."""
+    """Yield the differences between two decodings of one video."""
     if before.status != now.status:
-        yield f"status: {before.status} is {now.status}" + (f" ({now.error})" if now.error else "")
+        yield f"status: {before.status} becomes {now.status}" + (f" ({now.error})" if now.error else "")
     elif before.error != now.error:
         yield f"error: {now.error or 'none'}"
     if len(before.frames) != len(now.frames):
-        yield f"frames: {len(before.frames)} are {len(now.frames)}"
+        yield f"frames: {len(before.frames)} become {len(now.frames)}"
     elif not np.array_equal(before.pts_seconds, now.pts_seconds):
-        yield "frames: others are taken, or at other times"
+        yield "frames: different frames or times"
     elif not np.array_equal(before.frames, now.frames):
-        yield "frames: their pixels differ"
+        yield "frames: different pixels"
     yield from _flags(before, now)
 
 
@@ -216,8 +216,8 @@ def _flags(before: DecodedVideo, now: DecodedVideo) -> Iterable[str]:
     if now.interlaced:
         yield "deinterlaced"
     if now.timeline_repaired:
-        yield f"timeline repaired: {before.duration_seconds:.2f} s are {now.duration_seconds:.2f} s"
+        yield f"timeline repaired: {before.duration_seconds:.2f} s becomes {now.duration_seconds:.2f} s"
     if (before.width, before.height) != (now.width, now.height):
-        yield f"size: {before.width}x{before.height} is {now.width}x{now.height}"
+        yield f"size: {before.width}x{before.height} becomes {now.width}x{now.height}"
     if before.codec != now.codec:
-        yield f"codec: {before.codec or 'none'} is {now.codec or 'none'}"
+        yield f"codec: {before.codec or 'none'} becomes {now.codec or 'none'}"

@@ -1,1 +1,1 @@
-"""The index job: sealed embeddings, a catalogue and predicted labels become a version of an index."""
+"""The index job: build a version of an index from sealed embeddings, a catalogue and predicted labels."""

@@ -1,4 +1,4 @@
-"""What there is to index: rows of sealed embeddings, joined with a user's catalogue and a classifier's labels."""
+"""The inputs of index: rows of sealed embeddings, joined with a user's catalogue and a classifier's labels."""
 
 import logging
 from collections import deque
@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class IndexedRows:
-    """The current rows with status ``ok``, those of the latest plan first.
+    """The current rows with status ``ok``, latest plan first.
 
     ``items`` has the columns ``ROW_COLUMNS``. Plans that another driver seals later do not change anything.
     """
@@ -45,7 +45,7 @@ class IndexedRows:
     embeddings: Folder
     embedding_dim: int
     items: pa.Table
-    num_left_out: int  # videos with another status, except those that are gone
+    num_left_out: int  # videos with another status, except ``gone``
     _files: tuple[tuple[str, npt.NDArray[np.bool_]], ...]  # names, and which of their rows are indexed
 
     def batches(self) -> Iterator[Batch]:
@@ -96,7 +96,7 @@ def find_rows(embeddings: Folder, manifests: Sequence[dict[str, Any]], *, embedd
 
 
 def _planned_files(embeddings: Folder, manifests: Sequence[dict[str, Any]]) -> Iterator[tuple[str, pa.Array]]:
-    """Yield each file with current rows, and the video ids of those."""
+    """Yield each file with current rows, and the video ids of these rows."""
     for number, planned in planned_rows(embeddings, list(manifests)):
         shards, first = np.unique(planned[schema.SHARD].to_numpy(), return_index=True)  # ascending in a plan
         for shard, (start, stop) in zip(shards, pairwise([*first, planned.num_rows]), strict=True):
@@ -146,7 +146,7 @@ def read_catalogue(uri: str) -> TypedTable:
     found = read_table(folder, name, text=_TEXT, required=(schema.VIDEO_ID,), what="catalogue", expected=_EXPECTED)
     table = found.table
     if taken := [column for column in table.column_names if column in _RESERVED]:
-        msg = f"{uri} has a column {taken[0]!r}, a name that the index itself uses."
+        msg = f"{uri} has a column {taken[0]!r}, a name that is reserved for the index."
         raise ConfigError(msg, key=taken[0], remedy=f"Rename it. Reserved names are {', '.join(_RESERVED)}.")
     if lacking := empty_rows(table[schema.VIDEO_ID]):
         msg = f"{uri}: {len(lacking)} rows have no video_id, the first is row {lacking[0]}. Every row needs one."
@@ -169,7 +169,7 @@ def read_labels(uri: str) -> pa.Table:
 
 
 def join(rows: pa.Table, *, catalogue: TypedTable | None, labels: pa.Table | None) -> Joined:
-    """Add its label and its catalogue columns to each row; null if there are none.
+    """Add the label and the catalogue columns of each row's video; null if there are none.
 
     ``labels`` are rows of ``raypipe classify``. A label is used only if it was made from this embedding.
     """

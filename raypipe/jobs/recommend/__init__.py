@@ -1,1 +1,1 @@
-"""The recommend job: what the endpoint would answer each of many users, as Parquet."""
+"""The recommend job: write the recommendations that the endpoint would return for many users as Parquet."""

@@ -1,4 +1,4 @@
-"""What users watched: a history file as blocks of rows, and the users that these rows name."""
+"""The inputs of recommend: a history file as blocks of rows, and the users in these rows."""
 
 import io
 import itertools
@@ -19,16 +19,16 @@ from raypipe.storage import Folder, StoredObject
 from raypipe.tables.reader import CsvRow, csv_rows, json_object, not_utf8, wrong_length
 
 HISTORY = "history"
-LINE, ERROR = "line", "error"  # of a block of rows: one that is still JSON, and what is wrong with it
+LINE, ERROR = "line", "error"  # columns of a block: a line of JSON that is not parsed yet, and the error of a row
 LINE_NUMBER = "line_number"  # of a line in its file
-IS_REPEATED = "is_repeated"  # of a block: its user stands in an earlier row of the file
-SEPARATORS = ("|", ";", ",")  # of ids in a text, besides white space
+IS_REPEATED = "is_repeated"  # column of a block: the user is in an earlier row of the file
+SEPARATORS = ("|", ";", ",")  # of ids in a text, in addition to white space
 _MAX_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryFile:
-    """A table of ``user_id`` and ``history``, of one content.
+    """A table of ``user_id`` and ``history``, pinned to one version of its content.
 
     ``history`` is a list of ids, or a text that ``parse_history`` and ``other_readings`` read.
     """
@@ -39,18 +39,18 @@ class HistoryFile:
 
     @classmethod
     def find(cls, folder: Folder, name: str) -> "HistoryFile":
-        """Raises ConfigError where there is no such file."""
+        """Find a history file; raises ConfigError if it does not exist."""
         if (stored := folder.stat(name)) is None:
             uri, remedy = folder.child(name), "Give a .parquet, .csv or .jsonl with user_id and history."
-            msg = f"There is no history {uri}."
+            msg = f"The history {uri} does not exist."
             raise ConfigError(msg, key="history", value=uri, remedy=remedy)
         return cls(folder, name, stored)
 
     def blocks(self, num_rows: int, *, only_ids: bool = False) -> Iterator[pa.Table]:
-        """Yield tables of so many rows, the last one of fewer; ``parse`` reads them.
+        """Yield tables of ``num_rows`` rows, the last one with the remainder; ``parse`` reads them.
 
         Raises:
-            ConfigError: the file cannot be read, lacks a column, or is no longer what it was.
+            ConfigError: the file cannot be read, lacks a column, or has changed.
         """
         uri = self.folder.child(self.name)
         with self._problems(uri), self.folder.open_input(self.name) as source:
@@ -99,11 +99,11 @@ def _csv_blocks(source: BinaryIO, uri: str, num_rows: int) -> Iterator[pa.Table]
             columns = dict(zip((USER_ID, HISTORY, ERROR), zip(*block, strict=True), strict=True))
             yield pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
     finally:
-        lines.detach()  # whoever opened the source closes it
+        lines.detach()  # the caller closes the source
 
 
 def _csv_users(rows: Iterable[CsvRow], names: list[str]) -> Iterator[tuple[str | None, str | None, str | None]]:
-    """The user, the history and the error of each row; quotes that do not match are an error of the whole file."""
+    """Yield the user, the history and the error of each row; unmatched quotes are an error of the whole file."""
     user_at, history_at = names.index(USER_ID), names.index(HISTORY)
     for row in rows:
         fields = row.fields
@@ -113,7 +113,7 @@ def _csv_users(rows: Iterable[CsvRow], names: list[str]) -> Iterator[tuple[str |
         elif (text := "".join(fields)) != _utf8(text):
             yield user_id, None, not_utf8(row.first_line)
         elif "\n" in fields[user_at] or "\n" in fields[history_at]:
-            message = f"the row that begins in line {row.first_line} has a field of several lines: close its quote"
+            message = f"the row that begins in line {row.first_line} has a field with several lines: close its quote"
             yield None, None, message
         else:
             yield user_id, fields[history_at], None
@@ -134,22 +134,22 @@ def _check_columns(uri: str, names: list[str]) -> None:
     for name in (USER_ID, HISTORY):
         if (count := names.count(name)) != 1:
             found = ", ".join(names) or "none"
-            msg = f"{uri} has {count} columns {name!r}, and needs one; its columns are {found}."
+            msg = f"{uri} has {count} columns named {name!r} but needs exactly one; its columns are {found}."
             raise ConfigError(msg, key=name, value=count, expected=1)
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One row: what somebody watched, the newest last, or what is wrong with it."""
+    """One row: the videos that a user watched, newest last, or the error of the row."""
 
     user_id: str | None
     video_ids: tuple[str, ...] = ()
     error: str | None = None
-    text: str | None = field(default=None, compare=False)  # of a history that was no list
+    text: str | None = field(default=None, compare=False)  # the history as text, if it was not a list
 
 
 def parse(block: pa.Table) -> Iterator[User]:
-    """Read the rows of a block, each for itself; one whose user stands in an earlier row is an error."""
+    """Parse each row of a block on its own; a row whose user is in an earlier row is an error."""
     users = _users_of_lines(block) if LINE in block.column_names else _users_of_columns(block)
     if IS_REPEATED not in block.column_names:
         yield from users
@@ -180,27 +180,27 @@ def _user_of_json(line: bytes, number: int) -> User:
     return _user(row.get(USER_ID), row.get(HISTORY), missing)
 
 
-def _user(user_id: Any, history: Any, error: str | None) -> User:  # noqa: ANN401 - whatever the file holds
+def _user(user_id: Any, history: Any, error: str | None) -> User:  # noqa: ANN401 - any value in the file
     try:
         known = _text(user_id)
     except ValueError:
-        return User(None, error=error or f"{USER_ID} is {_short(user_id)}; it should be a text or a whole number")
+        return User(None, error=error or f"{USER_ID} is {_short(user_id)}; it should be a string or an integer")
     if error or not known:
-        return User(known or None, error=error or f"it has no {USER_ID}")
+        return User(known or None, error=error or f"the row has no {USER_ID}")
     try:
         return User(known, parse_history(history), text=history if isinstance(history, str) else None)
     except (TypeError, ValueError) as problem:
         return User(known, error=str(problem))
 
 
-def parse_history(history: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever the file holds
-    """Return the ids of a history: a list, or a text that is a JSON array, ids between ``|``, or ids between spaces.
+def parse_history(history: Any) -> tuple[str, ...]:  # noqa: ANN401 - any value in the file
+    """Return the ids of a history: a list, or a text with a JSON array or with ids separated by ``|`` or by spaces.
 
     Null and an empty text are an empty history.
 
     Raises:
-        TypeError: it is no list.
-        ValueError: it holds what is no id.
+        TypeError: the history is not a list.
+        ValueError: it contains something that is not an id.
     """
     if history is None:
         return ()
@@ -224,7 +224,7 @@ def parse_history(history: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever t
 
 
 def other_readings(text: str) -> Iterator[tuple[str, ...]]:
-    """Yield what else the text of a history may mean: one id, or ids between other separators; nothing for JSON."""
+    """Yield other ways to read the text of a history: as one id, or with other separators; none for JSON."""
     text = text.strip()
     if text and not _is_json(text):
         yield (text,)
@@ -241,18 +241,18 @@ def _split(text: str, separator: str | None) -> list[str]:
     return [part for one in text.split(separator) if (part := one.strip())]
 
 
-def _text(value: Any, *, what: str = USER_ID) -> str:  # noqa: ANN401 - whatever the file holds
-    """An id as text: 7 is the id ``7``.
+def _text(value: Any, *, what: str = USER_ID) -> str:  # noqa: ANN401 - any value in the file
+    """Return an id as text: 7 becomes ``7``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is not an id.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None and what == USER_ID:
         return ""
     if not isinstance(value, str) or _utf8_of(value) != value:
-        msg = f"{what} holds {_short(value)}, which is no id"
+        msg = f"{what} contains {_short(value)}, which is not an id"
         raise ValueError(msg)
     return value
 
@@ -267,7 +267,7 @@ def _short(value: object) -> str:
 
 
 def repeated_rows(users: Iterable[str | None]) -> tuple[int, frozenset[int]]:
-    """How many rows there are, and the numbers of those whose user stands in an earlier one; 8 bytes a row."""
+    """Return the number of rows, and the numbers of rows whose user is in an earlier row; takes 8 bytes per row."""
     hashes = np.fromiter((0 if user is None else hash(user) or 1 for user in users), np.int64)
     _, first = np.unique(hashes, return_index=True)
     is_first = np.zeros(len(hashes), np.bool_)

@@ -1,4 +1,4 @@
-"""What happens to one shard of users: the step that an actor makes once, and functions of tables. No Ray here."""
+"""Recommend to one shard of users: the step of an actor, and functions from table to table. No Ray here."""
 
 import time
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from raypipe.search.versions import Versions, cache_folder
 from raypipe.status import UserStatus
 from raypipe.storage import Folder
 
-NUM_IDS = "num_ids"  # distinct ids of a history, in a row that was answered
+NUM_IDS = "num_ids"  # the number of distinct ids in the history of an answered row
 SECONDS = "seconds"  # of the whole shard, in its first row
 _NUM_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class RecommendSettings:
-    """Which version of which index answers what."""
+    """The version of the index to use, and the ranking options."""
 
     index_uri: str
     version: str
@@ -36,14 +36,14 @@ class RecommendSettings:
 
 
 class RecommendToUsers:
-    """A step: rows of the history become rows of recommendations. The index is opened once."""
+    """A step that turns rows of the history into rows of recommendations. It opens the index once."""
 
     def __init__(self, settings: RecommendSettings) -> None:
         self._ranking = settings.ranking
         self._index = open_index(settings)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Do one shard."""
+        """Answer one shard."""
         start = time.perf_counter()
         rows = recommend_shard(block, self._index, self._ranking)
         seconds = [time.perf_counter() - start, *[0.0] * (rows.num_rows - 1)]
@@ -51,10 +51,10 @@ class RecommendToUsers:
 
 
 def open_index(settings: RecommendSettings) -> VideoIndex:
-    """Open the version on this machine; the actors of one machine share its files.
+    """Open the version on this machine; all actors of a machine share its files.
 
     Raises:
-        IndexVersionError: it does not exist, or is not complete.
+        IndexVersionError: the version does not exist or is not complete.
     """
     versions = Versions(Folder(settings.index_uri))
     return VideoIndex.load(
@@ -63,14 +63,14 @@ def open_index(settings: RecommendSettings) -> VideoIndex:
 
 
 def query_of(ranking: RankingConfig, history: tuple[str, ...]) -> Query:
-    """Return the query of one user: the one that the endpoint makes of the same options."""
+    """Return the query of one user, the same query that the endpoint builds from these options."""
     return Query(history=history, **dict(ranking))
 
 
 def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) -> pa.Table:
-    """Answer each row of a block, in its order, by the columns of ``recommendations_schema`` and ``NUM_IDS``.
+    """Answer each row of a block in order, with the columns of ``recommendations_schema`` and ``NUM_IDS``.
 
-    A row that cannot be answered says why, and has no lists.
+    A row that cannot be answered has an error and no lists.
     """
     rows = [_row(user, index, ranking) for user in parse(block)]
     kinds = {field.name: field.type for field in schema.recommendations_schema()} | {NUM_IDS: pa.int64()}
@@ -80,7 +80,7 @@ def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) 
 
 
 def watched(user: User, index: VideoIndex) -> tuple[str, ...]:
-    """Return the ids of a history; of the readings of a text, the one of which the index holds the most ids."""
+    """Return the ids of a history. If its text is ambiguous, choose the reading with the most ids in the index."""
 
     def num_known(ids: tuple[str, ...]) -> int:
         return sum(position is not None for position in index.items.positions(ids))
@@ -129,7 +129,7 @@ def unknown_ids(answered: pa.Table) -> Totals:
 
 
 def summarize(answered: pa.Table) -> ShardSummary:
-    """Return what the driver gets to know about a shard."""
+    """Return the summary of a shard for the driver."""
     columns = (answered[name].to_pylist() for name in (schema.USER_ID, schema.STATUS, schema.ERROR))
     return ShardSummary(
         *identity(answered),

@@ -1,4 +1,4 @@
-"""Check the rows of recommend: lists have to fit each other and the status."""
+"""Check the rows of recommend: lists must match each other and the status."""
 
 import json
 import math
@@ -19,7 +19,7 @@ _LISTS = (schema.VIDEO_IDS, schema.SCORES, schema.CLOSEST)
 
 
 def verify(output: Folder) -> Verification:
-    """Check everything that is stored of a recommend job; raises like the shared ``verify``."""
+    """Verify the output of a recommend job; raises like the shared ``verify``."""
     statuses = frozenset(map(str, UserStatus))
     checks = RowChecks("recommend", lambda _: schema.recommendations_schema(), (schema.ROW,), _problems, statuses)
     return verify_output(output, checks)
@@ -36,9 +36,9 @@ def _row_problems(row: dict[str, Any]) -> Iterator[Violation]:
     is_error = row[schema.STATUS] == UserStatus.ERROR
     is_popular = row[schema.STATUS] == UserStatus.POPULAR
     if is_error != (row[schema.ERROR] is not None) or is_popular != (row[schema.FALLBACK] is not None):
-        yield Violation("status_fits", f"is {row[schema.STATUS]}, which its error or its fallback does not fit.")
+        yield Violation("status_fits", f"is {row[schema.STATUS]}, but its error or its fallback does not match.")
     if [one is None for one in (*lists, row[schema.UNKNOWN])] != [is_error] * 4:
-        yield Violation("answer", f"is {row[schema.STATUS]}, which its lists do not fit.")
+        yield Violation("answer", f"is {row[schema.STATUS]}, but its lists do not match.")
     elif not is_error:
         video_ids, scores, closest = lists
         if len({len(video_ids), len(scores), len(closest)}) != 1:
@@ -50,10 +50,10 @@ def _row_problems(row: dict[str, Any]) -> Iterator[Violation]:
 
 
 def refuse_format_1(output: Folder) -> None:
-    """Refuse an output that raypipe 0.1 wrote: it has no plans, so that it can be neither resumed nor verified.
+    """Refuse an output of raypipe 0.1: it has no plans, so it can be neither resumed nor verified.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: the output was written by raypipe 0.1.
     """
     if not output.exists(_RUN_OF_FORMAT_1):
         return
@@ -63,5 +63,5 @@ def refuse_format_1(output: Folder) -> None:
         return
     if is_old:
         msg = f"{output} holds recommendations in the format of raypipe 0.1, which has no plans."
-        remedy = "Run raypipe recommend with another output; the files in its data/ stay readable."
+        remedy = "Run raypipe recommend with another output; the files in data/ stay readable."
         raise ConfigError(msg, key="output", value=output.uri, remedy=remedy)

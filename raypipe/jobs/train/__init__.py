@@ -1,1 +1,1 @@
-"""Fine-tune GPT-2 over sealed frame embeddings on Ray Train."""
+"""The train job: fine-tune GPT-2 on sealed frame embeddings with Ray Train."""

@@ -1,4 +1,4 @@
-"""Batches: the samples of one worker, in memory if they fit, in the batches of an epoch, as tensors on its device."""
+"""Batches: load the samples of one worker, divide them into the batches of an epoch, and make tensors of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,13 +17,13 @@ from raypipe.models.backbones import resolve_dtype
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, pad_frames
 from raypipe.models.gpt2 import VideoModel
 
-_BATCHES_PER_POOL = 50  # so many are sorted by length together: little padding, but still a random order
+_BATCHES_PER_POOL = 50  # this many are sorted by length together: little padding, but still a random order
 Half = npt.NDArray[np.float16]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Collective:
-    """This worker among the others. All workers must call the same method at the same time, properties excepted."""
+    """Collective operations of all workers. Except for properties, all workers must call a method at the same time."""
 
     def __init__(self, *, device: torch.device) -> None:
         self.device = device
@@ -44,7 +44,7 @@ class Collective:
         """Return the largest number of any worker."""
         return float(self._reduce([number], distributed.ReduceOp.MAX)[0])
 
-    def gather(self, item: Any) -> list[Any]:  # noqa: ANN401 - whatever a worker has, through torch's own pickling
+    def gather(self, item: Any) -> list[Any]:  # noqa: ANN401 - any object that torch can pickle
         """Return the items of all workers, on every worker."""
         if self.size == 1:
             return [item]
@@ -64,7 +64,7 @@ class Collective:
 
 @dataclass(slots=True)
 class Window:
-    """Samples that are in memory together: for each its number, its label numbers and its frames ``[T, D]``."""
+    """Samples in memory: the number, the label numbers and the frames ``[T, D]`` of each."""
 
     index: list[int] = field(default_factory=list)
     targets: list[Ints] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Window:
     size_bytes: int = 0
 
     def add(self, block: pa.Table) -> None:
-        """Copy a block out of Ray's shared memory."""
+        """Add the samples of a block, copied out of Ray's shared memory."""
         frames = [vectors.copy() for vectors in frame_embeddings(block)]
         self.frames += frames
         self.index += block[INDEX].to_pylist()
@@ -88,7 +88,7 @@ class Window:
 
 
 class WorkerSamples:
-    """The samples of one worker, window by window. A single window stays in memory: all fit into ``cache_bytes``."""
+    """The samples of one worker, in windows. If all fit into ``cache_bytes``, the only window stays in memory."""
 
     def __init__(self, read: Callable[[], Iterable[pa.Table]], *, cache_bytes: int) -> None:
         self._read = read
@@ -96,7 +96,7 @@ class WorkerSamples:
         self._kept: Window | None = None
 
     def windows(self) -> Iterator[Window]:
-        """Yield every sample once; after the first time from memory, if they fit."""
+        """Yield every sample once; if all fit into memory, read them only the first time."""
         if self._kept is not None:
             yield self._kept
             return
@@ -113,12 +113,12 @@ class WorkerSamples:
         yield window
 
     def settle(self, workers: Collective) -> None:
-        """After a pass of all workers: keep the samples only if all do, because Ray waits for all before the next."""
+        """After a pass, keep the samples only if all workers keep theirs: Ray waits for all before the next pass."""
         if workers.max(self._kept is None):
             self._kept = None
 
     def moments(self, embedding_dim: int) -> tuple[npt.NDArray[np.float64], int]:
-        """Return the sums of the D numbers and of their squares over all frames ``[2, D]``, and how many frames."""
+        """Return the sums of the D numbers and of their squares over all frames ``[2, D]``, and the frame count."""
         sums, num_frames = np.zeros((2, embedding_dim)), 0
         for window in self.windows():
             for frames in window.frames:
@@ -131,10 +131,10 @@ class WorkerSamples:
 def epoch_batches(
     index: Sequence[int], lengths: Sequence[int], *, batch_size: int, seed: Sequence[int], seen: npt.NDArray[np.bool_]
 ) -> list[Ints]:
-    """Return positions in batches: every unseen sample in exactly one, samples of similar length together.
+    """Return batches of positions: every unseen sample is in exactly one batch, with samples of similar length.
 
-    The order depends only on ``seed`` and on the samples. ``seen``, by sample number, only removes samples from it, so
-    that a resumed epoch makes the batches that an uninterrupted one would have made.
+    The order depends only on ``seed`` and the samples. ``seen``, indexed by sample number, only removes samples, so a
+    resumed epoch makes the same batches as an uninterrupted one.
     """
     random = np.random.default_rng(list(seed))
     order = random.permutation(len(index))
@@ -164,13 +164,13 @@ class Feeder:
     def __init__(self, model: VideoModel, *, device: torch.device, precision: Precision) -> None:
         self._config = cast("VideoClassifierConfig", model.config)
         self._device = device
-        # On CPUs autocast is as often slower as faster.
+        # On CPUs, autocast is slower as often as it is faster.
         native = device.type == "cuda" and resolve_dtype("auto", str(device)) == "bfloat16"
         self._bfloat16 = native if precision == "auto" else precision == "bfloat16"
         self.num_labels = len(model.config.label_names) if isinstance(model, VideoClassifier) else 0
 
     def batch(self, window: Window, positions: Ints) -> Batch:
-        """Return the samples at these positions; a sample of zeros for a worker without any, which must take part."""
+        """Return the samples at these positions; if there are none, zeros, because every worker must take part."""
         videos = [window.frames[at] for at in positions]
         targets = [window.targets[at] for at in positions]
         if not videos:

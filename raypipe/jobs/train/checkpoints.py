@@ -1,4 +1,4 @@
-"""What workers store: checkpoints to resume from, metrics for other tools, and the model at the end."""
+"""What workers store: checkpoints to resume from, metrics for other tools, and the final model."""
 
 import copy
 import hashlib
@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state of a training as read back: tensors by name, which samples this epoch has seen, and the rest."""
+    """The stored state of a training: tensors by name, a mask of the samples seen in this epoch, and the rest."""
 
     number: int
     model: Mapping[str, torch.Tensor]
@@ -46,10 +46,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one training, in ``OUTPUT/checkpoints/<number>/``; the highest complete one counts.
+    """The checkpoints of one training, in ``OUTPUT/checkpoints/<number>/``; the highest complete one is used.
 
-    A file is written only once, and ``complete.json``, written last, holds the SHA-256 of each: an upload that was cut
-    off, or that two drivers wrote to, is never used.
+    Each file is written only once. ``complete.json`` is written last and holds the SHA-256 of each file, so an
+    interrupted upload, or a checkpoint that two drivers wrote to, is never used.
     """
 
     def __init__(self, output: Folder) -> None:
@@ -60,7 +60,7 @@ class Checkpoints:
     ) -> int | None:
         """Store the state of a training, and return the number of the best checkpoint, which may be this one.
 
-        StorageError if the storage refuses or cannot be reached.
+        StorageError if the storage rejects a write or cannot be reached.
         """
         number = max(self._numbers(), default=-1) + 1
         best = number if is_best else state["best_checkpoint"]
@@ -98,7 +98,7 @@ class Checkpoints:
         return Checkpoint(number, model, optimizer, seen, state)
 
     def prune(self, *, keep: int, also: int | None) -> None:
-        """Delete all but the newest ``keep`` and the one named ``also``; a storage that forbids it keeps them all."""
+        """Delete all checkpoints except the newest ``keep`` and number ``also``; keep all if deletion is forbidden."""
         numbers = sorted(self._numbers(), reverse=True)
         try:
             for number in numbers[keep:]:
@@ -134,7 +134,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str,
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU, whatever the device of the parameter.
+        # AdamW counts its steps on the CPU, even for parameters on a GPU.
         optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
 
 
@@ -153,7 +153,7 @@ def put_metrics(output: Folder, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def put_model(output: Folder, model: VideoModel, *, metrics: Mapping[str, Any]) -> str:
-    """Write the model as ``save_pretrained`` would, adapters merged into its weights, and return its folder's URI.
+    """Write the model as ``save_pretrained`` would, with merged adapters, and return the URI of its folder.
 
     CommitError if another model was written there in the meantime.
     """

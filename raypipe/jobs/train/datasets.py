@@ -1,7 +1,7 @@
 """The samples of a training as datasets of Ray Data, which Ray Train splits between its workers.
 
-Processes of Ray that need no torch import this module, such as those that read: importing torch here would cost each of
-them seconds.
+Ray processes that do not need torch, such as readers, import this module. Importing torch here would cost each of them
+seconds.
 """
 
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ READ_CPUS = 0.5
 
 
 class UnevenSplits(DataConfig):
-    """Give every row to exactly one worker, always the same one. Equal splits would drop the remaining rows."""
+    """Give every row to exactly one worker, always the same one. Equal splits would drop the remainder."""
 
     def configure(
         self, datasets: dict[str, Dataset], world_size: int, *_: object, **__: object
     ) -> list[dict[str, DataIterator]]:
-        """Split each dataset with ``streaming_split``; blocks come in the order in which they were drawn."""
+        """Split each dataset with ``streaming_split``; blocks keep their order."""
         splits: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, given in datasets.items():
             dataset = given.copy(given)
@@ -53,7 +53,7 @@ def frames_dataset(samples: pa.Table, *, embeddings_uri: str, num_workers: int, 
 
 
 def blocks(samples: pa.Table, *, num_workers: int, seed: int) -> Iterator[pa.Table]:
-    """Yield parts of the samples for one read each, in an order drawn once; small files are not divided."""
+    """Yield blocks of samples, one per read, in a random order that is the same in every epoch."""
     rows_per_block = int(np.clip(samples.num_rows // (8 * num_workers), 1, 512))
     ordered = samples.sort_by([(FILE, "ascending"), (INDEX, "ascending")])
     starts = np.arange(0, ordered.num_rows, rows_per_block)
@@ -65,7 +65,7 @@ def read_frames(samples: pa.Table, *, embeddings_uri: str) -> pa.Table:
     """Read only the frames of the samples; ``frame_embeddings`` is list<fixed_size_list<float16, D>>[T].
 
     Raises:
-        CommitError: a file is corrupt, or no longer has a video that it had.
+        CommitError: a file is corrupt, or lacks a video that it had before.
         ObjectError: a file cannot be read.
     """
     output = Folder(embeddings_uri)
@@ -75,7 +75,7 @@ def read_frames(samples: pa.Table, *, embeddings_uri: str) -> pa.Table:
         rows = read_parquet(output, name, columns=[schema.VIDEO_ID, schema.FRAME_EMBEDDINGS])
         at = pc.index_in(wanted[schema.VIDEO_ID], rows[schema.VIDEO_ID])
         if at.null_count:
-            msg = f"{output.child(name)} lacks {at.null_count} videos that it had. Run raypipe verify {output}."
+            msg = f"{output.child(name)} lacks {at.null_count} videos that it had before. Run raypipe verify {output}."
             raise CommitError(msg)
         frames = rows[schema.FRAME_EMBEDDINGS].take(at)
         parts.append(wanted.select([INDEX, TARGETS]).append_column(schema.FRAME_EMBEDDINGS, frames))

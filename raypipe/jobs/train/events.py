@@ -1,4 +1,4 @@
-"""Events: what workers tell the driver, through a queue, and what the driver shows and keeps of it."""
+"""Events: what workers report to the driver through a queue, and what the driver shows and records."""
 
 import json
 import threading
@@ -36,13 +36,13 @@ Floats = npt.NDArray[np.float32]
 
 
 def open_queue() -> Queue:
-    """Start a queue of events on this node; it ends with the driver."""
+    """Start an event queue on this node; it ends with the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def listen(queue: Queue, work: Callable[[], object]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Do the work in a thread, and yield the events until it ends; then raise what it raised."""
+    """Run ``work`` in a thread and yield the events until it ends; then raise its exception, if any."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -122,7 +122,7 @@ def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> Training
 def with_events(
     record: TrainingRecord, spec: RunSpec, log: EventLog, *, outcome: Outcome, message: str = ""
 ) -> TrainingRecord:
-    """End a record with what the workers have reported."""
+    """Complete a record with the events of the workers."""
     about = log.starts[-1] if log.starts else {}
     record = replace(
         record,

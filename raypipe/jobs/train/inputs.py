@@ -1,4 +1,4 @@
-"""Inputs of a training: the videos of sealed embeddings, joined with their labels and split into two parts."""
+"""The inputs of train: the videos of sealed embeddings, joined with labels, for training and for validation."""
 
 import hashlib
 import logging
@@ -37,7 +37,7 @@ Ints = npt.NDArray[np.int64]
 class TrainingSamples:
     """The videos to learn from; ``train`` and ``validation`` have ``file``, ``video_id``, ``index`` and ``targets``.
 
-    ``index`` counts from 0 in each of the two. ``targets`` are label numbers; empty if the training has no labels.
+    ``index`` counts from 0 in each table. ``targets`` are label numbers; empty if the training has no labels.
     """
 
     train: pa.Table
@@ -97,7 +97,7 @@ def _numbered(rows: pa.Table) -> pa.Table:
 
 
 def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
-    """Choose every video with frames; one label for all makes the split random."""
+    """Choose every video with frames, and split at random by giving all of them the same label."""
     rows = catalogue.filter(catalogue[schema.STATUS])
     if not rows.num_rows:
         uri = Folder(config.embeddings).uri
@@ -112,7 +112,7 @@ def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
 
 
 def _choose_labelled(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> _Chosen:
-    """Choose every video with frames and a label, whose numbers are its targets."""
+    """Choose every video with frames and a label; its targets are the numbers of its labels."""
     labels, num_unknown, num_without_frames = _usable_labels(config, catalogue, gone)
     label_names = tuple(sorted(pc.unique(labels[schema.LABEL]).to_pylist()))
     numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names)).to_numpy().astype(np.int64)
@@ -167,7 +167,7 @@ def _with_frames(output: Folder, names: list[str]) -> set[str]:
 def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> tuple[pa.Table, int, int]:
     """Return the labels of videos with frames, and how many labelled videos are unknown or have no frames.
 
-    Column ``at`` is the row of the catalogue. Deleted videos and those of the split ``test`` are left out.
+    Column ``at`` is the row of the catalogue. Deleted videos and videos in the split ``test`` are left out.
     """
     if config.labels is None:
         labels = folder_labels(catalogue[schema.VIDEO_ID])
@@ -213,7 +213,7 @@ def read_labels(uri: str, *, split_column: str) -> pa.Table:
     """Read ``video_id``, ``label`` and, if the file has that column, ``split``; a video may have several rows.
 
     ``split`` is returned as ``train``, ``validation`` or ``test``. Duplicate rows count once.
-    ConfigError if the file cannot be read, lacks a column or a value, or has an unknown split or two for one video.
+    ConfigError if the file cannot be read, lacks a column or a value, has an unknown split, or a video in two splits.
     """
     wanted = (schema.VIDEO_ID, schema.LABEL)
     place = table_place(uri, what="labels")
@@ -286,10 +286,11 @@ def _held_out(
 
 
 def stratified(videos: Ints, labels: Ints, *, fraction: float, seed: int, names: Sequence[str]) -> Bools:
-    """Hold out about ``fraction`` of each label's videos ``[V]``, from pairs of video numbers 0 to V - 1 and labels.
+    """Hold out about ``fraction`` of each label's videos, given pairs of video numbers (0 to V - 1) and labels.
 
-    If every video has one label: at least one video of each label, and never all of one. Otherwise the rarest label
-    comes first, and each label adds what it still lacks from videos without a rarer label (Sechidis et al. 2011).
+    If every video has one label, at least one video of each label is held out, but never all. Otherwise labels are
+    processed from rarest to most common, and each adds the number it still lacks from videos that have no rarer label
+    (Sechidis et al. 2011).
     ConfigError if a label has only one video.
     """
     held_out = np.zeros(videos.max() + 1, dtype=bool)

@@ -26,7 +26,7 @@ from raypipe.models.gpt2 import VideoModel
 from raypipe.records import EpochMetrics
 
 Notify = Callable[[str, Mapping[str, Any]], None]
-_AGREE_STEPS = 16  # several workers ask whether the first one's time is up only every so many steps
+_AGREE_STEPS = 16  # with several workers, whether a checkpoint is due is agreed only every this many steps
 _BETAS = (0.9, 0.95)  # as in GPT-2's and GPT-3's training
 
 
@@ -65,8 +65,8 @@ class TrainingState:
 class Loop:
     """Train a model on one worker's samples; all workers call ``run``.
 
-    Everything random in a step is a function of the seed, the number of the step and that of the worker, so that a
-    resumed training has exactly the same losses as an uninterrupted one.
+    All randomness in a step is a function of the seed, the step number and the worker number, so a resumed training has
+    exactly the same losses as an uninterrupted one.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Loop:
         return True
 
     def _rate(self, num_videos: float) -> float:
-        """Return the learning rate of the next step, which has so many videos."""
+        """Return the learning rate of the next step, which has ``num_videos`` videos."""
         config, num_train = self._settings.optimizer, self._settings.num_train
         done = self.state.epoch * num_train + self.state.num_done + num_videos / 2
         factor = rate_at(done / (config.epochs * num_train), warmup_fraction=config.warmup_fraction)
@@ -250,7 +250,7 @@ class Loop:
             self._notify("epoch", {"metrics": metrics, "is_best": is_best, "history": state.history})
 
     def _value(self, metrics: EpochMetrics) -> list[float]:
-        """Return what is largest in the best epoch: the chosen metric, then the negative loss."""
+        """Return the values to rank epochs by, highest first: the chosen metric, then the negative loss."""
         loss = metrics.train_loss if metrics.validation_loss is None else metrics.validation_loss
         chosen = self._settings.optimizer.select_by
         is_loss = chosen == "loss" or metrics.accuracy is None
@@ -312,7 +312,7 @@ class Loop:
 
 
 def make_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
-    """Make an AdamW that decays matrices, but not biases, norms and single vectors; frozen parameters are left out."""
+    """Make an AdamW that decays matrices but not biases, norms and single vectors, without frozen parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [one for one in trained if one.ndim > 1], "weight_decay": weight_decay},

@@ -1,4 +1,4 @@
-"""What a training is: its network, its start, and the facts in ``run.json`` that may not change between commands."""
+"""The definition of a training: its network, initial weights, and the facts in ``run.json`` that must not change."""
 
 import hashlib
 import json
@@ -36,9 +36,9 @@ class NetworkSpec:
 
 
 def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
-    """Build the model, always the same for the same seed; WeightsError if the weights that it starts from do not fit.
+    """Build the model, always the same for the same seed; WeightsError if the initial weights do not fit.
 
-    Frozen parameters need no gradient.
+    Frozen parameters do not require gradients.
     """
     torch.manual_seed(seed)
     model: VideoModel = VideoClassifier(spec.config) if spec.classifies else MaskedFrameModel(spec.config)
@@ -60,7 +60,7 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
 
 
 def seed_step(*numbers: int) -> None:
-    """Make everything random from here on a function of these numbers."""
+    """Seed all random generators with these numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which asks every backend: 0.1 ms per step
     if torch.cuda.is_initialized():
@@ -117,7 +117,7 @@ class RunSpec:
 
     @property
     def class_weights(self) -> list[float] | None:
-        """The weights of the labels' losses, 1 on average; if videos have several, of the ones, where zeros weigh 1."""
+        """The loss weight of each label, 1 on average; for multi-label, the weight of positives (negatives weigh 1)."""
         if self.config.optimizer.class_weights == "none" or not self.samples.label_names:
             return None
         labels = self.samples.train[TARGETS].combine_chunks().flatten()
@@ -132,9 +132,9 @@ def prepare(config: TrainConfig, samples: TrainingSamples) -> RunSpec:
     """Find the GPT-2 or the model that the training starts from.
 
     Raises:
-        ConfigError: settings that do not fit together.
+        ConfigError: settings contradict each other.
         FingerprintError: ``init_from`` was trained on embeddings with other settings.
-        WeightsError: weights that cannot be found or read.
+        WeightsError: the weights cannot be found or read.
     """
     init_from = None if config.init_from is None else read_model(Folder(config.init_from))
     if init_from is None:
@@ -196,10 +196,11 @@ def classifier_config(
 
 
 def auto_learning_rate(*, n_embd: int, pretrained: bool, lora: bool) -> float:
-    """Return the rate that ``auto`` means: random weights learn faster the narrower they are, pretrained ones slowly.
+    """Return the learning rate for ``auto``: for random weights higher the narrower they are, for pretrained ones low.
 
-    The rate of random weights is measured at a width of 128 and is proportional to its inverse, as for AdamW (Yang et
-    al. 2022, arXiv:2203.03466); the others are common for fine-tuning GPT-2 (Hu et al. 2021, arXiv:2106.09685).
+    The rate for random weights was measured at a width of 128 and is inversely proportional to the width, as for AdamW
+    (Yang et al. 2022, arXiv:2203.03466). The others are common for fine-tuning GPT-2 (Hu et al. 2021,
+    arXiv:2106.09685).
     """
     if lora:
         return 1e-3
@@ -207,7 +208,7 @@ def auto_learning_rate(*, n_embd: int, pretrained: bool, lora: bool) -> float:
 
 
 def run_facts(spec: RunSpec) -> dict[str, Any]:
-    """Return what identifies a run: every setting that changes its result, its samples, and its first weights."""
+    """Return what identifies a run: every setting that changes its result, its samples, and its initial weights."""
     samples, gpt2, init_from = spec.samples, spec.network.gpt2, spec.network.init_from
     settings = {key: value for key, value in spec.config.model_dump(mode="json").items() if key not in _FREE}
     del settings["data"]["cache_bytes"]
@@ -227,10 +228,10 @@ def run_facts(spec: RunSpec) -> dict[str, Any]:
 
 
 def check_same_run(output: Folder, facts_now: Mapping[str, Any]) -> None:
-    """Store what identifies this run; if the output holds a run already, check that it is the same.
+    """Store what identifies this run; if the output already holds a run, check that it is the same.
 
     Raises:
-        FingerprintError: it is another run; the message names the settings.
+        FingerprintError: the output holds another run; the message names the settings that differ.
         CommitError: the stored file is not a run.
     """
     data = json.dumps(facts_now, indent=1, sort_keys=True).encode()

@@ -1,4 +1,4 @@
-"""Scores: how good predictions are, as sums over videos that add up over batches and workers."""
+"""Scores: the quality of predictions, as sums over videos that can be added across batches and workers."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(slots=True)
 class Scores:
-    """Sums over videos; for each of C labels: how many videos have it, were predicted to have it, and both."""
+    """Sums over videos; for each of C labels, how many videos have it, how many are predicted to have it, and both."""
 
     num_labels: int
     totals: Floats = field(
@@ -27,7 +27,7 @@ class Scores:
         self.by_label = np.zeros((3, self.num_labels))
 
     def add(self, losses: torch.Tensor, logits: torch.Tensor | None, labels: torch.Tensor | None) -> None:
-        """Count a batch: losses ``[B]``, logits ``[B, C]``, class numbers ``[B]`` or 0 and 1 ``[B, C]``."""
+        """Count a batch: losses ``[B]``, logits ``[B, C]``, class numbers ``[B]`` or zeros and ones ``[B, C]``."""
         self.totals[:2] += float(losses.double().sum()), len(losses)
         if logits is None or labels is None or not len(losses):
             return
@@ -72,7 +72,7 @@ def label_sums(truth: Bools, given: Bools) -> Floats:
 
 
 def as_sets(labels: torch.Tensor, num_labels: int) -> Bools:
-    """Convert class numbers ``[B]``, or 0 and 1 ``[B, C]``, to which labels each video has: ``[B, C]``."""
+    """Convert class numbers ``[B]``, or zeros and ones ``[B, C]``, to booleans ``[B, C]``: the labels of each video."""
     sets: Bools = (labels if labels.ndim > 1 else torch.nn.functional.one_hot(labels, num_labels)).bool().cpu().numpy()
     return sets
 
@@ -86,7 +86,7 @@ def predicted_sets(logits: torch.Tensor, *, multi_label: bool) -> Bools:
 
 
 def measured(scores: Scores | None) -> dict[str, float]:
-    """Return what an epoch's metrics hold of the scores; only the loss if nothing is classified."""
+    """Return the scores as fields of an epoch's metrics; only the loss if nothing is classified."""
     if scores is None:
         return {}
     names = ("accuracy", "top5_accuracy", "macro_f1") if scores.num_labels else ()

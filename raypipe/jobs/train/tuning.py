@@ -1,4 +1,4 @@
-"""A small grid of trainings on Ray Tune: each is resumed on its own, and the best one's model is kept."""
+"""A small grid of trainings on Ray Tune. Each trial resumes on its own, and the best trial's model is kept."""
 
 import math
 import os
@@ -69,14 +69,14 @@ def search_grid(
     """Train every point, as many at once as fit into the cluster; print and return the record of each, by name.
 
     Raises:
-        JobError: Ray ended the work.
+        JobError: Ray ended the search.
     """
     records: dict[str, TrainingRecord] = {}
     total = ray.cluster_resources()
     num_workers = points[0].config.resources.num_workers
     at_once = total.get("GPU", 0) // num_workers if use_gpu else total.get("CPU", 1) // (num_workers + 1)
     events = open_queue()
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only way to keep Tune off the terminal
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only way to silence Tune on the terminal
 
     def trial(parameters: dict[str, Any]) -> None:
         number = parameters["point"]
@@ -114,7 +114,7 @@ def _describe(point: SearchPoint, record: TrainingRecord) -> str:
 def keep_best(
     output: Folder, record: TrainingRecord, points: Sequence[SearchPoint], records: Mapping[str, TrainingRecord]
 ) -> TrainingRecord:
-    """Copy the best trial's model into the output, and return its record as the search's; JobError if all failed."""
+    """Copy the best trial's model to the output; return its record as the search's record. JobError if all failed."""
     trials = tuple(
         Trial(
             name=point.name,

@@ -22,12 +22,12 @@ from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.storage import Folder
 
 TRAIN, VALIDATION = "train", "validation"
-_STEP_SECONDS = 0.5  # between two steps that the driver is told of
+_STEP_SECONDS = 0.5  # between two steps that are reported to the driver
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a worker is given; ``network`` is a reference to a ``NetworkSpec`` in the object store."""
+    """The settings of a worker; ``network`` is a reference to a ``NetworkSpec`` in the object store."""
 
     output_uri: str
     network: "ray.ObjectRef[NetworkSpec]"
@@ -70,7 +70,7 @@ def _read(name: str) -> Iterable[pa.Table]:
 
 
 def _start(loop: Loop, network: NetworkSpec, checkpoints: Checkpoints, workers: Collective, notify: Notify) -> None:
-    """Resume all workers from the newest complete checkpoint; begin if there is none."""
+    """Resume all workers from the newest complete checkpoint; start from the beginning if there is none."""
     found = checkpoints.latest() if workers.leads else None
     number = workers.gather(found.number if found else None)[0]
     if number is not None and found is None:
@@ -108,16 +108,16 @@ def _finish(loop: Loop, output: Folder, workers: Collective, notify: Notify) -> 
         loop.evaluate(collect)
     parts = [part for worker in workers.gather(collected) for part in worker]
     if workers.leads:
-        put_metrics(output, state.history)  # a worker that died after its last checkpoint may not have done so
+        put_metrics(output, state.history)  # missing if a worker died right after its last checkpoint
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
         model_uri = put_model(output, loop.model, metrics=best)
         notify("ended", {"state": state, "model_uri": model_uri, "predictions": parts})
 
 
 def _notifier(events: Queue, output: Folder) -> Notify:
-    """Return a function that tells the driver of events, but not of every step, and keeps the stored metrics current.
+    """Return a function that reports events to the driver, though not every step, and updates the stored metrics.
 
-    It waits until an event is in the queue: this worker may be gone a moment after the last one.
+    It waits until an event is in the queue, because this worker may exit right after the last event.
     """
     told_at = 0.0
 
