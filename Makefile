@@ -1,12 +1,12 @@
-# `make demo` is everything on this machine; `make lint test` is what has to pass before a change is merged.
+# `make demo` runs everything on this machine. `make lint test` must pass before a change is merged.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PINS_VENV := build/pins-venv
-# Two processes, each of which takes whole files.
+# Two processes; each one runs whole files.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
-# What pip is given for torch, in a call of its own and first: any later resolver would pick the largest build it finds.
-# On a GPU machine name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
+# The torch that pip installs first, in a separate call: otherwise the resolver would pick the largest build it finds.
+# On a GPU machine, name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
 TORCH ?= torch==2.13.0
 
 .PHONY: install install-dev demo test test-slow test-nightly coverage mutations chaos lint messages bench pins clean
@@ -29,19 +29,19 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 demo: install
 	$(BIN)/raypipe demo $(ARGS)
 
-# Minutes: every unit and property test, and one real run of every job.
+# Takes minutes: every unit and property test, and one real run of every job.
 test: install-dev
 	$(BIN)/python -m pytest -m "not slow and not nightly" $(PARALLEL) $(ARGS)
 
-# The other tests with real processes: faults, kills, the endpoint as a command, the browser.
+# The other tests that start real processes: faults, kills, the endpoint as a command, the browser.
 test-slow: install-dev
 	$(BIN)/python -m pytest -m "slow and not nightly" $(ARGS)
 
-# Hours: several nodes (as root, else skipped), random killers, search grids, long chaos runs; ends with a summary table.
+# Takes hours: several nodes (skipped unless root), random killers, search grids, long chaos runs. Prints a summary table.
 test-nightly: install-dev
 	cd tests && ../$(BIN)/python -m support.nightly $(ARGS)
 
-# Line coverage of raypipe/ by `make test`, subprocesses and Ray workers included; each line: build/coverage/html.
+# Line coverage of raypipe/ by `make test`, including subprocesses and Ray workers. Details: build/coverage/html.
 coverage: install-dev
 	rm -rf build/coverage
 	$(BIN)/coverage run -m pytest -m "not slow and not nightly" $(PARALLEL)
@@ -49,11 +49,11 @@ coverage: install-dev
 	$(BIN)/coverage html --quiet
 	$(BIN)/coverage report
 
-# Apply each patch of tests/mutations/ to a copy of the tree: the tests that it names have to fail there.
+# Apply each patch of tests/mutations/ to a copy of the tree. The tests that it names must fail there.
 mutations: install-dev
 	cd tests && ../$(BIN)/python -m mutations.run $(ARGS)
 
-# Try to break it, at length: ARGS="--seed 7 --only hostile"; --record keeps the table in tests/chaos/RESULTS.md.
+# Try to break raypipe, at length: ARGS="--seed 7 --only hostile". --record writes the table to tests/chaos/RESULTS.md.
 chaos: install-dev
 	cd tests && ../$(BIN)/python -m chaos.run $(ARGS)
 
@@ -63,15 +63,15 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Rewrite the golden file of every sentence that raypipe says.
+# Rewrite the golden file with every sentence that raypipe prints.
 messages: install-dev
 	cd tests && ../$(BIN)/python -m support.messages
 
-# The quick form of every benchmark, a minute or so each; what one lacks it says in a line. The full forms: benchmarks/RESULTS.md.
+# The quick form of every benchmark, about a minute each; missing requirements are reported. Full: benchmarks/RESULTS.md.
 bench: install-dev
 	set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" --quick; done
 
-# Write both files of pins anew: what pyproject.toml allows today around this torch, without the +cpu of a version.
+# Rewrite both files of pins: the newest versions that pyproject.toml allows with this torch, without a +cpu suffix.
 pins:
 	rm -rf $(PINS_VENV)
 	$(PYTHON) -m venv $(PINS_VENV)
@@ -81,8 +81,8 @@ pins:
 	$(PINS_VENV)/bin/python -m pip freeze --exclude raypipe | sed 's/+[a-z0-9.]*$$//' > build/requirements.txt
 	$(PINS_VENV)/bin/python -m pip install --constraint build/torch.txt ".[dev]"
 	$(PINS_VENV)/bin/python -m pip freeze --exclude raypipe | sed 's/+[a-z0-9.]*$$//' > build/requirements-dev.txt
-	{ echo "# What raypipe and its demo run on, exactly. Written by 'make pins'."; cat build/requirements.txt; } > requirements.txt
-	{ echo "# What tests and lint need besides. Written by 'make pins'."; echo "-r requirements.txt"; \
+	{ echo "# Exact versions of what raypipe and its demo need. Written by 'make pins'."; cat build/requirements.txt; } > requirements.txt
+	{ echo "# Exact versions of what tests and lint also need. Written by 'make pins'."; echo "-r requirements.txt"; \
 		grep -vxFf build/requirements.txt build/requirements-dev.txt; } > requirements-dev.txt
 
 clean:

@@ -15,5 +15,5 @@ load_profile()
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest file: one of two processes runs it while the other one runs the rest."""
+    """Start with the longest file: one of two processes runs it while the other runs the rest."""
     items.sort(key=lambda item: _LONGEST not in item.nodeid)

@@ -50,7 +50,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def assert_is_an_error(said: str, *named: str) -> None:
-    """Check that it is one line, and names what is wrong."""
+    """Check that the message is one line and names the problem."""
     assert said.startswith("error: ")
     assert said.endswith("\n")
     assert said.count("\n") == 1
@@ -92,14 +92,14 @@ def test_a_setup_error_is_one_line_and_exit_code_2(
         (("--embeddings", "e", "--model", "m", "--output", "o", "--set", "topk=3"), ("'topk'", "'top_k'", "frame_")),
     ],
 )
-def test_what_classify_lacks_is_one_line(
+def test_a_missing_option_of_classify_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], named: tuple[str, ...]
 ) -> None:
     assert run("classify", *arguments) == 2
     assert_is_an_error(capsys.readouterr().err, *named)
 
 
-def test_classify_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classify_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[ClassifyConfig] = []
     monkeypatch.setattr(api, "classify", lambda *, config: given.append(config))
     asked = ("--embeddings", "e", "--model", "m", "--output", "o", "--set", "frame_scores=true")
@@ -150,7 +150,7 @@ def test_an_error_of_a_job_becomes_its_exit_code(
     assert capsys.readouterr().err == line
 
 
-def test_a_job_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_job_gets_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: list[EmbedConfig] = []
 
     def embed(*, config: EmbedConfig) -> JobResult:
@@ -168,7 +168,7 @@ def test_a_job_is_given_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (config.input, config.output, config.sampling.fps, config.retry) == ("from-file", "o", 2.0, "transient")
 
 
-def test_verify_names_what_is_broken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_verify_names_the_violations(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run("verify", str(tmp_path)) == 1
     said = capsys.readouterr()
     assert said.err.startswith(f"violation: {tmp_path} ")
@@ -203,7 +203,7 @@ def test_the_program_lists_its_commands() -> None:
 
 
 def imported(report: str) -> set[str]:
-    """The packages that ``-X importtime`` saw being imported."""
+    """Return the packages that ``-X importtime`` reports as imported."""
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in report.splitlines() if "|" in line}
 
 

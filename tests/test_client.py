@@ -1,4 +1,4 @@
-"""The client against a real HTTP server that says what the test wants."""
+"""The client against a real HTTP server that answers as the test says."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from raypipe.errors import ConfigError, RaypipeError
 
 
 class Server(ThreadingHTTPServer):
-    """Gives one answer to everything, and remembers what was asked."""
+    """Give the same answer to everything, and record each request."""
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Every method alike."""
+    """Answer every method the same way."""
 
     server: Server
 
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = _answer  # noqa: N815 - names of the base class
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 Start = Callable[..., tuple[Client, Server]]
@@ -50,7 +50,7 @@ Start = Callable[..., tuple[Client, Server]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a server with an answer, and give a client of it."""
+    """Return a function that starts a server with an answer, and returns a client of it."""
     servers: list[tuple[Server, threading.Thread]] = []
 
     def make(
@@ -75,7 +75,7 @@ def start() -> Iterator[Start]:
         thread.join()
 
 
-def test_what_is_asked(start: Start, tmp_path: Path) -> None:
+def test_the_requests_of_every_method(start: Start, tmp_path: Path) -> None:
     client, server = start({"answers": []}, token="s3cret")  # noqa: S106 - a test's
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"video")
@@ -128,7 +128,7 @@ def test_an_error_is_the_servers_message(start: Start) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"Internal Server Error", b"", b"[]", b'{"error": 1}', b"\xff"])
-def test_a_proxys_error_is_one_too(start: Start, raw: bytes) -> None:
+def test_a_proxys_error_is_reported(start: Start, raw: bytes) -> None:
     client, _ = start(status=500, raw=raw)
     with pytest.raises(AnswerError) as caught:
         client.index()
@@ -137,7 +137,7 @@ def test_a_proxys_error_is_one_too(start: Start, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"<html>", b"", b"[1]", b"null"])
-def test_what_is_no_answer_is_refused(start: Start, raw: bytes) -> None:
+def test_an_invalid_answer_is_refused(start: Start, raw: bytes) -> None:
     client, _ = start(raw=raw)
     with pytest.raises(ClientError) as caught:
         client.index()
@@ -154,7 +154,7 @@ def test_a_redirect_is_not_followed_with_the_token(start: Start) -> None:
     assert elsewhere.asked == []
 
 
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+def test_a_proxy_from_the_environment_is_not_used_for_this_machine(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, proxy = start({})
@@ -165,7 +165,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
     assert (len(server.asked), len(proxy.asked)) == (1, 0)
 
 
-def test_a_server_that_is_not_there_is_one_line() -> None:
+def test_an_unreachable_server_is_one_line() -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         client = Client(f"http://127.0.0.1:{one.getsockname()[1]}")
@@ -178,7 +178,7 @@ def test_a_server_that_is_not_there_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "file:///etc/passwd", "http://h/?a=1"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Client(url)
     assert (caught.value.key, caught.value.value) == ("base_url", url)

@@ -1,4 +1,4 @@
-"""A configuration says exactly what it means, and an error in it is one line that names the key and the value."""
+"""A configuration is taken literally, and an error in it is one line that names the key and the value."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ def problem(*overrides: str, path: Path | None = None, **values: object) -> Conf
 
 
 def assert_names(error: ConfigError, key: str, value: object, *said: str) -> None:
-    """Check the key and the value of an error, and data that it has to show or offer as a choice."""
+    """Check the key and the value of an error, and the texts that it must show or offer as choices."""
     assert error.key == key
     assert repr(error.value) == repr(value)  # nan is not equal to itself, and 1 is equal to True
     assert [one for one in said if one not in str(error)] == []
@@ -76,7 +76,7 @@ def test_the_example_of_train_holds_every_key_with_its_default() -> None:
     assert load_config(TrainConfig, TRAIN_EXAMPLE) == defaults
 
 
-def test_every_key_of_the_example_of_train_has_a_line_of_its_own() -> None:
+def test_every_key_of_the_example_of_train_is_on_a_separate_line() -> None:
     text = TRAIN_EXAMPLE.read_text(encoding="utf-8")
     assert len(re.findall(r"^ *\w+: \S", text, re.MULTILINE)) == leaves_of(yaml.safe_load(text))
 
@@ -121,7 +121,7 @@ def train_problem(*overrides: str, **values: object) -> ConfigError:
     ],
 )
 def test_what_train_cannot_do_is_refused_in_one_line(override: str, value: object, said: tuple[str, ...]) -> None:
-    """What follows a value is pydantic's own text, or holds the numbers that do not fit together."""
+    """The text after a value is pydantic's own, or holds the numbers that do not fit together."""
     key = "model.gpt2" if "gpt2" in override else override.partition("=")[0]
     assert_names(train_problem(override), key, value, *said)
 
@@ -136,7 +136,7 @@ def test_what_train_cannot_do_is_refused_in_one_line(override: str, value: objec
         ("labels_from=csv", "csv", ("folder",)),
     ],
 )
-def test_a_value_that_is_not_a_choice_of_train_is_told_the_choices(
+def test_an_invalid_choice_of_train_is_reported_with_the_choices(
     override: str, value: object, choices: tuple[str, ...]
 ) -> None:
     error = train_problem(override)
@@ -151,7 +151,9 @@ def test_a_value_that_is_not_a_choice_of_train_is_told_the_choices(
         ("model.lora.rnk=3", {"rank", "alpha", "dropout"}, "rank"),
     ],
 )
-def test_an_unknown_key_of_train_is_told_the_keys_of_its_section(override: str, choices: set[str], near: str) -> None:
+def test_an_unknown_key_of_train_is_reported_with_the_keys_of_its_section(
+    override: str, choices: set[str], near: str
+) -> None:
     error = train_problem(override)
     assert_names(error, override.partition("=")[0], override.partition("=")[0], repr(near))
     assert choices <= set(error.choices)
@@ -160,7 +162,7 @@ def test_an_unknown_key_of_train_is_told_the_keys_of_its_section(override: str, 
 def test_labels_come_from_one_place() -> None:
     both, neither = train_problem(labels_from="folder"), train_problem("labels=null")
     for error in (both, neither):
-        assert error.key == ""  # of two keys
+        assert error.key == ""  # two keys are affected
         assert "--labels FILE" in str(error)
         assert "--labels-from folder" in str(error)
     assert "labels_from" in str(both)
@@ -267,7 +269,7 @@ def test_an_override_fills_a_section_that_the_file_leaves_empty(tmp_path: Path) 
 def test_an_error_is_one_line_with_the_value_and_what_it_should_be(
     override: str, value: object, said: tuple[str, ...]
 ) -> None:
-    """What follows the value is pydantic's own text."""
+    """The text after the value is pydantic's own."""
     assert_names(problem(override), override.partition("=")[0], value, repr(value), *said)
 
 
@@ -321,7 +323,7 @@ def test_a_long_value_is_shortened() -> None:
 
 
 @pytest.mark.parametrize("key", ["input", "output"])
-def test_what_is_missing_is_named(key: str) -> None:
+def test_a_missing_key_is_named(key: str) -> None:
     without = {name: value for name, value in REQUIRED.items() if name != key}
     for values in (without, without | {key: None}):
         with pytest.raises(ConfigError) as caught:
@@ -331,7 +333,7 @@ def test_what_is_missing_is_named(key: str) -> None:
 
 
 def test_a_uri_that_is_not_utf8_is_refused() -> None:
-    name = b"caf\xe9".decode(errors="surrogateescape")  # as a command line hands it over
+    name = b"caf\xe9".decode(errors="surrogateescape")  # as a command line passes it
     for key in ("input", "output"):
         assert_names(problem(**{key: name}), key, name, r"'caf\udce9'", "UTF-8")
 
@@ -353,7 +355,7 @@ def test_a_uri_that_is_not_utf8_is_refused() -> None:
 def test_a_file_that_is_not_a_mapping_in_yaml_is_named(
     tmp_path: Path, text: str | bytes, said: tuple[str, ...]
 ) -> None:
-    """What is said of it is PyYAML's or Python's own text, the type that it holds, or the key that appears twice."""
+    """The message is PyYAML's or Python's own text, the type of the content, or the duplicate key."""
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load(path=path)
@@ -415,8 +417,8 @@ def test_any_valid_value_survives_an_override(chosen: dict[str, Any]) -> None:
 
 @settings(max_examples=examples(200))
 @given(override=st.text(max_size=40) | st.builds("{}={}".format, st.sampled_from(sorted(VALID)), st.text(max_size=40)))
-def test_any_text_is_taken_or_refused_in_one_line(override: str) -> None:
+def test_any_text_is_accepted_or_refused_in_one_line(override: str) -> None:
     try:
         load(override)
     except ConfigError as error:
-        assert str(error).isprintable()  # noqa: PT017 - either end is right
+        assert str(error).isprintable()  # noqa: PT017 - both outcomes are right

@@ -1,4 +1,4 @@
-"""What all errors share: one line for people, fields for programs, and a way between processes."""
+"""What all errors share: one line for people, fields for programs, and pickling between processes."""
 
 import pickle
 import re

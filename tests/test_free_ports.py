@@ -1,4 +1,4 @@
-"""Free ports: different, usable, and outside the range that outgoing connections take theirs from."""
+"""Free ports are distinct, usable, and outside the range from which outgoing connections get their ports."""
 
 import socket
 from pathlib import Path

@@ -44,7 +44,7 @@ from support.train_runs import history
 
 VERSIONS = sorted(path for path in (TESTS / "golden").glob("v*") if path.is_dir())
 VERIFY: dict[str, Callable[[Folder], Verification]] = {"embed": verify_embeddings, "predictions": verify_predictions}
-JOBS = {"embed": "embed", "predictions": "classify"}  # which job wrote a folder
+JOBS = {"embed": "embed", "predictions": "classify"}  # folder -> the job that wrote it
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
@@ -55,19 +55,19 @@ class Golden:
     local: Path
     place: Folder
     expected: dict[str, Any]
-    cache: Path  # of index versions
+    cache: Path  # for index versions
 
     def read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what the current code finds in one part, and what it must find."""
+        """Return what the current code reads from one part, and what it must read."""
         expected = {key: value for key, value in self.expected[name].items() if key != "verified"}
         return read(name, self.place, self.cache), expected
 
     def folder(self, name: str) -> Folder:
-        """Return an output at the place. Tests only read it."""
+        """Return an output in the bucket. Tests only read it."""
         return Folder(self.place.child(name))
 
     def copy(self, name: str, target: Folder) -> Folder:
-        """Copy an output to where a test may write."""
+        """Copy an output into a folder where the test may write."""
         upload(self.local / name, target)
         return target
 
@@ -95,7 +95,7 @@ def golden(request: pytest.FixtureRequest, s3: object, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def embed_setup(golden: Golden) -> embed.EmbedSetup:
-    """Settle the settings of the golden embed job, as the current code sees them."""
+    """Prepare the settings of the golden embed job with the current code."""
     return embed.prepare(golden.config(EmbedConfig, "embed"), dtype="float32")
 
 
@@ -124,7 +124,7 @@ def test_verify_accepts_a_copy_in_a_bucket(golden: Golden, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["embed", "predictions"])
 def test_verify_names_only_etags_in_a_local_copy(golden: Golden, name: str) -> None:
-    """The etag of a local file is its time, which no copy keeps; everything else must hold."""
+    """The etag of a local file contains its time, which no copy keeps; everything else must hold."""
     output = Folder(str(golden.local / name))
     found = VERIFY[name](output)
     assert verified(found) == golden.expected[name]["verified"]
@@ -171,7 +171,7 @@ def test_the_checkpoint_goes_into_the_model_of_its_training(golden: Golden) -> N
     assert torch.allclose(said, meant, atol=1e-5)
 
 
-def test_the_same_training_goes_on_and_another_is_refused(golden: Golden) -> None:
+def test_the_same_training_continues_and_another_is_refused(golden: Golden) -> None:
     config = golden.config(TrainConfig, "train")
     samples = find_samples(config)
     check_same_run(golden.folder("model"), run_facts(prepare(config, samples)))
@@ -229,7 +229,7 @@ def test_rows_of_format_1_stay_readable_and_resumable(golden: Golden, embed_setu
     assert embed_setup.settings["format"] == embed_setup.decode_request.row_format == 1
     rows = list(recheck_inputs(output, stored_settings(output), decode=DecodeConfig(), num_workers=1))
     assert len(rows) == 9
-    assert not any(row.changes or row.problem for row in rows)  # its videos are ordinary: no later rule is about them
+    assert not any(row.changes or row.problem for row in rows)  # ordinary videos, which no later rule affects
 
 
 def test_other_settings_need_another_output(golden: Golden, embed_setup: embed.EmbedSetup) -> None:
@@ -252,12 +252,12 @@ def test_only_new_embeddings_are_classified(golden: Golden, bucket: str) -> None
         )
 
 
-def test_what_is_gone_from_an_old_output_is_marked(
+def test_videos_gone_from_an_old_output_are_marked(
     golden: Golden, bucket: str, embed_setup: embed.EmbedSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = golden.copy("embed", Folder(bucket))
     known = {one.video_id: one for one in find_videos(embed_setup.config.input, output_uri=output.uri)}
-    gone = {"cat/0.mp4", "dog/no video.mp4"}  # of both plans, and one that failed
+    gone = {"cat/0.mp4", "dog/no video.mp4"}  # of both plans; one had failed
 
     def left(_: str, *, output_uri: str, listed: Listed) -> Iterator[PlannedVideo]:
         for video_id, one in known.items():

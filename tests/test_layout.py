@@ -1,4 +1,4 @@
-"""How the code is laid out: no import cycles, and every name once. Reads the sources; imports none of them."""
+"""How the code is organized: no import cycles, and unique names. Reads the sources and imports none of them."""
 
 import ast
 from collections import defaultdict
@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PUBLIC_FUNCTIONS = {"embed", "train", "classify", "index", "recommend", "serve", "verify"}
 JOB_PARTS = {"job", "inputs", "shard", "verify"}  # the files that every job has
-Imports = dict[str, dict[str, int]]  # importer to imported module, with the line of the import
+Imports = dict[str, dict[str, int]]  # importer -> imported module -> line of the import
 
 
 @pytest.fixture(scope="module")
 def sources() -> dict[Path, ast.Module]:
-    """The syntax tree of every file of raypipe."""
+    """Parse every file of raypipe."""
     return {path: ast.parse(path.read_bytes()) for path in sorted((ROOT / "raypipe").rglob("*.py"))}
 
 
@@ -30,7 +30,7 @@ def test_no_import_cycle_in_benchmarks() -> None:
 
 
 def test_module_names_are_unique(sources: dict[Path, ast.Module]) -> None:
-    """Except in cli/ and config/, which have one file per command, and the files that every job has."""
+    """Exceptions: cli/ and config/, which have one file per command, and the files that every job has."""
     places = defaultdict(list)
     for path in sources:
         folder = path.relative_to(ROOT / "raypipe").parts[0]
@@ -69,20 +69,20 @@ def test_a_cycle_is_found_and_both_places_are_named(tmp_path: Path) -> None:
 
 
 def expect_none(problems: list[str]) -> None:
-    """Fail with a line for each problem, which an assertion on the list would cut short."""
+    """Fail with one line per problem; an assertion on the list would truncate it."""
     assert not problems, "\n".join(["", *problems])
 
 
 def repeated(places: Mapping[str, list[str]]) -> list[str]:
-    """A line for each name that is in several places."""
+    """Return a line for each name that is in several places."""
     return [f"{name}: {', '.join(found)}" for name, found in sorted(places.items()) if len(found) > 1]
 
 
 def cycles(sources: Mapping[Path, ast.Module], *, below: Path) -> list[str]:
-    """A line for each import cycle: the file and line of every import in it. Cycles that share an import are one.
+    """Return a line per import cycle: the file and line of every import in it. Cycles that share an import count once.
 
-    Counts every import: in functions and under TYPE_CHECKING too. That a package's ``__init__`` runs before its modules
-    is not an import here.
+    Imports in functions and under TYPE_CHECKING count too. The implicit import of a package's
+    ``__init__`` does not.
     """
     files = {module_name(path, below): path for path in sources}
     imports = {name: dict(imported_modules(sources[path], name, path, files)) for name, path in files.items()}
@@ -96,7 +96,7 @@ def cycles(sources: Mapping[Path, ast.Module], *, below: Path) -> list[str]:
 
 
 def _first_cycle(imports: Imports) -> list[tuple[str, str]]:
-    """The imports of one cycle, as (importer, imported)."""
+    """Return the imports of one cycle as (importer, imported)."""
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
@@ -108,13 +108,13 @@ def _first_cycle(imports: Imports) -> list[tuple[str, str]]:
 
 
 def module_name(path: Path, below: Path) -> str:
-    """The name by which a file is imported."""
+    """Return the name by which a file is imported."""
     parts = path.relative_to(below).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported_modules(tree: ast.Module, name: str, path: Path, files: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
-    """Each module among ``files`` that a module imports, and the line."""
+    """Yield each module among ``files`` that a module imports, and the line."""
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

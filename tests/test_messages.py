@@ -1,4 +1,4 @@
-"""Every sentence that raypipe says stands in one golden file, and nowhere else in the tests."""
+"""Every sentence that raypipe prints is in one golden file, and nowhere else in the tests."""
 
 from support.messages import GOLDEN, golden_text
 

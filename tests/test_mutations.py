@@ -1,4 +1,4 @@
-"""Every mutation applies to the tree as it is, and names tests that exist; ``make mutations`` runs them."""
+"""Every mutation applies to the current tree and names tests that exist; ``make mutations`` runs them."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from support import TESTS
 PATCHES = sorted((TESTS / "mutations").glob("*.patch"))
 
 
-def test_there_are_many() -> None:
+def test_there_are_enough_mutations() -> None:
     assert len(PATCHES) >= 20
 
 

@@ -1,4 +1,4 @@
-"""Progress as lines, as a live display and as counters, under a clock that the test moves."""
+"""Progress as lines, as a live display and as counters, with a clock that the test controls."""
 
 import io
 import subprocess
@@ -184,7 +184,7 @@ def test_the_time_left_after_a_resume_counts_only_work_of_this_run(clock: FakeCl
 def test_the_recent_rate_forgets_the_start_and_shows_a_standstill(clock: FakeClock) -> None:
     record = RunRecord(clock=clock, num_planned_videos=10**6)
     rate = RecentRate(record)
-    clock.now += 600  # models load
+    clock.now += 600  # models are loading
     for _ in range(300):
         clock.now += 1
         record.add(shard(10))
@@ -219,7 +219,7 @@ def test_the_window_stays_bounded(pauses: list[float]) -> None:
     assert rate.per_second()[0] >= 0
 
 
-def test_the_live_display_shows_counts_and_gives_the_terminal_back(clock: FakeClock) -> None:
+def test_the_live_display_shows_counts_and_restores_the_terminal(clock: FakeClock) -> None:
     console, file = terminal_console(width=100)
     record = RunRecord(clock=clock, num_planned_videos=4800, num_resumed_videos=1200)
     with pytest.raises(KeyboardInterrupt):
@@ -257,7 +257,7 @@ def test_the_final_table_fits_and_names_what_matters(clock: FakeClock, width: in
 
 
 @given(st.lists(st.text("ab ", max_size=15).map(str.strip), max_size=12), st.integers(15, 60))
-def test_flow_breaks_between_pieces_only_and_loses_none(pieces: list[str], width: int) -> None:
+def test_flow_breaks_only_between_pieces_and_loses_none(pieces: list[str], width: int) -> None:
     console, file = file_console(width)
     console.print(Flow([Text(piece) for piece in pieces]))
     shown = file.getvalue()
@@ -266,7 +266,7 @@ def test_flow_breaks_between_pieces_only_and_loses_none(pieces: list[str], width
 
 
 class FakeMetric:
-    """Ray's counters and gauges, as strict as they are."""
+    """Ray's counters and gauges, with the same strict checks."""
 
     values: ClassVar[dict[tuple[str, str], float]] = {}
 

@@ -1,4 +1,4 @@
-"""The record of a run adds up and stays small, and its report shows hostile text without interpreting it."""
+"""The record of a run adds up and stays small, and its report escapes hostile text."""
 
 import io
 import json
@@ -209,7 +209,7 @@ def test_a_worker_with_a_wrong_clock_does_not_stretch_the_timeline(clock: FakeCl
     assert len(record.timeline.buckets) <= 61
 
 
-def test_idle_time_is_what_slots_did_not_spend_on_stages(clock: FakeClock) -> None:
+def test_idle_time_is_the_time_slots_do_not_spend_on_stages(clock: FakeClock) -> None:
     record = RunRecord(clock=clock, num_slots=2)
     clock.now += 10
     record.add(shard(stage_seconds={"decode": 5.0, "embed": 3.0}))
@@ -294,7 +294,7 @@ def test_passwords_and_signatures_are_in_neither_file(clock: FakeClock) -> None:
 
 
 def full_record(text: str) -> RunRecord:
-    """A record with ``text`` wherever untrusted text can occur."""
+    """Return a record with ``text`` wherever untrusted text can occur."""
     clock = FakeClock()
     record = RunRecord(
         job=f"j{text}", command=f"c{text}", input_uri=f"i{text}", output_uri=f"o{text}", fingerprint=f"f{text}",
@@ -313,7 +313,7 @@ def full_record(text: str) -> RunRecord:
     return record
 
 
-# The structure of the page must not depend on the text in it. 30 characters are too few to be shortened.
+# The structure of the page must not depend on the text in it. 30 characters are not shortened.
 @few
 @given(st.one_of(st.text(max_size=30), st.sampled_from([text[:30] for text in HOSTILE])))
 def test_untrusted_text_never_becomes_markup(text: str) -> None:
@@ -331,7 +331,7 @@ def test_untrusted_text_is_shown_as_it_is_with_odd_characters_visible(text: str)
         assert any(visible(f"{prefix}{text}") in shown for shown in [*page.texts, *titles]), prefix
     assert {tag for tag, _ in page.elements}.isdisjoint({"script", "iframe", "object", "embed", "link", "base", "a"})
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
-    # Only line breaks of our own markup are not printable.
+    # Only the line breaks of our own markup are not printable.
     assert "".join(page.texts).replace(page.style(), "").replace("\n", "").isprintable()
 
 

@@ -1,4 +1,4 @@
-"""The limit on the time of a test, tried on a suite that the test makes."""
+"""The time limit of tests, applied to a suite that this test creates."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A training as lines, as a live display and as a table at its end, under a clock that the test moves."""
+"""A training as lines, as a live display and as a final table, with a clock that the test controls."""
 
 import io
 import math
@@ -106,10 +106,10 @@ def test_lines_are_plain_where_the_output_cannot_say_more() -> None:
     assert raw.getvalue().splitlines()[1] == b"resumed in Z\\xfcrich"
 
 
-def test_the_time_left_includes_validation_and_begins_anew_after_a_restart(clock: FakeClock) -> None:
+def test_the_time_left_includes_validation_and_starts_over_after_a_restart(clock: FakeClock) -> None:
     progress = TrainingProgress(num_epochs=10, console=file_console()[0], clock=clock)
     assert progress.eta_seconds() is None
-    clock.now += 500  # workers start
+    clock.now += 500  # workers are starting
     progress.step(1, 0, 10, 1.0, 800.0)
     assert progress.eta_seconds() is None
     clock.now += 8
@@ -174,7 +174,7 @@ def fail_in_epoch_3(console: Console, clock: FakeClock) -> None:
         raise KeyboardInterrupt
 
 
-def test_the_live_display_shows_epochs_bar_and_notes_and_gives_the_terminal_back(clock: FakeClock) -> None:
+def test_the_live_display_shows_epochs_bar_and_notes_and_restores_the_terminal(clock: FakeClock) -> None:
     console, file = terminal_console(width=100)
     with pytest.raises(KeyboardInterrupt):
         fail_in_epoch_3(console, clock)

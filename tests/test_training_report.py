@@ -1,4 +1,4 @@
-"""The report and the model card of a training show what was measured, and interpret no text in it."""
+"""The report and the model card of a training show what was measured, and escape all text."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def metrics_of(label: str, *, f1: float = 0.5, support: int = 4) -> ClassMetrics
 
 
 def training(num_labels: int = 3, **changes: object) -> TrainingRecord:
-    """A finished training; each label has ten validation videos, and one of them is predicted as the next label."""
+    """Return a finished training with ten validation videos per label; one of them is predicted as the next label."""
     names = tuple(f"label {number}" for number in range(num_labels))
     confusion = [
         [9 if row == column else int((row + 1) % num_labels == column) for column in range(num_labels)]
@@ -70,7 +70,7 @@ def masked(**changes: object) -> TrainingRecord:
 
 
 def full_training(text: str) -> TrainingRecord:
-    """A record with ``text`` wherever untrusted text can occur."""
+    """Return a record with ``text`` wherever untrusted text can occur."""
     names = (f"l{text}", f"p{text}")
     trial = Trial(name=f"t{text}", settings={f"k{text}": f"v{text}"}, outcome="finished", metrics=epoch(1))
     return training(
@@ -92,7 +92,7 @@ def page(record: TrainingRecord) -> Page:
     return Page(written(record)["report.html"])
 
 
-# A label of the confusion matrix has room for 17 characters and a prefix.
+# A label of the confusion matrix has space for 17 characters and a prefix.
 @few
 @given(st.one_of(st.text(max_size=17), st.sampled_from([text[:17] for text in HOSTILE])))
 def test_untrusted_text_never_becomes_markup(text: str) -> None:
@@ -290,7 +290,7 @@ def trial(name: str, **metrics: object) -> Trial:
 
 
 @pytest.mark.parametrize(("selected_by", "best"), [("loss", "b"), ("accuracy", "a"), ("macro_f1", "c")])
-def test_the_best_trial_is_the_best_by_what_selected_the_epoch(selected_by: str, best: str) -> None:
+def test_the_best_trial_is_the_best_by_the_metric_that_selects_the_epoch(selected_by: str, best: str) -> None:
     trials = (
         Trial(name="failed", settings={}, outcome="failed"),
         trial("nan", validation_loss=NAN, accuracy=NAN, macro_f1=NAN),
@@ -366,14 +366,14 @@ def test_tiles_show_the_accuracy_of_the_most_common_label_and_the_videos_left_ou
 
 
 def rendered(record: TrainingRecord) -> tuple[list[str], str]:
-    """The kinds of a card's Markdown elements, and its text."""
+    """Return the kinds of a card's Markdown elements, and its text."""
     body = model_card(record).split("---\n", 2)[2]
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
     kinds: list[str] = []
     for token in tokens:
         kinds.append(token.type)
         for child in token.children or ():
-            if kinds[-1] != "text" or child.type not in {"text", "text_special"}:  # escapes part a text into several
+            if kinds[-1] != "text" or child.type not in {"text", "text_special"}:  # escapes split a text
                 kinds.append("text" if child.type == "text_special" else child.type)
     return kinds, "".join(child.content for token in tokens for child in token.children or ())
 
@@ -405,7 +405,7 @@ def test_untrusted_text_never_becomes_markdown_or_yaml(text: str) -> None:
     assert holds_as_text(text)
 
 
-def test_the_card_tells_the_hub_what_was_measured() -> None:
+def test_the_card_has_the_metrics_for_the_hub() -> None:
     header = yaml.safe_load(model_card(training()).split("---\n")[1])
     assert header["pipeline_tag"] == "video-classification"
     (result,) = header["model-index"][0]["results"]

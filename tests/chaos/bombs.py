@@ -1,4 +1,4 @@
-"""Videos that are small to store and huge to read: pixels, frames, streams, times and nesting out of all proportion."""
+"""Videos that are small to store and huge to read: far too many pixels, frames, streams, seconds or nested boxes."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ Edit = Callable[[bytes], bytes]
 
 
 def bombs() -> Iterator[HostileFile]:
-    """All of them."""
+    """Yield every bomb."""
     mp4, mkv = seed_clips()["mp4-h264"], seed_clips()["matroska-h264"]
     for name, make in (
         ("a picture of 16k x 16k", _huge_picture),
@@ -48,7 +48,7 @@ def bombs() -> Iterator[HostileFile]:
 
 
 def edited(data: bytes, edits: dict[bytes, Edit]) -> bytes:
-    """An MP4 with the bodies of some boxes changed; its media data comes first, and stays where it is."""
+    """Change the bodies of some boxes of an MP4. Its media data comes first, so it does not move."""
     boxes = b""
     while len(data) >= 8:
         size, name = struct.unpack(">I4s", data[:8])
@@ -62,7 +62,7 @@ def edited(data: bytes, edits: dict[bytes, Edit]) -> bytes:
 
 
 def _say_16k(body: bytes) -> bytes:
-    """In the sample description: 16 bytes of headers and 24 of the entry before width and height."""
+    """Write width and height into a sample description, after 16 bytes of headers and 24 of the entry."""
     return body[:40] + struct.pack(">HH", _SIDE, _SIDE) + body[44:]
 
 
@@ -71,7 +71,7 @@ def _many_frames(data: bytes, count: int) -> bytes:
         data,
         {
             b"stts": lambda _: struct.pack(">IIII", 0, 1, count, 1),
-            b"stsz": lambda _: struct.pack(">III", 0, 1, count),  # each of one byte
+            b"stsz": lambda _: struct.pack(">III", 0, 1, count),  # one byte each
             b"stsc": lambda _: struct.pack(">IIIII", 0, 1, 1, count, 1),
             b"stss": lambda _: struct.pack(">III", 0, 1, 1),
             b"ctts": lambda _: struct.pack(">IIII", 0, 1, count, 0),
@@ -128,7 +128,7 @@ def _many_programs(data: bytes) -> bytes:
 
 
 def _huge_picture() -> bytes:
-    return _muxed("mov", "png", [(0, blank_png(_SIDE))])  # its container says that it is small
+    return _muxed("mov", "png", [(0, blank_png(_SIDE))])  # the container claims a small picture
 
 
 def _strange_packets() -> bytes:
@@ -149,9 +149,9 @@ def _muxed(container: str, codec: str, packets: list[tuple[int, bytes]]) -> byte
 
 
 def _many_streams() -> bytes:
-    """As many tracks as Matroska's header can tell of, by repeating the entry of one."""
+    """Repeat the entry of one track as often as a Matroska header allows."""
     data = seed_clips()["matroska-h264"]
-    at = data.index(b"\x16\x54\xae\x6b")  # Tracks, its size in the bytes that follow
+    at = data.index(b"\x16\x54\xae\x6b")  # Tracks; its size is in the bytes that follow
     width = 8 if data[at + 4] == 1 else 1
     size = int.from_bytes(data[at + 4 : at + 4 + width], "big") & (256**width // 2 - 1 if width == 1 else 2**56 - 1)
     start = at + 4 + width

@@ -1,7 +1,7 @@
-"""A fault at every S3 call of a run: count the calls of one that nothing disturbs, then strike each of them.
+"""Inject a fault at every S3 call of a run: count the calls of an undisturbed run, then hit each of them.
 
-After each the same command is given until it ends well, then once more with ``--retry transient``: every promise holds,
-and every video that is still there has the vectors of the run that nothing disturbed.
+After each fault, repeat the same command until it succeeds, then run it once more with ``--retry transient``. Every
+promise must hold, and every video that still exists must have the vectors of the undisturbed run.
 """
 
 import logging
@@ -25,24 +25,24 @@ from raypipe.storage import Folder, s3_client
 from support.embed_outputs import content, upload
 
 BUCKET = "videos"
-SPANS = (1, 3, 40)  # calls of a command that a fault lasts for: one, as many as the client tries at once, all
+SPANS = (1, 3, 40)  # how many calls a fault lasts: one, as many as the client tries at once, all
 _NUM_VIDEOS = 5
 
 
 @dataclass
 class Tally:
-    """What was tried, and what came of it."""
+    """What was tried and what was found."""
 
     num_runs: int = 0
     num_faults: int = 0
-    num_commands: Counter[int] = field(default_factory=Counter)  # how often the command had to be given -> runs
+    num_commands: Counter[int] = field(default_factory=Counter)  # how many times the command had to run -> runs
     endings: Counter[str] = field(default_factory=Counter)  # kinds of errors that a command ended with
-    statuses: Counter[str] = field(default_factory=Counter)  # of rows before they were retried
+    statuses: Counter[str] = field(default_factory=Counter)  # of rows before their retry
     problems: list[str] = field(default_factory=list)
 
 
 class Scene:
-    """An input on a real S3 server behind a proxy, and the rows of a run that nothing disturbed."""
+    """An input on a real S3 server behind a proxy, and the rows of an undisturbed run."""
 
     def __init__(self, server: S3Server, place: str, *, seed: int = 0) -> None:
         self.source = Folder(f"s3://{BUCKET}/{place}/in")
@@ -56,7 +56,7 @@ class Scene:
         self.expected: dict[str, tuple[str, Vectors | None]] = {}
 
     def prepare(self, proxy: FaultProxy) -> None:
-        """Put the videos there, and run without a fault."""
+        """Upload the videos and run without a fault."""
         upload(self.source, self._videos)
         output = self.new_output()
         proxy.tell(lambda _: "")
@@ -66,18 +66,18 @@ class Scene:
         assert {status for status, _ in self.expected.values()} == {"ok"}
 
     def tamper(self, fault: str) -> None:
-        """Change or delete one of the videos, behind everybody's back."""
+        """Change or delete one of the videos during the run."""
         name = self._draw.choice(sorted(self._videos))
         self._tampered[name] = fault
         key = f"{self._place}/in/{name}"
         if fault == "deleted":
             self._client.delete_object(Bucket=BUCKET, Key=key)
-        else:  # other bytes that decode to the same
+        else:  # different bytes that decode to the same frames
             padding = b" " * self._draw.randint(1, 99)
             self._client.put_object(Bucket=BUCKET, Key=key, Body=self._videos[name] + padding)
 
     def strike(self, proxy: FaultProxy, choose: Choose, *, what: str, tally: Tally) -> None:
-        """Run while the proxy does as it is told."""
+        """Run while the proxy injects faults, and record every problem."""
         output = self.new_output()
         proxy.tell(choose)
         try:
@@ -89,7 +89,7 @@ class Scene:
             self._compare(vectors_of(output), is_final=False, tally=tally)
             run_again_until_done(self.source, output, retry="transient")
             self._compare(vectors_of(output), is_final=True, tally=tally)
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs into the list of what was found
+        except Exception as error:  # noqa: BLE001 - any error is a finding
             tally.problems.append(f"{what}: {type(error).__name__}: {error}"[:500])
         tally.num_runs += 1
         for name in self._tampered:
@@ -114,31 +114,31 @@ class Scene:
                 assert not is_final or is_deleted, f"{name} is still {status}"
 
     def new_output(self) -> Folder:
-        """Where nothing is yet."""
+        """Return a new, empty output."""
         self._num_outputs += 1
         return Folder(f"s3://{BUCKET}/{self._place}/out-{self._num_outputs}")
 
 
 def from_call(fault: str, index: int, span: int) -> Choose:
-    """The fault for so many calls from this one on."""
+    """Choose the fault for ``span`` calls, starting with call ``index``."""
     return lambda call: fault if index <= call.index < index + span else ""
 
 
 def at_random(fault: str, fraction: float, seed: int) -> Choose:
-    """The fault for this fraction of the calls."""
+    """Choose the fault for this fraction of the calls."""
     draw = random.Random(seed)
     return lambda _: fault if draw.random() < fraction else ""
 
 
 @contextmanager
 def impatient(*, retry_seconds: float = 2.0) -> Iterator[None]:
-    """No pauses between tries, and few seconds of them: what is retried is the same, the time it takes is not."""
+    """Retry without pauses and for a few seconds only: the retries are the same, they only take less time."""
 
     async def at_once(*_: object, **__: object) -> None:
         pass
 
     before = logging.getLogger("raypipe").level
-    logging.getLogger("raypipe").setLevel(logging.CRITICAL)  # it tells of every fault
+    logging.getLogger("raypipe").setLevel(logging.CRITICAL)  # it logs every fault
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(s3_client, "MAX_PAUSE_SECONDS", 0.01)
         patch.setattr(s3_client, "RETRY_SECONDS", retry_seconds)
@@ -150,7 +150,7 @@ def impatient(*, retry_seconds: float = 2.0) -> Iterator[None]:
 
 @contextmanager
 def prepared_scene(server: S3Server, place: str, *, seed: int = 0) -> Iterator[tuple[Scene, FaultProxy]]:
-    """A scene whose proxy runs, and is what this process takes for S3."""
+    """Yield a prepared scene and its running proxy, which is the S3 endpoint of this process."""
     scene = Scene(server, place, seed=seed)
     with pytest.MonkeyPatch.context() as patch, running_proxy(server.endpoint_url, tamper=scene.tamper) as proxy:
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
@@ -161,7 +161,7 @@ def prepared_scene(server: S3Server, place: str, *, seed: int = 0) -> Iterator[t
 def strike_all(
     scene: Scene, proxy: FaultProxy, faults: Sequence[str], *, span: int, tally: Tally, every: int = 1, first: int = 0
 ) -> None:
-    """Each fault at every call of a run, or at every so many-th."""
+    """Inject each fault at every call of a run, or at every ``every``-th one."""
     for fault in faults:
         for index in range(first, scene.num_calls, every):
             what = f"{fault} at call {index} of {scene.num_calls}, for {span}"

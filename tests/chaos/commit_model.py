@@ -1,8 +1,8 @@
-"""An exhaustive model of the commit: drivers, a crash of each at every storage call, in every interleaving.
+"""An exhaustive model of the commit: several drivers that may crash at every storage call, in every interleaving.
 
 A driver is the real code of ``raypipe.dataset``. A state is what is stored, how far each driver is, and which puts of
-dead drivers are still under way; one that was seen is not looked into again. When all drivers are done or dead, one
-more recovers, with whatever is under way still to come.
+dead drivers are still in flight. No state is visited twice. When all drivers are done or dead, one more driver
+recovers while the in-flight puts may still arrive.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,33 +31,33 @@ _DEAD = Position("dead", None)
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: what each driver finds in the input, the recovering one last, and how many of them may crash."""
+    """A case to explore: what each driver finds in the input (the recovering driver last), and how many may crash."""
 
     listings: Mapping[str, tuple[PlannedVideo, ...]]
     max_crashes: int = 2
     videos_per_shard: int = 2
     bucket: Bucket = field(default_factory=Bucket)
-    are_rows_alike: bool = True  # False: no two drivers make the same bytes of a shard
-    is_doubling_right: bool = False  # an input that changes is planned again
-    is_marking: bool = False  # what a driver does not find is marked as gone
+    are_rows_alike: bool = True  # False: no two drivers write the same bytes of a shard
+    is_doubling_right: bool = False  # True: an input that changes is planned again
+    is_marking: bool = False  # True: a video that a driver does not find is marked as gone
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that the future depends on."""
+    """Everything that determines what can happen next."""
 
     bucket: Bucket
     drivers: tuple[Position, ...]
-    under_way: frozenset[Request] = frozenset()  # puts whose sender died: each may arrive at any time, or never
+    under_way: frozenset[Request] = frozenset()  # puts of dead drivers: each may arrive at any time, or never
     crashes_left: int = 0
-    is_disturbed: bool = False  # something arrived while the last driver recovered
+    is_disturbed: bool = False  # a put arrived while the last driver recovered
 
 
 class Model:
-    """The states of a case; ``violations`` is what was wrong in the first bad one, and ``trail`` the way there.
+    """Explore the states of a case. ``violations`` is what is wrong in the first bad state, ``trail`` the way to it.
 
-    ``is_reduced`` leaves out orders that no other driver can tell apart: a call whose reply nothing can change comes at
-    once, and a crash comes at the put that it prevents.
+    ``is_reduced`` skips orders that no other driver can distinguish: a call with a fixed reply is answered at once,
+    and a driver crashes at the put that the crash prevents.
     """
 
     def __init__(self, case: Case, *, is_reduced: bool = True) -> None:
@@ -72,7 +72,7 @@ class Model:
 
     @property
     def num_states(self) -> int:
-        """How many were visited."""
+        """Return how many states were visited."""
         return len(self._schedules)
 
     def explore(self) -> int:
@@ -86,7 +86,7 @@ class Model:
             return self._schedules[state]
         last = state.drivers[-1]
         if last.driver == RECOVERY and last.request is None:
-            self._check_end(state)  # what is still under way may arrive, or never
+            self._check_end(state)  # in-flight puts may arrive, or never
         count = 0
         for label, move in self._moves(state):
             if self.violations:
@@ -100,7 +100,7 @@ class Model:
         return self._schedules[state]
 
     def _moves(self, state: State) -> Iterator[tuple[str, State]]:
-        """What may happen next, and the state that it leads to."""
+        """Yield each possible next step and the state after it."""
         waiting = [(at, position) for at, position in enumerate(state.drivers) if position.request is not None]
         if self.is_reduced and (settled := [one for one in waiting if _is_settled(state.bucket, one[1].request)]):
             yield self._reply(state, *settled[0])
@@ -112,7 +112,7 @@ class Model:
             yield f"{request.key} arrives late", arrived
         if not waiting and not is_recovering:
             yield "recovery", replace(state, drivers=(self.drivers.start(RECOVERY),))
-        for at, position in sorted(waiting, key=lambda one: one[1].num_calls):  # drivers side by side first: races
+        for at, position in sorted(waiting, key=lambda one: one[1].num_calls):  # drivers in parallel first: races
             yield self._reply(state, at, position)
             yield from self._faults(state, at, position)
 
@@ -127,7 +127,7 @@ class Model:
         return replace(state, bucket=bucket, drivers=(*state.drivers[:at], after, *state.drivers[at + 1 :]))
 
     def _faults(self, state: State, at: int, position: Position) -> Iterator[tuple[str, State]]:
-        """A lost reply, and a crash before the call, once it is applied, and while it is under way."""
+        """Yield a lost reply, and crashes before the call, after it took effect, and while it is in flight."""
         request = position.request
         assert request is not None
         bucket, reply = state.bucket.answer(request)
@@ -144,7 +144,7 @@ class Model:
                 yield f"{who}, died under way", replace(crashed, under_way=state.under_way | {request})
 
     def _drive(self, driver: str) -> None:
-        """The job, as ``raypipe.jobs.embed.job`` and ``raypipe.runs.job`` do it, but for Ray and the videos."""
+        """Run the job like ``raypipe.jobs.embed.job`` and ``raypipe.runs.job``, but without Ray and videos."""
         output = Folder(_OUTPUT)
         plans = StoredPlans(output)
         unlisted = Unlisted(plans, f"{BUCKET}in") if self.case.is_marking else None
@@ -163,7 +163,7 @@ class Model:
             commit.seal(plans, number, versions=VERSIONS)
 
     def _rows_of(self, driver: str, block: pa.Table, number: int) -> pa.Table:
-        """What the driver makes of a shard."""
+        """Return the rows that the driver makes of a shard."""
         maker = "all" if self.case.are_rows_alike else driver
         key = (maker, commit.shard_digest(block), number)
         if key not in self._rows:
@@ -180,7 +180,7 @@ class Model:
         self.violations += self.ends[end]
 
     def _problems(self, output: Folder, *, is_disturbed: bool) -> Iterator[str]:
-        """What breaks a promise. A recovery that was disturbed may have left something to the next one."""
+        """Yield what breaks a promise. A disturbed recovery may leave work for the next one."""
         if not is_disturbed:
             yield from verify(output).violations
         self._drive(RECOVERY)
@@ -203,7 +203,7 @@ def _pairs(rows: pa.Table) -> list[tuple[str, str]]:
 
 
 def _is_settled(bucket: Bucket, request: Request | None) -> bool:
-    """Whether nothing can change the reply, and the call changes nothing: what is there stays."""
+    """Return whether the reply is fixed and the call changes nothing, because the object exists and stays."""
     if request is None or request.operation == "list" or (request.operation == "put" and not bucket.is_create_only):
         return False
     return bucket.holds(request.key)

@@ -9,7 +9,7 @@ from raypipe.storage import s3_client
 
 @pytest.fixture
 def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy before the real server, to which this process speaks; what fails is not tried again for long."""
+    """Route this process through a proxy to the real server; the client gives up soon after a failure."""
     monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
     monkeypatch.setattr(s3_client, "MAX_PAUSE_SECONDS", 0)
     with running_proxy(s3.endpoint_url) as proxy:

@@ -1,6 +1,6 @@
-"""A proxy on loopback before a real S3 server, which fails as S3 and networks do, call by call, as it is told.
+"""A proxy on loopback before a real S3 server. It fails, call by call, in the ways that S3 and networks fail.
 
-The ``Host`` header, which the client signed, goes through as it is. Each connection carries one request.
+The ``Host`` header, which the client signed, is passed on unchanged. Each connection carries one request.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ FAULTS = (
     *("slow_down", "internal_error", "reset", "slow", "truncated", "error_in_200", "reply_lost"),
     *("denied", "expired", "skewed", "changed", "deleted"),
 )
-TAMPERING = frozenset({"changed", "deleted"})  # these happen to the input; the request itself goes well
+TAMPERING = frozenset({"changed", "deleted"})  # these faults change the input; the request itself succeeds
 _REPLIES = {
     "slow_down": (503, "Slow Down", "SlowDown"),
     "internal_error": (500, "Internal Server Error", "InternalError"),
@@ -34,18 +34,18 @@ _END_OF_HEAD = b"\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, as the proxy numbers them since it was last told what to do."""
+    """One request. Its number counts from the last ``tell``."""
 
     index: int
     operation: str  # "list", "head", "get", "put" or "delete"
-    key: str  # with its bucket
+    key: str  # including the bucket
 
 
-Choose = Callable[[Call], str]  # the fault of a call, "" for none
+Choose = Callable[[Call], str]  # returns the fault of a call; "" is no fault
 
 
 class FaultProxy:
-    """Where the proxy listens, the calls it saw, and what it does to them."""
+    """The proxy's address, the calls it saw, and the faults it injects."""
 
     def __init__(self, target_url: str, *, tamper: Callable[[str], None] = lambda _: None) -> None:
         target = urlsplit(target_url)
@@ -60,17 +60,17 @@ class FaultProxy:
         self.endpoint_url = ""
 
     def tell(self, choose: Choose) -> None:
-        """Begin to count anew, and treat each call as ``choose`` says."""
+        """Reset the counters, and from now on handle each call as ``choose`` says."""
         with self._lock:
             self.calls, self.num_faults, self._choose = [], 0, choose
 
     def calm(self) -> None:
-        """No more faults; what was counted stays."""
+        """Stop injecting faults, and keep the counters."""
         with self._lock:
             self._choose = lambda _: ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Handle one connection."""
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             head = await reader.readuntil(_END_OF_HEAD)
             if re.search(rb"\r\nexpect: *100-continue\r\n", head, re.IGNORECASE):
@@ -160,7 +160,7 @@ def _error_reply(status: int, reason: str, code: str, *, with_body: bool) -> byt
 
 @contextmanager
 def running_proxy(target_url: str, *, tamper: Callable[[str], None] = lambda _: None) -> Iterator[FaultProxy]:
-    """Run a proxy in a thread of its own until the block ends; ``tamper`` is called for a fault of the input."""
+    """Run a proxy in its own thread until the block ends. ``tamper`` is called for faults that change the input."""
     proxy = FaultProxy(target_url, tamper=tamper)
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(proxy.serve, "127.0.0.1", 0))

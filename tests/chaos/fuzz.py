@@ -1,7 +1,7 @@
-"""Fuzzing of what reads a container before anything is decoded: ``python -m chaos.fuzz FOLDER LIBFUZZER_OPTIONS…``.
+"""Fuzz the container parsing that comes before decoding: ``python -m chaos.fuzz FOLDER LIBFUZZER_OPTIONS…``.
 
-A file must end as an index that holds together, or as an error that becomes its row. FOLDER keeps the files that
-reached something new; the first are a healthy video of every container and codec.
+A file must end as a consistent index, or as an error that becomes its row. FOLDER keeps the files that reached new
+code; the first files are a healthy video of every container and codec.
 """
 
 import io
@@ -21,7 +21,7 @@ with atheris.instrument_imports(
     from raypipe.video.container import VideoError
     from raypipe.video.packet_index import PacketIndex
     from raypipe.video.probe import VideoFile
-from chaos.hostile_files import seed_clips  # which imports it too: after it is watched
+from chaos.hostile_files import seed_clips  # imports the probe too, so only after it is instrumented
 from raypipe.video.decode_request import DecodeLimits
 from raypipe.video.sampling import nearest, sample_timestamps
 from video.conftest import make_request
@@ -30,7 +30,7 @@ _REQUEST = make_request(limits=DecodeLimits(max_packets=20_000, max_duration_sec
 
 
 def read(data: bytes) -> None:
-    """Read one file; whatever it raises besides what is a row is a finding."""
+    """Read one file. Any exception that does not become a row is a finding."""
     try:
         video = VideoFile(io.BytesIO(data), _REQUEST)
     except (VideoError, av.error.FFmpegError, MemoryError):
@@ -55,7 +55,7 @@ def _check(index: PacketIndex) -> None:
 
 
 def main() -> None:
-    """Fuzz until libFuzzer's options say that it is enough."""
+    """Fuzz until the limit in libFuzzer's options is reached."""
     corpus = Path(sys.argv[1])
     corpus.mkdir(exist_ok=True)
     for name, data in seed_clips().items():

@@ -1,4 +1,4 @@
-"""Gives hostile files to a decode sandbox, and watches: status, time, memory, the canary, and a healthy video after."""
+"""Feed hostile files to a decode sandbox and check status, time, memory, the canary, and a healthy video afterwards."""
 
 import os
 import re
@@ -32,7 +32,7 @@ _HEALTHY_EVERY = 100
 
 @dataclass
 class Findings:
-    """What was given, what became of it, and what should not have."""
+    """What was fed, what the outcomes were, and which of them are problems."""
 
     num_files: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -43,21 +43,21 @@ class Findings:
 
 
 class Parts:
-    """A video that comes in parts, as a large one does from S3."""
+    """A video whose byte ranges arrive on demand, like a large one from S3."""
 
     def __init__(self, file: BinaryIO, data: bytes) -> None:
         self._file, self._data = file, data
         self.there: list[tuple[int, int]] = [(0, min(len(data), 512))]
 
     def bring(self, ranges: Any) -> None:  # noqa: ANN401 - what the sandbox has checked
-        """Put these ranges into the file."""
+        """Write these ranges into the file."""
         for start, stop in ranges:
             os.pwrite(self._file.fileno(), self._data[start:stop], start)
             self.there.append((start, stop))
 
 
 class Memory:
-    """The most memory that any decode child held, looked at a hundred times a second."""
+    """Track the most memory that any decode child used, sampled a hundred times a second."""
 
     def __init__(self, sandbox: DecodeSandbox) -> None:
         self.max_bytes = 0
@@ -74,8 +74,8 @@ class Memory:
         self._thread.join()
 
     def look(self) -> None:
-        """Look now: the kernel keeps the peak of each child."""
-        with suppress(RuntimeError):  # a child came or went just now
+        """Take a sample now: the kernel keeps the peak of each child."""
+        with suppress(RuntimeError):  # a child just started or ended
             for pid in self._sandbox.child_pids():
                 with suppress(OSError):
                     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
@@ -88,7 +88,7 @@ class Memory:
 
 
 class Feeder:
-    """One sandbox for all files, as a job has one for every video."""
+    """Feed all files to one sandbox, as a job uses one for every video."""
 
     def __init__(self, sandbox: DecodeSandbox, request: DecodeRequest, memory: Memory) -> None:
         self.findings = Findings()
@@ -96,17 +96,17 @@ class Feeder:
         self._memory = memory
         self._healthy = seed_clips()["mp4-h264"]
         self.expected = decode(self._healthy, request)
-        self.start_seconds = 0.0  # of children, which is not a video's time
+        self.start_seconds = 0.0  # how long children took to start, which does not count for a video
 
     def feed(self, file: HostileFile, *, in_parts: bool = False) -> DecodedVideo | None:
-        """Decode one file, and note all that is wrong with the outcome."""
+        """Decode one file and note every problem with the outcome."""
         findings = self.findings
         findings.num_files += 1
         starting = self.start_seconds
         began = time.monotonic()
         try:
             video = self._decode(file.data, in_parts=in_parts)
-        except Exception as error:  # noqa: BLE001 - an exception is what must never be
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
             findings.problems.append(f"{file.name}: {type(error).__name__}: {error}"[:500])
             return None
         seconds = time.monotonic() - began - (self.start_seconds - starting)
@@ -123,7 +123,7 @@ class Feeder:
         return video
 
     def check_healthy(self) -> None:
-        """A good video comes out as it does without a sandbox and before any hostile one."""
+        """Check that a good video still decodes as it does without a sandbox and before any hostile file."""
         video = self._decode(self._healthy)
         same = video.status is Status.OK and np.array_equal(video.frames, self.expected.frames)
         if not same or not np.array_equal(video.pts_seconds, self.expected.pts_seconds):
@@ -151,7 +151,7 @@ def _problems(video: DecodedVideo, seconds: float) -> Iterator[str]:
 
 
 def feed_reference(feeder: Feeder, file: HostileFile, canary: Canary) -> None:
-    """A file that names others: nobody comes to the server, and its frames are those of the clip it is made of."""
+    """Feed a file that names others: the server gets no request, and the frames are those of the file's own clip."""
     video = feeder.feed(file)
     findings = feeder.findings
     if canary.asked:
@@ -163,12 +163,12 @@ def feed_reference(feeder: Feeder, file: HostileFile, canary: Canary) -> None:
     if len(video.frames) and not np.array_equal(video.frames, feeder.expected.frames):
         findings.problems.append(f"{file.name}: its frames are not its own")
     if canary.path.name in video.error:
-        findings.problems.append(f"{file.name}: its error tells of the canary")
+        findings.problems.append(f"{file.name}: its error mentions the canary")
 
 
 @contextmanager
 def running_feeder(*, decoder: str = "auto", **changes: Any) -> Iterator[Feeder]:  # noqa: ANN401 - fields of a request
-    """A feeder whose first child runs; ``changes`` are of the tests' usual request."""
+    """Yield a feeder whose first child runs; ``changes`` modify the tests' usual request."""
     request = make_request(**changes)
     with (
         pytest.MonkeyPatch.context() as patch,

@@ -1,4 +1,4 @@
-"""Damaged videos, each made of a seed and a number alone: headers, bodies, truncations, zeroed spans and more."""
+"""Damaged videos, each made from a seed and a number: changed headers and bodies, truncations and more."""
 
 import functools
 import random
@@ -33,7 +33,7 @@ _HEADER_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class HostileFile:
-    """Bytes to give to a decoder, and how they were made."""
+    """The bytes of a hostile file, and a name that says how they were made."""
 
     name: str
     data: bytes = field(repr=False)
@@ -41,7 +41,7 @@ class HostileFile:
 
 @functools.cache
 def seed_clips() -> dict[str, bytes]:
-    """Healthy videos of a second or two, by container and codec."""
+    """Return healthy videos of a second or two, by container and codec."""
     wanted: dict[str, ClipSettings] = {
         f"{container}-{codec}": replace(_CODECS[codec], container=container)
         for container, codecs in _CONTAINERS.items()
@@ -51,7 +51,7 @@ def seed_clips() -> dict[str, bytes]:
 
 
 def damaged_files(seed: int, count: int, *, start: int = 0) -> Iterator[HostileFile]:
-    """The files of these numbers: every clip and every kind of damage in turn."""
+    """Yield ``count`` damaged files: every clip with every kind of damage in turn."""
     clips = sorted(seed_clips().items())
     kinds = sorted(_DAMAGE)
     for number in range(start, start + count):
@@ -81,7 +81,7 @@ def _body(draw: random.Random, data: bytes) -> bytes:
 
 
 def _numbers(draw: random.Random, data: bytes) -> bytes:
-    """Numbers that parsers trip over, in either order of bytes, wherever."""
+    """Write numbers that parsers stumble over at random places, in either byte order."""
     damaged = bytearray(data)
     for _ in range(draw.choice((1, 2, 8))):
         width = draw.choice((1, 2, 4, 8))
@@ -113,13 +113,13 @@ def _repeated(draw: random.Random, data: bytes) -> bytes:
 
 
 def _spliced(draw: random.Random, data: bytes) -> bytes:
-    """The beginning of this one, the end of another."""
+    """Join the beginning of one clip and the end of another."""
     other = draw.choice(sorted(seed_clips().values()))
     return data[: draw.randrange(4, len(data))] + other[draw.randrange(len(other)) :]
 
 
 def _swapped_boxes(draw: random.Random, data: bytes) -> bytes:
-    """Names of MP4 boxes, of Matroska elements or of RIFF chunks changed for others."""
+    """Replace the name of an MP4 box, Matroska element or RIFF chunk by another name."""
     names = [
         b"moov",
         b"trak",
@@ -141,7 +141,7 @@ def _swapped_boxes(draw: random.Random, data: bytes) -> bytes:
 
 
 def _sizes(draw: random.Random, data: bytes) -> bytes:
-    """The size before an MP4 box made another one, or a run of bytes where there is none."""
+    """Change the size field before an MP4 box, or a run of bytes in files without boxes."""
     names = [name for name in (b"moov", b"trak", b"mdia", b"stsd", b"stts", b"stsz", b"avc1", b"mdat") if name in data]
     if not names:
         return _numbers(draw, data)

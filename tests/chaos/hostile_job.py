@@ -1,4 +1,4 @@
-"""Hostile files, healthy ones between them, through the whole of ``raypipe embed`` on a Ray of its own."""
+"""Run ``raypipe embed`` on hostile files with healthy ones in between, on a separate Ray cluster."""
 
 import tempfile
 import time
@@ -28,7 +28,7 @@ _OVERRIDES = (
 
 
 def embed_hostile_files(seed: int, count: int) -> Findings:
-    """So many damaged files, a healthy one after every twentieth; all of them a row after one command."""
+    """Embed ``count`` damaged files and a healthy one after every twentieth; each file must get a row."""
     findings = Findings()
     with tempfile.TemporaryDirectory(prefix="hostile") as scratch, running_cluster() as cluster:
         videos, output = Path(scratch, "in"), Folder(f"{scratch}/out")
@@ -52,7 +52,7 @@ def embed_hostile_files(seed: int, count: int) -> Findings:
         if driver.process.returncode:
             findings.problems.append(f"it ends with {driver.process.returncode}: {driver.log.read_text()[-300:]}")
             return findings
-        if len(actors) > NUM_CPUS:  # an actor a processor, and more only in place of others
+        if len(actors) > NUM_CPUS:  # one actor per CPU; a further one replaces an actor that died
             findings.problems.append(f"{len(actors) - NUM_CPUS} Ray workers died")
         _check(output, names, findings)
     return findings

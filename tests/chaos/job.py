@@ -1,6 +1,6 @@
 """The embed job as ``raypipe.jobs.embed.job`` runs it, but in this process, without Ray, and with a tiny model.
 
-Its videos are those of ``support.embed_outputs``: bytes that say what becomes of them.
+The videos come from ``support.embed_outputs``: their bytes say what their outcome is.
 """
 
 from collections import Counter
@@ -36,10 +36,10 @@ Vectors = tuple[tuple[float, ...], ...]
 
 
 class PartialSandbox(FakeSandbox):
-    """Also reads a video that comes in parts, the end of it first."""
+    """A fake sandbox that can also read a video in parts, its end first."""
 
     def decode(self, file: BinaryIO, *, part: Any = None) -> DecodedVideo:  # noqa: ANN401 - a protocol of the sandbox's
-        """Give what the bytes say."""
+        """Return the outcome that the bytes name."""
         if part is not None:
             size_bytes = file.seek(0, 2)
             part.bring([(size_bytes // 2, size_bytes)])
@@ -49,13 +49,13 @@ class PartialSandbox(FakeSandbox):
 
 
 class Decode:
-    """A step: plan rows to decoded rows."""
+    """A stage: plan rows to decoded rows."""
 
     def __init__(self, _: None) -> None:
         self._sandbox: Any = PartialSandbox()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One shard."""
+        """Decode one shard."""
         decoded = work.decode_shard(rows, self._sandbox, max_size_bytes=_MAX_SIZE_BYTES)
         return work.embed_shard(decoded, embed, embedding_dim=DIM, crop_size=CROP)
 
@@ -73,27 +73,27 @@ class TinyJob(Job):
         self.output, self.input_uri, self.retry = output, source.uri, retry
 
     def needs(self) -> Needs:
-        """One processor."""
+        """Ask for one processor."""
         return Needs()
 
     def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
-        """As the embed job does it."""
+        """Plan like the embed job."""
         assert num_slots == 1
         planning = Planning.load(plans, SETTINGS, self.input_uri, retry=self.retry)
         plan_listing(planning, max_gone_fraction=0.2, pack=PACK)
         planning.check_found()
 
     def stages(self, executor: Executor, placement: Placement) -> list[Stage]:
-        """One actor."""
+        """Return one stage with one actor."""
         assert executor
         return [placement.stage((Decode, None))]
 
 
 def run_job(source: Folder, output: Folder, *, retry: Retry = "none") -> None:
-    """One run of the job's command.
+    """Run the job's command once.
 
     Raises:
-        RaypipeError: what ends the command.
+        RaypipeError: The command fails.
     """
     job = TinyJob(source, output, retry=retry)
     run_the_job(job, executor=InlineExecutor(), console=Console(file=StringIO()))
@@ -102,12 +102,12 @@ def run_job(source: Folder, output: Folder, *, retry: Retry = "none") -> None:
 def run_again_until_done(
     source: Folder, output: Folder, *, retry: Retry = "none", mend: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """Give the same command until it ends well, as a scheduler would; what the others ended with.
+    """Repeat the command until it succeeds, as a scheduler would, and return the errors of the failed attempts.
 
-    After one that did not, ``mend`` ends what was wrong outside: credentials are renewed, a storage is up again.
+    After each failed attempt, ``mend`` fixes the outside cause: it renews credentials, or a storage is up again.
 
     Raises:
-        AssertionError: it never does: it needs a person.
+        AssertionError: The command never succeeds without a person.
     """
     endings: list[str] = []
     while len(endings) < _MAX_RUNS:
@@ -122,10 +122,10 @@ def run_again_until_done(
 
 
 def vectors_of(output: Folder) -> dict[str, tuple[str, Vectors | None]]:
-    """Each video's status, and its vectors where it has some.
+    """Return each video's status, and its vectors if it has some.
 
     Raises:
-        AssertionError: a promise is broken.
+        AssertionError: A promise is broken.
     """
     assert verify(output).violations == []
     rows = [row for table in read_rows(output) for row in table.to_pylist()]

@@ -1,4 +1,4 @@
-"""A Ray of its own, and the processes below it that can be killed, or stopped for a while."""
+"""A separate Ray cluster whose processes can be killed, or stopped for a while."""
 
 import os
 import signal
@@ -12,19 +12,19 @@ from pathlib import Path
 from support.processes import pids_of, wait_until
 
 NUM_CPUS = 2
-DRIVER = "driver"  # the only victim that is no process of the cluster
-# What each victim's command line holds. The actor is the Ray worker: without a GPU one does all that a shard needs.
+DRIVER = "driver"  # the only victim outside the cluster
+# A part of each victim's command line. The actor is the Ray worker: without a GPU, one actor does all work of a shard.
 VICTIMS = {
     "decode child": ("raypipe.video.sandbox.child",),
     "Ray worker": ("ray::", "RunSteps"),
     "raylet": ("/raylet/raylet",),
     "GCS": ("/gcs/gcs_server",),
-    DRIVER: ("raypipe\0embed\0",),  # /proc parts arguments by zero bytes
+    DRIVER: ("raypipe\0embed\0",),  # /proc separates arguments by zero bytes
 }
 
 
 class Cluster:
-    """One node, which begins again when somebody has killed it; another Ray of these tests is not its own."""
+    """One node that restarts after a kill. It ignores any other Ray that these tests run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,19 +32,19 @@ class Cluster:
         self._process: subprocess.Popen[bytes] | None = None
 
     def address(self) -> str:
-        """Where a driver finds it; started where it does not run."""
+        """Return the address for drivers; start the cluster if it does not run."""
         if not self.is_whole():
             self.end()
             self._start()
         return (self._folder / "ray_current_cluster").read_text().strip()
 
     def is_whole(self) -> bool:
-        """Whether its processes are all there."""
+        """Return whether all its processes run."""
         alive = self._process is not None and self._process.poll() is None
         return alive and all(self.pids(name) for name in ("raylet", "GCS"))
 
     def pids(self, victim: str) -> list[int]:
-        """The processes of this kind, sorted."""
+        """Return the processes of this kind, sorted."""
         words = VICTIMS[victim]
         return sorted(pids_of(*words) if victim == DRIVER else self._own(*words))
 
@@ -52,10 +52,10 @@ class Cluster:
         return [] if self._process is None else pids_of(*words, below=self._process.pid)
 
     def end(self) -> None:
-        """SIGKILL for everything of it."""
+        """SIGKILL every process of the cluster."""
         if self._process is None:
             return
-        own = self._own()  # while their parents are there to tell them by
+        own = self._own()  # while their parents still exist to identify them
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGCONT)
             os.killpg(self._process.pid, signal.SIGTERM)
@@ -93,7 +93,7 @@ class Cluster:
 
 @contextmanager
 def running_cluster() -> Iterator[Cluster]:
-    """A cluster that is gone when the block ends."""
+    """Run a cluster until the block ends."""
     with tempfile.TemporaryDirectory(prefix="k", ignore_cleanup_errors=True) as folder:
         cluster = Cluster(Path(folder))
         try:
@@ -103,7 +103,7 @@ def running_cluster() -> Iterator[Cluster]:
 
 
 def strike(cluster: Cluster, victim: str, number: int, *, seconds: float | None) -> int:
-    """SIGKILL one process of these, or SIGSTOP it and SIGCONT it later; its pid, or 0 where there is none."""
+    """SIGKILL one of these processes, or SIGSTOP it for a SIGCONT later; return its pid, or 0 if there is none."""
     pids = cluster.pids(victim)
     if not pids:
         return 0
@@ -116,7 +116,7 @@ def strike(cluster: Cluster, victim: str, number: int, *, seconds: float | None)
 
 
 def wake(pids: Sequence[int]) -> None:
-    """SIGCONT for those that are still there."""
+    """SIGCONT the processes that still exist."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)

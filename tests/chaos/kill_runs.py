@@ -1,7 +1,7 @@
-"""Kill at random while embed runs, give the same command again until it ends well, and compare with a run in peace.
+"""Kill processes at random while embed runs, repeat the command until it succeeds, and compare with an undisturbed run.
 
-Which process, when, and whether it is killed or only stopped for a while, is drawn from a seed; what it was doing then
-is not, since processes take their own time.
+A seed decides which process is hit, when, and whether it is killed or only stopped for a while. It does not decide what
+the process is doing at that moment, because timing varies.
 """
 
 import random
@@ -28,7 +28,7 @@ from support.processes import Driver
 from support.videos import upload
 
 _MAX_COMMANDS = 40
-_HANG_SECONDS = 150.0  # without a shard, a blow or an end
+_HANG_SECONDS = 150.0  # without a new shard, blow or exit
 CHEAP = (
     "backbone.name=resnet18",
     "backbone.weights=random",
@@ -37,42 +37,42 @@ CHEAP = (
     "decode.timeout_seconds=6",
     "decode.decoder=pyav",
 )
-# Of a hundred blows: a driver and a cluster cost a start, a worker its imports, a decode child next to nothing.
+# Weights of 100: a dead driver or cluster costs a restart, a worker its imports, a decode child almost nothing.
 _SOFT = "decode child"
 _WEIGHTS = {_SOFT: 76, "Ray worker": 14, "driver": 6, "raylet": 2, "GCS": 2}
 
 
 @dataclass
 class Tally:
-    """What was tried, and what came of it."""
+    """What was tried and what was found."""
 
     blows: Counter[str] = field(default_factory=Counter)  # "SIGKILL driver" -> times
     num_runs: int = 0
     num_commands: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)  # of rows before they were retried
+    statuses: Counter[str] = field(default_factory=Counter)  # of rows before their retry
     problems: list[str] = field(default_factory=list)
 
     @property
     def num_kills(self) -> int:
-        """Blows that ended a process."""
+        """Return how many blows ended a process."""
         return sum(count for name, count in self.blows.items() if name.startswith("SIGKILL"))
 
 
 class Ground:
-    """A cluster, an input, and the vectors of a run in peace."""
+    """A cluster, an input, and the vectors of an undisturbed run."""
 
     def __init__(self, cluster: Cluster, place: Folder, logs: Path, *, seed: int, num_videos: int) -> None:
         self._cluster, self._logs, self._random = cluster, logs, random.Random(seed)
         self._videos = Folder(place.child("in"))
         self._place = place
         self._num_outputs = 0
-        self._committed = 0  # shards of the output at hand
+        self._committed = 0  # shards of the current output
         self._may_strike_hard = True
         upload(self._videos, num_videos)
         self.expected = self._vectors(self._in_peace(self._new_output(), Tally()))
 
     def run(self, tally: Tally, *, max_blows: int) -> None:
-        """One output, from nothing to sealed, under so many blows at the most."""
+        """Fill and seal one output under at most ``max_blows`` blows."""
         output = self._new_output()
         left = max_blows
         self._committed = 0
@@ -94,12 +94,12 @@ class Ground:
         return Driver("embed", config, self._cluster.address(), self._logs / f"{time.time_ns()}.log")
 
     def _beat(self, driver: Driver, output: Folder, tally: Tally, left: int) -> int:
-        """Strike until the driver ends or the blows are used up, and see that it goes on."""
+        """Strike until the driver exits or the blows are used up, and check that it makes progress."""
         num_blows = 0
-        stopped: dict[int, float] = {}  # pid -> when it may go on
+        stopped: dict[int, float] = {}  # pid -> when it is continued
         victim, seconds = self._draw()
         moved_at = time.monotonic()
-        next_blow = moved_at + self._random.uniform(0, 8)  # also while it starts
+        next_blow = moved_at + self._random.uniform(0, 8)  # may also hit its start
         while driver.process.poll() is None:
             now = time.monotonic()
             over = [pid for pid, until in stopped.items() if until <= now]
@@ -113,7 +113,7 @@ class Ground:
                 driver.kill()
                 break
             is_due = now >= next_blow and num_blows < left
-            # What is drawn waits until it is there: else a start would meet nothing but blows at the cluster.
+            # A drawn victim waits until it exists. Otherwise only the cluster would be hit while a driver starts.
             if is_due and (pid := strike(self._cluster, victim, self._random.randrange(100), seconds=seconds)):
                 num_blows, moved_at = num_blows + 1, now
                 tally.blows[f"{'SIGKILL' if seconds is None else 'SIGSTOP'} {victim}"] += 1
@@ -127,7 +127,7 @@ class Ground:
         return num_blows
 
     def _draw(self) -> tuple[str, float | None]:
-        """Whom, and for how many seconds where it is not for good; hard only once something was done since the last."""
+        """Draw a victim and how long to stop it (None: kill it). Victims other than ``_SOFT`` need progress first."""
         names = list(_WEIGHTS) if self._may_strike_hard else [_SOFT]
         victim = self._random.choices(names, [_WEIGHTS[name] for name in names])[0]
         return victim, self._random.choice((None, None, None, self._random.uniform(0.2, 9)))
@@ -135,7 +135,7 @@ class Ground:
     def _in_peace(self, output: Folder, tally: Tally, retry: str | None = None) -> Folder:
         driver = self._start(output, retry)
         if driver.wait():
-            tally.problems.append(f"run {tally.num_runs}: in peace it ends with {driver.log.read_text()[-300:]}")
+            tally.problems.append(f"run {tally.num_runs}: without kills it ends with {driver.log.read_text()[-300:]}")
         return output
 
     def _check(self, output: Folder, tally: Tally) -> None:
@@ -153,7 +153,7 @@ class Ground:
                 tally.problems.append(f"{where}: {name} is {status}, or has other vectors")
 
     def _vectors(self, output: Folder) -> dict[str, tuple[str, Any]]:
-        """The status of each video, and its frames' vectors; a video twice is a violation that ``verify`` tells."""
+        """Return each video's status and frame vectors; fail if a video has two rows."""
         columns = [schema.VIDEO_ID, schema.STATUS, schema.FRAME_EMBEDDINGS]
         rows = [row for table in read_embeddings(output, columns=columns) for row in table.to_pylist()]
         assert len(rows) == len({row[schema.VIDEO_ID] for row in rows}), "a video has two rows"
@@ -166,7 +166,7 @@ class Ground:
 
 @contextmanager
 def ground(place: Folder, logs: Path, *, seed: int, num_videos: int) -> Iterator[Ground]:
-    """Where to strike: the cluster runs until the block ends."""
+    """Yield a running cluster with an input to embed."""
     with pytest.MonkeyPatch.context() as patch, running_cluster() as cluster:
-        patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # a driver whose cluster is gone waits for it
+        patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # a driver waits so long for a cluster
         yield Ground(cluster, place, logs, seed=seed, num_videos=num_videos)

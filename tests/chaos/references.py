@@ -1,6 +1,6 @@
-"""Playlists and references of every kind that FFmpeg knows: each names a file or a server that nobody may read.
+"""Playlists and references of every kind that FFmpeg knows. Each names a file or a server that must not be accessed.
 
-Each is made plain, and behind the first bytes of a container, which would bring it past a look at those.
+Each exists plain, and after the first bytes of a container, which would pass a check of those bytes.
 """
 
 import struct
@@ -43,12 +43,12 @@ _PROTOCOLS = (
 
 
 def large_canary(folder: Path) -> AbstractContextManager[Canary]:
-    """Bait whose frames are other ones than those of any hostile file."""
+    """Run a canary whose frames differ from those of every hostile file."""
     return running_canary(folder, make_clip(replace(CLIPS["h264-ts"], width=192, height=144)))
 
 
 def reference_files(canary: Canary) -> Iterator[HostileFile]:
-    """All of them; those that are videos themselves as well."""
+    """Yield all of them, including those that are valid videos."""
     clip = seed_clips()["mp4-h264"]
     fragmented = make_clip(replace(CLIPS["h264"], container_options=_FRAGMENTS))
     url, path = f"{canary.url}/canary.ts", str(canary.path)
@@ -106,7 +106,7 @@ def _dash(inside: str) -> str:
 
 
 def _in_containers(clip: bytes, url: str, path: str) -> dict[str, bytes]:
-    """References inside of a container that is one: QuickTime's data references, reference movies and URL tracks."""
+    """Put references inside valid containers: QuickTime's data references, reference movies and URL tracks."""
     flags = {"elsewhere": bytes(4), "here as well": b"\0\0\0\x01"}
     found = {
         f"dref {kind} {name} {where}": replace_dref(clip, box(kind, flag + target))

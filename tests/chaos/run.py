@@ -1,7 +1,7 @@
 """Try to break raypipe, at length: ``python -m chaos.run`` in ``tests/``. Prints a table; RESULTS.md keeps the last.
 
-Everything is drawn from ``--seed``, which the table names: the same seed tries the same again. ``--only`` takes parts:
-commit, storage, hostile, fuzz, kills, stock. For fuzz, ``pip install atheris`` first.
+Everything random comes from ``--seed``, which is in the table: the same seed tries the same again. ``--only`` selects
+parts: commit, storage, hostile, fuzz, kills, stock. For fuzz, ``pip install atheris`` first.
 """
 
 import argparse
@@ -39,18 +39,18 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = (
     "# What tries to break raypipe",
     "",
-    "By `make chaos ARGS=--record`, part by part; the same seed tries the same again.",
+    "Written by `make chaos ARGS=--record`, part by part. The same seed repeats the same attempts.",
     "",
     "| part | what | tried | expected | found | seconds | seed | day |",
     "|---|---|---|---|---|---|---|---|",
 )
 _FUZZ_MEMORY_MB = 2048
-_KILLED_VIDEOS = 120  # of a run in which processes are killed
+_KILLED_VIDEOS = 120  # of a run whose processes are killed
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     what: str
     tried: str
@@ -60,7 +60,7 @@ class Row:
 
 
 def commit_rows(options: argparse.Namespace) -> Iterator[Row]:
-    """The model of the commit: larger cases, and nothing left out of a small one."""
+    """Explore the model of the commit: larger cases, and a small one without reduction."""
     a, b, changed = video("a"), video("b"), video("a", etag="e2")
     names = ("first", "second", "third")
     cases = {
@@ -71,11 +71,11 @@ def commit_rows(options: argparse.Namespace) -> Iterator[Row]:
             True,
         ),
         "three drivers": (Case(dict.fromkeys((*names, RECOVERY), (a,)), max_crashes=options.crashes), True),
-        "two drivers, no two make the same bytes": (
+        "two drivers, no two write the same bytes": (
             Case(dict.fromkeys((*names[:2], RECOVERY), (a,)), are_rows_alike=False),
             True,
         ),
-        "two drivers, no order left out": (Case(dict.fromkeys((*names[:2], RECOVERY), (a,))), False),
+        "two drivers, without reduction": (Case(dict.fromkeys((*names[:2], RECOVERY), (a,))), False),
     }
     for name, (case, is_reduced) in cases.items():
         model = Model(case, is_reduced=is_reduced)
@@ -86,7 +86,7 @@ def commit_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def storage_rows(options: argparse.Namespace) -> Iterator[Row]:
-    """A fault at every call of a run on S3, of three lengths, and at random."""
+    """Inject faults of three lengths at every call of a run on S3, and faults at random."""
     with _scene(options) as (scene, proxy):
         for fault in FAULTS:
             tally = Tally()
@@ -114,12 +114,12 @@ def _scene(options: argparse.Namespace) -> Iterator[tuple[Scene, FaultProxy]]:
 def _storage_row(what: str, tally: Tally) -> Row:
     again = sum(count for times, count in tally.num_commands.items() if times > 1)
     tried = f"{tally.num_runs} runs, {tally.num_faults} faults"
-    found = f"{len(tally.problems)}; {again} runs needed the same command again"
+    found = f"{len(tally.problems)}; {again} runs needed the command again"
     return Row(what, tried, "0 lost, 0 doubled, vectors equal", found, tuple(tally.problems))
 
 
 def hostile_rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Damaged files, bombs, and files that name others."""
+    """Feed damaged files, bombs, and files that name others."""
     with running_feeder() as feeder:
         for number, file in enumerate(damaged_files(options.seed, options.files)):
             feeder.feed(file, in_parts=number % 2 == 1)
@@ -144,7 +144,7 @@ def hostile_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def fuzz_rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Files that reach ever more of what reads a container, in a process of its own: it may die of them."""
+    """Fuzz the container parsing in a separate process, because a finding may crash it."""
     with tempfile.TemporaryDirectory() as folder:
         limits = (f"-max_total_time={options.fuzz_seconds}", "-timeout=10", f"-rss_limit_mb={_FUZZ_MEMORY_MB}")
         command = [sys.executable, "-m", "chaos.fuzz", folder, f"-seed={options.seed}", *limits, "-print_final_stats=1"]
@@ -154,12 +154,12 @@ def fuzz_rows(options: argparse.Namespace) -> Iterator[Row]:
     reached = re.findall(r" cov: (\d+)", ended.stderr)
     tried = f"{int(executed[1]):,} files, {reached[-1]} branches" if executed and reached else "nothing"
     problems = tuple(ended.stderr.splitlines()[-20:]) if ended.returncode or not executed else ()
-    expected = "an index that holds together, or an error that is a row"
-    yield Row("containers, led by coverage", tried, expected, f"{int(bool(problems))} findings", problems)
+    expected = "a consistent index, or an error that is a row"
+    yield Row("containers, guided by coverage", tried, expected, f"{int(bool(problems))} findings", problems)
 
 
 def stock_rows(options: argparse.Namespace) -> Iterator[Row]:
-    """What Ray Data by itself makes of damaged files; nothing of it is raypipe's to mend."""
+    """Show how plain Ray Data handles damaged files; raypipe cannot fix anything here."""
     count = 50
     ending, num_healthy = through_ray_data(options.seed, count)
     tried = f"{count} damaged files among {count} healthy ones, read_videos to write_parquet"
@@ -171,14 +171,14 @@ def _hostile_row(what: str, findings: Findings) -> Row:
     return Row(
         what,
         f"{findings.num_files} files: {_counts(findings.statuses)}",
-        f"each a row within {TIMEOUT_SECONDS:g} s + 1 s, no child above {limit} MiB, healthy frames equal",
-        f"{len(findings.problems)}; {findings.max_seconds:.2f} s, {findings.max_child_bytes // 2**20} MiB at the most",
+        f"a row each within {TIMEOUT_SECONDS:g} s + 1 s, no child above {limit} MiB, healthy frames equal",
+        f"{len(findings.problems)}; {findings.max_seconds:.2f} s, {findings.max_child_bytes // 2**20} MiB at most",
         tuple(findings.problems),
     )
 
 
 def kill_rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Processes killed, or stopped for a while, in run after run of the whole job on a real Ray and a real S3."""
+    """Kill processes, or stop them for a while, in many runs of the whole job on a real Ray and a real S3 server."""
     tally = Kills()
     with tempfile.TemporaryDirectory() as folder, local_s3(Path(folder)) as server:
         os.environ.update(server.environment())
@@ -192,7 +192,7 @@ def kill_rows(options: argparse.Namespace) -> Iterator[Row]:
     yield Row(
         "processes killed or stopped",
         f"{tally.num_kills} kills in {runs}: {_counts(tally.blows)}",
-        "0 lost, 0 doubled, 0 that need a person, vectors equal",
+        "0 lost, 0 doubled, 0 stuck, vectors equal",
         f"{len(tally.problems)}; rows before a retry: {_counts(tally.statuses)}",
         tuple(tally.problems),
     )
@@ -213,20 +213,20 @@ _PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
 
 
 def main() -> int:
-    """Run the parts; the exit code is 1 where something was found."""
+    """Run the parts; the exit code is 1 if any problem was found."""
     parser = argparse.ArgumentParser(prog="chaos.run", description=__doc__)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
     parser.add_argument("--only", nargs="+", choices=_PARTS, default=list(_PARTS))
     parser.add_argument(
-        "--record", action="store_true", help="keep the rows in RESULTS.md, in place of the parts' last"
+        "--record", action="store_true", help="write the rows to RESULTS.md, in place of the parts' old rows"
     )
     parser.add_argument("--files", type=int, default=10_500, help="damaged files")
     parser.add_argument("--job-files", type=int, default=3_000, help="damaged files through the whole job")
-    parser.add_argument("--every", type=int, default=1, help="strike every so many-th call")
-    parser.add_argument("--repeats", type=int, default=10, help="runs of faults at random")
-    parser.add_argument("--kills", type=int, default=500, help="processes of embed to kill")
+    parser.add_argument("--every", type=int, default=1, help="inject a fault at every n-th call")
+    parser.add_argument("--repeats", type=int, default=10, help="runs with random faults")
+    parser.add_argument("--kills", type=int, default=500, help="how many processes of embed to kill")
     parser.add_argument("--fuzz-seconds", type=int, default=300)
-    parser.add_argument("--crashes", type=int, default=1, help="drivers of three that may crash")
+    parser.add_argument("--crashes", type=int, default=1, help="how many of three drivers may crash")
     options = parser.parse_args()
     _print(f"seed {options.seed}")
     is_sound = True
@@ -244,7 +244,7 @@ def main() -> int:
 
 
 def _record(part: str, lines: Sequence[str]) -> None:
-    """Keep the rows of a part; those of the others stay."""
+    """Replace the rows of one part in RESULTS.md, and keep the others."""
     kept = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     others = [
         line for line in kept if line.startswith("| ") and line not in _HEAD and not line.startswith(f"| {part} |")

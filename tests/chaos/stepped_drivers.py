@@ -1,4 +1,4 @@
-"""Drivers that are stepped from storage call to storage call, and brought back to any place where they were."""
+"""Drivers that advance one storage call at a time, and can return to any earlier point."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,28 +19,28 @@ _MODULES: tuple[ModuleType, ...] = (commit, plan, planner, read, verify)
 
 @dataclass(eq=False, slots=True)
 class Position:
-    """How far a driver is. There is one object for each way of a driver, so that they compare by identity."""
+    """How far a driver is. Each history of a driver has one object, so positions compare by identity."""
 
     driver: str
-    before: "tuple[Position, Reply] | None"  # where it was, and the reply that brought it here
-    request: Request | None = None  # what it asks next; None when it is done
+    before: "tuple[Position, Reply] | None"  # the previous position, and the reply that led here
+    request: Request | None = None  # the next call; None when the driver is done
     after: dict[Reply, "Position"] = field(default_factory=dict)
-    live: greenlet.greenlet | None = None  # stands at this call, until it is stepped
-    num_calls: int = 0  # that were answered
+    live: greenlet.greenlet | None = None  # suspended at this call until the next step
+    num_calls: int = 0  # answered so far
 
 
 class SteppedStorage(MemoryStorage):
-    """Hands each call to the greenlet that stepped the caller, which comes back with the reply when it likes."""
+    """A storage that passes each call to the greenlet that stepped the caller; that greenlet decides when to reply."""
 
     def answer(self, request: Request) -> Reply:
-        """The reply that the next step brings."""
+        """Return the reply that the next step brings."""
         stepping = greenlet.getcurrent().parent
         assert stepping is not None
         return stepping.switch(request)
 
 
 class Drivers:
-    """Runs ``drive(name)`` for any number of names; ``problems`` is what they raised."""
+    """Run ``drive(name)`` for any number of names; ``problems`` lists what they raised."""
 
     def __init__(self, drive: Callable[[str], None]) -> None:
         self.problems: list[str] = []
@@ -50,21 +50,21 @@ class Drivers:
         self._storage: MemoryStorage = SteppedStorage()
 
     def start(self, driver: str) -> Position:
-        """A driver at its first call."""
+        """Return a driver at its first call."""
         if driver not in self._starts:
             self._starts[driver] = Position(driver, None)
             self._run(self._starts[driver])
         return self._starts[driver]
 
     def step(self, position: Position, reply: Reply) -> Position:
-        """The driver at its next call."""
+        """Return the driver at its next call."""
         if reply not in position.after:
             position.after[reply] = Position(position.driver, (position, reply), num_calls=position.num_calls + 1)
             self._run(position.after[reply])
         return position.after[reply]
 
     def _run(self, position: Position) -> None:
-        """Bring a driver to a position where it never was."""
+        """Advance a driver to a new position."""
         try:
             if position.before is None:
                 position.live = greenlet.greenlet(self._drive)
@@ -74,11 +74,11 @@ class Drivers:
                 live = before.live or self._replay(before)
                 position.live, before.live = live, None
                 position.request = live.switch(reply)
-        except Exception as error:  # noqa: BLE001 - whatever a driver raises in a sound storage is a finding
+        except Exception as error:  # noqa: BLE001 - any error of a driver on a healthy storage is a finding
             self.problems.append(f"{position.driver} raised {type(error).__name__}: {error}")
 
     def _replay(self, position: Position) -> greenlet.greenlet:
-        """Bring another life of a driver to a position that an earlier one has left."""
+        """Replay a driver to a position that an earlier greenlet has passed."""
         self.num_replays += 1
         way: list[tuple[Position, Reply]] = []
         at = position
@@ -94,7 +94,7 @@ class Drivers:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the stepped storage behind every folder, threads in line, and stop the clock."""
+        """Put the stepped storage under every folder, run threads in order, and stop the clock."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(folder, "storage_of", lambda _: self._storage)
             for module in _MODULES:
@@ -106,14 +106,14 @@ class Drivers:
 
     @contextmanager
     def looking_at(self, bucket: Bucket) -> Iterator[None]:
-        """Put a bucket behind every folder, for whoever only reads."""
+        """Put a bucket under every folder, for code that only reads."""
         self._storage, stepped = StoredStorage(bucket), self._storage
         yield
         self._storage = stepped
 
 
 class Inline:
-    """A pool of threads that has none: a driver's calls come in one order."""
+    """A thread pool without threads: a driver's calls come in a fixed order."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -128,9 +128,9 @@ class Inline:
 
 
 class Stopped(datetime):
-    """A clock that stands: the same run writes the same bytes."""
+    """A clock that stands still: the same run writes the same bytes."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> Self:
-        """Always the same."""
+        """Return always the same time."""
         return cls(2026, 1, 1, tzinfo=tz or UTC)

@@ -1,4 +1,4 @@
-"""The same hostile files through Ray Data as its documentation has it: ``read_videos`` to ``write_parquet``."""
+"""Feed the same hostile files to Ray Data as its documentation shows: ``read_videos`` to ``write_parquet``."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ ray.data.read_videos(sys.argv[1], include_paths=True).map_batches(
 
 
 def through_ray_data(seed: int, count: int) -> tuple[str, int]:
-    """How it ends with so many damaged files among as many healthy ones, and how many of these have rows."""
+    """Run on ``count`` damaged and as many healthy files; return how it ends and how many healthy files have rows."""
     with tempfile.TemporaryDirectory(prefix="stock") as folder:
         videos, output = Path(folder, "in"), Path(folder, "out")
         videos.mkdir()

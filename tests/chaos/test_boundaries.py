@@ -1,4 +1,4 @@
-"""Whatever S3 answers, at whichever call: the same command ends well, and every video has its row and its vectors."""
+"""Whatever S3 answers at any call: repeating the command succeeds, and every video has its row and its vectors."""
 
 import random
 import secrets
@@ -44,7 +44,7 @@ def test_a_fault_that_lasts(prepared: Prepared, fault: str) -> None:
     assert tally.problems == []
 
 
-def test_what_ended_the_work_is_what_is_told(prepared: Prepared) -> None:
+def test_the_reported_error_is_the_cause(prepared: Prepared) -> None:
     scene, proxy = prepared
     proxy.tell(lambda call: "expired" if call.index >= scene.num_calls // 2 else "")
     with pytest.raises(RaypipeError) as caught:
@@ -54,7 +54,7 @@ def test_what_ended_the_work_is_what_is_told(prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
-def test_an_s3_that_asks_for_fewer_requests(prepared: Prepared, fraction: float) -> None:
+def test_s3_throttling_fails_no_video(prepared: Prepared, fraction: float) -> None:
     scene, proxy = prepared
     tally = Tally()
     scene.strike(proxy, at_random("slow_down", fraction, random.randrange(2**32)), what="slow_down", tally=tally)
@@ -83,7 +83,7 @@ def test_a_fault_at_a_video_that_is_read_in_parts(
     assert len(gets) > 2 * len(scene.expected)
 
 
-def test_what_is_lost_or_other_is_seen(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_rows_and_changed_vectors_are_found(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     scene, proxy = prepared
     tally = Tally()
     find_videos = inputs.find_videos

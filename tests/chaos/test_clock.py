@@ -1,4 +1,4 @@
-"""Clocks that jump by days between any two looks: what a run leaves does not depend on the time of day."""
+"""Clocks that jump by days between any two readings: the output of a run does not depend on the time of day."""
 
 import random
 import time
@@ -15,7 +15,7 @@ _DAY_SECONDS = 86_400.0
 
 
 class _Jumping:
-    """A clock that is up to ten years off, and by another time at every look."""
+    """A clock that is up to ten years off, by a different time at every reading."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -41,7 +41,7 @@ def test_a_clock_that_jumps_changes_nothing(folder: Folder, seed: int, monkeypat
     monkeypatch.setattr(commit, "datetime", clock)
     run_job(source, output)
     upload(source, {f"{number}.mp4": content(seed=number) for number in range(7, 9)})
-    run_job(source, output)  # what is new, by a clock that may be years behind
+    run_job(source, output)  # plans new videos, with a clock that may be years behind
     monkeypatch.undo()
     assert clock.num_looks >= 5
     run_job(source, expected)

@@ -1,4 +1,4 @@
-"""Whatever the order of two drivers, and wherever they crash, one more run leaves every video in one row."""
+"""For every order of two drivers, and wherever they crash, one more run gives every video exactly one row."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_nothing_is_lost_or_doubled_in_any_order(case: Case) -> None:
     assert model.ends
 
 
-def test_orders_that_are_left_out_lead_nowhere_else() -> None:
+def test_skipped_orders_reach_the_same_states() -> None:
     case = Case({"first": (A,), "second": (A,), RECOVERY: (A,)}, max_crashes=1)
     assert explored(case).ends.keys() == explored(case, is_reduced=False).ends.keys()
 
@@ -76,7 +76,7 @@ def _look_before_the_put(patch: pytest.MonkeyPatch) -> None:
     ],
     ids=["planned-twice", "looked-before-put", "overwritten"],
 )
-def test_a_commit_that_is_broken_is_found(
+def test_a_broken_commit_is_found(
     monkeypatch: pytest.MonkeyPatch, breaks: "planner.Callable[[pytest.MonkeyPatch], None]", bucket: Bucket
 ) -> None:
     breaks(monkeypatch)

@@ -1,4 +1,4 @@
-"""A manifest names an object that these credentials may not read: a row, where wrong credentials end the command."""
+"""A manifest names an object that these credentials may not read: that is a row. Wrong credentials fail the command."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from support.embed_outputs import PACK, content, finish, places, planner, upload
 
 
 @pytest.fixture
-def source(proxy: FaultProxy, bucket: str) -> Folder:  # noqa: ARG001 - what is put goes through it
+def source(proxy: FaultProxy, bucket: str) -> Folder:  # noqa: ARG001 - uploads go through it
     source, _ = places(Folder(bucket))
     upload(source, {"a.mp4": content(), "b.mp4": content(seed=1)})
     assert source.put_new("all.csv", b"video_uri\na.mp4\nb.mp4\n")
@@ -19,7 +19,7 @@ def source(proxy: FaultProxy, bucket: str) -> Folder:  # noqa: ARG001 - what is 
 
 
 def of_b(fault: str, *operations: str) -> Choose:
-    """What the proxy does to these requests for ``b.mp4``."""
+    """Choose the fault for these requests of ``b.mp4``."""
 
     def choose(call: Call) -> str:
         return fault if call.operation in operations and call.key.endswith("b.mp4") else ""
@@ -39,15 +39,13 @@ def test_one_denied_object_is_a_row(source: Folder, proxy: FaultProxy, bucket: s
     ("fault", "code"),
     [("skewed", "RequestTimeTooSkewed"), ("expired", "ExpiredToken"), ("internal_error", "500")],
 )
-def test_what_is_wrong_with_every_object_ends_the_command(
-    source: Folder, proxy: FaultProxy, fault: str, code: str
-) -> None:
+def test_an_error_of_every_object_ends_the_command(source: Folder, proxy: FaultProxy, fault: str, code: str) -> None:
     proxy.tell(of_b(fault, "head", "get"))
     with pytest.raises(StorageError, match=code):
         list(find_videos(source.child("all.csv"), output_uri=""))
 
 
-def test_a_head_alone_that_is_denied_is_a_missing_permission(source: Folder, proxy: FaultProxy) -> None:
+def test_a_denied_head_alone_is_a_missing_permission(source: Folder, proxy: FaultProxy) -> None:
     proxy.tell(of_b("denied", "head"))
     with pytest.raises(StorageError, match=r"s3:GetObject.*s3:ListBucket"):
         list(find_videos(source.child("all.csv"), output_uri=""))

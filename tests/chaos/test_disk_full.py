@@ -1,4 +1,4 @@
-"""A disk that is full: the command ends with one line, and once there is room the same command goes on."""
+"""A full disk: the command fails with one line, and the same command continues once there is space."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A gateway before the storage that answers an error as if all were well: no traceback, and no wrong advice."""
+"""A gateway in front of the storage that sends errors with status 200: no traceback, and no wrong advice."""
 
 import io
 import secrets

@@ -1,4 +1,4 @@
-"""Whatever a storage does to a listing, it is whole or it marks nothing: no video is gone because a request failed."""
+"""A listing is either complete or marks nothing: no video is marked as gone because a request failed."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def embedded(
     bucket: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[Folder, Folder]]:
-    """An input of which one video was deleted and one is new since it was embedded; a page holds two keys."""
+    """Return an input and its output; since embedding, one video was deleted and one is new. A page holds two keys."""
     source, output = places(Folder(bucket))
     upload(source, {name: content(seed=at) for at, name in enumerate(NAMES)})
     embed_all(source, output)
@@ -47,7 +47,7 @@ def test_a_listing_that_fails_at_any_page_marks_nothing(
     for first in range(num_lists(proxy)):
 
         def from_the(call: Call, first: int = first) -> str:
-            is_due = call.operation == "list" and num_lists(proxy) > first + 1  # the first one lists the plans
+            is_due = call.operation == "list" and num_lists(proxy) > first + 1  # the first listing is of the plans
             return fault if is_due else ""
 
         proxy.tell(from_the)
@@ -61,9 +61,7 @@ def test_a_listing_that_fails_at_any_page_marks_nothing(
 
 
 @pytest.mark.parametrize("fault", ["internal_error", "reset", "truncated", "reply_lost"])
-def test_a_page_that_fails_once_is_asked_for_again(
-    embedded: tuple[Folder, Folder], proxy: FaultProxy, fault: str
-) -> None:
+def test_a_page_that_fails_once_is_retried(embedded: tuple[Folder, Folder], proxy: FaultProxy, fault: str) -> None:
     source, output = embedded
     proxy.tell(lambda call: fault if call.operation == "list" and num_lists(proxy) == 4 else "")
     assert plan_new(source.uri, output) == [1]

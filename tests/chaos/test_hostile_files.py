@@ -1,4 +1,4 @@
-"""Damaged files, bombs and references: each is a row in time, and the healthy videos after it come out as ever."""
+"""Damaged files, bombs and references: each becomes a row in time, and healthy videos after it decode as before."""
 
 import random
 from pathlib import Path
@@ -13,7 +13,7 @@ from chaos.references import large_canary, reference_files
 from video.conftest import CLIPS, make_clip
 
 pytestmark = pytest.mark.slow
-_NUM_DAMAGED = 220  # every clip under every kind of damage about once
+_NUM_DAMAGED = 220  # about one file for each clip and kind of damage
 
 
 def test_damaged_files() -> None:
@@ -43,8 +43,8 @@ def test_files_that_name_others(tmp_path: Path) -> None:
     assert feeder.findings.num_files > 500
 
 
-def test_what_goes_wrong_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A reader that is late, that gives other frames, and one that asks the server."""
+def test_violations_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Use a slow reader, a reader that gives different frames, and one that sends a request to the server."""
     other = make_clip(CLIPS["h264-90"])
     with large_canary(tmp_path) as canary, running_feeder(decoder="pyav") as feeder:
         monkeypatch.setattr(hostile, "TIMEOUT_SECONDS", -hostile.SLACK_SECONDS)

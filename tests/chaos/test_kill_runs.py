@@ -1,4 +1,4 @@
-"""The short form of the killers."""
+"""The short form of the random killer."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def test_whatever_is_killed_nothing_is_lost(bucket: str, tmp_path: Path) -> None
 
 @contextmanager
 def another_ray() -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose command line is that of all the victims in a cluster, but which is of no cluster."""
+    """Start a process that has the command line of every victim but belongs to no cluster."""
     words = chain.from_iterable(words for victim, words in VICTIMS.items() if victim != DRIVER)
     with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as process:
         yield process

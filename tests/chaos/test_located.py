@@ -1,4 +1,4 @@
-"""An MP4 read by its tables alone gives the very frames of one whose every packet is read."""
+"""An MP4 read by its tables alone gives exactly the frames of one that is read packet by packet."""
 
 import numpy as np
 import pytest
@@ -25,6 +25,6 @@ def test_the_tables_give_the_frames_of_a_plain_reading(monkeypatch: pytest.Monke
     check_same_frames(monkeypatch, seed_clips()[name])
 
 
-def test_a_packet_of_av1_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_av1_packet_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     data = seed_clips()["mp4-av1"]
     check_same_frames(monkeypatch, data)

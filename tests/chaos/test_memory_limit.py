@@ -1,4 +1,4 @@
-"""A node that runs out of memory for a while: Ray kills the worker, and the run ends as one that nothing disturbed."""
+"""A node that runs out of memory for a while: Ray kills the worker, and the result is that of an undisturbed run."""
 
 import subprocess
 import sys
@@ -22,20 +22,20 @@ from support.videos import upload
 pytestmark = pytest.mark.nightly
 
 _NUM_VIDEOS = 120
-_ROOM = 0.15  # of the machine's memory: what Ray and the worker may take
-# Takes a share of the machine's memory at every line that it reads, and gives it back at its end.
+_ROOM = 0.15  # of the machine's memory: how much Ray and the worker may use
+# Allocates as many bytes as each line of its input says, and frees them when it ends.
 _BALLOON = "import sys\nheld = [b'1' * int(line) for line in sys.stdin]"
 
 
 def memory(name: str) -> int:
-    """Bytes, of /proc/meminfo."""
+    """Return a number of bytes from /proc/meminfo."""
     found = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(f"{name}:"))
     return int(found.split()[1]) * 1024
 
 
 @contextmanager
 def balloon() -> Iterator[subprocess.Popen[str]]:
-    """A process that takes as many bytes as each line says that is written to it."""
+    """Start a process that allocates as many bytes as each line it receives says."""
     with subprocess.Popen([sys.executable, "-c", _BALLOON], stdin=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -1,4 +1,4 @@
-"""Keys that look like playlists, addresses, paths or commands: each is a video like any other, and a row."""
+"""Keys that look like playlists, addresses, paths or commands: each is an ordinary video and gets a row."""
 
 from chaos.job import run_job, vectors_of
 from raypipe.storage import Folder
@@ -27,7 +27,7 @@ NAMES = (
 
 def test_every_name_is_a_row(bucket: str) -> None:
     source, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
-    # This server writes a slash for a backslash, and one for two.
+    # This server stores "\" as "/" and "//" as "/".
     names = [name for name in NAMES if "\\" not in name and "//" not in name]
     for number, name in enumerate(names):
         assert source.put_new(name, content(seed=number)), name

@@ -1,4 +1,4 @@
-"""What is planned of sealed embeddings: every row that counts in one shard, and whole files together."""
+"""Plan sealed embeddings: every row that counts is in one shard, and files are split only at the limits."""
 
 from collections import defaultdict
 from itertools import pairwise
@@ -45,17 +45,17 @@ def test_a_file_is_cut_only_at_the_limits(files: dict[str, int], limits: dict[st
     assert all(len(homes[file]) == -(-count // at_most) for file, count in files.items())
 
 
-def test_the_embeddings_say_what_they_hold(folder: Folder) -> None:
+def test_sealed_embeddings_are_found_with_their_sizes(folder: Folder) -> None:
     embeddings = make_output(folder)
     manifests = embeddings_manifests(embeddings)
     found = list(find_embedded(embeddings, manifests))
     assert sorted(video.video_id for video in found) == sorted([*(f"{number}.mp4" for number in range(6)), "new.mp4"])
     assert {video.file for video in found} == {file["name"] for manifest in manifests for file in manifest["files"]}
     assert embedding_dim(embeddings, manifests) == DIM
-    assert frames_per_video(manifests) == 3  # 17 of 7 videos
+    assert frames_per_video(manifests) == 3  # 17 frames of 7 videos
 
 
-def test_a_newer_embedding_is_found_in_the_place_of_the_older(folder: Folder) -> None:
+def test_a_newer_embedding_replaces_the_older(folder: Folder) -> None:
     source, embeddings = places(folder)
     upload(source, {"a.mp4": content(), "b.mp4": content(seed=1)})
     embed_all(source, embeddings)
@@ -66,7 +66,7 @@ def test_a_newer_embedding_is_found_in_the_place_of_the_older(folder: Folder) ->
     assert found["a.mp4"].file == "data/00001-000000.parquet"
 
 
-def test_only_sealed_embeddings_are_taken(folder: Folder) -> None:
+def test_only_sealed_embeddings_are_accepted(folder: Folder) -> None:
     embeddings = make_output(folder)
     output = Folder(folder.child("labels"))
     with pytest.raises(JobError) as caught:

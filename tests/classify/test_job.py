@@ -1,4 +1,4 @@
-"""What classify refuses before any work, and what a run depends on."""
+"""What classify refuses before any work, and which settings and inputs a run depends on."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def configured(embeddings: Folder, model: Path | str, **keys: object) -> Classif
     return ClassifyConfig(**given | keys)  # type: ignore[arg-type]
 
 
-def test_the_model_and_the_embeddings_make_the_fingerprint(embeddings: Folder, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_model_and_embeddings(embeddings: Folder, tmp_path: Path) -> None:
     model, other = (save_model(tmp_path / name, seed=seed) for seed, name in enumerate(("model", "other")))
     setup = prepare(configured(embeddings, model))
     assert setup.settings == {
@@ -55,14 +55,14 @@ def test_the_model_and_the_embeddings_make_the_fingerprint(embeddings: Folder, t
 
 
 @pytest.mark.parametrize("mark", [None, MARK])
-def test_a_model_of_these_embeddings_is_taken(embeddings: Folder, tmp_path: Path, mark: str | None) -> None:
+def test_a_model_for_these_embeddings_is_accepted(embeddings: Folder, tmp_path: Path, mark: str | None) -> None:
     assert prepare(configured(embeddings, save_model(tmp_path / "model", mark=mark))).embedding_dim == DIM
 
 
-def test_what_does_not_fit_is_one_line_and_exit_code_2(embeddings: Folder, tmp_path: Path) -> None:
+def test_a_mismatch_is_one_line_and_exit_code_2(embeddings: Folder, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     nothing, nowhere = (str(tmp_path / name) for name in ("empty", "nowhere"))
-    # The configuration, and the key, the value and the expected value that its error names.
+    # A configuration, its error, and the error's key, value and expected value.
     refused: list[tuple[ClassifyConfig, type[RaypipeError], tuple[object, ...]]] = [
         (
             configured(embeddings, save_model(tmp_path / "of other", mark="0" * 16)),
@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_one_line_and_exit_code_2(embeddings: Folder, tmp_p
 
 
 def test_two_ids_of_one_object_are_two_videos(tmp_path: Path) -> None:
-    """A manifest gave the object another id when its content changed: both rows count."""
+    """The manifest renamed an object whose content changed: both rows count."""
     embeddings = Folder(str(tmp_path / "embeddings"))
     for video_id, etag in (("old name", "e1"), ("new name", "e2")):
         made = planner(embeddings)
@@ -105,7 +105,7 @@ def test_two_ids_of_one_object_are_two_videos(tmp_path: Path) -> None:
     assert plan_numbers(setup.output) == [0]
 
 
-def test_predictions_are_no_embeddings(embeddings: Folder, tmp_path: Path) -> None:
+def test_predictions_are_not_embeddings(embeddings: Folder, tmp_path: Path) -> None:
     config = configured(embeddings, save_model(tmp_path / "model"))
     output = Folder(config.output)
     plan_new(embeddings, output)
@@ -119,8 +119,8 @@ def test_predictions_are_no_embeddings(embeddings: Folder, tmp_path: Path) -> No
     assert "raypipe embed" in caught.value.remedy
 
 
-def test_the_rows_are_what_the_model_says(embeddings: Folder, tmp_path: Path) -> None:
-    """The real classifier, on vectors of several lengths: as one by one, and no row is another's."""
+def test_the_rows_hold_the_models_predictions(embeddings: Folder, tmp_path: Path) -> None:
+    """The real classifier on vectors of several lengths: a batch gives each video the result it has alone."""
     setup = prepare(configured(embeddings, save_model(tmp_path / "model")))
     plan_job(setup, StoredPlans(setup.output), num_slots=1)
     model = build_classifier(setup.files)

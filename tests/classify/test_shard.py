@@ -1,4 +1,4 @@
-"""What becomes of a shard of embedded videos: each exactly one row, with what the model says of its own vectors."""
+"""Classify a shard of embedded videos: each video gets exactly one row, with the predictions for its own vectors."""
 
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def test_every_row_becomes_one_row_with_its_own_label(folder: Folder) -> None:
 def test_every_row_that_counts_is_classified_exactly_once(
     tmp_path_factory: pytest.TempPathFactory, generations: list[dict[str, str]]
 ) -> None:
-    """Whatever was embedded when, in whatever status: one row each, and again only for what is new."""
+    """Any sequence of embedding runs and statuses gives one row per video, and only new embeddings are classified."""
     folder = Folder(str(tmp_path_factory.mktemp("some")))
     embeddings, output = Folder(folder.child("out")), Folder(folder.child("labels"))
     last: dict[str, tuple[int, str]] = {}
@@ -133,7 +133,7 @@ def test_a_video_that_is_gone_loses_its_labels_until_it_comes_back(folder: Folde
     assert (row[schema.STATUS], row[schema.LABEL] is None) == ("ok", False)
 
 
-def test_a_multi_label_model_gives_every_label_from_one_half_on(folder: Folder) -> None:
+def test_a_multi_label_model_gives_every_label_of_at_least_one_half(folder: Folder) -> None:
     rows, embeddings = one_shard(folder, {f"{number}.mp4": content(seed=number) for number in range(3)})
     model = FakeModel("multi_label_classification", sharpness=0.05, shift=0.2)
     made = classified_rows(rows, embeddings, model).to_pylist()
@@ -156,7 +156,7 @@ def test_a_model_of_few_labels_and_no_frame_scores(folder: Folder) -> None:
     assert output_rows(made, schema.predictions_schema()).schema == schema.predictions_schema()
 
 
-def test_a_shard_without_any_frame_asks_the_model_nothing(folder: Folder) -> None:
+def test_a_shard_without_frames_does_not_call_the_model(folder: Folder) -> None:
     rows, embeddings = one_shard(folder, {"a.mp4": content("crashed"), "b.mp4": content("timeout")})
     model = FakeModel()
     made = classified_rows(rows, embeddings, model)
@@ -175,7 +175,7 @@ def test_a_summary_counts_labels_and_time(folder: Folder) -> None:
     assert set(about.stage_seconds) == {"read", "classify"}
 
 
-def test_probabilities_that_are_none_end_the_shard(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_probabilities_fail_the_shard(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, embeddings = one_shard(folder, {"a.mp4": content()})
     monkeypatch.setattr(FakeModel, "logits", lambda *_: np.full(4, np.nan))
     with pytest.raises(JobError) as caught:
@@ -183,7 +183,7 @@ def test_probabilities_that_are_none_end_the_shard(folder: Folder, monkeypatch: 
     assert caught.value.key == schema.SCORE
 
 
-def test_a_file_that_is_not_what_was_sealed_is_named(tmp_path: Path) -> None:
+def test_a_file_changed_since_the_seal_is_named(tmp_path: Path) -> None:
     rows, embeddings = one_shard(Folder(str(tmp_path)), {"a.mp4": content(), "b.mp4": content(seed=2)})
     name = rows[schema.EMBEDDINGS_FILE][0].as_py()
     uri = embeddings.child(name)

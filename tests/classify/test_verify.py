@@ -1,4 +1,4 @@
-"""Whatever is wrong with stored predictions is named."""
+"""Every corruption of stored predictions is found and named."""
 
 import io
 import shutil
@@ -42,12 +42,12 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(template: Path, tmp_path: Path) -> Folder:
-    """A sealed output to corrupt: a copy with the same modification times, which are its etags."""
+    """Return a sealed output to corrupt: a copy with the same modification times, which are its etags."""
     shutil.copytree(template, tmp_path / "labels")
     return Folder(str(tmp_path / "labels"))
 
 
-def test_an_output_of_classify_is_known_as_one(folder: Folder) -> None:
+def test_an_output_of_classify_is_recognised(folder: Folder) -> None:
     labels = Folder(folder.child("labels"))
     classify_all(make_output(folder), labels)
     assert stored_job(labels) == "classify"
@@ -74,7 +74,7 @@ def test_an_output_of_classify_is_known_as_one(folder: Folder) -> None:
         (OK, schema.STATUS, lambda _: "fine", ("status", "'fine'")),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_every_corruption_is_named(
     output: Folder, video_id: str, column: str, change: Callable[[Any], Any], expected: tuple[Any, ...]
 ) -> None:
     corrupt(output, video_id, column, change)

@@ -10,7 +10,7 @@ from support.cluster.nodes import RayCluster, ray_cluster
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    """A head and two workers that no other file has killed anything of."""
+    """Run a head and two workers that only this file's tests use."""
     if reason := why_impossible():
         pytest.skip(reason)
     with ray_cluster() as cluster:
@@ -19,7 +19,7 @@ def cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture
 def place(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """An empty place in the cluster's bucket, which this process reaches too."""
+    """Return an empty place in the cluster's bucket, which this process can access too."""
     for name, value in cluster.variables.items():
         if name.startswith("AWS_"):
             monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""A cluster that has no processor until one is asked for: a real autoscaler, which starts nodes on this machine."""
+"""A cluster without processors until a job asks for one: a real autoscaler that starts nodes on this machine."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from support.videos import make_video
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(300)]
 
 _ALONE = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-euc")
-_HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # that Ray's own fake provider expects
+_HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # required by Ray's fake provider
 _ENVIRONMENT = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "COLUMNS": "200",
-    "RAY_AUTH_MODE": "disabled",  # nothing but loopback of its own
+    "RAY_AUTH_MODE": "disabled",  # only its own loopback
     "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
     "RAY_FAKE_CLUSTER": "1",
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
@@ -39,7 +39,7 @@ RAY_ADDRESS=127.0.0.1:6379 exec "$3" -m raypipe embed --input "$4" --output "$5"
 
 
 def autoscaling() -> dict[str, object]:
-    """What ``ray up`` would give to the head: workers of one processor, from none to two."""
+    """Return what ``ray up`` would give to the head: up to two workers with one processor each."""
     commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
     lists = [*(f"{name}_commands" for name in commands), "cluster_synced_files", "rsync_exclude", "rsync_filter"]
     worker = {"resources": {"CPU": 1, "object_store_memory": 200_000_000}, "min_workers": 0, "max_workers": 2}
@@ -61,7 +61,7 @@ def autoscaling() -> dict[str, object]:
     }
 
 
-def test_nodes_are_asked_for_and_used(tmp_path: Path) -> None:
+def test_nodes_are_requested_and_used(tmp_path: Path) -> None:
     if reason := why_impossible():
         pytest.skip(reason)
     videos, output = tmp_path / "in", tmp_path / "out"

@@ -1,4 +1,4 @@
-"""``raypipe doctor --address`` looks at a cluster from outside and from within, and ``submit`` says why it may not."""
+"""``raypipe doctor --address`` checks a cluster from outside and inside, and ``submit`` explains a refusal."""
 
 import sys
 
@@ -12,7 +12,7 @@ from support.videos import upload
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 
-def test_every_node_is_looked_at(cluster: RayCluster, place: Folder) -> None:
+def test_every_node_is_checked(cluster: RayCluster, place: Folder) -> None:
     videos = Folder(place.child("in"))
     upload(videos, 1)
     places = ("--input", videos.uri, "--output", place.child("out"))
@@ -31,7 +31,7 @@ def test_a_bucket_that_no_node_reaches(cluster: RayCluster) -> None:
     assert "no-such-bucket" in done.stdout
 
 
-def test_a_token_is_asked_for(cluster: RayCluster) -> None:
+def test_a_token_is_required(cluster: RayCluster) -> None:
     words = (sys.executable, "-m", "raypipe", "submit", "--address", cluster.address, "--status", "any")
     without = cluster.run_in("head", "env", "-u", "RAY_AUTH_MODE", "-u", "RAY_AUTH_TOKEN_PATH", "HOME=/nowhere", *words)
     assert without.returncode == 2

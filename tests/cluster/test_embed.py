@@ -1,4 +1,4 @@
-"""``raypipe submit`` of embed, and what is left of it when nodes, the driver or somebody's patience end."""
+"""Run embed with ``raypipe submit``, and resume after the loss of nodes, of the driver, or after a stop."""
 
 import json
 import signal
@@ -22,12 +22,12 @@ _NUM_SHARDS = _NUM_VIDEOS // 2
 
 
 def places(place: Folder) -> tuple[Folder, Folder]:
-    """Of the videos and of what is made of them."""
+    """Return the folder of the videos and the folder of the output."""
     return Folder(place.child("in")), Folder(place.child("out"))
 
 
 def resume(cluster: RayCluster, config: EmbedConfig, folder: Path, ids: list[str]) -> None:
-    """Submit the same again: all of it is there then, and nothing that was committed was done again."""
+    """Submit the job again: now every video is embedded, and no committed shard was redone."""
     output = Folder(config.output)
     committed = num_committed(output)
     assert committed < _NUM_SHARDS
@@ -55,7 +55,7 @@ def test_a_bucket_is_embedded_and_indexed(cluster: RayCluster, place: Folder, tm
     assert Versions(index).require_current()
 
 
-def test_a_worker_dies_and_another_comes_late(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
+def test_a_worker_dies_and_another_joins_late(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
     videos, output = places(place)
     ids = upload(videos, _NUM_VIDEOS)
     job = submit(cluster, embed_config(videos.uri, output), tmp_path)
@@ -70,7 +70,7 @@ def test_a_worker_dies_and_another_comes_late(cluster: RayCluster, place: Folder
     check_embedded(output, ids)
 
 
-def test_a_killed_driver_and_the_same_again(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
+def test_a_killed_driver_is_resumed(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
     videos, output = places(place)
     ids = upload(videos, _NUM_VIDEOS)
     config = embed_config(videos.uri, output)

@@ -1,4 +1,4 @@
-"""The cluster that the tests of this folder run on: nodes with addresses of their own, and a job API with a token."""
+"""The cluster that these tests run on: each node has its own address, and the job API requires a token."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_every_node_has_its_address_and_workers_do_the_work(cluster: RayCluster)
 
 
 @pytest.mark.parametrize("path", _PATHS)
-def test_nothing_is_answered_without_the_token(cluster: RayCluster, path: str) -> None:
+def test_no_request_is_answered_without_the_token(cluster: RayCluster, path: str) -> None:
     assert cluster.ask(path, token=None)[0] == 401
     assert cluster.ask(path, token="another")[0] == 403  # noqa: S106 - a wrong one
     assert cluster.ask(path)[0] == 200

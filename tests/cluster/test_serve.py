@@ -1,4 +1,4 @@
-"""The endpoint on two nodes, asked through the one that is left when the other dies."""
+"""The endpoint on two nodes, queried through the surviving node when the other one dies."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _NUM_VIDEOS = 200
 
 
 def deployment(index: Folder) -> dict[str, Any]:
-    """What ``serve deploy`` reads: each replica fills a worker, so that there is one on either."""
+    """Return the input of ``serve deploy``: each replica fills a worker, so each worker has one."""
     replicas = {"min": 2, "max": 2, "num_cpus": 1.0}
     arguments = {"index": index.uri, "embedder": {"enabled": False}, "replicas": replicas}
     return {
@@ -40,12 +40,12 @@ def deployment(index: Folder) -> dict[str, Any]:
 
 
 def address_of(node: RayNode) -> str:
-    """Of Serve's proxy there."""
+    """Return the address of Serve's proxy on a node."""
     return f"http://{node.machine.address}:{SERVE_PORT}"
 
 
 def requests() -> list[Request]:
-    """Of neighbours of videos that the index holds."""
+    """Return requests for the neighbors of videos in the index."""
     ids = make_items(_NUM_VIDEOS)[0][schema.VIDEO_ID].to_pylist()
     return [get(f"/v1/similar/{quote(one)}?top_k=10") for one in ids[:20]]
 
@@ -63,7 +63,7 @@ def test_a_node_dies_under_load(cluster: RayCluster, place: Folder, tmp_path: Pa
     assert all(worker.runs(_REPLICA) for worker in cluster.workers)
     assert ask(f"{urls[1]}/v1/index", {})[0] == 401
     through_worker = Load(urls[1], requests(), connections=2, token=cluster.serve_token)
-    # No replica is next to the head's proxy: it shares the requests out among both workers.
+    # No replica runs next to the head's proxy, so it spreads the requests over both workers.
     through_head = Load(address_of(cluster.head), requests(), connections=2, token=cluster.serve_token)
 
     def num_answered() -> int:

@@ -1,4 +1,4 @@
-"""A node dies while it trains: the training goes on elsewhere, from its last checkpoint."""
+"""A node dies during a training: the training continues elsewhere, from its last checkpoint."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _WORKER = "ray::RayTrainWorker"
 _NUM_TRAIN = 72
 
 
-def test_a_training_goes_on_from_its_last_checkpoint(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
+def test_a_training_continues_from_its_last_checkpoint(cluster: RayCluster, place: Folder, tmp_path: Path) -> None:
     embeddings, output = embed_all(Folder(place.child("embeddings")), video_ids()), Folder(place.child("model"))
     config = train_config(embeddings, output, checkpoint={"minutes": 1e-6})
     job = submit(cluster, config, tmp_path, job="train")

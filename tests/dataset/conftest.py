@@ -16,6 +16,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(template: Path, tmp_path: Path) -> Folder:
-    """A sealed output to break: a copy with the same modification times, which are its etags."""
+    """Return a sealed output to corrupt: a copy with the same modification times, which are its etags."""
     shutil.copytree(template, tmp_path / "out")
     return Folder(str(tmp_path / "out"))

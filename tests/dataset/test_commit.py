@@ -1,4 +1,4 @@
-"""The commit: one file, put once, that any reader of Parquet understands."""
+"""The commit: one file, put once, that any Parquet reader understands."""
 
 import io
 import json
@@ -68,7 +68,7 @@ def test_of_concurrent_commits_one_wins(folder: Folder, rows: pa.Table) -> None:
     together = threading.Barrier(6)
     thumbnail = rows.schema.get_field_index(schema.THUMBNAIL)
 
-    def attempt(number: int) -> bool:  # of the same contents: their pictures tell one from another
+    def attempt(number: int) -> bool:  # same rows, but each attempt has its own thumbnail
         mine = rows.set_column(thumbnail, schema.THUMBNAIL, pa.array([bytes([number])] * rows.num_rows, pa.binary()))
         together.wait(60)
         return put(folder, mine)
@@ -84,7 +84,7 @@ def test_of_concurrent_commits_one_wins(folder: Folder, rows: pa.Table) -> None:
 def test_a_late_attempt_finds_its_shard_committed(folder: Folder, rows: pa.Table) -> None:
     assert put(folder, rows)
     before = folder.stat(NAME)
-    later = made_rows(PLANNED, ["crashed"] * 4)  # what it found of the videos does not matter
+    later = made_rows(PLANNED, ["crashed"] * 4)  # the statuses do not matter
     assert not put(folder, later)
     assert folder.stat(NAME) == before
 

@@ -1,4 +1,4 @@
-"""The laws of plans: read back as they were stored, numbered once, of one fingerprint."""
+"""Plans are read back as stored, numbered once, and all have one fingerprint."""
 
 import io
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def test_a_plan_keeps_the_columns_that_its_job_added(folder: Folder) -> None:
     assert found.select(rows.column_names).equals(rows)
 
 
-def test_a_number_is_taken_once(folder: Folder) -> None:
+def test_a_plan_number_is_used_once(folder: Folder) -> None:
     assert put_plan(folder, plan(0, video("first")))
     assert not put_plan(folder, plan(0, video("second")))
     assert put_plan(folder, plan(1, video("second")))
@@ -97,7 +97,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys(tree: dict[str, Any]
 
 
 def are_the_same(one: object, other: object) -> bool:
-    """Whether two settings are the same: 1, 1.0 and True are equal in Python, and different settings."""
+    """Return whether two settings are the same. 1, 1.0 and True are equal in Python but different settings."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(are_the_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -129,7 +129,7 @@ def test_other_settings_are_refused_and_named() -> None:
 
 @QUICK
 @given(number=st.integers(0, 10**9), shard=st.integers(0, 10**9))
-def test_the_name_of_a_shards_file_says_which_it_is(number: int, shard: int) -> None:
+def test_the_name_of_a_shards_file_identifies_it(number: int, shard: int) -> None:
     assert parse_data_name(plans.data_name(number, shard)) == (number, shard)
 
 
@@ -139,18 +139,18 @@ def test_the_name_of_a_shards_file_says_which_it_is(number: int, shard: int) -> 
         "data/0-0.parquet",
         "data/00000-000000.parquet.tmp",
         "x/data/00000-000000.parquet",
-        "data/000001-000000.parquet",  # a second name of plan 1
+        "data/000001-000000.parquet",  # a second spelling of plan 1
         "data/00000-0000000.parquet",
         "data/\u0660\u0660\u0660\u0660\u0660-000000.parquet",  # digits of another script
         f"data/{'9' * 5000}-000000.parquet",
         "data/00000-000000.parquet\n",
     ],
 )
-def test_a_file_of_another_name_is_none_of_ours(name: str) -> None:
+def test_a_file_with_another_name_is_ignored(name: str) -> None:
     assert parse_data_name(name) is None
 
 
-def test_files_of_other_names_are_no_plans(folder: Folder) -> None:
+def test_files_with_other_names_are_not_plans(folder: Folder) -> None:
     for name in (
         "000001.parquet",
         "x.parquet",
@@ -213,6 +213,6 @@ def test_a_foreign_file_under_a_plans_name_is_named(folder: Folder, data: bytes)
     assert "\n" not in str(caught.value)
 
 
-def test_the_file_it_was_made_from_is_a_plan(folder: Folder) -> None:
+def test_a_valid_plan_file_is_accepted(folder: Folder) -> None:
     assert folder.put_new("plans/00000.parquet", parquet(GOOD, ABOUT))
     assert read_plan(folder, 0).rows.equals(GOOD)

@@ -1,4 +1,4 @@
-"""Planning finds what is new, and any number of drivers plan each thing once."""
+"""Planning finds new videos, and any number of concurrent drivers plan each video once."""
 
 import threading
 from collections import Counter
@@ -77,7 +77,7 @@ def test_an_object_that_was_replaced_and_put_back_is_planned_a_third_time(folder
         assert store(folder, video("a", etag=etag)) == []
 
 
-def test_an_object_that_was_deleted_is_left_alone_where_that_is_asked_for(folder: Folder) -> None:
+def test_a_deleted_object_is_ignored_if_configured(folder: Folder) -> None:
     source, output = places(folder)
     upload(source, {"a.mp4": content(), "b.mp4": content()})
     embed_all(source, output)
@@ -139,7 +139,7 @@ def test_a_driver_that_died_between_plans_is_continued(
     assert ids(folder) == NAMES
 
 
-def test_a_plan_whose_reply_was_lost_is_our_own(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_whose_reply_was_lost_is_recognised(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raypipe.dataset.planner.MAX_PLAN_VIDEOS", 3)
     put_plan = plans.put_plan
     monkeypatch.setattr(plans, "put_plan", lambda *args: put_plan(*args) and False)
@@ -177,7 +177,7 @@ def test_a_retry_that_has_no_row_yet_is_not_planned_again(folder: Folder) -> Non
     assert ids(folder, 2) == ["b"]
 
 
-def test_what_succeeded_on_a_retry_is_not_tried_again(folder: Folder) -> None:
+def test_a_successful_retry_is_not_retried(folder: Folder) -> None:
     source, output = places(folder)
     upload(source, {"a.mp4": content("timeout", seed=1), "b.mp4": content("decode_error", seed=2)})
     embed_all(source, output)
@@ -207,7 +207,7 @@ def test_a_file_that_a_retry_cannot_read_is_named(folder: Folder) -> None:
     assert "\n" not in str(caught.value)
 
 
-# Several drivers at once
+# Several drivers in parallel
 
 
 def test_drivers_that_plan_at_the_same_time_plan_each_video_once(
@@ -230,7 +230,7 @@ def test_drivers_that_plan_at_the_same_time_plan_each_video_once(
 
 
 @pytest.mark.parametrize("retry", ["none", "all"])
-def test_what_another_driver_plans_meanwhile_is_left_to_it(
+def test_videos_planned_by_another_driver_are_skipped(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, retry: Retry
 ) -> None:
     store(folder, *map(video, NAMES[:4]))
@@ -248,7 +248,7 @@ def test_what_another_driver_plans_meanwhile_is_left_to_it(
 
 @dataclass
 class Turns:
-    """Lets threads make their storage calls one at a time, in an order that is drawn."""
+    """Lets threads make their storage calls one at a time, in a drawn order."""
 
     choices: Iterator[int]
     running: set[int]
@@ -277,7 +277,7 @@ class Turns:
 
 @dataclass
 class Memory:
-    """An output in memory, as one of several drivers sees it."""
+    """An output in memory, as seen by one of several drivers."""
 
     objects: dict[str, bytes]
     turns: Turns | None = None
@@ -298,7 +298,7 @@ class Memory:
         return self.objects[name]
 
     def open_input(self, name: str) -> BinaryIO:
-        return BytesIO(self.objects[name])  # several at once; no driver commits here
+        return BytesIO(self.objects[name])  # several reads run in parallel; no driver commits here
 
     def put_new(self, name: str, data: bytes) -> bool:
         self._wait()
@@ -309,7 +309,7 @@ class Memory:
 
 
 def race(objects: dict[str, bytes], listings: list[list[PlannedVideo]], order: list[int], retry: Retry) -> None:
-    """Let a driver for each listing plan at the same time."""
+    """Run one planning driver per listing, all in parallel."""
     turns = Turns(chain(order, repeat(0)), set(range(len(listings))))
 
     def drive(name: int) -> None:
@@ -372,7 +372,7 @@ def test_objects_that_change_between_listings_end_up_planned_as_they_are(
     listings = [[video(name, etag="old") for name in names] for names in old[:1]]
     listings += [[video(name, etag="new") for name in names] for names in new[:2]]
     race(objects, listings, order, "none")
-    for name in NAMES:  # a driver whose listing is old may plan it back, once it has read the plan of the new
+    for name in NAMES:  # a driver with an old listing may plan it back after it has read the new plan
         etags = [etag for planned_name, etag in all_planned(objects) if planned_name == name]
         assert all(one != other for one, other in pairwise(etags))
     output: Any = Memory(objects)
@@ -381,7 +381,7 @@ def test_objects_that_change_between_listings_end_up_planned_as_they_are(
 
 
 def test_an_id_of_another_input_is_refused(folder: Folder, tmp_path: Path) -> None:
-    """The row of one video would supersede that of another."""
+    """The row of one video would replace the row of another."""
     first, second = Folder(str(tmp_path / "first")), Folder(str(tmp_path / "second"))
     first.put_new("same.mp4", b"one")
     second.put_new("same.mp4", b"two")
@@ -390,4 +390,4 @@ def test_an_id_of_another_input_is_refused(folder: Folder, tmp_path: Path) -> No
         plan_new(second.uri, folder)
     assert caught.value.key == schema.VIDEO_ID
     assert (caught.value.expected, caught.value.value) == (first.child("same.mp4"), second.child("same.mp4"))
-    assert plan_new(str(tmp_path), folder) == [1]  # the first is known by its URI
+    assert plan_new(str(tmp_path), folder) == [1]  # the first video has this URI

@@ -1,4 +1,4 @@
-"""What training reads: for each video the row that counts, from sealed plans alone."""
+"""What training reads: from sealed plans alone, the row that counts of each video."""
 
 import pyarrow as pa
 import pytest
@@ -80,7 +80,7 @@ def test_an_empty_folder_is_refused(folder: Folder) -> None:
     [
         (0, ["plans/00000.parquet"]),
         (1, ["plans/00001.parquet"]),
-        (0, ["plans/00000.parquet", "manifests/00000.json"]),  # only the gap in the numbers shows it
+        (0, ["plans/00000.parquet", "manifests/00000.json"]),  # only the gap in the numbers reveals it
     ],
 )
 def test_an_output_that_lost_a_plan_is_refused(output: Folder, number: int, lost: list[str]) -> None:
@@ -92,7 +92,7 @@ def test_an_output_that_lost_a_plan_is_refused(output: Folder, number: int, lost
     assert "raypipe verify" in caught.value.remedy
 
 
-def test_a_manifest_that_is_none_is_refused(output: Folder) -> None:
+def test_an_invalid_manifest_is_refused(output: Folder) -> None:
     replace_object(output, "manifests/00001.json", b"{}")
     with pytest.raises(CommitError) as caught:
         next(read_embeddings(output))
@@ -116,6 +116,6 @@ def test_no_changed_byte_of_a_page_becomes_another_row(
     try:
         found = pa.concat_tables(read_embeddings(output)).remove_column(0)
     except CommitError as error:
-        assert error.key == output.child(name)  # noqa: PT017 - that it is read is fine too
+        assert error.key == output.child(name)  # noqa: PT017 - a successful read is fine too
     else:
         assert found.replace_schema_metadata() == expected.replace_schema_metadata()

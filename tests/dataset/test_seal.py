@@ -1,4 +1,4 @@
-"""A plan is sealed when every shard is committed and holds what the plan says, and not before."""
+"""A plan is sealed only when every shard is committed and holds what the plan says."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def test_a_plan_is_sealed_when_nothing_is_missing(folder: Folder) -> None:
     assert (manifest["num_videos"], manifest["num_frames"], manifest["statuses"]) == (5, 15, {"ok": 5})
     assert [file["num_rows"] for file in manifest["files"]] == [2, 2, 1]
     before = output.stat(MANIFEST)
-    assert seal(StoredPlans(output), 0, versions={"raypipe": "2"})  # as another driver does
+    assert seal(StoredPlans(output), 0, versions={"raypipe": "2"})  # what another driver does
     assert output.stat(MANIFEST) == before
 
 

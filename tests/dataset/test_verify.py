@@ -1,4 +1,4 @@
-"""Whatever is wrong with a stored output is named, and nothing that is stored makes verify itself fail."""
+"""Every problem of a stored output is named, and no stored content makes verify itself fail."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def read(output: Folder, name: str) -> pa.Table:
 
 
 def rewrite(output: Folder, name: str, change: Change) -> None:
-    """Change a file's rows, and everything that its footer and its manifest say of them: a forgery."""
+    """Forge a file: change its rows and everything that its footer and its manifest say about them."""
     before = read(output, name)
     after = change(before)
     about = json.loads(before.schema.metadata[METADATA])
@@ -66,7 +66,7 @@ def rewrite(output: Folder, name: str, change: Change) -> None:
 
 
 def reseal(output: Folder) -> None:
-    """Make the manifest say what the files are now, so that it alone is never the violation."""
+    """Update the manifest to the current files, so that the manifest is never the only violation."""
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["statuses"] = {}
@@ -98,7 +98,7 @@ def change_footer(output: Folder, name: str, **changes: object) -> None:
 
 
 def with_column(name: str, value: Callable[[list[Any]], list[Any]], kind: pa.DataType | None = None) -> Change:
-    """Change the values of a column."""
+    """Return a change that replaces the values of one column."""
 
     def change(rows: pa.Table) -> pa.Table:
         at = rows.schema.get_field_index(name)
@@ -111,7 +111,7 @@ def last_to(value: Any) -> Callable[[list[Any]], list[Any]]:  # noqa: ANN401 - o
     return lambda values: [*values[:-1], value(values[-1]) if callable(value) else value]
 
 
-# What is right
+# Sound outputs
 
 
 def test_a_sealed_output_holds_every_promise(folder: Folder) -> None:
@@ -146,7 +146,7 @@ def test_vectors_of_any_size_keep_their_promises(tmp_path: Path, monkeypatch: py
     assert verify(output).violations == []
 
 
-# What is wrong
+# Corrupt outputs
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def not_a_number(vectors: list[Any]) -> list[Any]:
 
 
 ID = "'0.mp4'"  # the last row of FIRST
-# How to corrupt an output, the check that finds it, and what its violation names.
+# How to corrupt an output, the check that must find it, and what the violation must name.
 CORRUPTIONS: dict[str, tuple[Callable[[Folder], object], str, tuple[object, ...]]] = {
     "missing file": (
         lambda output: replace_object(output, SECOND, None),
@@ -380,7 +380,7 @@ OFF = {"num_videos": 5, "num_frames": 16, "statuses": {"ok": 6}, "fingerprint": 
 
 
 @pytest.mark.parametrize("key", OFF)
-def test_a_manifest_that_is_off_is_named(output: Folder, key: str) -> None:
+def test_a_wrong_manifest_is_named(output: Folder, key: str) -> None:
     change_manifest(output, lambda manifest: manifest.update({key: OFF[key]}))
     found = verify(output).violations
     assert len(found) == 1
@@ -416,7 +416,7 @@ def test_an_unsealed_output_says_what_is_missing(folder: Folder) -> None:
 
 
 def held(output: Folder) -> list[object]:
-    """What an output says, but for the times and versions that nothing can check."""
+    """Return the content of an output except times and versions, which nothing can check."""
     found: list[object] = []
     for number in plan_numbers(output):
         plan = read_plan(output, number)
@@ -444,6 +444,6 @@ def test_garbage_is_a_violation_and_never_an_exception(template: Path, tmp_path:
     result = verify(Folder(str(scratch)))
     assert all("\n" not in violation for violation in result.violations)
     if path.parent.name == "data":
-        assert result.violations  # the manifest knows the file's etag
+        assert result.violations  # the manifest holds the file's etag
     elif not result.violations:
         assert held(Folder(str(scratch))) == before

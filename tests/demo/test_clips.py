@@ -1,4 +1,4 @@
-"""The demo's catalogue: six classes in three pairs, each the other one played backwards."""
+"""The demo's catalogue: six classes in three pairs; the clips of one class are the other's played backwards."""
 
 import csv
 from pathlib import Path
@@ -27,7 +27,7 @@ from raypipe.demo.clips import (
 from raypipe.errors import ConfigError
 
 FORWARD = [first for first, _ in PAIRS]
-# What each class is named for, and the least it changes over a clip.
+# The property that each class is named after, and its minimum change over a clip.
 CHANGES = {"grow": ("radius", 0.25), "left_to_right": ("x", 0.65), "fade_in": ("opacity", 0.99)}
 
 pairs = st.sampled_from(PAIRS)
@@ -107,7 +107,7 @@ def test_the_second_of_a_pair_takes_the_poses_of_the_first_backwards(
 
 
 @given(st.sampled_from(FORWARD), motions, st.integers(2, 200))
-def test_a_class_does_what_its_name_says(label: Label, motion: Motion, num_frames: int) -> None:
+def test_a_class_moves_as_its_name_says(label: Label, motion: Motion, num_frames: int) -> None:
     path = trajectory(label, motion, num_frames=num_frames)
     field, least = CHANGES[label]
     assert (np.diff(getattr(path, field)) > 0).all()
@@ -131,7 +131,7 @@ def test_every_scene_is_short_and_fits_the_codec(drawn: list[Scene]) -> None:
         height, width = scene.backgrounds.shape[1:3]
         assert 24 <= scene.average_fps <= 30
         assert 2 <= scene.num_frames / scene.average_fps <= 6
-        assert (width % 2, height % 2) == (0, 0)  # yuv420p halves both
+        assert (width % 2, height % 2) == (0, 0)  # yuv420p halves width and height
 
 
 def test_scenes_differ_in_size_shape_and_length(drawn: list[Scene]) -> None:
@@ -148,7 +148,7 @@ def test_the_shape_is_drawn_where_the_trajectory_says() -> None:
     for number, frame in enumerate(render(scene, "left_to_right")):
         background = scene.backgrounds[number % len(scene.backgrounds)].astype(int)
         changed = np.abs(frame.astype(int) - background).sum(axis=2) > 90
-        if 0.3 < path.x[number] < 0.7:  # wholly inside the frame
+        if 0.3 < path.x[number] < 0.7:  # the whole shape is inside the frame
             assert abs(np.nonzero(changed)[1].mean() - path.x[number] * width) < 0.05 * width
 
 

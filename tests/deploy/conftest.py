@@ -16,7 +16,7 @@ Launch = Callable[[Document], dict[str, Document]]
 
 
 class _Account:
-    """What ``ray up`` may ask of AWS here; whatever else it asks for, such as a group or a role of its own, fails."""
+    """The AWS calls that ``ray up`` may make here. Any other call fails, such as creating a group or a role."""
 
     def __init__(self) -> None:
         self.launched: list[Document] = []
@@ -38,14 +38,14 @@ class _Account:
 
 @pytest.fixture
 def document() -> Document:
-    """What cluster.yaml says, its shared parts parted, so that a test can change one of them."""
+    """Load cluster.yaml with its YAML anchors copied, so that a test can change one copy."""
     parted: Document = json.loads(json.dumps(yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))))
     return parted
 
 
 @pytest.fixture(scope="module")
 def launch() -> Iterator[Launch]:
-    """Start one node of each type through Ray's own provider; give the RunInstances request of each."""
+    """Start one node of each type through Ray's own provider; return the RunInstances request of each."""
     account = _Account()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("boto3", "boto3.exceptions", "boto3.resources", "boto3.resources.base"):

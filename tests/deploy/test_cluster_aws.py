@@ -1,4 +1,4 @@
-"""What the roles of cluster-aws.yaml may do, told by evaluating their policies as IAM does."""
+"""What the roles of cluster-aws.yaml allow, by evaluating their policies with IAM's rules."""
 
 import fnmatch
 import re
@@ -37,7 +37,7 @@ VALUES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with CloudFormation's !Ref, !GetAtt and !Sub, filled in with VALUES."""
+    """A YAML loader that resolves CloudFormation's !Ref, !GetAtt and !Sub with VALUES."""
 
 
 def _fill(_: _Loader, kind: str, node: yaml.ScalarNode) -> Any:  # noqa: ANN401 - whatever the value is
@@ -57,7 +57,7 @@ def template() -> Document:
 
 @pytest.fixture(scope="module")
 def worker(template: Document) -> list[Document]:
-    """The statements that hold for a worker."""
+    """Return the statements that apply to a worker."""
     resources = template["Resources"]
     assert resources["WorkerRole"]["Properties"]["ManagedPolicyArns"] == ["Storage"]
     assert "Policies" not in resources["WorkerRole"]["Properties"]
@@ -67,7 +67,7 @@ def worker(template: Document) -> list[Document]:
 
 @pytest.fixture(scope="module")
 def head(template: Document, worker: list[Document]) -> list[Document]:
-    """Those that hold for the head."""
+    """Return the statements that apply to the head."""
     role = template["Resources"]["HeadRole"]["Properties"]
     assert role["ManagedPolicyArns"] == ["Storage"]
     (policy,) = role["Policies"]
@@ -75,7 +75,7 @@ def head(template: Document, worker: list[Document]) -> list[Document]:
 
 
 def may(statements: list[Document], action: str, resource: str, **context: Any) -> bool:  # noqa: ANN401 - IAM's keys
-    """IAM's own rule: one statement allows it, and none denies it."""
+    """Apply IAM's rule: at least one statement allows the action, and none denies it."""
     effects = {one["Effect"] for one in statements if _applies(one, action, resource, context)}
     return effects == {"Allow"}
 
@@ -118,21 +118,21 @@ def test_objects_are_read_and_created_and_never_deleted(who: str, request: pytes
 
 
 @pytest.mark.parametrize("folder", ["", "v1/", "a/b/"])
-def test_what_is_committed_is_not_replaced(worker: list[Document], folder: str) -> None:
+def test_committed_objects_are_never_replaced(worker: list[Document], folder: str) -> None:
     for name in (data_name(0, 1), f"{MODEL_FOLDER}/model.safetensors", "versions/1/manifest.json"):
         for is_new in (True, False):
             action, resource, context = _put(folder + name, is_new=is_new)
             assert may(worker, action, resource, **context) == is_new
     action, resource, context = _put(f"{folder}data/large.parquet", is_new=False, creates=False)
-    assert may(worker, action, resource, **context)  # a part; the end of its upload carries the condition
+    assert may(worker, action, resource, **context)  # an upload part; completing the upload carries the condition
     for name in (CURRENT, METRICS, TENSORBOARD, f"{MODEL_FOLDER}/README.md"):
         action, resource, context = _put(folder + name, is_new=False)
-        assert may(worker, action, resource, **context), f"raypipe puts {name} anew"
+        assert may(worker, action, resource, **context), f"raypipe replaces {name}"
     assert not may(worker, "s3:PutObject", "arn:aws:s3:::videos/a.mp4", **_put("", is_new=True)[2])
 
 
 def _requests(node: Document) -> dict[str, Document]:
-    """The resources of a RunInstances request, each with what IAM knows of it."""
+    """Return the resources of a RunInstances request, each with the context keys that IAM sees."""
     (interface,), (mapping,) = node["NetworkInterfaces"], node["BlockDeviceMappings"]
     tags = {tag["Key"]: tag["Value"] for one in node["TagSpecifications"] for tag in one["Tags"]}
     profile = node["IamInstanceProfile"]["Name"]
@@ -190,7 +190,7 @@ def test_a_head_that_was_taken_over_starts_nothing_less_safe(
     assert not all(may(head, "ec2:RunInstances", name, **known) for name, known in _requests(node).items())
 
 
-def test_the_head_ends_and_tags_its_own_nodes_alone(head: list[Document], worker: list[Document]) -> None:
+def test_the_head_ends_and_tags_only_its_own_nodes(head: list[Document], worker: list[Document]) -> None:
     own, instance = f"aws:ResourceTag/{TAG_RAY_CLUSTER_NAME}", f"{EC2}instance/i-1"
     assert may(head, "ec2:DescribeInstances", "*")
     assert may(head, "ec2:CreateTags", instance, **{"ec2:CreateAction": "RunInstances"})
@@ -201,7 +201,7 @@ def test_the_head_ends_and_tags_its_own_nodes_alone(head: list[Document], worker
         assert not may(worker, action, instance, **{own: "raypipe"})
 
 
-def test_the_head_passes_on_the_role_of_workers_alone(head: list[Document], worker: list[Document]) -> None:
+def test_the_head_passes_only_the_role_of_workers(head: list[Document], worker: list[Document]) -> None:
     to_ec2 = {"iam:PassedToService": "ec2.amazonaws.com"}
     assert may(head, "iam:PassRole", "arn:aws:iam::1:role/raypipe-worker", **to_ec2)
     assert not may(head, "iam:PassRole", "arn:aws:iam::1:role/raypipe-head", **to_ec2)

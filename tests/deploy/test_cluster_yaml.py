@@ -1,4 +1,4 @@
-"""cluster.yaml is what Ray's launcher takes, and each thing that makes it safe is there; and noticed when it is not."""
+"""Ray's launcher accepts cluster.yaml, its safety settings are in place, and these checks notice when one is not."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ Launch = Callable[[Document], dict[str, Document]]
 
 
 def is_valid(document: Document, launch: Launch) -> None:
-    """Ray's schema, on the launching machine and again on the head; and the EC2 API's own."""
+    """Check Ray's schema on the launching machine and again on the head, and the EC2 API's own."""
     prepared = prepare_config(document)
     validate_config(prepared)
     validate_config(prepare_config(json.loads(json.dumps(prepared))))
@@ -39,12 +39,12 @@ def _run_instances() -> Any:  # noqa: ANN401 - botocore has no types
 def is_private(document: Document, launch: Launch) -> None:
     assert document["provider"]["use_internal_ips"] is True
     for request in launch(document).values():
-        assert "SubnetId" not in request  # which leaves the public address to the subnet
+        assert "SubnetId" not in request  # so the subnet would decide about public addresses
         assert [one["AssociatePublicIpAddress"] for one in request["NetworkInterfaces"]] == [False]
 
 
 def has_own_group(document: Document, launch: Launch) -> None:
-    """Ray's own group would let SSH in from anywhere."""
+    """The group that Ray would create allows SSH from anywhere."""
     for request in launch(document).values():
         assert [one["Groups"] for one in request["NetworkInterfaces"]] == [[document["metadata"]["group"]]]
     assert "security_group" not in document["provider"]
@@ -65,7 +65,7 @@ def encrypts_volumes(document: Document, launch: Launch) -> None:
 
 
 def has_two_profiles(document: Document, launch: Launch) -> None:
-    """They are named as the stack of cluster-aws.yaml names them."""
+    """The profiles have the names that the stack of cluster-aws.yaml gives them."""
     name = document["cluster_name"]
     profiles = {node: request["IamInstanceProfile"]["Name"] for node, request in launch(document).items()}
     assert profiles.pop(document["head_node_type"]) == f"{name}-head"
@@ -107,7 +107,7 @@ def is_pinned(document: Document, launch: Launch) -> None:
 
 
 def holds_no_secret(document: Document, launch: Launch) -> None:
-    """The token is a file, whose name alone stands here."""
+    """The token is in a file; cluster.yaml holds only the name of that file."""
     _ = launch
     text = json.dumps({key: value for key, value in document.items() if key != "file_mounts"})
     assert not re.search(r"RAY_AUTH_TOKEN\b|AWS_(ACCESS|SECRET)|[0-9a-fA-F]{32}", text)
@@ -161,7 +161,7 @@ def test_it_is_safe_as_shipped(check: Callable[[Document, Launch], None], docume
 
 
 @pytest.mark.parametrize(("check", "path", "value"), BROKEN)
-def test_what_is_not_safe_is_noticed(
+def test_unsafe_changes_are_noticed(
     check: Callable[[Document, Launch], None],
     path: tuple[str | int, ...],
     value: object,
@@ -174,14 +174,14 @@ def test_what_is_not_safe_is_noticed(
 
 
 def test_ray_would_open_a_group_of_its_own_to_the_world(document: Document, launch: Launch) -> None:
-    """Why the nodes' interfaces name theirs: without it Ray sets out to make one, which the account here refuses."""
+    """The nodes' interfaces must name their group: otherwise Ray tries to create one, which this account refuses."""
     node = document[TYPES]["cpu"]["node_config"]
     node["SubnetIds"] = [node.pop("NetworkInterfaces")[0]["SubnetId"]]
     with pytest.raises(AttributeError):
         launch(document)
 
 
-def test_values_to_change_are_at_the_top_and_stand_once(document: Document) -> None:
+def test_values_to_change_are_at_the_top_and_written_once(document: Document) -> None:
     text = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
     assert next(iter(document)) == "metadata"
     for name, value in document["metadata"].items():
@@ -190,7 +190,7 @@ def test_values_to_change_are_at_the_top_and_stand_once(document: Document) -> N
 
 
 @pytest.mark.parametrize("kind", ["head", "worker"])
-def test_ray_is_started_with_a_token_and_reachable_from_its_own_node_alone(
+def test_ray_starts_with_a_token_and_only_its_own_node_reaches_it(
     kind: str, document: Document, tmp_path: Path
 ) -> None:
     ray, cloud = tmp_path / "venv" / "bin" / "ray", tmp_path / "bin" / "cloud-init"
@@ -215,7 +215,7 @@ def test_ray_is_started_with_a_token_and_reachable_from_its_own_node_alone(
     assert arguments > (expected if kind == "head" else {"start", "--address=10.0.0.1:6379"})
 
 
-def test_setting_up_twice_is_setting_up_once(document: Document, tmp_path: Path) -> None:
+def test_setup_is_idempotent(document: Document, tmp_path: Path) -> None:
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("t", encoding="ascii")

@@ -1,4 +1,4 @@
-"""The manifests in jobs/kubernetes/ pass the schemas of KubeRay's resources; what it would drop is an error."""
+"""The manifests in jobs/kubernetes/ pass the schemas of KubeRay's resources; an unknown key is an error."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ Document = dict[str, Any]
 
 @functools.cache
 def _schema(crd: Path) -> Document:
-    """The schema as JSON Schema has it, in which what Kubernetes would silently leave out is refused."""
+    """Return the schema as JSON Schema that rejects the keys that Kubernetes would silently drop."""
     loaded = yaml.load(crd.read_text(encoding="utf-8"), yaml.CSafeLoader)
     (version,) = [one for one in loaded["spec"]["versions"] if one["name"] == "v1"]
     schema: Document = version["schema"]["openAPIV3Schema"]
@@ -61,7 +61,7 @@ def _cluster(document: Document) -> Document:
     return cluster
 
 
-def test_it_is_what_kuberay_takes(manifest: list[Document], schema: Document) -> None:
+def test_kuberay_accepts_the_manifest(manifest: list[Document], schema: Document) -> None:
     assert manifest[0]["apiVersion"] == "ray.io/v1"
     Draft7Validator(schema).validate(manifest[0])
 
@@ -83,7 +83,7 @@ def test_a_key_that_kubernetes_would_drop_is_refused(manifest: list[Document], s
         Draft7Validator(schema).validate(manifest[0])
 
 
-def test_a_quantity_is_one(manifest: list[Document], schema: Document) -> None:
+def test_an_invalid_quantity_is_refused(manifest: list[Document], schema: Document) -> None:
     container = _cluster(manifest[0])["headGroupSpec"]["template"]["spec"]["containers"][0]
     container["resources"]["limits"]["memory"] = "much"
     with pytest.raises(ValidationError, match="much"):
@@ -91,7 +91,7 @@ def test_a_quantity_is_one(manifest: list[Document], schema: Document) -> None:
 
 
 def test_the_network_policy_has_rules_as_kuberay_knows_them(manifest: list[Document], schema: Document) -> None:
-    """Kubernetes' own schema is not at hand, and KubeRay's has its rules within."""
+    """Check the rules with KubeRay's schema, which embeds them; Kubernetes' own schema is not available here."""
     (policy,) = [one for one in manifest if one["kind"] == "NetworkPolicy"]
     rules = _cluster({"spec": schema["properties"]["spec"]["properties"]})["properties"]["networkPolicy"]
     rules = rules["properties"]["head"]["properties"]

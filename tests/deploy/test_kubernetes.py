@@ -1,4 +1,4 @@
-"""The manifests in jobs/kubernetes/ are what KubeRay takes, whole, and each thing that makes them safe is there."""
+"""KubeRay accepts the whole manifests in jobs/kubernetes/, and their safety settings are in place."""
 
 import json
 import re
@@ -25,7 +25,7 @@ ALL = [*JOBS, SERVICE]
 
 
 def read(name: str) -> Manifest:
-    """The documents of a manifest, the one of KubeRay's first, their shared parts parted."""
+    """Return the documents of a manifest, KubeRay's first, with YAML anchors copied."""
     return [json.loads(json.dumps(one)) for one in yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8"))]
 
 
@@ -105,7 +105,7 @@ def holds_no_secret(manifest: Manifest) -> None:
 
 
 def has_roles(manifest: Manifest) -> None:
-    """Its rights are those of a role; Kubernetes' own token is in the pod that scales the cluster, and in no other."""
+    """Pods get their rights from a role; Kubernetes' own token is only in the pod that scales the cluster."""
     accounts = {one["metadata"]["name"]: one for one in _of_kind(manifest, "ServiceAccount")}
     for account in accounts.values():
         assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].startswith("arn:aws:iam::")
@@ -124,7 +124,7 @@ def asks_for_resources(manifest: Manifest) -> None:
 
 
 def is_fenced(manifest: Manifest) -> None:
-    """The dashboard, which runs code for whoever has the token, is reached by KubeRay and by its own pods."""
+    """Only KubeRay and its own pods reach the dashboard, which runs code for any token holder."""
     (policy,) = _of_kind(manifest, "NetworkPolicy")
     (selected,) = policy["spec"]["podSelector"]["matchLabels"].items()
     assert all(selected in pod["metadata"]["labels"].items() for pod in _pods(manifest))
@@ -175,7 +175,7 @@ def test_it_is_safe_as_shipped(check: Callable[[Manifest], None], name: str) -> 
 
 
 @pytest.mark.parametrize(("check", "name", "change"), BROKEN)
-def test_what_is_not_safe_is_noticed(
+def test_unsafe_changes_are_noticed(
     check: Callable[[Manifest], None], name: str, change: Callable[[Manifest], object]
 ) -> None:
     manifest = read(name)
@@ -185,7 +185,7 @@ def test_what_is_not_safe_is_noticed(
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_starts_from_no_worker_and_its_command_is_one(name: str) -> None:
+def test_a_job_starts_without_workers_and_its_command_is_valid(name: str) -> None:
     manifest = read(name)
     assert {group["minReplicas"] for group in _cluster(manifest)["workerGroupSpecs"]} == {0}
     assert all(group["maxReplicas"] > 0 for group in _cluster(manifest)["workerGroupSpecs"])
@@ -199,7 +199,7 @@ def test_a_job_starts_from_no_worker_and_its_command_is_one(name: str) -> None:
     load_config(JOBS[name], values=values, overrides=overrides)
 
 
-def test_two_replicas_stand_on_two_nodes_and_are_not_drained_together() -> None:
+def test_two_replicas_run_on_two_nodes_and_are_not_drained_together() -> None:
     manifest = read(SERVICE)
     (group,) = _cluster(manifest)["workerGroupSpecs"]
     assert group["replicas"] == group["minReplicas"] == 2
@@ -226,7 +226,7 @@ def test_rays_state_is_in_redis_whose_address_is_a_secret() -> None:
 def test_serve_takes_the_configuration_and_other_machines_need_the_token() -> None:
     manifest = read(SERVICE)
     config = ServeDeploySchema.model_validate(yaml.safe_load(manifest[0]["spec"]["serveConfigV2"]))
-    assert (str(config.proxy_location.value), config.http_options.host) == ("EveryNode", "0.0.0.0")  # noqa: S104 - said
+    assert (str(config.proxy_location.value), config.http_options.host) == ("EveryNode", "0.0.0.0")  # noqa: S104 - compared
     (application,) = config.applications
     assert application.import_path == "raypipe.endpoint.app:build_app"
     for pod in _ray_pods(manifest):

@@ -1,4 +1,4 @@
-"""The outputs of real jobs; here and not in ``tests/conftest.py``, as their modules load Ray Serve and torch."""
+"""The outputs of real jobs. They are not in ``tests/conftest.py`` because their modules load Ray Serve and torch."""
 
 from support.fixtures.jobs import endpoint, source, trained
 

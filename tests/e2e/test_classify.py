@@ -31,7 +31,7 @@ def classify_config(embedded: EmbedConfig, model: Path, output: Folder, **keys: 
     return ClassifyConfig(**given | keys)
 
 
-def test_a_catalogue_is_classified_and_then_what_is_new(
+def test_a_catalogue_is_classified_and_later_its_new_videos(
     bucket: str, s3: S3Server, configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     videos, embeddings, output = (Folder(f"{bucket}/{name}") for name in ("in", "embeddings", "labels"))
@@ -83,7 +83,7 @@ def test_a_catalogue_is_classified_and_then_what_is_new(
     assert "model" in caught.value.expected
 
 
-@pytest.mark.nightly  # the kill of a driver of a batch job is in test_faults.py
+@pytest.mark.nightly  # test_faults.py covers killed drivers of batch jobs
 def test_killed_drivers(bucket: str, configure: Configure, start_driver: StartDriver, tmp_path: Path) -> None:
     videos, embeddings, output = (Folder(f"{bucket}/{name}") for name in ("in", "embeddings", "labels"))
     ids = upload(videos, 24)

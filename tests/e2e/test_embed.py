@@ -42,7 +42,7 @@ def test_200_videos_are_200_rows_for_every_reader(bucket: str, s3: S3Server, con
     host = s3.endpoint_url.removeprefix("http://")
     files = f"{output.uri}/data/*.parquet"
     with duckdb.connect() as database:
-        database.register_filesystem(S3FileSystem())  # as httpfs does it, an extension that it downloads
+        database.register_filesystem(S3FileSystem())  # like httpfs, an extension that DuckDB would have to download
         by_duckdb = database.sql(f"select video_id, status, embedding from '{files}'").fetchall()  # noqa: S608
     options = {
         "aws_endpoint_url": s3.endpoint_url,
@@ -121,7 +121,7 @@ def test_bad_videos_are_rows_harm_no_other_and_are_retried(bucket: str, configur
     assert all(found[name] in {"decode_error", "forbidden_format"} for name in bad if name != "big.mp4"), found
     assert run_embed(configure(videos.uri, output.uri, *limit, retry="transient")).record.plans == ()
 
-    run = run_embed(configure(videos.uri, output.uri, retry="all"))  # with the default limit
+    run = run_embed(configure(videos.uri, output.uri, retry="all"))  # with the default size limit
     assert run.record.num_videos == len(bad)
     assert dict(statuses(output).keys()) == {**found, "big.mp4": "ok"}
     assert sum(statuses(output).values()) == len(good) + len(bad)
@@ -150,7 +150,7 @@ def test_hostile_files_and_real_clips_in_one_job(assets: Path, tmp_path: Path, c
 
 
 def test_separate_stages(tmp_path: Path, configure: Configure) -> None:
-    """The three stages of a cluster with GPUs, here all on processors."""
+    """Run the three stages of a GPU cluster, here all on CPUs."""
     executor = PlacedExecutor({"num_actors": 1, "num_gpu_actors": 1})
     videos, output = Folder(str(tmp_path / "in")), Folder(str(tmp_path / "out"))
     ids = upload(videos, 9)

@@ -1,6 +1,7 @@
 """One real run of every job, in order: embed, verify, train, classify, index, recommend, serve, and the page.
 
-Each fixture is one job on the output of the one before, on one local Ray and one S3 server; the tests read the outputs.
+Each fixture runs one job on the output of the previous one, with one local Ray and one S3 server. The tests read the
+outputs.
 """
 
 import json
@@ -59,13 +60,13 @@ HISTORIES = {"one": [IDS[0]], "several": [*IDS[1:4], "no/such.mp4"], "new here":
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The configurations of the jobs, each of which reads what another one wrote."""
+    """The configurations of the jobs. Each job reads what an earlier one wrote."""
 
     place: Folder
     work: Path
 
     def folder(self, job: str) -> Folder:
-        """Where a job writes."""
+        """Return the output folder of a job."""
         return Folder(self.place.child(job))
 
     def uri(self, job: str) -> str:
@@ -178,7 +179,7 @@ def recommended(indexed: IndexRun, pipeline: Pipeline) -> BatchRun:
 
 @pytest.fixture(scope="module")
 def url(indexed: IndexRun, pipeline: Pipeline) -> Iterator[str]:
-    """The address of the endpoint, which embeds and classifies too."""
+    """Serve the index with embedder and classifier, and yield the address."""
     assert indexed.is_new
     with served(pipeline.serve(free_port())) as url:
         yield url
@@ -231,7 +232,7 @@ def test_classify_labels_what_was_embedded(classified: BatchRun, pipeline: Pipel
     assert rows.keys() == {*IDS, BROKEN}
     assert rows[BROKEN][schema.LABEL] is None
     right = sum(rows[name][schema.LABEL] == name.partition("/")[0] for name in IDS)
-    assert right / len(IDS) > 0.8  # by chance it is a half
+    assert right / len(IDS) > 0.8  # chance is 0.5
     assert classified.record.labels.total() == len(IDS)
 
 

@@ -1,4 +1,4 @@
-"""Kill everything that can be killed while embed runs; nothing is lost, nothing is doubled."""
+"""Kill everything that can be killed while embed runs: nothing is lost and nothing is doubled."""
 
 import json
 import random
@@ -30,7 +30,7 @@ _SHARDS = ("shard.max_videos=2",)
 
 
 def check(output: Folder, ids: list[str]) -> None:
-    """Every video exactly one row, all of them ok, and every promise holds."""
+    """Check that every video has exactly one row, every row is ok, and every promise holds."""
     assert verify(output).violations == []
     rows = [row for t in read_embeddings(output, columns=[schema.VIDEO_ID, schema.STATUS]) for row in t.to_pylist()]
     assert Counter((row[schema.VIDEO_ID], row[schema.STATUS]) for row in rows) == Counter((name, "ok") for name in ids)
@@ -51,7 +51,7 @@ def test_killed_drivers(bucket: str, configure: Configure, start_driver: StartDr
     assert last.wait() == 0, last.log.read_text()
     check(output, ids)
     summary = json.loads(output.read("reports/00000/summary.json"))
-    assert summary["num_resumed_videos"] >= 2 * committed  # nothing that was committed is redone
+    assert summary["num_resumed_videos"] >= 2 * committed  # no committed shard is redone
     assert summary["num_done_videos"] == len(ids)
 
 
@@ -94,7 +94,7 @@ def test_two_drivers_at_once(bucket: str, configure: Configure, start_driver: St
 
 
 def test_killed_workers(bucket: str, configure: Configure, start_driver: StartDriver) -> None:
-    """A Ray worker that runs the stages, and a child that decodes."""
+    """Kill a Ray worker that runs the stages, and a child that decodes."""
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, _NUM_VIDEOS)
     driver = start_driver(configure(videos.uri, output.uri, *_SHARDS))
@@ -106,7 +106,7 @@ def test_killed_workers(bucket: str, configure: Configure, start_driver: StartDr
 
 
 class _Broken(RayExecutor):
-    """Actors that cannot start, so that Ray ends the work."""
+    """Run actors that cannot start, so that Ray gives up."""
 
     def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
         def make(_: object) -> NoReturn:  # a closure: workers cannot import the tests
@@ -117,7 +117,7 @@ class _Broken(RayExecutor):
 
 
 class _Down(RayExecutor):
-    """A storage that is down for the first shard of each wave, or for all of them."""
+    """Simulate a storage that is down for the first shard of each wave, or for all shards."""
 
     def __init__(self, *, waves: int, is_for_all: bool = False) -> None:
         self.num_blocks: list[int] = []
@@ -134,7 +134,7 @@ class _Down(RayExecutor):
             yield ShardSummary(*identity(block), problem="StorageError: it is down")
 
 
-def test_what_ray_gives_up_with_is_one_plain_line(bucket: str, configure: Configure) -> None:
+def test_a_ray_failure_is_one_plain_line(bucket: str, configure: Configure) -> None:
     videos = Folder(f"{bucket}/in")
     upload(videos, 1)
     with pytest.raises(JobError) as caught:
@@ -143,8 +143,8 @@ def test_what_ray_gives_up_with_is_one_plain_line(bucket: str, configure: Config
     assert str(caught.value).isprintable()
 
 
-def test_a_shard_that_fails_is_tried_again(bucket: str, configure: Configure) -> None:
-    """A storage that is down ends no video: the shard is retried, and the run ends with 1 when it stays down."""
+def test_a_failed_shard_is_retried(bucket: str, configure: Configure) -> None:
+    """A storage outage fails no video: the shard is retried, and the run exits with 1 if the outage lasts."""
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, 4)
     config = configure(videos.uri, output.uri, *_SHARDS)

@@ -1,4 +1,4 @@
-"""With a GPU decode, embed and put are three stages: the same rows as from the one stage of a machine without."""
+"""With a GPU, decode, embed and put are three stages. They give the same rows as the single stage without a GPU."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def test_three_stages_give_the_rows_of_one(configure: Configure, tmp_path: Path)
 
 
 def run_with_gpu(config: EmbedConfig, folder: Path) -> None:
-    """On a Ray of its own, which has a GPU that is none."""
+    """Run embed on a separate Ray cluster that claims to have a GPU."""
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
     command = [sys.executable, "-m", "support.gpu_driver", str(file)]
@@ -43,12 +43,12 @@ def run_with_gpu(config: EmbedConfig, folder: Path) -> None:
 
 
 def without_address() -> dict[str, str]:
-    """The environment, but no other Ray in it."""
+    """Return the environment without the address of the tests' Ray."""
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 def rows_of(output: Folder) -> dict[str, tuple[object, ...]]:
-    """What is told of each video, and its vectors."""
+    """Return the fields and vectors of each video."""
     columns = (schema.STATUS, schema.FRAME_PTS_SECONDS, schema.EMBEDDING, schema.FRAME_EMBEDDINGS, schema.THUMBNAIL)
     tables = read_embeddings(output, columns=[schema.VIDEO_ID, *columns])
     return {

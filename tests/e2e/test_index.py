@@ -1,4 +1,4 @@
-"""The index command on a real S3 server, and builds that are killed."""
+"""The index command on a real S3 server, and builds that get killed."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from support.folders import keys
 from support.train_runs import embed_all, video_ids
 
 pytestmark = pytest.mark.slow
-# A build that is killed at the first object whose name ends so, before that is there.
+# A build that is killed just before it puts the first object whose name ends with the first argument.
 KILLED = """
 import os, signal, sys
 from raypipe.storage import Folder

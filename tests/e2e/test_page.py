@@ -1,4 +1,4 @@
-"""The page in a real browser, asking a real server."""
+"""The page in a real browser, against a real server."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[str]:
-    """The address of a server that wants ``TOKEN``."""
+    """Run a server that requires ``TOKEN``, and yield its address."""
     with guarded_server(tmp_path, TOKEN) as address:
         yield address
 
@@ -49,7 +49,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture
 def opened(endpoint: Endpoint, page: Page, watch: Watch) -> Page:  # noqa: ARG001 - it listens from the first request on
-    """The page with its catalogue and the first recommendations."""
+    """Open the page and wait for its catalogue and first recommendations."""
     page.goto(endpoint.url)
     expect(page.locator("#grid .card").first).to_be_visible()
     expect(page.locator("#recommended .row").first).to_be_visible()
@@ -65,9 +65,7 @@ def watched(page: Page, *places: int) -> None:
         page.locator("#grid .watch").nth(place).click()
 
 
-def test_catalogue_shows_pictures_titles_and_what_the_index_is(
-    opened: Page, endpoint: Endpoint, tmp_path: Path
-) -> None:
+def test_catalogue_shows_pictures_titles_and_the_index(opened: Page, endpoint: Endpoint, tmp_path: Path) -> None:
     expect(opened.locator("#index-size")).to_have_text(f"{len(endpoint.source.items):,} videos")
     expect(opened.locator("#index-version")).to_have_text(re.compile(r"^\d{8}T\d{6}-[0-9a-f]{8}$"))
     opened.wait_for_function(HAS_PICTURE)
@@ -79,7 +77,7 @@ def test_catalogue_shows_pictures_titles_and_what_the_index_is(
     opened.screenshot(path=tmp_path / "phone.png")
 
 
-def test_search_and_category_filter_hold(opened: Page) -> None:
+def test_search_and_category_filter_apply(opened: Page) -> None:
     category = opened.locator("#search [name=category] option").nth(1).get_attribute("value")
     opened.locator("#search [name=category]").select_option(category)
     expect(opened.locator("#grid .category", has_not_text=category)).to_have_count(0)
@@ -106,7 +104,7 @@ def test_click_on_a_video_shows_it_and_similar_ones_with_why(opened: Page, watch
     assert scores == sorted(scores, reverse=True)
     expect(panel.locator("#similar .why", has_not_text="similarity")).to_have_count(0)
     opened.screenshot(path=tmp_path / "detail.png")
-    panel.get_by_role("button", name="Classify").click()  # it is below no prefix that the server allows
+    panel.get_by_role("button", name="Classify").click()  # its URI is under no allowed prefix
     expect(panel.locator(".status[data-kind=error]")).not_to_be_empty()
     similar = titles(opened, "#similar")[0]
     panel.locator("#similar .open").first.click()
@@ -167,7 +165,7 @@ def test_controls_change_the_ranking(opened: Page) -> None:
 def test_keyboard_alone_is_enough(opened: Page) -> None:
     press, focused = opened.keyboard.press, "document.activeElement.textContent"
     for _ in range(3):
-        press("Tab")  # the button of uploads, and the two links to skip by
+        press("Tab")  # the upload button and the two skip links
     press("Enter")
     press("Tab")
     assert "Diversity" in opened.evaluate("document.activeElement.closest('label').textContent")
@@ -183,14 +181,14 @@ def test_keyboard_alone_is_enough(opened: Page) -> None:
     press("Space")
     press("Escape")
     expect(opened.get_by_role("dialog")).to_have_count(0)
-    assert title in opened.evaluate(focused)  # it is back where it came from
+    assert title in opened.evaluate(focused)  # focus is back where it was
     assert titles(opened, "#strip") == [title]
     press("Tab")
     press("Enter")
     expect(opened.locator("#strip li")).to_have_count(0)
 
 
-def test_busy_server_is_asked_again_and_says_so(opened: Page, watch: Watch) -> None:
+def test_busy_server_is_retried_and_the_page_says_so(opened: Page, watch: Watch) -> None:
     watch.allowed = {429}
     error = {"error": {"code": "overloaded", "message": "64 requests are already in flight."}, "request_id": "1"}
     opened.route(
@@ -227,7 +225,7 @@ def test_text_of_a_catalogue_is_never_markup(opened: Page, endpoint: Endpoint) -
     assert opened.locator("[onerror], [onload], [onmouseover]").count() == 0
 
 
-def test_clip_of_ones_own_gets_labels_and_neighbors(opened: Page, watch: Watch, tmp_path: Path) -> None:
+def test_uploaded_clip_gets_labels_and_neighbors(opened: Page, watch: Watch, tmp_path: Path) -> None:
     clip, broken = tmp_path / "my clip.mp4", tmp_path / "broken.mp4"
     clip.write_bytes(make_video(shade=77))
     broken.write_bytes(b"this is not a video")
@@ -245,7 +243,7 @@ def test_clip_of_ones_own_gets_labels_and_neighbors(opened: Page, watch: Watch, 
     expect(panel.locator(".row")).to_have_count(0)
 
 
-def test_token_is_asked_for_and_sent_for_pictures_too(guarded: str, page: Page) -> None:
+def test_token_is_required_and_also_sent_for_pictures(guarded: str, page: Page) -> None:
     watch = Watch(guarded, allowed={401})
     watch.follow(page)
     page.goto(guarded)

@@ -1,4 +1,4 @@
-"""Recommending to many users on a real Ray and a real S3 server: the answers of the index itself, each once."""
+"""Recommend to many users on a real Ray and a real S3 server: each user gets the index's own answer, once."""
 
 import json
 import random
@@ -41,7 +41,7 @@ RANKINGS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def index(s3: S3Server) -> Folder:  # noqa: ARG001 - the server must run
-    """An index on S3 of 60 videos in 4 categories."""
+    """Put an index of 60 videos in 4 categories on S3."""
     place = Folder(f"s3://videos/{secrets.token_hex(8)}")
     embeddings = embed_all(Folder(place.child("embeddings")), IDS)
     rows = [f"{one},{one.partition('/')[0]},{at}" for at, one in enumerate(IDS)]
@@ -140,7 +140,7 @@ def test_bad_rows_are_rows(bucket: str, index: Folder, cache: Path, ray_address:
 
 @pytest.mark.nightly
 def test_killed_drivers(bucket: str, index: Folder, cache: Path, start_driver: StartDriver) -> None:
-    """Each user gets one row, of the version that the first driver began with."""
+    """Each user gets one row, from the index version that the first driver started with."""
     users = histories(300, seed=1)
     output = Folder(f"{bucket}/output")
     config = configured(
@@ -189,7 +189,7 @@ def test_a_run_keeps_its_version_and_refuses_another(
     with pytest.raises(SystemExit, match="0"):
         cli.app([*arguments, "--set", "users_per_shard=4"])
     told = capsys.readouterr().out
-    assert f"Nothing to do: {output.uri} " in " ".join(told.split())  # a display
+    assert f"Nothing to do: {output.uri} " in " ".join(told.split())  # the display breaks lines
     for keys, key, before, now in (
         ({"ranking": {"top_k": 3}}, "ranking.top_k", 20, 3),
         ({"index": bucket}, "index", index.uri, bucket),
@@ -209,7 +209,7 @@ def _stopped(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_what_cannot_be_asked_is_one_line_before_any_work(
+def test_invalid_inputs_are_one_line_before_any_work(
     bucket: str,
     index: Folder,
     cache: Path,

@@ -20,7 +20,7 @@ _JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    """A video that the catalogue does not hold."""
+    """Return a video that is not in the catalogue."""
     path = tmp_path / "clip.mp4"
     path.write_bytes(make_video(shade=77))
     return path
@@ -54,7 +54,7 @@ def test_similar_and_recommend(endpoint: Endpoint) -> None:
     assert len(client.recommend_batch([{"top_k": 1}, {"history": [endpoint.ids[0]]}])) == 2
 
 
-def test_a_video_is_embedded_as_the_index_has_it(endpoint: Endpoint, clip: Path) -> None:
+def test_a_video_is_embedded_as_in_the_index(endpoint: Endpoint, clip: Path) -> None:
     client = endpoint.client
     position = endpoint.ids[5]
     found = client.embed(f"{endpoint.source.videos.uri}/{position}", top_k=3)
@@ -114,7 +114,7 @@ def post(endpoint: Endpoint, path: str, body: Any, **headers: str) -> httpx.Resp
         ("POST", "/v1/classify", b"", "video/mp4", 422, "invalid_request"),
     ],
 )
-def test_every_error_is_json_under_the_requests_id(  # noqa: PLR0917 - as the table has them
+def test_every_error_is_json_under_the_requests_id(  # noqa: PLR0917 - the parameters
     endpoint: Endpoint, method: str, path: str, content: bytes, kind: str | None, status: int, code: str
 ) -> None:
     headers = {"X-Request-Id": "an-id"} | ({"Content-Type": kind} if kind else {})
@@ -138,7 +138,7 @@ def test_another_site_may_not_act(endpoint: Endpoint) -> None:
     assert post(endpoint, "/v1/admin/reload", {}, Host="evil.example").json()["error"]["code"] == "forbidden_host"
 
 
-def test_people_and_probes(endpoint: Endpoint) -> None:
+def test_the_page_and_the_probes(endpoint: Endpoint) -> None:
     assert httpx.get(f"{endpoint.url}/healthz").json() == {"ok": True}
     assert httpx.get(f"{endpoint.url}/readyz").json()["ready"]
     page = httpx.get(f"{endpoint.url}/")

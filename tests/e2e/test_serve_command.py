@@ -1,4 +1,4 @@
-"""``raypipe serve`` as a person starts it: a process of its own, with a Ray of its own, behind HAProxy."""
+"""``raypipe serve`` as a user starts it: a separate process with its own Ray, behind HAProxy."""
 
 import os
 import re
@@ -29,7 +29,7 @@ _MAX_GROWTH_BYTES = 100_000_000
 
 
 class Command:
-    """A running ``raypipe serve``; what it printed is in ``log``."""
+    """A running ``raypipe serve``; its output is in ``log``."""
 
     def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.log = folder / "serve.log"
@@ -53,11 +53,11 @@ class Command:
         wait_until(is_ready, timeout_seconds=240, what="the endpoint")
 
     def replicas(self) -> set[int]:
-        """The processes of its ingress, and not those of another endpoint that the tests run."""
+        """Return the processes of its own ingress, without those of other endpoints that the tests run."""
         return set(pids_of(_REPLICA, below=self.process.pid))
 
     def check_clean_end(self, number: signal.Signals, port: str) -> None:
-        """Send the signal: the command ends with 0, and nothing that it started is left."""
+        """Send the signal: the command exits with 0 and leaves no process behind."""
         replicas = self.replicas()
         assert replicas
         self.process.send_signal(number)
@@ -70,7 +70,7 @@ class Command:
 
 @pytest.fixture(scope="module")
 def command(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Command, Endpoint]]:
-    """Two replicas of the index, with everything, a token and little room."""
+    """Run two replicas of the index with all features, a token and small limits."""
     folder = tmp_path_factory.mktemp("serve")
     limits = {"max_in_flight": _MAX_IN_FLIGHT}
     replicas = {"min": 2, "max": 2, "num_cpus": 0.1}
@@ -90,11 +90,11 @@ def command(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def client(command: tuple[Command, Endpoint]) -> Client:
-    """A client with the token."""
+    """Return a client that sends the token."""
     return Client(command[1].url, TOKEN, timeout_seconds=120)
 
 
-def test_it_says_where_it_is_and_answers(command: tuple[Command, Endpoint], client: Client) -> None:
+def test_it_prints_its_address_and_answers(command: tuple[Command, Endpoint], client: Client) -> None:
     started, endpoint = command
     said = started.said()
     assert f"Serving {endpoint.source.index.uri} on {endpoint.url} " in said
@@ -108,7 +108,7 @@ def test_it_says_where_it_is_and_answers(command: tuple[Command, Endpoint], clie
     assert client.classify(f"{endpoint.source.videos.uri}/{endpoint.ids[0]}", neighbors=1)["label"]
 
 
-def test_the_token_is_asked_for(command: tuple[Command, Endpoint]) -> None:
+def test_the_token_is_required(command: tuple[Command, Endpoint]) -> None:
     url = command[1].url
     for path in ("/v1/index", "/v1/videos", "/v1/none", "/none"):
         response = httpx.get(f"{url}{path}")
@@ -121,7 +121,7 @@ def test_the_token_is_asked_for(command: tuple[Command, Endpoint]) -> None:
 
 
 @pytest.mark.skipif(find_binary() is None, reason="no HAProxy")
-def test_nothing_of_haproxy_is_open_to_others(command: tuple[Command, Endpoint]) -> None:
+def test_haproxy_is_not_reachable_by_others(command: tuple[Command, Endpoint]) -> None:
     port = command[1].config.port
     listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
     addresses = [line.split()[3] for line in listening if '"haproxy"' in line]
@@ -147,7 +147,7 @@ def test_a_replica_is_killed_under_load(command: tuple[Command, Endpoint], clien
 
 
 @pytest.mark.skipif(find_binary() is None, reason="no HAProxy, and a replica's own deadline frees its places")
-def test_slow_clients_take_no_places(command: tuple[Command, Endpoint]) -> None:
+def test_slow_clients_do_not_use_up_in_flight_slots(command: tuple[Command, Endpoint]) -> None:
     started, endpoint = command
     wait_until(lambda: len(started.replicas()) == 2, what="both replicas")
     begun = f"POST /v1/recommend HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 99\r\n"
@@ -166,7 +166,7 @@ def test_slow_clients_take_no_places(command: tuple[Command, Endpoint]) -> None:
 
 
 @pytest.mark.skipif(find_binary() is None, reason="no HAProxy, and Serve ends a replica that hangs, after 100 s")
-def test_a_replica_that_hangs_keeps_nobody_for_long(command: tuple[Command, Endpoint], client: Client) -> None:
+def test_a_hung_replica_blocks_no_request_for_long(command: tuple[Command, Endpoint], client: Client) -> None:
     started, endpoint = command
     wait_until(lambda: len(started.replicas()) == 2, what="both replicas")
     before = started.replicas()
@@ -175,8 +175,8 @@ def test_a_replica_that_hangs_keeps_nobody_for_long(command: tuple[Command, Endp
         os.kill(min(before), signal.SIGSTOP)
         after = load.num_answered
         wait_until(lambda: load.num_answered > after + 2000, what="2000 answers of the other")
-    # HAProxy answers what the replica held. A client's own timeout would have the status 0, as has an idle connection
-    # that HAProxy closes when it reloads: it does so once a replica that another test killed is back.
+    # HAProxy answers the requests that the hung replica held. Status 0 would be a client's own timeout, or an idle
+    # connection that HAProxy closes on a reload, which happens when a replica that another test killed is back.
     closed = [problem for problem in load.failures if "RemoteDisconnected" in problem]
     assert load.statuses[0] == len(closed) <= _MAX_IN_FLIGHT, load.failures[:10]
     assert set(load.statuses) <= {0, 200, 500}
@@ -186,7 +186,7 @@ def test_a_replica_that_hangs_keeps_nobody_for_long(command: tuple[Command, Endp
     assert client.index()["num_videos"] == 2012
 
 
-def test_too_much_is_refused_and_nothing_else_happens(command: tuple[Command, Endpoint]) -> None:
+def test_overload_is_refused_without_other_effects(command: tuple[Command, Endpoint]) -> None:
     started, endpoint = command
     wait_until(lambda: len(started.replicas()) == 2, what="both replicas")
     requests = [post("/v1/recommend", {"history": endpoint.ids, "diversity": 0.5, "top_k": 50})]
@@ -199,12 +199,12 @@ def test_too_much_is_refused_and_nothing_else_happens(command: tuple[Command, En
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory of a process."""
+    """Return the resident memory of a process."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) * 1024 if found else 0
 
 
-@pytest.mark.nightly  # SIGINT ends the other tests' endpoint, in the same way
+@pytest.mark.nightly  # SIGINT stops the other tests' endpoint the same way
 def test_sigterm_ends_it_cleanly(source: Source, tmp_path: Path) -> None:
     port = str(free_port())
     given = ("--index", source.index.uri, "--port", port, "--set", "embedder.enabled=false")

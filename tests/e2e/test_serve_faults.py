@@ -1,4 +1,4 @@
-"""What happens to requests while an index is exchanged, broken, or asked of too much, and while replicas die."""
+"""What happens to requests while an index is replaced or corrupt, under overload, and while replicas die."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def requests(endpoint: Endpoint) -> list[Request]:
-    """Of several kinds."""
+    """Return requests of several kinds."""
     return [
         *(get(f"/v1/similar/{one}?top_k=10") for one in endpoint.ids[:4]),
         post("/v1/recommend", {"history": endpoint.ids[:3], "filters": {"category": "music"}, "top_k": 10}),
@@ -24,7 +24,7 @@ def requests(endpoint: Endpoint) -> list[Request]:
 
 
 class Seen:
-    """Checks answers, and remembers which versions gave them."""
+    """Check answers, and record which versions gave them."""
 
     def __init__(self) -> None:
         self.versions: set[str] = set()
@@ -35,7 +35,7 @@ class Seen:
             self.versions.add(answer["version"])
 
 
-def test_an_index_is_exchanged_under_load(endpoint: Endpoint) -> None:
+def test_an_index_is_replaced_under_load(endpoint: Endpoint) -> None:
     seen = Seen()
     with Load(endpoint.url, requests(endpoint), check=seen) as load:
         for _ in range(3):
@@ -67,5 +67,5 @@ def test_a_broken_version_fails_no_request(endpoint: Endpoint) -> None:
 
 
 def ready(endpoint: Endpoint) -> dict[str, Any]:
-    """What /readyz says."""
+    """Return the answer of /readyz."""
     return httpx.get(f"{endpoint.url}/readyz").json()

@@ -1,4 +1,4 @@
-"""Requests that nobody chose: schemathesis makes them of the endpoint's OpenAPI; random ones are held to the catalogue.
+"""Random requests: schemathesis generates them from OpenAPI; others are checked against the catalogue.
 
 ``RAYPIPE_RANDOM_REQUESTS=10000 RAYPIPE_SCHEMA_EXAMPLES=100`` is the long form.
 """
@@ -24,7 +24,7 @@ _NUM_EXAMPLES = int(os.environ.get("RAYPIPE_SCHEMA_EXAMPLES", "10"))
 _STARTED = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 
 
-def test_no_request_by_its_own_description_is_a_server_error(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_no_request_from_openapi_is_a_server_error(endpoint: Endpoint, tmp_path: Path) -> None:
     command = [
         *(Path(sys.executable).with_name("schemathesis"), "run", f"{endpoint.url}/openapi.json", "--seed=1"),
         *(
@@ -41,14 +41,14 @@ def test_no_request_by_its_own_description_is_a_server_error(endpoint: Endpoint,
 
 
 class Catalogue:
-    """What may be recommended, from the catalogue's rows alone."""
+    """Which videos may be recommended, computed from the catalogue's rows alone."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.rows = {row["video_id"]: row for row in endpoint.source.items.to_pylist()}
         self.ids = list(self.rows)
 
     def eligible(self, request: dict[str, Any]) -> set[str]:
-        """Ids that pass the filters and are not excluded."""
+        """Return the ids that pass the filters and are not excluded."""
         gone = {*request.get("exclude", ())}
         if request.get("exclude_history", True):
             gone |= {*request.get("history", ())}
@@ -60,7 +60,7 @@ class Catalogue:
         }
 
     def request(self, chance: random.Random) -> dict[str, Any]:
-        """Something that a caller may ask."""
+        """Return a random valid request."""
         request: dict[str, Any] = {"top_k": chance.choice([1, 5, 20, 200])}
         if chance.random() < 0.8:
             request["history"] = [*chance.sample(self.ids, chance.randint(0, 20)), *chance.choice([[], ["unknown"]])]
@@ -98,7 +98,7 @@ def _fits(value: Any, wanted: Any) -> bool:  # noqa: ANN401 - of any column
 
 
 def _problems(request: dict[str, Any], answer: dict[str, Any], catalogue: Catalogue) -> list[str]:
-    """What the answer breaks of what is promised."""
+    """Return the promises that the answer breaks."""
     ids = [result["video"]["video_id"] for result in answer["results"]]
     closest = {result["why"]["closest"] for result in answer["results"]}
     history, eligible = request.get("history", []), catalogue.eligible(request)
@@ -114,7 +114,7 @@ def _problems(request: dict[str, Any], answer: dict[str, Any], catalogue: Catalo
     return [promise for promise, held in promises.items() if not held]
 
 
-def test_random_requests_get_what_is_promised(endpoint: Endpoint) -> None:
+def test_random_requests_keep_the_promises(endpoint: Endpoint) -> None:
     catalogue = Catalogue(endpoint)
 
     def ask(seeds: range) -> list[str]:

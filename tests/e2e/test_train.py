@@ -1,4 +1,4 @@
-"""The train job on a real Ray and a real S3 server: what it leaves, and what the next job makes of it."""
+"""The train job on a real Ray and a real S3 server: its output, and what the next job does with it."""
 
 import io
 import json
@@ -51,7 +51,7 @@ print(json.dumps([model.config.label_names, model.classify(videos).probabilities
 
 
 def train_by_command(config: TrainConfig, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Any, str, str]:
-    """Run ``raypipe train`` in this process: its exit code, and what it printed on its two streams."""
+    """Run ``raypipe train`` in this process; return its exit code, its stdout and its stderr."""
     file = folder / "train.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
     capsys.readouterr()
@@ -62,7 +62,7 @@ def train_by_command(config: TrainConfig, folder: Path, capsys: pytest.CaptureFi
 
 
 def scalars(data: bytes) -> Iterator[tuple[int, str, float]]:
-    """The scalars of a TensorBoard event file: records of a length, its checksum, the event and its checksum."""
+    """Yield the scalars of a TensorBoard event file. A record: a length, its checksum, the event, its checksum."""
     while data:
         (size,) = struct.unpack("<Q", data[:8])
         record = data[12 : 12 + size]
@@ -73,7 +73,7 @@ def scalars(data: bytes) -> Iterator[tuple[int, str, float]]:
         data = data[16 + size :]
 
 
-def test_what_a_training_leaves(trained: Trained) -> None:
+def test_the_output_of_a_training(trained: Trained) -> None:
     output, epochs = trained.output, history(trained.output)
     assert keys(output, "model/") == [f"model/{name}" for name in _MODEL_FILES]
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3, 4]
@@ -84,7 +84,7 @@ def test_what_a_training_leaves(trained: Trained) -> None:
 
     best = max(epochs, key=lambda epoch: (epoch["accuracy"], -epoch["validation_loss"]))
     assert best["accuracy"] > 0.8
-    assert best["epoch"] < 4  # else nothing shows that it is not the last one that is kept
+    assert best["epoch"] < 4  # otherwise this could not show that the best epoch is kept, not the last
     timeless = {name: value for name, value in best.items() if name not in {"seconds", "samples_per_second"}}
     assert json.loads(output.read("model/config.json"))["metrics"] == timeless
     kept, in_checkpoint = (
@@ -118,7 +118,7 @@ def test_the_same_command_again_does_nothing(
     before = {stored.key: stored.etag for stored in trained.output.list()}
     code, out, err = train_by_command(trained.config, tmp_path, capsys)
     assert (code, err) == (0, "")
-    assert "Nothing to do" in out  # a display
+    assert "Nothing to do" in out  # the display may break lines
     assert {stored.key: stored.etag for stored in trained.output.list()} == before
 
 
@@ -140,7 +140,7 @@ def test_a_trained_model_labels_the_catalogue(trained: Trained, bucket: str, tmp
     rows = [row for table in read_rows(output) for row in table.to_pylist()]
     assert sorted(row[schema.VIDEO_ID] for row in rows) == sorted(video_ids())
     right = sum(row[schema.LABEL] == row[schema.VIDEO_ID].partition("/")[0] for row in rows)
-    assert right / NUM_VIDEOS > 0.8  # by chance it is a quarter
+    assert right / NUM_VIDEOS > 0.8  # chance is 0.25
 
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes(trained.output.read(f"model/{name}"))
@@ -161,14 +161,14 @@ def test_a_trained_model_labels_the_catalogue(trained: Trained, bucket: str, tmp
         )
 
 
-@pytest.mark.nightly  # two trainings; the loop of a masked-frame model is in train/test_loop.py
+@pytest.mark.nightly  # two trainings; train/test_loop.py tests the loop of a masked-frame model
 def test_a_classifier_starts_from_a_masked_frame_model(trained: Trained, bucket: str) -> None:
     first, second, labels = (Folder(f"{bucket}/{name}") for name in ("first", "second", "labels"))
     config = train_config(trained.embeddings, first, objective="masked_frame", optimizer={"epochs": 2})
     run = run_train(config)
     assert run.record.selected_by == "loss"
     epochs = history(first)
-    assert epochs[1]["validation_loss"] < epochs[0]["validation_loss"] < 1.5  # to say the mean is 1
+    assert epochs[1]["validation_loss"] < epochs[0]["validation_loss"] < 1.5  # always predicting the mean gives 1
     assert {epoch["accuracy"] for epoch in epochs} == {None}
     assert keys(first, "model/") == [f"model/{name}" for name in _MODEL_FILES]
 
@@ -186,7 +186,7 @@ def test_a_classifier_starts_from_a_masked_frame_model(trained: Trained, bucket:
     assert not torch.equal(before["projection.weight"], after["projection.weight"])
 
 
-def test_a_loss_that_is_no_number_ends_the_training(
+def test_a_nan_loss_ends_the_training(
     trained: Trained, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, table = Folder(f"{bucket}/model"), io.BytesIO()
@@ -220,7 +220,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
         (None, {}, "labels.csv"),
     ],
 )
-def test_what_is_refused_before_any_work(
+def test_wrong_inputs_are_refused_before_any_work(
     rows: list[str] | None,
     given: dict[str, Any],
     data: str,

@@ -1,4 +1,4 @@
-"""Kill everything that can be killed while train runs; the outcome is that of a training that nothing disturbed."""
+"""Kill everything that can be killed while train runs: the result is that of an undisturbed training."""
 
 import signal
 from pathlib import Path
@@ -15,23 +15,23 @@ from support.memory_disk import memory_disk
 from support.processes import Driver, StartDriver, kill_one, pids_of, wait_until
 from support.train_runs import Trained, history, train_config
 
-pytestmark = pytest.mark.timeout(600)  # several trainings in a row, each with all that Ray Train starts
+pytestmark = pytest.mark.timeout(600)  # several trainings in a row, each with the full start of Ray Train
 
 _NUM_TRAIN = 72
 _WORKER = "ray::RayTrainWorker"
 _EVERY_STEP = {"minutes": 1e-6}
-_FIRST_KB, _ENOUGH_KB = 400, 100_000  # some checkpoints, and all of them
-_PER_EPOCH = 36 + 1  # checkpoints: one for each step and one for the end
+_FIRST_KB, _ENOUGH_KB = 400, 100_000  # space for some checkpoints, and for all
+_PER_EPOCH = 36 + 1  # checkpoints: one per step and one at the end
 _MEASURED = ("epoch", "step", "train_loss", "validation_loss", "accuracy", "macro_f1", "learning_rate")
 
 
 def newest(output: Folder) -> int:
-    """The highest number of a checkpoint, -1 where there is none."""
+    """Return the highest checkpoint number, or -1 if there is none."""
     return max((int(key.split("/")[1]) for key in keys(output, "checkpoints/")), default=-1)
 
 
 def middle(output: Folder) -> Checkpoint:
-    """The newest checkpoint, which must lie within an epoch."""
+    """Return the newest checkpoint, and check that it is inside an epoch."""
     found = Checkpoints(output).latest()
     assert found is not None
     assert 0 < found.state["num_videos"] < _NUM_TRAIN
@@ -39,7 +39,7 @@ def middle(output: Folder) -> Checkpoint:
 
 
 def wait_for_checkpoint(driver: Driver, output: Folder, number: int) -> None:
-    """Until there is one of this number; a driver that ended will make none."""
+    """Wait for a checkpoint with at least this number, while the driver runs."""
 
     def is_there() -> bool:
         assert driver.process.poll() is None, driver.log.read_text()
@@ -49,7 +49,7 @@ def wait_for_checkpoint(driver: Driver, output: Folder, number: int) -> None:
 
 
 def only_error(driver: Driver) -> str:
-    """The one line that says why a driver ended; no traceback stands beside it."""
+    """Return the only error line of a driver; its output has no traceback."""
     printed = driver.log.read_text()
     assert "Traceback" not in printed
     said = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -62,7 +62,7 @@ def wait_for_no_worker() -> None:
 
 
 def check_as_undisturbed(output: Folder, trained: Trained) -> None:
-    """The same losses, and thereby each video once in each epoch, and the same model."""
+    """Check that the losses (so each epoch saw each video once) and the model are the same."""
     for epoch, expected in zip(history(output), history(trained.output), strict=True):
         assert {name: epoch[name] for name in _MEASURED} == pytest.approx(
             {name: expected[name] for name in _MEASURED}, abs=1e-6
@@ -128,7 +128,7 @@ def test_stopped_then_killed_then_damaged(trained: Trained, bucket: str, start_d
 
 
 @pytest.mark.nightly
-def test_a_killed_worker_ends_or_goes_on(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
+def test_a_killed_worker_ends_the_run_or_is_restarted(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
     output = Folder(f"{bucket}/model")
 
     def start(max_failures: int) -> Driver:
@@ -175,7 +175,7 @@ def test_a_disk_that_is_full_until_there_is_room(trained: Trained, tmp_path: Pat
 
 @pytest.mark.nightly
 def test_one_of_two_workers_is_killed(trained: Trained, bucket: str, start_driver: StartDriver) -> None:
-    """Two workers share the videos, which do not fit into their memory: they are read again in every epoch."""
+    """Two workers share videos that do not fit into their memory, so they read them again in every epoch."""
     output = Folder(f"{bucket}/model")
     config = train_config(
         trained.embeddings,
@@ -194,9 +194,9 @@ def test_one_of_two_workers_is_killed(trained: Trained, bucket: str, start_drive
     assert [round(epoch["samples_per_second"] * epoch["seconds"]) for epoch in epochs] == [_NUM_TRAIN] * 8
     counts = []
     for number in range(newest(output) + 1):
-        if found := Checkpoints(output).read(number):  # else it was being put when the worker died
+        if found := Checkpoints(output).read(number):  # None: the worker died while putting it
             counts.append(found.state["num_videos"])
-            assert found.seen.sum() == counts[-1]  # as many different ones as there were
+            assert found.seen.sum() == counts[-1]  # no video counts twice
     assert any(0 < count < _NUM_TRAIN for count in counts)
     accuracy, expected = (max(epoch["accuracy"] for epoch in history(folder)) for folder in (output, trained.output))
     assert accuracy == pytest.approx(expected, abs=0.15)

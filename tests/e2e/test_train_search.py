@@ -1,4 +1,4 @@
-"""A small grid on a real Ray Tune: the best trial is kept, one that fails is told, a finished one is not done again."""
+"""A small grid on a real Ray Tune: the best trial is kept, a failed one is reported, a finished one is not redone."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_a_grid_keeps_the_best_and_resumes(trained: Trained, bucket: str) -> Non
     assert summary["metrics"] == summary["trials"][1]["metrics"]
 
     assert not run_train(config).is_new
-    # A driver that died before the end: trials that are finished are read, not trained again.
+    # As if the driver had died before the end: finished trials are read, not trained again.
     output.delete("summary.json")
     before = {stored.key: stored.etag for stored in output.list("trials/") if "/model/" in stored.key}
     again = run_train(config)

@@ -1,4 +1,4 @@
-"""Embeddings of videos with display properties are close to those of the plain videos that they were made of."""
+"""Videos with display properties get nearly the same embeddings as the plain videos that they were made from."""
 
 from pathlib import Path
 
@@ -20,19 +20,19 @@ PAIRS = {
     "rotated.mp4": ("good.mp4", 0.99),
 }
 
-pytestmark = pytest.mark.slow  # a trained network and sixteen frames of each
+pytestmark = pytest.mark.slow  # runs a trained network on sixteen frames per video
 
 
 @pytest.fixture(scope="module")
 def backbone(assets: Path) -> Backbone:
-    """Trained weights: those of random ones see too little for a difference to show."""
+    """Return trained weights: embeddings of random weights barely change with the picture."""
     uri = str(assets / "weights" / "resnet18_imagenet.safetensors")
     weights = resolve_weights("resnet18", uri, read_bytes=lambda path: Path(path).read_bytes())
     return Backbone(weights.state_dict, name="resnet18", dtype="float32")
 
 
 def embedding(backbone: Backbone, frames: Pixels) -> npt.NDArray[np.float32]:
-    """Return the mean of the frames' vectors, of length 1."""
+    """Return the normalized mean of the frames' vectors."""
     mean = np.asarray(backbone.embed(frames), np.float32).mean(axis=0)
     return np.asarray(mean / np.linalg.norm(mean), np.float32)
 

@@ -18,7 +18,7 @@ from support.videos import make_video
 
 @pytest.fixture
 def config(tmp_path: Path) -> EmbedConfig:
-    """Of an input and an output that are empty."""
+    """Return a configuration whose input and output are empty."""
     values = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
     overrides = (
         "backbone.name=resnet18",
@@ -41,7 +41,7 @@ def test_a_probe_of_videos_that_are_read_and_that_are_not(config: EmbedConfig) -
     assert not Path(config.output).exists()
 
 
-def test_what_would_be_marked_as_gone_is_counted_and_nothing_is_written(config: EmbedConfig) -> None:
+def test_videos_to_mark_as_gone_are_counted_and_nothing_is_written(config: EmbedConfig) -> None:
     videos = Folder(config.input)
     names = [f"{number:03d}.mp4" for number in range(MAX_UNGUARDED + 2)]
     for name in names:
@@ -66,7 +66,7 @@ def test_what_would_be_marked_as_gone_is_counted_and_nothing_is_written(config: 
     assert caught.value.key == "max_gone_fraction"
 
 
-def test_no_video_is_a_configuration_that_is_wrong(config: EmbedConfig) -> None:
+def test_an_input_without_videos_is_a_configuration_error(config: EmbedConfig) -> None:
     Path(config.input).mkdir()
     with pytest.raises(ConfigError) as caught:
         estimate(config)

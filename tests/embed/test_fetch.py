@@ -1,4 +1,4 @@
-"""Videos come in order, each with its own status, and no file stays open."""
+"""Videos are fetched in order, each with its own status, and no file stays open."""
 
 import os
 import threading
@@ -38,18 +38,18 @@ def stored_video(folder: Folder, name: str) -> PlannedVideo:
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a listing that opens the folder each time, alike
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - each call opens the folder the same way
 
 
 @pytest.fixture(scope="module")
 def noise_clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Ten seconds, a key frame each: about a megabyte."""
+    """Return ten seconds with key frames only: about a megabyte."""
     return make_noise(tmp_path_factory.mktemp("noise") / "clip.mp4", num_frames=120)
 
 
 @pytest.fixture
 def sandbox_of_two() -> Iterator[DecodeSandbox]:
-    """Takes two frames of a video."""
+    """Start a sandbox that takes two frames of a video."""
     limits = DecodeLimits(max_pixels=2**20, max_duration_seconds=60)
     request = DecodeRequest("uniform", 2, 1.0, 2, False, True, 32, 32, limits)  # noqa: FBT003
     with DecodeSandbox(request, decoder="pyav") as opened:
@@ -58,7 +58,7 @@ def sandbox_of_two() -> Iterator[DecodeSandbox]:
 
 @pytest.fixture
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clip of noise is a large video."""
+    """Treat the noise clip as a large video, which is read in parts."""
     monkeypatch.setattr(fetch, "_WHOLE_BYTES", 100_000)
     monkeypatch.setattr(fetch, "_HEAD_BYTES", 65_536)
 
@@ -70,7 +70,7 @@ def content(fetched: Fetched) -> bytes:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, errors: dict[str, Exception]) -> None:
-    """Replace the storage: a video is its own URI, unless it has an error."""
+    """Replace the storage: each video's content is its own URI, unless ``errors`` has an error for it."""
 
     def read(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
         assert etag
@@ -82,7 +82,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, errors: dict[str, Exception]) -> None:
     monkeypatch.setattr(fetch, "read_object", read)
 
 
-def test_a_video_is_there_to_read_from_its_start(folder: Folder) -> None:
+def test_a_fetched_video_is_read_from_its_start(folder: Folder) -> None:
     upload(folder, {"a.mp4": b"12345"})
     fetched = fetch_video(stored_video(folder, "a.mp4"), max_size_bytes=5)
     assert (fetched.status, fetched.error) == (Status.OK, "")
@@ -204,13 +204,13 @@ def test_fifty_videos_leave_no_file_open(tmp_path: Path) -> None:
     before = open_files()
     for fetched in fetch_videos(planned, max_size_bytes=ANY_SIZE):
         if fetched.file:
-            assert open_files() <= before + 1 + fetch._AHEAD + 2  # with those that are read from at this moment
+            assert open_files() <= before + 1 + fetch._AHEAD + 2  # plus the files being read right now
             fetched.file.close()
     assert open_files() == before
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4])
-def test_what_came_too_late_is_closed(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+def test_videos_fetched_too_late_are_closed(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
     fake(monkeypatch, {"s3://nowhere/5": ObjectMissingError("gone")})
     before = open_files()
     coming = fetch_videos([video(str(number)) for number in range(9)], max_size_bytes=ANY_SIZE)
@@ -220,11 +220,11 @@ def test_what_came_too_late_is_closed(monkeypatch: pytest.MonkeyPatch, taken: in
     assert open_files() == before
 
 
-def test_no_videos_are_none() -> None:
+def test_no_videos_give_no_results() -> None:
     assert list(fetch_videos([], max_size_bytes=1)) == []
 
 
-def test_of_a_large_video_only_what_is_read_is_fetched(
+def test_only_the_parts_read_of_a_large_video_are_fetched(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, sandbox_of_two: DecodeSandbox, noise_clip: bytes
 ) -> None:
     upload(folder, {"v.mp4": noise_clip})

@@ -1,4 +1,4 @@
-"""What there is to embed, from a listing or from a manifest, on either storage."""
+"""Find the videos to embed, in a listing or a manifest, on both kinds of storage."""
 
 import io
 import re
@@ -41,7 +41,7 @@ def ids(uri: str, output_uri: str = "") -> list[str]:
 
 
 def put_table(folder: Folder, kind: str, columns: dict[str, list[str]], name: str = "manifest") -> str:
-    """Write a manifest, and give its URI."""
+    """Write a manifest and return its URI."""
     table = pa.table(columns)
     file = io.BytesIO()
     if kind == "parquet":
@@ -185,7 +185,7 @@ def test_an_object_that_appears_after_it_was_planned_has_changed(folder: Folder)
     assert fetch_video(found, max_size_bytes=100).status is Status.CHANGED
 
 
-def test_a_row_that_stands_there_twice_is_one_video(folder: Folder) -> None:
+def test_a_repeated_row_is_one_video(folder: Folder) -> None:
     upload(folder, {"a.mp4": b"x"})
     assert ids(put_table(folder, "csv", {"video_uri": ["a.mp4", "a.mp4"]})) == ["a.mp4"]
 
@@ -206,7 +206,7 @@ def test_a_manifest_of_thousands_is_read_in_order_and_once(tmp_path: Path, kind:
     assert [video.video_id for video in found if video.etag] == names[::500]
 
 
-# What is wrong with the whole manifest is told by its URI, in the words of what reads it; the rest by the column.
+# Errors of the whole manifest name its URI and quote the parser; all other errors name the column.
 UNREADABLE = [
     ("m.csv", b"", ""),
     ("m.csv", b"video_uri\n\xff\n", r"\b2\b.*UTF-8"),
@@ -236,7 +236,7 @@ FAULTY = [
 
 
 def refused(folder: Folder, name: str, data: bytes) -> ConfigError:
-    """Put a manifest, and return the one-line error of reading it."""
+    """Put a manifest and return the error of reading it, which must be one line."""
     uri = put(folder, name, data)
     with pytest.raises(ConfigError) as caught:
         find(uri)
@@ -284,7 +284,7 @@ def test_a_parquet_without_text_is_named(folder: Folder) -> None:
     assert caught.value.key == uri
 
 
-def test_a_manifest_that_is_not_there_is_named(folder: Folder) -> None:
+def test_a_missing_manifest_is_named(folder: Folder) -> None:
     with pytest.raises(ConfigError) as caught:
         find(folder.child("none.csv"))
     assert caught.value.key == folder.child("none.csv")
@@ -294,7 +294,7 @@ def test_a_manifest_without_rows_names_nothing(folder: Folder) -> None:
     assert find(put(folder, "m.csv", b"video_uri\n")) == []
 
 
-def test_a_listing_sees_what_was_replaced(folder: Folder) -> None:
+def test_a_listing_finds_replaced_objects(folder: Folder) -> None:
     upload(folder, {"a.mp4": b"x"})
     before = find(folder.uri)[0]
     replace_object(folder, "a.mp4", b"yy")

@@ -1,4 +1,4 @@
-"""The laws of packing: every video in one shard, within the limits, in an order that depends on nothing else."""
+"""Every video is in one shard, shards stay within the limits, and the order of the input does not matter."""
 
 import random
 from itertools import pairwise

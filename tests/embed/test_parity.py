@@ -1,4 +1,4 @@
-"""What ends in the Parquet file against an independent reference: PyAV's frames, torchvision's transform and model."""
+"""Compare the Parquet file with an independent reference: PyAV's frames, torchvision's transform and model."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ REAL_CLIPS = (
 
 @pytest.fixture(scope="module")
 def clips(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """Real clips of several codecs and a generated one."""
+    """Put real clips of several codecs and a generated one into a folder."""
     folder = Folder(str(tmp_path_factory.mktemp("clips")))
     for name in REAL_CLIPS:
         folder.put_new(name, (assets / "videos" / name).read_bytes())
@@ -49,7 +49,7 @@ def clips(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 @pytest.fixture(scope="module")
 def weights(assets: Path) -> str:
-    """Trained weights: those of random ones see too little for a difference to show."""
+    """Return trained weights: embeddings of random weights barely change with the picture."""
     return str(assets / "weights" / "resnet18_imagenet.safetensors")
 
 
@@ -58,14 +58,14 @@ Times = npt.NDArray[np.float64]
 
 
 def reference_frames(path: Path) -> tuple[Images, Times, Times, float]:
-    """Every frame of a file as PyAV gives it, full size, upright; the nearest to the centre of each equal span is kept.
+    """Decode all frames with PyAV, full size and upright, and keep the frame nearest to the centre of each equal span.
 
-    With their times, the times asked for, and half the longest time that a frame is shown.
+    Also return their times, the requested times, and half the longest time that a frame is shown.
     """
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         frames = list(container.decode(stream))
-        if container.format.name == "avi":  # which stores no times: one frame after the other
+        if container.format.name == "avi":  # stores no times, so frames are equally spaced
             seconds = np.arange(len(frames)) / float(stream.average_rate)
         else:
             frames.sort(key=lambda frame: frame.pts)
@@ -79,7 +79,7 @@ def reference_frames(path: Path) -> tuple[Images, Times, Times, float]:
 
 
 def reference_vectors(images: list[npt.NDArray[np.uint8]], state_dict: dict[str, Any]) -> npt.NDArray[np.float32]:
-    """Torchvision's own model and the transform that its weights declare, in float32, one frame at a time."""
+    """Embed with torchvision's own model and its weights' transform, in float32, one frame at a time."""
     prepare_torchvision()
     from torchvision.models import ResNet18_Weights, resnet18  # noqa: PLC0415  # importable only now
 

@@ -1,4 +1,4 @@
-"""A video that a complete listing no longer holds is marked as gone, once, and nothing else ever is."""
+"""A video that is missing from a complete listing is marked as gone, once; no other video ever is."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ def present(output: Folder) -> list[str]:
 
 
 def marked(output: Folder) -> list[str]:
-    """The ids that any plan marks, once for each time."""
+    """Return the ids that any plan marks as gone, once per mark."""
     return sorted(one.video_id for one in planned(output, plan_numbers(output)) if one.is_gone)
 
 
@@ -91,7 +91,7 @@ def test_a_video_that_comes_back_is_embedded_again(folder: Folder) -> None:
     embed_all(source, output)
     delete(source, *THREE)
     embed_all(source, output)
-    upload(source, {THREE[0]: content(seed=3)})  # the very bytes, and on S3 the same etag
+    upload(source, {THREE[0]: content(seed=3)})  # the original bytes, and on S3 the original etag
     assert embed_all(source, output) == [2]
     row = rows_of(output)[THREE[0]]
     assert (row[schema.STATUS], row[schema.GENERATION]) == ("ok", 2)
@@ -100,7 +100,7 @@ def test_a_video_that_comes_back_is_embedded_again(folder: Folder) -> None:
     assert rows_of(output)[THREE[0]][schema.STATUS] == "gone"
 
 
-def test_one_that_is_put_back_with_its_etag_is_new(tmp_path: Path) -> None:
+def test_a_video_put_back_with_its_etag_is_new(tmp_path: Path) -> None:
     source, output = places(Folder(str(tmp_path)))
     fill(source)
     embed_all(source, output)
@@ -114,7 +114,7 @@ def test_one_that_is_put_back_with_its_etag_is_new(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("retry", ["transient", "all"])
-def test_no_retry_plans_what_is_gone(tmp_path: Path, retry: Retry) -> None:
+def test_no_retry_plans_gone_videos(tmp_path: Path, retry: Retry) -> None:
     source, output = places(Folder(str(tmp_path)))
     fill(source)
     plan_new(source.uri, output)
@@ -139,7 +139,7 @@ def test_a_large_catalogue_is_marked_in_several_plans(tmp_path: Path, monkeypatc
     assert present(output) == sorted({*TWELVE, "new.mp4", "newer.mp4", "newest.mp4"} - {*THREE})
 
 
-# Which inputs mark
+# Which inputs mark videos as gone
 
 
 def manifest_of(source: Folder, names: list[str]) -> None:
@@ -148,9 +148,7 @@ def manifest_of(source: Folder, names: list[str]) -> None:
 
 @pytest.mark.parametrize("policy", ["auto", "keep", "mark"])
 @pytest.mark.parametrize("kind", ["folder", "glob", "manifest", "object"])
-def test_folders_mark_by_themselves_and_manifests_and_globs_where_it_is_asked_for(
-    tmp_path: Path, kind: str, policy: Gone
-) -> None:
+def test_folders_mark_by_default_and_manifests_and_globs_on_request(tmp_path: Path, kind: str, policy: Gone) -> None:
     source, output = places(Folder(str(tmp_path)))
     names = TWELVE if kind != "object" else THREE[:1]
     fill(source, names)
@@ -248,7 +246,7 @@ def test_a_folder_within_another_marks_its_own(tmp_path: Path) -> None:
     embed_all(outer, output)
     delete(inner, TWELVE[0])
     embed_all(outer, output)
-    assert marked(output) == []  # its last plan is of the other input
+    assert marked(output) == []  # the video's last plan is of the other input
     embed_all(inner, output)
     assert marked(output) == [TWELVE[0]]
     delete(outer, "outer.mp4")
@@ -311,7 +309,7 @@ def test_a_plan_of_a_version_that_stored_relative_inputs_marks_nothing_elsewhere
     assert marked(output) == []
 
 
-# The guard
+# The guard against mass deletion
 
 
 @pytest.mark.parametrize("num_deleted", [MAX_UNGUARDED, MAX_UNGUARDED + 1])
@@ -341,7 +339,7 @@ def test_more_than_a_hundred_and_a_fifth_are_refused(tmp_path: Path, num_deleted
     assert plan_new(source.uri, output) == []
 
 
-def test_what_is_gone_already_is_no_part_of_the_share(tmp_path: Path) -> None:
+def test_videos_already_gone_do_not_count_for_the_guard(tmp_path: Path) -> None:
     source, output = places(Folder(str(tmp_path)))
     names = [f"{number:03d}.mp4" for number in range(3 * MAX_UNGUARDED)]
     fill(source, names)
@@ -350,7 +348,7 @@ def test_what_is_gone_already_is_no_part_of_the_share(tmp_path: Path) -> None:
     plan_new(source.uri, output, max_gone_fraction=1)
     delete(source, *names[MAX_UNGUARDED + 50 : 2 * MAX_UNGUARDED + 51])
     with pytest.raises(ConfigError):
-        plan_new(source.uri, output, max_gone_fraction=0.6)  # 101 of the 150 that are left
+        plan_new(source.uri, output, max_gone_fraction=0.6)  # 101 of the remaining 150
     assert plan_new(source.uri, output, max_gone_fraction=0.7) == [2]
 
 
@@ -413,7 +411,7 @@ def test_a_folder_that_cannot_be_listed_marks_nothing(tmp_path: Path, monkeypatc
     assert plan_numbers(output) == [0]
 
 
-def test_a_name_that_is_there_and_cannot_be_looked_at_is_not_gone(tmp_path: Path) -> None:
+def test_videos_behind_dangling_links_are_not_gone(tmp_path: Path) -> None:
     source, output = places(Folder(str(tmp_path)))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -433,7 +431,7 @@ def test_a_name_that_is_there_and_cannot_be_looked_at_is_not_gone(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["folder", "object"])
-def test_an_input_behind_a_link_that_leads_nowhere_marks_nothing(tmp_path: Path, kind: str) -> None:
+def test_an_input_behind_a_dangling_link_marks_nothing(tmp_path: Path, kind: str) -> None:
     output = Folder(str(tmp_path / "out"))
     fill(Folder(str(tmp_path / "disk" / "in")))
     (tmp_path / "link").symlink_to(tmp_path / "disk")
@@ -446,14 +444,14 @@ def test_an_input_behind_a_link_that_leads_nowhere_marks_nothing(tmp_path: Path,
 
 
 def test_a_name_that_folders_do_not_list_is_not_gone() -> None:
-    """As of a version that took the name for that of a video."""
+    """Some earlier version took such a name for a video's."""
     listed = Listed("s3://b/in", "folder")
     names = {"a.mp4": True, "sub/b.mp4": True, "a.mp3": False, ".hidden/a.mp4": False, "": False}
     assert {name: listed.covers(f"s3://b/in/{name}".rstrip("/")) for name in names} == names
     assert not listed.covers("s3://b/inner/a.mp4")
 
 
-def test_videos_below_what_is_the_output_now_are_not_gone(tmp_path: Path) -> None:
+def test_videos_below_the_current_output_are_not_gone(tmp_path: Path) -> None:
     source, output = places(Folder(str(tmp_path)))
     fill(source, ["a.mp4", "out/b.mp4"])
     embed_all(source, output)
@@ -463,7 +461,7 @@ def test_videos_below_what_is_the_output_now_are_not_gone(tmp_path: Path) -> Non
     assert plan_new(source.uri, moved) == []
 
 
-# Another driver at the same time
+# Another driver in parallel
 
 
 def test_a_video_that_another_driver_plans_meanwhile_is_not_marked(
@@ -478,7 +476,7 @@ def test_a_video_that_another_driver_plans_meanwhile_is_not_marked(
     def found_late(*args: Any, **kwargs: Any) -> Iterator[PlannedVideo]:  # noqa: ANN401
         yield from find_videos(*args, **kwargs)
         monkeypatch.undo()
-        upload(source, {THREE[0]: content(seed=3)})  # behind the place that the listing has reached
+        upload(source, {THREE[0]: content(seed=3)})  # at a key that the listing has already passed
         assert plan_new(source.uri, output) == [1]
 
     monkeypatch.setattr(inputs, "find_videos", found_late)
@@ -488,15 +486,15 @@ def test_a_video_that_another_driver_plans_meanwhile_is_not_marked(
     assert present(output) == sorted({*TWELVE} - {*THREE[1:]})
 
 
-# Any sequence
+# Any sequence of changes
 
 
 @dataclass
 class World:
-    """Two inputs of one output, and what their last listings held."""
+    """Two inputs of one output, and the content of their last listings."""
 
     output: Folder
-    kind: Kind  # "manifest": its videos may be anywhere, and it marks where that is asked for
+    kind: Kind  # "manifest": its videos may be anywhere, and it marks only when asked to
     inputs: dict[str, dict[str, str]] = field(default_factory=lambda: {"s3://b/one": {}, "s3://b/two": {}})
     listed: dict[str, dict[str, str]] = field(default_factory=dict)  # by URI: name -> etag
     num_changes: int = 0
@@ -506,7 +504,7 @@ class World:
         if deletes:
             self.inputs[uri].pop(name, None)
         else:
-            self.inputs[uri][name] = f"e{self.num_changes % 3}"  # an etag may come back
+            self.inputs[uri][name] = f"e{self.num_changes % 3}"  # an etag may recur
 
     def scan(self, uri: str, *, breaks: bool) -> None:
         def find_videos(_: str, *, output_uri: str, listed: Listed) -> Iterator[PlannedVideo]:
@@ -528,7 +526,7 @@ class World:
                 self.listed[uri] = dict(self.inputs[uri])
 
     def rows(self) -> Mapping[str, str]:
-        """The etag of each video that is not gone, by its URI, of the highest generation."""
+        """Return the etag of each video that is not gone, by URI, from its highest generation."""
         latest = {one.video_id: one for one in planned(self.output, plan_numbers(self.output))}
         return {one.video_uri: one.etag for one in latest.values() if not one.is_gone}
 

@@ -1,4 +1,4 @@
-"""Which rows of an output of row format 1 the rules of format 2 would change."""
+"""Which rows of an output of row format 1 would change under the rules of format 2."""
 
 import io
 from fractions import Fraction
@@ -36,7 +36,7 @@ SETTINGS = {
 
 
 def wide_pixels() -> bytes:
-    """A video whose pixels are twice as wide as high."""
+    """Return a video whose pixels are twice as wide as high."""
     data = io.BytesIO()
     with av.open(data, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=10, options={"threads": "1", "preset": "ultrafast"})
@@ -51,7 +51,7 @@ def wide_pixels() -> bytes:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A sealed output of row format 1: an ordinary video, one with wide pixels, and one that is gone since."""
+    """Return a sealed output of row format 1: an ordinary video, one with wide pixels, and one that is gone by now."""
     place = tmp_path_factory.mktemp("recheck")
     source, output = Folder(str(place / "in")), Folder(str(place / "out"))
     for name, data in {

@@ -1,4 +1,4 @@
-"""A shard from table to table: rows stay in the plan's order, and whatever happens to a video is its own row."""
+"""Process a whole shard: rows stay in the plan's order, and every failure of a video is its own row."""
 
 import io
 from collections.abc import Sequence
@@ -236,7 +236,7 @@ def test_a_summary_adds_up() -> None:
     assert (summary.wait_seconds, summary.num_throttles) == (0.0, 0)
 
 
-def test_what_slowed_the_fetching_of_a_shard_goes_with_its_rows(folder: Folder) -> None:
+def test_throttling_while_a_shard_is_fetched_is_recorded_with_its_rows(folder: Folder) -> None:
     upload(folder, {"a.mp4": content("ok"), "b.mp4": content("ok", seed=1)})
     rows = planned([PlannedVideo.of(stored) for stored in folder.list()])
     s3_client.take_throttles()
@@ -247,7 +247,7 @@ def test_what_slowed_the_fetching_of_a_shard_goes_with_its_rows(folder: Folder) 
     assert decode_shard(rows, FakeSandbox(), max_size_bytes=400)[NUM_THROTTLES].to_pylist() == [0, 0]  # type: ignore[arg-type]
 
 
-def test_a_summary_tells_how_long_the_shard_was_waited_for_and_how_often_s3_slowed_it_down() -> None:
+def test_a_summary_has_the_waiting_time_and_the_number_of_s3_throttles() -> None:
     rows = decoded_table(
         named(2), [decoded(seed=at) for at in range(2)], fetch_seconds=[0, 0], decode_seconds=[0, 0], num_throttles=3
     )

@@ -15,7 +15,7 @@ NEVER_SECONDS = 1e6
 
 @pytest.fixture(scope="session")
 def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A local index of one version, which no test changes."""
+    """Return a local index of one version; no test changes it."""
     folder = Folder(str(tmp_path_factory.mktemp("index")))
     put_index(folder)
     return folder
@@ -23,7 +23,7 @@ def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 @pytest.fixture(scope="session")
 def live_index(index_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IndexWatcher]:
-    """That index as it is served, by one that looks at CURRENT no more."""
+    """Serve that index and never poll CURRENT."""
     cache = tmp_path_factory.mktemp("cache")
     live = IndexWatcher(Versions(index_folder), cache, reload_seconds=NEVER_SECONDS)
     live.start()
@@ -38,7 +38,7 @@ def embedder() -> FakeEmbedder:
 
 @pytest.fixture
 def ask(live_index: IndexWatcher, embedder: FakeEmbedder) -> Ask:
-    """Ask a server that can do everything."""
+    """Return a function that queries a server with every feature."""
     limits = LimitsConfig(max_history=10, max_batch=4)
     prefixes = Prefixes(["s3://videos/open"])
     return serve(live_index, limits=limits, prefixes=prefixes, embedder=embedder, classify=fake_classify)

@@ -1,4 +1,4 @@
-"""Who may ask: by token, or without one from this machine and from no page of another site."""
+"""Who may send requests: holders of the token; without a token, only this machine, and no page of another site."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_loopback_needs_no_token(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com", ""])  # noqa: S104 - refused
-def test_other_hosts_need_one(host: str) -> None:
+def test_other_hosts_need_a_token(host: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_host(host, None)
     assert (caught.value.key, caught.value.value) == ("host", host)
@@ -75,7 +75,7 @@ def test_other_hosts_need_one(host: str) -> None:
 
 
 @pytest.mark.parametrize("token", ["", " ", "a b\n", " padded", "ключ"])
-def test_a_token_that_no_header_carries_is_refused(token: str) -> None:
+def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_host("127.0.0.1", token)
-    assert (caught.value.key, caught.value.value) == ("RAYPIPE_API_TOKEN", None)  # a token is not repeated
+    assert (caught.value.key, caught.value.value) == ("RAYPIPE_API_TOKEN", None)  # the error does not repeat the token

@@ -1,4 +1,4 @@
-"""What a server can do is settled before it starts, and what it was told to and cannot is an error then."""
+"""A server's abilities are fixed before it starts; it is an error if the configuration asks for one that it lacks."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ EXAMPLE = Path(__file__).parents[2] / "jobs" / "serve.yaml"
 
 
 def index_of(folder: Folder, *, weights: str = "random") -> str:
-    """An index of embeddings that resnet18 made."""
+    """Put an index of embeddings that resnet18 made, and return its version."""
     digest = resolve_weights("resnet18", weights, read_bytes=lambda _: b"").digest if weights == "random" else weights
     sampling = {"mode": "uniform", "num_frames": 2, "nearest_keyframe": False}
     made = {"backbone": "resnet18", "weights": digest, "dtype": "float32", "sampling": sampling}
@@ -50,7 +50,7 @@ def test_with_the_weights_of_the_index_a_server_embeds(index: Folder, tmp_path: 
     assert find_abilities(config(index, model=str(model))).has_classifier
 
 
-def test_without_them_it_goes_on_and_says_so(index: Folder) -> None:
+def test_without_the_weights_a_server_starts_and_says_so(index: Folder) -> None:
     other = "0" * 64
     index_of(index, weights=other)
     found = find_abilities(config(index))
@@ -91,7 +91,7 @@ def test_a_model_of_other_embeddings_is_refused(index: Folder, tmp_path: Path) -
     assert no_model.value.key == str(tmp_path / "none")
 
 
-def test_before_there_is_an_index_it_only_waits_for_one(index: Folder) -> None:
+def test_without_an_index_a_server_waits_for_one(index: Folder) -> None:
     assert index.uri in find_abilities(config(index)).why_no_embedder
     with pytest.raises(ConfigError) as caught:
         find_abilities(config(index, model="model"))
@@ -99,13 +99,13 @@ def test_before_there_is_an_index_it_only_waits_for_one(index: Folder) -> None:
     assert "raypipe index" in caught.value.remedy
 
 
-def test_a_broken_version_is_looked_past(index: Folder) -> None:
+def test_a_broken_version_is_skipped(index: Folder) -> None:
     index_of(index)
     damage(index, index_of(index), "manifest.json")
     assert find_abilities(config(index)).embeddings is not None
 
 
-def test_the_application_has_what_it_can(index: Folder) -> None:
+def test_the_application_has_what_its_abilities_allow(index: Folder) -> None:
     index_of(index)
     settled = config(index, replicas={"min": 1, "max": 3})
     assert isinstance(build(settled, find_abilities(settled)), Application)
@@ -144,7 +144,7 @@ def leaves_of(tree: dict[str, Any]) -> int:
 def test_what_serve_cannot_do_is_refused_in_one_line(
     override: str, key: str, value: object, said: tuple[str, ...]
 ) -> None:
-    """What follows the value is pydantic's own text."""
+    """The text after the value is pydantic's own."""
     with pytest.raises(ConfigError) as caught:
         load_config(ServeConfig, values={"index": "i"}, overrides=[override])
     assert (caught.value.key, caught.value.value) == (key, value)
@@ -152,7 +152,7 @@ def test_what_serve_cannot_do_is_refused_in_one_line(
     assert [one for one in said if one not in str(caught.value)] == []
 
 
-def test_a_builder_gets_the_words_of_yaml() -> None:
+def test_unknown_keys_are_refused() -> None:
     with pytest.raises(ValidationError, match="extra_forbidden"):
         ServeConfig.model_validate({"index": "i", "indx": "j"})
 
@@ -161,5 +161,5 @@ def test_a_builder_gets_the_words_of_yaml() -> None:
     ("host", "expected"),
     [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000"), ("::", "http://[::1]:8000")],  # noqa: S104
 )
-def test_the_address_is_one_that_can_be_asked(host: str, expected: str) -> None:
+def test_the_printed_address_can_be_used(host: str, expected: str) -> None:
     assert base_url(ServeConfig(index="i", host=host)) == expected

@@ -10,7 +10,7 @@ from raypipe.storage import Folder
 from support.served_index import put_index
 
 
-def test_an_index_has_a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_index_has_its_own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_of("s3://a/b", None).parent == tmp_path / "raypipe" / "index"
     assert cache_of("s3://a/b", None).name != cache_of("s3://a/c", None).name
@@ -34,7 +34,7 @@ def test_old_versions_do_not_fill_the_disk(bucket: str, tmp_path: Path) -> None:
     assert len(kept) <= 4  # the newest three by id, and the live one
     assert live.live is not None
     assert live.live.version in kept
-    assert len(first.index.recommend(Query(top_k=5)).results) == 5  # its files are open, wherever they are
+    assert len(first.index.recommend(Query(top_k=5)).results) == 5  # its files are open even if they were deleted
     locks = [path for path in (tmp_path / "cache").iterdir() if path.is_file()]
     assert len(locks) == len(kept)
     with locks[0].open("ab") as file:

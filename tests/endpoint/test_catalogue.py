@@ -1,4 +1,4 @@
-"""The endpoints that the index alone answers, over a real small one."""
+"""The endpoints that need only the index, over a small real one."""
 
 from urllib.parse import quote
 
@@ -42,9 +42,9 @@ def test_videos_are_found_by_text_and_category(ask: Ask) -> None:
     assert answer(ask("GET", "/v1/videos", params={"category": "none"})) == {"videos": [], "total": 0}
 
 
-def test_a_video_is_what_the_catalogue_says(ask: Ask, ids: list[str]) -> None:
+def test_a_video_has_the_fields_of_the_catalogue(ask: Ask, ids: list[str]) -> None:
     found = answer(ask("GET", f"/v1/videos/{quote(ids[5], safe='')}"))
-    assert found == answer(ask("GET", f"/v1/videos/{quote(ids[5])}"))  # with its slash as it is
+    assert found == answer(ask("GET", f"/v1/videos/{quote(ids[5])}"))  # with its slash unescaped
     assert (found["video_id"], found["video_uri"]) == (ids[5], f"s3://videos/{ids[5]}")
     assert (found["has_thumbnail"], found["duration_seconds"], found["label"], found["score"]) == (
         False,
@@ -53,7 +53,7 @@ def test_a_video_is_what_the_catalogue_says(ask: Ask, ids: list[str]) -> None:
         0.75,
     )
     assert set(found["fields"]) == {"title", "category", "published_at", "popularity", "rating"}
-    assert found["fields"]["rating"] is None  # NaN, which JSON has no word for
+    assert found["fields"]["rating"] is None  # NaN, which JSON cannot express
     assert found["fields"]["published_at"].startswith("2024-01-01T05:00")
     assert answer(ask("GET", f"/v1/videos/{quote(ids[1])}"))["has_thumbnail"]
 
@@ -69,7 +69,7 @@ def test_a_thumbnail_is_a_picture_that_a_browser_keeps(ask: Ask, ids: list[str])
     assert error(ask("GET", "/v1/videos/none/thumbnail")) == (404, "not_found")
 
 
-def test_similar_videos_are_those_of_its_kind(ask: Ask, ids: list[str], live_index: IndexWatcher) -> None:
+def test_similar_videos_are_of_the_same_cluster(ask: Ask, ids: list[str], live_index: IndexWatcher) -> None:
     found = answer(ask("GET", f"/v1/similar/{quote(ids[3], safe='')}", params={"top_k": 5}))
     kinds = {result["video"]["video_id"].partition("/")[0] for result in found["results"]}
     assert kinds == {ids[3].partition("/")[0]}
@@ -84,7 +84,7 @@ def test_similar_videos_are_those_of_its_kind(ask: Ask, ids: list[str], live_ind
     assert len(filtered["results"]) == 20
 
 
-def test_recommend_is_what_the_index_says(ask: Ask, ids: list[str], live_index: IndexWatcher) -> None:
+def test_recommend_gives_the_answer_of_the_index(ask: Ask, ids: list[str], live_index: IndexWatcher) -> None:
     body = {
         "history": [ids[3], "unknown", ids[9]],
         "weights": [1, 2.5, 0],
@@ -113,7 +113,7 @@ def test_nothing_watched_gives_popular_videos_and_says_so(ask: Ask) -> None:
     assert (found["fallback"], found["unknown"], len(found["results"])) == ("popular", ["none"], 200)
 
 
-def test_batches_answer_each(ask: Ask, ids: list[str]) -> None:
+def test_a_batch_answers_each_request(ask: Ask, ids: list[str]) -> None:
     found = answer(ask("POST", "/v1/similar/batch", json={"video_ids": [ids[0], "none"], "top_k": 3}))["answers"]
     assert found[0] == answer(ask("GET", f"/v1/similar/{quote(ids[0])}", params={"top_k": 3}))
     assert found[1]["error"]["code"] == "not_found"

@@ -1,4 +1,4 @@
-"""What is wrong with ``raypipe serve`` is said in one line, before anything starts."""
+"""A setup error of ``raypipe serve`` is one line, before anything starts."""
 
 import socket
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from support.processes import free_port
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port of 127.0.0.1 that is in use."""
+    """Return a port of 127.0.0.1 that is in use."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()
@@ -31,7 +31,7 @@ def taken() -> Iterator[int]:
         (("--index", "{index}", "--model", "{empty}"), {}, ["{empty}"]),
     ],
 )
-def test_a_setup_error_is_one_line_and_exit_code_2(  # noqa: PLR0917 - as the table has them
+def test_a_setup_error_is_one_line_and_exit_code_2(  # noqa: PLR0917 - the parameters
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

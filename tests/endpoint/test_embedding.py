@@ -1,4 +1,4 @@
-"""A video outside the catalogue gets the very embedding that the index would hold of it."""
+"""A video outside the catalogue gets exactly the embedding that the index would hold of it."""
 
 import pickle
 from functools import partial
@@ -41,7 +41,7 @@ def job(tmp_path: Path, *overrides: str) -> Any:  # noqa: ANN401 - the embed job
         ("sampling.mode=all", "sampling.max_frames=18"),
     ],
 )
-def test_what_is_asked_of_a_video_is_what_the_embed_job_asked(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_uploads_are_sampled_like_the_embed_job(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     setup = job(tmp_path, *overrides)
     asked = EmbeddingSettings("f", setup.settings).decode_request(setup.config.decode)
     expected = setup.decode_request
@@ -122,7 +122,7 @@ def test_other_weights_than_those_of_the_index_are_refused(tmp_path: Path) -> No
         about.resolve_weights(str(tmp_path / "none.pth"))
 
 
-def test_numbers_that_are_none_are_answered_to_nobody_and_spoil_no_other_video() -> None:
+def test_a_nan_embedding_is_an_error_and_affects_no_other_video() -> None:
     class Broken:
         def embed(self, frames: Any) -> Any:  # noqa: ANN401 - arrays
             return np.where(frames[:, 0, 0, :1] == 0, np.nan, np.ones((1, 4), np.float32))
@@ -138,7 +138,7 @@ def test_numbers_that_are_none_are_answered_to_nobody_and_spoil_no_other_video()
 
 def test_an_error_travels_between_processes() -> None:
     error = HttpError(429, "Too much.", headers={"Retry-After": "1"})
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - made here
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - pickled here
     assert (again.status, again.code, again.message, dict(again.headers)) == (
         429,
         "overloaded",

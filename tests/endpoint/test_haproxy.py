@@ -1,4 +1,4 @@
-"""HAProxy as Serve would start it, but private to this machine and with no more let in than is answered."""
+"""HAProxy as Serve starts it, but private to this machine and with limits on requests in flight."""
 
 import os
 import subprocess
@@ -39,13 +39,13 @@ listen stats
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No cluster runs here, as far as the environment says."""
+    """Make the environment look as if no cluster runs here."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
 
 
-def test_what_is_rewritten() -> None:
+def test_the_rewritten_configuration() -> None:
     text = CONFIG.format(metrics=1, front=2, stats=3)
     changed = rewrite(text, bounds=Bounds(7, 8, 9, 10), private_ports={"1", "3"})
     before, after = text.splitlines(), changed.splitlines()
@@ -76,9 +76,9 @@ def test_what_is_rewritten() -> None:
 
 @pytest.mark.skipif(find_binary() is None, reason="no HAProxy")
 @pytest.mark.parametrize("is_accepted", [True, False])
-def test_only_the_front_end_is_open_and_what_haproxy_does_not_know_is_left_out(
+def test_only_the_front_end_is_public_and_rejected_limits_are_dropped(
     tmp_path: Path,
-    is_accepted: bool,  # noqa: FBT001 - of the table
+    is_accepted: bool,  # noqa: FBT001 - a parameter
 ) -> None:
     before = dict(os.environ)
     with haproxy("127.0.0.1", LIMITS) as is_fast:
@@ -102,13 +102,15 @@ def test_only_the_front_end_is_open_and_what_haproxy_does_not_know_is_left_out(
         folder = binary.parent
         assert folder.stat().st_mode & 0o777 == 0o700
         node_id = "x" * 56
-        assert len(f"{folder}/{node_id}/admin.sock") <= 97  # HAProxy binds a name of ten more first
+        assert len(f"{folder}/{node_id}/admin.sock") <= 97  # HAProxy first binds a name that is ten characters longer
     assert not folder.exists()
     assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize(("host", "address"), [("::1", ""), ("127.0.0.1", "127.0.0.1:6379")])
-def test_where_it_cannot_be_set_it_is_left(monkeypatch: pytest.MonkeyPatch, host: str, address: str) -> None:
+def test_an_unsupported_setup_leaves_the_environment_alone(
+    monkeypatch: pytest.MonkeyPatch, host: str, address: str
+) -> None:
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     before = dict(os.environ)

@@ -12,7 +12,7 @@ import ray
 from raypipe.endpoint.haproxy.launch import find_binary
 from raypipe.endpoint.haproxy.rewrite import Bounds, rewrite
 
-CHECKED_RAY = "2.60.0"  # of requirements.txt; the template of this version is the one that rewrite.py was written for
+CHECKED_RAY = "2.60.0"  # as in requirements.txt; rewrite.py was written for the template of this version
 METRICS, STATS = 29101, 29102
 ADVICE = (
     f"Ray {ray.__version__} writes an HAProxy configuration that raypipe cannot rewrite (checked with {CHECKED_RAY}). "
@@ -22,7 +22,7 @@ ADVICE = (
 
 @pytest.fixture(scope="module")
 def written_by_ray(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The configuration of two replicas and a fallback, by Serve's own code."""
+    """Let Serve's own code write the configuration of two replicas and a fallback."""
     pytest.importorskip("jinja2", reason="Serve writes no HAProxy configuration without it")
     try:
         from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig  # noqa: PLC0415
@@ -46,7 +46,7 @@ def test_ray_is_the_version_that_was_checked() -> None:
     assert ray.__version__ == CHECKED_RAY, f"Run these tests with Ray {ray.__version__}, then set CHECKED_RAY to it."
 
 
-def test_every_line_that_is_rewritten_is_there(written_by_ray: str) -> None:
+def test_every_line_to_rewrite_exists(written_by_ray: str) -> None:
     before = written_by_ray.splitlines()
     after = rewrite(written_by_ray, bounds=Bounds(7, 8, 9, 10), private_ports={str(METRICS), str(STATS)}).splitlines()
     gone, new = [line.strip() for line in before if line not in after], [line for line in after if line not in before]
@@ -67,7 +67,7 @@ def test_every_line_that_is_rewritten_is_there(written_by_ray: str) -> None:
 
 
 @pytest.mark.skipif((BINARY := find_binary()) is None, reason="no HAProxy")
-def test_haproxy_accepts_what_is_written(written_by_ray: str, tmp_path: Path) -> None:
+def test_haproxy_accepts_the_configuration(written_by_ray: str, tmp_path: Path) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text(rewrite(written_by_ray, bounds=Bounds(7, 8, 9, 10), private_ports={str(METRICS), str(STATS)}))
     checked = subprocess.run([str(BINARY), "-c", "-f", path], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What is served follows CURRENT, and survives whatever CURRENT names."""
+"""The served index follows CURRENT, and survives any content of CURRENT."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ Start = Callable[..., IndexWatcher]
 
 @pytest.fixture
 def start(folder: Folder, tmp_path: Path) -> Iterator[Start]:
-    """Serve the index in ``folder``."""
+    """Return a function that serves the index in ``folder``."""
     started: list[IndexWatcher] = []
 
     def make(*, reload_seconds: float = 1e6) -> IndexWatcher:
@@ -37,7 +37,7 @@ def version_of(index: IndexWatcher) -> str:
     return index.live.version
 
 
-def test_a_new_version_is_noticed_and_the_old_one_goes_on_for_whoever_holds_it(folder: Folder, start: Start) -> None:
+def test_a_new_version_is_noticed_and_the_old_one_stays_usable(folder: Folder, start: Start) -> None:
     first = put_index(folder)
     index = start(reload_seconds=0.01)
     held = index.live
@@ -52,7 +52,7 @@ def test_a_new_version_is_noticed_and_the_old_one_goes_on_for_whoever_holds_it(f
     assert held.num_videos == 200
 
 
-def test_reload_takes_up_a_new_version_now(folder: Folder, start: Start) -> None:
+def test_reload_loads_a_new_version_at_once(folder: Folder, start: Start) -> None:
     first = put_index(folder)
     index = start()
     loaded: list[str] = []
@@ -102,7 +102,7 @@ def test_a_broken_version_is_not_loaded_again_and_again(
     put_index(folder)
     index = start(reload_seconds=0.01)
     second = put_index(folder, seed=1, live=False)
-    damage(folder, second)  # before it is looked at
+    damage(folder, second)  # before the server polls
     Versions(folder).set_current(second)
     wait_until(lambda: index.broken, what="the broken version")
     asked.clear()
@@ -110,10 +110,10 @@ def test_a_broken_version_is_not_loaded_again_and_again(
     assert "fetch" not in asked
     with pytest.raises(IndexVersionError):
         index.reload()
-    assert asked.count("fetch") == 1  # asked for by somebody, it is tried
+    assert asked.count("fetch") == 1  # an explicit reload tries it again
 
 
-def test_what_current_says_may_be_nonsense(folder: Folder, start: Start) -> None:
+def test_current_may_hold_nonsense(folder: Folder, start: Start) -> None:
     first = put_index(folder)
     index = start(reload_seconds=0.01)
     folder.put("CURRENT", b"../../etc\n")
@@ -124,7 +124,7 @@ def test_what_current_says_may_be_nonsense(folder: Folder, start: Start) -> None
     assert index.broken is None
 
 
-def test_one_that_starts_while_current_is_broken_serves_the_newest_whole_one(folder: Folder, start: Start) -> None:
+def test_a_start_with_a_broken_current_serves_the_newest_complete_version(folder: Folder, start: Start) -> None:
     versions = [put_index(folder, seed=seed) for seed in range(4)]
     for version in versions[2:]:
         damage(folder, version)
@@ -163,7 +163,7 @@ def test_without_an_index_it_waits_for_one(folder: Folder, start: Start) -> None
     assert version_of(index) == version
 
 
-def test_a_storage_that_fails_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_storage_is_polled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder(str(tmp_path / "index"))
     first = put_index(folder)
     index = IndexWatcher(Versions(folder), tmp_path / "cache", reload_seconds=0.01)

@@ -1,4 +1,4 @@
-"""The endpoints for videos that the catalogue does not hold, with models that know their answers."""
+"""The endpoints for videos outside the catalogue, with fake models whose answers are known."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_batches_of_videos(ask: Ask) -> None:
         (HttpError(503, "Gone."), (503, "unavailable")),
     ],
 )
-def test_what_the_embedder_says_is_passed_on(
+def test_errors_of_the_embedder_are_passed_on(
     ask: Ask, embedder: FakeEmbedder, failure: HttpError, expected: tuple[int, str]
 ) -> None:
     embedder.error = failure
@@ -67,7 +67,7 @@ def test_without_models_a_server_says_what_it_lacks(live_index: IndexWatcher) ->
     assert error(ask("POST", "/v1/embed/batch", json={"uris": ["a"]})) == (501, "not_available")
 
 
-def test_an_index_of_other_embeddings_is_not_compared_with(live_index: IndexWatcher, embedder: FakeEmbedder) -> None:
+def test_an_index_of_other_embeddings_is_not_searched(live_index: IndexWatcher, embedder: FakeEmbedder) -> None:
     embedder.fingerprint = "other"
     ask = serve(live_index, embedder=embedder, classify=fake_classify)
     assert not answer(ask("GET", "/v1/index"))["can_embed"]

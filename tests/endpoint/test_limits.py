@@ -1,4 +1,4 @@
-"""What stands before every endpoint, over an application that does as the test says."""
+"""The limits in front of every endpoint, around an application that the test scripts."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ Handle = Callable[[Request], Any]
 
 
 class Watched:
-    """Counts what a watcher is told."""
+    """A fake watcher that records every call."""
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -107,7 +107,7 @@ def test_an_application_that_swallows_the_broken_body_does_not_hide_it() -> None
 
 
 @pytest.mark.parametrize(("path", "most"), [("/v1/similar/a", 3), ("/v1/embed", 2)])
-def test_more_at_once_are_refused_at_once(path: str, most: int) -> None:
+def test_excess_requests_are_refused_immediately(path: str, most: int) -> None:
     async def run() -> None:
         go = asyncio.Event()
 
@@ -141,7 +141,7 @@ def test_requests_that_arrive_together_are_counted_before_one_is_worked_on() -> 
     asyncio.run(run())
 
 
-def test_what_is_not_done_in_time_ends() -> None:
+def test_a_request_over_its_deadline_ends() -> None:
     async def run() -> None:
         async def never(_: Request) -> Response:
             await asyncio.Event().wait()
@@ -158,7 +158,7 @@ def test_what_is_not_done_in_time_ends() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a secret path"), TimeoutError("of something else")])
-def test_what_nobody_foresaw_is_500_and_says_nothing(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_is_500_without_details(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         async def fail(_: Request) -> Response:
             raise error
@@ -176,7 +176,7 @@ def test_what_nobody_foresaw_is_500_and_says_nothing(error: Exception, caplog: p
     assert record.exc_info[1] is error
 
 
-def test_what_a_caller_did_wrong_is_no_failure_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_the_caller_is_not_a_server_failure(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         async def refuse(_: Request) -> Response:
             msg = "No such column."
@@ -189,7 +189,7 @@ def test_what_a_caller_did_wrong_is_no_failure_of_the_server(caplog: pytest.LogC
     assert caplog.text == ""
 
 
-def test_the_token_is_asked_for_before_the_body_is_read() -> None:
+def test_the_token_is_checked_before_the_body_is_read() -> None:
     async def run() -> None:
         async def forbidden(_: Request) -> Response:
             raise AssertionError
@@ -202,7 +202,7 @@ def test_the_token_is_asked_for_before_the_body_is_read() -> None:
     asyncio.run(run())
 
 
-def test_a_request_is_logged_under_its_id_and_nothing_of_it() -> None:
+def test_a_request_is_logged_under_its_id_without_its_content() -> None:
     async def run() -> None:
         client, watched = limited(token="s3cret")  # noqa: S106 - a test's
         headers = {"X-Request-Id": "id-1", "Authorization": "Bearer s3cret"}

@@ -17,7 +17,7 @@ from support.served_index import damage, put_index
 
 @pytest.fixture
 def changing(tmp_path: Path) -> Iterator[tuple[Folder, IndexWatcher]]:
-    """An index that the test changes."""
+    """Return an index that the test changes, and its watcher."""
     folder = Folder(str(tmp_path / "index"))
     live = IndexWatcher(Versions(folder), tmp_path / "cache", reload_seconds=1e6)
     yield folder, live
@@ -51,7 +51,9 @@ def test_ready_reload_and_rollback(changing: tuple[Folder, IndexWatcher]) -> Non
     assert error(ask("POST", "/v1/admin/rollback")) == (409, "conflict")
 
 
-def test_metrics_say_what_is_served_and_asked(changing: tuple[Folder, IndexWatcher], embedder: FakeEmbedder) -> None:
+def test_metrics_report_the_version_and_the_requests(
+    changing: tuple[Folder, IndexWatcher], embedder: FakeEmbedder
+) -> None:
     folder, live = changing
     version = put_index(folder)
     ask = serve(live, embedder=embedder)
@@ -77,7 +79,7 @@ def test_metrics_say_what_is_served_and_asked(changing: tuple[Folder, IndexWatch
     assert 0 <= found["raypipe_index_age_seconds"].value < 1000
 
 
-def test_the_page_is_shown_and_trusts_nobody(ask: Ask) -> None:
+def test_the_page_is_served_with_a_strict_policy(ask: Ask) -> None:
     found = ask("GET", "/")
     assert (found.status_code, found.headers["content-type"]) == (200, "text/html; charset=utf-8")
     policy = found.headers["content-security-policy"]
@@ -100,9 +102,7 @@ def test_files_of_the_page_have_their_type_and_a_tag_of_their_content(ask: Ask) 
         assert error(ask("POST", f"/page/{name}")) == (405, "method_not_allowed")
 
 
-def test_an_error_that_nobody_foresaw_is_json(
-    ask: Ask, live_index: IndexWatcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unexpected_error_is_json(ask: Ask, live_index: IndexWatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     assert live_index.live is not None
     monkeypatch.setattr(live_index.live, "video", lambda _: 1 / 0)
     response = ask("POST", "/v1/recommend", json={})

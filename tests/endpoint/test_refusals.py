@@ -1,4 +1,4 @@
-"""Every error that a request can bring upon itself, and what OpenAPI says of limits and errors."""
+"""Every error that a request can cause, and what OpenAPI says about limits and errors."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ from support.served_index import DIM
         ("GET", "/page//etc/passwd", {}, (404, "not_found")),
     ],
 )
-def test_what_is_wrong_with_a_request_is_said(
+def test_an_error_says_what_is_wrong_with_a_request(
     ask: Ask, method: str, path: str, options: dict[str, Any], expected: tuple[int, str]
 ) -> None:
     if "content" in options and path.startswith("/v1/recommend"):

@@ -26,7 +26,7 @@ def test_the_first_line_is_written_at_once(tmp_path: Path) -> None:
         assert (tmp_path / "requests.jsonl").read_text().count("\n") == 1
 
 
-def test_a_file_does_not_grow_for_ever(tmp_path: Path) -> None:
+def test_a_log_file_is_rotated(tmp_path: Path) -> None:
     with closing(RequestLog(tmp_path / "requests.jsonl", max_bytes=1000)) as log:
         for _ in range(2000):
             log({"status": 200})
@@ -43,7 +43,7 @@ def test_a_log_that_cannot_be_written_fails_no_request(tmp_path: Path, caplog: p
     assert str(path) in record.getMessage()
 
 
-def test_the_folder_is_that_of_ray_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_is_in_ray_serves_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = logging.FileHandler(tmp_path / "replica.log")
     monkeypatch.setattr(logging.getLogger(SERVE_LOGGER), "handlers", [MemoryHandler(1, target=file)])
     assert log_folder() == tmp_path

@@ -1,4 +1,4 @@
-"""Odd requests: each is answered as FastAPI would, or refused as the caller's error."""
+"""Unusual requests: each is answered as FastAPI would, or refused as the caller's error."""
 
 import json
 from itertools import product
@@ -91,7 +91,7 @@ _REQUESTS = st.dictionaries(st.sampled_from(_FIELDS), _VALUES, max_size=4) | st.
 
 @pytest.fixture
 def ask_fastapi(live_index: IndexWatcher, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Ask a server whose parameters FastAPI checks."""
+    """Return a function that queries a server whose parameters FastAPI checks."""
     monkeypatch.setattr(JsonRoute, "get_route_handler", APIRoute.get_route_handler)
     return serve(live_index, limits=LimitsConfig(max_history=10, max_batch=4))
 

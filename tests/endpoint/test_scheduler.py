@@ -8,19 +8,19 @@ from raypipe.endpoint.service import Scheduler
 
 
 def busy(seconds: float) -> str:
-    """Work that takes a thread's own time; the name of the thread that did it."""
+    """Use CPU time of the current thread, and return the thread's name."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
     return threading.current_thread().name
 
 
-def test_short_work_is_done_in_turn_and_long_work_elsewhere() -> None:
+def test_short_work_runs_inline_and_long_work_on_a_thread() -> None:
     async def run() -> None:
         scheduler = Scheduler(long_seconds=0.02)
         here = threading.current_thread().name
         assert {await scheduler.run("short", busy, 0.0) for _ in range(100)} == {here}
-        assert await scheduler.run("long", busy, 0.03) == here  # nobody knew yet
+        assert await scheduler.run("long", busy, 0.03) == here  # the first call cannot know yet
         assert {await scheduler.run("long", busy, 0.03) for _ in range(3)} != {here}
         assert await scheduler.run("short", busy, 0.0) == here
         scheduler.close()
@@ -28,7 +28,7 @@ def test_short_work_is_done_in_turn_and_long_work_elsewhere() -> None:
     asyncio.run(run())
 
 
-def test_what_became_short_comes_back() -> None:
+def test_work_that_became_short_runs_inline_again() -> None:
     async def run() -> None:
         scheduler = Scheduler(long_seconds=0.02)
         here = threading.current_thread().name
@@ -41,7 +41,7 @@ def test_what_became_short_comes_back() -> None:
     asyncio.run(run())
 
 
-def test_what_work_raises_is_raised() -> None:
+def test_an_exception_of_work_is_raised() -> None:
     def fail() -> None:
         msg = "no"
         raise ValueError(msg)
@@ -57,7 +57,7 @@ def test_what_work_raises_is_raised() -> None:
     asyncio.run(run())
 
 
-def test_between_two_pieces_others_are_heard() -> None:
+def test_other_tasks_run_between_two_pieces_of_work() -> None:
     async def run() -> None:
         scheduler = Scheduler(per_round=2)
         order: list[str] = []
@@ -82,7 +82,7 @@ def test_between_two_pieces_others_are_heard() -> None:
     asyncio.run(run())
 
 
-def test_whoever_leaves_holds_nobody_up() -> None:
+def test_a_cancelled_caller_blocks_no_other() -> None:
     async def run() -> None:
         scheduler = Scheduler(per_round=1)
         done: list[int] = []

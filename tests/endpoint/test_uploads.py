@@ -1,4 +1,4 @@
-"""A video is read from below an allowed prefix, and from nowhere else, whatever its URI looks like."""
+"""A video is read only from under an allowed prefix, whatever its URI looks like."""
 
 import os
 import socketserver
@@ -21,7 +21,7 @@ _LARGE = 1 << 30
 
 
 class Canary:
-    """A server that nobody may connect to."""
+    """A server that must not get connections."""
 
     def __init__(self, port: int, connections: list[object]) -> None:
         self.port = port
@@ -30,7 +30,7 @@ class Canary:
 
 @pytest.fixture
 def canary() -> Iterator[Canary]:
-    """Counts the connections to a port of this machine."""
+    """Count the connections to a port of this machine."""
     connections: list[object] = []
 
     class Count(socketserver.BaseRequestHandler):
@@ -47,7 +47,7 @@ def canary() -> Iterator[Canary]:
 
 @pytest.fixture
 def inside(tmp_path: Path) -> Path:
-    """A folder of videos beside a secret."""
+    """Return a folder of videos, with a secret next to it."""
     (tmp_path / "videos" / "deep").mkdir(parents=True)
     (tmp_path / "videos" / "a.mp4").write_bytes(b"a")
     (tmp_path / "videos" / "deep" / "é b.mp4").write_bytes(b"deep")
@@ -63,7 +63,7 @@ def read(prefixes: Prefixes, uri: str, *, most: int = _LARGE) -> bytes:
         return file.read()
 
 
-def test_what_lies_below_is_read(inside: Path) -> None:
+def test_a_video_under_the_prefix_is_read(inside: Path) -> None:
     prefixes = Prefixes([str(inside)])
     assert read(prefixes, f"{inside}/a.mp4") == b"a"
     assert read(prefixes, f"file://{inside}/deep/é b.mp4") == b"deep"
@@ -140,13 +140,13 @@ def test_other_keys_and_buckets_are_refused(canary: Canary, uri: str) -> None:
 @given(
     uri=st.text() | st.lists(st.sampled_from(["..", ".", "/", "s3:", "a", "open", "\\", "%2e%2e", ""])).map("/".join)
 )
-def test_no_text_leads_out(uri: str) -> None:
+def test_no_uri_escapes_the_prefix(uri: str) -> None:
     prefixes = Prefixes(["s3://videos/open", "/srv/videos"])
     for attempt in (uri, f"s3://videos/open/{uri}", f"/srv/videos/{uri}"):
         try:
             allowed = prefixes.allow(attempt)
         except HttpError as error:
-            assert error.status == 403  # noqa: PT017 - either end is right
+            assert error.status == 403  # noqa: PT017 - both outcomes are right
         else:
             assert allowed.startswith(("s3://videos/open/", "/srv/videos/"))
             assert not {"..", "."} & set(allowed.split("/"))
@@ -163,7 +163,7 @@ def test_a_prefix_of_another_kind_is_refused_at_the_start() -> None:
         Prefixes(["http://host/videos"])
 
 
-def test_a_link_does_not_lead_out(inside: Path) -> None:
+def test_a_link_does_not_escape_the_prefix(inside: Path) -> None:
     (inside / "link.mp4").symlink_to(inside.parent / "secret")
     (inside / "folder").symlink_to(inside.parent / "videos-secret")
     (inside / "loop").symlink_to(inside / "loop")
@@ -180,7 +180,7 @@ def test_the_prefix_itself_may_be_a_link(inside: Path) -> None:
     assert read(Prefixes([str(link)]), f"{link}/a.mp4") == b"a"
 
 
-def test_what_is_no_file_is_not_there(inside: Path) -> None:
+def test_a_path_that_is_not_a_file_is_missing(inside: Path) -> None:
     os.mkfifo(inside / "pipe")
     prefixes = Prefixes([str(inside)])
     for name in ("none.mp4", "deep", "pipe", "a.mp4/x", "none/x"):
@@ -189,7 +189,7 @@ def test_what_is_no_file_is_not_there(inside: Path) -> None:
         assert caught.value.key == f"{inside}/{name}"
 
 
-def test_what_is_too_large_is_refused(inside: Path) -> None:
+def test_a_file_that_is_too_large_is_refused(inside: Path) -> None:
     prefixes = Prefixes([str(inside)])
     assert read(prefixes, f"{inside}/deep/é b.mp4", most=4) == b"deep"
     with pytest.raises(ObjectTooLargeError) as caught:
@@ -208,5 +208,5 @@ def test_an_object_is_read_from_a_bucket(bucket: str, s3: S3Server, canary: Cana
     with pytest.raises(ObjectTooLargeError):
         read(prefixes, f"{bucket}/open/a b/#1?versionId=2.mp4", most=4)
     with pytest.raises(HttpError):
-        prefixes.open(AllowedUri(f"{bucket}/secret"), max_size_bytes=_LARGE)  # not asked before: asked again
+        prefixes.open(AllowedUri(f"{bucket}/secret"), max_size_bytes=_LARGE)  # never checked before, so open checks it
     assert canary.connections == []

@@ -54,11 +54,11 @@ QUERIES: Mapping[str, Mapping[str, Any]] = {
     "popular": {"top_k": 2},
 }
 _SHOWN_NUMBERS = 4
-_LEFT_OUT = ("report.html", "/tensorboard/")  # for people, and large; no job reads them back
+_LEFT_OUT = ("report.html", "/tensorboard/")  # large files for people, which no job reads
 
 
 def jobs(place: str) -> dict[str, dict[str, Any]]:
-    """The configuration of each job, in the order in which they run."""
+    """Return the configuration of each job, in the order in which they run."""
     return {
         "embed": {
             "input": f"{place}/videos/",
@@ -103,7 +103,7 @@ def jobs(place: str) -> dict[str, dict[str, Any]]:
 
 
 def put_first_videos(videos: Folder) -> None:
-    """Six good videos, one with a damaged end and one that is no video."""
+    """Put six good videos, a video with a damaged end, and a file that is not a video."""
     for number in range(3):
         assert videos.put_new(f"cat/{number}.mp4", make_video(shade=20 + 7 * number))
         assert videos.put_new(f"dog/{number}.mp4", make_video(shade=140 + 13 * number))
@@ -112,7 +112,7 @@ def put_first_videos(videos: Folder) -> None:
 
 
 def put_later_videos(videos: Folder) -> None:
-    """One new video, and new content for an old one: a second plan, whose rows supersede those of the first."""
+    """Put a new video and replace the content of an old one: a second plan, whose rows replace those of the first."""
     assert videos.put_new("cat/3.mp4", make_video(shade=77))
     videos.put("cat/0.mp4", make_video(shade=33))
 
@@ -132,7 +132,7 @@ def run(job: str, config: Mapping[str, Any], work: Path) -> None:
 
 
 def make(place: Folder, work: Path) -> None:
-    """Run every job on the storage that the environment points at."""
+    """Run every job on the storage that the environment configures."""
     configs = jobs(place.uri)
     place.put("catalogue.csv", CATALOGUE.encode())
     videos = Folder(place.child("videos"))
@@ -145,7 +145,7 @@ def make(place: Folder, work: Path) -> None:
 
 
 def read(name: str, place: Folder, cache: Path) -> dict[str, Any]:
-    """What readers must find in one part of a golden folder: ``embed``, ``predictions``, …, as in ``PARTS``."""
+    """Return what readers must find in one part of a golden folder; the parts are in ``PARTS``."""
     output = Folder(place.child("model" if name == "checkpoint" else name))
     match name:
         case "embed":
@@ -163,7 +163,7 @@ def read(name: str, place: Folder, cache: Path) -> dict[str, Any]:
 
 
 def found_in_embed(output: Folder) -> dict[str, Any]:
-    """The rows of an embed output by video; vectors as a digest and their first numbers."""
+    """Return the rows of an embed output by video; vectors become a digest and their first numbers."""
     rows = {row[schema.VIDEO_ID]: row for table in read_embeddings(output) for row in table.to_pylist()}
     return {"rows": {video_id: _embed_row(rows[video_id]) for video_id in sorted(rows)}}
 
@@ -183,7 +183,7 @@ def _embed_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def found_in_predictions(output: Folder) -> dict[str, Any]:
-    """The rows of a classify output by video."""
+    """Return the rows of a classify output by video."""
     names = (schema.STATUS, schema.GENERATION, schema.ETAG, schema.LABEL, schema.LABELS, schema.TOP_LABELS)
     numbers = (schema.SCORE, schema.TOP_SCORES, schema.FRAME_SCORES)
     rows = {row[schema.VIDEO_ID]: row for table in read_rows(output) for row in table.to_pylist()}
@@ -191,7 +191,7 @@ def found_in_predictions(output: Folder) -> dict[str, Any]:
 
 
 def frame_vectors(embed: Folder) -> Iterator[tuple[str, npt.NDArray[np.float16]]]:
-    """The id and the vectors [T, D] of each video that has frames, by id."""
+    """Yield the id and the vectors [T, D] of each video that has frames, sorted by id."""
     rows = [row for table in read_embeddings(embed) for row in table.to_pylist()]
     for row in sorted(rows, key=lambda row: str(row[schema.VIDEO_ID])):
         if row[schema.STATUS] in HAS_FRAMES:
@@ -199,7 +199,7 @@ def frame_vectors(embed: Folder) -> Iterator[tuple[str, npt.NDArray[np.float16]]
 
 
 def found_in_model(output: Folder, embed: Folder) -> dict[str, Any]:
-    """What the trained model says about each video."""
+    """Return what the trained model predicts for each video."""
     files = read_model(output)
     model = build_classifier(files)
     ids, videos = zip(*frame_vectors(embed), strict=True)
@@ -213,7 +213,7 @@ def found_in_model(output: Folder, embed: Folder) -> dict[str, Any]:
 
 
 def found_in_checkpoint(output: Folder) -> dict[str, Any]:
-    """The state of the newest checkpoint, and the sum of each of its tensors."""
+    """Return the state of the newest checkpoint, and the sum of each of its tensors."""
     found = Checkpoints(output).latest()
     assert found is not None
     names = ("epoch", "step", "ended", "best_epoch", "best_checkpoint", "num_samples", "history")
@@ -231,14 +231,14 @@ def _total(tensor: torch.Tensor) -> float:
 
 
 def open_index(output: Folder, cache: Path) -> VideoIndex:
-    """Open the current version, as ``raypipe serve`` does."""
+    """Open the current version like ``raypipe serve``."""
     versions = Versions(output)
     version = versions.require_current()
     return VideoIndex.load(versions.fetch(version, cache), versions.read_manifest(version))
 
 
 def found_in_index(output: Folder, cache: Path) -> dict[str, Any]:
-    """The items of the current version, and its answers to ``QUERIES``."""
+    """Return the items of the current version and its answers to ``QUERIES``."""
     index = open_index(output, cache)
     names = (schema.VIDEO_URI, schema.GENERATION, schema.LABEL, "title", "category", "popularity")
     rows = {row["video_id"]: row for row in map(index.items.row, range(len(index.items)))}
@@ -262,7 +262,7 @@ def _answer(index: VideoIndex, query: Query) -> list[list[Any]]:
 
 
 def verified(found: Verification) -> dict[str, Any]:
-    """What ``raypipe verify`` counts."""
+    """Return what ``raypipe verify`` counts."""
     return {
         "num_plans": found.num_plans,
         "num_files": found.num_files,
@@ -273,7 +273,7 @@ def verified(found: Verification) -> dict[str, Any]:
 
 
 def download(place: Folder, target: Path) -> None:
-    """Copy everything of a place into a folder, but for what no job reads."""
+    """Copy every object below a URI into a folder, except the files that no job reads."""
     for stored in place.list():
         if not f"/{stored.key}".endswith(_LEFT_OUT[0]) and _LEFT_OUT[1] not in f"/{stored.key}":
             path = target / stored.key

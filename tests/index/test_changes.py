@@ -1,4 +1,4 @@
-"""What is new is told from what is described anew, and the same is the same."""
+"""New videos are distinguished from videos with new columns, and unchanged ones are neither."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def items(videos: dict[str, int], **columns: list[Any]) -> pa.Table:
 
 
 @given(contents, contents)
-def test_counts_are_those_of_sets(before: dict[str, int], now: dict[str, int]) -> None:
+def test_counts_match_set_arithmetic(before: dict[str, int], now: dict[str, int]) -> None:
     changes = compare(items(before), items(now), same_plans=False)
     both = before.keys() & now.keys()
     expected = len(now.keys() - both), sum(before[one] != now[one] for one in both), len(before.keys() - both)

@@ -1,4 +1,4 @@
-"""The example of index says every key with its default, and explains it."""
+"""The example of index has every key with its default, and explains it."""
 
 import re
 from pathlib import Path

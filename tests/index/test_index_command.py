@@ -1,4 +1,4 @@
-"""The command says how dates were read, and warns of columns with bad values."""
+"""The command reports how dates were read, and warns about columns with bad values."""
 
 import logging
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from support.train_runs import embed_all, video_ids
 
 IDS = video_ids(24)
 TIMES = [datetime(2024, 5, 31, tzinfo=UTC) - timedelta(days=7 * at) for at in range(len(IDS))]
-A_WEEK_OLD = 2 ** (-7 / 30)  # half of the freshness is lost in 30 days
+A_WEEK_OLD = 2 ** (-7 / 30)  # freshness halves every 30 days
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A catalogue and labels are put beside the rows of an index, and what does not fit is counted or refused."""
+"""Join a catalogue and labels with the rows of an index; mismatches are counted or refused."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ def catalogue(folder: Folder, text: str, name: str = "catalogue.csv") -> pa.Tabl
     return read_catalogue(folder.child(name))
 
 
-def test_the_columns_of_a_catalogue_stand_beside_the_rows(folder: Folder) -> None:
+def test_the_columns_of_a_catalogue_are_joined_with_the_rows(folder: Folder) -> None:
     text = "title,video_id,published_at,popularity\n1917,c,2024-01-01,3\nB,b,,7\nno such video,x,2020-01-01,1\n"
     joined = join(ROWS, catalogue=catalogue(folder, text), labels=None)
     assert joined.items.select(ROWS.column_names).equals(ROWS)
@@ -46,7 +46,7 @@ def test_without_a_catalogue_there_is_nothing_to_count() -> None:
     assert joined.items.schema.field("score").type == pa.float32()
 
 
-def test_a_label_counts_for_the_embedding_that_it_is_of() -> None:
+def test_a_label_counts_only_for_its_own_embedding() -> None:
     labels = pa.table(
         {
             "video_id": ["x", "d", "b", "a"],
@@ -65,13 +65,13 @@ def test_a_label_counts_for_the_embedding_that_it_is_of() -> None:
     ("text", "key", "value", "told"),
     [
         ("id,title\na,b\n", "video_id", 0, " id, title"),
-        ("video_id,label\na,b\n", "label", None, " video_uri, "),  # those that are reserved
+        ("video_id,label\na,b\n", "label", None, " video_uri, "),  # the reserved names
         ("video_id,duplicate_group\na,1\n", "duplicate_group", None, " video_uri, "),
         ("video_id,t\na,1\nb,1\na,2\nb,3\n", "video_id", "a", " 2 "),
         ("video_id,t\na,1\n,2\n", "video_id", "", " 1 "),
     ],
 )
-def test_what_is_no_catalogue_is_one_line(tmp_path: Path, text: str, key: str, value: object, told: str) -> None:
+def test_an_invalid_catalogue_is_one_line(tmp_path: Path, text: str, key: str, value: object, told: str) -> None:
     with pytest.raises(ConfigError) as raised:
         catalogue(Folder(str(tmp_path)), text)
     assert (raised.value.key, raised.value.value) == (key, value)

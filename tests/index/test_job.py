@@ -1,4 +1,4 @@
-"""The whole job without Ray: what a version holds, what is appended, and what is refused before any work."""
+"""The whole job without Ray: the content of a version, appending to it, and what is refused before any work."""
 
 import json
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def opened(output: Folder, cache: Path, version: str | None = None) -> VideoInde
 
 
 def classify(embeddings: Folder, output: Folder, *, of: str = MARK, sealed: bool = True) -> Folder:
-    """Predictions of the embeddings of ``make_output``."""
+    """Commit predictions for the embeddings of ``make_output``."""
     settings = {"job": "classify", "format": 1, "model": "m", "embeddings": of}
     plan_labels(embeddings, output, settings=settings)
     for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
@@ -69,7 +69,7 @@ def catalogue_of(folder: Folder, ids: Sequence[str], *, name: str = "catalogue.c
     return folder.child(name)
 
 
-def test_a_version_holds_what_is_sealed(folder: Folder, tmp_path: Path) -> None:
+def test_a_version_holds_all_sealed_rows(folder: Folder, tmp_path: Path) -> None:
     embeddings = embed_numbers(Folder(folder.child("embeddings")), video_ids())
     output = Folder(folder.child("index"))
     catalogue = catalogue_of(folder, [*video_ids()[:90], "no/such.mp4"])
@@ -98,7 +98,7 @@ def test_a_version_holds_what_is_sealed(folder: Folder, tmp_path: Path) -> None:
     assert sum(one.startswith("cat/") for one in similar) >= 8
 
 
-def test_what_is_new_is_appended(folder: Folder, tmp_path: Path) -> None:
+def test_new_videos_are_appended(folder: Folder, tmp_path: Path) -> None:
     embeddings, output = Folder(folder.child("embeddings")), Folder(folder.child("index"))
     embed_numbers(embeddings, video_ids(40))
     catalogue = catalogue_of(folder, video_ids(60))
@@ -171,7 +171,7 @@ def test_a_video_that_is_gone_leaves_the_index(folder: Folder, tmp_path: Path, a
     assert run_index(config).manifest["num_videos"] == 10
 
 
-def test_labels_stand_beside_their_videos(tmp_path: Path) -> None:
+def test_labels_are_joined_with_their_videos(tmp_path: Path) -> None:
     place = Folder(str(tmp_path))
     embeddings, output = make_output(place), Folder(place.child("index"))
     labels = classify(embeddings, Folder(place.child("labels")))
@@ -188,7 +188,7 @@ def test_labels_stand_beside_their_videos(tmp_path: Path) -> None:
     assert all(row["label"] for row in items)
 
 
-def test_what_does_not_fit_is_one_line_before_any_work(tmp_path: Path) -> None:
+def test_a_mismatch_is_one_line_before_any_work(tmp_path: Path) -> None:
     place = Folder(str(tmp_path))
     embeddings, output = make_output(place), Folder(place.child("index"))
     labels = classify(embeddings, Folder(place.child("labels")))

@@ -1,4 +1,4 @@
-"""Which rows are indexed: those that count and are ok, the same in every pass, whatever is sealed meanwhile."""
+"""Which rows are indexed: those that count and are ok. Later seals change nothing, so every pass gives the same."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ from support.embed_outputs import (
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six videos, one of which failed, then a partial one, then one embedded again and one failed again."""
+    """Return an output of several generations: failed, partial, replaced and newly crashed videos."""
     folder = tmp_path_factory.mktemp("rows")
     output = make_output(Folder(str(folder)))
     source, _ = places(Folder(str(folder)))
@@ -62,7 +62,7 @@ def test_rows_that_are_ok_and_count(embeddings: Folder) -> None:
         assert vectors.dtype == np.float32
 
 
-def test_a_plan_of_which_nothing_counts_any_more(tmp_path: Path) -> None:
+def test_a_plan_whose_rows_are_all_superseded(tmp_path: Path) -> None:
     source, output = places(Folder(str(tmp_path)))
     upload(source, {"a.mp4": content(seed=1), "b.mp4": content(seed=2)})
     embed_all(source, output)
@@ -74,7 +74,7 @@ def test_a_plan_of_which_nothing_counts_any_more(tmp_path: Path) -> None:
     assert sum(len(thumbnails) for _, thumbnails in rows.batches()) == 2
 
 
-def test_what_is_sealed_meanwhile_changes_nothing(embeddings: Folder, template: Path) -> None:
+def test_a_later_seal_changes_nothing(embeddings: Folder, template: Path) -> None:
     rows = found(embeddings)
     before = np.concatenate([batch[0] for batch in rows.batches()])
     source = Folder(str(template.parent / "in"))
@@ -85,7 +85,7 @@ def test_what_is_sealed_meanwhile_changes_nothing(embeddings: Folder, template: 
     replace_object(source, "0.mp4", content(seed=0))
 
 
-def test_no_video_that_is_ok_is_one_line(tmp_path: Path) -> None:
+def test_an_output_without_ok_videos_is_one_line(tmp_path: Path) -> None:
     source, output = places(Folder(str(tmp_path)))
     upload(source, {"a.mp4": content(), "b.mp4": content()})
     plan_new(source.uri, output)
@@ -96,7 +96,7 @@ def test_no_video_that_is_ok_is_one_line(tmp_path: Path) -> None:
     assert "raypipe verify" in raised.value.remedy
 
 
-def test_a_file_that_is_not_what_was_sealed(embeddings: Folder) -> None:
+def test_a_file_changed_since_the_seal(embeddings: Folder) -> None:
     rows = found(embeddings)
     names = [stored.key for stored in embeddings.list("data/")]
     replace_object(embeddings, names[0], embeddings.read(names[-1]))

@@ -1,4 +1,4 @@
-"""What is frozen stays as it was, bit for bit; adapters become part of the weights and leave nothing behind."""
+"""Frozen weights stay the same bit for bit; merged adapters become part of the weights and leave nothing behind."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def changed_by_a_step(model: VideoModel) -> set[str]:
-    """The names of the parameters that an optimizer step moves."""
+    """Return the names of the parameters that an optimizer step changes."""
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = make_optimizer(model, weight_decay=0.1)
     set_rate(optimizer, 0.01)
@@ -38,7 +38,7 @@ def names(model: VideoModel, *, but: tuple[str, ...] = ()) -> set[str]:
     return {name for name, _ in model.named_parameters() if not name.startswith(but)}
 
 
-HIDDEN = "encoder.hidden_frame"  # a classifier has no use for it
+HIDDEN = "encoder.hidden_frame"  # only a masked-frame model uses it
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_new_adapters_change_no_logit() -> None:
 def test_with_adapters_gpt2_itself_stays() -> None:
     model = with_lora()
     changed = changed_by_a_step(model)
-    for _ in range(2):  # A moves when B is no longer 0
+    for _ in range(2):  # A changes only once B is no longer 0
         changed |= changed_by_a_step(model)
     adapters = {name for name in names(model) if ".lora_" in name}
-    assert len(adapters) == 2 * 2 * 4  # A and B, in two blocks, of four matrices
+    assert len(adapters) == 2 * 2 * 4  # two blocks, four matrices each, A and B of each matrix
     assert changed == adapters | names(model, but=("encoder.gpt2.", HIDDEN))
 
 

@@ -47,7 +47,7 @@ def torchvision_models() -> Any:  # noqa: ANN401 - torchvision ships no types
 
 @functools.cache
 def trained_state_dict(name: str = "resnet18") -> StateDict:
-    """A whole state dict, with batch norms far from their initial values."""
+    """Return a whole state dict, with batch norms far from their initial values."""
     generator = torch.Generator().manual_seed(7)
     with torch.device("meta"):
         network = torchvision_models().get_model(name, weights=None)
@@ -82,7 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 
 def textures(num_frames: int, *, size: int = 32) -> Frames:
-    """Random frames, each with a colour of its own and texture of its own coarseness."""
+    """Return random frames, each with its own colour and its own coarseness of texture."""
     generator = np.random.default_rng(3)
     frames = []
     for number in range(num_frames):
@@ -99,7 +99,7 @@ def cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArr
 
 
 def reference(name: str, state_dict: StateDict, frames: Frames) -> npt.NDArray[np.float32]:
-    """Compute with torchvision's own transform and unchanged model, read before the head."""
+    """Compute with torchvision's own transform and unmodified model, before the head."""
     with torch.device("meta"):
         network = torchvision_models().get_model(name, weights=None).eval()
     network.load_state_dict(state_dict, assign=True)
@@ -133,7 +133,7 @@ def test_preprocessing_is_what_the_weights_declare() -> None:
 
 
 @pytest.mark.parametrize("use", [embedding_dim, preprocessing, pretrained_url, build_network])
-def test_unknown_name_is_told_with_the_choices(use: Callable[[str], object]) -> None:
+def test_unknown_name_is_reported_with_the_choices(use: Callable[[str], object]) -> None:
     with pytest.raises(ConfigError) as caught:
         use("resnet5")
     assert (caught.value.key, caught.value.value, caught.value.choices) == ("backbone.name", "resnet5", BACKBONES)
@@ -148,7 +148,7 @@ def test_importing_loads_no_torchvision_and_preparing_makes_it_importable() -> N
         "n.prepare_torchvision(); n.prepare_torchvision(); import torchvision.models"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    prepare_torchvision.__wrapped__()  # where the operators exist it declares nothing, which would raise
+    prepare_torchvision.__wrapped__()  # a no-op if the operators exist; declaring them twice would raise
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11_bn"])
@@ -174,7 +174,7 @@ def test_bfloat16_stays_close(trained: Weights) -> None:
 @pytest.mark.parametrize("num_frames", [0, 1, 3, 7, 8])
 def test_any_number_of_frames(trained: Weights, num_frames: int) -> None:
     frames = textures(8)[:num_frames]
-    frames.flags.writeable = False  # as blocks of an object store are
+    frames.flags.writeable = False  # like blocks of an object store
     embeddings = Backbone(trained.state_dict, name="resnet18", batch_size=3).embed(frames)
     assert embeddings.shape == (num_frames, 512)
     assert embeddings.dtype == np.float32
@@ -191,7 +191,7 @@ def test_frames_of_another_shape_or_type_are_refused(trained: Weights) -> None:
 
 
 def fail_above(model: Backbone, limit: int, error: BaseException) -> list[int]:
-    """Let the model run out of memory above ``limit`` frames; returns the sizes it tries."""
+    """Make the model run out of memory above ``limit`` frames; return the list of the sizes that it tries."""
     embedder, tried = model._embedder, []
 
     def embed(frames: torch.Tensor) -> torch.Tensor:
@@ -256,7 +256,7 @@ def test_a_compiled_network_sees_one_shape(trained: Weights, monkeypatch: pytest
     assert shapes == [(3, 32, 32, 3)] * 3
     np.testing.assert_allclose(embeddings, expected, rtol=1e-3, atol=1e-4)
     assert Backbone(trained.state_dict, name="resnet18").embed(frames).shape == (7, 512)
-    assert len(shapes) == 3  # auto compiles nothing on a CPU
+    assert len(shapes) == 3  # "auto" never compiles on a CPU
 
 
 def test_a_cpu_takes_few_frames_at_a_time(trained: Weights) -> None:
@@ -381,7 +381,7 @@ def test_the_first_misfit_is_named(
         ("w.pth", [1, 2], None, "model.state_dict()"),
     ],
 )
-def test_a_file_that_holds_no_weights_is_told(
+def test_a_file_without_weights_is_reported(
     file: str, data: object, cause: type[Exception] | None, remedy: str, tmp_path: Path
 ) -> None:
     path = tmp_path / file
@@ -400,7 +400,7 @@ def test_a_file_that_holds_no_weights_is_told(
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"), StorageError("access denied")])
-def test_weights_that_cannot_be_read_are_told(error: Exception) -> None:
+def test_weights_that_cannot_be_read_are_reported(error: Exception) -> None:
     def fail(_uri: str) -> bytes:
         raise error
 
@@ -436,7 +436,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the address it is served at, on loopback."""
+    """Serve a folder on loopback; yield the folder and its address."""
     folder = tmp_path / "site"
     folder.mkdir()
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
@@ -449,7 +449,7 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def forbid_network(*_arguments: object, **_options: object) -> None:
-    pytest.fail("The network was asked.")
+    pytest.fail("The test accessed the network.")
 
 
 def test_default_weights_come_from_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch, trained: Weights) -> None:
@@ -518,7 +518,7 @@ def test_a_failed_download_says_what_to_do(
 
 
 def test_random_weights_are_always_the_same() -> None:
-    # A literal, so that it holds on every machine and not only twice in one process.
+    # A literal, so that this also holds on other machines, not only twice in one process.
     assert resolve("random").digest.startswith("41ce1fe4f8")
 
 
@@ -534,7 +534,7 @@ def test_random_embeddings_are_finite_and_tell_images_apart(name: str) -> None:
 
 
 def run_python(code: str) -> str:
-    """What a fresh interpreter prints."""
+    """Return what a fresh interpreter prints."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -542,7 +542,7 @@ def test_a_driver_starts_without_torch() -> None:
     assert run_python("import raypipe.jobs.embed.job, sys; print('torch' in sys.modules)") == "False"
 
 
-def test_the_compiler_is_there_for_whoever_needs_it_meanwhile() -> None:
+def test_the_compiler_is_available_to_other_code_meanwhile() -> None:
     code = (
         "import torch; from raypipe.models.weights import _compiler_deferred\n"
         "with _compiler_deferred():\n"
@@ -552,7 +552,7 @@ def test_the_compiler_is_there_for_whoever_needs_it_meanwhile() -> None:
     assert run_python(code) == "2.0"
 
 
-def test_a_processor_embeds_without_torchs_compiler_and_whoever_needs_it_has_it() -> None:
+def test_a_cpu_embeds_without_torchs_compiler_and_other_code_can_use_it() -> None:
     embed = (
         "import sys, importlib, numpy as np; "
         "from raypipe.models.backbone import Backbone; from raypipe.models.weights import resolve_weights; "

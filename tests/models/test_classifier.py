@@ -1,4 +1,4 @@
-"""The classifier: what it says of a video depends on that video's frames alone, wherever and however it is asked."""
+"""The classifier: its output for a video depends on that video's frames alone, in any batch and on any call."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def logits_of(model: VideoClassifier, videos: list[npt.NDArray[np.float16]]) -> 
 
 
 def alone(model: VideoClassifier, video: npt.NDArray[np.float16]) -> torch.Tensor:
-    """The logits of one video by itself, with nothing padded and no mask."""
+    """Return the logits of one video alone, without padding and mask."""
     with torch.no_grad():
         return cast("torch.Tensor", model(torch.from_numpy(video)[None]).logits)[0]
 
@@ -55,7 +55,7 @@ def test_padding_never_changes_a_logit(lengths: list[int], seed: int) -> None:
     torch.testing.assert_close(logits_of(CLASSIFIER, videos), one_by_one, rtol=0, atol=1e-5)
 
 
-def test_what_stands_in_the_padding_does_not_matter() -> None:
+def test_the_content_of_the_padding_does_not_matter() -> None:
     padded = pad_frames(random_videos([3, 9]), max_frames=16)
     dirty = padded.frames.clone()
     dirty[padded.mask == 0] = 7
@@ -89,7 +89,7 @@ def test_a_mask_may_leave_out_any_frames() -> None:
 
 @settings(max_examples=examples(25))
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=9), batch_size=st.integers(1, 4), data=st.data())
-def test_classify_says_of_each_video_what_it_says_of_it_alone(
+def test_classify_gives_each_video_the_result_it_has_alone(
     lengths: list[int], batch_size: int, data: st.DataObject
 ) -> None:
     videos = random_videos(lengths)
@@ -169,7 +169,7 @@ def test_the_mean_is_over_the_frames_there_are() -> None:
     assert masked_mean(states, mask).tolist() == [[3.0], [0.0]]
 
 
-def test_a_configuration_comes_back_whole() -> None:
+def test_a_configuration_is_saved_completely() -> None:
     config = tiny_config(embedding_fingerprint="abc", metrics={"epoch": 3}, dropout=0.25)
     tree = json.loads(config.to_json_string(use_diff=False))
     again = VideoClassifierConfig.from_dict(tree)
@@ -233,7 +233,7 @@ def test_standardising_is_part_of_the_model() -> None:
     torch.testing.assert_close(alone(model, moved), expected, rtol=0, atol=1e-4)
 
 
-def test_no_word_is_in_the_model() -> None:
+def test_the_model_has_no_word_embeddings() -> None:
     assert not any("wte" in name for name in CLASSIFIER.state_dict())
 
 
@@ -293,7 +293,7 @@ def test_a_hidden_frame_is_not_seen() -> None:
 
 
 def linear_classifier() -> VideoClassifier:
-    """A classifier whose blocks add nothing: its logits are linear in the standardised frames."""
+    """Return a classifier whose blocks add nothing, so its logits are linear in the standardised frames."""
     model = tiny_classifier()
     for block in model.encoder.gpt2.h:
         for matrix in (block.attn.c_proj, block.mlp.c_proj):
@@ -309,14 +309,14 @@ def test_the_scores_of_a_linear_model_add_up_to_the_logit_above_the_baseline() -
     assert found.frame_scores is not None
     for video, probabilities, scores in zip(videos, found.probabilities, found.frame_scores, strict=True):
         best = int(probabilities.argmax())
-        average = model.encoder.mean.expand(1, len(video), DIM)  # the average frame, everywhere
+        average = model.encoder.mean.expand(1, len(video), DIM)  # every frame is the average frame
         with torch.no_grad():
             baseline = model(average).logits[0, best]
         assert scores.sum() == pytest.approx(float(alone(model, video)[best] - baseline), abs=1e-4)
 
 
 def trained_to_find_one_frame() -> tuple[VideoClassifier, list[npt.NDArray[np.float16]]]:
-    """A model that tells labels by one frame of each video, and videos it has not seen."""
+    """Train a model that recognises labels by one frame of each video; return it and videos it has not seen."""
     random = np.random.default_rng(3)
     centres = 3 * np.eye(DIM)[: len(NAMES)]
 
@@ -391,7 +391,7 @@ def test_a_script_without_ray_gives_the_same_logits(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == pytest.approx(alone(CLASSIFIER, video).tolist(), rel=1e-5)
 
 
-def test_a_model_loaded_in_bfloat16_says_about_the_same(tmp_path: Path) -> None:
+def test_a_model_loaded_in_bfloat16_gives_nearly_the_same_result(tmp_path: Path) -> None:
     model = tiny_classifier().eval()
     model.save_pretrained(tmp_path)
     half = VideoClassifier.from_pretrained(tmp_path, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""A model's files are read from any folder, and only when they are whole; whatever is wrong is one line."""
+"""A model's files are read from any folder, and only if they are complete; any error is one line."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ MODEL = tiny_classifier(embedding_fingerprint="abc")
 
 
 def saved(folder: Folder, tmp_path: Path) -> Folder:
-    """A folder of ``save_pretrained``."""
+    """Return a folder written by ``save_pretrained``."""
     MODEL.save_pretrained(tmp_path / "saved")
     for path in (tmp_path / "saved").iterdir():
         assert folder.put_new(path.name, path.read_bytes())
@@ -37,7 +37,7 @@ def saved(folder: Folder, tmp_path: Path) -> Folder:
 
 
 def put(folder: Folder) -> Folder:
-    """The folder inside an output of train that holds the model."""
+    """Return the folder inside an output of train that holds the model."""
     put_model(folder, MODEL, metrics={"epoch": 2, "accuracy": 0.5})
     return Folder(folder.child(MODEL_FOLDER))
 
@@ -99,7 +99,7 @@ def test_a_folder_without_a_model_is_named(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_half_a_model_is_none(folder: Folder, name: str) -> None:
+def test_an_incomplete_model_is_refused(folder: Folder, name: str) -> None:
     inner = put(folder)
     replace_object(inner, name, None)
     error = problem(lambda: read_model(folder))

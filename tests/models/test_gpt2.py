@@ -1,4 +1,4 @@
-"""A GPT-2 comes from sizes, a folder or the hub, whole or not at all."""
+"""Load a GPT-2 from sizes, a folder or the hub, completely or not at all."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A GPT-2 of random weights, with its vocabulary, as ``save_pretrained`` leaves it."""
+    """Save a GPT-2 with random weights and its vocabulary, as ``save_pretrained`` does."""
     torch.manual_seed(1)
     config = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=12, vocab_size=7, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
@@ -32,7 +32,7 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def nano(assets: Path) -> Path:
-    """A GPT-2 that somebody trained."""
+    """Return the folder of a trained GPT-2."""
     folder = assets / "weights" / "gpt2_nano_sort"
     if not folder.is_dir():
         pytest.skip(f"no trained GPT-2 at {folder}")
@@ -41,7 +41,7 @@ def nano(assets: Path) -> Path:
 
 @pytest.fixture
 def unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub at a closed port, and its cache, which is empty."""
+    """Point the hub client to a closed port and an empty cache; return the cache."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,7 +52,7 @@ def unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def built(gpt2: str, *, max_frames: int = 11) -> VideoClassifier:
-    """The classifier that a training starts from."""
+    """Return the classifier that a training starts from."""
     found = resolve_gpt2(gpt2)
     config = tiny_config(names=["a", "b"], gpt2=dict(found.config), max_frames=max_frames)
     made = build(NetworkSpec(config, ClassifierConfig(gpt2=gpt2), classifies=True, gpt2=found), seed=0)
@@ -61,7 +61,7 @@ def built(gpt2: str, *, max_frames: int = 11) -> VideoClassifier:
 
 
 def problem(gpt2: str | Path) -> WeightsError:
-    """The error of a GPT-2 that cannot be had: one line that names it."""
+    """Return the error of a GPT-2 that cannot be loaded: one line that names it."""
     with pytest.raises(WeightsError) as caught:
         resolve_gpt2(str(gpt2))
     error = caught.value
@@ -129,7 +129,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_that_says_what_to_do(unreachab
     assert not list(unreachable_hub.rglob("*.safetensors"))
 
 
-def test_what_was_downloaded_is_used_where_the_hub_cannot_be_reached(unreachable_hub: Path, saved: Path) -> None:
+def test_a_cached_download_is_used_if_the_hub_is_unreachable(unreachable_hub: Path, saved: Path) -> None:
     model, commit = unreachable_hub / "models--gpt2", "0" * 40
     shutil.copytree(saved, model / "snapshots" / commit)
     (model / "refs").mkdir()
@@ -165,7 +165,7 @@ def test_weights_that_are_missing_do_not_begin_at_random(saved: Path) -> None:
     assert "4" in said.split()
 
 
-def test_another_model_is_no_gpt2(tmp_path: Path) -> None:
+def test_another_model_is_refused(tmp_path: Path) -> None:
     tiny_classifier().save_pretrained(tmp_path)
     assert "save_pretrained" in problem(tmp_path).remedy
 

@@ -1,4 +1,4 @@
-"""Every metric and label that the dashboard asks for is one that is exported, by raypipe or by Ray."""
+"""Every metric and label that the dashboard queries is exported, by raypipe or by Ray."""
 
 import json
 import re
@@ -39,7 +39,7 @@ expressions = [target["expr"] for panel in charts for target in panel["targets"]
 
 
 def served() -> Exported:
-    """What the endpoint exports, once everything has happened to it that it counts."""
+    """Return the metrics that the endpoint exports after every event that it counts has happened."""
     manifest = {"created_at": datetime.now(UTC).isoformat(), "kind": "flat"}
     live = SimpleNamespace(index=SimpleNamespace(manifest=manifest), num_videos=1, version="v1")
     index = SimpleNamespace(live=live, broken=None, num_failed_polls=0)
@@ -56,14 +56,14 @@ def served() -> Exported:
 
 
 def of_shards() -> Exported:
-    """What a job exports; Ray puts its name before each, and takes counters that end in _total as they are."""
+    """Return the metrics that a job exports; Ray prefixes each name and keeps counters that end in _total."""
     counters, gauges = of_jobs._make_metrics()
     infos = [metric.info for metric in (*counters.values(), *gauges.values())]
     return {f"ray_{info['name']}": set(info["tag_keys"]) for info in infos}
 
 
 def of_ray() -> Exported:
-    """What Ray's own dashboards ask for, with every label that they know."""
+    """Return the metrics that Ray's own dashboards query, with all labels that Ray uses."""
     folder = Path(ray.dashboard.modules.metrics.__file__).parent / "dashboards"
     source = "\n".join(file.read_text() for file in folder.glob("*_panels.py"))
     labels = {name for group in GROUPING.findall(source) for name in WORD.findall(group)}
@@ -77,7 +77,7 @@ def exported() -> Exported:
 
 
 def tokens(expression: str) -> Iterator[tuple[str, bool]]:
-    """The words of an expression that are metrics or functions, and whether each is called."""
+    """Yield the words of an expression that are metrics or functions, and whether each is called."""
     bare = re.sub(r"\[[^]]*\]|\{[^}]*\}", "", GROUPING.sub("", expression))
     for found in WORD.finditer(bare):
         if found[0] not in {"and", "or", "unless"}:
@@ -143,7 +143,7 @@ def test_panels_have_all_that_a_reader_needs() -> None:
         assert all(source == {"type": "prometheus", "uid": "${datasource}"} for source in sources)
 
 
-def test_panels_lie_beside_each_other() -> None:
+def test_panels_do_not_overlap() -> None:
     places = [panel["gridPos"] for panel in panels]
     assert all(place["x"] >= 0 and place["x"] + place["w"] <= 24 for place in places)
     for one, other in combinations(places, 2):
@@ -152,7 +152,7 @@ def test_panels_lie_beside_each_other() -> None:
         assert beside or below
 
 
-def test_the_dashboard_can_be_imported_beside_any_data_source() -> None:
+def test_the_dashboard_works_with_any_data_source() -> None:
     assert dashboard["schemaVersion"] >= 39
     assert "id" not in dashboard, "that of another Grafana"
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
@@ -161,7 +161,7 @@ def test_the_dashboard_can_be_imported_beside_any_data_source() -> None:
     assert used == set(variables)
 
 
-def test_prometheus_is_told_of_ray_and_of_the_endpoint() -> None:
+def test_prometheus_scrapes_ray_and_the_endpoint() -> None:
     config = yaml.safe_load(path_of(SCRAPE_CONFIG).read_text())
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
     assert set(jobs) == {"ray", "raypipe-serve"}

@@ -1,1 +1,1 @@
-"""Broken promises, and the tests that must notice."""
+"""Patches that break promises, and the tests that must notice."""

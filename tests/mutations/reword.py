@@ -1,7 +1,7 @@
 """Check that only the golden file depends on the wording of errors: ``python -m mutations.reword`` in ``tests/``.
 
-Every sentence of a copy of raypipe is reworded, and the tests of `make test` run there. The exit code is 1 if any other
-test than that of the golden file fails.
+Every sentence in a copy of raypipe is reworded, and the tests of `make test` run there. The exit code is 1 if any test
+except the golden file's fails.
 """
 
 import os
@@ -24,7 +24,7 @@ def main() -> int:
         for path in files():
             copied = folder / "raypipe" / path.relative_to(SOURCE)
             copied.write_text(reworded(path.read_text(encoding="utf-8")), encoding="utf-8")
-        # The copy is rendered from its syntax tree, so no patch applies to it.
+        # The copy is generated from the syntax tree, so no patch applies to it.
         tier = ["-m", "not slow and not nightly", "--ignore", "tests/test_mutations.py"]
         command = [sys.executable, "-m", "pytest", "-q", "--tb=line", *tier, *sys.argv[1:]]
         results = folder / "results.xml"

@@ -1,12 +1,12 @@
-"""Check that the tests fail when a promise is broken: ``python -m mutations.run`` in ``tests/``.
+"""Check that tests fail when a promise is broken: ``python -m mutations.run`` in ``tests/``.
 
-Each ``*.patch`` in this folder breaks one promise. Its head says which one, and which tests must fail:
+Each ``*.patch`` in this folder breaks one promise. Its header names the promise and the tests that must fail:
 
     Promise: a commit never replaces an object that exists
     Tier: test
     Killed by: tests/storage/test_folder.py::test_put_new_never_overwrites
 
-The named tests run in a copy of the working tree: first as it is, where they must pass, then with the patch applied,
+The named tests run in a copy of the working tree: first unchanged, where they must pass, then with the patch applied,
 where each of them must fail. The exit code is 1 if a mutation survives.
 """
 
@@ -33,7 +33,7 @@ TIERS = ("test", "slow")
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """A patch, and what its head says."""
+    """A patch and its header."""
 
     path: Path
     promise: str
@@ -51,7 +51,7 @@ class Mutation:
 
 
 def copy_tree(folder: Path) -> None:
-    """Copy what git knows or would add."""
+    """Copy every file that git tracks or would add."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -73,7 +73,7 @@ def apply(mutation: Mutation, folder: Path, *options: str) -> None:
 
 
 def run_tests(tests: Sequence[str], folder: Path) -> dict[str, set[str]]:
-    """Run tests in the copy, and return the outcomes of the cases of each: passed, failed, error, skipped."""
+    """Run tests in the copy; return the outcomes of each test's cases: passed, failed, error, skipped."""
     results = folder / "results.xml"
     results.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "--tb=no", *tests]
@@ -81,7 +81,7 @@ def run_tests(tests: Sequence[str], folder: Path) -> dict[str, set[str]]:
     done = subprocess.run(
         [*command, f"--junitxml={results}"], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    if done.returncode not in {0, 1}:  # a test that does not exist, or a program that cannot be imported
+    if done.returncode not in {0, 1}:  # a test does not exist, or a module cannot be imported
         sys.exit(f"pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
     found = outcomes(results)
     return {test: {found[one] for one in found if one.partition("[")[0] == test} for test in tests}
@@ -94,12 +94,12 @@ def outcomes(results: Path) -> dict[str, str]:
         test = f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
         kinds = {"failure": "failed", "error": "error", "skipped": "skipped"}
         outcome = next((outcome for tag, outcome in kinds.items() if case.find(tag) is not None), "passed")
-        found[test] = "failed" if found.get(test) == "failed" else outcome  # its teardown has an entry too
+        found[test] = "failed" if found.get(test) == "failed" else outcome  # the teardown has an entry too
     return found
 
 
 def main() -> int:
-    """Try every mutation."""
+    """Run every selected mutation."""
     parser = argparse.ArgumentParser(prog="mutations.run", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", nargs="+", default=[], help="names of patches, without .patch")
     parser.add_argument("--tier", nargs="+", choices=TIERS, default=TIERS)

@@ -1,4 +1,4 @@
-"""The example of recommend says every key with its default; filters are what a request would hold."""
+"""The example of recommend has every key with its default; filters look like those of a request."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A file of histories is streamed in blocks of equal length, the same rows from every format."""
+"""A file of histories is streamed in blocks of equal length, with the same rows from every format."""
 
 import csv
 import io
@@ -84,15 +84,15 @@ def written(tmp_path: Path, name: str, data: bytes) -> HistoryFile:
     return HistoryFile.find(Folder(str(tmp_path)), name)
 
 
-def test_a_bad_row_of_csv_is_an_error_of_its_own(tmp_path: Path) -> None:
+def test_a_bad_row_of_csv_is_a_separate_error(tmp_path: Path) -> None:
     data = b'user_id,history\na,x y\nb\nc,x,y\n\nd,\xff\n"e\nf",x\n'
     found = [user for block in users_of(written(tmp_path, "h.csv", data), 3) for user in block]
     assert found[0] == User("a", ("x", "y"))
     assert [(user.user_id, user.video_ids, set(re.findall(r"\d+|UTF-8", user.error or ""))) for user in found[1:]] == [
-        ("b", (), {"3", "1", "2"}),  # the line, its fields, those of the header
+        ("b", (), {"3", "1", "2"}),  # the line, its number of fields, the header's number of fields
         ("c", (), {"4", "3", "2"}),
         ("d", (), {"6", "UTF-8"}),
-        (None, (), {"7"}),  # the line in which the row begins
+        (None, (), {"7"}),  # the line where the row starts
     ]
 
 
@@ -121,7 +121,7 @@ def test_a_long_history_is_one_field(tmp_path: Path) -> None:
         ("h.csv", "user_id,history\na,x\n".encode("utf-16"), None, "line 1 "),
     ],
 )
-def test_a_file_that_is_no_history_is_one_line(
+def test_an_invalid_history_file_is_one_line(
     tmp_path: Path, name: str, data: bytes, wrong: tuple[str, int, int] | None, columns: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:

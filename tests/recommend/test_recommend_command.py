@@ -1,4 +1,4 @@
-"""The command says how many ids of the histories are unknown, and leaves with 3 when they are too many."""
+"""The command reports how many ids of the histories are unknown, and exits with 3 if there are too many."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ nothing,
 """
 
 
-def test_the_exit_code_and_the_summary_tell_of_unknown_ids(
+def test_the_exit_code_and_the_summary_report_unknown_ids(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")

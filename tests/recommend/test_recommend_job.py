@@ -1,4 +1,4 @@
-"""An output of recommend is a sealed dataset: each user once, of one index, history and ranking; verify checks it."""
+"""An output of recommend is a sealed dataset: each user once, from one index, history and ranking; verify checks it."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def index(tmp_path: Path) -> Folder:
 
 
 def config_of(index: Folder, *, num_users: int = 7, **keys: Any) -> RecommendConfig:  # noqa: ANN401
-    """Two users per shard."""
+    """Return a configuration with two users per shard."""
     place = Folder(str(Path(index.uri).parent))
     place.put("history.csv", ("user_id,history\n" + "".join(f"u{at},{IDS[at]}\n" for at in range(num_users))).encode())
     given = {"index": index.uri, "history": place.child("history.csv"), "output": place.child("output")}
@@ -44,7 +44,7 @@ def config_of(index: Folder, *, num_users: int = 7, **keys: Any) -> RecommendCon
 
 
 class Stopping(InlineExecutor):
-    """Ends after some shards, as a killed driver does."""
+    """An executor that stops after some shards, like a killed driver."""
 
     def __init__(self, num_shards: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_is_resumed_and_verified(index: Folder) -> None:
     assert executor.num_blocks == [2]
 
 
-def test_what_is_stored_is_of_one_index_history_and_ranking(index: Folder) -> None:
+def test_an_output_belongs_to_one_index_history_and_ranking(index: Folder) -> None:
     config = config_of(index)
     run_recommend(config, executor=InlineExecutor())
     for keys, key, before, now in (
@@ -98,8 +98,8 @@ def test_what_is_stored_is_of_one_index_history_and_ranking(index: Folder) -> No
     assert caught.value.key == "history_etag"
 
 
-def test_the_version_of_whoever_plans_first_counts(index: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where another driver plans between this one's look at the output and its own plan."""
+def test_the_version_of_the_first_plan_counts(index: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This holds even if another driver plans between this one's look at the output and its own plan."""
     config = config_of(index)
     first = Versions(index).require_current()
     late = RecommendJob(config)

@@ -1,4 +1,4 @@
-"""A shard of users becomes rows that say what the index says, in the order of the history."""
+"""Turn a shard of users into rows: the index's answers, in the order of the history."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
     return VideoIndex.load(Versions(output).fetch(manifest["id"], Path(place.uri)), manifest)
 
 
-def test_every_option_of_the_ranking_is_asked_for() -> None:
+def test_every_option_of_the_ranking_is_used() -> None:
     options = {
         "top_k": 3,
         "filters": {"language": ["en"]},
@@ -48,7 +48,7 @@ def test_every_option_of_the_ranking_is_asked_for() -> None:
 
 
 def block_of(users: list[str], histories: list[Any]) -> pa.Table:
-    """The rows of a history as a stage gets them."""
+    """Return the rows of a history as a stage gets them."""
     numbers = {"row": range(len(users)), "generation": [0] * len(users), "shard": [3] * len(users)}
     return pa.table({"user_id": users, "history": histories, **numbers})
 
@@ -78,7 +78,7 @@ def test_rows_are_the_answers_of_the_index(index: VideoIndex) -> None:
     assert [(note.video_id, note.status) for note in summary.failures] == [("d", "error")]
 
 
-def test_a_question_that_the_index_cannot_answer_is_an_error_of_each_row(index: VideoIndex) -> None:
+def test_an_invalid_query_is_an_error_of_each_row(index: VideoIndex) -> None:
     block = block_of(["a", "b"], [["cat/000.mp4"], []])
     rows = recommend_shard(block, index, RankingConfig(filters={"genre": "x"}))
     assert all("genre" in row["error"] and row["video_ids"] is None for row in rows.to_pylist())
@@ -93,7 +93,7 @@ def test_a_question_that_the_index_cannot_answer_is_an_error_of_each_row(index: 
         ("cat/000.mp4;dog/001.mp4;no/such.mp4", ("cat/000.mp4", "dog/001.mp4", "no/such.mp4")),
         ("cat/000.mp4\tdog/001.mp4", ("cat/000.mp4", "dog/001.mp4")),
         ("no/such 1.mp4|cat/000.mp4", ("no/such 1.mp4", "cat/000.mp4")),
-        ("no,such no;other", ("no,such", "no;other")),  # unknown however it is read
+        ("no,such no;other", ("no,such", "no;other")),  # unknown however it is parsed
     ],
 )
 def test_a_text_is_read_as_what_the_index_knows(index: VideoIndex, text: str, expected: tuple[str, ...]) -> None:

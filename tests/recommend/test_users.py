@@ -1,4 +1,4 @@
-"""Every row of a history is one user, or one error that says what is wrong with it."""
+"""Every row of a history is one user, or one error that says what is wrong."""
 
 import json
 from typing import Any
@@ -90,7 +90,7 @@ def test_a_json_array_holds_any_ids(video_ids: list[str]) -> None:
         ([["a" * 1000]], ValueError, "['aaa"),
     ],
 )
-def test_what_is_no_history_is_an_error_of_its_row(history: Any, kind: type[Exception], shown: str) -> None:  # noqa: ANN401
+def test_an_invalid_history_is_an_error_of_its_row(history: Any, kind: type[Exception], shown: str) -> None:  # noqa: ANN401
     with pytest.raises(kind):
         parse_history(history)
     line = json.dumps({USER_ID: "u", HISTORY: history}).encode()
@@ -119,7 +119,7 @@ def test_what_is_no_history_is_an_error_of_its_row(history: Any, kind: type[Exce
         (b'{"user_id": "u"}', "u", [HISTORY], ""),
     ],
 )
-def test_a_line_of_json_that_is_no_user_is_an_error(
+def test_a_line_of_json_without_a_user_is_an_error(
     line: bytes, user_id: str | None, columns: list[str], shown: str
 ) -> None:
     user = user_of(line)

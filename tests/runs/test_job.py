@@ -1,4 +1,4 @@
-"""The sequence that every batch job has in common, by a job that counts the frames of videos."""
+"""The sequence that all batch jobs share, shown by a job that counts the frames of videos."""
 
 from collections import Counter
 from pathlib import Path
@@ -30,7 +30,7 @@ def job_of(tmp_path: Path) -> CountFramesJob:
 
 
 def test_a_job_in_one_small_folder(tmp_path: Path) -> None:
-    """Planned, resumed, sealed, verified and reported like the jobs of raypipe itself."""
+    """It is planned, resumed, sealed, verified and reported like raypipe's own jobs."""
     lines = [len(path.read_text().splitlines()) for path in (TESTS / "support" / "count_frames").glob("*.py")]
     assert sum(lines) <= 80
     source = Folder(str(tmp_path / "in"))
@@ -61,7 +61,7 @@ def test_the_documentation_shows_this_job() -> None:
 def test_an_unsealed_plan_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(Folder(str(tmp_path / "in")), 3)
     job = job_of(tmp_path)
-    job.plan(StoredPlans(job.output), num_slots=1)  # as a driver that was killed then
+    job.plan(StoredPlans(job.output), num_slots=1)  # like a driver that was killed right afterwards
     reads: Counter[int] = Counter()
     read_plan = plans.read_plan
 

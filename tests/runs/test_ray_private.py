@@ -1,4 +1,4 @@
-"""The private names of Ray that raypipe uses do what they are used for."""
+"""The private names of Ray that raypipe uses do what raypipe needs."""
 
 import logging
 
@@ -29,7 +29,7 @@ def test_the_logger_of_ray_data_exists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_whole_blocks_are_mapped_on_a_gpu(ray_address: str) -> None:
-    """Once the public method accepts this, it can be used instead."""
+    """If the public method accepts this one day, raypipe can use it instead."""
 
     class Step:
         def __call__(self, block: object) -> object:

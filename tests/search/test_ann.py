@@ -14,13 +14,13 @@ from support.properties import examples
 from support.vectors import KINDS, clustered, settings_of, true_neighbours, units
 
 VECTORS = clustered(2_000, dim=24)
-VECTORS[1_500:1_850] = VECTORS[3]  # more equal ones than are asked of faiss at first: the position decides
+VECTORS[1_500:1_850] = VECTORS[3]  # more equal vectors than faiss is first asked for, so the position breaks ties
 EVERY = np.ones(len(VECTORS), np.bool_)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_scanned() -> Iterator[None]:
-    """However few vectors, faiss finds them; and what suits so few is soon tried out."""
+    """Search with faiss even for few vectors, and calibrate with few queries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann_module, "SCANNED", 0)
         patch.setattr(ann_module, "NUM_QUERIES", 64)
@@ -58,12 +58,12 @@ def test_without_a_filter_a_flat_index_is_exact() -> None:
         assert ann.search(query[None], top_k=50)[1][0].tolist() == true_neighbours(VECTORS, query, EVERY)[:50]
 
 
-def test_of_equal_vectors_the_first_ones_are_found(ann: Ann) -> None:
+def test_ties_go_to_the_first_vectors(ann: Ann) -> None:
     _, positions = ann.search(VECTORS[3:4].astype(np.float32), top_k=5)
     assert positions[0].tolist() == [3, 1_500, 1_501, 1_502, 1_503]
 
 
-def test_what_a_filter_leaves_far_from_the_query_is_found(ann: Ann) -> None:
+def test_filtered_vectors_far_from_the_query_are_found(ann: Ann) -> None:
     for row in range(0, 1_000, 50):
         query = VECTORS[row].astype(np.float32)
         far = VECTORS.astype(np.float32) @ query
@@ -73,7 +73,7 @@ def test_what_a_filter_leaves_far_from_the_query_is_found(ann: Ann) -> None:
         assert len(set(positions[0].tolist()) & set(true_neighbours(VECTORS, query, mask)[:30])) >= 24
 
 
-def test_a_batch_gives_what_each_alone_gives(ann: Ann) -> None:
+def test_a_batch_gives_the_same_results_as_single_queries(ann: Ann) -> None:
     queries = trial_queries(VECTORS, count=40, seed=1)
     for eligible in (None, Eligible.of(np.arange(len(VECTORS)) % 3 == 0)):
         scores, positions = ann.search(queries, top_k=12, eligible=eligible)
@@ -83,7 +83,7 @@ def test_a_batch_gives_what_each_alone_gives(ann: Ann) -> None:
             np.testing.assert_array_equal(alone[1][0], positions[row])
 
 
-def test_more_than_there_are(ann: Ann) -> None:
+def test_top_k_above_the_number_of_vectors(ann: Ann) -> None:
     _, positions = ann.search(VECTORS[:1].astype(np.float32), top_k=2_500)
     assert sorted(positions[0].tolist()) == [-1] * 500 + list(range(2_000))
     assert ann.search(VECTORS[:1].astype(np.float32), top_k=3, eligible=Eligible.of(~EVERY))[1].tolist() == [[-1] * 3]
@@ -94,7 +94,7 @@ def test_a_query_of_other_numbers_is_refused(ann: Ann) -> None:
         ann.search(np.ones((1, 23), np.float32), top_k=3)
 
 
-def test_saved_and_opened_it_finds_the_same(ann: Ann, tmp_path: Path) -> None:
+def test_a_saved_index_finds_the_same(ann: Ann, tmp_path: Path) -> None:
     ann.save(tmp_path / "index.faiss")
     opened = Ann.open(tmp_path / "index.faiss", VECTORS, nprobe=ann.nprobe, recall_at_10=ann.recall_at_10)
     assert (opened.kind, opened.nlist, opened.nprobe) == (ann.kind, ann.nlist, ann.nprobe)
@@ -103,7 +103,7 @@ def test_saved_and_opened_it_finds_the_same(ann: Ann, tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_what_is_no_index_of_these_vectors_is_refused(ann: Ann, tmp_path: Path) -> None:
+def test_an_index_of_other_vectors_is_refused(ann: Ann, tmp_path: Path) -> None:
     path = tmp_path / "index.faiss"
     ann.save(path)
     with pytest.raises(IndexVersionError) as raised:
@@ -116,7 +116,7 @@ def test_what_is_no_index_of_these_vectors_is_refused(ann: Ann, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["ivf_sq8", "compact"])
-def test_with_a_base_nothing_is_learned_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_is_not_trained_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = Ann.build(VECTORS[:1_200], settings=settings_of(kind))
     monkeypatch.delattr(ann_module, "_train")
     grown = Ann.build(VECTORS, settings=settings_of(kind), base=base)
@@ -126,7 +126,7 @@ def test_with_a_base_nothing_is_learned_again(kind: str, monkeypatch: pytest.Mon
     assert grown.recall_at_10 >= 0.9
 
 
-def test_a_base_of_another_kind_is_no_base() -> None:
+def test_a_base_of_another_kind_is_not_used() -> None:
     base = Ann.build(VECTORS[:1_200], settings=settings_of("flat"))
     built = Ann.build(VECTORS, settings=settings_of("ivf_sq8"), base=base)
     again = Ann.build(VECTORS, settings=settings_of("ivf_sq8"))

@@ -48,7 +48,7 @@ def vectors_of(work: Path) -> np.ndarray:
 
 
 def check_rows(work: Path, catalogue: Catalogue) -> None:
-    """Row i of every file is of video i."""
+    """Check that row i of every file belongs to video i."""
     items, projection = Items.open(work), Projection.load(work / "projection.safetensors")
     vectors = vectors_of(work)
     assert vectors.dtype == np.float16
@@ -58,7 +58,7 @@ def check_rows(work: Path, catalogue: Catalogue) -> None:
     assert [items.thumbnail(row) for row in range(len(items))] == catalogue.thumbnails
 
 
-def test_a_build_writes_every_file_and_tells_of_it(catalogue: Catalogue, tmp_path: Path) -> None:
+def test_a_build_writes_every_file_and_its_manifest(catalogue: Catalogue, tmp_path: Path) -> None:
     said = build(tmp_path, catalogue)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     check_rows(tmp_path, catalogue)
@@ -114,7 +114,7 @@ def test_any_small_catalogue_is_built(
     data: st.DataObject,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Also of fewer videos than numbers, of the same video many times, and with embeddings that cannot be indexed."""
+    """This includes fewer videos than dimensions, one video many times, and embeddings that cannot be indexed."""
     work = tmp_path_factory.mktemp("work")
     catalogue = replace(make_catalogue(num_videos, dim=dim), batch_rows=batch)
     same = data.draw(st.sets(st.integers(0, num_videos - 1)))
@@ -146,7 +146,7 @@ def test_one_video_is_an_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "key"), [(0, "status"), (5, "embedding")])
-def test_what_cannot_be_built_is_one_line(size: int, key: str, tmp_path: Path) -> None:
+def test_an_invalid_build_is_one_line(size: int, key: str, tmp_path: Path) -> None:
     catalogue = make_catalogue(size)
     catalogue.embeddings[:] = 0
     with pytest.raises(JobError) as raised:
@@ -155,7 +155,7 @@ def test_what_cannot_be_built_is_one_line(size: int, key: str, tmp_path: Path) -
     assert str(raised.value).isprintable()
 
 
-def test_a_video_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_video_is_refused(tmp_path: Path) -> None:
     catalogue = make_catalogue(10)
     with pytest.raises(JobError, match=r" 3 ") as raised:
         build(tmp_path, catalogue.select([0, 1, 3, 3, 4, 3]))
@@ -216,9 +216,9 @@ def test_the_same_catalogue_gives_the_same_files(catalogue: Catalogue, tmp_path:
 
 
 class TestAppend:
-    """Building on a version: what that learned stays, unless the catalogue has drifted from it."""
+    """Build on a base version: what it learned is kept unless the catalogue has drifted too far."""
 
-    def test_new_videos_come_and_deleted_ones_go(self, tmp_path: Path) -> None:
+    def test_new_videos_are_added_and_deleted_ones_removed(self, tmp_path: Path) -> None:
         whole = make_catalogue(600)
         base = opened(tmp_path / "base", whole.select([*range(400)]))
         now = whole.select([*range(100, 400), *range(400, 600)])
@@ -256,7 +256,7 @@ class TestAppend:
         assert again["trained"] == {"num_videos": 600, "version": again["id"]}
         check_rows(tmp_path / "2", whole)
 
-    def test_what_an_append_wrote_can_be_appended_to(self, tmp_path: Path) -> None:
+    def test_an_appended_version_can_be_appended_to(self, tmp_path: Path) -> None:
         whole = make_catalogue(600)
         base = opened(tmp_path / "index", whole.select([*range(300)]))
         versions = Versions(Folder(str(tmp_path / "index")))

@@ -9,12 +9,12 @@ from support.vectors import clustered
 
 @given(st.integers(1, 500), st.integers(1, 500))
 @example(258, 257)
-def test_the_least_number_of_lists_that_is_enough(enough: int, nlist: int) -> None:
+def test_the_smallest_sufficient_number_of_lists(enough: int, nlist: int) -> None:
     def recall(nprobe: int) -> float:
         return 1.0 if nprobe >= enough else nprobe / enough * 0.97
 
     found = least_nprobe(recall, nlist=nlist)
-    assert recall(found) >= min(TARGET_RECALL, recall(nlist)) - 0.005  # the last lists may gain no more
+    assert recall(found) >= min(TARGET_RECALL, recall(nlist)) - 0.005  # the last lists may add nothing
     assert found <= max(min(enough, nlist) * 1.1, 1)
 
 
@@ -26,10 +26,10 @@ def test_a_recall_that_no_number_of_lists_reaches_stops_the_search() -> None:
         return min(0.9, 0.1 * nprobe)
 
     assert 9 <= least_nprobe(recall, nlist=100_000) <= 10
-    assert max(asked) == 32  # twice 16, which was as good
+    assert max(asked) == 32  # twice 16, which was just as good
 
 
-def test_recall_is_the_part_as_near_as_the_nearest() -> None:
+def test_recall_counts_results_as_near_as_the_nearest() -> None:
     trials = Trials(np.zeros((2, 3), np.float32), np.array([0.5, 0.8], np.float32), 2)
     assert trials.recall(np.array([[0.9, 0.4], [0.9, 0.8]], np.float32)) == 0.75
 

@@ -8,7 +8,7 @@ from support.vectors import KINDS, clustered, settings_of, units
 
 
 def with_near_duplicates(num_vectors: int, *, copies: int, dim: int = 32) -> np.ndarray:
-    """Clustered vectors, some of them overwritten by others with a little noise."""
+    """Return clustered vectors, some of them replaced by noisy copies of others."""
     vectors = clustered(num_vectors, dim=dim)
     chance = np.random.default_rng(3)
     sources, targets = chance.integers(0, num_vectors, (2, copies))
@@ -18,7 +18,7 @@ def with_near_duplicates(num_vectors: int, *, copies: int, dim: int = 32) -> np.
 
 
 def by_pairs(vectors: np.ndarray, cosine: float) -> list[int]:
-    """The smallest row that pairs of so high a cosine connect each with; -1 alone."""
+    """Group vectors by brute force; return the smallest row of each vector's group, or -1 if it is alone."""
     near = vectors.astype(np.float32) @ vectors.astype(np.float32).T >= cosine
     groups = [-1] * len(vectors)
     for row in range(len(vectors)):
@@ -37,7 +37,7 @@ def by_pairs(vectors: np.ndarray, cosine: float) -> list[int]:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_groups_are_what_near_pairs_connect(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_module, "_COMPARED_ROWS", 100)  # so that a list is compared in parts
+    monkeypatch.setattr(build_module, "_COMPARED_ROWS", 100)  # to compare a list in parts
     vectors = with_near_duplicates(2_500, copies=600)
     expected = by_pairs(vectors, 0.98)
     assert len(set(expected)) > 100

@@ -47,7 +47,7 @@ VALUES: Mapping[str, tuple[pa.DataType, st.SearchStrategy[Any], st.SearchStrateg
 
 @st.composite
 def questions(draw: st.DrawFn) -> tuple[pa.Table, dict[str, Any], list[int]]:
-    """A table with nulls, filters of some of its columns, and positions to exclude."""
+    """Draw a table with nulls, filters on some of its columns, and positions to exclude."""
     size = draw(st.integers(0, 20))
     columns: dict[str, pa.Array] = {"video_id": pa.array([str(row) for row in range(size)], pa.string())}
     asked: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def questions(draw: st.DrawFn) -> tuple[pa.Table, dict[str, Any], list[int]]:
 
 
 def passes(value: object, asked: object) -> bool:
-    """What a filter means, in plain Python."""
+    """Apply a filter in plain Python."""
     if value is None:
         return False
     if isinstance(value, dt.date):
@@ -76,12 +76,10 @@ def passes(value: object, asked: object) -> bool:
 
 @settings(max_examples=examples(200))
 @given(question=questions(), few=st.sampled_from([0, 2, 4096]))
-def test_filters_are_what_python_says_of_each_row(
-    question: tuple[pa.Table, dict[str, Any], list[int]], few: int
-) -> None:
+def test_filters_agree_with_plain_python(question: tuple[pa.Table, dict[str, Any], list[int]], few: int) -> None:
     table, asked, excluded = question
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(items_module, "_FEW_VALUES", few)  # by codes, or by the texts themselves
+        patch.setattr(items_module, "_FEW_VALUES", few)  # compare codes, or the texts themselves
         found = FilterMasks(Items(table, None)).eligible(
             {name: spoken(value) for name, value in asked.items()}, exclude=excluded
         )
@@ -98,13 +96,13 @@ def test_filters_are_what_python_says_of_each_row(
     assert (found.count, found.size) == (len(expected), table.num_rows)
     assert found.bitmap.dtype == np.uint8
     assert len(found.bitmap) == math.ceil(table.num_rows / 8)
-    assert np.unpackbits(found.bitmap).sum() == len(expected)  # no bit past the last row
+    assert np.unpackbits(found.bitmap).sum() == len(expected)  # no bit after the last row
     everywhere = np.arange(-2, 30)
     assert found.contains(everywhere).tolist() == [int(position) in expected for position in everywhere]
 
 
 def spoken(asked: object) -> Any:  # noqa: ANN401 - a filter's value
-    """As JSON would bring it."""
+    """Return the value as JSON would deliver it."""
     if isinstance(asked, dict):
         return {name: spoken(value) for name, value in asked.items()}
     if isinstance(asked, list):
@@ -172,8 +170,8 @@ def test_a_filter_that_cannot_be_answered_says_why(
     error = raised.value
     assert (error.key, repr(error.value), error.choices or error.expected) == (key, repr(value), allowed)
     assert str(error).isprintable()
-    assert len(str(error)) < 200  # a long value is shortened
-    assert ("2024-05-31" in str(error)) == (allowed == "time")  # how to write a time
+    assert len(str(error)) < 200  # long values are shortened
+    assert ("2024-05-31" in str(error)) == (allowed == "time")  # an example of a time
 
 
 def test_times_are_iso_text_of_any_zone() -> None:
@@ -216,7 +214,7 @@ def test_of_many_columns_a_message_names_some() -> None:
     assert "column49" not in str(raised.value)
 
 
-def test_the_same_question_is_answered_from_memory_and_never_changed() -> None:
+def test_a_repeated_filter_is_cached_and_never_changed() -> None:
     masks = FilterMasks(a_few())
     first = masks.eligible({"category": ["b", "a"], "views": {"gt": 3.5, "lt": 90}})
     assert masks.eligible({"views": {"lt": 90, "gte": 4}, "category": ("a", "b", "b")}) is first
@@ -229,21 +227,21 @@ def test_the_same_question_is_answered_from_memory_and_never_changed() -> None:
         first.bitmap[0] = 0
 
 
-def test_true_and_one_are_different_questions() -> None:
+def test_true_and_one_are_different_filters() -> None:
     masks = FilterMasks(a_few())
     assert masks.eligible({"live": True}) is not None
     with pytest.raises(QueryError):
         masks.eligible({"live": 1})
 
 
-def test_memory_holds_so_many_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_masks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = FilterMasks(a_few(), cache_size=5)
     kept = masks.eligible({"category": "a"})
     for number in range(20):
         masks.eligible({"views": number})
-        assert masks.eligible({"category": "a"}) is kept  # used lately
+        assert masks.eligible({"category": "a"}) is kept  # used recently
     assert len(masks._cache) == 5
-    monkeypatch.setattr(filters_module, "CACHE_BYTES", 24)  # two masks of 96 videos
+    monkeypatch.setattr(filters_module, "CACHE_BYTES", 24)  # two masks for 96 videos
     masks = FilterMasks(a_few(96))
     for number in range(5):
         masks.eligible({"views": number})

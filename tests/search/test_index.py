@@ -33,7 +33,7 @@ def test_similar_videos_are_of_the_same_cluster(index: VideoIndex, catalogue: Ca
         assert {one.video_id.partition("/")[0] for one in answer.results} == {video_id.partition("/")[0]}
         assert {one.closest for one in answer.results} == {video_id}
         for one in answer.results:
-            assert one.score == pytest.approx(one.similarity, abs=2e-3)  # a vector is of length one but for float16
+            assert one.score == pytest.approx(one.similarity, abs=2e-3)  # float16 vectors have a length of nearly 1
         assert index.recommend(Query(history=(video_id,), top_k=10)) == answer
 
 
@@ -52,7 +52,7 @@ def test_an_embedding_finds_its_own_video(index: VideoIndex, catalogue: Catalogu
 
 def test_one_of_each_group_of_near_duplicates(index: VideoIndex) -> None:
     every = index.recommend(Query(history=("nothing",), top_k=600, one_per_duplicate_group=True))
-    assert len(every.results) == 600 - 30  # every twentieth is nearly the one before it
+    assert len(every.results) == 600 - 30  # every twentieth video is a near-duplicate of the previous one
     assert every.unknown == ("nothing",)
 
 

@@ -31,7 +31,7 @@ def test_positions_are_those_of_a_dict(ids: list[str], others: list[str]) -> Non
 def test_ids_of_equal_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         items_module, "_WEIGHTS", np.ones(1024, np.uint64)
-    )  # the hash is the sum of the bytes, and the length
+    )  # the hash is the sum of the bytes plus the length
     ids = ["abc", "acb", "x", "bca", "cab", "bb", "ac"]
     items = Items(pa.table({"video_id": ids}), None)
     assert items.positions(["cab", "acb", "abc", "cba", "ac", "ca"]) == [4, 1, 0, None, 6, None]
@@ -44,7 +44,7 @@ def test_ids_longer_than_the_weights_and_in_several_pieces_are_found(monkeypatch
     assert Items(table.slice(3), None).positions(ids) == [None] * 3 + list(range(27))
 
 
-def test_a_lone_surrogate_is_no_id() -> None:
+def test_a_lone_surrogate_is_not_an_id() -> None:
     assert Items(pa.table({"video_id": ["a"]}), None).position("\ud800") is None
 
 
@@ -158,7 +158,7 @@ def test_without_thumbnails_and_groups() -> None:
 
 
 @pytest.mark.parametrize("damaged", ["items.parquet", "thumbnails.arrow"])
-def test_damaged_files_are_one_line(tmp_path: Path, damaged: str) -> None:
+def test_a_corrupt_file_is_one_line(tmp_path: Path, damaged: str) -> None:
     pq.write_table(pa.table({"video_id": ["a", "b"]}), tmp_path / "items.parquet")
     with ThumbnailWriter(tmp_path / "thumbnails.arrow") as writer:
         writer.add([None, b"x"])

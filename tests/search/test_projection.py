@@ -15,7 +15,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def made_up(num_videos: int, dim: int, *, seed: int, rank: int | None = None) -> np.ndarray:
-    """Embeddings far from the origin, of very different spread in different directions."""
+    """Return embeddings far from the origin, with a very different spread in each direction."""
     chance = np.random.default_rng(seed)
     spread = np.geomspace(1, 0.05, rank or dim)[:, None] * np.linalg.qr(chance.standard_normal((dim, rank or dim)))[0].T
     return (chance.standard_normal((num_videos, rank or dim)) @ spread + 2).astype(np.float32)
@@ -32,7 +32,7 @@ def fitted(embeddings: np.ndarray, *, dim: int, whitening: float = 1.0, batch: i
 @given(seed=SEEDS, size=st.integers(2, 24))
 def test_whitened_embeddings_have_the_identity_as_covariance(seed: int, size: int) -> None:
     embeddings = made_up(200 * size + 500, size, seed=seed)
-    dim = max(1, size // 2)  # of unit length they hardly vary along their mean: there, shrinkage tells
+    dim = max(1, size // 2)  # unit vectors barely vary along their mean, where shrinkage has an effect
     projection = fitted(embeddings, dim=dim)
     projected = projection.project(embeddings)
     assert projected.shape == (len(embeddings), dim)
@@ -90,12 +90,12 @@ def test_the_size_of_an_embedding_says_nothing() -> None:
 
 def test_no_more_numbers_than_directions() -> None:
     embeddings = made_up(500, 30, seed=1, rank=4)
-    assert fitted(embeddings, dim=256).dim == 5  # the four, and the offset once the length is one
+    assert fitted(embeddings, dim=256).dim == 5  # the four, and the offset after normalization
     assert fitted(made_up(20, 100, seed=1), dim=256).dim == 19
 
 
 def test_shrinkage_keeps_clusters_where_videos_are_as_few_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without, whitening makes every cosine the same."""
+    """Without shrinkage, whitening makes all cosines equal."""
     chance = np.random.default_rng(5)
     labels = np.repeat(np.arange(10), 20)
     centres = chance.standard_normal((10, 256))
@@ -128,7 +128,7 @@ def test_a_handful_of_videos_keep_their_angles(num_videos: int) -> None:
     np.testing.assert_allclose(vectors @ vectors.T, units @ units.T, atol=1e-5)
 
 
-def test_what_has_no_direction_becomes_zero() -> None:
+def test_embeddings_without_direction_become_zero() -> None:
     embeddings = np.ones((6, 3), np.float32)
     embeddings[1] = 0
     embeddings[2, 0], embeddings[3, 1], embeddings[4, 2] = np.nan, np.inf, -np.inf
@@ -138,7 +138,7 @@ def test_what_has_no_direction_becomes_zero() -> None:
     assert projection.apply(np.zeros((0, 3), np.float32)).shape == (0, 3)
 
 
-def test_nothing_cannot_be_fitted() -> None:
+def test_fitting_without_vectors_is_an_error() -> None:
     moments = Moments()
     moments.add(np.zeros((0, 3), np.float32))
     with pytest.raises(ValueError, match=r" 0 "):
@@ -169,7 +169,7 @@ GOOD = {"mean": np.zeros(4, np.float32), "matrix": np.ones((4, 2), np.float32)}
         {**GOOD, "mean": np.full(4, np.inf, np.float32)},
     ],
 )
-def test_a_file_that_is_no_projection_is_refused(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_an_invalid_projection_file_is_refused(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     safetensors.numpy.save_file(arrays, tmp_path / "p.safetensors")
     with pytest.raises(IndexVersionError) as raised:
         Projection.load(tmp_path / "p.safetensors")

@@ -24,7 +24,7 @@ def test_a_ranking_keeps_the_order_of_equals() -> None:
 
 @pytest.mark.parametrize("cap", [1, 2])
 def test_a_pool_of_one_category_grows_until_the_pick_is_whole(cap: int) -> None:
-    """A thousand of one category come before two of each other one."""
+    """A thousand candidates of one category rank before two of each other category."""
     categories = np.array([0] * 1_000 + [1, 1, 2, 2, 3, 3])
     scores = -np.arange(len(categories), dtype=np.float32)
     source, vectors = Ranking.of(scores), np.zeros((len(scores), 2), np.float16)

@@ -23,7 +23,7 @@ DAY = 86_400.0
 
 
 def catalogue_of(num_videos: int, *, seed: int, kind: str = "flat") -> VideoIndex:
-    """Videos of four categories, nulls among them, a third of them in groups of near-duplicates."""
+    """Return an index of videos of four categories and none; a third of them are in groups of near-duplicates."""
     chance = np.random.default_rng(seed)
     groups = chance.integers(0, max(1, num_videos // 3), num_videos)
     smallest = [int(np.flatnonzero(groups == group)[0]) for group in groups]
@@ -42,7 +42,7 @@ def catalogue_of(num_videos: int, *, seed: int, kind: str = "flat") -> VideoInde
 
 @pytest.fixture(scope="module", autouse=True)
 def however_few() -> Any:  # noqa: ANN401 - pytest's
-    """Faiss finds however few vectors, and pools are so small that they have to grow."""
+    """Search with faiss even for few videos, and start with pools so small that they must grow."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann_module, "SCANNED", 0)
         patch.setattr(ann_module, "NUM_QUERIES", 16)
@@ -80,7 +80,7 @@ def queries(num_videos: int) -> st.SearchStrategy[Query]:
 
 
 def eligible_rows(index: VideoIndex, query: Query) -> list[int]:
-    """By going through all rows as a reader would."""
+    """Find the eligible rows by checking each row in plain Python."""
     excluded = {*query.exclude, *(query.history if query.exclude_history else ())}
 
     def passes(value: Any, wanted: Any) -> bool:  # noqa: ANN401 - as filters are
@@ -98,7 +98,7 @@ def eligible_rows(index: VideoIndex, query: Query) -> list[int]:
 
 
 def most_possible(index: VideoIndex, rows: list[int], query: Query) -> int:
-    """How many of the rows the caps allow together: the smallest cover of them by whole categories and by groups."""
+    """Return how many rows the caps allow: the smallest cover of the rows by whole categories and by groups."""
     groups = {row: int(index.items.duplicate_groups[row]) for row in rows}
     unit = {row: groups[row] if query.one_per_duplicate_group and groups[row] >= 0 else -2 - row for row in rows}
     if query.max_per_category is None:
@@ -115,7 +115,7 @@ def most_possible(index: VideoIndex, rows: list[int], query: Query) -> int:
 
 
 def check(index: VideoIndex, query: Query, answer: Recommendations) -> None:
-    """Exactly ``top_k`` wherever so many are eligible, none that is not, none twice, no cap exceeded."""
+    """Check: exactly ``top_k`` if enough are eligible, only eligible ones, no duplicate, no exceeded cap."""
     rows = eligible_rows(index, query)
     found = [one.position for one in answer.results]
     assert set(found) <= set(rows)
@@ -134,9 +134,7 @@ def check(index: VideoIndex, query: Query, answer: Recommendations) -> None:
 
 @given(data=st.data(), num_videos=st.integers(1, 90), seed=st.integers(0, 9), kind=st.sampled_from(list(KINDS)))
 @settings(max_examples=examples(80))
-def test_exactly_top_k_wherever_so_many_are_eligible(
-    data: st.DataObject, num_videos: int, seed: int, kind: str
-) -> None:
+def test_exactly_top_k_if_enough_are_eligible(data: st.DataObject, num_videos: int, seed: int, kind: str) -> None:
     index = catalogue_of(num_videos, seed=seed, kind=kind)
     for _ in range(3):
         query = data.draw(queries(num_videos))
@@ -146,7 +144,7 @@ def test_exactly_top_k_wherever_so_many_are_eligible(
 @given(query=queries(200))
 @settings(max_examples=examples(100))
 def test_the_best_first(index: VideoIndex, query: Query) -> None:
-    """Without caps, diversity and boosts the answer is what sorting all eligible videos gives."""
+    """Without caps, diversity and boosts, the answer is the best of all eligible videos."""
     plain = replace(query, max_per_category=None, one_per_duplicate_group=False, diversity=0, freshness=0, popularity=0)
     answer = index.recommend(plain)
     rows = np.array(eligible_rows(index, plain), np.int64)
@@ -223,7 +221,7 @@ def test_a_long_unknown_history_before_and_after(index: VideoIndex) -> None:
     assert len(answer.unknown) == 20_000
 
 
-def test_nothing_weighs_anything_is_the_fallback(index: VideoIndex) -> None:
+def test_a_history_without_weight_is_the_fallback(index: VideoIndex) -> None:
     assert index.recommend(Query(history=("v9",), weights=(0,), top_k=3)).fallback == "popular"
     assert index.recommend(Query(history=("v9",), weights=(0,), top_k=3)).results[0].closest is not None
 
@@ -260,7 +258,7 @@ def test_without_columns_the_fallback_is_the_catalogues_order() -> None:
         (Query(filters={"genre": "x"}), "filters", "genre", None),
     ],
 )
-def test_what_cannot_be_answered(
+def test_invalid_queries_are_refused(
     index: VideoIndex, query: Query, key: str, value: object, expected: int | None
 ) -> None:
     with pytest.raises(QueryError) as raised:

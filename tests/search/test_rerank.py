@@ -14,7 +14,7 @@ DAY = 86_400.0
 
 @st.composite
 def candidates(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Categories and groups of up to 40 candidates, a cap, and how many are wanted."""
+    """Draw categories and groups of up to 40 candidates, a cap, and how many to pick."""
     size = draw(st.integers(0, 40))
     categories = draw(st.lists(st.integers(-1, 4), min_size=size, max_size=size))
     groups = draw(st.lists(st.sampled_from([-1, 0, 1, 2, 3, 4, 5, 6]), min_size=size, max_size=size))
@@ -22,7 +22,7 @@ def candidates(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int, int]:
 
 
 def most_possible(categories: np.ndarray, groups: np.ndarray, cap: int | None) -> int:
-    """By König's theorem: the smallest cover of all candidates by whole categories and by groups."""
+    """Apply König's theorem: return the smallest cover of all candidates by whole categories and by groups."""
     alone = groups == -1
     group_of = np.where(alone, np.arange(len(groups)) + 1_000, groups)
     if cap is None:
@@ -62,7 +62,7 @@ def test_one_is_exchanged_to_make_room() -> None:
     assert complete(picked, top_k=2, caps=caps) == [1, 2]
 
 
-def test_what_is_blocked_is_what_may_not_be_picked_beside() -> None:
+def test_blocked_candidates_are_the_ones_that_caps_exclude() -> None:
     caps = Caps(np.array([1, 1, 2, 2, -1, -1]), np.array([7, -1, 7, -1, -1, -1]))
     assert caps.blocked([0]).tolist() == [True, True, True, False, False, False]
     assert caps.blocked([4]).tolist() == [False, False, False, False, True, True]

@@ -39,7 +39,7 @@ def test_best_is_sorted_by_score_and_then_by_position(values: list[float], top_k
 
 
 def test_neighbours_are_those_of_all_vectors() -> None:
-    vectors = clustered(9_000, dim=8)  # more than are multiplied at a time
+    vectors = clustered(9_000, dim=8)  # more than one multiplication block
     queries = vectors[::1_000].astype(np.float32)
     scores = queries @ vectors.astype(np.float32).T
     np.testing.assert_array_equal(neighbors(vectors, queries, top_k=5), np.argsort(-scores, axis=1)[:, :5])

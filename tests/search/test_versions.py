@@ -27,7 +27,7 @@ SAID = {"num_videos": 3, "dim": 2, "embedding_dim": 4, "kind": "flat", "recall_a
 
 
 def put(folder: Folder, local: Path, *, sizes: Sequence[int] = (0, 7, 14, 21, 28)) -> str:
-    """Put a version whose files hold so many random bytes."""
+    """Put a version whose files hold these numbers of random bytes."""
     local.mkdir(parents=True, exist_ok=True)
     for name, size_bytes in zip(FILES, sizes, strict=True):
         (local / name).write_bytes(secrets.token_bytes(size_bytes))
@@ -36,11 +36,11 @@ def put(folder: Folder, local: Path, *, sizes: Sequence[int] = (0, 7, 14, 21, 28
     return version
 
 
-def test_what_was_put_is_fetched(folder: Folder, tmp_path: Path) -> None:
+def test_a_version_is_fetched_as_it_was_put(folder: Folder, tmp_path: Path) -> None:
     versions = Versions(folder)
     assert (versions.current(), versions.list()) == (None, [])
     version = put(folder, tmp_path / "work")
-    assert versions.current() is None  # putting is not going live
+    assert versions.current() is None  # a new version is not live yet
     assert versions.list() == [version]
     fetched = versions.fetch(version, tmp_path / "cache")
     for name in FILES:
@@ -62,7 +62,7 @@ def test_a_local_index_is_used_where_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_is_in_the_cache_is_not_downloaded_again(bucket: str, tmp_path: Path) -> None:
+def test_a_cached_version_is_not_downloaded_again(bucket: str, tmp_path: Path) -> None:
     folder = Folder(bucket)
     version = put(folder, tmp_path / "work")
     fetched = Versions(folder).fetch(version, tmp_path / "cache")
@@ -70,7 +70,7 @@ def test_what_is_in_the_cache_is_not_downloaded_again(bucket: str, tmp_path: Pat
         folder.delete(f"versions/{version}/{name}")
     assert Versions(folder).fetch(version, tmp_path / "cache") == fetched
     (fetched / FILES[2]).write_bytes(b"")
-    with pytest.raises(IndexVersionError) as raised:  # the cache is checked, and then of no use
+    with pytest.raises(IndexVersionError) as raised:  # the cached file fails its check, and the original is gone
         Versions(folder).fetch(version, tmp_path / "cache")
     assert isinstance(raised.value.__cause__, ObjectMissingError)
 
@@ -101,7 +101,7 @@ def test_any_changed_byte_is_seen(
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
-def test_a_missing_file_is_seen(folder: Folder, name: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_detected(folder: Folder, name: str, tmp_path: Path) -> None:
     version = put(folder, tmp_path / "work")
     folder.delete(f"versions/{version}/{name}")
     with pytest.raises(IndexVersionError) as raised:
@@ -119,17 +119,17 @@ def test_a_missing_file_is_seen(folder: Folder, name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("more", [-1, 1])
-def test_a_file_of_another_size_is_seen(folder: Folder, name: str, more: int, tmp_path: Path) -> None:
+def test_a_file_of_another_size_is_detected(folder: Folder, name: str, more: int, tmp_path: Path) -> None:
     version = put(folder, tmp_path / "work")
     stored = f"versions/{version}/{name}"
     data = folder.read(stored)
     changed = data + b"x" if more > 0 else data[:-1]
     folder.put(stored, changed)
     if changed == data:
-        return  # of an empty file nothing can be cut
+        return  # an empty file cannot be cut
     with pytest.raises(IndexVersionError) as raised:
         Versions(folder).fetch(version, tmp_path / "cache")
-    if isinstance(raised.value.__cause__, ObjectTooLargeError):  # seen before it is downloaded
+    if isinstance(raised.value.__cause__, ObjectTooLargeError):  # noticed before the download
         assert raised.value.__cause__.value == len(changed)
     else:
         assert (raised.value.value, raised.value.expected) == (len(changed), len(data))
@@ -181,7 +181,7 @@ def test_a_manifest_that_promises_nothing_is_refused(change: Callable[[dict[str,
 @pytest.mark.parametrize(
     "version", ["", "..", "../x", "20240101T000000-0000000", "20240101T000000-00000000/..", "x" * 900]
 )
-def test_what_is_no_id_names_no_path(version: str, tmp_path: Path) -> None:
+def test_an_invalid_version_id_is_refused(version: str, tmp_path: Path) -> None:
     versions = Versions(Folder(str(tmp_path)))
     with pytest.raises(IndexVersionError) as raised:
         versions.fetch(version, tmp_path / "cache")
@@ -193,7 +193,7 @@ def test_what_is_no_id_names_no_path(version: str, tmp_path: Path) -> None:
     assert (raised.value.key, raised.value.value) == (str(tmp_path / "CURRENT"), version)
 
 
-def test_a_version_that_is_not_there_is_told_with_those_that_are(folder: Folder, tmp_path: Path) -> None:
+def test_a_missing_version_is_reported_with_the_existing_ones(folder: Folder, tmp_path: Path) -> None:
     version = put(folder, tmp_path / "work")
     with pytest.raises(IndexVersionError) as raised:
         Versions(folder).read_manifest("20200101T000000-00000000")
@@ -220,7 +220,7 @@ def test_rollback_goes_back_version_by_version(folder: Folder, tmp_path: Path) -
     assert raised.value.choices == tuple(sorted(put_ones[1:], reverse=True))
     after = put(folder, tmp_path / "after")
     versions.set_current(after)
-    assert versions.rollback() == put_ones[0]  # what was live when it was put
+    assert versions.rollback() == put_ones[0]  # the version that was live when it was put
 
 
 def test_rollback_to_a_broken_version_leaves_the_live_one(folder: Folder, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_rollback_to_a_broken_version_leaves_the_live_one(folder: Folder, tmp_pa
 
 def test_a_version_is_never_put_over_another(folder: Folder, tmp_path: Path) -> None:
     version = put(folder, tmp_path / "work")
-    said = Versions(folder).put(version, tmp_path / "work", SAID)  # as after a reply that was lost
+    said = Versions(folder).put(version, tmp_path / "work", SAID)  # a retry after a lost reply
     assert said == Versions(folder).read_manifest(version)
     (tmp_path / "work" / FILES[2]).write_bytes(b"other")
     with pytest.raises(IndexVersionError) as raised:
@@ -251,14 +251,14 @@ def test_large_files_are_put_in_parts_and_never_read_whole(
 ) -> None:
     for module in (versions_module, s3):
         monkeypatch.setattr(module, "SINGLE_PUT_BYTES", 1_000)
-    monkeypatch.setattr(s3, "PART_BYTES", 5_242_880)  # S3's smallest
+    monkeypatch.setattr(s3, "PART_BYTES", 5_242_880)  # S3's minimum
     version = put(folder, tmp_path / "work", sizes=[10, 6_000_000, 1_000, 1_001, 0])
     fetched = Versions(folder).fetch(version, tmp_path / "cache")
     assert all((fetched / name).read_bytes() == (tmp_path / "work" / name).read_bytes() for name in FILES)
 
 
-def test_a_download_that_dies_leaves_nothing_half(bucket: str, tmp_path: Path) -> None:
-    """The process is killed between two files; the next one starts over, whatever it finds."""
+def test_a_killed_download_leaves_no_partial_version(bucket: str, tmp_path: Path) -> None:
+    """The process is killed between two files; the next process starts over, whatever is in the cache."""
     version = put(Folder(bucket), tmp_path / "work")
     program = f"""
 import os, pathlib, signal
@@ -284,13 +284,11 @@ Versions(Folder({bucket!r})).fetch({version!r}, pathlib.Path({str(tmp_path / "ca
     assert not (tmp_path / "cache" / f".{version}.tmp").exists()
 
 
-def test_of_many_that_fetch_together_one_downloads(
-    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_fetches_download_once(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = put(Folder(bucket), tmp_path / "work")
     downloads: list[str] = []
 
-    def read(uri: str, **options: Any) -> int:  # noqa: ANN401 - handed on
+    def read(uri: str, **options: Any) -> int:  # noqa: ANN401 - passed on
         downloads.append(uri)
         return read_object(uri, **options)
 
@@ -321,7 +319,7 @@ def test_a_file_that_changes_during_a_download_is_refused(
     folder = Folder(bucket)
     version = put(folder, tmp_path / "work")
 
-    def read(uri: str, **options: Any) -> int:  # noqa: ANN401 - handed on
+    def read(uri: str, **options: Any) -> int:  # noqa: ANN401 - passed on
         folder.put(uri.removeprefix(f"{folder.uri}/"), b"another")
         return read_object(uri, **options)
 

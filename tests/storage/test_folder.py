@@ -99,7 +99,7 @@ def test_every_call_asks_the_storage(folder: Folder) -> None:
 def test_odd_names_are_read_as_they_were_listed(folder: Folder, name: str) -> None:
     fill(folder, name)
     [stored] = folder.list()
-    assert stored.key == name.replace("//", "/")  # both storages take a double slash for one
+    assert stored.key == name.replace("//", "/")  # both storages treat a double slash as one
     into = io.BytesIO()
     assert read_object(stored.uri, etag=stored.etag, max_size_bytes=ANY_SIZE, into=into) == stored.size_bytes
     assert into.getvalue() == f"content of {name}".encode()

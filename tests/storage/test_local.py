@@ -46,7 +46,9 @@ def test_a_killed_put_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
     assert set(sizes.values()) == {30_000_000}
 
 
-def test_a_local_name_that_is_not_utf8_is_skipped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_local_name_that_is_not_utf8_is_skipped_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")).touch()
     assert keys(Folder(str(tmp_path))) == []
     [record] = caplog.records
@@ -79,7 +81,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         read_object(str(tmp_path / "v.mp4"), etag="", max_size_bytes=ANY_SIZE, into=io.BytesIO())
 
 
-def test_check_writable_says_why_a_local_folder_is_not(tmp_path: Path) -> None:
+def test_check_writable_says_why_a_local_folder_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=os.strerror(errno.ENOTDIR)) as caught:
         Folder(str(tmp_path / "file" / "out")).check_writable()

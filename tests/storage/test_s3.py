@@ -60,7 +60,7 @@ def test_a_missing_bucket_is_a_storage_error(call: Callable[[Folder], object]) -
         ("AWS_ACCESS_KEY_ID", "wrong", ("InvalidAccessKeyId", "AWS_ACCESS_KEY_ID")),
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", ("http://127.0.0.1:9", "AWS_ENDPOINT_URL")),
         ("AWS_PROFILE", "nobody", ("nobody", "AWS_PROFILE")),
-        ("AWS_ACCESS_KEY_ID", None, ("Unable to locate credentials", "AWS_ACCESS_KEY_ID")),  # botocore's sentence
+        ("AWS_ACCESS_KEY_ID", None, ("Unable to locate credentials", "AWS_ACCESS_KEY_ID")),  # botocore's own message
     ],
 )
 def test_wrong_settings_are_a_storage_error(

@@ -1,4 +1,4 @@
-"""A storage that fails as S3 does: replies by script, over real HTTP on loopback."""
+"""A storage that fails as S3 does: scripted replies over real HTTP on loopback."""
 
 import base64
 import io
@@ -33,10 +33,10 @@ WRONG_CRC32 = base64.b64encode(struct.pack(">I", zlib.crc32(b"other"))).decode()
 class Reply:
     status: int = 200
     body: bytes = b""
-    code: str = ""  # an error, told as S3 tells it
-    size_bytes: int | None = None  # what the header says, where it differs from the body
+    code: str = ""  # an error in S3's format
+    size_bytes: int | None = None  # the Content-Length, if it differs from the body's
     cut_at: int | None = None
-    ranges: bool = True  # an open range is answered as such
+    ranges: bool = True  # it supports open ranges
     etag: str = "planned"
     headers: dict[str, str] = field(default_factory=dict)
     hang: bool = False
@@ -45,7 +45,7 @@ class Reply:
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Gives one reply after the other, and the last one for ever; ``requests`` are their method and headers."""
+    """Send the replies in order, then repeat the last one; ``requests`` are the methods and headers received."""
 
     daemon_threads = True
     requests: list[tuple[str, dict[str, str]]]
@@ -59,7 +59,7 @@ class FaultyServer(ThreadingHTTPServer):
 
 class FaultyHandler(BaseHTTPRequestHandler):
     server: FaultyServer
-    protocol_version = "HTTP/1.1"  # which knows "Expect: 100-continue"
+    protocol_version = "HTTP/1.1"  # needed for "Expect: 100-continue"
 
     def handle_expect_100(self) -> bool:
         return self.server.replies[0].no_continue or super().handle_expect_100()
@@ -87,7 +87,7 @@ class FaultyHandler(BaseHTTPRequestHandler):
         for name, value in reply.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        with suppress(OSError):  # the client may have read enough
+        with suppress(OSError):  # the client may close early
             self.wfile.write(body[: reply.cut_at])
 
     do_GET = do_PUT = do_HEAD = reply  # noqa: N815 - http.server's names
@@ -120,7 +120,7 @@ def read(max_size_bytes: int = 100) -> bytes:
 
 @pytest.mark.parametrize(
     ("status", "code", "times"),
-    [(503, "SlowDown", 2), (500, "InternalError", 5), (503, "ServiceUnavailable", 5)],  # the client slows down for real
+    [(503, "SlowDown", 2), (500, "InternalError", 5), (503, "ServiceUnavailable", 5)],  # the client really slows down
 )
 def test_a_failure_that_passes_is_outlasted(server: FaultyServer, status: int, code: str, times: int) -> None:
     server.replies = [Reply(status, code=code)] * times + [Reply(body=VIDEO)]
@@ -146,8 +146,8 @@ def test_replies_that_ask_for_fewer_requests_are_counted(server: FaultyServer, r
     assert take_throttles() == 0
 
 
-def test_connections_that_break_off_are_outlasted(server: FaultyServer) -> None:
-    server.replies = [Reply(reset=True)] * 30 + [Reply(body=VIDEO)]  # more than the client itself retries
+def test_broken_connections_are_retried(server: FaultyServer) -> None:
+    server.replies = [Reply(reset=True)] * 30 + [Reply(body=VIDEO)]  # more than the client's own retries
     assert read() == VIDEO
 
 
@@ -183,14 +183,14 @@ def test_a_body_that_always_breaks_off_is_unreadable(server: FaultyServer) -> No
 
 
 @pytest.mark.parametrize("reply", [Reply(500, code="InternalError"), Reply(reset=True), Reply(hang=True)])
-def test_what_never_passes_is_unreadable(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, reply: Reply) -> None:
+def test_a_permanent_failure_is_unreadable(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, reply: Reply) -> None:
     monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
     monkeypatch.setattr(s3_client, "READ_TIMEOUT_SECONDS", 0.2)
     server.replies = [reply]
     with pytest.raises(ObjectUnreadableError) as caught:
         read()
     assert "\n" not in str(caught.value)
-    assert len(server.requests) in {s3_client.MAX_ATTEMPTS, 2 * s3_client.MAX_ATTEMPTS}  # aiohttp repeats some
+    assert len(server.requests) in {s3_client.MAX_ATTEMPTS, 2 * s3_client.MAX_ATTEMPTS}  # aiohttp repeats some requests
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_what_never_passes_is_unreadable(server: FaultyServer, monkeypatch: pyte
         (Reply(206, body=VIDEO, etag="other"), ObjectChangedError),
     ],
 )
-def test_an_error_of_one_object_is_told_at_once(server: FaultyServer, reply: Reply, error: type[Exception]) -> None:
+def test_an_error_of_one_object_is_not_retried(server: FaultyServer, reply: Reply, error: type[Exception]) -> None:
     server.replies = [reply]
     with pytest.raises(error, match=r"^s3://b/v\.mp4[^\n]*$"):
         read()
@@ -247,7 +247,7 @@ def test_a_file_that_cannot_be_written_is_no_fault_of_the_object(server: FaultyS
     assert len(server.requests) == 1
 
 
-def test_put_new_is_sent_again_while_another_put_is_under_way(server: FaultyServer) -> None:
+def test_put_new_is_retried_during_another_put(server: FaultyServer) -> None:
     server.replies = [Reply(409, code="ConditionalRequestConflict"), Reply()]
     assert Folder("s3://b").put_new("x", b"data")
     server.replies = [Reply(409, code="ConditionalRequestConflict"), Reply(412, code="PreconditionFailed")]
@@ -255,12 +255,12 @@ def test_put_new_is_sent_again_while_another_put_is_under_way(server: FaultyServ
     assert {headers.get("if-none-match") for _, headers in server.requests} == {"*"}
 
 
-def test_put_new_whose_reply_was_lost_says_that_it_is_there(server: FaultyServer) -> None:
+def test_put_new_whose_reply_was_lost_reports_that_the_object_exists(server: FaultyServer) -> None:
     server.replies = [Reply(reset=True), Reply(412, code="PreconditionFailed")]
     assert not Folder("s3://b").put_new("x", b"data")
 
 
-def test_put_new_does_not_wait_for_ever(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_new_gives_up_in_the_end(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0)
     monkeypatch.setattr(s3_client, "REQUEST_SECONDS", 0.2)
     server.replies = [Reply(no_continue=True)]
@@ -284,7 +284,7 @@ def test_a_missing_permission_is_named(server: FaultyServer, call: Callable[[], 
     assert permission in caught.value.remedy
 
 
-def test_a_page_of_a_listing_is_asked_for_again(server: FaultyServer) -> None:
+def test_a_page_of_a_listing_is_retried(server: FaultyServer) -> None:
     page = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
     server.replies = [Reply(500, code="InternalError")] * 5 + [Reply(body=page)]
     assert list(Folder("s3://b").list()) == []
@@ -299,7 +299,7 @@ KEY = "<Contents><Key>v.mp4</Key><Size>1</Size><ETag>e</ETag></Contents>"
 MORE = "<IsTruncated>true</IsTruncated>"
 TOKEN = "<NextContinuationToken>next</NextContinuationToken>"  # noqa: S105
 LAST = page_of(KEY, "<IsTruncated>false</IsTruncated>")
-# Replies of status 200 that are no page, or that do not say how to go on: none may look like the end of the listing.
+# Replies with status 200 that are no valid page or do not say how to continue. None may pass as the end of a listing.
 NO_PAGES = {
     "empty": b"",
     "cut": page_of(KEY, MORE, TOKEN)[:60],
@@ -355,10 +355,10 @@ def test_keys_reach_the_storage_as_they_are(server: FaultyServer, monkeypatch: p
     ("reply", "error"),
     [
         (Reply(body=VIDEO[2:5], etag="other"), ObjectChangedError),
-        (Reply(body=VIDEO), ObjectUnreadableError),  # the whole object, though a range was asked for
+        (Reply(body=VIDEO), ObjectUnreadableError),  # the whole object, although a range was requested
     ],
 )
-def test_a_storage_that_knows_no_conditions_and_no_ranges_is_not_believed(
+def test_a_storage_without_conditions_or_ranges_is_detected(
     server: FaultyServer, reply: Reply, error: type[Exception]
 ) -> None:
     server.replies = [replace(reply, ranges=False)]
@@ -367,7 +367,7 @@ def test_a_storage_that_knows_no_conditions_and_no_ranges_is_not_believed(
     assert len(server.requests) == 1
 
 
-def test_a_range_that_breaks_off_is_asked_for_again(server: FaultyServer) -> None:
+def test_a_range_that_breaks_off_is_retried(server: FaultyServer) -> None:
     part = Reply(body=VIDEO[2:5], ranges=False)
     server.replies = [replace(part, cut_at=1), part]
     assert read_range("s3://b/v.mp4", etag="planned", start=2, stop=5) == VIDEO[2:5]

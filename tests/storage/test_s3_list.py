@@ -1,4 +1,4 @@
-"""Listing: the XML of a page against botocore's own reading, and a divided listing against a bucket in memory."""
+"""Listing: compare a page's XML with botocore's parser, and a divided listing with a bucket in memory."""
 
 import asyncio
 from bisect import bisect_right
@@ -29,7 +29,7 @@ KEYS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | s
 
 
 class Bucket:
-    """What S3 answers of these keys, as the client would read it."""
+    """A bucket with these keys that answers like S3, as the client would parse it."""
 
     def __init__(self, keys: Sequence[str], *, server: str = "AmazonS3", knows_start_after: bool = True) -> None:
         self.meta = self.events = self
@@ -39,10 +39,10 @@ class Bucket:
         self.num_requests = self.at_once = self.most_at_once = 0
 
     def register(self, *_: object, **__: object) -> None:
-        """Nothing is read from XML here."""
+        """Do nothing: no XML is parsed here."""
 
     async def list_objects_v2(self, **asked: Any) -> dict[str, Any]:  # noqa: ANN401 - keywords of the client
-        """One page."""
+        """Return one page."""
         self.num_requests += 1
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -83,7 +83,7 @@ def test_each_key_is_listed_once(keys: set[str], page: int, knows_start_after: b
 
 
 @pytest.mark.parametrize("form", ["v/{:06d}.mp4", "v/{:06x}.mp4", "v/{:03d}/{:06d}.mp4", "v/a-name-{1:05d}/b.mp4"])
-def test_a_long_listing_is_asked_for_side_by_side(form: str) -> None:
+def test_a_long_listing_is_requested_in_parallel(form: str) -> None:
     bucket = Bucket([form.format(number * 7 % 1000, number) for number in range(5000)])
     with listed_in_pages_of(20, bucket):
         found = sorted(stored.key for stored in Folder("s3://b/v").list())
@@ -104,13 +104,13 @@ def test_keys_in_another_order_are_listed_one_page_after_another(name: str, serv
 
 @settings(max_examples=examples(300))
 @given(keys=st.lists(NAMES | HEX | NUMBERED, min_size=3, max_size=3, unique=True).map(sorted), is_open=st.booleans())
-def test_a_boundary_is_between_what_was_seen_and_the_end(keys: list[str], is_open: bool) -> None:  # noqa: FBT001
+def test_a_boundary_is_between_the_last_key_seen_and_the_end(keys: list[str], is_open: bool) -> None:  # noqa: FBT001
     first, last, until = keys[0], keys[1], "" if is_open else keys[2]
     found = boundary(first=first, last=last, until=until, prefix="")
     assert not found or (last < found and (is_open or found < until))
 
 
-def test_a_boundary_is_first_behind_all_that_looks_alike_and_then_in_the_middle_of_it() -> None:
+def test_a_boundary_is_first_after_the_common_prefix_and_then_inside_it() -> None:
     first, last = "v/name-000000.mp4", "v/name-000999.mp4"
     assert boundary(first=first, last=last, until="", prefix="v/") == "v/name-001"
     assert boundary(first=first, last="v/name-001999.mp4", until="", prefix="v/") == "v/name-01"
@@ -123,7 +123,7 @@ def xml_reply(body: str, status: int = 200) -> dict[str, Any]:
 
 
 def read(body: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What botocore makes of a page, before and after the objects are taken out of it."""
+    """Return botocore's result for a page, and ours, where the objects are parsed separately."""
     whole: dict[str, Any] = create_parser("rest-xml").parse(xml_reply(body), _MODEL)
     taken: dict[str, Any] = {}
     rest = xml_reply(body)
@@ -156,7 +156,7 @@ def test_a_key_that_the_storage_did_not_encode_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("body", ["<Error><Code>SlowDown</Code></Error>", "", "<ListBucketResult><Contents>"])
-def test_what_is_no_listing_is_left_to_botocore(body: str) -> None:
+def test_other_replies_are_left_to_botocore(body: str) -> None:
     left, taken = xml_reply(body, 503), dict[str, Any]()
     s3_list._take_objects(left, taken)
     assert (left, taken) == (xml_reply(body, 503), {})

@@ -58,4 +58,4 @@ def test_a_list_in_a_format_that_is_not_read_is_refused(folder: Folder, name: st
         list(list_videos(folder.child(name)))
     assert (caught.value.key, caught.value.value) == ("input", folder.child(name))
     assert ".csv" in caught.value.remedy
-    assert [stored.key for stored in list_videos(folder.child("*"))] == [name]  # a glob yields what it names
+    assert [stored.key for stored in list_videos(folder.child("*"))] == [name]  # a glob yields exactly what it matches

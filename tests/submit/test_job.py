@@ -18,13 +18,13 @@ def write(folder: Path, name: str, **keys: object) -> Path:
 
 
 @pytest.mark.parametrize("name", ["embed.yaml", "embed-2026.yml", "embed_night.yaml"])
-def test_the_name_of_the_file_tells_the_job(tmp_path: Path, name: str) -> None:
+def test_the_name_of_the_file_selects_the_job(tmp_path: Path, name: str) -> None:
     with packed(write(tmp_path, name, **EMBED)) as job:
         assert job.entrypoint == "python -m raypipe embed job.yaml"
         assert job.submission_id.startswith("raypipe-embed-")
 
 
-def test_a_file_of_another_name_wants_to_be_told(tmp_path: Path) -> None:
+def test_a_file_with_another_name_needs_the_job_option(tmp_path: Path) -> None:
     path = write(tmp_path, "mine.yaml", **EMBED)
     with pytest.raises(ConfigError) as caught, packed(path):
         pass
@@ -35,7 +35,7 @@ def test_a_file_of_another_name_wants_to_be_told(tmp_path: Path) -> None:
         assert job.entrypoint == "python -m raypipe embed job.yaml"
 
 
-def test_what_is_sent_is_the_checked_configuration_and_this_very_code(tmp_path: Path) -> None:
+def test_the_checked_configuration_and_this_code_are_sent(tmp_path: Path) -> None:
     path = write(tmp_path, "embed.yaml", **EMBED, sampling={"num_frames": 4})
     with packed(path, overrides=["backbone.name=resnet18", "output=s3://embeddings/v2/"]) as job:
         sent = Path(job.runtime_env["working_dir"])
@@ -47,11 +47,11 @@ def test_what_is_sent_is_the_checked_configuration_and_this_very_code(tmp_path: 
             "backbone": {"name": "resnet18"},
         }
         assert job.runtime_env["py_modules"] == [str(Path(raypipe.__file__).parent)]
-        assert set(job.runtime_env) == {"working_dir", "py_modules"}  # nothing of this machine's environment
+        assert set(job.runtime_env) == {"working_dir", "py_modules"}  # nothing from this machine's environment
     assert not sent.exists()
 
 
-def test_what_is_wrong_is_said_before_anything_is_sent(tmp_path: Path) -> None:
+def test_errors_are_reported_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught, packed(write(tmp_path, "embed.yaml", **EMBED, inputt="a")):
         pass
     assert caught.value.key == "inputt"
@@ -84,7 +84,7 @@ def test_a_checkout_is_sent_as_it_is(tmp_path: Path) -> None:
         assert "py_modules" not in job.runtime_env
 
 
-def test_the_file_lies_in_the_folder_that_is_sent(tmp_path: Path) -> None:
+def test_the_file_is_in_the_folder_that_is_sent(tmp_path: Path) -> None:
     path = write(tmp_path, "embed.yaml", **EMBED)
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError) as caught, packed(path, working_dir=tmp_path / "other"):

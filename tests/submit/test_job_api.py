@@ -1,4 +1,4 @@
-"""Addresses without a usable job API, over real sockets; and the log of a job whose connection breaks."""
+"""Addresses without a usable job API, over real sockets; and the log of a job when the connection fails."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ LOG = "".join(f"line {number}\n" for number in range(10))
 
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[str]:
-    """A server that gives one answer to everything."""
+    """Run a server that gives the same answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -85,12 +85,12 @@ def test_something_else_answers(status: int, body: bytes) -> None:
     with answering(status, body) as address, pytest.raises(SetupError) as caught:
         connect(address)
     assert caught.value.key == address
-    assert isinstance(caught.value.value, str)  # what was wrong with its answer
+    assert isinstance(caught.value.value, str)  # the problem with its answer
     assert caught.value.value in str(caught.value)
     assert caught.value.remedy == ""
 
 
-def test_the_address_that_is_given_is_the_one_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_given_address_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     with answering(200, VERSION) as address:
@@ -98,7 +98,7 @@ def test_the_address_that_is_given_is_the_one_asked(monkeypatch: pytest.MonkeyPa
 
 
 class BreakingClient:
-    """Tails ``LOG`` by fives; breaks off after each of these numbers of characters, once."""
+    """A client that streams ``LOG`` in pieces of five characters and fails once at each of these positions."""
 
     def __init__(self, *breaks: int) -> None:
         self._breaks = list(breaks)
@@ -125,15 +125,15 @@ class BreakingClient:
 
 
 def followed(client: Any) -> tuple[str, int]:  # noqa: ANN401 - stands in for Ray's
-    """What is written, and the exit code."""
+    """Return what is written and the exit code."""
     written: list[str] = []
     code = Remote(client).follow("a", write=written.append)
     return "".join(written), code
 
 
-def test_each_line_is_written_once_though_the_line_breaks() -> None:
+def test_each_line_is_written_once_if_the_connection_breaks() -> None:
     assert followed(BreakingClient(20, 10, 45)) == (LOG, 3)
 
 
-def test_what_follows_the_last_break_is_written() -> None:
+def test_text_after_the_last_break_is_written() -> None:
     assert followed(BreakingClient(20)) == (LOG, 3)

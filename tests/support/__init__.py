@@ -1,4 +1,4 @@
-"""What tests share: data they make, processes they start, and fixtures."""
+"""Test helpers: data they make, processes they start, and fixtures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The browser of the system, what must not happen in a page of it, and a server that wants a token."""
+"""The system's browser, a check of what must not happen in a page, and a server that requires a token."""
 
 import re
 import shutil
@@ -33,12 +33,12 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE_MS = 30_000  # two processors may be busy with a model
+PATIENCE_MS = 30_000  # a model may keep both processors busy
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The system's Chromium; a test that wants it is skipped where there is none."""
+    """Start the system's Chromium, or skip the test if there is none."""
     program = shutil.which("chromium") or shutil.which("/usr/bin/chromium")
     if program is None:
         pytest.skip("no chromium on PATH: apt-get install chromium")
@@ -51,14 +51,14 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Watch:
-    """What must not happen in a page: errors, and requests to anywhere but its server."""
+    """Record what must not happen in a page: errors, and requests to any other server."""
 
     origin: str
-    allowed: set[int] = field(default_factory=set)  # statuses that a test provokes
+    allowed: set[int] = field(default_factory=set)  # statuses that a test causes on purpose
     troubles: list[str] = field(default_factory=list)
 
     def follow(self, page: Page) -> None:
-        """Listen from now on."""
+        """Start listening."""
         page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: self.troubles.append(f"error: {error}"))
         page.on("console", self._said)
@@ -77,7 +77,7 @@ class Watch:
 
 @contextmanager
 def guarded_server(work: Path, token: str) -> Iterator[str]:
-    """The address of a server that wants a token: all of the endpoint but Ray, where a token is of all processes."""
+    """Run a server that requires a token, without Ray, whose token would apply to all processes; yield its address."""
     folder = Folder(str(work / "index"))
     put_index(folder, num_videos=20)
     index = IndexWatcher(Versions(folder), work / "cache", reload_seconds=1e6)

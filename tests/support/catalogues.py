@@ -1,4 +1,4 @@
-"""A made-up catalogue whose vectors are clustered, and versions of an index of it."""
+"""A synthetic catalogue with clustered vectors, and versions of its index."""
 
 import datetime as dt
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ EMBEDDING_DIM = 32
 
 @dataclass
 class Catalogue:
-    """Videos in clusters, one for each category, every twentieth nearly the video before it."""
+    """Videos in clusters, one per category; every twentieth is a near-duplicate of the previous video."""
 
     items: pa.Table
     embeddings: npt.NDArray[np.float32]
@@ -29,13 +29,13 @@ class Catalogue:
     batch_rows: int = 64
 
     def batches(self) -> Iterator[tuple[npt.NDArray[np.float32], list[bytes | None]]]:
-        """What a build reads."""
+        """Yield the batches that a build reads."""
         for at in range(0, len(self.embeddings), self.batch_rows):
             rows = slice(at, at + self.batch_rows)
             yield self.embeddings[rows], self.thumbnails[rows]
 
     def select(self, rows: list[int]) -> "Catalogue":
-        """Some of its videos."""
+        """Return a catalogue of some of the videos."""
         thumbnails = [self.thumbnails[row] for row in rows]
         return Catalogue(self.items.take(rows), self.embeddings[rows], thumbnails, self.batch_rows)
 
@@ -49,7 +49,7 @@ class Catalogue:
 
 
 def make_catalogue(num_videos: int, *, seed: int = 0, dim: int = EMBEDDING_DIM) -> Catalogue:
-    """A catalogue whose columns hold nulls, and text of more than one script."""
+    """Make a catalogue whose columns hold nulls and text in several scripts."""
     chance = np.random.default_rng(seed)
     cluster = chance.integers(0, len(CATEGORIES), num_videos)
     centres = chance.standard_normal((len(CATEGORIES), dim))

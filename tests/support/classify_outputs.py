@@ -1,4 +1,4 @@
-"""The classify job by hand, without Ray: embeddings of a few numbers, and a model that says what they sum to."""
+"""Run the classify job step by step without Ray, on embeddings of a few numbers and a fake model that sums them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ OPTIONS = work.ClassifyOptions(top_k=3, frame_scores=True, batch_size=2)
 
 @dataclass
 class FakeModel:
-    """Probabilities that depend on a video's vectors alone; it remembers how many frames it was shown."""
+    """A fake model: probabilities depend only on a video's own vectors. It records how many frames it was shown."""
 
     problem_type: str = "single_label_classification"
     label_names: Sequence[str] = tuple(NAMES)
@@ -62,7 +62,7 @@ class FakeModel:
 def save_model(
     folder: Path, *, dim: int = DIM, mark: str | None = None, names: Sequence[str] = NAMES, seed: int = 0
 ) -> Path:
-    """A tiny classifier with random weights, as ``save_pretrained`` leaves it."""
+    """Save a tiny classifier with random weights, like ``save_pretrained``."""
     torch.manual_seed(seed)
     config = VideoClassifierConfig(
         embedding_dim=dim,
@@ -78,7 +78,7 @@ def save_model(
 
 
 def plan_new(embeddings: Folder, output: Folder, *, max_videos: int = 4, settings: Any = SETTINGS) -> list[int]:  # noqa: ANN401
-    """Plan what is new, and give the numbers of the plans stored."""
+    """Plan what is new, and return the numbers of the plans stored."""
     manifests = embeddings_manifests(embeddings)
     planner = Planner(StoredPlans(output), settings, embeddings.uri, key="video_id")
     planner.load()
@@ -96,13 +96,13 @@ def classified_rows(
     model: Any,  # noqa: ANN401
     options: work.ClassifyOptions = OPTIONS,
 ) -> pa.Table:
-    """One shard of a plan, with all that is known of it in the end."""
+    """Classify one shard of a plan, and return its final rows."""
     read = work.read_shard(rows, embeddings, embedding_dim=DIM)
     return work.classify_shard(read, model, options)
 
 
 def classify_all(embeddings: Folder, output: Folder, model: Any = None) -> list[int]:  # noqa: ANN401
-    """The whole job."""
+    """Run the whole job."""
     numbers = plan_new(embeddings, output)
     for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
         plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()

@@ -1,4 +1,4 @@
-"""What tests ask of a decoder, and the packets of videos that need no file."""
+"""Requests to a decoder, and packet indexes that need no file."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""The embed job by hand, without Ray: objects whose bytes say what becomes of them, and a model of a few numbers."""
+"""Run the embed job step by step without Ray: objects whose bytes say their outcome, and a tiny fake model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ VERSIONS = {"raypipe": "test"}
 
 
 def content(status: str = "ok", *, num_frames: int = 3, seed: int = 0) -> bytes:
-    """The bytes of a video that decodes to this."""
+    """Return the bytes of a video that decodes to this outcome."""
     return f"{status} {num_frames if status in HAS_FRAMES else 0} {seed}".encode()
 
 
@@ -48,7 +48,7 @@ def upload(folder: Folder, videos: Mapping[str, bytes]) -> None:
 
 
 def replace_object(folder: Folder, name: str, data: bytes | None) -> None:
-    """Overwrite an object, or delete it: what raypipe itself never does."""
+    """Overwrite or delete an object, which raypipe itself never does."""
     uri = folder.child(name)
     if not uri.startswith("s3://"):
         path = Path(uri)
@@ -66,26 +66,26 @@ def replace_object(folder: Folder, name: str, data: bytes | None) -> None:
 
 
 def video(name: str = "a.mp4", *, etag: str = "e1", size_bytes: int = 10, is_gone: bool = False) -> PlannedVideo:
-    """A video that is nowhere."""
+    """Return a planned video whose object does not exist."""
     return PlannedVideo(name, f"s3://nowhere/{name}", etag, size_bytes, is_gone=is_gone)
 
 
 class FakeSandbox:
-    """Decodes what ``content`` wrote, or any bytes to an error."""
+    """A fake sandbox that decodes what ``content`` wrote, and fails on any other bytes."""
 
     def decode(self, file: BinaryIO, *, part: object = None) -> DecodedVideo:
-        """Give what the bytes say."""
+        """Return the outcome that the bytes name."""
         assert part is None
         word, number, seed = file.read().decode().split()
         return decoded(Status(word), num_frames=int(number), seed=int(seed))
 
     def isolation(self) -> dict[str, bool]:
-        """Nothing."""
+        """Return nothing."""
         return {}
 
 
 def decoded(status: Status = Status.OK, *, num_frames: int = 3, seed: int = 0) -> DecodedVideo:
-    """A decoded video of random pixels."""
+    """Return a decoded video of random pixels."""
     frames = np.random.default_rng(seed).integers(0, 256, (num_frames, CROP, CROP, 3), dtype=np.uint8)
     error = "" if status in HAS_FRAMES else f"it is {status}"
     pts = np.arange(num_frames) / 10
@@ -93,14 +93,14 @@ def decoded(status: Status = Status.OK, *, num_frames: int = 3, seed: int = 0) -
 
 
 def embed(frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:
-    """A model: [N, CROP, CROP, 3] to [N, DIM]."""
+    """Embed like a model: [N, CROP, CROP, 3] to [N, DIM]."""
     pixels = frames[:].reshape(len(frames), CROP * CROP * 3).astype(np.float32) / 255
     weights = np.random.default_rng(1).standard_normal((CROP * CROP * 3, DIM))
     return (pixels @ weights).astype(np.float32)
 
 
 def planner(output: Folder, settings: Mapping[str, Any] = SETTINGS, *, input_uri: str = "") -> Planner:
-    """A planner that has read what is stored."""
+    """Return a planner that has loaded the stored plans."""
     made = Planner(StoredPlans(output), settings, input_uri)
     made.load()
     return made
@@ -109,13 +109,13 @@ def planner(output: Folder, settings: Mapping[str, Any] = SETTINGS, *, input_uri
 def plan_new(
     source: str, output: Folder, *, retry: Retry = "none", gone: Gone = "auto", max_gone_fraction: float = 0.2
 ) -> list[int]:
-    """Plan what is new and what is gone, and give the numbers of the plans stored."""
+    """Plan what is new and what is gone, and return the numbers of the plans stored."""
     planning = Planning.load(StoredPlans(output), SETTINGS, source, retry=retry, gone=gone)
     return plan_listing(planning, max_gone_fraction=max_gone_fraction, pack=PACK)
 
 
 def made_rows(rows: pa.Table, statuses: Sequence[str]) -> pa.Table:
-    """The rows of a shard's file, without any video: so many frames for each status that has some."""
+    """Return the rows of a shard's file without decoding; each status that has frames gets three."""
     outcomes = [
         decoded(Status(status), num_frames=3 * (status in HAS_FRAMES), seed=at) for at, status in enumerate(statuses)
     ]
@@ -125,7 +125,7 @@ def made_rows(rows: pa.Table, statuses: Sequence[str]) -> pa.Table:
 
 
 def commit_statuses(output: Folder, statuses: Mapping[str, str], *, sealed: bool = True) -> None:
-    """Commit every missing shard without any video; ``statuses`` is by ``video_id``, and else ``ok`` or ``gone``."""
+    """Commit every missing shard without videos; ``statuses`` maps ``video_id``, with ``ok`` or ``gone`` by default."""
     for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
         plan, shard = rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
         planned = zip(rows[schema.VIDEO_ID].to_pylist(), gone_flags(rows), strict=True)
@@ -136,7 +136,7 @@ def commit_statuses(output: Folder, statuses: Mapping[str, str], *, sealed: bool
 
 
 def shard_rows(rows: pa.Table) -> pa.Table:
-    """Decode and embed one shard of a plan: the rows of its file, with the right generation."""
+    """Decode and embed one shard of a plan; return the rows of its file, with the right generation."""
     done = work.decode_shard(rows, FakeSandbox(), max_size_bytes=2**20)  # type: ignore[arg-type]
     done = work.embed_shard(done, embed, embedding_dim=DIM, crop_size=CROP)
     return output_rows(done, schema.embeddings_schema(DIM))
@@ -157,24 +157,24 @@ def finish(output: Folder, *, sealed: bool = True) -> None:
 
 
 def embed_all(source: Folder, output: Folder, *, retry: Retry = "none", gone: Gone = "auto") -> list[int]:
-    """The whole job."""
+    """Run the whole job."""
     numbers = plan_new(source.uri, output, retry=retry, gone=gone)
     finish(output)
     return numbers
 
 
 def places(folder: Folder) -> tuple[Folder, Folder]:
-    """An input and an output side by side."""
+    """Return an input and an output next to each other."""
     return Folder(folder.child("in")), Folder(folder.child("out"))
 
 
 def planned(output: Folder, numbers: Sequence[int]) -> list[PlannedVideo]:
-    """The videos of some plans, in their order."""
+    """Return the videos of some plans, in order."""
     return [one for number in numbers for one in planned_videos(read_plan(output, number).rows)]
 
 
 def make_output(folder: Folder) -> Folder:
-    """Two sealed plans: three shards of two videos, one of them failed, and a shard of one."""
+    """Make two sealed plans: one of three shards with two videos each, where one failed, and one of one video."""
     source, output = places(folder)
     upload(source, {f"{number}.mp4": content(seed=number) for number in range(5)} | {"5.mp4": content("timeout")})
     assert plan_new(source.uri, output) == [0]
@@ -185,6 +185,6 @@ def make_output(folder: Folder) -> Folder:
 
 
 def names_violation(found: Sequence[Violation], check: str, *data: object) -> bool:
-    """Tell whether a violation of this check names all the data, each as a word of its own."""
+    """Return whether a violation of this check names all the data, each as a separate word."""
     words = [rf"(?<![\w.-]){re.escape(str(item))}(?![\w-])" for item in data]
     return any(one.check == check and all(re.search(word, one) for word in words) for one in found)

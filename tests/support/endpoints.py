@@ -1,4 +1,4 @@
-"""An endpoint with everything: an index of embedded videos, what embeds more of them, and a classifier."""
+"""An endpoint with every feature: an index of embedded videos, an embedder for new videos, and a classifier."""
 
 import secrets
 from collections.abc import Iterator
@@ -28,27 +28,27 @@ from support.videos import upload
 NUM_EMBEDDED, NUM_MADE_UP = 12, 2000
 _DIM = 512
 LABELS = ("cat", "dog", "fish", "horse")
-FREE_OF_CHARGE = {"min": 1, "max": 1, "num_cpus": 0.0}  # the tests' Ray has two processors, for jobs too
+FREE_OF_CHARGE = {"min": 1, "max": 1, "num_cpus": 0.0}  # the tests' Ray has two processors, which jobs need too
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where it is, and what it was made from."""
+    """A running endpoint: its address and what it serves."""
 
     url: str
     config: ServeConfig
-    ids: list[str]  # of videos that were embedded; the catalogue has others
+    ids: list[str]  # of the embedded videos; the catalogue also has others
     source: "Source"
 
     @property
     def client(self) -> Client:
-        """A client of it."""
+        """Return a client of the endpoint."""
         return Client(self.url, timeout_seconds=120)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an index is made from; ``put`` may be called again for another version of the same videos."""
+    """The parts of an index; call ``put`` again for another version of the same videos."""
 
     index: Folder
     videos: Folder
@@ -59,14 +59,14 @@ class Source:
     model: Path
 
     def put(self, *, live: bool = True) -> str:
-        """Put a version."""
+        """Put a version and return its id."""
         return put_version(
             self.index, self.items, self.embeddings, thumbnails=self.thumbnails, about=self.about, live=live
         )
 
 
 def make_source(work: Path) -> Source:
-    """Embed a few real videos in a bucket, and put an index of them among many that are made up."""
+    """Embed a few real videos in a bucket, and put an index of them and many made-up ones."""
     place = Folder(f"s3://videos/{secrets.token_hex(8)}")
     videos, embeddings, index = (Folder(place.child(name)) for name in ("in", "embeddings", "index"))
     upload(videos, NUM_EMBEDDED)
@@ -94,7 +94,7 @@ def make_source(work: Path) -> Source:
 
 
 def serve_config(source: Source, cache: Path, **keys: Any) -> ServeConfig:  # noqa: ANN401 - of any type
-    """Serve all of it on a free port."""
+    """Return a configuration that serves all of it on a free port."""
     given: dict[str, Any] = {
         "index": source.index.uri,
         "model": str(source.model),
@@ -110,7 +110,7 @@ def serve_config(source: Source, cache: Path, **keys: Any) -> ServeConfig:  # no
 
 @contextmanager
 def served(config: ServeConfig) -> Iterator[str]:
-    """Run the application on the Ray of this process, behind Serve's own proxy, and yield its address."""
+    """Run the application on this process's Ray, behind Serve's own proxy, and yield its address."""
     serve.start(http_options={"host": config.host, "port": config.port})
     try:
         serve.run(build_app(config), name="raypipe", route_prefix="/")
@@ -121,6 +121,6 @@ def served(config: ServeConfig) -> Iterator[str]:
 
 @contextmanager
 def served_here(config: ServeConfig, source: Source) -> Iterator[Endpoint]:
-    """Serve a source on the Ray of this process."""
+    """Serve a source on this process's Ray."""
     with served(config) as url:
         yield Endpoint(url, config, source.items[schema.VIDEO_ID].to_pylist()[:NUM_EMBEDDED], source)

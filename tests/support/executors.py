@@ -1,4 +1,4 @@
-"""Executors for tests: stages in this process, and Ray with a placement that its cluster would not give."""
+"""Executors for tests: one runs stages in this process, the other runs Ray with a changed placement."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from raypipe.runs.stages import SUMMARY, RunSteps, Shared, Stage
 
 
 class InlineExecutor:
-    """Runs the stages in this process, one actor each, without Ray."""
+    """Run the stages in this process, one actor each, without Ray."""
 
     def __init__(self) -> None:
         self.num_blocks: list[int] = []  # of each wave
 
     def connect(self) -> None:
-        """There is nothing to connect to."""
+        """Do nothing."""
 
     def place(self, needs: Needs) -> Placement:
         """Return one actor without a GPU."""
@@ -33,11 +33,11 @@ class InlineExecutor:
         return lambda: value
 
     def call_on_gpu(self, function: Any, *arguments: Any, num_gpus: float) -> Any:  # noqa: ANN401, ARG002
-        """Call it here."""
+        """Call the function in this process."""
         return function(*arguments)
 
     def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
-        """Take one block after the other through all stages."""
+        """Send one block after another through all stages."""
         self.num_blocks.append(len(blocks))
         actors = [RunSteps(stage.steps) for stage in stages]
         try:
@@ -53,10 +53,10 @@ class InlineExecutor:
 
 @dataclass
 class PlacedExecutor(RayExecutor):
-    """Ray, with another placement: such as the stages of a cluster with GPUs, on processors."""
+    """Run Ray with a changed placement, such as the stages of a GPU cluster on CPUs."""
 
     changes: dict[str, Any]
 
     def place(self, needs: Needs) -> Placement:
-        """Return what the cluster gives, changed."""
+        """Return the cluster's placement with the changes."""
         return replace(super().place(needs), **self.changes)

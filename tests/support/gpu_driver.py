@@ -1,4 +1,4 @@
-"""Embed on a Ray that believes it has a GPU: ``python -m support.gpu_driver CONFIG``; the model runs on a processor."""
+"""Embed on a Ray that claims to have a GPU: ``python -m support.gpu_driver CONFIG``; the model runs on a CPU."""
 
 import sys
 from dataclasses import replace
@@ -12,13 +12,13 @@ from raypipe.runs.actors import Needs, Placement, RayExecutor
 
 
 class NoGpu(RayExecutor):
-    """Places actors as a GPU asks for, but the model on a processor."""
+    """Place actors as for a GPU, but run the model on a CPU."""
 
     def place(self, needs: Needs) -> Placement:
         """Check the placement, and change the device."""
         placement = super().place(needs)
         assert (placement.num_gpu_actors, placement.num_gpus, placement.device) == (1, 1.0, "cuda")
-        assert placement.num_actors == 2  # every processor: neither embedding nor committing reserves one
+        assert placement.num_actors == 2  # all processors, because neither embedding nor committing reserves one
         return replace(placement, device="cpu")
 
 

@@ -1,4 +1,4 @@
-"""Load on an endpoint: threads that ask it over connections of their own, and what they were answered."""
+"""Load on an endpoint: threads that send requests over their own connections, and record the answers."""
 
 import http.client
 import json
@@ -16,20 +16,20 @@ Check = Callable[[Request, Any], None]
 
 
 def get(path: str) -> Request:
-    """A GET."""
+    """Return a GET request."""
     return "GET", path, None
 
 
 def post(path: str, body: object) -> Request:
-    """A POST of JSON."""
+    """Return a POST request with a JSON body."""
     return "POST", path, json.dumps(body).encode()
 
 
 class Load:
-    """Asks one request after the other on each of several connections, until the block ends.
+    """Send requests one after another on several connections, until the block ends.
 
-    An answer of 200 is given to ``check``; what it raises counts as a failure. A connection that breaks is one too, and
-    is opened anew.
+    Each answer with status 200 goes to ``check``; an exception counts as a failure. A broken connection counts as a
+    failure too, and is opened again.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Load:
         self._lock = threading.Lock()
         self.statuses: Counter[int] = Counter()
         self.failures: list[str] = []
-        self.seconds: list[float] = []  # of those answered with 200
-        self.refused_seconds: list[float] = []  # of those answered with 429
+        self.seconds: list[float] = []  # of the answers with 200
+        self.refused_seconds: list[float] = []  # of the answers with 429
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(connections)]
 
     def __enter__(self) -> Self:
@@ -66,7 +66,7 @@ class Load:
 
     @property
     def num_answered(self) -> int:
-        """So far, with whatever status."""
+        """Return how many requests were answered so far, with any status."""
         return self.statuses.total()
 
     def _run(self, number: int) -> None:
@@ -97,7 +97,7 @@ class Load:
         try:
             if self._check is not None:
                 self._check(request, json.loads(body))
-        except Exception as error:  # noqa: BLE001 - whatever a check finds
+        except Exception as error:  # noqa: BLE001 - any error of a check
             return f"{request[1]}: {error!r} of {body[:200]!r}"
         return ""
 

@@ -1,4 +1,4 @@
-"""A disk of a few pages in memory: it is full when a test wants it to be."""
+"""A disk of a few pages in memory, to be full when a test needs it."""
 
 import os
 import subprocess
@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-PAGE_KB = 4  # the least that it holds
+PAGE_KB = 4  # the minimum size
 
 
 class MemoryDisk:
-    """Mounted at ``path``."""
+    """A disk mounted at ``path``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def resize(self, kilobytes: int) -> None:
-        """Give it more room, or less."""
+        """Change the size of the disk."""
         subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(self.path)], check=True)
 
 
 @contextmanager
 def memory_disk(path: Path) -> Iterator[MemoryDisk]:
-    """A new one at ``path``, of one page, until the block ends; skips where this user may not mount."""
+    """Mount a disk of one page at ``path`` until the block ends; skip the test if this user may not mount."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={PAGE_KB}k", "tmpfs", str(path)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:

@@ -1,4 +1,4 @@
-"""Every sentence that raypipe says, read from its source, and a copy of the source in which all are reworded.
+"""Every sentence that raypipe prints, read from its source, and a copy of the source that rewords all of them.
 
 ``python -m support.messages`` in ``tests/`` rewrites the golden file.
 """
@@ -13,7 +13,7 @@ from support import TESTS
 SOURCE = TESTS.parent / "raypipe"
 GOLDEN = TESTS / "golden" / "messages.txt"
 _TWO_WORDS = re.compile(r"[A-Za-z]{2,}[,:;]? \S*[A-Za-z{]")
-# Pages and displays, not errors: tests of them read what they show.
+# Pages and displays, not errors: their tests read what they show.
 _DISPLAYS = ("cli", "demo", "monitoring", "progress", "report")
 _DISPLAY_FILES = (
     "metrics.py",
@@ -23,8 +23,8 @@ _DISPLAY_FILES = (
     "haproxy.py",
     "text.py",
 )
-_CODE = ("Bearer ", "{operator}(Tensor", "pa.", "import ", "default-src ")  # begins a text that a program reads
-# A word of prose: not part of a path, key, option, command or quoted name, and not an acronym or a variable.
+_CODE = ("Bearer ", "{operator}(Tensor", "pa.", "import ", "default-src ")  # the start of a text that a program reads
+# A word of prose: not part of a path, key, option, command or quoted name, and no acronym or variable.
 _BEFORE, _AFTER = r"(?<![\w./:=\-'\"`<\[({%|$@\\*])(?<!raypipe )(?!raypipe\b)", r"(?![\w\-='\"`>(\[|*]|[./:]\S)"
 _WORD = re.compile(f"{_BEFORE}[A-Za-z]?[a-z]+{_AFTER}")
 
@@ -36,12 +36,12 @@ def files() -> list[Path]:
 
 
 def messages(source: str) -> list[str]:
-    """Return the sentences of a source file; what it fills in is ``{as its expression}``."""
+    """Return the sentences of a source file; each inserted value is ``{its expression}``."""
     return [_template(node) for node in _sentences(ast.parse(source))]
 
 
 def reworded(source: str) -> str:
-    """Return the same program, with every word of prose in its sentences changed."""
+    """Return the same program with every word of prose in its sentences changed."""
     tree = ast.parse(source)
     for node in list(_sentences(tree)):
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]
@@ -52,7 +52,7 @@ def reworded(source: str) -> str:
 
 
 def golden_text() -> str:
-    """Return what the golden file has to hold."""
+    """Return the expected content of the golden file."""
     found = {path.relative_to(SOURCE): messages(path.read_text(encoding="utf-8")) for path in files()}
     sections = ("\n".join([f"[{name}]", *(repr(one)[1:-1] for one in said)]) for name, said in found.items() if said)
     return "\n\n".join(sections) + "\n"
@@ -66,7 +66,7 @@ def _sentences(tree: ast.Module) -> Iterator[ast.Constant | ast.JoinedStr]:
         if id(node) in skipped and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue  # a docstring
         if isinstance(node, ast.Compare):
-            continue  # a text of another program that is looked for
+            continue  # another program's text that raypipe searches for
         if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
             text = _template(node)
             if _TWO_WORDS.search(text) and not text.startswith(_CODE):

@@ -23,20 +23,20 @@ _LONG = {"RAYPIPE_RANDOM_REQUESTS": "10000", "RAYPIPE_SCHEMA_EXAMPLES": "100"}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A command of the tier; one that runs pytest is told to write its results to a file."""
+    """A command of the tier; a pytest command also writes its results to a file."""
 
     command: Sequence[str]
     variables: Mapping[str, str] = field(default_factory=dict)
-    needs: str = ""  # a package that is no dependency
+    needs: str = ""  # a package that is not a dependency
 
     @property
     def is_pytest(self) -> bool:
-        """Whether there are results to count."""
+        """Return whether the part writes test results."""
         return "pytest" in self.command
 
 
 def chaos(part: str, *, needs: str = "") -> Part:
-    """Return a part of ``chaos.run``."""
+    """Return a part that runs ``chaos.run``."""
     return Part(("chaos.run", "--only", part), needs=needs)
 
 

@@ -1,4 +1,4 @@
-"""Videos whose frames show their number, packets that a test stamps as it likes, and containers around them."""
+"""Videos whose frames show their number, packets with any timestamps, and containers around them."""
 
 import io
 import struct
@@ -26,7 +26,7 @@ BFRAMES = {"preset": "ultrafast", "bf": "3", "b-adapt": "0", "b-pyramid": "norma
 
 @dataclass(frozen=True)
 class Packet:
-    """One packet, in decoding order; ``frame`` is which frame it holds, counted from 0 as shown."""
+    """One packet, in decoding order; ``frame`` is the number of its frame in display order, from 0."""
 
     data: bytes
     frame: int
@@ -35,20 +35,20 @@ class Packet:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A stream that is in no container yet."""
+    """A stream that is not in a container yet."""
 
     codec: str
     packets: tuple[Packet, ...]
 
     def __add__(self, other: "Encoded") -> "Encoded":
-        """Put the packets of another stream of the same settings after these."""
+        """Append the packets of another stream with the same settings."""
         count = len(self.packets)
         later = tuple(Packet(one.data, count + one.frame, one.is_keyframe) for one in other.packets)
         return Encoded(self.codec, self.packets + later)
 
 
 def picture(number: int) -> npt.NDArray[np.uint8]:
-    """Show a number as 4x4 blocks of black and white, each bit and in the last row a check."""
+    """Draw a number as 4x4 black and white blocks: its bits, and a checksum in the last row."""
     bits = [(number >> bit) & 1 for bit in range(_BITS)]
     bits += [sum(bits) % 2, 1 - sum(bits) % 2, 1, 0]
     image = np.full((SIDE, SIDE, 3), 126, dtype=np.uint8)
@@ -57,7 +57,7 @@ def picture(number: int) -> npt.NDArray[np.uint8]:
 
 
 def read_numbers(frames: npt.NDArray[np.uint8]) -> list[int]:
-    """Read the numbers of frames [T, H, W, 3] of at most ``SIDE`` pixels, cropped at their centre; -1 if illegible."""
+    """Read the numbers in frames [T, H, W, 3] of at most ``SIDE`` pixels, cropped at their centre; -1 if illegible."""
     edge = frames.shape[1] // 2 - 16
     grey = frames[:, edge : edge + 32, edge : edge + 32].mean(axis=3)
     blocks = grey.reshape(len(frames), 4, _BLOCK, 4, _BLOCK)[:, :, 2:6, :, 2:6].mean(axis=(2, 4)) > 126
@@ -96,7 +96,7 @@ def _unsigned(name: int, value: int) -> bytes:
 
 
 def matroska(stream: Encoded, times: Sequence[int | None], *, duration: float = 0.0) -> bytes:
-    """Put packets into a Matroska file with any times in milliseconds, in decoding order; None is no time at all."""
+    """Put packets into a Matroska file in decoding order, with any times in milliseconds; None is no time."""
     header = _element(0x1A45DFA3, _element(0x4282, b"matroska") + _unsigned(0x4287, 4) + _unsigned(0x4285, 2))
     info = _unsigned(0x2AD7B1, 1_000_000)
     if duration:
@@ -115,7 +115,7 @@ def matroska(stream: Encoded, times: Sequence[int | None], *, duration: float = 
 
 
 def _units(data: bytes) -> list[bytes]:
-    """Split an Annex B stream of H.264 into its units."""
+    """Split an H.264 Annex B stream into its units."""
     parts = data.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")
     return [part for part in parts if part]
 
@@ -133,7 +133,7 @@ def _avcc(data: bytes) -> bytes:
 
 
 def mux(stream: Encoded, container: str, pts: Sequence[int | None], dts: Sequence[int | None]) -> bytes:
-    """Put packets into a container of FFmpeg's with times of 1/90000 s, which must rise as it demands."""
+    """Put packets into a container with FFmpeg, with times in 1/90000 s, which must increase as FFmpeg requires."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         target: Any = output.add_mux_stream(stream.codec, rate=10, width=SIDE, height=SIDE)

@@ -1,4 +1,4 @@
-"""Small videos of given pictures that say how they are to be displayed."""
+"""Small videos of given pictures, with metadata on how to display them."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from av.filter import Graph
 
-Picture = npt.NDArray[Any]  # [height, width, 3 or 4], 8 or 16 bits a channel
+Picture = npt.NDArray[Any]  # [height, width, 3 or 4], 8 or 16 bits per channel
 FPS = 10
-BT709, BT2020 = 1, 9  # of matrix and primaries
+BT709, BT2020 = 1, 9  # of the matrix and the primaries
 LIMITED_RANGE = 1
 X264 = {"crf": "4", "preset": "ultrafast"}
 X265 = {"x265-params": "log-level=none:pools=1:crf=4", "preset": "ultrafast"}
@@ -33,7 +33,7 @@ def encode(
     field_order: str = "",
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Return a video of pictures in RGB, RGBA or, of 16 bits, RGB48.
+    """Return a video of pictures in RGB, RGBA or, with 16 bits, RGB48.
 
     ``color`` is its matrix and its primaries. ``field_order`` (``tff`` or ``bff``) makes every frame interlaced.
     """
@@ -81,13 +81,13 @@ def _with_fields(frame: av.VideoFrame, graph: Graph, field_order: str) -> av.Vid
 
 
 def decode_all(data: bytes) -> list[av.VideoFrame]:
-    """Return every frame of a video, as PyAV gives it."""
+    """Return every frame of a video as PyAV gives it."""
     with av.open(io.BytesIO(data), "r") as source:
         return list(source.decode(video=0))
 
 
 def corners(width: int = 96, height: int = 64) -> Picture:
-    """Return a black picture whose corners are told apart: clockwise from the upper left white, red, green, blue."""
+    """Return a black picture with distinct corners: clockwise from the upper left white, red, green, blue."""
     picture = np.zeros((height, width, 3), np.uint8)
     rows, columns = height // 3, width // 3
     picture[:rows, :columns] = 255

@@ -19,7 +19,7 @@ Configure = Callable[..., EmbedConfig]
 
 
 class Driver:
-    """A job in a process of its own, on the tests' Ray."""
+    """A job in a separate process, on the tests' Ray."""
 
     def __init__(self, job: str, config: BaseModel, address: str, log: Path) -> None:
         file = log.with_suffix(".yaml")
@@ -34,11 +34,11 @@ class Driver:
             )
 
     def wait(self, timeout_seconds: float = 240) -> int:
-        """The exit code; what it printed is in ``log``."""
+        """Wait for the end and return the exit code; the output is in ``log``."""
         return self.process.wait(timeout_seconds)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL the process."""
         self.process.kill()
         self.process.wait()
 
@@ -47,12 +47,12 @@ StartDriver = Callable[..., Driver]
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
+    """Return a port of 127.0.0.1 with no listener."""
     return free_ports(1)[0]
 
 
 def wait_until(condition: Callable[[], object], *, timeout_seconds: float = 120, what: str) -> None:
-    """Poll a condition of other processes until it holds."""
+    """Poll a condition until it holds."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_seconds} s: {what}"
@@ -60,7 +60,7 @@ def wait_until(condition: Callable[[], object], *, timeout_seconds: float = 120,
 
 
 def pids_of(*words: str, below: int | None = None) -> list[int]:
-    """Processes that descend from this one, or from ``below``, and whose command line holds all the words."""
+    """Return the descendants of this process, or of ``below``, whose command line has all the words."""
     ancestor = os.getpid() if below is None else below
     parents: dict[int, int] = {}
     found = []
@@ -82,7 +82,7 @@ def _line_of(pid: int, parents: Mapping[int, int]) -> set[int]:
 
 
 def kill_one(*words: str) -> bool:
-    """SIGKILL one process whose command line holds all the words; False when there is none."""
+    """SIGKILL one process whose command line has all the words; return False if there is none."""
     for pid in pids_of(*words):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -8,12 +8,12 @@ THOROUGH = "RAYPIPE_THOROUGH"
 
 
 def examples(number: int) -> int:
-    """Return how many of so many examples to try here."""
+    """Return how many of ``count`` examples to try here."""
     return number if THOROUGH in os.environ else max(5, number // 4)
 
 
 def load_profile() -> None:
-    """Set what all property tests share: no deadline, as nothing is timed, and fixtures that all examples use."""
+    """Set what all property tests share: no deadline, because nothing is timed, and fixtures that all examples use."""
     settings.register_profile(
         "raypipe",
         max_examples=examples(100),

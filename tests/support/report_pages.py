@@ -1,4 +1,4 @@
-"""A parser for the pages of reports, and hostile text to put into them."""
+"""A parser for report pages, and hostile text to put into them."""
 
 from html.parser import HTMLParser
 

@@ -1,4 +1,4 @@
-"""The routes over an index, without Ray: models that know their answers, and a way to ask."""
+"""The routes over an index, without Ray: fake models with known answers, and a function that sends requests."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ Ask = Callable[..., httpx.Response]
 
 
 class FakeEmbedder:
-    """Embeds a video as one of the catalogue, and remembers what it was given."""
+    """A fake embedder that returns the embedding of a catalogue video, and records what it gets."""
 
     fingerprint = str(EMBEDDINGS["fingerprint"])
 
@@ -40,7 +40,7 @@ class FakeEmbedder:
 
 
 async def fake_classify(frame_embeddings: npt.NDArray[np.float16]) -> list[tuple[str, float]]:
-    """Know three labels."""
+    """Return three fixed labels."""
     assert frame_embeddings.shape == (4, DIM)
     return [("music", 0.7), ("news", 0.2), ("sport", 0.1)]
 

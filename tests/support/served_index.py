@@ -1,4 +1,4 @@
-"""An index to serve, built by hand: videos in clusters, with what a catalogue says of them."""
+"""A handmade index to serve: videos in clusters, with catalogue columns."""
 
 import datetime as dt
 import io
@@ -25,14 +25,14 @@ EMBEDDINGS = {"uri": "embeddings", "fingerprint": "f" * 16, "settings": {"backbo
 
 
 def jpeg(shade: int) -> bytes:
-    """A small picture."""
+    """Return a small JPEG."""
     data = io.BytesIO()
     Image.new("RGB", (16, 16), (shade % 256, 100, 50)).save(data, "JPEG")
     return data.getvalue()
 
 
 def make_items(num_videos: int, *, seed: int = 0) -> tuple[pa.Table, Vectors]:
-    """Rows and embeddings [N, DIM]; some columns hold nulls, NaN, and text of more than one script."""
+    """Return rows and embeddings [N, DIM]; some columns hold nulls, NaN, and text in several scripts."""
     chance = np.random.default_rng(seed)
     cluster = chance.integers(0, len(CATEGORIES), num_videos)
     centres = np.random.default_rng(1).standard_normal((len(CATEGORIES), DIM))
@@ -68,7 +68,7 @@ def put_version(
     about: Mapping[str, Any] = EMBEDDINGS,
     live: bool = True,
 ) -> str:
-    """Build a version and put it; ``about`` is what the manifest says of the embeddings."""
+    """Build a version, put it and return its id; ``about`` is the manifest's entry about the embeddings."""
     work = Path(tempfile.mkdtemp())
     pictures = thumbnails or [None if row % 5 == 0 else jpeg(row) for row in range(len(embeddings))]
 
@@ -86,12 +86,12 @@ def put_version(
 
 
 def put_index(output: Folder, *, num_videos: int = 200, seed: int = 0, live: bool = True) -> str:
-    """Put a version of so many videos, and give its id."""
+    """Put a version with this many videos, and return its id."""
     return put_version(output, *make_items(num_videos, seed=seed), live=live)
 
 
 def damage(output: Folder, version: str, name: str = "index.faiss") -> None:
-    """Turn a byte of one file."""
+    """Invert one byte of a file."""
     key = f"versions/{version}/{name}"
     data = bytearray(output.read(key))
     data[len(data) // 2] ^= 255

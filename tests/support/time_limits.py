@@ -1,6 +1,6 @@
 """Keep `make test` fast: a pytest plugin that reports slow tests, and fails very slow ones in CI.
 
-Only the call of a test counts, not its fixtures; tests marked ``slow`` or ``nightly`` are free.
+Only the call of a test counts, not its fixtures; tests marked ``slow`` or ``nightly`` have no limit.
 """
 
 import os
@@ -38,7 +38,7 @@ def is_slow(report: pytest.TestReport, limit_seconds: float) -> bool:
 
 
 class SlowCalls:
-    """Collects slow calls, also those of other processes, and lists them at the end."""
+    """Collect slow calls, also from other processes, and list them at the end."""
 
     def __init__(self) -> None:
         self._reports: list[pytest.TestReport] = []

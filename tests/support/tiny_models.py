@@ -1,4 +1,4 @@
-"""Models of a few thousand numbers, and videos of random embeddings for them."""
+"""Models of a few thousand parameters, and videos of random embeddings for them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def tiny_config(
     dropout: float = 0.0,
     **more: object,
 ) -> VideoClassifierConfig:
-    """The configuration of a tiny model; ``more`` are keys of ``VideoClassifierConfig``."""
+    """Return the configuration of a tiny model; ``more`` are keys of ``VideoClassifierConfig``."""
     drops = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), dropout)
     keys: dict[str, Any] = {
         "embedding_dim": DIM,
@@ -39,7 +39,7 @@ def tiny_config(
 
 
 def shake(model: VideoModel, *, seed: int = 0) -> None:
-    """Give every number of a model a random value, those too that begin at 0 or 1."""
+    """Give every parameter of a model a random value, even those that start at 0 or 1."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
@@ -49,7 +49,7 @@ def shake(model: VideoModel, *, seed: int = 0) -> None:
 
 
 def tiny_classifier(*, seed: int = 0, **config: Any) -> VideoClassifier:  # noqa: ANN401 - passed on
-    """A classifier of random weights."""
+    """Return a classifier with random weights."""
     torch.manual_seed(seed)
     model = VideoClassifier(tiny_config(**config))
     shake(model, seed=seed)
@@ -57,7 +57,7 @@ def tiny_classifier(*, seed: int = 0, **config: Any) -> VideoClassifier:  # noqa
 
 
 def tiny_masked_frame(*, seed: int = 0, **config: Any) -> MaskedFrameModel:  # noqa: ANN401 - passed on
-    """A masked-frame model of random weights."""
+    """Return a masked-frame model with random weights."""
     torch.manual_seed(seed)
     model = MaskedFrameModel(tiny_config(**config))
     shake(model, seed=seed)
@@ -65,6 +65,6 @@ def tiny_masked_frame(*, seed: int = 0, **config: Any) -> MaskedFrameModel:  # n
 
 
 def random_videos(lengths: Iterable[int], *, dim: int = DIM, seed: int = 0) -> list[Half]:
-    """A video ``[T, D]`` of each length."""
+    """Return a random video ``[T, D]`` of each length."""
     random = np.random.default_rng(seed)
     return [random.standard_normal((length, dim)).astype(np.float16) for length in lengths]

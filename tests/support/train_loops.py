@@ -1,4 +1,4 @@
-"""A training loop by itself, without Ray: samples that are made of numbers, and a tiny model that can learn them."""
+"""A training loop alone, without Ray: synthetic samples, and a tiny model that can learn them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from support.tiny_models import DIM, NAMES, Half, shake, tiny_config
 def block_of(
     videos: Sequence[Half], *, numbers: Sequence[int] | None = None, targets: Sequence[Sequence[int]] | None = None
 ) -> pa.Table:
-    """A block as Ray Data hands it over: ``index``, ``targets`` and ``frame_embeddings``."""
+    """Return a block as Ray Data delivers it: ``index``, ``targets`` and ``frame_embeddings``."""
     numbers = range(len(videos)) if numbers is None else numbers
     targets = [[number % len(NAMES)] for number in numbers] if targets is None else targets
     dim = videos[0].shape[1] if len(videos) else DIM
@@ -41,7 +41,7 @@ def block_of(
 def read_of(
     videos: Sequence[Half], *, numbers: Sequence[int] | None = None, rows: int = 4, unlabelled: bool = False
 ) -> Callable[[], Iterable[pa.Table]]:
-    """A reader of these samples of all, in blocks of so many rows."""
+    """Return a reader of the samples with these numbers, in blocks of ``rows`` rows."""
     numbers = range(len(videos)) if numbers is None else numbers
     chosen = [videos[number] for number in numbers]
     targets = [[]] * len(chosen) if unlabelled else None
@@ -50,7 +50,7 @@ def read_of(
 
 
 def labelled_videos(count: int, *, seed: int = 0, noise: float = 1.0) -> list[Half]:
-    """Videos of 1 to 6 frames, the label of each, its number modulo 3, in their mean."""
+    """Return videos of 1 to 6 frames whose mean encodes their label, which is their number modulo 3."""
     random = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((len(NAMES), DIM))
     return [
@@ -69,7 +69,7 @@ def settings_of(
     class_weights: Sequence[float] | None = None,
     **optimizer: Any,  # noqa: ANN401 - passed on
 ) -> LoopSettings:
-    """Settings of a short training; more are keys of ``OptimizerConfig``."""
+    """Return the settings of a short training; more are keys of ``OptimizerConfig``."""
     keys = {"epochs": 3, "batch_size": 4, "frame_dropout": 0.0, "early_stop_epochs": 0, **optimizer}
     return LoopSettings(
         optimizer=OptimizerConfig(**keys),
@@ -83,7 +83,7 @@ def settings_of(
 
 
 def make_model(*, classifies: bool = True, seed: int = 0, **config: Any) -> VideoModel:  # noqa: ANN401 - passed on
-    """A tiny model to be trained, the same for the same seed."""
+    """Return a tiny untrained model, the same for the same seed."""
     torch.manual_seed(seed)
     if not classifies:
         return MaskedFrameModel(tiny_config(**config))
@@ -105,7 +105,7 @@ def make_loop(
     rows: int = 4,
     notify: Notify = lambda _kind, _about: None,
 ) -> Loop:
-    """The loop of one worker that has a share of the samples, or all."""
+    """Return the loop of one worker that has a share of the samples, or all."""
     model = make_model() if model is None else model
     unlabelled = isinstance(model, MaskedFrameModel)
     read = [
@@ -124,17 +124,17 @@ def make_loop(
 
 
 def untimed(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What epochs measured, but how long they took; 0 for what nobody measures."""
+    """Return the metrics of the epochs without durations; 0 stands for values that were not measured."""
     timed = {"seconds", "samples_per_second"}
     return [{key: value or 0 for key, value in epoch.items() if key not in timed} for epoch in history]
 
 
 def copy_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a model as they are now."""
+    """Return a copy of a model's current weights."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def shaken(model: VideoModel, *, seed: int = 0) -> VideoModel:
-    """The same model with random numbers everywhere."""
+    """Return the same model with random values everywhere."""
     shake(model, seed=seed)
     return model

@@ -1,4 +1,4 @@
-"""The train job on small sealed embeddings that are made of numbers, not of videos, and what a run of it left."""
+"""The train job on small sealed embeddings of synthetic numbers, and the results of a run."""
 
 import json
 import zlib
@@ -30,17 +30,17 @@ TINY: Mapping[str, Any] = {
     "data": {"validation_fraction": 0.25},
     "optimizer": {"epochs": 4, "batch_size": 2, "early_stop_epochs": 0},
     "resources": {"use_gpu": False},
-    "seed": 1,  # its second epoch is the best one
+    "seed": 1,  # with this seed, the second epoch is the best one
 }
 
 
 def video_ids(count: int = NUM_VIDEOS) -> list[str]:
-    """Ids whose folder is the label."""
+    """Return ids whose folder is the label."""
     return [f"{LABELS[number % len(LABELS)]}/{number:03d}.mp4" for number in range(count)]
 
 
 def frames_of(video_id: str) -> npt.NDArray[np.float32]:
-    """The vectors of a video ``[T, DIM]``: its label's, and noise of its own."""
+    """Return the vectors of a video ``[T, DIM]``: its label's vector plus noise."""
     random = np.random.default_rng(zlib.crc32(video_id.encode()))
     label = LABELS.index(video_id.partition("/")[0])
     centre = np.random.default_rng(label).standard_normal(DIM)
@@ -50,7 +50,7 @@ def frames_of(video_id: str) -> npt.NDArray[np.float32]:
 def embed_all(
     output: Folder, ids: Sequence[str], *, settings: Mapping[str, Any] = SETTINGS, sealed: bool = True
 ) -> Folder:
-    """An output of embed: a row of ``frames_of`` for each id, twelve to a shard."""
+    """Make an output of embed: a row of ``frames_of`` for each id, twelve per shard."""
     packing = partial(pack, max_videos=12, max_frames=1000, frames_per_video=4, slots=1)
     planner(output, settings).store([video(name) for name in ids], pack=packing)
     for rows in missing_shards(StoredPlans(output), unsealed_plans(output)):
@@ -71,7 +71,7 @@ def _rows(rows: pa.Table, videos: Sequence[npt.NDArray[np.float32]]) -> pa.Table
 
 
 def train_config(embeddings: Folder, output: Folder, **keys: Any) -> TrainConfig:  # noqa: ANN401 - of any type
-    """A small training; a section in ``keys`` changes only the keys it names."""
+    """Return the configuration of a small training; a section in ``keys`` changes only the keys it names."""
     given: dict[str, Any] = {"embeddings": embeddings.uri, "output": output.uri}
     if "labels" not in keys and keys.get("objective") != "masked_frame":
         given["labels_from"] = "folder"
@@ -82,7 +82,7 @@ def train_config(embeddings: Folder, output: Folder, **keys: Any) -> TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A training that nothing disturbed, and what its driver printed."""
+    """An undisturbed training, and the output of its driver."""
 
     config: TrainConfig
     embeddings: Folder
@@ -91,5 +91,5 @@ class Trained:
 
 
 def history(output: Folder) -> list[dict[str, Any]]:
-    """The epochs of ``metrics.jsonl``."""
+    """Return the epochs of ``metrics.jsonl``."""
     return [json.loads(line) for line in output.read("metrics.jsonl").decode().splitlines()]

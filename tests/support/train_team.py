@@ -1,6 +1,7 @@
 """Train with two workers, each in its own process: ``python -m support.train_team FOLDER``.
 
-Everything in ``train/test_loop.py`` that needs two processes runs here at once: most of the time is their start.
+Everything in ``train/test_loop.py`` that needs two processes runs here at once, because starting them takes the most
+time.
 """
 
 import hashlib
@@ -20,18 +21,18 @@ from raypipe.models.classifier_files import digests
 TRAIN, VALIDATION = loops.labelled_videos(29), loops.labelled_videos(11, seed=1)
 CASES: dict[str, dict[str, Any]] = {
     "cached": {"shares": [range(20), range(20, 29)], "cache_bytes": [10**6, 10**6]},
-    "streamed": {"shares": [range(20), range(20, 29)], "cache_bytes": [200, 200]},  # not as many windows
+    "streamed": {"shares": [range(20), range(20, 29)], "cache_bytes": [200, 200]},  # differently many windows
     "mixed": {"shares": [range(9), range(9, 29)], "cache_bytes": [10**6, 300]},
     "idle": {"shares": [range(0), range(29)], "cache_bytes": [10**6, 10**6]},
 }
 
 
 class Cut(BaseException):
-    """The end of both workers."""
+    """Stops both workers."""
 
 
 def one_step(folder: Path, share: range, *, classifies: bool) -> dict[str, list[float]]:
-    """The gradients that a worker's optimizer is given in a step over all 12 samples; float64 but for the loss."""
+    """Return the gradients that a worker's optimizer gets in a step over all 12 samples; float64 except the loss."""
     model = loops.shaken(loops.make_model(classifies=classifies)).double()
     settings = loops.settings_of(12, 0, batch_size=12, max_grad_norm=1e9, masked_fraction=0.999)
     loop = loops.make_loop(settings, folder, train=TRAIN, share=share, model=model)
@@ -48,7 +49,7 @@ def one_step(folder: Path, share: range, *, classifies: bool) -> dict[str, list[
 
 
 def training(folder: Path, case: dict[str, Any], rank: int, **options: Any) -> Loop:  # noqa: ANN401 - passed on
-    """A worker's loop."""
+    """Return a worker's loop."""
     settings = loops.settings_of(
         len(TRAIN), len(VALIDATION), batch_size=3, accumulate=2, frame_dropout=0.2, minutes=options.pop("minutes", 1e9)
     )
@@ -68,7 +69,7 @@ def training(folder: Path, case: dict[str, Any], rank: int, **options: Any) -> L
 
 
 def epochs(folder: Path, case: dict[str, Any], rank: int) -> dict[str, Any]:
-    """Train, and say which samples this worker saw in each epoch, what it measured, and what it ends with."""
+    """Train; return the samples that this worker saw in each epoch, its metrics, and a digest of its final weights."""
     loop = training(folder, case, rank)
     seen: list[list[int]] = [[], [], []]
     feed = loop._feeder.batch
@@ -89,7 +90,7 @@ def epochs(folder: Path, case: dict[str, Any], rank: int) -> dict[str, Any]:
 
 
 def cut_off(folder: Path, case: dict[str, Any], rank: int) -> list[list[dict[str, Any]]]:
-    """The history of a training, and of one that was cut off in the middle of its second epoch."""
+    """Return the history of a training, and of one that was interrupted in the middle of its second epoch."""
     whole = training(folder / "whole", case, rank)
     whole.standardise()
     history = loops.untimed(whole.run().history)
@@ -117,7 +118,7 @@ def cut_off(folder: Path, case: dict[str, Any], rank: int) -> list[list[dict[str
 
 
 def work(rank: int, folder: Path) -> None:
-    """What each of two processes does."""
+    """Run one of the two processes."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found: dict[str, Any] = {
         "gradient unequal": one_step(folder, [range(8), range(8, 12)][rank], classifies=True),
@@ -133,7 +134,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Run both, then hold what they say beside what one process says."""
+    """Run both workers, then pair their results with those of a single process."""
     torch.set_num_threads(1)
     multiprocessing.start_processes(work, args=(folder,), nprocs=2, start_method="fork")
     first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2))

@@ -1,4 +1,4 @@
-"""Vectors and small indexes made in memory: no files, no projection learned."""
+"""Vectors and small indexes made in memory, without files or a learned projection."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 
 
 def clustered(num_vectors: int, *, dim: int, seed: int = 0, spread: float = 1.0) -> Half:
-    """Unit vectors around centres, some of which are far more crowded than others."""
+    """Return unit vectors around centres, some of which are far more crowded than others."""
     chance = np.random.default_rng(seed)
     centres = units(chance.standard_normal((max(4, num_vectors // 200), dim)))
     crowds = 1 / np.sqrt(np.arange(1, len(centres) + 1))
@@ -32,17 +32,17 @@ def clustered(num_vectors: int, *, dim: int, seed: int = 0, spread: float = 1.0)
 
 
 def units(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Of length one each."""
+    """Normalize each row."""
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def settings_of(kind: str, **options: Any) -> IndexSettings:  # noqa: ANN401 - settings
-    """What makes an index of that kind, of 64 vectors or more."""
+    """Return settings that give an index of that kind, from 64 vectors on."""
     return IndexSettings(**{**KINDS[kind], **options})
 
 
 def true_neighbours(vectors: Half, query: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_]) -> list[int]:
-    """All positions of the mask, the nearest first, of equal ones the lowest first."""
+    """Return all positions of the mask, nearest first; ties by the lowest position."""
     wide = vectors.astype(np.float64)
     scores = wide @ query.astype(np.float64)
     allowed = np.flatnonzero(mask)
@@ -50,7 +50,7 @@ def true_neighbours(vectors: Half, query: npt.NDArray[np.floating], mask: npt.ND
 
 
 def index_of(vectors: Half, columns: Mapping[str, Sequence[Any]], *, kind: str = "flat") -> VideoIndex:
-    """An index of vectors with some columns beside ``video_id``, v0, v1, …; its projection changes nothing."""
+    """Return an index of vectors v0, v1, … with extra columns; its projection changes nothing."""
     ids = [f"v{row}" for row in range(len(vectors))]
     table = pa.table({"video_id": ids, **columns})
     dim = vectors.shape[1]

@@ -10,7 +10,7 @@ from raypipe.storage import Folder
 
 
 def make_noise(path: Path, *, num_frames: int) -> bytes:
-    """A video of noise, 12 frames a second, a key frame each, its tables first: some 12 kB a frame; and its bytes."""
+    """Make a noise video: 12 frames a second, key frames only, tables first, some 12 kB per frame; return its bytes."""
     random = np.random.default_rng(0)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("mpeg4", rate=12, options={"g": "1", "qmin": "2", "qmax": "3"})
@@ -23,7 +23,7 @@ def make_noise(path: Path, *, num_frames: int) -> bytes:
 
 
 def make_video(*, shade: int, num_frames: int = 10, size: int = 64) -> bytes:
-    """A small H.264 video of one shade that brightens; another shade gives other bytes."""
+    """Return a small H.264 video of one shade that brightens; another shade gives other bytes."""
     data = io.BytesIO()
     with av.open(data, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=10, options={"threads": "1", "preset": "ultrafast", "g": "5"})
@@ -38,7 +38,7 @@ def make_video(*, shade: int, num_frames: int = 10, size: int = 64) -> bytes:
 
 
 def upload(folder: Folder, count: int, *, start: int = 0) -> list[str]:
-    """Put so many different videos into a folder, and give their ids."""
+    """Put ``count`` different videos into a folder, and return their ids."""
     names = [f"part-{number % 3}/video-{number:04d}.mp4" for number in range(start, start + count)]
     for number, name in enumerate(names, start=start):
         assert folder.put_new(name, make_video(shade=number))

@@ -1,4 +1,4 @@
-"""The type of a column is decided once by all of its values, and what does not fit is named."""
+"""A column's type is decided once from all its values; values that do not fit are reported."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -80,7 +80,7 @@ def test_old_films_among_milliseconds_are_dates() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        SECONDS[0],  # another unit
+        SECONDS[0],  # a different unit
         0,
         -1,
         2024,
@@ -117,7 +117,7 @@ def test_missing_values_never_make_dates_text(missing: str) -> None:
         ([5, 6, 7], 3),
         (["31.05.2024", "30.05.2024"], 2),
         (["2024-05-31", "soon"], 1),
-        ([datetime(1970, 1, 1, 0, 28, 37, tzinfo=UTC)] * 3, 3),  # seconds that were read as milliseconds
+        ([datetime(1970, 1, 1, 0, 28, 37, tzinfo=UTC)] * 3, 3),  # seconds parsed as milliseconds
     ],
 )
 def test_a_column_of_dates_that_holds_too_few_is_text_and_named(values: list[Any], num_bad: int) -> None:
@@ -128,7 +128,7 @@ def test_a_column_of_dates_that_holds_too_few_is_text_and_named(values: list[Any
     assert reading.warning
 
 
-def test_nothing_is_decided_of_an_empty_column() -> None:
+def test_the_type_of_an_empty_column_is_not_changed() -> None:
     assert read([None, None], pa.float64()) == ([None, None], None)
     assert read(["", None]) == (["", None], None)
 
@@ -166,12 +166,12 @@ def test_with_more_bad_values_it_is_text_with_a_warning_while_most_are_good(num_
         ["1", "2", "three", "four"],
         ["007"] * 30 + ["x"],  # codes
         ["12", "07", "34"] * 30,
-        ["12345678901234567890", "12345678901234567891"],  # float64 takes both for one
+        ["12345678901234567890", "12345678901234567891"],  # equal in float64
         ["9007199254740993", "2.5"],
         ["a", "b"],
     ],
 )
-def test_text_is_text_without_a_word(values: list[str]) -> None:
+def test_text_is_text_without_a_warning(values: list[str]) -> None:
     assert read(values, expected=None, is_untyped=True) == (values, None)
 
 
@@ -208,7 +208,7 @@ def test_numbers_that_are_texts_in_their_file_stay_texts() -> None:
     assert read(["1"] * 30, expected="numbers") == ([1] * 30, None)
 
 
-def test_numbers_of_other_columns_are_no_dates() -> None:
+def test_numbers_in_other_columns_are_not_dates() -> None:
     assert read([one * 1000 for one in SECONDS], expected=None) == ([one * 1000 for one in SECONDS], None)
 
 

@@ -1,4 +1,4 @@
-"""A user's table is read for what its values are, the same from each format, and refused in one line."""
+"""A user's table is read by the meaning of its values, the same from each format, or refused in one line."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ b é,"Two
 lines, one",,nan,false,2024-01-31T10:00:00.5+02:00,,
 "c,d",,2020,8,,,3,
 """
-# Not carriage returns alone, which the readers of CSV take for line ends or not.
+# Without lone carriage returns, which only some CSV readers treat as line ends.
 CSV_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=8)
 KINDS = {
     "video_id": pa.string(),
@@ -110,7 +110,7 @@ def test_iso_times_are_read_back(times: list[datetime | None]) -> None:
 
 
 @pytest.mark.parametrize("text", ["2024-13-45", "2023-02-29", "2024-01-01x", "1999", "24-01-01", "2024-01-01T25:00"])
-def test_what_is_no_date_makes_the_column_text(place: Folder, text: str) -> None:
+def test_an_invalid_date_makes_the_column_text(place: Folder, text: str) -> None:
     rows = [{"video_id": "a", "when": "2024-01-01"}, {"video_id": "b", "when": text}]
     found = read(place, "c.jsonl", "\n".join(json.dumps(row) for row in rows))
     assert found["when"].to_pylist() == ["2024-01-01", text]
@@ -136,9 +136,9 @@ def test_json_values_of_several_kinds_are_text(place: Folder) -> None:
         ("c.csv", "", None, []),
         ("c.csv", b"video_id,a\nx,\xff\xfe\n", None, ["2", "UTF-8"]),
         ("c.csv", "video_id,a\n1,2\n3,4\n".encode("utf-16"), None, ["1", "UTF-8"]),
-        ("c.csv", 'video_id,a\n1,2\n3,"4\n5,6\n7,8\n', None, ["3"]),  # the line in which the row begins
+        ("c.csv", 'video_id,a\n1,2\n3,"4\n5,6\n7,8\n', None, ["3"]),  # the line where the row starts
         ("c.csv", "video_id,a\n1,2\n\n3\n", None, ["4", "1", "2"]),
-        ("c.jsonl", '{"video_id": "a"}\n\n[12\n', None, ["3"]),  # the line; its own error is at 2:1 and 4
+        ("c.jsonl", '{"video_id": "a"}\n\n[12\n', None, ["3"]),  # the line; the parser's own error names 2:1 and 4
         ("c.jsonl", '{"video_id": "a"}\n{"video_id": "b', None, ["2"]),
         ("c.jsonl", '{"video_id": "a"}\n[]\n', None, ["2", "[]"]),
         ("c.jsonl", '{"video_id": "a"}\n{"video_id": "b", "x": 1, "x": 2}\n', None, ["2", "'x'"]),
@@ -150,7 +150,7 @@ def test_json_values_of_several_kinds_are_text(place: Folder) -> None:
         ("c.parquet", pa.table({"video_id": ["a"], "x": pa.array([2**63], pa.uint64())}), None, [str(2**63)]),
     ],
 )
-def test_what_cannot_be_read_is_one_line(
+def test_an_unreadable_table_is_one_line(
     place: Folder, name: str, content: str | bytes | pa.Table, wrong: tuple[str, int] | None, more: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -191,7 +191,7 @@ def test_codes_of_csv_keep_their_digits(place: Folder) -> None:
     ]
 
 
-def test_a_table_that_is_not_there_is_one_line(folder: Folder) -> None:
+def test_a_missing_table_is_one_line(folder: Folder) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]*catalogue[^\n]*$") as caught:
         read_table(folder, "nothing.csv", text=(), required=(), what="catalogue")
     assert caught.value.key == folder.child("nothing.csv")

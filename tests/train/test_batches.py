@@ -1,4 +1,4 @@
-"""A worker's samples: each once in every pass, each in one batch of an epoch, whether or not they fit into memory."""
+"""A worker's samples: each once per pass and in one batch per epoch, whether or not they fit into memory."""
 
 from collections.abc import Callable, Iterable
 
@@ -17,7 +17,7 @@ from support.train_loops import block_of, read_of
 
 
 def counted(blocks: list[pa.Table]) -> tuple[Callable[[], Iterable[pa.Table]], list[int]]:
-    """A reader of blocks, and a list that grows by one with each time that it reads."""
+    """Return a reader of blocks, and a list that grows by one with each read."""
     reads: list[int] = []
 
     def read() -> Iterable[pa.Table]:
@@ -98,7 +98,7 @@ def test_what_is_kept_is_the_same_in_whatever_order_it_came() -> None:
 
 
 class OtherWorkers(Collective):
-    """Workers of which another one says this."""
+    """Workers of which another one reports this number."""
 
     def __init__(self, said: float) -> None:
         super().__init__(device=torch.device("cpu"))
@@ -138,14 +138,14 @@ EPOCH = st.fixed_dictionaries(
 def batches_of(
     lengths: list[int], batch_size: int, seed: tuple[int, ...], seen: npt.NDArray[np.bool_] | None = None
 ) -> list[list[int]]:
-    index = [7 * number % 1009 for number in range(len(lengths))]  # numbers, not positions, are what is seen
+    index = [7 * number % 1009 for number in range(len(lengths))]  # "seen" holds sample numbers, not positions
     flags = np.zeros(1009, dtype=bool) if seen is None else seen
     found = epoch_batches(index, lengths, batch_size=batch_size, seed=seed, seen=flags)
     return [[index[at] for at in batch] for batch in found]
 
 
 @given(epoch=EPOCH, data=st.data())
-def test_an_epoch_holds_every_unseen_sample_once_and_goes_on_where_it_ended(
+def test_an_epoch_holds_every_unseen_sample_once_and_resumes_where_it_stopped(
     epoch: dict[str, object], data: st.DataObject
 ) -> None:
     whole = batches_of(**epoch)  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_an_epoch_holds_every_unseen_sample_once_and_goes_on_where_it_ended(
 
 
 @given(seen=st.lists(st.booleans(), min_size=40, max_size=40))
-def test_whatever_was_seen_is_not_seen_again(seen: list[bool]) -> None:
+def test_samples_already_seen_are_not_seen_again(seen: list[bool]) -> None:
     flags = np.array(seen)
     found = epoch_batches(range(40), [1] * 40, batch_size=4, seed=[0], seen=flags)
     assert sorted(np.concatenate([[], *found]).tolist()) == np.flatnonzero(~flags).tolist()

@@ -59,7 +59,7 @@ def latest_number(folder: Folder) -> int | None:
     return None if found is None else found.number
 
 
-def test_where_there_is_none_there_is_no_latest(folder: Folder) -> None:
+def test_an_empty_folder_has_no_latest_checkpoint(folder: Folder) -> None:
     assert Checkpoints(folder).latest() is None
 
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(folder: Folder) -> None:
     assert {key: found.state[key] for key in STATE} == {**STATE, "best_checkpoint": 0}
 
 
-def test_the_optimizer_goes_on_as_if_nothing_had_happened(folder: Folder) -> None:
+def test_the_optimizer_resumes_exactly(folder: Folder) -> None:
     model, optimizer = learned()
     Checkpoints(folder).put(model, optimizer, SEEN, STATE, is_best=False)
     found = Checkpoints(folder).latest()
@@ -120,7 +120,7 @@ def test_what_is_not_whole_is_passed_over_for_the_one_before(
     assert Checkpoints(folder).read(1) is None
     assert latest_number(folder) == 0
     put(folder)
-    assert latest_number(folder) == 2  # never one number twice: its half would be in the way
+    assert latest_number(folder) == 2  # no number is used twice, because the incomplete files would be in the way
     assert Checkpoints(folder).read(1) is None
 
 
@@ -137,19 +137,19 @@ def test_no_changed_byte_is_ever_taken(tmp_path_factory: pytest.TempPathFactory,
     replace_object(folder, key, broken)
     found = Checkpoints(folder).read(0)
     replace_object(folder, key, whole)
-    if found is not None:  # a space that became a tab
+    if found is not None:  # a space became a tab
         assert key.endswith("complete.json")
         assert broken.split() == whole.split()
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"null", b'{"sha256": {}}', b'{"sha256": []}', b"\xff", None])
-def test_a_list_of_files_that_says_nothing_makes_nothing_whole(folder: Folder, data: bytes | None) -> None:
+def test_an_invalid_list_of_files_makes_no_checkpoint_complete(folder: Folder, data: bytes | None) -> None:
     put(folder)
     replace_object(folder, "checkpoints/000000/complete.json", data)
     assert Checkpoints(folder).latest() is None
 
 
-def test_what_is_no_checkpoint_is_let_be(folder: Folder) -> None:
+def test_files_that_are_not_checkpoints_are_left_alone(folder: Folder) -> None:
     for name in ("checkpoints/notes.txt", "checkpoints/12/state.json", "checkpoints/abcdef/x"):
         assert folder.put_new(name, b"mine")
     assert put(folder, is_best=True) == 0
@@ -172,9 +172,9 @@ def test_the_newest_and_the_best_are_kept(folder: Folder) -> None:
     assert latest_number(folder) == 5
 
 
-def test_half_a_checkpoint_is_cleared_away_in_its_turn(folder: Folder) -> None:
+def test_an_incomplete_checkpoint_is_pruned_in_its_turn(folder: Folder) -> None:
     for _ in range(3):
         put(folder)
-    replace_object(folder, "checkpoints/000000/complete.json", None)  # as where clearing was cut off
+    replace_object(folder, "checkpoints/000000/complete.json", None)  # as after an interrupted cleanup
     Checkpoints(folder).prune(keep=1, also=None)
     assert numbers(folder) == [2]

@@ -27,11 +27,11 @@ from support.embed_outputs import (
     upload,
 )
 
-Videos = Mapping[str, str]  # by video_id, the status that it ends with
+Videos = Mapping[str, str]  # video_id -> final status
 
 
 def embedded(tmp_path: Path, videos: Videos, *, sealed: bool = True) -> Folder:
-    """A sealed output of one plan."""
+    """Return a sealed output of one plan."""
     source, output = places(Folder(str(tmp_path)))
     upload(source, {name: content(seed=at) for at, name in enumerate(videos)})
     plan_new(source.uri, output)
@@ -44,7 +44,7 @@ def ok(*names: str) -> Videos:
 
 
 def find(output: Folder, labels: str | None, *overrides: str, **values: object) -> TrainingSamples:
-    """The samples by these rows of ``video_id,label`` and perhaps ``split``."""
+    """Find the samples for these rows of ``video_id,label`` or ``video_id,label,split``."""
     given: dict[str, object] = {"embeddings": output.uri, "output": "o", **values}
     if labels is not None:
         columns = "video_id,label,split\n" if labels.count(",") == 2 * (labels.count("\n") + 1) else "video_id,label\n"
@@ -55,7 +55,7 @@ def find(output: Folder, labels: str | None, *overrides: str, **values: object) 
 
 
 def targets_of(samples: TrainingSamples) -> dict[str, list[str]]:
-    """The labels of each video, of both splits."""
+    """Return the labels of each video, in both splits."""
     found: dict[str, list[str]] = {}
     for part in (samples.train, samples.validation):
         assert part[INDEX].to_pylist() == list(range(part.num_rows))
@@ -75,7 +75,7 @@ def problem(
 
 
 def counts(error: RaypipeError, output: Folder) -> list[str]:
-    """The whole numbers of an error, sorted, but for those in names, paths and settings."""
+    """Return the sorted whole numbers of an error, except those in names, paths and settings."""
     return sorted(re.findall(r"(?<![\w.=-])\d+(?![\w.-])", str(error).replace(output.uri, "")))
 
 
@@ -118,7 +118,7 @@ def test_the_latest_embedding_of_a_video_counts(tmp_path: Path) -> None:
     assert files["a"] != files["c"]
 
 
-def test_a_video_that_was_mended_by_a_retry_is_a_sample(tmp_path: Path) -> None:
+def test_a_video_fixed_by_a_retry_is_a_sample(tmp_path: Path) -> None:
     source, output = places(Folder(str(tmp_path)))
     upload(source, {name: content(seed=at) for at, name in enumerate("abcd")})
     plan_new(source.uri, output)
@@ -187,7 +187,7 @@ def test_labels_that_fit_nothing_are_refused(tmp_path: Path) -> None:
         assert output.uri in str(error)
 
 
-def test_what_is_not_sealed_is_refused(tmp_path: Path) -> None:
+def test_an_unsealed_output_is_refused(tmp_path: Path) -> None:
     output = embedded(tmp_path, FOUR, sealed=False)
     error = problem(output, ABCD, kind=JobError)
     assert (error.key, error.value) == (output.uri, [0])
@@ -210,11 +210,11 @@ def test_several_labels_of_a_video_are_found_or_refused(tmp_path: Path) -> None:
     assert find(output, ABCD, "problem_type=multi_label").multi_label
 
 
-def test_the_same_row_twice_is_no_second_label(tmp_path: Path) -> None:
+def test_a_repeated_row_is_not_a_second_label(tmp_path: Path) -> None:
     assert not find(embedded(tmp_path, FOUR), f"{ABCD}\na,x").multi_label
 
 
-def test_one_label_alone_tells_nothing_apart(tmp_path: Path) -> None:
+def test_a_single_label_is_refused(tmp_path: Path) -> None:
     output = embedded(tmp_path, FOUR)
     error = problem(output, "a,x\nb,x")
     assert (error.key, error.value) == ("label", "x")
@@ -258,7 +258,7 @@ def test_without_labels_every_video_with_frames_is_a_sample(tmp_path: Path) -> N
     assert (samples.train.num_rows, samples.validation.num_rows) == (3, 1)
 
 
-def test_one_video_without_labels_is_learned_from(tmp_path: Path) -> None:
+def test_one_video_without_labels_is_enough(tmp_path: Path) -> None:
     samples = find(embedded(tmp_path, ok("a")), None, objective="masked_frame")
     assert (samples.train.num_rows, samples.validation.num_rows) == (1, 0)
 
@@ -284,16 +284,16 @@ def test_a_digest_is_of_what_is_learned_and_of_nothing_else(tmp_path: Path) -> N
     assert {one.digest for one in same} == {first.digest}
     assert all(one.train.equals(first.train) and one.validation.equals(first.validation) for one in same)
     others = [
-        find(output, labels.replace("a,x", "a,y")),  # another label
-        find(output, labels.replace("x", "z")),  # another name
-        find(output, f"{labels}\na,y"),  # one more
-        find(output, labels.replace("f,y", "g,y")),  # another video
-        find(output, labels, "data.validation_fraction=0"),  # another split
+        find(output, labels.replace("a,x", "a,y")),  # a different label
+        find(output, labels.replace("x", "z")),  # a renamed label
+        find(output, f"{labels}\na,y"),  # one more label
+        find(output, labels.replace("f,y", "g,y")),  # a different video
+        find(output, labels, "data.validation_fraction=0"),  # a different split
         find(output, None, objective="masked_frame"),
     ]
     replace_object(source, "a", content(num_frames=5, seed=9))
     embed_all(source, output)
-    others.append(find(output, labels, "data.validation_fraction=0.1"))  # another content
+    others.append(find(output, labels, "data.validation_fraction=0.1"))  # different content
     assert len({one.digest for one in others} | {first.digest}) == len(others) + 1
 
 

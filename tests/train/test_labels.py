@@ -1,4 +1,4 @@
-"""Labels are what a table or a folder says, word for word; what cannot be one is refused with its reason."""
+"""Labels are taken verbatim from a table or the folder names; an invalid label is refused with the reason."""
 
 import re
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_splits_go_by_several_names(tmp_path: Path) -> None:
     assert found["split"].to_pylist() == ["train", "validation", "validation", "validation", "test", "train"]
 
 
-def test_a_column_of_another_name_is_no_split(tmp_path: Path) -> None:
+def test_a_column_with_another_name_is_not_a_split(tmp_path: Path) -> None:
     assert read(Folder(str(tmp_path)), "video_id,label,fold\na,x,7\n").column_names == ["video_id", "label"]
 
 
@@ -118,7 +118,7 @@ def test_an_unknown_split_and_two_of_a_video_are_refused(
     assert (error.key, error.value, error.choices) == (key, value, choices)
 
 
-def test_null_in_parquet_is_no_label(tmp_path: Path) -> None:
+def test_null_in_parquet_is_not_a_label(tmp_path: Path) -> None:
     pq.write_table(pa.table({"video_id": ["a", "b"], "label": ["x", None]}), tmp_path / "labels.parquet")
     with pytest.raises(ConfigError) as caught:
         read_labels(str(tmp_path / "labels.parquet"), split_column="split")

@@ -40,11 +40,11 @@ EVERY_STEP = 1e-12
 
 
 class Killed(BaseException):
-    """The end of a worker, in the middle of anything."""
+    """Ends a worker at an arbitrary point."""
 
 
 def kill_at_epoch(epoch: int) -> Callable[[str, Mapping[str, Any]], None]:
-    """A driver that is told of this epoch last."""
+    """Return a ``notify`` that kills the worker after this epoch."""
 
     def notify(kind: str, about: Mapping[str, Any]) -> None:
         if kind == "epoch" and about["metrics"].epoch == epoch:
@@ -54,7 +54,7 @@ def kill_at_epoch(epoch: int) -> Callable[[str, Mapping[str, Any]], None]:
 
 
 def watch(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[int, ...]]]:
-    """Of every batch that a loop learns from, its epoch and the numbers of its samples."""
+    """Record the epoch and the sample numbers of every batch that a loop learns from."""
     fed: list[tuple[int, tuple[int, ...]]] = []
     feed = loop._feeder.batch
 
@@ -74,8 +74,8 @@ def begin(folder: Path, *, cache_bytes: int = 10**6, minutes: float = EVERY_STEP
 
 
 def go_on(folder: Path, **options: Any) -> Loop:  # noqa: ANN401 - passed on
-    """A new loop from whatever the folder holds, as a worker that starts again makes it."""
-    torch.manual_seed(12345)  # nothing hangs on what was drawn before
+    """Return a new loop that resumes from the folder, like a restarted worker."""
+    torch.manual_seed(12345)  # the result must not depend on earlier random numbers
     loop = begin(folder, **options)
     found = loop._checkpoints.latest()
     assert found is not None
@@ -96,12 +96,12 @@ def test_a_training_that_is_cut_off_at_any_step_ends_as_if_it_had_not_been(
     assert state.ended == "finished"
     assert_each_once_an_epoch(fed, epochs=3)
     steps, per_epoch = state.step, state.step // 3
-    for number in (0, per_epoch - 1, per_epoch, per_epoch + 2, steps + 1):  # one a step, and one after each epoch
+    for number in (0, per_epoch - 1, per_epoch, per_epoch + 2, steps + 1):  # one per step, and one after each epoch
         found = whole._checkpoints.read(number)
         assert found is not None
         assert found.state["step"] == number + 1 - found.state["epoch"]
         again = begin(tmp_path / f"cut-{number}", minutes=1e9, **options)
-        torch.manual_seed(12345)  # nothing hangs on what was drawn before
+        torch.manual_seed(12345)  # the result must not depend on earlier random numbers
         again.resume(found)
         rest = watch(again, monkeypatch)
         ended = again.run()
@@ -121,7 +121,7 @@ def assert_each_once_an_epoch(fed: list[tuple[int, tuple[int, ...]]], *, epochs:
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_training_that_is_cut_off_between_epochs_goes_on(tmp_path: Path, epoch: int) -> None:
+def test_a_training_interrupted_between_epochs_resumes(tmp_path: Path, epoch: int) -> None:
     whole = begin(tmp_path / "whole", minutes=1e9)
     whole.standardise()
     expected = whole.run()
@@ -162,7 +162,7 @@ def test_numbers_that_never_change_do_not_divide_by_nothing(tmp_path: Path) -> N
 
 
 def gradients_of_a_step(loop: Loop) -> dict[str, torch.Tensor]:
-    """The gradients that the optimizer is given in an epoch of one step."""
+    """Return the gradients that the optimizer gets in an epoch of one step."""
     found: list[dict[str, torch.Tensor]] = []
 
     def keep(*_: Any) -> None:  # noqa: ANN401 - torch's own signature
@@ -229,7 +229,7 @@ def test_held_out_embeddings_that_are_not_finite_end_the_training(tmp_path: Path
     assert (loop.run().ended, loop.state.history) == ("not_finite", [])
 
 
-def test_a_loss_that_is_no_number_leaves_the_best_checkpoint(tmp_path: Path) -> None:
+def test_a_nan_loss_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     def too_fast(kind: str, _: Mapping[str, Any]) -> None:
         if kind == "epoch":
             object.__setattr__(loop._settings, "learning_rate", 1e30)
@@ -251,7 +251,7 @@ def test_a_loss_that_is_no_number_leaves_the_best_checkpoint(tmp_path: Path) -> 
 
 
 def values_of(loop: Loop, monkeypatch: pytest.MonkeyPatch, losses: list[float], accuracies: list[float]) -> None:
-    """Let the epochs of a loop measure these."""
+    """Make the epochs of a loop measure these values."""
     measured = zip(losses, accuracies, strict=True)
 
     class Told:
@@ -294,9 +294,7 @@ def test_of_equal_accuracy_the_lower_loss_is_better_and_then_the_first(
     assert loop.run().best_epoch == 2
 
 
-def test_a_training_stops_after_so_many_epochs_without_a_better_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_stops_early_without_a_better_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(12, 12, epochs=9, early_stop_epochs=2, select_by="loss")
     loop = make_loop(settings, tmp_path, train=TRAIN[:12], validation=VALIDATION)
     values_of(loop, monkeypatch, [3.0, 4.0, 2.0, 2.0, 2.5], [0.5] * 5)
@@ -326,7 +324,7 @@ def test_a_best_checkpoint_that_is_damaged_is_named(tmp_path: Path) -> None:
     assert (caught.value.key, caught.value.value) == ("best_checkpoint", number)
 
 
-def test_what_masked_frames_taught_is_where_classifying_begins(tmp_path: Path) -> None:
+def test_classifying_starts_from_a_masked_frame_model(tmp_path: Path) -> None:
     settings = settings_of(12, 6)
     first = make_loop(
         settings, tmp_path, train=TRAIN[:12], validation=VALIDATION[:6], model=make_model(classifies=False)
@@ -408,7 +406,7 @@ def test_a_worker_without_samples_makes_a_batch_of_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two workers say, each in a process of its own, and one alone: ``support/train_team.py``."""
+    """Return the results of two workers in separate processes, and of a single one: ``support/train_team.py``."""
     folder = tmp_path_factory.mktemp("team")
     done = subprocess.run(
         [sys.executable, "-m", "support.train_team", str(folder)],
@@ -453,6 +451,6 @@ def test_two_workers_end_with_the_same_model(of_two: dict[str, Any], case: str) 
     assert first == second
 
 
-def test_two_workers_go_on_as_if_nothing_had_happened(of_two: dict[str, Any]) -> None:
+def test_two_workers_resume_exactly(of_two: dict[str, Any]) -> None:
     whole, resumed = of_two["resumed"]
     assert resumed == [pytest.approx(epoch, rel=0, abs=1e-6) for epoch in whole]

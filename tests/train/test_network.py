@@ -1,4 +1,4 @@
-"""What a batch holds, which of its frames are dropped or hidden, and the loss of each video."""
+"""The content of a batch, which of its frames are dropped or hidden, and the loss of each video."""
 
 import numpy as np
 import pytest

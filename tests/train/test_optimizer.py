@@ -35,7 +35,7 @@ def test_the_rate_goes_up_in_a_line_and_then_down(num_steps: int, warmup_fractio
     up = sum(middle < warmup_fraction for middle in middles)
     assert rates[:up] == pytest.approx([middle / warmup_fraction for middle in middles[:up]])
     assert rates[up:] == sorted(rates[up:], reverse=True)
-    assert all(0 < rate <= 1 for rate in rates)  # no step is for nothing
+    assert all(0 < rate <= 1 for rate in rates)  # no step is wasted
 
 
 def test_the_rate_falls_by_a_cosine() -> None:

@@ -1,4 +1,4 @@
-"""A training is specified completely before it starts, and compared with the run that its output holds."""
+"""A training is fully specified before it starts, and compared with the run in its output."""
 
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def gpt2(tmp_path: Path) -> Path:
     return tmp_path / "gpt2"
 
 
-def test_a_configuration_is_that_of_the_samples() -> None:
+def test_a_configuration_matches_the_samples() -> None:
     config = spec("model.max_frames=32", "model.dropout=0.25").network.config
     assert (config.embedding_dim, config.embedding_fingerprint, config.label_names) == (8, MARK, ["cat", "dog"])
     assert (config.max_frames, config.gpt2.n_positions, config.dropout, config.gpt2.attn_pdrop) == (32, 32, 0.25, 0.25)
@@ -86,7 +86,7 @@ def test_dropout_is_in_every_part_of_the_model() -> None:
     assert rates == {0.35}
 
 
-def test_a_pretrained_gpt2_has_so_many_positions(gpt2: Path) -> None:
+def test_a_pretrained_gpt2_limits_the_positions(gpt2: Path) -> None:
     network = spec(f"model.gpt2={gpt2}").network
     assert network.config.max_frames == 16
     assert network.gpt2.weights
@@ -132,7 +132,7 @@ def test_of_several_labels_the_ones_are_weighed_by_the_zeros() -> None:
     assert weights == pytest.approx([0.1, 6 / 2])
 
 
-def test_a_label_that_is_held_out_alone_divides_by_nothing_no_more() -> None:
+def test_a_label_that_is_only_held_out_does_not_divide_by_zero() -> None:
     weights = spec("optimizer.class_weights=balanced", targets=[[0]] * 4).class_weights
     assert weights is not None
     assert np.isfinite(weights).all()
@@ -190,7 +190,7 @@ def test_the_same_run_is_the_same(folder: Folder) -> None:
     "override",
     ["output=x", "checkpoint.minutes=3", "checkpoint.keep=9", "resources.num_workers=2", "data.cache_bytes=7"],
 )
-def test_what_changes_no_outcome_may_change(tmp_path: Path, override: str) -> None:
+def test_keys_that_change_no_outcome_may_change(tmp_path: Path, override: str) -> None:
     folder = Folder(str(tmp_path))
     check_same_run(folder, facts_of())
     check_same_run(folder, facts_of(override))
@@ -231,7 +231,7 @@ def test_of_many_keys_three_are_named(tmp_path: Path) -> None:
     said = str(caught.value)
     assert all(key in said for key in ("model.dropout", "optimizer.accumulate", "optimizer.batch_size"))
     assert not any(key in said for key in ("optimizer.epochs", "seed"))
-    assert "2" in said.split()  # those that are not named
+    assert "2" in said.split()  # how many are not named
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_other_weights_are_another_run(tmp_path: Path, gpt2: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"7", b"\xff"])
-def test_what_is_no_run_is_named(tmp_path: Path, data: bytes) -> None:
+def test_an_invalid_run_file_is_named(tmp_path: Path, data: bytes) -> None:
     folder = Folder(str(tmp_path))
     check_same_run(folder, facts_of())
     replace_object(folder, "run.json", data)

@@ -1,4 +1,4 @@
-"""Scores of sums over batches are those of a plain count over all videos."""
+"""Scores from sums over batches equal a plain count over all videos."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from raypipe.jobs.train.scores import Scores, f1, predicted_sets
 
 
 def plain_f1(truth: list[set[int]], given: list[set[int]], label: int) -> float | None:
-    """F1 of one label by its definition; None where no video has it or was given it."""
+    """Compute the F1 of one label by definition; None if no video has it or was given it."""
     both = sum(label in a and label in b for a, b in zip(truth, given, strict=True))
     has, was_given = sum(label in a for a in truth), sum(label in b for b in given)
     if not has and not was_given:
@@ -45,7 +45,7 @@ def test_scores_are_a_plain_count(case: tuple[int, int, int, int, bool]) -> None
         labels = torch.randint(0, num_labels, (count,), generator=random)
         truth = [{int(label)} for label in labels]
         answers = [{int(row.argmax())} for row in logits]
-    scores, other = Scores(num_labels), Scores(num_labels)  # as of two workers
+    scores, other = Scores(num_labels), Scores(num_labels)  # one for each of two workers
     for number, at in enumerate(range(0, count, batch_size)):
         part = slice(at, at + batch_size)
         (other if number % 2 else scores).add(losses[part], logits[part], labels[part])

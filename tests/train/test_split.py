@@ -1,4 +1,4 @@
-"""Of each label a share is held out: never none, never all, and always the same."""
+"""A share of each label is held out: never none, never all, and always the same."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ SEED = st.integers(0, 2**40)
 
 
 def one_each(counts: list[int], *, seed: int = 0) -> npt.NDArray[np.int64]:
-    """A label for each video, in any order."""
+    """Return a label for each video, in random order."""
     return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
 
 
@@ -62,7 +62,7 @@ def test_every_video_may_be_held_out() -> None:
     assert seen.all()
 
 
-def test_nothing_is_held_out_of_a_fraction_of_none() -> None:
+def test_a_fraction_of_zero_holds_nothing_out() -> None:
     assert not split(np.arange(3), np.array([0, 1, 2]), fraction=0.0).any()
 
 
@@ -74,14 +74,14 @@ def test_a_label_of_one_video_is_refused_by_name() -> None:
 
 
 def pairs(several: list[set[int]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pairs of video and label numbers from the labels of each video."""
+    """Return pairs of video and label numbers from the labels of each video."""
     found = [(video, label) for video, labels in enumerate(several) for label in sorted(labels)]
     videos, labels = np.array(found, dtype=np.int64).T
     return videos, labels
 
 
 def test_a_label_that_is_the_rarest_of_one_video_alone_is_no_label_of_one_video() -> None:
-    # label 0 has three videos, but is the rarest of only one of them
+    # Label 0 has three videos, but it is the rarest label of only one of them.
     several = [{0, 1}, {0, 2}, {0, 3}, {1, 3}, {2, 3}, {3}, {3}, {3}]
     videos, labels = pairs(several)
     held_out = split(videos, labels, fraction=0.25)

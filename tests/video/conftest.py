@@ -1,4 +1,4 @@
-"""Small videos whose every frame says which one it is, and what is needed to decode them without a child."""
+"""Small videos whose every frame shows which one it is, and helpers to decode them without a child process."""
 
 import functools
 import io
@@ -26,13 +26,13 @@ from raypipe.video.sandbox.protocol import Reply, SharedFrames
 from raypipe.video.timeline import Seconds
 from support.videos import make_noise
 
-FIRST_LEVEL, LEVEL_STEP = 24, 9  # the grey of frame 0, and how much lighter each next one is
+FIRST_LEVEL, LEVEL_STEP = 24, 9  # the grey of frame 0, and the difference between consecutive frames
 MARK = (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How a generated video is made. Its frames are ``num_frames`` greys, each lighter than the one before."""
+    """The recipe of a generated video. Its ``num_frames`` frames are greys, each lighter than the previous one."""
 
     codec: str = "libx264"
     container: str = "mp4"
@@ -41,7 +41,7 @@ class ClipSettings:
     width: int = 96
     height: int = 72
     pix_fmt: str = "yuv420p"
-    times: tuple[int, ...] = ()  # in units of 1 / fps; else 0, 1, 2, …
+    times: tuple[int, ...] = ()  # in units of 1 / fps; 0, 1, 2, … if empty
     rotation: int = 0
     codec_options: tuple[tuple[str, str], ...] = ()
     container_options: tuple[tuple[str, str], ...] = ()
@@ -53,7 +53,7 @@ X264 = (("g", "10"), ("bf", "3"), ("b-adapt", "0"), ("refs", "3"), ("preset", "v
 X265 = (("x265-params", "keyint=10:min-keyint=10:bframes=3:scenecut=0:log-level=none:pools=1"), ("preset", "ultrafast"))
 BEST = (("qmin", "1"), ("qmax", "2"))
 H264 = ClipSettings(codec_options=X264)
-# Every way to store frames that the decoders must agree with a plain reading on.
+# Every way to store frames for which the decoders must agree with a plain reading.
 CLIPS: dict[str, ClipSettings] = {
     "h264": H264,
     "h264-faststart": replace(H264, container_options=(("movflags", "faststart"),), audio=True),
@@ -96,7 +96,7 @@ CLIPS: dict[str, ClipSettings] = {
 }
 
 
-# Real ones, not too long to be read whole.
+# Real videos, short enough to be read whole.
 REAL = (
     "PaddleVideo_data_example.avi",
     "clip-video-encode_tests_test_videos_vid1.mp4",
@@ -119,7 +119,7 @@ HOSTILE = ("video_0", "video_90", "video_180", "video_270", "unordered")
 
 
 def picture(number: int, *, width: int, height: int) -> Pixels:
-    """Frame ``number``: a grey [height, width, 3] with a white mark in its upper left."""
+    """Draw frame ``number``: a grey [height, width, 3] with a white mark in its upper left."""
     image = np.full((height, width, 3), FIRST_LEVEL + LEVEL_STEP * number, dtype=np.uint8)
     image[: height // 4, : width // 4] = MARK
     return image
@@ -145,9 +145,9 @@ def _add_audio(container: OutputContainer, stream: av.AudioStream, seconds: floa
 
 @functools.cache
 def make_clip(settings: ClipSettings) -> bytes:
-    """The bytes of a generated video."""
-    # Run by root, the AV1 encoder gives the thread that starts it real-time priority, and never takes it back.
-    with tempfile.NamedTemporaryFile() as file, ThreadPoolExecutor(1) as encoding:  # faststart reads back
+    """Return the bytes of a generated video."""
+    # If root runs it, the AV1 encoder gives its calling thread real-time priority and never resets it.
+    with tempfile.NamedTemporaryFile() as file, ThreadPoolExecutor(1) as encoding:  # faststart reads the file back
         encoding.submit(_write_clip, file.name, settings).result()
         return Path(file.name).read_bytes()
 
@@ -179,7 +179,7 @@ def _add_video_stream(container: OutputContainer, settings: ClipSettings) -> av.
 
 
 def make_request(**changes: object) -> DecodeRequest:
-    """Seven frames, spread evenly, 56 pixels square: cut from 64, so that the mark of ``picture`` shows."""
+    """Request seven evenly spaced frames, 56 pixels square, cut from 64 so that the mark of ``picture`` is visible."""
     limits = DecodeLimits(max_pixels=4096 * 4096, max_duration_seconds=3600)
     request = DecodeRequest(
         mode="uniform",
@@ -197,7 +197,7 @@ def make_request(**changes: object) -> DecodeRequest:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one decoder made of one video."""
+    """One decoder's result for one video."""
 
     reply: Reply
     pts_seconds: Seconds
@@ -205,7 +205,7 @@ class Decoded:
 
 
 def decode(data: bytes, request: DecodeRequest, *, decoder: str = "pyav") -> Decoded:
-    """Decode a video that is safe to decode, as a child would but without one."""
+    """Decode a safe video as a child would, but in this process."""
     size = SharedFrames.size_bytes(crop_size=request.crop_size, max_frames=request.max_frames)
     shared = SharedFrames(mmap.mmap(-1, size), crop_size=request.crop_size, max_frames=request.max_frames)
     reply = decode_video(io.BytesIO(data), request, decoder=decoder, shared=shared)
@@ -214,7 +214,7 @@ def decode(data: bytes, request: DecodeRequest, *, decoder: str = "pyav") -> Dec
 
 @dataclass(frozen=True)
 class Clip:
-    """A generated video: its name in ``CLIPS``, how it was made, its bytes."""
+    """A generated video: its name in ``CLIPS``, its settings, its bytes."""
 
     name: str
     settings: ClipSettings
@@ -223,14 +223,14 @@ class Clip:
 
 @pytest.fixture(params=CLIPS)
 def clip(request: pytest.FixtureRequest) -> Clip:
-    """Each of the generated videos."""
+    """Return each of the generated videos."""
     settings = CLIPS[request.param]
     return Clip(request.param, settings, make_clip(settings))
 
 
 @pytest.fixture(params=[*REAL, *HOSTILE])
 def real(request: pytest.FixtureRequest, assets: Path) -> tuple[str, bytes]:
-    """Each of the real clips: its name and its bytes."""
+    """Return the name and the bytes of each real clip."""
     name: str = request.param
     file = next((assets / "hostile").glob(f"decord_*_{name}.mov")) if name in HOSTILE else assets / "videos" / name
     return name, file.read_bytes()
@@ -246,7 +246,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture(name="make_clip", scope="session")
 def make_clip_fixture() -> Callable[..., bytes]:
-    """Makes the video of a name in ``CLIPS`` with some of its settings changed."""
+    """Return a function that makes the video of a name in ``CLIPS`` with some settings changed."""
 
     def make(name: str = "h264", **changes: object) -> bytes:
         return make_clip(replace(CLIPS[name], **changes))  # type: ignore[arg-type]
@@ -256,19 +256,19 @@ def make_clip_fixture() -> Callable[..., bytes]:
 
 @pytest.fixture(name="make_request", scope="session")
 def make_request_fixture() -> Callable[..., DecodeRequest]:
-    """Makes the tests' usual request with some of it changed."""
+    """Return a function that makes the tests' usual request with some fields changed."""
     return make_request
 
 
 @pytest.fixture(name="decode", scope="session")
 def decode_fixture() -> Callable[..., Decoded]:
-    """Decodes without a child."""
+    """Return a function that decodes without a child."""
     return decode
 
 
 @pytest.fixture
 def as_file() -> Callable[[bytes], BinaryIO]:
-    """Makes bytes a nameless file, as the job hands them to a sandbox."""
+    """Return a function that puts bytes into an unnamed file, as the job passes them to a sandbox."""
 
     def make(data: bytes) -> BinaryIO:
         file = os.fdopen(os.memfd_create("video"), "w+b")
@@ -281,12 +281,12 @@ def as_file() -> Callable[[bytes], BinaryIO]:
 
 @pytest.fixture(scope="session")
 def long_clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Twenty seconds, a key frame each: some megabytes."""
+    """Return twenty seconds with key frames only: a few megabytes."""
     return make_noise(tmp_path_factory.mktemp("long") / "clip.mp4", num_frames=240)
 
 
 def blank_png(side: int) -> bytes:
-    """A square picture of so many pixels a side, a byte each, and nothing in it."""
+    """Return an empty square PNG with this many pixels per side and one byte per pixel."""
     compressor = zlib.compressobj(1)
     row = bytes(1 + side)
     pixels = b"".join([*(compressor.compress(row) for _ in range(side)), compressor.flush()])
@@ -298,7 +298,7 @@ def blank_png(side: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def huge_picture() -> bytes:
-    """A valid video of about a megabyte whose one frame is 16000 pixels wide and high, a byte each."""
+    """Return a valid video of about a megabyte whose only frame is 16000 pixels wide and high, one byte per pixel."""
     side = 16_000
     png = blank_png(side)
     file = io.BytesIO()
@@ -312,7 +312,7 @@ def huge_picture() -> bytes:
 
 @pytest.fixture(scope="session")
 def many_streams() -> Callable[[int], bytes]:
-    """Makes a video of so many streams, each of one frame."""
+    """Return a function that makes a video of this many streams with one frame each."""
 
     def make(count: int) -> bytes:
         file = io.BytesIO()
@@ -328,13 +328,13 @@ def many_streams() -> Callable[[int], bytes]:
 
 @pytest.fixture
 def request_(make_request: Callable[..., DecodeRequest]) -> DecodeRequest:
-    """The tests' usual request."""
+    """Return the tests' usual request."""
     return make_request()
 
 
 @pytest.fixture
 def pyav(request_: DecodeRequest) -> Iterator[DecodeSandbox]:
-    """A sandbox whose PyAV child runs."""
+    """Return a sandbox whose PyAV child is running."""
     with DecodeSandbox(request_, decoder="pyav", timeout_seconds=20) as opened:
         opened.isolation()
         yield opened

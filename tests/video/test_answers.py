@@ -1,4 +1,4 @@
-"""What the parent makes of a child's answer: nothing in it is believed before it is checked."""
+"""How the parent handles a child's answer: it checks everything before it believes anything."""
 
 import json
 import math
@@ -18,7 +18,7 @@ MakeRequest = Callable[..., DecodeRequest]
 
 @pytest.fixture(scope="module")
 def pyav(make_request: MakeRequest) -> Iterator[DecodeSandbox]:
-    """A sandbox to hand answers to."""
+    """Return a sandbox that gets forged answers."""
     with DecodeSandbox(make_request(), decoder="pyav", timeout_seconds=20) as opened:
         yield opened
 
@@ -63,7 +63,7 @@ GOOD: dict[str, object] = {"status": "ok", "num_frames": 1, "width": 2, "height"
     ],
     ids=str,
 )
-def test_a_lie_of_the_child_is_a_crash(pyav: DecodeSandbox, lie: dict[str, object]) -> None:
+def test_a_forged_answer_is_a_crash(pyav: DecodeSandbox, lie: dict[str, object]) -> None:
     pyav._shared.pts_seconds[:] = 0
     assert pyav._read(GOOD, "pyav").status is Status.OK
     video = pyav._read({**GOOD, **lie}, "pyav")
@@ -73,7 +73,7 @@ def test_a_lie_of_the_child_is_a_crash(pyav: DecodeSandbox, lie: dict[str, objec
 
 
 @pytest.mark.parametrize("pts", [math.nan, math.inf, -math.inf])
-def test_times_that_are_no_numbers_are_a_crash(pyav: DecodeSandbox, pts: float) -> None:
+def test_times_that_are_not_finite_are_a_crash(pyav: DecodeSandbox, pts: float) -> None:
     pyav._shared.pts_seconds[:] = 0
     pyav._shared.pts_seconds[1] = pts
     assert pyav._read(GOOD, "pyav").status is Status.OK
@@ -106,7 +106,7 @@ def test_text_of_the_child_is_one_printable_line(pyav: DecodeSandbox) -> None:
     ],
     ids=lambda data: f"{data[:8]!r}x{len(data)}",
 )
-def test_messages_that_are_none_are_a_crash(pyav: DecodeSandbox, data: bytes) -> None:
+def test_invalid_messages_are_a_crash(pyav: DecodeSandbox, data: bytes) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         theirs.send(data)

@@ -1,4 +1,4 @@
-"""Videos that name other files and servers: nothing outside the video is ever read or asked for."""
+"""Videos that name other files and servers: nothing outside the video is ever read or requested."""
 
 import http.server
 import io
@@ -32,7 +32,7 @@ CONTAINER_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"dinf")
 
 @dataclass
 class Canary:
-    """A video that nobody may read: as a file, and on a server that notes each connection."""
+    """A video that must not be read: as a file, and on a server that records each connection."""
 
     path: Path
     url: str
@@ -41,7 +41,7 @@ class Canary:
 
 @contextmanager
 def running_canary(folder: Path, data: bytes) -> Iterator[Canary]:
-    """Bait, with a server on loopback behind it."""
+    """Write the video to a file and serve it on loopback."""
     path = folder / "canary.ts"
     path.write_bytes(data)
 
@@ -57,7 +57,7 @@ def running_canary(folder: Path, data: bytes) -> Iterator[Canary]:
             self.wfile.write(data)
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # its name in the standard library
-            """Quietly."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         bait = Canary(path, f"http://127.0.0.1:{server.server_port}")
@@ -70,7 +70,7 @@ def running_canary(folder: Path, data: bytes) -> Iterator[Canary]:
 
 @pytest.fixture
 def canary(tmp_path: Path, make_clip: MakeClip) -> Iterator[Canary]:
-    """The bait of a test."""
+    """Return the canary of a test."""
     with running_canary(tmp_path, make_clip("h264-ts")) as bait:
         yield bait
 
@@ -94,7 +94,7 @@ def box(name: bytes, body: bytes) -> bytes:
 
 
 def replace_dref(data: bytes, entry: bytes) -> bytes:
-    """An MP4 whose tracks' data lie where ``entry`` says."""
+    """Return an MP4 whose data references point to ``entry``."""
     boxes = b""
     while data:
         size, name = struct.unpack(">I4s", data[:8])
@@ -108,7 +108,7 @@ def replace_dref(data: bytes, entry: bytes) -> bytes:
 
 
 def alias(path: Path) -> bytes:
-    """A Macintosh alias record to a path, as QuickTime files hold it."""
+    """Return a Macintosh alias record for a path, as in QuickTime files."""
     name, whole = path.name.encode(), str(path).encode()
     record = (
         bytes(4) + bytes(10) + b"\0" + bytes(27) + bytes(12) + bytes([len(name)]) + name.ljust(63, b"\0") + bytes(16)
@@ -119,7 +119,7 @@ def alias(path: Path) -> bytes:
 
 
 def bait_files(canary: Canary, clip: bytes, fragmented: bytes) -> dict[str, bytes]:
-    """Every way we know to make a reader of video follow a name."""
+    """Return every way we know to make a video reader follow a name."""
     file, url = f"file://{canary.path}", f"{canary.url}/canary.ts"
     reference = box(
         b"moov",
@@ -165,14 +165,14 @@ def bait_files(canary: Canary, clip: bytes, fragmented: bytes) -> dict[str, byte
     }
 
 
-def test_the_canary_notes_who_asks(canary: Canary) -> None:
+def test_the_canary_records_connections(canary: Canary) -> None:
     with urllib.request.urlopen(f"{canary.url}/canary.ts", timeout=10) as response:
         assert response.read() == canary.path.read_bytes()
     assert canary.asked == ["connection"]
 
 
 def test_the_bait_is_good(canary: Canary) -> None:
-    # What makes the other tests worth something: a library on its own does follow the same names.
+    # This gives the other tests their meaning: a library without the sandbox does follow such names.
     program = "import io, sys, decord; decord.VideoReader(io.BytesIO(sys.stdin.buffer.read()))"
     subprocess.run(
         [sys.executable, "-c", program], input=hls(f"{canary.url}/a.ts"), capture_output=True, timeout=60, check=False
@@ -184,7 +184,7 @@ def test_the_bait_is_good(canary: Canary) -> None:
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord", "torchcodec"])
-def test_nothing_that_a_video_names_is_read(
+def test_nothing_named_by_a_video_is_read(
     decoder: str, canary: Canary, make_request: MakeRequest, make_clip: MakeClip, as_file: AsFile
 ) -> None:
     clip = make_clip()
@@ -201,15 +201,15 @@ def test_nothing_that_a_video_names_is_read(
     assert canary.asked == []
     for name, video in videos.items():
         assert canary.path.name not in video.error
-        # A video with a manifest in it is a whole one; a track whose data should lie elsewhere may be read from here.
+        # A video that contains a manifest is complete. A track that points elsewhere may be read from its own file.
         if video.status in HAS_FRAMES:
             assert name in {"manifest-in-a-video", "dref-url", "dref-http", "dref-alias"}
             np.testing.assert_array_equal(video.frames, own.frames)
 
 
 @pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
-def test_a_library_that_follows_names_gets_nowhere_in_the_child(decoder: str, canary: Canary, tmp_path: Path) -> None:
-    # The child without its own checks: what is left is what the kernel refuses.
+def test_a_library_that_follows_names_is_blocked_in_the_child(decoder: str, canary: Canary, tmp_path: Path) -> None:
+    # The child without its own checks, so only the kernel's restrictions remain.
     program = """
         import io, mmap, sys
         sys.path[:] = sys.argv.pop(1).splitlines()

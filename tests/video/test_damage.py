@@ -1,4 +1,4 @@
-"""Corrupt pictures: what decoders say of them, what takes their place, and what a row says."""
+"""Corrupt pictures: what decoders report, which frames replace them, and what the row says."""
 
 import io
 from collections.abc import Callable
@@ -37,10 +37,10 @@ CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
 
 
 class Textured(NamedTuple):
-    """A clip of moving noise, whose packets hold enough to be corrupted."""
+    """A clip of moving noise, whose packets are large enough to be corrupted."""
 
     data: bytes
-    packets: list[tuple[int, int]]  # where each begins in the file, and its size
+    packets: list[tuple[int, int]]  # start in the file, and size
 
     def corrupted(self, *numbers: int) -> bytes:
         """Return the clip with noise in these packets, but not at their ends, where an encoder may put a checksum."""
@@ -60,7 +60,7 @@ def textured(name: str, *, group: int = 8) -> Textured:
     texture = draw.integers(0, 256, (192, 256, 3), dtype=np.uint8)
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        rate = 25 if name == "mpeg2-ps" else FPS  # MPEG-2 allows few
+        rate = 25 if name == "mpeg2-ps" else FPS  # MPEG-2 allows only a few rates
         stream: Any = output.add_stream(codec, rate=rate, options={**options, "g": str(group), "bf": "0"})
         stream.width, stream.height = 128, 96
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
@@ -88,7 +88,7 @@ def test_corrupt_pictures_are_counted(
     reply = damaged.reply
     assert reply.status == Status.PARTIAL
     assert reply.num_frames >= 7
-    assert 0 < reply.num_corrupt_frames <= 3  # one group of pictures of the four
+    assert 0 < reply.num_corrupt_frames <= 3  # one of the four groups of pictures
     assert reply.error
     assert (np.diff(damaged.pts_seconds) > 0).all()
     trusting = decode(clip.corrupted(*range(8, 16)), replace(request, row_format=1)).reply
@@ -127,7 +127,7 @@ def test_lost_packets_of_a_transport_stream_are_noticed(
     for name in ("h264-ts", "mpeg2"):
         data = textured(name).data
         packets = [data[at : at + 188] for at in range(0, len(data), 188)]
-        videos = [at for at, packet in enumerate(packets) if packet[1] & 0x1F == 1]  # of PID 256
+        videos = [at for at, packet in enumerate(packets) if packet[1] & 0x1F == 1]  # PID 256
         lost = set(videos[len(videos) // 2 :][:3])
         lossy = b"".join(packet for at, packet in enumerate(packets) if at not in lost)
         reply = decode(lossy, make_request(mode="all")).reply
@@ -146,7 +146,7 @@ def test_a_hole_in_a_container_is_noticed(
     reply = decode(bytes(data), request).reply
     assert (reply.status, reply.num_frames) == (Status.PARTIAL, 6)
     assert reply.duration_seconds == pytest.approx(2, abs=0.01)
-    assert "0.44" in reply.error  # the seconds that are lost
+    assert "0.44" in reply.error  # the lost seconds
     assert decode(bytes(data), replace(request, row_format=1)).reply.status == Status.OK
 
 
@@ -183,7 +183,7 @@ def test_a_palette_of_the_first_packet_is_that_of_all(
     assert all(any((frame == one).all() for one in every) for frame in some)
 
 
-def test_a_decoder_that_does_not_tell_refuses_corrupt_frames(
+def test_a_decoder_without_damage_reports_refuses_corrupt_frames(
     decode: Callable[..., Any], make_request: Callable[..., DecodeRequest]
 ) -> None:
     pytest.importorskip("decord")
@@ -212,7 +212,7 @@ def test_damage_reaches_to_the_next_key_frame() -> None:
 def test_damage_reaches_frames_shown_before_the_next_key_frame() -> None:
     report = DamageReport()
     report.note(2, "bad")
-    # In decoding order: packets 4 and 5 are shown before the key frame 3, and may refer to the group before.
+    # In decoding order. Packets 4 and 5 are shown before the key frame 3, so they may refer to the previous group.
     levels = report.levels(index_of({0, 3}, [0, 1, 2, 5, 3, 4, 6])).tolist()
     assert levels == [0, 0, Damage.CORRUPT, 0, Damage.REFERRED, Damage.REFERRED, 0]
 
@@ -224,7 +224,7 @@ def test_lost_packets_damage_what_refers_to_them() -> None:
 
 
 def test_a_flag_of_the_container_may_be_late() -> None:
-    # Packet 3 is a key frame: its loss is told of the packet before it.
+    # Packet 3 is a key frame; its loss is flagged on the previous packet.
     index = replace(index_of({0, 3}, list(range(6))), corrupt=(2,))
     reached = Damage.REFERRED
     assert DamageReport().levels(index).tolist() == [0, 0, Damage.CORRUPT, reached, reached, reached]

@@ -1,4 +1,4 @@
-"""PyAV takes the frames that a plain reading of the whole video would have given, though it reads only some of it."""
+"""PyAV reads only parts of a video, but takes the same frames as a plain reading of the whole video."""
 
 import io
 import itertools
@@ -38,7 +38,7 @@ REQUESTS: dict[str, dict[str, object]] = {
 
 
 class Settings(Protocol):
-    """How a generated clip was made."""
+    """The recipe of a generated clip."""
 
     times: tuple[int, ...]
     num_frames: int
@@ -49,7 +49,7 @@ class Settings(Protocol):
 
 
 class Clip(Protocol):
-    """What the fixture of that name gives."""
+    """What the ``clip`` fixture returns."""
 
     name: str
     settings: Settings
@@ -57,7 +57,7 @@ class Clip(Protocol):
 
 
 class Plain:
-    """A plain reading: every frame, in order of time, seconds from the first; what to expect of a request."""
+    """A plain reading: every frame, ordered by time in seconds from the first, and the expected frames of a request."""
 
     def __init__(self, data: bytes, request: DecodeRequest) -> None:
         with av.open(io.BytesIO(data), "r") as container:
@@ -69,7 +69,7 @@ class Plain:
             decoded = [frame for frame in shown if frame is not None]
             times = [frame.pts or 0 for frame in decoded]
             keys = {packet.pts for packet in packets if packet.is_keyframe}
-            if container.format.name == "avi":  # stores no display times: the decoder knows the order
+            if container.format.name == "avi":  # stores no display times, but the decoder knows the order
                 times.sort()
                 keys = {time for time, frame in zip(times, decoded, strict=True) if frame.pict_type == PictureType.I}
             frames = {time: _crop(frame, request, aspect) for time, frame in zip(times, decoded, strict=True)}
@@ -80,7 +80,7 @@ class Plain:
         self.keys = np.array([at for at, pts in enumerate(ordered) if pts in keys])
 
     def expected(self, request: DecodeRequest, duration_seconds: float) -> npt.NDArray[np.int64]:
-        """Which of the frames a request takes."""
+        """Return which of the frames a request takes."""
         among = np.arange(len(self.seconds))
         if request.mode == "keyframes" or request.nearest_keyframe:
             among = self.keys
@@ -133,8 +133,8 @@ def check_all_requests(
 def test_pyav_takes_the_frames_of_a_plain_reading(
     clip: Clip, decode: Callable[..., Any], make_request: Callable[..., DecodeRequest]
 ) -> None:
-    # A reading that starts where a video refreshes itself bit by bit may keep traces of what it did not read, and the
-    # first frame of a group of pictures is deinterlaced without the one before it.
+    # If a video refreshes itself gradually, a reading that starts there may keep traces of what it did not read. The
+    # first frame of a group of pictures is deinterlaced without the previous frame.
     exactly = clip.name not in {"h264-intra-refresh", "h264-interlaced"}
     check_all_requests(clip.data, decode, make_request, exactly=exactly)
 
@@ -157,7 +157,7 @@ def test_pyav_takes_the_frame_on_screen(
     expected = nearest_distinct(seconds, asked)
     if len(seconds) > len(asked):
         assert (np.abs(video.pts_seconds - asked) <= np.diff(seconds, append=seconds[-1] + 1).max() / 2).all()
-    np.testing.assert_allclose(video.pts_seconds, seconds[expected], atol=0.002)  # as fine as FLV and Matroska count
+    np.testing.assert_allclose(video.pts_seconds, seconds[expected], atol=0.002)  # the precision of FLV and Matroska
     numbers = (video.frames[:, 20:50, 20:36].mean(axis=(1, 2, 3)) - 24) / 9
     np.testing.assert_allclose(numbers, expected, atol=0.4)
     if not settings.times:
@@ -168,7 +168,7 @@ def test_pyav_takes_the_frame_on_screen(
 
 @st.composite
 def indices(draw: st.DrawFn) -> tuple[PacketIndex, list[int]]:
-    """Packets of some groups of pictures, in any order of times within two groups, and some wanted ones."""
+    """Draw packets of some groups of pictures, whose display order may mix two groups, and some wanted packets."""
     is_keyframe = np.array(draw(st.lists(st.booleans(), min_size=1, max_size=40)))
     count = len(is_keyframe)
     shift = draw(st.lists(st.integers(0, 6), min_size=count, max_size=count))
@@ -178,7 +178,7 @@ def indices(draw: st.DrawFn) -> tuple[PacketIndex, list[int]]:
 
 
 def make_index(pts: npt.NDArray[np.int64], is_keyframe: npt.NDArray[np.bool_]) -> PacketIndex:
-    """Packets of such times, 25 a second."""
+    """Return packets with these times, 25 per second."""
     return packet_index(pts, is_keyframe, time_base=Fraction(1, 25), fps=25.0, duration_seconds=len(pts) / 25)
 
 
@@ -188,7 +188,7 @@ def test_ranges_hold_what_the_wanted_packets_need(drawn: tuple[PacketIndex, list
     ranges = packets_to_decode(index, np.array(wanted, dtype=np.int64))
     keys = np.flatnonzero(index.is_keyframe).tolist()
     assert all(start < stop for start, stop in ranges)
-    assert all(stop < start for (_, stop), (start, _) in itertools.pairwise(ranges))  # else one would do
+    assert all(stop < start for (_, stop), (start, _) in itertools.pairwise(ranges))  # adjacent ranges would be merged
     assert all(start in keys or start == 0 for start, _ in ranges)
     assert {stop - 1 for _, stop in ranges} <= set(wanted)
     for packet in wanted:
@@ -204,6 +204,6 @@ def test_a_range_grows_back_to_the_group_before() -> None:
     index = make_index(pts, np.isin(np.arange(10), (0, 3, 7)))
     assert packets_to_decode(index, np.array([3])) == [(3, 4)]
     assert packets_to_decode(index, np.array([3, 6])) == [(3, 7)]
-    assert packets_to_decode(index, np.array([3, 4])) == [(0, 5)]  # shown before the key frame it follows
+    assert packets_to_decode(index, np.array([3, 4])) == [(0, 5)]  # shown before the key frame that precedes it
     assert packets_to_decode(index, np.array([0, 3, 7, 8])) == [(0, 1), (3, 9)]
     assert packets_to_decode(index, np.array([0, 7])) == [(0, 1), (7, 8)]

@@ -1,4 +1,4 @@
-"""Interlaced frames are deinterlaced, progressive ones left alone, and every frame keeps its time."""
+"""Interlaced frames are deinterlaced, progressive frames stay the same, and every frame keeps its time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +39,7 @@ STORED: dict[str, dict[str, Any]] = {
 
 
 def moving(moment: float) -> Pixels:
-    """Return a picture of a bright bar that moves 4 pixels right in a unit of time."""
+    """Return a picture of a bright bar that moves 4 pixels to the right per unit of time."""
     picture = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
     left = 8 + round(4 * moment)
     picture[:, left : left + 24] = 200
@@ -47,7 +47,7 @@ def moving(moment: float) -> Pixels:
 
 
 def woven(number: int, *, bottom_first: bool) -> Pixels:
-    """Return an interlaced frame: one field shows it half a unit of time later than the other."""
+    """Return an interlaced frame: one field shows the bar half a unit of time later than the other."""
     first, second = moving(number), moving(number + 0.5)
     picture = first.copy()
     picture[0 if bottom_first else 1 :: 2] = second[0 if bottom_first else 1 :: 2]
@@ -55,18 +55,18 @@ def woven(number: int, *, bottom_first: bool) -> Pixels:
 
 
 def interlaced_clip(name: str = "h264-tff", *, num_frames: int = 8, **changes: Any) -> bytes:  # noqa: ANN401
-    """Return a video of which every frame is interlaced."""
+    """Return a video whose frames are all interlaced."""
     pictures = [woven(number, bottom_first=STORED[name]["field_order"] == "bff") for number in range(num_frames)]
     return encode(pictures, **{**STORED[name], **changes})
 
 
 def progressive_clip(num_frames: int = 8) -> bytes:
-    """Return the video that the other one should look like."""
+    """Return the progressive video that the interlaced one should look like."""
     return encode([moving(number) for number in range(num_frames)])
 
 
 def combing(frames: Pixels) -> float:
-    """Return how much neighbouring rows differ, which in pictures of upright bars is only by interlacing."""
+    """Return how much neighboring rows differ; in pictures of upright bars, only interlacing makes them differ."""
     return float(np.abs(np.diff(frames.astype(np.int16), axis=-3)).mean())
 
 
@@ -90,7 +90,7 @@ def test_interlaced_videos_come_out_progressive(name: str, decode: Decode, make_
 
 @pytest.mark.parametrize("name", STORED)
 def test_the_field_order_is_that_of_the_frames(name: str) -> None:
-    # Only with the right order does the bar move on evenly: the first field's place is that of the frame.
+    # Only the right field order makes the bar move evenly, because the first field has the position of the frame.
     frames = [frame for frame in Deinterlacer().deinterlace(decode_all(interlaced_clip(name))) if frame]
     for number, frame in list(enumerate(frames))[2:-2]:
         assert np.abs(as_array(frame).astype(int) - moving(number)).mean() < 4
@@ -137,7 +137,7 @@ def test_nothing_is_mixed_across_a_boundary() -> None:
         np.testing.assert_array_equal(as_array(frame), expected)
 
 
-def test_a_change_of_size_begins_anew() -> None:
+def test_a_change_of_size_starts_over() -> None:
     small = [frame.reformat(width=48, height=32) for frame in decode_all(interlaced_clip(num_frames=3))]
     large = decode_all(interlaced_clip(num_frames=3))
     out = [frame for frame in Deinterlacer().deinterlace([*large, *small, *large]) if frame is not None]

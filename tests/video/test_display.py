@@ -1,4 +1,4 @@
-"""Pictures are shown as a player shows them: upright, mirrored, in square pixels, and sized so."""
+"""Pictures are shown as a player shows them: upright, mirrored if required, in square pixels, at the right size."""
 
 import itertools
 import math
@@ -24,13 +24,13 @@ Decode = Callable[..., Any]
 MakeRequest = Callable[..., DecodeRequest]
 
 ONE = 1 << 16
-# Where a step right and a step down in the stored picture go when displayed, for each of the eight ways to turn it.
+# The displayed direction of a step right and of a step down in the stored picture, for all eight orientations.
 DIRECTIONS = [
     (right, down)
     for right, down in itertools.product([(1, 0), (-1, 0), (0, 1), (0, -1)], repeat=2)
     if right[0] * down[1] - right[1] * down[0]
 ]
-CLOSE = 12  # mean absolute difference: another corner differs by more than 40
+CLOSE = 12  # mean absolute difference; a different corner differs by more than 40
 
 
 def matrix_of(right: tuple[float, float], down: tuple[float, float]) -> list[int]:
@@ -40,7 +40,7 @@ def matrix_of(right: tuple[float, float], down: tuple[float, float]) -> list[int
 
 
 def displayed(picture: Pixels, right: tuple[int, int], down: tuple[int, int]) -> Pixels:
-    """Move every pixel of a picture to where the directions say, one by one."""
+    """Move each pixel of a picture in the given directions, one by one."""
     height, width, _ = picture.shape
     places = {
         (x, y): (right[0] * x + down[0] * y, right[1] * x + down[1] * y) for x in range(width) for y in range(height)
@@ -134,8 +134,8 @@ def test_a_turned_picture_is_made_square_before(decode: Decode, make_request: Ma
         (Fraction(8, 9), (640, 576)),
         (Fraction(4), (2880, 576)),
         (Fraction(1, 50), (14, 576)),
-        (Fraction(1, 100), (720, 576)),  # the same, upright
-        (Fraction(90), (720, 576)),  # 112 times as wide as high: it could not be scaled
+        (Fraction(1, 100), (720, 576)),  # the same as an upright picture
+        (Fraction(90), (720, 576)),  # 112 times as wide as high, which cannot be scaled
     ],
 )
 def test_the_size_in_square_pixels(aspect: Fraction, expected: tuple[int, int]) -> None:
@@ -168,7 +168,7 @@ def test_the_codec_is_named_and_not_its_decoder(
     assert decode(data, make_request(num_frames=1, row_format=1)).reply.codec == "libdav1d"
 
 
-def test_a_cover_picture_is_no_video(assets: Path, decode: Decode, make_request: MakeRequest) -> None:
+def test_a_cover_picture_is_not_a_video(assets: Path, decode: Decode, make_request: MakeRequest) -> None:
     file = assets / "faults" / "videos" / "cover_only.m4v"
     if not file.exists():
         pytest.skip(f"no {file}")
@@ -180,7 +180,7 @@ def test_a_cover_picture_is_no_video(assets: Path, decode: Decode, make_request:
 def test_a_child_that_can_open_no_file_shows_them_all(
     pyav: DecodeSandbox, decode: Decode, request_: DecodeRequest, as_file: Callable[[bytes], BinaryIO]
 ) -> None:
-    # Whatever a filter, libvpx or a table needs must be there before the child gives up its files.
+    # Everything that a filter, libvpx or a table needs must be loaded before the child gives up file access.
     picture = corners()
     see_through = np.dstack([picture, picture[..., 0]])
     deep = (picture.astype(np.uint16) * 257) // 2

@@ -1,4 +1,4 @@
-"""Pictures of containers and codecs that tell little of them: AVI, packed MPEG-4, H.261 and H.263.
+"""The frame order of formats that say little about it: AVI, packed MPEG-4, H.261 and H.263.
 
 The frames show their numbers.
 """
@@ -36,13 +36,13 @@ SHARP = {"qmin": "2", "qmax": "3"}
 
 @cache
 def mpeg4(*, bf: int = 1, group: int = 12) -> Encoded:
-    """Thirty frames, with so many B-frames in a row."""
+    """Return thirty frames, with up to ``bf`` B-frames in a row."""
     options = {"bf": str(bf), "b_strategy": "0", "sc_threshold": "1000000000", "g": str(group), **SHARP}
     return encode(range(30), encoder="mpeg4", options=options)
 
 
 def packed(announcement: bytes = DIVX_PACKED) -> list[bytes]:
-    """Return thirty packets, B-frames in those of the frames before them, as DivX and Xvid make them."""
+    """Return thirty packets with B-frames inside the packets of earlier frames, as DivX and Xvid write them."""
     chunks: list[bytes] = []
     packets = list(mpeg4().packets)
     while packets:
@@ -57,7 +57,7 @@ def packed(announcement: bytes = DIVX_PACKED) -> list[bytes]:
 
 
 def write(codec: str, packets: list[bytes], container: str = "avi", *, side: tuple[int, int] = (64, 64)) -> bytes:
-    """Put packets into a file, one a tenth of a second; an empty one leaves its slot empty."""
+    """Put one packet per tenth of a second into a file; an empty packet leaves its slot empty."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         target: Any = output.add_mux_stream(codec, rate=10, width=side[0], height=side[1])
@@ -159,7 +159,7 @@ def test_avi_without_b_frames_is_not_decoded_twice(make_request: MakeRequest, mo
 
 @cache
 def common_format(encoder: str, container: str) -> bytes:
-    """Thirty frames of 352x288, the numbers in the middle; every tenth is a key frame."""
+    """Return thirty frames of 352x288 with their numbers in the middle; every tenth is a key frame."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream: Any = output.add_stream(encoder, rate=10, options={"g": "10", **SHARP})
@@ -262,7 +262,7 @@ def test_picture_types_of_mpeg4() -> None:
     assert [kind == PictureType.INTRA for kind in found] == [packet.is_keyframe for packet in encoded.packets]
     assert PictureType.BIDIRECTIONAL in found
     assert types.read(memoryview(UNCODED)) is PictureType.NOT_CODED
-    assert types.read(memoryview(b"\0\0\1\xb6")) is PictureType.INTRA  # nothing follows
+    assert types.read(memoryview(b"\0\0\1\xb6")) is PictureType.INTRA  # the header is cut off
     assert types.read(memoryview(b"\0\0")) is PictureType.UNKNOWN
 
 

@@ -1,4 +1,4 @@
-"""Encrypted videos: every way in which a container says so, and what only looks like one."""
+"""Encrypted videos: every way in which a container declares it, and what only looks encrypted."""
 
 import io
 import struct
@@ -26,7 +26,7 @@ def full_box(kind: str, *parts: bytes, version: int = 0) -> bytes:
 
 
 def movie(*, entry: bytes = b"", tables: bytes = b"", handler: bytes = b"vide", fragment: bytes = b"") -> io.BytesIO:
-    """Return the boxes of a movie of one track, as far as they say what is encrypted."""
+    """Return the boxes of a movie with one track, as far as they matter for encryption."""
     entry = entry or box("avc1", bytes(78))
     stsd = full_box("stsd", struct.pack(">I", 1), entry)
     media = box("mdia", full_box("hdlr", bytes(4), handler, bytes(12)), box("minf", box("stbl", stsd, tables)))
@@ -113,7 +113,7 @@ def test_webm_that_is_encrypted_and_that_is_not() -> None:
     assert encryption_of(webm(encrypted), "matroska")
     assert encryption_of(webm(compressed), "matroska") == ""
     assert encryption_of(webm(), "matroska") == ""
-    assert encryption_of(webm(encrypted, kind=2), "matroska") == ""  # a sound
+    assert encryption_of(webm(encrypted, kind=2), "matroska") == ""  # an audio track
 
 
 def test_a_damaged_webm_ends() -> None:
@@ -132,13 +132,13 @@ def test_a_transport_stream_that_is_scrambled(make_clip: Callable[..., bytes]) -
     assert encryption_of(io.BytesIO(data), "mpegts")
     clear = make_clip("h264-ts")
     assert scrambling_of(io.BytesIO(clear), 256) == ""
-    assert scrambling_of(io.BytesIO(clear * 20 + bytes(data)), 256)  # later on, and of the video alone
+    assert scrambling_of(io.BytesIO(clear * 20 + bytes(data)), 256)  # scrambled later, and only the video
     assert scrambling_of(io.BytesIO(clear * 20 + bytes(data)), 257) == ""
 
 
 @pytest.fixture(scope="module")
 def encrypted(make_clip: Callable[..., bytes]) -> bytes:
-    """A video that FFmpeg has encrypted, which it decodes to noise."""
+    """Return a video that FFmpeg encrypted, and that it decodes to noise."""
     options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": KEY, "encryption_kid": KEY}
     file = io.BytesIO()
     source = io.BytesIO(make_clip("h264"))
@@ -169,5 +169,5 @@ def test_packets_that_say_so_are_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("raypipe.video.probe.encryption_of", lambda *_: "")
-    monkeypatch.setattr("raypipe.video.probe.read_samples", lambda *_, **__: None)  # as in fragments
+    monkeypatch.setattr("raypipe.video.probe.read_samples", lambda *_, **__: None)  # as for fragments
     assert decode(encrypted, make_request()).reply.status == Status.ENCRYPTED

@@ -1,4 +1,4 @@
-"""Files with faulty time stamps, or damaged ones, give the right frames, in order; the frames show their numbers."""
+"""Files with faulty timestamps or damage give the right frames, in order; the frames show their numbers."""
 
 import io
 import itertools
@@ -29,7 +29,7 @@ SIXTEEN = [2, 6, 9, 13, 17, 21, 24, 28, 32, 36, 39, 43, 47, 51, 54, 58]  # of 60
 
 @cache
 def stream(encoder: str = "libx264", *, start: int = 0, group: int = 250) -> Encoded:
-    """Sixty frames, with B-frames where the codec has them."""
+    """Return sixty frames, with B-frames if the codec has them."""
     options = {
         "libx264": {**BFRAMES, "g": str(group)},
         "libvpx-vp9": {"deadline": "realtime", "g": str(group)},
@@ -44,7 +44,7 @@ def times(encoded: Encoded) -> list[int]:
 
 
 def stamped(encoded: Encoded, container: str, *, offset_seconds: float = 0.0) -> bytes:
-    """Put a stream into a container whose times begin at an offset."""
+    """Put a stream into a container; its times start at an offset."""
     offset = 45_000 + round(offset_seconds * 90_000)
     pts = [packet.frame * 9000 + offset for packet in encoded.packets]
     delay = 9000 if encoded.codec == "mpeg2video" else 27_000
@@ -52,7 +52,7 @@ def stamped(encoded: Encoded, container: str, *, offset_seconds: float = 0.0) ->
 
 
 def joined(container: str, encoder: str, *, offset_seconds: float = 0.0) -> bytes:
-    """Put one file after another; its times begin at an offset."""
+    """Return two files one after another; the times of the second start at an offset."""
     return stamped(stream(encoder), container) + stamped(
         stream(encoder, start=500), container, offset_seconds=offset_seconds
     )
@@ -107,7 +107,7 @@ def test_faults_are_repaired(encoder: str, name: str, decode: Decode, make_reque
     data = matroska(encoded, stamps)
     video = decode(data, make_request(num_frames=16))
     assert (video.reply.status, video.reply.error) == (Status.OK, "")
-    is_filled_in = encoder == "libvpx-vp9" and None in stamps  # by FFmpeg, of frames that are not reordered
+    is_filled_in = encoder == "libvpx-vp9" and None in stamps  # by FFmpeg, if frames are not reordered
     assert video.reply.timeline_repaired or is_filled_in
     assert video.reply.duration_seconds == pytest.approx(6, abs=0.01)
     assert read_numbers(video.frames) == SIXTEEN
@@ -116,7 +116,7 @@ def test_faults_are_repaired(encoder: str, name: str, decode: Decode, make_reque
     assert everything.reply.status is Status.OK
 
 
-def test_row_format_1_is_as_ever(decode: Decode, make_request: MakeRequest) -> None:
+def test_row_format_1_is_unchanged(decode: Decode, make_request: MakeRequest) -> None:
     video = decode(JOINED["mkv"](), make_request(num_frames=16, row_format=1))
     assert not video.reply.timeline_repaired
     assert video.reply.duration_seconds == pytest.approx(5.95, abs=0.01)
@@ -125,7 +125,7 @@ def test_row_format_1_is_as_ever(decode: Decode, make_request: MakeRequest) -> N
     assert raised.value.status is Status.TOO_LARGE
 
 
-def test_what_takes_too_long_to_decode_is_put_in_order_by_its_stamps(
+def test_videos_that_take_too_long_to_decode_are_ordered_by_their_stamps(
     decode: Decode, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packet_reader, "MAX_ORDERED_PACKETS", 20)
@@ -198,7 +198,7 @@ def test_a_capture_that_begins_inside_a_packet(packet_bytes: int, decode: Decode
 
 @cache
 def fragmented() -> bytes:
-    """Six fragments of a second each."""
+    """Return six fragments of one second each."""
     data = io.BytesIO()
     encoded = stream(group=10)
     with av.open(data, "w", format="mp4", options={"movflags": "frag_keyframe+empty_moov+default_base_moof"}) as output:
@@ -212,7 +212,7 @@ def fragmented() -> bytes:
 
 
 def fragments(data: bytes) -> list[int]:
-    """Return where fragments begin."""
+    """Return where the fragments start."""
     found, at = [], 0
     while at < len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -243,7 +243,7 @@ def test_fragments_after_damage_are_read(decode: Decode, make_request: MakeReque
         assert {"10", "12", "1.00", "6.00"} <= set(video.reply.error.replace(":", "").split())
 
 
-def test_damage_up_to_the_end_is_told(decode: Decode, make_request: MakeRequest) -> None:
+def test_damage_up_to_the_end_is_reported(decode: Decode, make_request: MakeRequest) -> None:
     data = fragmented()
     video = decode(zeroed(data, fragments(data)[3], len(data)), make_request(num_frames=12))
     assert video.reply.status is Status.PARTIAL

@@ -1,4 +1,4 @@
-"""PQ and HLG become the SDR that they were made of: reference white is 203 cd/m²."""
+"""PQ and HLG are mapped back to the SDR that they were made from: reference white is 203 cd/m²."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ def hlg_signal(nits: Numbers) -> Numbers:
 
 
 def to_hdr(picture: Pixels, color_trc: int, *, matrix: Numbers = TO_BT2020) -> npt.NDArray[np.uint16]:
-    """Map SDR to HDR as BT.2408 does: display light, SDR white at 203 cd/m²."""
+    """Map SDR to HDR as in BT.2408: display light, SDR white at 203 cd/m²."""
     nits = ((picture / 255) ** 2.4 @ matrix.T) * 203
     signal = pq_signal(nits) if color_trc == PQ else hlg_signal(nits)
     return np.rint(signal * 65_535).astype(np.uint16)
@@ -46,7 +46,7 @@ def to_hdr(picture: Pixels, color_trc: int, *, matrix: Numbers = TO_BT2020) -> n
 
 @pytest.fixture
 def colors() -> Pixels:
-    """All colours of 9 levels: [9, 81, 3]."""
+    """Return all colours with 9 levels per channel: [9, 81, 3]."""
     levels = np.linspace(0, 255, 9).astype(np.uint8)
     return np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(9, 81, 3)
 
@@ -56,7 +56,7 @@ def test_sdr_comes_back(color_trc: int, colors: Pixels) -> None:
     back = display.to_sdr(to_hdr(colors, color_trc), color_trc=color_trc, color_primaries=BT2020)
     error = np.abs(back.astype(int) - colors)
     assert error[colors.min(axis=-1) > 30].max() <= 1
-    assert error.max() <= 6  # next to black the gamma is steep
+    assert error.max() <= 6  # the gamma is steep near black
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_an_hdr_video_decodes_to_its_sdr(color_trc: int, decode: Decode, make_re
         color_trc=color_trc,
         color=BT2020,
     )
-    inner = np.abs(np.arange(64) % 16 - 7.5) < 5  # away from the edges of the blocks, where chroma is shared
+    inner = np.abs(np.arange(64) % 16 - 7.5) < 5  # not at the block edges, where neighbors share chroma
     shown, expected = (
         decode(one, request).frames[0][inner][:, inner] for one in (data, encode([blocks] * 2, color_trc=BT709))
     )

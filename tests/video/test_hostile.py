@@ -1,4 +1,4 @@
-"""Broken and malicious files: each one is a status, and the videos after it come out as ever."""
+"""Corrupt and malicious files: each one gets a status, and the videos after it decode as before."""
 
 import random
 import re
@@ -20,7 +20,7 @@ AsFile = Callable[[bytes], BinaryIO]
 MakeClip = Callable[..., bytes]
 MakeRequest = Callable[..., DecodeRequest]
 
-# Damage shows as one of these, whatever was damaged; a timeout or a death would be another matter.
+# Any damage must give one of these; a timeout or a dead child would be a different problem.
 DAMAGED = HAS_FRAMES | {
     Status.DECODE_ERROR,
     Status.NO_VIDEO_STREAM,
@@ -30,7 +30,7 @@ DAMAGED = HAS_FRAMES | {
     Status.CRASHED,
     Status.ENCRYPTED,
 }
-LONG = {"name": "mjpeg", "fps": 6, "width": 640, "height": 480}  # 4 s, every frame as large as the others
+LONG = {"name": "mjpeg", "fps": 6, "width": 640, "height": 480}  # 4 s, all frames of equal size
 CUT = {
     "mov": LONG,
     "mov-faststart": {**LONG, "container_options": (("movflags", "faststart"),)},
@@ -38,26 +38,26 @@ CUT = {
     "avi": {**LONG, "container": "avi"},
     "ts": {**LONG, "name": "mpeg2", "fps": 25, "container": "mpegts"},
 }
-PROMISE = {"mov-faststart", "mkv", "avi"}  # the header tells how long the video is
+PROMISE = {"mov-faststart", "mkv", "avi"}  # the header states the duration
 
 
 @pytest.fixture(scope="module")
 def auto(make_request: MakeRequest) -> Iterator[DecodeSandbox]:
-    """One sandbox for everything here, as a job has one for every video."""
+    """Return one sandbox for all tests here, as a job has one for every video."""
     with DecodeSandbox(make_request(), decoder="auto", timeout_seconds=20) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def pyav(make_request: MakeRequest) -> Iterator[DecodeSandbox]:
-    """The same with PyAV alone, where the others would only try what it failed on."""
+    """Return a sandbox with PyAV only; the other decoders would just retry its failures."""
     with DecodeSandbox(make_request(), decoder="pyav", timeout_seconds=20) as opened:
         yield opened
 
 
 @pytest.fixture
 def decode_in(as_file: AsFile) -> Callable[[DecodeSandbox, bytes], DecodedVideo]:
-    """Decodes bytes in a sandbox; the sandbox must then be as good as before."""
+    """Return a function that decodes bytes in a sandbox."""
 
     def decode(sandbox: DecodeSandbox, data: bytes) -> DecodedVideo:
         with as_file(data) as file:
@@ -70,7 +70,7 @@ def decode_in(as_file: AsFile) -> Callable[[DecodeSandbox, bytes], DecodedVideo]
 def healthy(
     make_clip: MakeClip, decode: Callable[..., DecodedVideo], decode_in: Callable[..., DecodedVideo]
 ) -> Callable[[DecodeSandbox], None]:
-    """Checks that a sandbox decodes a good video to exactly what it is without one."""
+    """Return a check that a sandbox decodes a good video exactly as without a sandbox."""
     data = make_clip()
 
     def check(sandbox: DecodeSandbox) -> None:
@@ -124,7 +124,7 @@ def test_files_that_broke_parsers(auto: DecodeSandbox, assets: Path, healthy: Ca
         (b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\0" * 99, Status.FORBIDDEN_FORMAT, re.escape(r"b'\xff\xd8\xff\xe0")),
         (b"GIF89a" + b"\0" * 99, Status.FORBIDDEN_FORMAT, "b'GIF89a"),
         (b"RIFF\0\0\0\0WAVEfmt " + b"\0" * 99, Status.FORBIDDEN_FORMAT, "b'RIFF"),
-        (b"\0\0\0\x18ftypmp42", Status.DECODE_ERROR, "Invalid data"),  # FFmpeg's sentence
+        (b"\0\0\0\x18ftypmp42", Status.DECODE_ERROR, "Invalid data"),  # FFmpeg's own message
         (b"\x1a\x45\xdf\xa3" + b"\0" * 999, Status.DECODE_ERROR, ""),
     ],
     ids=lambda value: repr(value)[:20],
@@ -144,9 +144,7 @@ def test_sound_alone(pyav: DecodeSandbox, make_clip: MakeClip, decode_in: Callab
     assert "audio" in video.error
 
 
-def test_a_codec_that_nobody_knows(
-    pyav: DecodeSandbox, make_clip: MakeClip, decode_in: Callable[..., DecodedVideo]
-) -> None:
+def test_an_unknown_codec(pyav: DecodeSandbox, make_clip: MakeClip, decode_in: Callable[..., DecodedVideo]) -> None:
     data = make_clip("h264", num_frames=6).replace(b"avc1", b"?1?1")
     result = decode_in(pyav, data)
     assert result.status is Status.DECODE_ERROR
@@ -166,14 +164,14 @@ def test_a_file_that_was_cut_short(
     for percent in range(2, 100, 5):
         video = decode_in(pyav, data[: len(data) * percent // 100])
         check_form(video)
-        if name == "mov":  # what says where the frames are comes last
+        if name == "mov":  # its tables come last
             assert video.status in {Status.DECODE_ERROR, Status.NO_VIDEO_STREAM}
         elif name in PROMISE and 40 <= percent <= 70:
             assert video.status is Status.PARTIAL, percent
             assert video.duration_seconds == pytest.approx(4, abs=0.01)
             count = len(video.frames)
             assert {str(count), "7", f"{video.duration_seconds:.2f}"} <= set(numbers_in(video.error))
-            # The last one may be damaged, or the last before the cut instead of the one after it.
+            # The last frame may be damaged, or it may be the last one before the cut instead of the one after it.
             np.testing.assert_allclose(video.pts_seconds[:-1], whole.pts_seconds[: count - 1], atol=1e-3)
             np.testing.assert_array_equal(video.frames[:-1], whole.frames[: count - 1])
 
@@ -214,7 +212,7 @@ def test_a_frame_that_is_too_large(
     assert video.status is Status.TOO_LARGE
     assert "decode.max_pixels" in video.error
     assert set(numbers_in(video.error)) == {"16000", "256000000", "16777216"}
-    # Thin, but scaled to the size asked for it would be as wide as this.
+    # Thin, but scaled to the requested size it would be this wide.
     thin = decode_in(pyav, make_clip("rgb", width=4096, height=2))
     assert thin.status is Status.TOO_LARGE
     assert {"131072", "64"} <= set(numbers_in(thin.error))
@@ -247,7 +245,7 @@ def test_a_size_that_changes_midway(
 def test_many_streams(
     pyav: DecodeSandbox, many_streams: Callable[[int], bytes], decode_in: Callable[..., DecodedVideo]
 ) -> None:
-    for count in (20, 300):  # those beyond the limit are left out
+    for count in (20, 300):  # streams beyond the limit are ignored
         assert decode_in(pyav, many_streams(count)).status is Status.OK
 
 

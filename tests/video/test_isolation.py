@@ -1,4 +1,4 @@
-"""What a decode child cannot reach: seen from outside, and tried from inside."""
+"""What a decode child cannot reach: checked from outside, and tried from inside."""
 
 import json
 import os
@@ -29,18 +29,18 @@ MakeRequest = Callable[..., DecodeRequest]
 
 @pytest.fixture
 def clip(make_clip: MakeClip, as_file: AsFile) -> Iterator[BinaryIO]:
-    """A video that is fine."""
+    """Return a healthy video."""
     with as_file(make_clip()) as file:
         yield file
 
 
 def open_files(pid: int) -> list[str]:
-    """What a process's file descriptors lead to, in order of their numbers."""
+    """Return what a process's file descriptors refer to, ordered by number."""
     numbers = sorted(int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir())
     return [str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in numbers]
 
 
-def test_the_child_holds_nothing_of_ours(
+def test_the_child_inherits_nothing_from_the_parent(
     request_: DecodeRequest, clip: BinaryIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
@@ -123,7 +123,7 @@ def test_the_child_cannot_cut_our_memory_short(pyav: DecodeSandbox, clip: Binary
 
 
 def run_inside(program: str, folder: Path, *arguments: object) -> dict[str, str]:
-    """Run a program in an empty folder; what ``tell`` was called with in it, which writes to an open descriptor."""
+    """Run a program in an empty folder; return the outcome of each ``attempt(name, action)`` in it."""
     prelude = """
         import ctypes, json, os, resource, socket, sys, threading
         from raypipe.video.sandbox import isolation
@@ -155,7 +155,7 @@ def skip_unless(told: dict[str, str], *given_up: str) -> None:
             pytest.skip(f"This kernel does not let a process give up its {name}.")
 
 
-def test_without_network_nobody_is_reached(tmp_path: Path) -> None:
+def test_without_network_nothing_is_reachable(tmp_path: Path) -> None:
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
         connect = f"lambda: socket.create_connection({server.server_address!r}, 5).fileno() > 0"
         program = f"""

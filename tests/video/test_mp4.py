@@ -1,4 +1,4 @@
-"""What an MP4's tables say is what reading every packet says, and where it is not, the packets are believed."""
+"""An MP4's tables agree with its packets; if they do not, the packets are believed."""
 
 import io
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from raypipe.video.mp4 import SampleTable, read_samples
 from raypipe.video.packet_index import PacketIndex
 from raypipe.video.probe import VideoFile
 
-SCANNED = ("h264-fragmented",)  # and all that is no MP4
+SCANNED = ("h264-fragmented",)  # and every file that is not MP4
 
 
 class CountedFile(io.BytesIO):
-    """A file that counts what is read of it."""
+    """A file that counts how many bytes are read."""
 
     num_bytes = 0
 
@@ -31,7 +31,7 @@ class CountedFile(io.BytesIO):
 
 
 def both(data: bytes, request: DecodeRequest) -> tuple[PacketIndex, PacketIndex, bool]:
-    """The index of a file as it is made, that of all its packets, and whether the first came from tables."""
+    """Return the index of a file, the index of all its packets, and whether the first came from the tables."""
     video = VideoFile(io.BytesIO(data), request)
     index, is_located = video.index, video.reader.samples is not None
     video.scan()
@@ -49,12 +49,12 @@ def check_alike(data: bytes, request: DecodeRequest) -> bool:
     return is_located
 
 
-def test_tables_say_what_the_packets_say(clip: Any, request_: DecodeRequest) -> None:  # noqa: ANN401
+def test_tables_agree_with_the_packets(clip: Any, request_: DecodeRequest) -> None:  # noqa: ANN401
     is_located = check_alike(clip.data, request_)
     assert is_located == (clip.settings.container in {"mp4", "mov"} and clip.name not in SCANNED)
 
 
-def test_tables_of_real_clips_say_what_the_packets_say(real: tuple[str, bytes], request_: DecodeRequest) -> None:
+def test_tables_of_real_clips_agree_with_the_packets(real: tuple[str, bytes], request_: DecodeRequest) -> None:
     assert check_alike(real[1], request_) == real[0].endswith((".mp4", *"0123456789", "unordered"))
 
 
@@ -74,7 +74,7 @@ def test_a_file_that_was_cut_keeps_the_frames_it_has(long_clip: bytes, request_:
     assert index.end_seconds == pytest.approx(len(index.pts) / 12, abs=0.5)
 
 
-def test_a_table_that_lies_is_not_believed(
+def test_a_wrong_table_is_not_believed(
     monkeypatch: pytest.MonkeyPatch,
     make_clip: Callable[..., bytes],
     decode: Callable[..., Any],

@@ -1,4 +1,4 @@
-"""decord and torchcodec give the frames that PyAV gives, or say that they cannot."""
+"""decord and torchcodec give the frames that PyAV gives, or report that they cannot."""
 
 import importlib
 from collections.abc import Callable
@@ -20,7 +20,7 @@ CANNOT_SHOW = {
     "alpha": "it does not composite",
     "mmaction2_tests_data_rawvideo_dataset_part_0.mp4": "it ignores that its pixels are not square",
 }
-# What the other decoders cannot do. They say so: a video that is not named here must come out whole.
+# What the other decoders cannot do and report. A video that is not listed here must decode completely.
 CANNOT = {
     "decord": {
         "av1": "its FFmpeg has no AV1 decoder",
@@ -53,9 +53,9 @@ CANNOT = {
         **CANNOT_SHOW,
     },
 }
-# Another FFmpeg, another scaler: mean absolute difference of a frame. A frame further on differs by 9 in our clips.
+# Mean absolute difference of a frame, due to another FFmpeg and scaler. The next frame differs by 9 in our clips.
 SAME = 4.5
-# torchcodec turns a frame into RGB before it is scaled, which shows on the sharp edges of test cards.
+# torchcodec converts to RGB before scaling, which is visible at the sharp edges of test cards.
 ALIKE = {
     "torchcodec_test_resources_h264_10bits.mp4": 10,
     "torchcodec_test_resources_h265_10bits.mp4": 10,
@@ -63,7 +63,7 @@ ALIKE = {
 
 
 class Clip(Protocol):
-    """What the fixture of that name gives."""
+    """What the ``clip`` fixture returns."""
 
     name: str
     data: bytes
@@ -71,7 +71,7 @@ class Clip(Protocol):
 
 @pytest.fixture(scope="session", params=CANNOT)
 def other_decoder(request: pytest.FixtureRequest) -> str:
-    """Each decoder but PyAV."""
+    """Return each decoder except PyAV."""
     decoder = str(request.param)
     _import_or_skip(decoder)
     return decoder
@@ -85,7 +85,7 @@ def _import_or_skip(decoder: str) -> None:
 
 
 def differences(frames: Pixels, others: Pixels) -> npt.NDArray[np.float64]:
-    """Mean absolute difference [T] of frames [T, height, width, 3]."""
+    """Return the mean absolute difference [T] of frames [T, height, width, 3]."""
     difference: npt.NDArray[np.float64] = np.abs(frames.astype(np.int16) - others).mean(axis=(1, 2, 3))
     return difference
 

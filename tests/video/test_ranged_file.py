@@ -1,4 +1,4 @@
-"""A file that comes in parts reads like the whole one, and what a child wants of it is checked."""
+"""A file that arrives in parts reads like the whole file, and a child's requests for ranges are checked."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from raypipe.video.sandbox.parent import Child, DecodeSandbox
 from raypipe.video.sandbox.protocol import read_ranges
 
 SIZE = 40 * BLOCK_BYTES + 12_345
-CONTENT = np.random.default_rng(0).integers(1, 256, SIZE, dtype=np.uint8).tobytes()  # no zero: a hole shows
+CONTENT = np.random.default_rng(0).integers(1, 256, SIZE, dtype=np.uint8).tobytes()  # no zeros, so holes are visible
 offsets = st.integers(0, SIZE)
 steps = st.one_of(
     st.tuples(st.just("read"), offsets, st.integers(0, 5 * BLOCK_BYTES)),
@@ -31,13 +31,13 @@ steps = st.one_of(
 
 @dataclass
 class Part:
-    """A video of which what is wanted comes from memory."""
+    """A video whose requested ranges come from memory."""
 
     file: BinaryIO
     data: bytes
     there: list[tuple[int, int]] = field(default_factory=list)
     error: Exception | None = None
-    seconds: float = 0.0  # that it takes
+    seconds: float = 0.0  # how long each request takes
     asked: list[Ranges] = field(default_factory=list)
 
     def bring(self, wanted: Ranges) -> None:
@@ -51,7 +51,7 @@ class Part:
 
     @property
     def num_bytes(self) -> int:
-        """All that was asked for."""
+        """Return how many bytes were requested."""
         return sum(stop - start for wanted in self.asked for start, stop in wanted)
 
 
@@ -77,7 +77,7 @@ def test_parts_read_like_the_whole(todo: list[tuple[str, int, int]]) -> None:
         assert len(part.asked) <= ranged_file._MAX_ASKS + 2
 
 
-def test_who_reads_on_and_on_asks_seldom_and_who_asks_often_gets_everything() -> None:
+def test_sequential_reads_make_few_requests() -> None:
     with sparse(SIZE) as file:
         part = Part(file, CONTENT)
         ranged = RangedFile(file, there=[], ask=part.bring)
@@ -86,7 +86,7 @@ def test_who_reads_on_and_on_asks_seldom_and_who_asks_often_gets_everything() ->
         assert part.num_bytes == SIZE
 
 
-def test_what_is_expected_comes_in_one_request_and_no_more_of_it() -> None:
+def test_expected_ranges_come_in_one_request_and_nothing_more() -> None:
     with sparse(100 * BLOCK_BYTES) as file:
         part = Part(file, bytes(100 * BLOCK_BYTES))
         ranged = RangedFile(file, there=[(0, BLOCK_BYTES)], ask=part.bring)
@@ -121,7 +121,7 @@ def test_what_is_expected_comes_in_one_request_and_no_more_of_it() -> None:
     ],
     ids=str,
 )
-def test_what_a_child_wants_makes_sense_or_is_nothing(wanted: object) -> None:
+def test_invalid_ranges_from_a_child_are_refused(wanted: object) -> None:
     assert read_ranges(wanted, 100) is None
     assert read_ranges([[0, 5], [6, 100]], 100) == [(0, 5), (6, 100)]
 
@@ -144,8 +144,8 @@ def test_a_video_in_parts_gives_the_frames_of_the_whole(
     assert part.num_bytes < len(long_clip) / 2, (part.num_bytes, len(long_clip))
 
 
-@pytest.mark.slow  # it waits for longer than a decode may take
-def test_a_slow_storage_is_not_the_videos_time(request_: DecodeRequest, long_clip: bytes) -> None:
+@pytest.mark.slow  # waits longer than a decode may take
+def test_a_slow_storage_does_not_count_for_the_video(request_: DecodeRequest, long_clip: bytes) -> None:
     part = open_part(long_clip)
     part.seconds = child._GRACE_SECONDS + 1.5
     with part.file, DecodeSandbox(request_, decoder="pyav", timeout_seconds=1) as opened:
@@ -163,7 +163,7 @@ def test_other_decoders_read_parts_too(
         assert opened.decode(part.file, part=part).status is Status.OK
 
 
-def test_what_goes_wrong_with_the_storage_is_passed_on(pyav: DecodeSandbox, long_clip: bytes) -> None:
+def test_errors_of_the_storage_are_passed_on(pyav: DecodeSandbox, long_clip: bytes) -> None:
     part = open_part(long_clip)
     part.error = ObjectChangedError("it changed")
     with part.file, pytest.raises(ObjectChangedError, match="it changed"):
@@ -173,7 +173,7 @@ def test_what_goes_wrong_with_the_storage_is_passed_on(pyav: DecodeSandbox, long
         assert pyav.decode(part.file, part=part).status is Status.OK
 
 
-def test_a_child_that_wants_nonsense_is_a_crash_and_replaced(
+def test_a_child_with_invalid_ranges_is_a_crash_and_replaced(
     pyav: DecodeSandbox, long_clip: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = open_part(long_clip)

@@ -1,4 +1,4 @@
-"""Which times and frames a policy takes: laws that hold for every duration and count."""
+"""Which times and frames a sampling policy takes: properties that hold for every duration and count."""
 
 import itertools
 
@@ -64,7 +64,7 @@ def test_spread_is_even(count: int, max_count: int) -> None:
     gaps = np.diff(chosen)
     assert (gaps >= 1).all()
     assert not len(gaps) or gaps.max() - gaps.min() <= 1
-    assert abs(int(chosen[0]) - (count - 1 - int(chosen[-1]))) <= 1  # as much is left out before as after
+    assert abs(int(chosen[0]) - (count - 1 - int(chosen[-1]))) <= 1  # equal margins at both ends
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, unique=True), st.lists(st.integers(-3, 43)))

@@ -1,4 +1,4 @@
-"""The decode child as it really runs: what it cannot reach, and what its death, hanging or lying costs."""
+"""The real decode child: what it cannot reach, and what happens when it dies, hangs or lies."""
 
 import os
 import re
@@ -27,13 +27,13 @@ MakeRequest = Callable[..., DecodeRequest]
 
 @pytest.fixture
 def clip(make_clip: MakeClip, as_file: AsFile) -> Iterator[BinaryIO]:
-    """A video that is fine."""
+    """Return a healthy video."""
     with as_file(make_clip()) as file:
         yield file
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -41,7 +41,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for another process."""
+    """Wait until another process has done something."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -89,7 +89,7 @@ def test_a_video_that_takes_too_long(request_: DecodeRequest, assets: Path, clip
         assert opened.decode(clip).status is Status.OK
 
 
-def test_starting_a_child_is_not_the_videos_time(
+def test_starting_a_child_does_not_count_for_the_video(
     request_: DecodeRequest, clip: BinaryIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [time.monotonic()]
@@ -106,7 +106,7 @@ def test_starting_a_child_is_not_the_videos_time(
 
 
 def kill_when_asked(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> list[int]:
-    """Send the next children that get a video a signal each; gives their process ids."""
+    """Send a signal each to the next children that get a video; return their process ids."""
     waiting, pids, ask = list(numbers), [], Child.ask
 
     def ask_and_kill(self: Child, file: BinaryIO, request: DecodeRequest, deadline: float) -> dict[str, object]:
@@ -119,7 +119,7 @@ def kill_when_asked(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> list[int]
     return pids
 
 
-def test_killed_once_is_tried_again(pyav: DecodeSandbox, assets: Path) -> None:
+def test_killed_once_is_retried(pyav: DecodeSandbox, assets: Path) -> None:
     (pid,) = pyav.child_pids()
     videos: list[DecodedVideo] = []
 
@@ -148,7 +148,7 @@ def test_killed_twice_is_out_of_memory(pyav: DecodeSandbox, clip: BinaryIO, monk
 
 
 def kill_as_they_start(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
-    """Have so many children killed before they can say a word; the pids of all that start."""
+    """Kill the first ``count`` children right after their start; return the pids of all children that start."""
     started: list[int] = []
     popen = subprocess.Popen
 
@@ -197,7 +197,7 @@ def test_a_crash_costs_one_video(
 
 @dataclass(frozen=True, slots=True)
 class StrangeRequest(DecodeRequest):
-    """One that the child does not understand."""
+    """A request that the child does not understand."""
 
     unknown: int = 1
 
@@ -212,10 +212,10 @@ def test_a_child_that_exits_is_a_crash(request_: DecodeRequest, clip: BinaryIO) 
 
 
 class InterruptedDecodingError(Exception):
-    """Raised by a signal's handler, as an interrupt from the keyboard is."""
+    """Raised by a signal handler, like a KeyboardInterrupt."""
 
 
-def test_an_interrupted_answer_is_not_taken_for_the_next_videos(
+def test_an_interrupted_answer_is_not_used_for_the_next_video(
     pyav: DecodeSandbox, clip: BinaryIO, make_clip: MakeClip, as_file: AsFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -237,7 +237,7 @@ def test_an_interrupted_answer_is_not_taken_for_the_next_videos(
         assert pyav.decode(other).duration_seconds == pytest.approx(1 / 12)
 
 
-def test_a_child_serves_so_many_videos(request_: DecodeRequest, clip: BinaryIO) -> None:
+def test_a_child_serves_a_limited_number_of_videos(request_: DecodeRequest, clip: BinaryIO) -> None:
     with DecodeSandbox(request_, decoder="pyav", max_videos_per_child=2) as opened:
         pids = []
         for _ in range(4):
@@ -253,7 +253,7 @@ def test_a_child_that_keeps_much_memory_is_replaced(request_: DecodeRequest, cli
     with DecodeSandbox(request_, decoder="pyav", memory_bytes=2**27) as opened:
         opened.isolation()
         (pid,) = opened.child_pids()
-        opened._memory_bytes = resident_bytes(pid)  # more than half of which are its libraries, which it keeps
+        opened._memory_bytes = resident_bytes(pid)  # more than half of it is its libraries, which stay loaded
         assert opened.decode(clip).status is Status.OK
         assert opened.child_pids() == [pid]
         opened._memory_bytes = 2
@@ -268,11 +268,11 @@ def test_close_ends_the_children(request_: DecodeRequest) -> None:
     assert is_running(pid)
     opened.close()
     opened.close()
-    assert not Path(f"/proc/{pid}").exists()  # nor is it a zombie
+    assert not Path(f"/proc/{pid}").exists()  # not even as a zombie
     assert resident_bytes(pid) == 0
 
 
-def test_children_go_with_their_parent(request_: DecodeRequest) -> None:
+def test_children_end_with_their_parent(request_: DecodeRequest) -> None:
     program = (
         "import os; from raypipe.video.decode_request import DecodeRequest, DecodeLimits; "
         "from raypipe.video.sandbox.parent import DecodeSandbox; "
@@ -291,7 +291,7 @@ def test_the_parent_loads_no_video_library() -> None:
     assert not loaded & {"av", "decord", "torch", "torchcodec", "ray", "pyarrow"}
 
 
-def test_auto_goes_on_where_a_decoder_crashes(
+def test_auto_continues_after_a_decoder_crashes(
     request_: DecodeRequest, clip: BinaryIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill_when_asked(monkeypatch, signal.SIGSEGV)
@@ -302,7 +302,7 @@ def test_auto_goes_on_where_a_decoder_crashes(
         assert opened.decode(clip).decoder == "pyav"
 
 
-def test_auto_goes_without_a_decoder_that_cannot_be_loaded(
+def test_auto_skips_a_decoder_that_cannot_be_loaded(
     request_: DecodeRequest, make_clip: MakeClip, as_file: AsFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("decord", "torchcodec"):

@@ -1,4 +1,4 @@
-"""Time stamps that contradict each other are repaired, and sound ones stay as they are."""
+"""Timestamps that contradict each other are repaired, and valid ones stay the same."""
 
 import itertools
 from dataclasses import replace
@@ -40,7 +40,7 @@ def stamps(pts: list[int | None], *, keys: tuple[int, ...] = (0,), dts: list[int
 
 
 def repaired(pts: list[int | None], kind: StreamKind = MATROSKA) -> list[int] | None:
-    """Return the repaired times, from the first; None where nothing was repaired."""
+    """Return the repaired times relative to the first, or None if nothing was repaired."""
     timeline = make_timeline(stamps(pts), kind)
     if not timeline.is_repaired:
         np.testing.assert_array_equal(timeline.pts, ticks(pts))
@@ -99,7 +99,7 @@ def test_pairs_of_equal_stamps_are_taken_apart() -> None:
     ],
     ids=str,
 )
-def test_sound_stamps_stay(pts: list[int | None], kind: StreamKind) -> None:
+def test_valid_stamps_stay(pts: list[int | None], kind: StreamKind) -> None:
     assert repaired(pts, kind) is None
 
 
@@ -115,7 +115,7 @@ def test_a_gap_is_an_error_if_it_dwarfs_the_rest() -> None:
         gaps[30] = gap
         assert (gap > gap_limit(gaps, MATROSKA)) == is_error
         assert (gap > gap_limit(gaps, TRANSPORT)) == (gap > 10_000)
-    gaps[40] = gaps[30]  # two, and frames enough for them
+    gaps[40] = gaps[30]  # two such gaps, and enough frames for them
     assert gap_limit(gaps, MATROSKA) < 10**9
     assert gap_limit(gaps[25:45], MATROSKA) == np.inf
 
@@ -126,12 +126,12 @@ B_FRAMES = [0, *[frame for frame in MINI_GROUPS if frame < 60]][:60]  # number o
 
 
 def refuse() -> None:
-    """Fail: nobody should have to decode."""
+    """Fail, because this timeline needs no decoding."""
     pytest.fail("decoded")
 
 
 def decoded(order: list[int]) -> DecodedOrder:
-    """Return what the decoder says of packets that hold these frames."""
+    """Return the decoder's order of packets that hold these frames."""
     return DecodedOrder(np.argsort(order), len(order))
 
 
@@ -165,7 +165,7 @@ def test_faults_of_reordered_frames_are_repaired(name: str, *, asks: bool) -> No
     assert (np.diff(np.sort(times)) > 0).all()
     if asks:
         assert (times - times[0]).tolist() == LONG
-    else:  # no frame is further away than frames are reordered, unless that is what is unknown
+    else:  # without decoding, these two faults look like reordered frames
         assert timeline.is_repaired or name in {"back a little", "one is a little late"}
 
 
@@ -202,7 +202,7 @@ def test_second_fields_are_hidden(count: int) -> None:
 
 @st.composite
 def faulty_stamps(draw: st.DrawFn) -> list[int | None]:
-    """Segments of varying rate with jumps, wrong, repeated and missing stamps."""
+    """Draw segments of varying rate with jumps, and wrong, repeated and missing stamps."""
     times: list[int | None] = []
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.sampled_from([0, 50, 10**6, -(10**9), 2**61]))
@@ -259,7 +259,7 @@ def test_uniform_takes_the_closest_distinct_frames(
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(-(2**61), 2**61)), min_size=1, max_size=40))
-def test_repaired_times_rise_whatever_they_were(times: list[int | None]) -> None:
+def test_repaired_times_always_increase(times: list[int | None]) -> None:
     found = repair(ticks(times), MATROSKA)
     assert len(found) == len(times)
     assert (np.diff(found) > 0).all()
@@ -267,7 +267,7 @@ def test_repaired_times_rise_whatever_they_were(times: list[int | None]) -> None
 
 def test_packets_with_a_time_of_their_own_are_not_hidden_because_they_gave_no_frame() -> None:
     pts: list[int | None] = [0, 100, 200, 300, 0, 100, 200, 300]
-    order = DecodedOrder(np.array([0, 1, 2, 3, 6, 7]), len(pts))  # the second segment begins with what refers to others
+    order = DecodedOrder(np.array([0, 1, 2, 3, 6, 7]), len(pts))  # the second segment starts with open-GOP frames
     timeline = make_timeline(stamps(pts), REORDERS, decode_order=lambda: order)
     assert timeline.is_repaired
     assert timeline.is_shown.all()

@@ -1,4 +1,4 @@
-"""Jobs that ``raypipe submit`` sends to a cluster of several nodes, and what must come of them."""
+"""Jobs that ``raypipe submit`` sends to a cluster of several nodes, and checks of their outputs."""
 
 import subprocess
 import sys
@@ -18,29 +18,29 @@ from support.cluster.nodes import RayCluster
 from support.folders import num_committed
 from support.processes import wait_until
 
-# All ten frames of each video keep a processor busy for a while: time enough to break something.
+# Ten frames per video keep a processor busy long enough to kill something meanwhile.
 _SMALL = ("backbone.name=resnet18", "backbone.weights=random", "sampling.num_frames=10", "shard.max_videos=2")
 
 
 def embed_config(videos: str, output: Folder) -> EmbedConfig:
-    """A cheap configuration of embed, of two videos a shard."""
+    """Return a cheap configuration of embed, with two videos per shard."""
     return load_config(EmbedConfig, values={"input": videos, "output": output.uri}, overrides=_SMALL)
 
 
 def submit(cluster: RayCluster, config: BaseModel, folder: Path, *, job: str = "embed") -> Command:
-    """Send a job from the head and follow it."""
+    """Submit a job from the head and follow it."""
     return cluster.start_in("head", *_words(cluster, config, folder, job=job))
 
 
 def send(cluster: RayCluster, config: BaseModel, folder: Path, *, job: str = "embed") -> str:
-    """Send a job from the head, and give its id."""
+    """Submit a job from the head and return its id."""
     sent = cluster.run_in("head", *_words(cluster, config, folder, job=job), "--no-wait")
     assert sent.returncode == 0, sent.stderr
     return sent.stdout.strip()
 
 
 def raypipe(cluster: RayCluster, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of raypipe on the head to its end."""
+    """Run a raypipe command on the head and wait for its end."""
     return cluster.run_in("head", sys.executable, "-m", "raypipe", *words)
 
 
@@ -51,7 +51,7 @@ def _words(cluster: RayCluster, config: BaseModel, folder: Path, *, job: str) ->
 
 
 def wait_for_shards(command: Command | None, output: Folder, count: int) -> None:
-    """Until so many are committed; a command that ended before will commit none."""
+    """Wait until ``count`` shards are committed; fail if the command ends before that."""
 
     def are_there() -> bool:
         ended = command is not None and command.process.poll() is not None
@@ -62,7 +62,7 @@ def wait_for_shards(command: Command | None, output: Folder, count: int) -> None
 
 
 def check_embedded(output: Folder, ids: list[str]) -> None:
-    """Every video exactly one row, all of them ok, and every promise holds."""
+    """Check that every video has exactly one row, every row is ok, and every promise holds."""
     assert verify(output).violations == []
     rows = [row for t in read_embeddings(output, columns=[schema.VIDEO_ID, schema.STATUS]) for row in t.to_pylist()]
     assert Counter((row[schema.VIDEO_ID], row[schema.STATUS]) for row in rows) == Counter((name, "ok") for name in ids)

@@ -1,4 +1,4 @@
-"""Machines with addresses of their own on this one: network namespaces on a bridge, reached from here as well."""
+"""Machines with their own addresses on this machine: network namespaces on a bridge that this process can reach."""
 
 import ipaddress
 import os
@@ -25,16 +25,16 @@ class Machine:
     address: str
 
     def command(self, *words: str) -> list[str]:
-        """The command that runs these words there; the process that it starts becomes theirs."""
+        """Return the command that runs these words in the namespace."""
         return ["ip", "netns", "exec", self.namespace, *words]
 
     def pids(self) -> list[int]:
-        """Every process there."""
+        """Return every process in the namespace."""
         return [int(pid) for pid in _ip("netns", "pids", self.namespace).split()]
 
 
 class Command:
-    """A command on one of the machines; what it prints is in ``log``."""
+    """A command on one of the machines; its output is in ``log``."""
 
     def __init__(self, words: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
         self.log = log
@@ -50,21 +50,21 @@ class Command:
 
     @property
     def printed(self) -> str:
-        """So far."""
+        """Return the output so far."""
         return self.log.read_text(errors="replace")
 
     def wait(self, timeout_seconds: float = 240) -> int:
-        """The exit code."""
+        """Wait for the end and return the exit code."""
         return self.process.wait(timeout_seconds)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL the command."""
         self.process.kill()
         self.process.wait()
 
 
 class Network:
-    """Machines that reach one another, and are reached from this process; nothing else is."""
+    """Machines that reach each other and this process, but nothing else."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -73,7 +73,7 @@ class Network:
         self._hub: str | None = None
 
     def add(self, name: str) -> Machine:
-        """Add a machine; the first one is also the switch that the others hang on."""
+        """Add a machine; the first one is also the switch that connects the others."""
         machine = Machine(name, f"raypipe-{self._suffix}-{name}", str(next(self._addresses)))
         _ip("netns", "add", machine.namespace)
         self._stack.callback(_ip, "netns", "delete", machine.namespace)
@@ -92,7 +92,7 @@ class Network:
         return machine
 
     def _add_this_process(self) -> None:
-        """An interface of the namespace that the tests run in; it goes with its other end."""
+        """Add an interface to the tests' own namespace; it is removed with its peer."""
         mine, theirs = f"rp-{self._suffix}", "to-tests"
         _ip("link", "add", mine, "type", "veth", "peer", "name", theirs, "netns", str(self._hub))
         self._stack.callback(_ip, "link", "delete", mine)
@@ -108,13 +108,13 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """A network, until the block ends; it leaves nothing behind."""
+    """Yield a network, and remove it when the block ends."""
     with ExitStack() as stack:
         yield Network(stack)
 
 
 def why_impossible() -> str:
-    """Why there can be no network here; empty where there can."""
+    """Return why this process cannot create a network, or "" if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if missing := [program for program in ("ip", "unshare") if shutil.which(program) is None]:
@@ -124,7 +124,7 @@ def why_impossible() -> str:
 
 
 def _free_network() -> ipaddress.IPv4Network:
-    """A network of 254 addresses that this machine has no route to but the default one."""
+    """Return a network of 254 addresses that only the default route covers."""
     routes = [line.split() for line in _ip("route", "show", "table", "all").splitlines()]
     words = {word for route in routes for word in route[:2]}
     taken = [ipaddress.ip_network(word) for word in words if word[0].isdigit() and ":" not in word]
@@ -145,12 +145,12 @@ def _ip(*words: str) -> str:
 
 
 def command_line(pid: int) -> str:
-    """Of a process; empty where it has ended."""
+    """Return the command line of a process, or "" if it has ended."""
     return _read(pid, "cmdline")
 
 
 def environment(pid: int) -> str:
-    """``NAME=value …`` of a process; empty where it has ended."""
+    """Return the environment of a process as ``NAME=value …``, or "" if it has ended."""
     return _read(pid, "environ")
 
 
@@ -162,5 +162,5 @@ def _read(pid: int, name: str) -> str:
 
 
 def without_proxies(variables: Mapping[str, str]) -> dict[str, str]:
-    """No proxy knows the addresses of the nodes."""
+    """Remove the proxy variables, because no proxy knows the nodes' addresses."""
     return {name: value for name, value in variables.items() if not name.lower().endswith("_proxy")}

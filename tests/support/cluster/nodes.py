@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine: each with an address and processes of its own, and a bucket."""
+"""A Ray cluster of several nodes on this machine, each with its own address and processes, and a bucket."""
 
 import json
 import os
@@ -22,20 +22,20 @@ from support.processes import wait_until
 BIN = Path(sys.executable).parent
 _GCS_PORT, _API_PORT, SERVE_PORT = 6379, 8265, 8000
 _STORE_BYTES = 200_000_000
-# A machine: its processes see no others, and all of them die with the first one, which dies with these tests.
+# A machine's processes see no others, and all of them die with the first one, which dies with these tests.
 _OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 _SETTINGS = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "AWS_EC2_METADATA_DISABLED": "true",
     "COLUMNS": "200",
-    "GLOO_SOCKET_IFNAME": "eth0",  # the name of this machine is no address of a node
+    "GLOO_SOCKET_IFNAME": "eth0",  # this machine's host name does not resolve to a node's address
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_health_check_period_ms": "500",  # a dead node is found to be so in two seconds, not in fifteen
+    "RAY_health_check_period_ms": "500",  # detects a dead node in two seconds instead of fifteen
     "RAY_health_check_failure_threshold": "4",
 }
-_DRIVER_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR="  # which Ray gives to the driver of a job, and to no worker
+_DRIVER_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR="  # Ray sets it for the driver of a job, but for no worker
 
 
 class RayNode:
@@ -46,28 +46,28 @@ class RayNode:
         started = (str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={folder / machine.name}")
         own = (f"--node-ip-address={machine.address}", f"--object-store-memory={_STORE_BYTES}", "--num-gpus=0")
         words = machine.command(*_OWN_PROCESSES, *started, *own, *options)
-        home = {"HOME": str(folder / f"{machine.name}-home")}  # where a machine caches
+        home = {"HOME": str(folder / f"{machine.name}-home")}  # each machine has its own caches
         self.command = Command(words, {**variables, **home}, folder / f"{machine.name}.log")
 
     def kill(self) -> None:
-        """SIGKILL of everything that runs there."""
+        """SIGKILL all processes of the node."""
         self.command.kill()
         wait_until(lambda: not self.machine.pids(), what=f"the end of {self.machine.name}")
 
     def kill_raylet(self) -> None:
-        """SIGKILL of the raylet; the rest of the node ends by itself."""
+        """SIGKILL the raylet; the rest of the node ends by itself."""
         (raylet,) = self._pids("/raylet/raylet ")
         os.kill(raylet, signal.SIGKILL)
 
     def kill_driver(self) -> bool:
-        """SIGKILL of the job's driver that runs there; False when there is none."""
+        """SIGKILL the job's driver on this node; return False if there is none."""
         found = [pid for pid in self.machine.pids() if _DRIVER_VARIABLE in environment(pid)]
         for pid in found:
             os.kill(pid, signal.SIGKILL)
         return bool(found)
 
     def runs(self, words: str) -> bool:
-        """Whether a process there has these words in its command line."""
+        """Return whether a process of the node has these words in its command line."""
         return bool(self._pids(words))
 
     def _pids(self, words: str) -> list[int]:
@@ -75,9 +75,9 @@ class RayNode:
 
 
 class RayCluster:
-    """A head that runs the drivers of jobs and nothing else, workers of a processor each, and an S3 server.
+    """A head that runs only the drivers of jobs, workers with one processor each, and an S3 server.
 
-    Its job API wants ``token``, and so does all that the nodes say to each other.
+    The job API requires ``token``, and so does all communication between nodes.
     """
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
@@ -93,27 +93,27 @@ class RayCluster:
         self._num_commands = 0
         self.s3: S3Server = stack.enter_context(_s3_on(self._machine("s3"), folder / "s3"))
         self.head: RayNode
-        self.workers: list[RayNode] = []  # that nobody has killed
+        self.workers: list[RayNode] = []  # the ones that are still alive
 
     @property
     def address(self) -> str:
-        """Of the job API."""
+        """Return the address of the job API."""
         return f"http://{self._machines['head'].address}:{_API_PORT}"
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of every node and of every command."""
+        """Return the environment of every node and every command."""
         unwanted = ("AWS_", "RAY_", "RAYPIPE_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
         own = {
-            "PATH": f"{BIN}:{os.environ['PATH']}",  # a job's entrypoint begins with python
+            "PATH": f"{BIN}:{os.environ['PATH']}",  # a job's entrypoint starts with "python"
             "RAY_AUTH_TOKEN_PATH": str(self._token_file),
             "RAYPIPE_API_TOKEN": self.serve_token,
         }
         return without_proxies(inherited) | _SETTINGS | own | self.s3.environment()
 
     def start(self, *, num_workers: int) -> None:
-        """Start the head, then the workers at once, and wait until all of them are there."""
+        """Start the head, then the workers in parallel, and wait until all of them are alive."""
         machine = self._machine("head")
         options = (f"--port={_GCS_PORT}", f"--dashboard-host={machine.address}", f"--dashboard-port={_API_PORT}")
         self.head = self._add(machine, "--head", "--num-cpus=0", "--include-dashboard=true", *options)
@@ -131,38 +131,38 @@ class RayCluster:
         return node
 
     def lose(self, worker: RayNode, *, kill: Callable[[RayNode], object] = RayNode.kill) -> None:
-        """Kill a worker, and wait until Ray has seen it."""
+        """Kill a worker, and wait until Ray notices."""
         kill(worker)
         self.workers.remove(worker)
         self.wait_for_nodes(1 + len(self.workers))
 
     def wait_for_nodes(self, count: int) -> None:
-        """Until exactly so many nodes are alive."""
+        """Wait until exactly ``count`` nodes are alive."""
         self._wait_until(lambda: len(self.alive()) == count, what=f"{count} nodes")
 
     def alive(self) -> set[str]:
-        """The addresses of the nodes that Ray holds for alive."""
+        """Return the addresses of the nodes that Ray considers alive."""
         status, body = self.ask("/api/v0/nodes?detail=true&limit=100")
         assert status == 200, body
         nodes = json.loads(body)["data"]["result"]["result"]
         return {node["node_ip"] for node in nodes if node["state"] == "ALIVE"}
 
     def ask(self, path: str, *, token: str | None = "", body: object = None) -> tuple[int, bytes]:
-        """Ask the job API from here: with its token, with another one, or, None, with none; a body is posted."""
+        """Send a request to the job API: "" sends its token, None sends none; a body makes it a POST."""
         headers = {"Content-Type": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token or self.token}"
         return ask(f"{self.address}{path}", headers, body=None if body is None else json.dumps(body).encode())
 
     def run_in(self, name: str, *words: str, timeout_seconds: float = 240) -> subprocess.CompletedProcess[str]:
-        """Run a command on the machine of this name, and give what it printed."""
+        """Run a command on the machine of this name, and return the finished process."""
         command = self._machines[name].command(*words)
         return subprocess.run(
             command, capture_output=True, text=True, env=self.variables, timeout=timeout_seconds, check=False
         )
 
     def start_in(self, name: str, *words: str) -> Command:
-        """Start a command there; it is killed with the cluster."""
+        """Start a command on the machine of this name; it is killed with the cluster."""
         self._num_commands += 1
         log = self._folder / f"command-{self._num_commands}.log"
         command = Command(self._machines[name].command(*words), self.variables, log)
@@ -190,8 +190,8 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(*, num_workers: int = 2) -> Iterator[RayCluster]:
-    """A cluster, until the block ends; nothing of it is left."""
-    # Not pytest's folder: the path of a socket has 107 bytes at the most, and Ray needs sixty of them.
+    """Yield a cluster, and remove all of it when the block ends."""
+    # Not pytest's folder: the path of a socket has at most 107 bytes, and Ray needs sixty of them.
     with tempfile.TemporaryDirectory(prefix="rp-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
         cluster = RayCluster(stack, Path(folder))
         cluster.start(num_workers=num_workers)
@@ -200,11 +200,11 @@ def ray_cluster(*, num_workers: int = 2) -> Iterator[RayCluster]:
 
 @contextmanager
 def _s3_on(machine: Machine, folder: Path) -> Iterator[S3Server]:
-    """The demo's server with the bucket ``videos``, on a machine that has another address than loopback."""
+    """Run the demo's server with the bucket ``videos`` on one of the machines."""
     folder.mkdir()
     ports = dict(zip(s3_server.PORTS, free_ports(len(s3_server.PORTS)), strict=True))
     server = S3Server(f"http://{machine.address}:{ports['s3.port']}", secrets.token_hex(10), secrets.token_hex(20))
-    ours = (f"-ip={machine.address}", f"-ip.bind={machine.address}")  # of two options of a name the last one counts
+    ours = (f"-ip={machine.address}", f"-ip.bind={machine.address}")  # the last of two equal options wins
     options = [*s3_server.SERVER_OPTIONS, *ours, *(f"-{name}={port}" for name, port in ports.items())]
     words = machine.command(s3_server._program(), "mini", f"-dir={folder}", "-bucket=videos", *options)
     command = Command(words, without_proxies(os.environ) | server.environment(), folder / "server.log")
@@ -216,7 +216,7 @@ def _s3_on(machine: Machine, folder: Path) -> Iterator[S3Server]:
 
 
 def ask(url: str, headers: Mapping[str, str], *, body: bytes | None = None) -> tuple[int, bytes]:
-    """Status and body of a GET, or of a POST where there is a body to send; 0: nothing answers."""
+    """Send a GET, or a POST if there is a body; return status and body, or status 0 if nothing answers."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(urllib.request.Request(url, data=body, headers=dict(headers)), timeout=30) as response:
