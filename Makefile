@@ -62,6 +62,7 @@ lint: install-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	cd tests && ../$(BIN)/python -m support.english
 
 # Rewrite the golden file with every sentence that raypipe prints.
 messages: install-dev

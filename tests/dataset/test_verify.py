@@ -278,7 +278,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Folder], object], str, tuple[object, ...]
         "not_finite",
         (FIRST, ID),
     ),
-    "a time that is none": (
+    "a time that is NaN": (
         broken_row(schema.FRAME_PTS_SECONDS, [0.0, None, float("nan")]),
         "not_finite",
         (FIRST, ID),

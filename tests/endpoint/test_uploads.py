@@ -101,7 +101,7 @@ def test_a_video_under_the_prefix_is_read(inside: Path) -> None:
         "github://x:y@z/",
     ],
 )
-def test_what_lies_elsewhere_is_refused(inside: Path, canary: Canary, uri: str) -> None:
+def test_a_uri_outside_is_refused(inside: Path, canary: Canary, uri: str) -> None:
     prefixes = Prefixes([str(inside)])
     with pytest.raises(HttpError) as caught:
         prefixes.allow(uri.format(inside=inside, port=canary.port))

@@ -27,7 +27,7 @@ GOOD: dict[str, object] = {"status": "ok", "num_frames": 1, "width": 2, "height"
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "false_answer",
     [
         {"num_frames": -1},
         {"num_frames": 33},
@@ -63,10 +63,10 @@ GOOD: dict[str, object] = {"status": "ok", "num_frames": 1, "width": 2, "height"
     ],
     ids=str,
 )
-def test_a_forged_answer_is_a_crash(pyav: DecodeSandbox, lie: dict[str, object]) -> None:
+def test_a_forged_answer_is_a_crash(pyav: DecodeSandbox, false_answer: dict[str, object]) -> None:
     pyav._shared.pts_seconds[:] = 0
     assert pyav._read(GOOD, "pyav").status is Status.OK
-    video = pyav._read({**GOOD, **lie}, "pyav")
+    video = pyav._read({**GOOD, **false_answer}, "pyav")
     assert video.status is Status.CRASHED
     assert video.error
     assert (video.frames.shape, video.pts_seconds.shape) == ((0, 56, 56, 3), (0,))

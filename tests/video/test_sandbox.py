@@ -1,4 +1,4 @@
-"""The real decode child: what it cannot reach, and what happens when it dies, hangs or lies."""
+"""The real decode child: what it cannot reach, and what happens when it dies, hangs or gives false answers."""
 
 import os
 import re

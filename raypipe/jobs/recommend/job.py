@@ -37,7 +37,7 @@ from raypipe.tables import table_place
 from raypipe.text import plural
 
 _FORMAT = 2  # of the rows; raised by a change that old rows do not fit
-_VERSION = "index_version"  # in the settings: of whoever plans first
+_VERSION = "index_version"  # in the settings: of the driver that plans first
 
 
 def run_recommend(
