@@ -8,23 +8,35 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # The torch that pip installs first, in a separate call: otherwise the resolver would pick the largest build it finds.
 # On a GPU machine, name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
 TORCH ?= torch==2.13.0
+PIP_LOG := build/install.log
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet --log $(PIP_LOG) install
 
-.PHONY: install install-dev demo test test-slow test-nightly coverage mutations chaos lint messages bench pins clean
+.PHONY: install install-dev dist demo test test-slow test-nightly coverage mutations chaos lint messages bench pins clean
 
 install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install -r requirements.txt
-	$(BIN)/python -m pip install --no-deps -e .
-	touch $@
+	@test -x $(BIN)/python || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@mkdir -p build
+	@echo "Installing torch (details: $(PIP_LOG))"
+	@$(PIP_INSTALL) $(TORCH)
+	@echo "Installing the packages that raypipe needs"
+	@$(PIP_INSTALL) -r requirements.txt
+	@echo "Installing raypipe"
+	@$(PIP_INSTALL) --no-deps -e .
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
-	$(BIN)/python -m pip install -r requirements-dev.txt
-	touch $@
+	@echo "Installing the packages for tests and lint"
+	@$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+# Build the wheel and the source distribution in dist/.
+dist: install-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
 
 demo: install
 	$(BIN)/raypipe demo $(ARGS)

@@ -1,4 +1,4 @@
-"""Read the rows of a sealed output, of each video those of its last generation."""
+"""Read the rows of a sealed output: for each video, the row of its latest generation."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -19,7 +19,7 @@ from raypipe.text import one_line
 
 
 def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
-    """The manifests of all plans, ascending.
+    """Return the manifests of all plans, in ascending order.
 
     Raises:
         JobError: there is no plan, one is lost, or one is not sealed.
@@ -40,7 +40,7 @@ def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
 
 
 def embeddings_manifests(output: Folder) -> list[dict[str, Any]]:
-    """The manifests of all plans of an output of ``raypipe embed``, ascending.
+    """Return the manifests of all plans of an output of ``raypipe embed``, in ascending order.
 
     Raises:
         JobError: it is not sealed.
@@ -57,7 +57,7 @@ def embeddings_manifests(output: Folder) -> list[dict[str, Any]]:
 
 
 def read_rows(output: Folder, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the rows that count, a table for each file: for a ``video_id`` those of its highest generation alone.
+    """Yield the current rows, one table per file: for each ``video_id``, the row of its latest generation.
 
     Raises:
         JobError: the output is not sealed, or a file is damaged.
@@ -66,7 +66,7 @@ def read_rows(output: Folder, *, columns: Sequence[str] | None = None) -> Iterat
 
 
 def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the rows that count of an output of ``raypipe embed``.
+    """Yield the current rows of an output of ``raypipe embed``.
 
     Raises:
         JobError: it is not sealed, or a file is damaged.
@@ -76,7 +76,7 @@ def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> 
 
 
 def rows_of(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    """Yield the rows that count of the plans with these manifests; raises like ``read_rows``."""
+    """Yield the current rows of the plans with these manifests; raises like ``read_rows``."""
     wanted = list(columns) if columns is not None else None
     if job_of(manifests[0]["settings"]) == "recommend":  # row ranges of one file: each row is there once
         for manifest in manifests:
@@ -95,9 +95,9 @@ def rows_of(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[s
 
 
 def planned_rows(output: Folder, manifests: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
-    """Yield each plan's number and those of its rows that count, the latest plan first.
+    """Yield the number and the current rows of each plan, the latest plan first.
 
-    A sealed plan has a row in ``data/`` for each of its own, so that this lists a catalogue without reading it.
+    Every row of a sealed plan has a row in ``data/``, so this lists a catalogue without reading ``data/``.
 
     Raises:
         CommitError: a stored file is no plan.
@@ -144,7 +144,7 @@ def frame_embeddings(rows: pa.Table) -> list[npt.NDArray[np.float16]]:
 
 
 def embedding_dim(embeddings: Folder, manifests: list[dict[str, Any]]) -> int:
-    """D, as a file of the embeddings has it.
+    """Return D, the length of an embedding, from the schema of one file.
 
     Raises:
         CommitError: the file is not one of embeddings.

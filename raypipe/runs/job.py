@@ -1,4 +1,4 @@
-"""What every batch job does: inputs → plan → run shards on actors → seal → report.
+"""The skeleton of every batch job: inputs → plan → run shards on actors → seal → report.
 
 A job is a subclass of ``Job``. It says what there is to do and how one shard is done; ``run_job`` does the rest.
 """
@@ -38,25 +38,25 @@ class Job(ABC):
     """A batch job. ``run_job`` calls the methods in the order in which they are defined here."""
 
     name: ClassVar[str]  # of the command
-    noun: ClassVar[str] = "video"  # what has one row
-    packages: ClassVar[Sequence[str]] = ()  # whose versions the record names
+    noun: ClassVar[str] = "video"  # each has one row
+    packages: ClassVar[Sequence[str]] = ()  # the record names their versions
     config: BaseModel
     output: Folder
     input_uri: str
 
     def is_done(self) -> bool:
-        """Tell whether the output is known to hold everything, so that no cluster is needed."""
+        """Return whether the output is already complete, so that no cluster is needed."""
         return False
 
     def prepare(self) -> None:  # noqa: B027 - optional
-        """Check the input, and load what needs no cluster.
+        """Check the input, and load everything that needs no cluster.
 
         Raises:
             SetupError: something is wrong before the work starts.
         """
 
     def needs(self) -> Needs:
-        """Return what the actors need: one processor each."""
+        """Return what each actor needs; by default one processor."""
         return Needs()
 
     def settle(self, executor: Executor, placement: Placement) -> None:  # noqa: B027 - optional
@@ -65,29 +65,29 @@ class Job(ABC):
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """Return everything that changes what a row holds; rows of other settings are refused."""
+        """Return every setting that changes the content of a row; an output with other settings is refused."""
 
     @abstractmethod
     def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
-        """Plan what is new, in shards that ``num_slots`` actors can share.
+        """Plan the new work, in shards that ``num_slots`` actors can share.
 
         Raises:
             FingerprintError: the output holds rows of other settings.
-            ConfigError: there is nothing to do and never was.
+            ConfigError: the input is empty and always was.
         """
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """Return what the record says about the run in addition to the size of the cluster."""
+        """Return facts for the record, in addition to the size of the cluster."""
         return {}
 
     def load(self, missing: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """Return the blocks of the missing shards, given the rows of the plans for each: those rows by default."""
+        """Return a block for each missing shard, given its planned rows; by default the planned rows themselves."""
         return missing
 
     @abstractmethod
     def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
-        """Return the stages that turn a block into one with the columns of ``rows``, its generation and its shard."""
+        """Return the stages that turn a block into output rows: the columns of ``rows``, the generation and the shard."""
 
     @property
     @abstractmethod
@@ -101,14 +101,14 @@ class Job(ABC):
 
 @dataclass(frozen=True, slots=True)
 class BatchRun:
-    """What a run did, and where its report is; without plans in the record there was nothing to do."""
+    """The record of a run, and the URI of its report. If the record has no plans, there was nothing to do."""
 
     record: RunRecord
     report_uri: str = ""
 
 
 def run_job(job: Job, *, executor: Executor | None = None, console: Console | None = None) -> BatchRun:
-    """Plan what is new, commit every missing shard, seal the plans, and write the report.
+    """Plan the new work, commit every missing shard, seal the plans, and write the report.
 
     Raises:
         SetupError: something is wrong before the work starts.
@@ -135,7 +135,7 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
         raise
     except RaypipeError as error:
         record.close(outcome="failed", message=str(error))
-        with suppress(RaypipeError):  # what ended the work may end this too; the first error matters
+        with suppress(RaypipeError):  # the cause may break this as well; the first error is the one to report
             put_report(job.output, record)
         raise
     record.close(outcome="finished")
@@ -143,7 +143,7 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
 
 
 def start_record(job: Job, plans: StoredPlans, *, placement: Placement, machine: Mapping[str, object]) -> RunRecord:
-    """Return the record of a run that is about to finish every plan that is not sealed."""
+    """Return the record of a new run, which will finish every unsealed plan."""
     numbers = unsealed_plans(plans.output)
     num_planned = sum(plans.read(number).num_rows for number in numbers)
     num_missing = sum(map(num_planned_rows, missing_shards(plans, numbers)))
@@ -173,7 +173,7 @@ def _commit_all(
     placement: Placement,
     console: Console | None,
 ) -> None:
-    """Run what is missing until nothing is; a shard that failed is retried after all the others.
+    """Run the missing shards until all are committed; failed shards are retried after all the others.
 
     Raises:
         JobError: some shards failed every time, or many in a row.
@@ -225,7 +225,7 @@ def _seal_all(plans: StoredPlans, record: RunRecord) -> None:
 
 
 def put_report(output: Folder, record: RunRecord) -> str:
-    """Write the report of a run where no earlier run's is, and return its URI."""
+    """Write the report of a run to a folder of its own, and return its URI."""
     first = f"reports/{record.plans[-1]:05d}"
     names = (first, *(f"{first}-{again}" for again in range(1, 1000)))
     folder = next(name for name in names if not output.exists(f"{name}/summary.json"))
@@ -234,7 +234,7 @@ def put_report(output: Folder, record: RunRecord) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of what made the rows: of the packages that are installed, and of what every job runs on."""
+    """Return the versions of the given packages, if they are installed, and of the packages that every job uses."""
     found = {"raypipe": __version__, "python": platform.python_version()}
     for name in ("ray", *packages, "pyarrow", "s3fs", "numpy"):
         try:

@@ -27,7 +27,7 @@ _FORMAT = 1  # of the rows; raised by a change that old rows do not fit
 
 @dataclass(frozen=True, slots=True)
 class ClassifySetup:
-    """What is settled before any vector is read."""
+    """Everything that is decided before any vector is read."""
 
     config: ClassifyConfig
     embeddings: Folder
@@ -38,7 +38,7 @@ class ClassifySetup:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return everything that changes what a row says."""
+        """Return every setting that changes the content of a row."""
         return {
             "job": "classify",
             "format": _FORMAT,
@@ -79,7 +79,7 @@ def prepare(config: ClassifyConfig) -> ClassifySetup:
 def run_classify(
     config: ClassifyConfig, *, executor: Executor | None = None, console: Console | None = None
 ) -> BatchRun:
-    """Classify what is new in the embeddings, finish what earlier runs left, seal it, and write the report.
+    """Classify the new videos of the embeddings, finish what earlier runs left, seal it, and write the report.
 
     Raises:
         SetupError: something is wrong before the work starts.
@@ -89,7 +89,7 @@ def run_classify(
 
 
 class ClassifyJob(Job):
-    """Classify the videos of sealed embeddings. The setup is there after ``prepare``."""
+    """Classify the videos of sealed embeddings. ``prepare`` creates ``setup``."""
 
     name = "classify"
     packages = ("torch", "transformers", "safetensors")
@@ -106,7 +106,7 @@ class ClassifyJob(Job):
         self.setup = prepare(self.config)
 
     def needs(self) -> Needs:
-        """One actor for each GPU, or for each processor if there is no GPU."""
+        """Return the needs of one actor per GPU, or per processor if there is no GPU."""
         resources = self.config.resources
         return Needs(
             num_gpus=resources.gpus,
@@ -117,11 +117,11 @@ class ClassifyJob(Job):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Return everything that changes what a row says."""
+        """Return every setting that changes the content of a row."""
         return self.setup.settings
 
     def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
-        """Plan what no plan holds yet; raises like ``plan_new``."""
+        """Plan the new videos; raises like ``plan_new``."""
         plan_new(self.setup, plans, num_slots=num_slots)
 
     def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def run_embed(config: EmbedConfig, *, executor: Executor | None = None, console: Console | None = None) -> BatchRun:
-    """Embed what is new in the input, finish what earlier runs left, seal it, and write the report.
+    """Embed the new videos of the input, finish what earlier runs left, seal the output, and write the report.
 
     Raises:
         SetupError: something is wrong before the work starts.
@@ -39,7 +39,7 @@ def run_embed(config: EmbedConfig, *, executor: Executor | None = None, console:
 
 
 class EmbedJob(Job):
-    """Decode the videos of an input and embed their frames. The setup is there after ``settle``."""
+    """Decode the videos of an input and embed their frames. ``settle`` creates ``setup``."""
 
     name = "embed"
     packages = ("torch", "torchvision", "av", "decord", "torchcodec")
@@ -57,7 +57,7 @@ class EmbedJob(Job):
         self._network = _in_background(partial(find_network, self.config.backbone))
 
     def needs(self) -> Needs:
-        """Actors that decode, and actors that embed on a GPU if there is one."""
+        """Return the needs of actors that decode, and of actors that embed on a GPU if there is one."""
         resources = self.config.resources
         return Needs(
             num_cpus=resources.decode_cpus,
@@ -71,7 +71,7 @@ class EmbedJob(Job):
         )
 
     def settle(self, executor: Executor, placement: Placement) -> None:
-        """Decide what dtype ``auto`` means, by the processors that embed: with a GPU those are not the driver's."""
+        """Decide what dtype ``auto`` means on the machines that embed: with a GPU, the driver's machine does not."""
         dtype = self.config.backbone.dtype
         if dtype != "auto" or placement.device == "cpu":
             resolved = resolve_dtype(dtype, "cpu")
@@ -81,11 +81,11 @@ class EmbedJob(Job):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Return everything that changes a vector."""
+        """Return every setting that changes a vector."""
         return self.setup.settings
 
     def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
-        """Plan what no plan holds yet, and mark what is no longer in the input; raises like ``plan_new``."""
+        """Plan the new videos, and mark the videos that are gone; raises like ``plan_new``."""
         plan_new(self.setup, plans, num_slots=num_slots)
 
     @property
@@ -94,7 +94,7 @@ class EmbedJob(Job):
         return {"dtype": self.setup.dtype}
 
     def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
-        """Decode and embed in one actor for each processor; with GPUs decode there and embed on the GPUs."""
+        """Decode and embed in one actor per processor. With GPUs, decode on the processors and embed on the GPUs."""
         setup, backbone = self.setup, self.config.backbone
         decode = (DecodeVideos, DecodeSettings(setup.decode_request, self.config.decode))
         settings = EmbedSettings(
@@ -119,11 +119,11 @@ class EmbedJob(Job):
 
 
 def plan_new(setup: EmbedSetup, plans: StoredPlans, *, num_slots: int) -> None:
-    """Plan what no plan holds yet, and mark what is no longer in the input.
+    """Plan the videos that no plan holds yet, and mark the videos that are no longer in the input.
 
     Raises:
         FingerprintError: the output holds rows of other settings.
-        ConfigError: there is nothing to embed and never was, or more is gone than ``max_gone_fraction`` allows.
+        ConfigError: the input has no videos and never had any, or more are gone than ``max_gone_fraction`` allows.
     """
     config = setup.config
     planning = Planning.load(plans, setup.settings, config.input, retry=config.retry, gone=config.gone)

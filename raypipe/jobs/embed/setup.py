@@ -1,4 +1,4 @@
-"""What is settled before any video is read: weights, dtype, the format of the rows, what the decoder is asked for."""
+"""The decisions before any video is read: weights, dtype, the format of the rows, and the decode request."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EmbedSetup:
-    """What is settled before any video is read."""
+    """Everything that is decided before any video is read."""
 
     config: EmbedConfig
     output: Folder
     preprocessing: Preprocessing
     weights: "Weights"
     dtype: Dtype
-    row_format: int = schema.ROW_FORMAT  # that of the output, where it has rows
+    row_format: int = schema.ROW_FORMAT  # of the output's rows, if it has some
 
     @property
     def embedding_dim(self) -> int:
@@ -34,7 +34,7 @@ class EmbedSetup:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return everything that changes a vector."""
+        """Return every setting that changes a vector."""
         sampling = self.config.sampling
         keys = {
             "uniform": ("num_frames", "nearest_keyframe"),
@@ -55,12 +55,12 @@ class EmbedSetup:
 
     @property
     def decode_request(self) -> DecodeRequest:
-        """Return what the decoder is asked for."""
+        """Return the request to the decoder."""
         return request_of_settings(self.settings, self.config.decode)
 
 
 def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:
-    """Settle weights, dtype and the format of the rows.
+    """Decide weights, dtype and the format of the rows.
 
     An output that has plans keeps its format, and its dtype if the configured one is ``auto``.
 
@@ -71,6 +71,11 @@ def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:
 
 
 def find_network(backbone: BackboneConfig) -> "tuple[Weights, Preprocessing]":
+    """Return the weights of a backbone, and the frames that it takes.
+
+    Raises:
+        WeightsError: the weights cannot be found, read or fitted.
+    """
     from raypipe.models.weights import preprocessing, resolve_weights  # noqa: PLC0415 - torch takes seconds, in which Ray can start
 
     return resolve_weights(backbone.name, backbone.weights, read_bytes=read_uri), preprocessing(backbone.name)

@@ -109,7 +109,7 @@ class RecommendJob(Job):
         return RecommendSettings(Folder(config.index).uri, self._version, config.cache, config.ranking)
 
     def needs(self) -> Needs:
-        """One actor for each processor."""
+        """Return the needs of one actor per processor."""
         return Needs(concurrency=self.config.concurrency, asked=f"concurrency={self.config.concurrency}")
 
     @property
