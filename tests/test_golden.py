@@ -23,8 +23,9 @@ from raypipe.errors import FingerprintError
 from raypipe.jobs.classify import job as classify
 from raypipe.jobs.classify.verify import verify as verify_predictions
 from raypipe.jobs.embed import inputs
-from raypipe.jobs.embed import job as embed
+from raypipe.jobs.embed import setup as embed
 from raypipe.jobs.embed.inputs import find_videos
+from raypipe.jobs.embed.job import plan_new
 from raypipe.jobs.embed.verify import recheck_inputs
 from raypipe.jobs.embed.verify import verify as verify_embeddings
 from raypipe.jobs.index.job import run_index
@@ -208,7 +209,7 @@ def test_an_index_is_appended_to(golden: Golden, bucket: str) -> None:
 
 def test_only_new_videos_are_planned(golden: Golden, bucket: str, embed_setup: embed.EmbedSetup) -> None:
     output = golden.copy("embed", Folder(bucket))
-    embed.plan_new(replace(embed_setup, output=output), StoredPlans(output), num_slots=1)
+    plan_new(replace(embed_setup, output=output), StoredPlans(output), num_slots=1)
     assert plan_numbers(output) == [0, 1]
 
     config = embed_setup.config
@@ -237,7 +238,7 @@ def test_other_settings_need_another_output(golden: Golden, embed_setup: embed.E
     sampling = config.sampling.model_copy(update={"num_frames": 3})
     other = replace(embed_setup, config=config.model_copy(update={"sampling": sampling}))
     with pytest.raises(FingerprintError):
-        embed.plan_new(other, StoredPlans(other.output), num_slots=1)
+        plan_new(other, StoredPlans(other.output), num_slots=1)
     assert plan_numbers(golden.folder("embed")) == [0, 1]
 
 
@@ -267,9 +268,9 @@ def test_videos_gone_from_an_old_output_are_marked(
         assert output_uri == output.uri
 
     monkeypatch.setattr(inputs, "find_videos", left)
-    embed.plan_new(replace(embed_setup, output=output), StoredPlans(output), num_slots=1)
+    plan_new(replace(embed_setup, output=output), StoredPlans(output), num_slots=1)
     assert plan_numbers(output) == [0, 1, 2]
     assert {one.video_id for one in planned(output, [2]) if one.is_gone} == gone
     monkeypatch.undo()
-    embed.plan_new(replace(embed_setup, output=output), StoredPlans(output), num_slots=1)
+    plan_new(replace(embed_setup, output=output), StoredPlans(output), num_slots=1)
     assert {one.video_id for one in planned(output, [3]) if not one.is_gone} == gone
