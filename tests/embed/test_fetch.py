@@ -206,7 +206,7 @@ def test_fifty_videos_leave_no_file_open(tmp_path: Path) -> None:
         if fetched.file:
             assert open_files() <= before + 1 + fetch._AHEAD + 2  # plus the files being read right now
             fetched.file.close()
-    assert open_files() == before
+    assert open_files() <= before
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4])
@@ -217,7 +217,7 @@ def test_videos_fetched_too_late_are_closed(monkeypatch: pytest.MonkeyPatch, tak
     for _ in range(taken):
         content(next(coming))
     coming.close()  # type: ignore[attr-defined]
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_no_videos_give_no_results() -> None:
