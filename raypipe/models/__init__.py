@@ -1,1 +1,1 @@
-"""The neural networks, in plain PyTorch; they work without Ray."""
+"""The neural networks in plain PyTorch. They work without Ray."""

@@ -16,7 +16,7 @@ from raypipe.models.weights import build_network, preprocessing
 
 logger = logging.getLogger(__name__)
 
-# One thread is as fast with 4 frames as with 32: the activations of 32 do not fit the caches and only cost memory.
+# One thread is as fast with 4 frames as with 32. The activations of 32 frames exceed the caches and only cost memory.
 CPU_BATCH_SIZE = 8
 
 
@@ -25,7 +25,8 @@ class Backbone:
 
     ``state_dict`` holds float32 arrays under torchvision's names, without the head. ``batch_size`` is the maximum
     number of frames in one pass. It is at most ``CPU_BATCH_SIZE`` on a CPU, and is halved whenever memory runs out.
-    ``compile="auto"`` compiles on a GPU only, because on a CPU every actor would spend 10 to 40 s to gain 1 to 20 %.
+    ``compile="auto"`` compiles the network on a GPU only. On a CPU, every actor would spend 10 to 40 s to become only 1
+    to 20 % faster.
 
     Raises:
         ConfigError: the name is unknown.
@@ -51,7 +52,7 @@ class Backbone:
         _fold_batch_norms(network)
         network = network.to(dtype=getattr(torch, dtype)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         embedder = _Embedder(network, mean=facts.mean, std=facts.std).to(self._device).eval().requires_grad_(False)  # noqa: FBT003
-        # A network is compiled for one shape: shorter batches are padded.
+        # A network is compiled for one batch shape, so shorter batches are padded.
         self._compiled = compile is True or (compile == "auto" and on_gpu)
         self._staging: _Staging | None = None
         self._embedder: nn.Module = embedder
@@ -61,17 +62,18 @@ class Backbone:
             self._embedder = cast("nn.Module", torch.compile(embedder, dynamic=False, options=options))
 
     def embed(self, frames: npt.NDArray[np.uint8] | Crops) -> npt.NDArray[np.float32]:
-        """Embed cropped RGB frames of one size: ``[N, H, W, 3]`` to ``[N, embedding_dim]``, N ≥ 0.
+        """Return the embeddings ``[N, embedding_dim]`` of cropped RGB frames ``[N, H, W, 3]``, N ≥ 0.
 
         Raises:
             ValueError: the array has another shape or type.
-            torch.OutOfMemoryError: not even one frame fits; MemoryError if that was raised instead.
+            torch.OutOfMemoryError: memory is too small even for one frame. On a CPU, this can also be MemoryError or
+                RuntimeError.
         """
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:  # noqa: PLR2004 - N, H, W, RGB
             msg = f"Frames are {frames.dtype}{list(frames.shape)}; give uint8[N, H, W, 3]."
             raise ValueError(msg)
         on_gpu = self._device.type == "cuda"
-        # Pinned, so that a batch's embeddings leave the device while the next is computed.
+        # Pinned, so that a batch's embeddings leave the device while the next batch is computed.
         embeddings = torch.empty((len(frames), self.embedding_dim), pin_memory=on_gpu)
         start = 0
         with torch.inference_mode():
@@ -86,7 +88,7 @@ class Backbone:
                     start += len(batch)
                     continue
                 self._halve_batch_size(len(batch))  # after the except block, which keeps the batch's tensors alive
-        if on_gpu:  # the only wait for the device: before it, batches are queued while the device computes
+        if on_gpu:  # the only wait for the device: until here, batches are queued while it computes
             torch.cuda.current_stream(self._device).synchronize()
         return cast("npt.NDArray[np.float32]", embeddings.numpy())
 
@@ -112,7 +114,10 @@ class Backbone:
 
 
 class _Slot:
-    """Memory for one batch, on the device and pinned on the host, so that the copy needs no CPU."""
+    """Memory for one batch: a tensor on the device, and a pinned tensor on the host.
+
+    Pinned memory is copied to the device without the CPU.
+    """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.pinned = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
@@ -122,7 +127,10 @@ class _Slot:
 
 
 class _Staging:
-    """Two slots of ``shape``, filled in turn on a separate stream: one batch is copied while the previous one runs."""
+    """Copies each batch to the device while the device computes the previous batch.
+
+    Two slots of ``shape`` are filled in turn, on a separate CUDA stream.
+    """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.shape = shape
@@ -131,9 +139,10 @@ class _Staging:
         self._stream.wait_stream(torch.cuda.current_stream(device))  # that stream fills the slots with zeros
 
     def put(self, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Copy a batch to the device and return its slot: the batch, followed by old data of earlier batches.
+        """Copy a batch to the device. Return a tensor that begins with the batch.
 
-        Only work that is queued on the current stream before the next call may read the slot.
+        The rest of the tensor is old data of earlier batches. Only work that is queued on the current stream before the
+        next call may read the tensor.
         """
         current = torch.cuda.current_stream(self._stream.device)
         self._slots[0].read.record(current)  # after all work queued so far, such as the pass over the last batch
@@ -150,7 +159,7 @@ class _Staging:
 
 
 class _Embedder(nn.Module):
-    """Normalises frames on the device, then runs the network: uint8 ``[N, H, W, 3]`` to float32 ``[N, D]``."""
+    """Normalises frames on the device, then runs the network. It maps uint8 ``[N, H, W, 3]`` to float32 ``[N, D]``."""
 
     def __init__(self, network: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Names, sizes, dtypes, input frames and pooling of the backbones, without torch, whose import takes seconds."""
+"""Names, sizes, dtypes, input and pooling of the backbones. This module avoids torch, whose import takes seconds."""
 
 import logging
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """The input that the pretrained weights of a backbone expect: sizes in pixels, RGB colours in 0 to 1."""
+    """How frames are prepared for a backbone's pretrained weights. Sizes are in pixels, RGB colours from 0 to 1."""
 
-    resize_size: int  # of the shorter side
-    crop_size: int  # of the square cut from its centre
+    resize_size: int  # the shorter side after scaling
+    crop_size: int  # the side of the square cut from the centre
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -49,12 +49,16 @@ def check_name(name: str) -> None:
 
 
 def head_name(name: str) -> str:
-    """Return the name of the head: the layer after the embedding, which raypipe leaves out."""
+    """Return the name of a backbone's head, the layer after the embedding. raypipe leaves the head out."""
     return "classifier.6" if name.startswith("vgg") else "fc"
 
 
 def embedding_dim(name: str) -> int:
-    """Return the length of an embedding; raises ConfigError for an unknown name."""
+    """Return the length of a backbone's embeddings.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
     check_name(name)
     if name.startswith("vgg"):
         return 4096
@@ -62,7 +66,10 @@ def embedding_dim(name: str) -> int:
 
 
 def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
-    """Resolve ``auto`` to bfloat16 if the device supports it natively, else to float32, which is then faster."""
+    """Return ``dtype``, with ``auto`` replaced by the faster dtype on this device.
+
+    This is bfloat16 if the device supports it natively, otherwise float32.
+    """
     if dtype != "auto":
         return dtype
     if device == "cpu":
@@ -78,7 +85,7 @@ def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Return the feature names of this processor; empty if the system does not list them."""
+    """Return the feature names of this machine's processor. The set is empty if the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -87,7 +94,10 @@ def _cpu_flags() -> frozenset[str]:
 
 
 class Crops:
-    """RGB frames uint8 [N, H, W, 3] of several videos, sliced like one array. Only slices across videos are copies."""
+    """RGB frames of several videos, which can be sliced like one uint8 array [N, H, W, 3].
+
+    A slice inside one video is a view. A slice across videos is a copy.
+    """
 
     ndim = 4
     dtype = np.dtype(np.uint8)
@@ -113,7 +123,7 @@ class Crops:
 
 
 def clip_to_float16(vectors: Vectors) -> Vectors:
-    """Return the vectors with their values clipped to the range of float16; NaN stays."""
+    """Return the vectors with their values clipped to the range of float16. NaN is kept."""
     clipped: Vectors = np.clip(vectors, -_FLOAT16_MAX, _FLOAT16_MAX)
     return clipped
 

@@ -26,11 +26,11 @@ Array = npt.NDArray[np.float32]
 
 
 class VideoClassifierConfig(PreTrainedConfig):
-    """The keys of ``config.json`` in addition to transformers' own.
+    """The keys of ``config.json`` in addition to transformers' own keys.
 
     ``gpt2`` holds the sizes of the GPT-2 inside. Videos with more than ``max_frames`` frames are thinned evenly.
-    ``embedding_fingerprint`` identifies the settings of the embeddings: other embeddings are not comparable.
-    ``metrics`` are the metrics of the epoch that the weights come from.
+    ``embedding_fingerprint`` identifies the settings with which the embeddings were made. Embeddings that were made
+    with other settings are not comparable. ``metrics`` holds the metrics of the epoch that the weights come from.
     """
 
     model_type: ClassVar[str] = "raypipe_video_classifier"
@@ -44,7 +44,11 @@ class VideoClassifierConfig(PreTrainedConfig):
     metrics: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
-        """Make ``gpt2`` a ``GPT2Config`` without a vocabulary, with at least ``max_frames`` positions."""
+        """Convert ``gpt2`` to a ``GPT2Config`` without a vocabulary.
+
+        Raises:
+            ValueError: the GPT-2 has fewer than ``max_frames`` positions.
+        """
         given = self.gpt2.to_dict() if isinstance(self.gpt2, GPT2Config) else dict(self.gpt2 or {})
         no_vocabulary = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "use_cache": False}
         self.gpt2 = GPT2Config(**{"n_positions": self.max_frames, **given, **no_vocabulary})
@@ -55,16 +59,16 @@ class VideoClassifierConfig(PreTrainedConfig):
 
     @property
     def label_names(self) -> list[str]:
-        """Return the label of each logit, in order."""
+        """Return the label names, in the order of the logits."""
         names: Any = self.id2label
         return [names[number] for number in range(len(names))]
 
 
 @dataclass
 class VideoOutput(ModelOutput):
-    """The output of a model: ``logits`` [B, C] of a classifier, or ``frames`` [B, T, D] and ``losses`` [B].
+    """The output of a model.
 
-    ``frames`` and ``losses`` are set by a masked-frame model.
+    A classifier sets ``logits`` [B, C]. A masked-frame model sets ``frames`` [B, T, D] and ``losses`` [B].
     """
 
     loss: torch.Tensor | None = None
@@ -85,7 +89,7 @@ class VideoEncoder(nn.Module):
     """Encodes frames ``[B, T, D]`` as GPT-2 states ``[B, T, n_embd]``.
 
     Embeddings are standardised, projected to GPT-2's width, and passed through GPT-2 without its vocabulary. ``mean``
-    and ``std`` ``[D]`` come from the frames of the training videos, and are saved with the weights.
+    and ``std`` ``[D]`` are computed from the frames of the training videos, and are saved with the weights.
     """
 
     mean: torch.Tensor
@@ -109,7 +113,7 @@ class VideoEncoder(nn.Module):
     def forward(
         self, standardised: torch.Tensor, attention_mask: torch.Tensor, hidden: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Encode standardised embeddings; frames where ``hidden`` ``[B, T]`` is true are hidden from the model."""
+        """Encode standardised embeddings. Frames where ``hidden`` ``[B, T]`` is true are hidden from the model."""
         inputs = self.projection(standardised.to(self.projection.weight.dtype))
         if hidden is not None:
             inputs = torch.where(hidden[..., None], self.hidden_frame.to(inputs.dtype), inputs)
@@ -118,7 +122,7 @@ class VideoEncoder(nn.Module):
 
 
 class _VideoModel(PreTrainedModel):
-    """The base class of both models: the encoder, and the initialisation of weights."""
+    """The base class of both models. It defines their configuration, their encoder, and how weights are initialised."""
 
     config_class = VideoClassifierConfig
     base_model_prefix = "encoder"
@@ -140,7 +144,10 @@ class _VideoModel(PreTrainedModel):
 
 
 class VideoClassifier(_VideoModel):
-    """A classifier: GPT-2 over the frames, the mean of its states over unpadded frames, and one linear layer."""
+    """A video classifier with GPT-2 over the frame embeddings.
+
+    A linear layer maps the mean of GPT-2's states over all unpadded frames to the logits.
+    """
 
     def __init__(self, config: VideoClassifierConfig) -> None:
         super().__init__(config)
@@ -156,7 +163,11 @@ class VideoClassifier(_VideoModel):
         labels: torch.Tensor | None = None,
         **_: Any,  # noqa: ANN401 - what transformers' callers add
     ) -> VideoOutput:
-        """Classify videos; ``labels`` are class numbers ``[B]``, or 0 and 1 ``[B, num_labels]`` if multi-label."""
+        """Classify videos, and compute the loss if ``labels`` is given.
+
+        ``labels`` holds class numbers ``[B]``. For a multi-label classifier, it holds 0 or 1 for each label:
+        ``[B, num_labels]``.
+        """
         if attention_mask is None:
             attention_mask = frame_embeddings.new_ones(frame_embeddings.shape[:2], dtype=torch.long)
         return self.from_standardised(self.encoder.standardise(frame_embeddings), attention_mask, labels)
@@ -173,11 +184,11 @@ class VideoClassifier(_VideoModel):
     def classify(self, videos: Sequence[Frames], *, frame_scores: bool = False, batch_size: int = 64) -> Predictions:
         """Classify videos by their frame embeddings, each ``[T, D]`` with its own T ≥ 1.
 
-        This puts the model into evaluation mode. ``frame_scores`` also returns how much each frame contributed to the
-        best label's logit: gradient x input (Shrikumar et al. 2016, arXiv:1605.01713) on the standardised embedding,
-        summed over D. The average frame of the training videos thus has score 0. A frame that counts against the label
-        has a negative score; a frame that was left out because of ``max_frames`` has 0. The scores do not add up to the
-        logit.
+        This puts the model into evaluation mode. If ``frame_scores`` is true, also return how much each frame
+        contributed to the logit of the best label. The score is gradient x input (Shrikumar et al. 2016,
+        arXiv:1605.01713) on the standardised embedding, summed over D. So the average frame of the training videos has
+        score 0, and a frame that counts against the label has a negative score. A frame that was left out because of
+        ``max_frames`` has score 0. The scores do not add up to the logit.
         """
         self.eval()
         probabilities = torch.empty((len(videos), len(self.config.label_names)))
@@ -198,7 +209,7 @@ class VideoClassifier(_VideoModel):
 
 
 class MaskedFrameModel(_VideoModel):
-    """A GPT-2 that predicts the embeddings of hidden frames: self-supervised pretraining for a classifier."""
+    """A GPT-2 that predicts the embeddings of hidden frames. Training it is self-supervised pretraining."""
 
     def __init__(self, config: VideoClassifierConfig) -> None:
         super().__init__(config)
@@ -213,7 +224,11 @@ class MaskedFrameModel(_VideoModel):
         hidden: torch.Tensor,
         **_: Any,  # noqa: ANN401 - what transformers' callers add
     ) -> VideoOutput:
-        """Predict all frames, standardised; a video's loss is the mean squared error over its hidden frames."""
+        """Predict the standardised embeddings of all frames.
+
+        ``hidden`` ``[B, T]`` is true for hidden frames. A video's loss is the mean squared error over its hidden
+        frames.
+        """
         target = self.encoder.standardise(frame_embeddings)
         frames = self.decoder(self.encoder(target, attention_mask, hidden))
         errors = (frames.float() - target).square().mean(dim=-1, keepdim=True)
@@ -222,7 +237,10 @@ class MaskedFrameModel(_VideoModel):
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean ``[B, N]`` of ``[B, T, N]`` over the T where ``mask`` ``[B, T]`` is not 0; 0 if all are 0."""
+    """Return the mean ``[B, N]`` of ``states`` ``[B, T, N]`` over the frames where ``mask`` ``[B, T]`` is not 0.
+
+    The mean is 0 for a video whose mask is 0 everywhere.
+    """
     weights = mask[..., None].to(states.dtype)
     return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
@@ -236,7 +254,8 @@ def classification_loss(
 ) -> torch.Tensor:
     """Return the loss of each video ``[B]``.
 
-    It is the cross-entropy for class numbers ``[B]``, or the mean binary cross-entropy for labels ``[B, C]``.
+    This is the cross-entropy if ``labels`` holds class numbers ``[B]``. It is the mean binary cross-entropy if
+    ``labels`` holds 0 or 1 for each label, ``[B, C]``.
     """
     logits = logits.float()
     if labels.ndim == 1:
@@ -250,11 +269,11 @@ def classification_loss(
 
 @dataclass(frozen=True, slots=True)
 class PaddedFrames:
-    """A batch of B videos, padded at their end."""
+    """A batch of B videos. Each video is padded at its end to the same number of frames."""
 
     frames: torch.Tensor  # [B, T, D], in the videos' dtype
     mask: torch.Tensor  # [B, T] int64: 1 where there is a frame
-    kept: list[npt.NDArray[np.int64]]  # for each video, the frames that are in the batch
+    kept: list[npt.NDArray[np.int64]]  # for each video, the numbers of the frames that are in the batch
     num_frames: list[int]  # of each video, including frames that were left out
 
     def to(self, device: torch.device) -> "PaddedFrames":
@@ -262,7 +281,10 @@ class PaddedFrames:
         return PaddedFrames(frames, mask, self.kept, self.num_frames)
 
     def spread(self, rows: npt.NDArray[Any]) -> list[Array]:
-        """Return numbers per frame of the batch ``[B, T]`` as one array per video, with 0 for left-out frames."""
+        """Split per-frame values ``[B, T]`` of the batch into one array per video.
+
+        Frames that were left out of the batch get 0.
+        """
         spread = []
         for row, kept, num_frames in zip(rows, self.kept, self.num_frames, strict=True):
             whole = np.zeros(num_frames, dtype=np.float32)
@@ -272,14 +294,17 @@ class PaddedFrames:
 
 
 def thin(num_frames: int, *, max_frames: int) -> npt.NDArray[np.int64]:
-    """Return the frames of a video to use: all, or ``max_frames`` spread evenly, including the first and last."""
+    """Return the numbers of the frames of a video to use.
+
+    These are all frames, or ``max_frames`` evenly spread frames that include the first and the last.
+    """
     if num_frames <= max_frames:
         return np.arange(num_frames)
     return np.linspace(0, num_frames - 1, max_frames).round().astype(np.int64)
 
 
 def pad_frames(videos: Sequence[Frames], *, max_frames: int) -> PaddedFrames:
-    """Stack one or more videos ``[T, D]`` into a padded batch; long videos are thinned."""
+    """Stack one or more videos ``[T, D]`` into a padded batch. Videos with too many frames are thinned evenly."""
     kept = [thin(len(video), max_frames=max_frames) for video in videos]
     longest = max(1, *(len(rows) for rows in kept))
     padded = np.zeros((len(videos), longest, videos[0].shape[1]), dtype=np.result_type(*videos))
@@ -291,7 +316,10 @@ def pad_frames(videos: Sequence[Frames], *, max_frames: int) -> PaddedFrames:
 
 
 def by_length(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
-    """Return the positions of videos in batches of similar length, so that there is little padding."""
+    """Group videos of similar length into batches, so that there is little padding.
+
+    Return the positions of the videos in each batch.
+    """
     order = np.argsort(np.asarray(lengths), kind="stable").tolist()
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 

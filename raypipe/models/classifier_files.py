@@ -1,4 +1,4 @@
-"""Read the files of a model from any folder, verify them, and build the model."""
+"""Read the files of a model from a local or S3 folder, verify them, and build the model."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _KINDS: Mapping[str, type[VideoModel]] = {kind.__name__: kind for kind in (Video
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The files of a model, and the SHA-256 that identifies it."""
+    """The content of a model's files, the SHA-256 that identifies the model, and the URI of its folder."""
 
     files: Mapping[str, bytes]
     digest: str
@@ -29,10 +29,10 @@ class ModelFiles:
 
 
 def read_model(folder: Folder) -> ModelFiles:
-    """Read an output of ``raypipe train``, or a folder of ``save_pretrained``.
+    """Read the model in an output of ``raypipe train``, or in a folder that ``save_pretrained`` wrote.
 
     Raises:
-        WeightsError: there is no model, or its files are not the files that were saved.
+        WeightsError: there is no model, or its files differ from the files that were saved.
         StorageError: the storage denies access or cannot be reached.
     """
     inner = Folder(folder.child(MODEL_FOLDER))
@@ -52,7 +52,10 @@ def read_model(folder: Folder) -> ModelFiles:
 
 
 def _check_complete(source: Folder, files: Mapping[str, bytes]) -> None:
-    """Verify the digests of files that raypipe saved."""
+    """Check that files that raypipe saved still have the digests in ``complete.json``.
+
+    Folders of other tools have no such file and are not checked.
+    """
     try:
         said = json.loads(source.read(COMPLETE))["sha256"]
     except ObjectMissingError:
@@ -66,13 +69,13 @@ def _check_complete(source: Folder, files: Mapping[str, bytes]) -> None:
 
 
 def digests(files: Mapping[str, bytes]) -> bytes:
-    """Return the content of ``complete.json``, which is written after all other files."""
+    """Return the content of ``complete.json``: the digest of each file. It is written after all other files."""
     sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return json.dumps({"sha256": sha256}, indent=1).encode()
 
 
 def build_model(files: ModelFiles) -> VideoModel:
-    """Build the model that the files hold: float32, on the CPU, in evaluation mode.
+    """Build a model from its files. It has float32 weights, is on the CPU, and is in evaluation mode.
 
     Raises:
         WeightsError: the files do not hold a model of raypipe, or are corrupt.
@@ -94,7 +97,11 @@ def build_model(files: ModelFiles) -> VideoModel:
 
 
 def build_classifier(files: ModelFiles) -> VideoClassifier:
-    """Build a classifier; raises WeightsError like ``build_model``, and for a model that was trained without labels."""
+    """Build a classifier from its files, like ``build_model``.
+
+    Raises:
+        WeightsError: the files do not hold a model of raypipe or are corrupt, or the model was trained without labels.
+    """
     model = build_model(files)
     if not isinstance(model, VideoClassifier):
         msg = f"{files.source} was trained without labels (objective masked_frame)."
@@ -104,7 +111,11 @@ def build_classifier(files: ModelFiles) -> VideoClassifier:
 
 
 def read_config(files: ModelFiles) -> VideoClassifierConfig:
-    """Read the configuration of a model; raises WeightsError if it is not a ``VideoClassifierConfig``."""
+    """Read the configuration of a model.
+
+    Raises:
+        WeightsError: the file is not the configuration of a raypipe model.
+    """
     try:
         tree: Any = json.loads(files.files[CONFIG])
         if tree["model_type"] != VideoClassifierConfig.model_type:
@@ -120,9 +131,10 @@ def read_config(files: ModelFiles) -> VideoClassifierConfig:
 def check_embeddings(
     files: ModelFiles, fingerprint: str, embedding_dim: int, *, comparable: Collection[str] = ()
 ) -> None:
-    """Refuse embeddings that are not comparable with the embeddings that the model was trained on.
+    """Refuse embeddings that are not comparable with the embeddings on which the model was trained.
 
-    ``comparable`` are the fingerprints of other embeddings that are comparable with these.
+    ``fingerprint`` and ``embedding_dim`` describe the embeddings to check. ``comparable`` holds the fingerprints of
+    other embeddings that are comparable with them.
 
     Raises:
         FingerprintError: the embeddings were made with other settings, or have another size.

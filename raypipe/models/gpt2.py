@@ -1,4 +1,4 @@
-"""Load the GPT-2 of a model from sizes, a local folder or the hub, and select which of its weights are trained."""
+"""Load the GPT-2 inside a model from sizes, a local folder or the hub, and select which weights are trained."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,19 +26,25 @@ VideoModel = VideoClassifier | MaskedFrameModel
 
 @dataclass(frozen=True, slots=True)
 class Gpt2:
-    """The sizes of a GPT-2, and its pretrained weights, if any, under the names of ``GPT2Model``."""
+    """The configuration of a GPT-2, and its pretrained weights if it has any.
+
+    The weights have the names that ``GPT2Model`` uses.
+    """
 
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def max_frames(self) -> int | None:
-        """Return the number of positions of pretrained weights; None for random weights, which have no limit."""
+        """Return the maximum number of frames: the number of positions in the pretrained weights.
+
+        Return None for random weights, which have no limit.
+        """
         return int(self.config["n_positions"]) if self.weights else None
 
 
 def resolve_gpt2(gpt2: str | Gpt2Size) -> Gpt2:
-    """Load a GPT-2 from sizes, the path of a folder, or the name of a published model.
+    """Return the GPT-2 for sizes, the path of a folder, or the name of a published model.
 
     Raises:
         ConfigError: there is no folder and no published model of this name.
@@ -57,8 +63,8 @@ def resolve_gpt2(gpt2: str | Gpt2Size) -> Gpt2:
 
 
 def _download(name: str) -> Path:
-    """Download a published model and return its folder; without a connection to the hub, use the cached files."""
-    try:  # single requests would retry each file for half a minute or more
+    """Download a published model and return its folder. If the hub cannot be reached, use the cached files."""
+    try:  # separate requests would retry each file for half a minute or more
         return Path(snapshot_download(name, allow_patterns=[_CONFIG, "model*.safetensors*"]))
     except Exception as error:  # the hub's client raises nearly anything
         msg = f"Cannot download GPT-2 {name!r}: {_reason(error)}."
@@ -103,9 +109,10 @@ def _reason(error: Exception) -> str:
 
 
 def freeze(model: VideoModel, what: str) -> None:
-    """Freeze a part of a model: ``none``, ``gpt2``, or ``all_but_last_K`` blocks of GPT-2.
+    """Freeze a part of a model's GPT-2.
 
-    ``all_but_last_K`` also freezes the position embeddings.
+    ``what`` is ``none``, ``gpt2`` or ``all_but_last_K``. ``all_but_last_K`` keeps only the last K blocks and the final
+    layer norm trainable, so it also freezes the position embeddings.
     """
     if what == "none":
         return
@@ -137,7 +144,7 @@ def add_lora(model: VideoModel, *, rank: int, alpha: int, dropout: float) -> Non
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Merge LoRA adapters into the weights that they adapt, so that no peft layer is left in the model."""
+    """Merge LoRA adapters into the weights that they adapt, so that no peft layer stays in the model."""
     for name, child in list(module.named_children()):
         layer: Any = child
         if hasattr(layer, "get_base_layer") and hasattr(layer, "merge"):

@@ -1,6 +1,6 @@
-"""The weights of a backbone: resolved once by the driver, identified by a digest, passed to every actor as arrays.
+"""Load the weights of a backbone, and get its network and preprocessing from torchvision.
 
-This module also gets a backbone's network, default weights and preprocessing from torchvision.
+The driver loads the weights once, identifies them by a digest, and passes them to every actor as arrays.
 """
 
 import functools
@@ -43,22 +43,31 @@ _SEED = 0
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """Return torchvision's preprocessing for the default weights; raises ConfigError for an unknown name."""
+    """Return torchvision's preprocessing for the default weights of a backbone.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
     found = _default_weights(name).transforms()
     return Preprocessing(found.resize_size[0], found.crop_size[0], mean=tuple(found.mean), std=tuple(found.std))
 
 
 def pretrained_url(name: str) -> str:
-    """Return the URL of torchvision's default weights; raises ConfigError for an unknown name."""
+    """Return the URL of torchvision's default weights for a backbone.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
     return str(_default_weights(name).url)
 
 
 @functools.cache
 def prepare_torchvision() -> torch.library.Library | None:
-    """Make torchvision, and transformers, which imports it, importable with a CPU-only torch. Call it before either.
+    """Make torchvision importable with a CPU-only torch. Call this before importing torchvision or transformers.
 
-    torchvision's Linux wheel is a CUDA build: its operators cannot load with a CPU torch, and its import then fails
-    on the missing schemas. The schemas are declared only if the real ones are missing; no network here calls them.
+    transformers imports torchvision. torchvision's Linux wheel is a CUDA build, so its operators cannot be loaded with
+    a CPU-only torch. Its import then fails because the operators' schemas are missing. This function declares the
+    schemas only if the real ones are missing. No network here calls these operators.
     """
     if hasattr(torch.ops.torchvision, "nms"):
         return None
@@ -73,7 +82,7 @@ def prepare_torchvision() -> torch.library.Library | None:
     for operator in ("nms", "qnms"):
         schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         library.define(schema)  # type: ignore[no-untyped-call]
-    return library  # the cache keeps it: a dropped library takes its schemas with it
+    return library  # cached, because a library that is garbage-collected takes its schemas with it
 
 
 def _models() -> Any:  # noqa: ANN401 - torchvision ships no types
@@ -86,8 +95,8 @@ def _models() -> Any:  # noqa: ANN401 - torchvision ships no types
 def _compiler_deferred() -> Iterator[None]:
     """Defer the import of torch's compiler, which takes about two seconds in every process.
 
-    ``torchvision.ops`` imports it for one check in a function that no network here calls. A stand-in module imports
-    the compiler when that check, or any other attribute, is used.
+    ``torchvision.ops`` imports the compiler for one check in a function that no network here calls. During the ``with``
+    block, a stand-in module imports the compiler only if that check or any other attribute is used.
     """
     name = "torch._dynamo.utils"
     if name in sys.modules:
@@ -120,7 +129,7 @@ def _default_weights(name: str) -> Any:  # noqa: ANN401 - torchvision ships no t
 
 
 def build_network(name: str) -> nn.Module:
-    """Build the network of a backbone without its head, and without memory for its tensors (``meta`` device)."""
+    """Build the network of a backbone without its head. Its tensors take no memory (``meta`` device)."""
     check_name(name)
     with torch.device("meta"), _Undrawn():
         network = cast("nn.Module", _models().get_model(name, weights=None))
@@ -129,7 +138,10 @@ def build_network(name: str) -> nn.Module:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Skips random initialisation, which for tensors without memory would only import torch's compiler."""
+    """Skips random initialisation.
+
+    For tensors without memory, the initialisation would do nothing except import torch's compiler.
+    """
 
     def __torch_function__(
         self,
@@ -143,7 +155,10 @@ class _Undrawn(TorchFunctionMode):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights as float32 arrays under torchvision's names, without the head, and the SHA-256 that identifies them."""
+    """The weights of a backbone without its head, and the SHA-256 that identifies them.
+
+    They are float32 arrays under torchvision's names.
+    """
 
     state_dict: Arrays
     digest: str
@@ -152,8 +167,11 @@ class Weights:
 def resolve_weights(name: str, weights: str, *, read_bytes: Callable[[str], bytes]) -> Weights:
     """Load the weights of a backbone.
 
-    ``weights`` is ``default`` (torchvision's, from the torch hub cache or downloaded into it), ``random`` (the same on
-    every machine), or the path or URI of a state dict, ``.safetensors``, ``.pth`` or ``.pt``, for ``read_bytes``.
+    ``weights`` is one of:
+
+    - ``default``: torchvision's weights, from the torch hub cache. They are downloaded if they are not in the cache.
+    - ``random``: random weights, which are the same on every machine.
+    - The path or URI of a state dict that ends in ``.safetensors``, ``.pth`` or ``.pt``. ``read_bytes`` reads it.
 
     Raises:
         ConfigError: the name is unknown.
@@ -179,9 +197,9 @@ def _read_default(name: str) -> Mapping[str, object]:
             state_dict: Mapping[str, object] = torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
             )
-    except (OSError, HTTPException, RuntimeError) as error:  # the last is a wrong hash
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash
         if isinstance(error, HTTPError):
-            error.close()  # it is also the response, and holds its socket
+            error.close()  # the error is also the response, and keeps the socket open
         msg = f"Cannot download the weights {url}: {_one_line(error)}"
         remedy = f"Put that file into {folder} by hand, or use `weights: random` for a dry run."
         raise WeightsError(msg, key=url, remedy=remedy) from error
@@ -218,7 +236,11 @@ def _read(source: str, read_bytes: Callable[[str], bytes]) -> Mapping[str, objec
 
 
 def _fit(tree: Mapping[str, object], *, name: str, source: str) -> Arrays:
-    """Return the backbone's tensors in the network's order; raise WeightsError for the first that does not fit."""
+    """Return the backbone's tensors as float32 arrays, in the network's order.
+
+    Raises:
+        WeightsError: a tensor is missing or unknown, or does not fit. The error names the first such tensor.
+    """
     shapes = weight_shapes(name)
     unknown = (key for key in tree if key not in shapes and not _is_unused(name, key))
     misfits = {key: misfit for key, shape in shapes.items() if (misfit := _misfit(tree.get(key), shape))}
@@ -231,7 +253,7 @@ def _fit(tree: Mapping[str, object], *, name: str, source: str) -> Arrays:
 
 
 def _misfit(tensor: object, shape: tuple[int, ...]) -> tuple[str, object, object] | None:
-    """Return why a tensor does not fit, the wrong value and the expected value; None if it fits."""
+    """Return why a tensor does not fit, the wrong value, and the expected value. Return None if it fits."""
     if tensor is None:
         return "is missing", None, shape
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
@@ -247,7 +269,10 @@ def _misfit(tensor: object, shape: tuple[int, ...]) -> tuple[str, object, object
 
 
 def weight_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Return every tensor that an embedding depends on, in the network's order: no head, no training counters."""
+    """Return the name and shape of every tensor that an embedding depends on, in the network's order.
+
+    The head is left out, and so are counters that only training uses.
+    """
     state = build_network(name).state_dict()
     return {key: tuple(tensor.shape) for key, tensor in state.items() if not _is_unused(name, key)}
 
@@ -259,9 +284,10 @@ def _is_unused(name: str, key: str) -> bool:
 def _random_arrays(name: str) -> Arrays:
     """Draw weights whose embeddings stay finite in float16 and distinguish images, at any depth.
 
-    This is He initialisation with two changes. Every filter after a ReLU has mean zero, because the positive mean of a
-    ReLU is common to all images, and many layers would give all images the same direction. Each residual block adds
-    only 1 / (4 x blocks) of variance, so that the sum neither grows with depth nor loses the shallow layers.
+    This is He initialisation with two changes. First, every filter after a ReLU has mean zero. The positive mean of a
+    ReLU is common to all images, so after many layers all images would have embeddings in the same direction. Second,
+    each residual block adds only 1 / (4 x blocks) of variance, so that the sum does not grow with depth and does not
+    lose the shallow layers.
     """
     shapes = weight_shapes(name)
     last_norms = _last_norms(shapes)
@@ -281,7 +307,10 @@ def _random_arrays(name: str) -> Arrays:
 def _random_filters(
     generator: np.random.Generator, shape: tuple[int, ...], *, centered: bool
 ) -> npt.NDArray[np.float32]:
-    """Draw filters from a uniform distribution: without logarithms, every machine computes the same bits and digest."""
+    """Draw filters from a uniform distribution.
+
+    A uniform distribution needs no logarithms, so every machine computes the same bits and the same digest.
+    """
     filters = generator.random(shape, dtype=np.float32) - np.float32(0.5)
     axes = tuple(range(1, len(shape)))
     if centered:
@@ -294,7 +323,10 @@ def _random_filters(
 
 
 def _last_norms(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Return the names of the weights of each residual block's last batch norm; a VGG has none."""
+    """Return the names of the weights of the last batch norm in each residual block.
+
+    The result is empty for a VGG, which has no residual blocks.
+    """
     last = {}
     for key in shapes:
         if match := re.fullmatch(r"(layer\d+\.\d+)\.bn\d\.weight", key):

@@ -1,7 +1,7 @@
 """List, read and create objects by URI (``s3://bucket/prefix``, a local path or ``file://``).
 
-Reads can require an unchanged etag, and a put can be create-only. Credentials, region and endpoint come from the usual
-AWS variables and profiles, never from a URI.
+A read can require that the etag is unchanged. A put can be create-only: it then never replaces an object. Credentials,
+region and endpoint come from the usual AWS variables and profiles, never from a URI.
 """
 
 from raypipe.storage.base import StoredObject

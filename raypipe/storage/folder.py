@@ -16,7 +16,7 @@ from raypipe.storage.base import Storage, StoredObject
 
 MARKER = ".raypipe"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
-# Files that are often stored next to videos. All others are planned: their bytes, not their names, show what they are.
+# Files that are often stored next to videos. All other files may be videos: only their bytes show what they are.
 SIDECAR_EXTENSIONS = frozenset(
     (
         *("json", "jsonl", "ndjson", "txt", "csv", "tsv", "parquet", "arrow", "avro", "orc", "xml", "md", "rst"),
@@ -43,8 +43,10 @@ class Folder:
 
     Raises:
         ConfigError: raypipe does not support this kind of URI.
-        StorageError: from any method: the storage denies access or cannot be reached, or the bucket does not exist.
-        ObjectError: from ``read``, ``read_tail`` and ``open_input``: the object is missing, denied or unreadable.
+        StorageError: raised by any method if the storage denies access or cannot be reached, or the bucket does not
+            exist.
+        ObjectError: raised by ``read``, ``read_tail`` and ``open_input`` if the object is missing, denied or
+            unreadable.
     """
 
     uri: str
@@ -62,13 +64,13 @@ class Folder:
     def list(self, prefix: str = "", *, skipped: builtins.list[str] | None = None) -> Iterator[StoredObject]:
         """Yield every object in and below this folder whose key begins with ``prefix``, in no guaranteed order.
 
-        A folder that does not exist yields nothing. Files and folders that cannot be examined are left out, with
-        everything below them; their URIs are appended to ``skipped``.
+        A folder that does not exist yields nothing. Files and folders that cannot be examined are left out, together
+        with everything below them. Their URIs are appended to ``skipped``.
         """
         return storage_of(self.uri).list_objects(self.uri, prefix, skipped=skipped)
 
     def stat(self, name: str) -> StoredObject | None:
-        """Return the size and etag of one object; None if it does not exist."""
+        """Return the size and etag of one object, or None if it does not exist."""
         return storage_of(self.uri).stat(self.child(name))
 
     def exists(self, name: str) -> bool:
@@ -82,30 +84,34 @@ class Folder:
         return storage_of(self.uri).read(self.child(name), tail_bytes=size_bytes)
 
     def open_input(self, name: str) -> BinaryIO:
-        """Open an object for random access, pinned to its current content."""
+        """Open an object for random access. Reads never return the content of a later version of the object."""
         return storage_of(self.uri).open_input(self.child(name))
 
     def put_new(self, name: str, data: bytes) -> bool:
-        """Create an object atomically; return False, and change nothing, if an object of that name exists.
+        """Create an object atomically. Return False, and change nothing, if an object with this name exists.
 
-        False may also mean that this call created the object: a reply can be lost and the request retried. A caller
-        that must know reads the object. No reader ever sees a part of ``data``, even if this process is killed.
+        False can also mean that this call created the object, because a reply can be lost and the request retried. A
+        caller that needs to know must read the object. No reader ever sees only a part of ``data``, even if this
+        process is killed.
         """
         return storage_of(self.uri).put_new(self.child(name), data)
 
     def put(self, name: str, data: bytes) -> None:
-        """Create or replace an object atomically, for content that may be read at any time, such as metrics."""
+        """Create or replace an object atomically. Use this for content that is read at any time, such as metrics."""
         storage_of(self.uri).put(self.child(name), data)
 
     def delete(self, name: str) -> None:
-        """Delete an object; a missing object is not an error."""
+        """Delete an object. A missing object is not an error."""
         storage_of(self.uri).delete(self.child(name))
 
     def check_writable(self) -> None:
-        """Check that objects can be created here, but not overwritten, by creating ``.raypipe`` unless it exists.
+        """Check that objects can be created in this folder, and that the storage does not overwrite existing ones.
 
-        This needs only the permission to create. The marker stays, and holds no data. StorageError can also mean that
-        the storage would overwrite an existing object.
+        The check creates the marker object ``.raypipe`` unless it exists, and does not delete it. Only the permission
+        to create objects is needed.
+
+        Raises:
+            StorageError: no object can be created, or the storage would overwrite an existing object.
         """
         data = b"An output folder of raypipe.\n"
         if self.put_new(MARKER, data) and self.put_new(MARKER, data):
@@ -114,38 +120,54 @@ class Folder:
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
-    """Copy an object into an empty, seekable file if its etag is still ``etag``; return its size in bytes.
+    """Copy an object into an empty, seekable file if its etag is still ``etag``. Return its size in bytes.
 
     Raises:
         ObjectMissingError: the object does not exist.
-        ObjectChangedError: it has another etag.
-        ObjectDeniedError: it may not be read.
-        ObjectTooLargeError: it is larger than ``max_size_bytes``; its body was not read.
-        ObjectUnreadableError: reading it failed after every retry.
-        StorageError: no object can be read: bad credentials, no such bucket, no such host.
+        ObjectChangedError: the object has another etag.
+        ObjectDeniedError: access to the object is denied.
+        ObjectTooLargeError: the object is larger than ``max_size_bytes``. Its body was not read.
+        ObjectUnreadableError: reading the object failed after every retry.
+        StorageError: no object can be read, for example because of bad credentials, or because the bucket or host does
+            not exist.
     """
     return storage_of(uri).read_object(uri, etag=etag, max_size_bytes=max_size_bytes, into=into)
 
 
 def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
-    """Read bytes ``start`` to ``stop - 1`` of an object if its etag is still ``etag``; raises like ``read_object``."""
+    """Return bytes ``start`` to ``stop - 1`` of an object if its etag is still ``etag``.
+
+    This raises the same errors as ``read_object``.
+    """
     return storage_of(uri).read_range(uri, etag=etag, start=start, stop=stop)
 
 
 def place_of(uri: str) -> tuple[Folder, str]:
-    """Return the folder of one object and the object's name in it; raises ConfigError like ``normalise``."""
+    """Return the folder of an object, and the object's name in that folder.
+
+    Raises:
+        ConfigError: raypipe does not support this kind of URI.
+    """
     parent, _, name = normalise(uri).rpartition("/")
     return Folder(parent or "/"), name
 
 
 def read_uri(uri: str) -> bytes:
-    """Read a whole object; raises ConfigError like ``normalise``, and other errors like ``Folder.read``."""
+    """Return the content of an object.
+
+    Raises:
+        ConfigError: raypipe does not support this kind of URI.
+        StorageError: the storage denies access or cannot be reached, or the bucket does not exist.
+        ObjectError: the object is missing, denied or unreadable.
+    """
     folder, name = place_of(Folder(uri).uri)
     return folder.read(name)
 
 
 def normalise(uri: str) -> str:
-    """Make a local path absolute, and drop ``file://`` and the ``a`` of ``s3a://``; an S3 key is left as it is.
+    """Return the normal form of a URI.
+
+    A local path is made absolute. ``file://`` and the ``a`` in ``s3a://`` are dropped. An S3 key stays unchanged.
 
     Raises:
         ConfigError: raypipe does not support this kind of URI.
@@ -172,9 +194,10 @@ def storage_of(uri: str) -> Storage:
 
 @dataclass
 class Listed:
-    """Which kind of input was listed. It is filled in during the listing, and final when the listing ends.
+    """What a listing found out about its input. It is filled in during the listing, and final when the listing ends.
 
-    ``hidden`` are URIs that the listing leaves out, with everything below them, although they may exist.
+    ``kind`` is the kind of the input. ``hidden`` holds URIs that may exist, but that the listing leaves out, together
+    with everything below them.
     """
 
     uri: str = ""  # the input's URI, normalised
@@ -199,13 +222,18 @@ def _is_below(uri: str, place: str) -> bool:
 def list_videos(input_uri: str, *, exclude_under: str = "", listed: Listed | None = None) -> Iterator[StoredObject]:
     """Yield the objects of an input that may be videos.
 
-    A folder yields all objects except hidden names, sidecar files (by extension) and objects below ``exclude_under``. A
-    single object yields itself, and a glob (``*``, ``?``, ``[…]``, ``**`` for any folders) yields its matches. An input
-    that exists under its literal name is never taken for a glob. An input that does not exist yields nothing. Each
-    ``key`` is relative to the input folder, or to the folder before a glob's first wildcard. ``listed`` is filled in.
+    - A folder yields all objects except hidden names, sidecar files (by extension) and objects below ``exclude_under``.
+    - A single object yields itself.
+    - A glob yields its matches. It may contain ``*``, ``?``, ``[…]``, and ``**`` for any number of folders. An input
+      that exists under its literal name is never taken for a glob.
+    - An input that does not exist yields nothing.
+
+    Each ``key`` is relative to the input folder or, for a glob, to the folder before the first wildcard. If ``listed``
+    is given, it is filled in.
 
     Raises:
-        ConfigError: the URI is wrong, the input is the folder to exclude, or a list of videos in an unknown format.
+        ConfigError: the URI or glob is invalid, the input is the folder to exclude, or the input is a list of videos in
+            an unknown format.
         StorageError: the bucket is missing, or the storage denies access or cannot be reached.
     """
     folder = Folder(input_uri)
@@ -260,7 +288,10 @@ def _glob(uri: str, wildcard: int, listed: Listed) -> Iterator[StoredObject]:
 
 
 def anonymous_file(size_bytes: int, *, in_memory_bytes: int) -> BinaryIO:
-    """Return an unnamed file for the content of an object: in memory up to ``in_memory_bytes``, else on disk."""
+    """Return an unnamed file for ``size_bytes`` of content.
+
+    It is in memory if ``size_bytes`` is at most ``in_memory_bytes``, otherwise on disk.
+    """
     if size_bytes <= in_memory_bytes:
         return os.fdopen(os.memfd_create("raypipe-video"), "w+b")
     return tempfile.TemporaryFile()

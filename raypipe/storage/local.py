@@ -1,4 +1,4 @@
-"""Local and mounted folders as a storage."""
+"""The storage for local and mounted folders."""
 
 import errno
 import logging
@@ -19,10 +19,11 @@ _log = logging.getLogger(__name__)
 
 
 def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) -> Iterator[StoredObject]:
-    """Yield the regular files below ``root``, folder by folder in name order; links are followed.
+    """Yield the regular files below ``root``, folder by folder in name order. Links are followed.
 
-    A name that is not UTF-8 does not fit into a Parquet string or a URI, so it is skipped with a warning. Files that
-    cannot be examined, such as dangling links, are skipped with a warning too; ``skipped`` gets their paths.
+    Files whose name is not UTF-8 are skipped with a warning, because such a name does not fit into a Parquet string or
+    a URI. Files that cannot be examined, such as dangling links, are also skipped with a warning, and their paths are
+    appended to ``skipped``.
     """
     skipped = [] if skipped is None else skipped
     folder, _, name_prefix = prefix.rpartition("/")
@@ -37,7 +38,7 @@ def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) ->
 
 
 def _status(path: str, action: str) -> os.stat_result | None:
-    """Return the ``stat`` of a path; None if the path does not exist."""
+    """Return the ``stat`` result of a path, or None if the path does not exist."""
     try:
         return os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
@@ -48,7 +49,10 @@ def _status(path: str, action: str) -> os.stat_result | None:
 
 
 def _dangling_link(path: Path) -> Path | None:
-    """Return the dangling link on a path, such as a link to a disk that is not mounted; None without one."""
+    """Return the first dangling link among a path and its parents, or None if there is no such link.
+
+    A link to a disk that is not mounted is dangling.
+    """
     return next((one for one in (path, *path.parents) if one.is_symlink() and not one.exists()), None)
 
 
@@ -64,7 +68,7 @@ def _walk(
         raise errors.StorageError(msg) from error
     above |= {(status.st_dev, status.st_ino)}
     for entry in entries:
-        if any("\ud800" <= sign <= "\udfff" for sign in entry.name):  # os.scandir's bytes that are not UTF-8
+        if any("\ud800" <= sign <= "\udfff" for sign in entry.name):  # bytes that are not UTF-8
             _log.warning("Skipped %r: its name is not UTF-8. Rename it to include it.", entry.path)
             continue
         try:
@@ -75,14 +79,14 @@ def _walk(
             continue
         is_temporary = entry.name.startswith(_TEMPORARY[0]) and entry.name.endswith(_TEMPORARY[1])
         if stat_module.S_ISDIR(status.st_mode):
-            if (status.st_dev, status.st_ino) not in above:  # otherwise a link to a parent: an endless loop
+            if (status.st_dev, status.st_ino) not in above:  # otherwise a link to a parent, and an endless loop
                 yield from _walk(entry.path, f"{key_prefix}{entry.name}/", "", above, skipped)
         elif stat_module.S_ISREG(status.st_mode) and not is_temporary:
             yield StoredObject(entry.path, f"{key_prefix}{entry.name}", status.st_size, _etag(status))
 
 
 def stat(uri: str) -> StoredObject | None:
-    """Return a regular file; None for anything else."""
+    """Return the regular file at a path, or None if there is no regular file."""
     status = _status(uri, "examine")
     if status is None or not stat_module.S_ISREG(status.st_mode):
         return None
@@ -90,7 +94,7 @@ def stat(uri: str) -> StoredObject | None:
 
 
 def read(uri: str, *, tail_bytes: int | None) -> bytes:
-    """Read a whole file, or at most its last ``tail_bytes``."""
+    """Return the content of a file. If ``tail_bytes`` is not None, return at most that many bytes from its end."""
     with open_input(uri) as file, _object_problems(uri):
         if tail_bytes is not None:
             file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
@@ -98,7 +102,7 @@ def read(uri: str, *, tail_bytes: int | None) -> bytes:
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open a regular file for reading; a pipe or device is refused at once instead of blocking."""
+    """Open a regular file for reading. A pipe or device is refused at once instead of blocking."""
     with _object_problems(uri):
         descriptor = os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat_module.S_ISREG(os.fstat(descriptor).st_mode):
@@ -109,9 +113,12 @@ def open_input(uri: str) -> BinaryIO:
 
 
 def put_new(uri: str, data: bytes) -> bool:
-    """Create a file atomically: write a hidden temporary file, then hard-link it to its name."""
+    """Create a file atomically unless it exists. Return whether this call created it.
+
+    The data is written to a hidden temporary file, which is then hard-linked to its final name.
+    """
     target = Path(uri)
-    if os.path.lexists(target):  # common in a resumed run: saves writing the data
+    if os.path.lexists(target):  # common in a resumed run; this check saves writing the data
         return False
     try:
         _write(target, data, place=os.link)
@@ -121,7 +128,10 @@ def put_new(uri: str, data: bytes) -> bool:
 
 
 def put(uri: str, data: bytes) -> None:
-    """Create or replace a file atomically: write a hidden temporary file, then rename it."""
+    """Create or replace a file atomically.
+
+    The data is written to a hidden temporary file, which is then renamed.
+    """
     _write(Path(uri), data, place=os.replace)
 
 
@@ -134,7 +144,10 @@ def delete(uri: str) -> None:
 
 
 def _write(target: Path, data: bytes, *, place: Callable[[Path, Path], None]) -> None:
-    """Write a file under a hidden name, move it with ``place``, and clean up; FileExistsError propagates."""
+    """Write data to a hidden temporary file, and let ``place`` move it to ``target``.
+
+    The temporary file is always removed. FileExistsError from ``place`` propagates.
+    """
     temporary = target.with_name(f"{_TEMPORARY[0]}{secrets.token_hex(8)}{_TEMPORARY[1]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +178,12 @@ def _cannot_create(uri: str, error: OSError) -> errors.StorageError:
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
-    """Copy a file; raise ObjectChangedError if it has changed since it was listed, or changes while it is copied."""
+    """Copy a file into ``into``, and return its size in bytes.
+
+    Raises:
+        ObjectChangedError: the file has changed since it was listed, or changed while it was copied.
+        ObjectTooLargeError: the file is larger than ``max_size_bytes``.
+    """
     with open_input(uri) as file:
         status = os.fstat(file.fileno())
         check_etag(uri, _etag(status), etag)
@@ -183,7 +201,11 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
 
 
 def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
-    """Read a part of a file; raise ObjectChangedError if the file has changed since it was listed."""
+    """Return bytes ``start`` to ``stop - 1`` of a file.
+
+    Raises:
+        ObjectChangedError: the file has changed since it was listed.
+    """
     with open_input(uri) as file:
         check_etag(uri, _etag(os.fstat(file.fileno())), etag)
         with _object_problems(uri):

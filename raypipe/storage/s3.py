@@ -38,7 +38,10 @@ _NO_ETAG = "the reply has no etag, although S3 always sends one."
 
 
 def stat(uri: str) -> StoredObject | None:
-    """Send a HEAD request, whose errors have a status but no reason."""
+    """Return the object, or None if it does not exist.
+
+    This sends a HEAD request. Error replies to it have a status but no reason.
+    """
     bucket, key = split(uri)
     if not key:
         return None
@@ -55,7 +58,10 @@ def stat(uri: str) -> StoredObject | None:
 
 
 def read(uri: str, *, tail_bytes: int | None) -> bytes:
-    """Read an object in one request; retry from the start if the body breaks off."""
+    """Return the content of an object, or at most its last ``tail_bytes``, in one request.
+
+    If the body breaks off, the request is retried from the start.
+    """
     if tail_bytes is None:
         return _get(uri)
     try:
@@ -102,7 +108,10 @@ class _RangeReader(io.RawIOBase):
 
 
 def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> int:
-    """Stream an object into ``into``; a body that breaks off is resumed where it stopped, with the same etag."""
+    """Stream an object into ``into``, and return its size in bytes.
+
+    If the body breaks off, the next request resumes where it stopped, and requires the same etag.
+    """
     received = failures = 0
     while True:
         resume = {"Range": f"bytes={received}-"} if received else {}
@@ -133,7 +142,7 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
 
 
 def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
-    """Read a part of an object in one request, which fails if the object has changed since it was listed."""
+    """Read a part of an object in one request. The request fails if the object has changed since it was listed."""
 
     def check(reply: dict[str, Any]) -> None:
         check_etag(uri, reply["ETag"].strip('"'), etag)  # a storage may ignore If-Match
@@ -145,7 +154,10 @@ def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
 
 
 def put_new(uri: str, data: bytes) -> bool:
-    """Create the object unless it exists, which S3 reports as status 412."""
+    """Create the object unless it exists. Return whether this call created it.
+
+    S3 reports an existing object as status 412.
+    """
     s3 = client()
     bucket, key = split(uri)
     try:
@@ -167,7 +179,7 @@ def put(uri: str, data: bytes) -> None:
 
 
 def delete(uri: str) -> None:
-    """Delete the object; S3 sends the same reply if it does not exist."""
+    """Delete the object. A missing object is not an error: S3 sends the same reply."""
     bucket, key = split(uri)
     try:
         call(partial(client().delete_object, Bucket=bucket, Key=key))
@@ -222,7 +234,10 @@ def _next_chunk(body: Any) -> tuple[bytes, Exception | None]:  # noqa: ANN401 - 
 
 
 async def _read_chunk(body: Any) -> tuple[bytes, Exception | None]:  # noqa: ANN401 - the client's own stream
-    """Return one chunk, and the error that ended it. Gathering small pieces saves a thread switch per piece."""
+    """Read one chunk. Return its bytes, and the error that cut it short or None.
+
+    The small pieces of the body are gathered into chunks, because each call costs a thread switch.
+    """
     chunk = bytearray()
     try:
         while len(chunk) < CHUNK_BYTES and (piece := await body.read(CHUNK_BYTES - len(chunk))):

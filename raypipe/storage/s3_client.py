@@ -1,4 +1,4 @@
-"""The connection to S3: one client per process and environment, its limits and its errors."""
+"""The S3 client: one per process and AWS environment, with its limits, retries and errors."""
 
 import asyncio
 import functools
@@ -20,12 +20,12 @@ from fsspec.asyn import get_loop
 from raypipe import errors
 from raypipe.text import one_line
 
-# A request with a transient failure is retried until RETRY_SECONDS after the first attempt. One attempt takes at most
-# REQUEST_SECONDS, and is up to MAX_ATTEMPTS requests that the client makes in quick succession.
+# A request that fails with a transient error is retried until RETRY_SECONDS after the first attempt. One attempt takes
+# at most REQUEST_SECONDS. Within an attempt, the client itself makes up to MAX_ATTEMPTS requests in quick succession.
 RETRY_SECONDS = 60.0
 REQUEST_SECONDS = 60.0
-MIN_BYTES_PER_SECOND = 1_048_576  # a put may take longer than REQUEST_SECONDS, by its size
-UNREACHABLE_SECONDS = 10.0  # replaces RETRY_SECONDS if nothing listens: enough for a restart, short for a typo
+MIN_BYTES_PER_SECOND = 1_048_576  # large puts may take longer than REQUEST_SECONDS: their size at this rate is added
+UNREACHABLE_SECONDS = 10.0  # instead of RETRY_SECONDS if nothing listens: enough for a restart, but short after a typo
 MAX_ATTEMPTS = 3
 CONNECT_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 15.0
@@ -62,17 +62,17 @@ _KINDS: dict[int, type[errors.ObjectError]] = {  # error types by HTTP status
 }
 _THROTTLE_STATUSES = frozenset({429, 503})
 _THROTTLE_CODES = {"RequestLimitExceeded", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
-_PASSING = frozenset({409, 425, 429, 500, 502, 503, 504})  # 409: another request for that key is in flight
+_PASSING = frozenset({409, 425, 429, 500, 502, 503, 504})  # transient; 409: another request for that key is in flight
 _client_lock, _throttle_lock = threading.Lock(), threading.Lock()
 _throttles = [0]
 _log = logging.getLogger(__name__)
 
 
 def client() -> Any:  # noqa: ANN401 - botocore builds the class of a client at run time
-    """Return the client of this process and AWS environment, whose calls are coroutines.
+    """Return the S3 client of this process and AWS environment. The client's methods are coroutines.
 
     Raises:
-        StorageError: the AWS environment is wrong.
+        StorageError: the AWS settings in the environment are wrong.
     """
     try:
         return _filesystem().s3
@@ -81,7 +81,10 @@ def client() -> Any:  # noqa: ANN401 - botocore builds the class of a client at 
 
 
 def call(request: Callable[[], Coroutine[Any, Any, T]], *, size_bytes: int = 0) -> T:
-    """Make a request that sends ``size_bytes``, and retry it while its failures are transient."""
+    """Make a request, and retry it while it fails with transient errors. Return its result.
+
+    ``size_bytes`` is the size of the data that the request sends. An attempt with more data gets more time.
+    """
     began = time.monotonic()
     failures = 0
     while True:
@@ -100,7 +103,7 @@ def call(request: Callable[[], Coroutine[Any, Any, T]], *, size_bytes: int = 0) 
 def start(coroutine: Coroutine[Any, Any, T], *, size_bytes: int = 0) -> Future[T]:
     """Start a coroutine of the client on fsspec's thread, with a time limit.
 
-    The client itself has no limit while it waits for "100 Continue" or for a peer that does not read.
+    The client itself has no time limit while it waits for "100 Continue" or for a peer that does not read.
     """
     seconds = REQUEST_SECONDS + size_bytes / MIN_BYTES_PER_SECOND
     return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), get_loop())
@@ -116,7 +119,7 @@ def wait(coroutine: Coroutine[Any, Any, T], *, size_bytes: int = 0) -> T:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of a URI. The key may be empty, and is not unescaped."""
+    """Return the bucket and the key of a URI. The key may be empty. Percent-escapes in the key are kept."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
@@ -156,7 +159,10 @@ def _new_filesystem(
 
 
 def _count_throttle(response: tuple[object, dict[str, Any]] | None, **_: object) -> None:
-    """Count a throttled attempt of a request. botocore calls this after each attempt, with None without a reply."""
+    """Count an attempt of a request if the server throttled it.
+
+    botocore calls this after each attempt. ``response`` is None if there was no reply.
+    """
     if response is None:
         return
     parsed = response[1]
@@ -167,19 +173,19 @@ def _count_throttle(response: tuple[object, dict[str, Any]] | None, **_: object)
 
 
 def take_throttles() -> int:
-    """Return how many replies since the last call were throttled, including those that were retried."""
+    """Return the number of throttled replies since the last call, including replies to requests that were retried."""
     with _throttle_lock:
         count, _throttles[0] = _throttles[0], 0
     return count
 
 
 def code_of(error: Exception) -> str:
-    """Return the storage's error code; "" if the reply has none, such as the reply to a HEAD request."""
+    """Return the error code in the storage's reply, or "" without one. Replies to HEAD requests have no code."""
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
 def status_of(error: Exception) -> int:
-    """Return the HTTP status of an error; 0 if there was no reply."""
+    """Return the HTTP status of an error, or 0 if there was no reply."""
     return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
@@ -188,7 +194,10 @@ def _response(error: Exception) -> dict[str, Any]:
 
 
 def storage_error(error: Exception, uri: str, action: str, *, permission: str = "") -> errors.StorageError:
-    """Return an error that says in one line why ``action`` on ``uri`` failed, and what to do about it."""
+    """Return an error that says in one line why ``action`` on ``uri`` failed, and what to do about it.
+
+    ``permission`` is the S3 permission that the action needs.
+    """
     if isinstance(error, _CREDENTIALS):
         advice = _CREDENTIAL_ADVICE
     elif isinstance(error, _UNREACHABLE):
@@ -207,7 +216,10 @@ def storage_error(error: Exception, uri: str, action: str, *, permission: str = 
 
 
 def object_error(error: Exception, uri: str) -> errors.RaypipeError:
-    """Return the error of this object, or a StorageError if every other object would fail in the same way."""
+    """Convert an exception from reading an object to an ObjectError.
+
+    If reading any other object would fail in the same way, return a StorageError instead.
+    """
     if (
         isinstance(error, (*_CREDENTIALS, boto.ParamValidationError))
         or code_of(error) in _ADVICE
@@ -226,7 +238,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Return whether the endpoint refuses connections; a connection that breaks later does not count."""
+    """Return whether no connection to the endpoint could be made. A connection that breaks later does not count."""
     if isinstance(error, boto.EndpointConnectionError):
         return isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
     return isinstance(error, _UNREACHABLE)

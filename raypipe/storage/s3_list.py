@@ -19,7 +19,7 @@ from raypipe.storage.s3_client import FAILURES, call, client, split, start, stor
 PAGE_KEYS = 1000
 CONCURRENCY = 16
 LARGE_SUBFOLDERS = 8  # if a page of keys comes from at most this many subfolders, each is worth a separate listing
-OBJECTS = "RaypipeObjects"  # the key in a reply that holds (key, size in bytes, etag) of each object
+OBJECTS = "RaypipeObjects"  # the reply's entry that holds (key, size in bytes, etag) of each object
 # Amazon guarantees keys in byte order, except in directory buckets. Other servers are listed folder by folder.
 _IN_ORDER = "AmazonS3"
 _NOT_IN_ORDER = ("--x-s3", "--xa-s3")  # directory buckets and their access points
@@ -31,10 +31,11 @@ _Request = Callable[[], Coroutine[Any, Any, _Reply]]
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """One request of a listing: the keys that begin with ``prefix``, or only up to the next ``delimiter``.
+    """One request of a listing, which returns a page of the keys that begin with ``prefix``.
 
-    In a divided listing, the page holds only keys after ``after`` and up to ``until``; ``first`` is the first key of
-    the whole listing.
+    If ``delimiter`` is given, keys that contain it after the prefix are left out, and the page names their subfolders
+    instead. In a divided listing, the page holds only keys after ``after`` and up to ``until``. ``first`` is then the
+    first key of the whole listing.
     """
 
     prefix: str
@@ -54,11 +55,14 @@ class _Page:
 
 
 def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) -> Iterator[StoredObject]:  # noqa: ARG001 - a bucket hides nothing
-    """Yield objects page by page, with parallel requests; folder markers (keys that end in a slash) are left out."""
+    """Yield the objects below ``root`` whose key begins with ``prefix``, using parallel requests.
+
+    Folder markers, which are keys that end in a slash, are left out. Nothing is appended to ``skipped``.
+    """
     bucket, base = split(root)
     base = f"{base}/" if base else ""
     s3 = client()
-    # botocore takes four times as long to parse a page, mostly for dates. Registering twice is a no-op.
+    # botocore itself takes four times as long to parse a page, mostly for dates. Registering twice is a no-op.
     s3.meta.events.register("before-parse.s3.ListObjectsV2", _take_objects, unique_id=OBJECTS)
     todo = [_Page(base + prefix)]
     asked: dict[Future[_Reply], tuple[_Page, _Request]] = {}
@@ -86,7 +90,11 @@ def list_objects(root: str, prefix: str, *, skipped: list[str] | None = None) ->
 
 
 async def _ask(s3: Any, asked: dict[str, Any]) -> _Reply:  # noqa: ANN401 - botocore builds the class of a client
-    """Request one page. Any other reply raises ClientPayloadError: it must not look like the end of a listing."""
+    """Request one page of a listing.
+
+    Raises:
+        aiohttp.ClientPayloadError: the reply is anything else. It must not look like the end of a listing.
+    """
     try:
         reply: _Reply = await s3.list_objects_v2(**asked)
     except ResponseParserError as error:
@@ -103,7 +111,10 @@ async def _ask(s3: Any, asked: dict[str, Any]) -> _Reply:  # noqa: ANN401 - boto
 
 
 def _take_objects(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_more: object) -> None:
-    """Move the objects of a page from its XML to ``OBJECTS``; botocore parses errors, tokens and prefixes."""
+    """Cut the object entries out of a page's XML and store them under ``OBJECTS``.
+
+    botocore parses the rest of the page: errors, tokens and prefixes.
+    """
     try:
         root = ET.fromstring(response_dict["body"])  # noqa: S314 - as botocore does
     except ET.ParseError:
@@ -140,9 +151,10 @@ def _is_in_order(bucket: str, reply: _Reply) -> bool:
 
 
 def _is_worth_splitting(page: _Page, reply: _Reply) -> bool:
-    """Return whether the keys are in a few large subfolders, which are faster to list in parallel.
+    """Return whether to list each subfolder separately, in parallel.
 
-    Many small subfolders would take one request each.
+    This is faster if all keys of the page are in a few large subfolders. Many small subfolders would take one request
+    each.
     """
     if page.delimiter or page.token or not reply["IsTruncated"]:
         return False
@@ -151,7 +163,11 @@ def _is_worth_splitting(page: _Page, reply: _Reply) -> bool:
 
 
 def _next_pages(page: _Page, reply: _Reply, *, may_divide: bool) -> list[_Page]:
-    """Return the next pages to request, subfolders last: they are popped first, so that few pages wait at a time."""
+    """Return the pages to request after this one, with subfolders last.
+
+    The caller pops the last page first, so this order keeps the number of waiting pages small. If ``may_divide`` is
+    true, the rest of the listing may be divided into two pages that can be requested in parallel.
+    """
     objects = reply[OBJECTS]
     is_over = not reply["IsTruncated"] or bool(objects and page.until and objects[-1][0] > page.until)
     following = [] if is_over else [replace(page, token=reply["NextContinuationToken"])]
@@ -166,10 +182,10 @@ def _next_pages(page: _Page, reply: _Reply, *, may_divide: bool) -> list[_Page]:
 def boundary(*, first: str, last: str, until: str, prefix: str) -> str:
     """Guess where to divide the rest of a listing, so that its parts can be requested in parallel.
 
-    Return a string between ``last`` and ``until`` that probably has keys on both sides, or "" if none is found.
-    ``first`` is the first key of the whole listing and ``last`` is the last key seen. The remaining keys are greater
-    than ``last``, begin with ``prefix``, and are at most ``until`` unless that is "". A wrong guess costs only speed:
-    each key is on one side of any boundary.
+    Return a string between ``last`` and ``until`` that probably has keys on both sides, or "" if no such string is
+    found. ``first`` is the first key of the whole listing, and ``last`` is the last key seen. The remaining keys are
+    greater than ``last`` and begin with ``prefix``. Unless ``until`` is "", they are also at most ``until``. A wrong
+    guess only costs speed, because each key is on exactly one side of any boundary.
     """
     if not until and (after_all := _after_all(last[: _num_shared(first, last)], prefix)):
         return after_all
@@ -186,14 +202,14 @@ def boundary(*, first: str, last: str, until: str, prefix: str) -> str:
 
 
 def _num_shared(one: str, other: str) -> int:
-    """Return the length of the common prefix of two strings."""
+    """Return the length of the longest common prefix of two strings."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _after_all(common: str, prefix: str) -> str:
-    """Return a string after every key that has the common prefix of all keys so far; "" if there is none.
+    """Return a string that sorts after every key that begins with ``common``, or "" if there is no such string.
 
-    A few requests are enough to find out whether other keys follow.
+    ``common`` is the common prefix of all keys so far. A few requests after that string show whether other keys follow.
     """
     if len(common) <= len(prefix) or not " " <= common[-1] < _LAST_BEFORE_SURROGATES:
         return ""

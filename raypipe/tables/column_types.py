@@ -33,7 +33,7 @@ _ISO_TIME = (
 Kind = Literal["true or false", "numbers", "dates", "text", "lists of texts"]
 
 MAX_BAD_FRACTION = 0.05  # a column with a larger share of bad values is text
-# These values are listed in a warning, but any number of them leaves the column's type unchanged.
+# Placeholders for missing values. A warning lists them, but they never change the column's type, however many they are.
 MISSING = ("n/a", "na", "nan", "inf", "-inf", "none", "null", "nil", "unknown", "undefined", "-", "--", "?")
 TIMESTAMPS = "timestamps"
 _NUM_EXAMPLES, _MAX_SHOWN = 3, 40
@@ -47,12 +47,12 @@ _NO_TEXT = pa.scalar(None, pa.string())
 @dataclass(frozen=True, slots=True)
 class _Unit:
     name: str
-    is_one: Callable[[Floats], Mask]  # which numbers can only have this unit: the ranges of two units never overlap
+    is_one: Callable[[Floats], Mask]  # which numbers are dates in this unit; the ranges of two units never overlap
     to_microseconds: Callable[[Floats], Floats]
 
 
 def iso_times(texts: Column) -> Column:
-    """Return ISO dates and times as timestamps, and null for every other text. Times without a zone are UTC."""
+    """Convert ISO dates and times to timestamps, and all other texts to null. Times without a zone are UTC."""
     texts = pc.if_else(_is_iso(texts), texts, _NO_TEXT)
     texts = pc.replace_substring_regex(texts, pattern=r"(\.[0-9]{6})[0-9]+", replacement=r"\1")
     zoned = pc.match_substring_regex(texts, _ZONE)
@@ -62,7 +62,10 @@ def iso_times(texts: Column) -> Column:
 
 
 def _is_iso(texts: Column) -> Column:
-    """Return which texts are ISO times whose day is in the calendar: 2023-02-29 is not a date."""
+    """Return a mask of the texts that are ISO dates or times.
+
+    The day must exist in the calendar: 2023-02-29 is not a date.
+    """
     matches = pc.match_substring_regex(texts, _ISO_TIME).fill_null(False)  # noqa: FBT003 - Arrow's own signature
     days = pc.utf8_slice_codeunits(texts, 0, 10)
     existing = [day for day in pc.unique(days.filter(matches)).to_pylist() if _exists(day)]
@@ -78,20 +81,27 @@ def _exists(day: str) -> bool:
 
 
 def is_plausible(microseconds: Microseconds) -> Mask:
-    """Return which times may be dates of videos: 1800 to 2199, without small counts that were read as 1970-01-01."""
+    """Return a mask of the times that may be dates of videos, which are from 1800 to 2199.
+
+    Times within a day of 1970-01-01 are not plausible, except for that midnight itself: they are usually small counts
+    that were read as times.
+    """
     is_small = (np.abs(microseconds) < _DAY) & (microseconds != 0)
     return np.asarray((microseconds >= _FIRST) & (microseconds <= _LAST) & ~is_small, np.bool_)
 
 
 def unit_of(numbers: Floats) -> str | None:
-    """Return the unit in which most of the numbers are dates; None if no number is a date in any unit."""
+    """Return the unit in which most of the numbers are dates, or None if no number is a date in any unit."""
     counts = {unit.name: int(unit.is_one(numbers).sum()) for unit in _UNITS}
     best = max(counts, key=counts.__getitem__)
     return best if counts[best] else None
 
 
 def dates_of_numbers(numbers: Floats, unit: str) -> tuple[Microseconds, Mask]:
-    """Return numbers of one unit as times, and which of them are plausible: not 0, and not in another unit."""
+    """Convert numbers of one unit to times. Return the times, and a mask of the plausible ones.
+
+    Numbers that are 0, or that are dates in another unit, are not plausible.
+    """
     chosen = next(one for one in _UNITS if one.name == unit)
     is_other = np.zeros(len(numbers), np.bool_)
     for other in _UNITS:
@@ -124,7 +134,7 @@ def _year_microseconds(numbers: Floats) -> Floats:
 
 
 def _days_of(numbers: Floats) -> tuple[npt.NDArray[np.int64], Mask]:
-    """Return YYYYMMDD numbers as days since 1970, and which of them are in the calendar."""
+    """Convert YYYYMMDD numbers to days since 1970-01-01. Return the days, and a mask of those that exist."""
     whole = numbers.astype(np.int64)
     years, months, days = whole // 10_000, whole // 100 % 100, whole % 100
     begin = ((years - 1970) * 12 + months - 1).astype("datetime64[M]")
@@ -151,13 +161,16 @@ _UNITS = (
 
 @dataclass(frozen=True, slots=True)
 class ColumnReading:
-    """How a column was read: as the kind of most of its values, or as text because too many values differ."""
+    """How a column was read.
+
+    A column is read as the kind of most of its values. If too many values are of another kind, it is read as text.
+    """
 
     name: str
     kind: Kind
     most: Kind  # the kind of most values, or the expected kind
     num_values: int  # the number of values that are not empty
-    unit: str | None = None  # of dates
+    unit: str | None = None  # the unit of the dates
     first: str = ""  # the earliest date, as YYYY-MM-DD
     last: str = ""
     num_bad: int = 0  # values that are not of kind ``most``; they are null unless ``kind`` is text
@@ -173,7 +186,7 @@ class ColumnReading:
 
     @property
     def warning(self) -> str | None:
-        """Return what is wrong with the column and how it is treated; None if nothing is wrong."""
+        """Return what is wrong with the column and how it is treated, or None if nothing is wrong."""
         if self.kind not in (self.most, "text"):
             return f"column {self.name!r} holds {self.kind}. Give {self.most}."
         if not self.num_bad:
@@ -191,13 +204,14 @@ _Read: TypeAlias = tuple[Column, ColumnReading | None]
 
 
 def read_column(name: str, column: Column, *, expected: Kind | None = None, is_untyped: bool = False) -> _Read:
-    """Convert a column to the single type of its kind. Also return how it was read, if its values decided that.
+    """Convert a column to the single type of its kind.
 
-    If ``expected`` is dates, numbers are read as dates too, and their unit is inferred. ``is_untyped`` means that the
-    file does not give the type: a text such as 12 is a number, unless other values of the column contradict this.
+    Return the column and how it was read, or None if there is nothing to report. If ``expected`` is dates, numbers are
+    read as dates too, and their unit is inferred. ``is_untyped`` means that the file does not give the column's type. A
+    text such as 12 is then a number, unless other values of the column contradict this.
 
     Raises:
-        ValueError: an index cannot hold values of this type.
+        ValueError: the type of the column is not supported.
     """
     column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     kind = column.type
@@ -217,7 +231,10 @@ def read_column(name: str, column: Column, *, expected: Kind | None = None, is_u
 
 
 def _plain(name: str, column: Column) -> tuple[Kind | None, Column]:
-    """Return the kind that the Arrow type of a column implies, None if all values are null, and the values."""
+    """Return the kind that the Arrow type of a column implies, and the converted values.
+
+    The kind is None if all values are null.
+    """
     kind = column.type
     if pa.types.is_null(kind):
         return None, column.cast(pa.string())
@@ -245,7 +262,7 @@ def _timestamps(column: Column) -> Column:
 
 
 def _whole_numbers(column: Column) -> Column:
-    """Return decimals as int64, or as text if some of them need more than 64 bits."""
+    """Return decimals as int64, or as text if any of them needs more than 64 bits."""
     try:
         return column.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -286,7 +303,7 @@ def _numbers_of(texts: Column) -> Column:
 
 
 def _are_codes(texts: Column, number_type: pa.DataType) -> bool:
-    """Return whether numbers of this type would lose digits of some texts, such as 007 or an id of twenty digits."""
+    """Return whether conversion to this type would lose digits of a text, such as 007 or an id of twenty digits."""
     if pc.any(pc.match_substring_regex(texts, _LEADING_ZERO)).as_py():
         return True
     if pa.types.is_integer(number_type):
@@ -307,7 +324,7 @@ def _booleans_of(texts: Column) -> Column:
 
 
 def _read_dates(name: str, column: Column, *, unit: str = ISO_TEXT, else_text: Column | None = None) -> _Read:
-    """Read texts, numbers or timestamps as dates of one unit, or as text if they are not dates."""
+    """Read texts, numbers or timestamps as dates of one unit. If too many values are not dates, read them as text."""
     texts = column.cast(pa.string()) if else_text is None else else_text
     times = pa.chunked_array([pa.nulls(len(column), TIMESTAMP)])
     numbers = np.full(len(column), np.nan)
@@ -337,7 +354,10 @@ def _floats(numbers: Column) -> Floats:
 def _decided(
     name: str, given: Column, read: Column, *, most: Kind, unit: str | None, else_text: Column, is_expected: bool
 ) -> _Read:
-    """Return the values as read if only a few of the given values could not be read, otherwise the text."""
+    """Return ``read`` if all but a few of the ``given`` values could be read, otherwise ``else_text``.
+
+    Also return how the column was read, or None if there is nothing to report.
+    """
     num_values, num_read = _num_values(given), _num_values(read)
     bad = given.filter(pc.and_(pc.is_valid(given), pc.is_null(read))).cast(pa.string())
     missing = MISSING + (("0", "-1") if most == "dates" else ())
@@ -361,7 +381,7 @@ def _describe(
     unit: str | None = None,
     bad: Column | None = None,
 ) -> ColumnReading:
-    """Return how a column was read, with the range of its dates and a few of its bad values."""
+    """Return how a column was read, including the range of its dates and a few of its bad values."""
     span = pc.min_max(column).values() if kind == "dates" else ()
     first, last = [(end.cast(pa.string()).as_py() or "")[:10] for end in span] or ("", "")
     examples = [] if bad is None else pc.unique(bad).slice(0, _NUM_EXAMPLES).to_pylist()

@@ -26,7 +26,7 @@ TABLE_ENDINGS = (".parquet", ".csv", ".jsonl")
 
 @dataclass(frozen=True, slots=True)
 class CsvRow:
-    """The fields of one CSV row, and the numbers of its first and last line."""
+    """The fields of one CSV row, and the numbers of its first and last lines."""
 
     fields: list[str]
     first_line: int
@@ -34,7 +34,9 @@ class CsvRow:
 
 
 def parse_csv(data: io.BytesIO, *, empty_is_null: bool) -> pa.Table:
-    """Parse a CSV with every field as text. Only an empty text is null: NA is also a country.
+    """Parse a CSV file. Every field is read as text.
+
+    If ``empty_is_null``, empty texts become null. Other texts never do: NA is also a country code.
 
     Raises:
         ValueError: a quote is not closed, a row has a wrong number of fields, or a line is not UTF-8.
@@ -78,7 +80,11 @@ def _csv_fields(data: io.BytesIO) -> Iterator[list[str]]:
 
 
 def csv_rows(lines: TextIO) -> Iterator[CsvRow]:
-    """Yield the rows that are not blank; raises ValueError if unmatched quotes hide the end of a row."""
+    """Yield the rows of a CSV file that are not blank.
+
+    Raises:
+        ValueError: unmatched quotes hide the end of a row.
+    """
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(lines, strict=True)
     before = 0
@@ -101,7 +107,7 @@ def not_utf8(number: int) -> str:
 
 
 def parse_json_texts(lines: Iterable[bytes], columns: Sequence[str]) -> pa.Table:
-    """Parse these columns of a JSONL as text; the values of all other columns are dropped."""
+    """Parse the given columns of a JSONL file as text. Other columns are kept, but all their values are null."""
     keys: dict[str, None] = {}
     rows: list[list[str | None]] = []
     for number, row in _json_lines(lines):
@@ -112,7 +118,10 @@ def parse_json_texts(lines: Iterable[bytes], columns: Sequence[str]) -> pa.Table
 
 
 def parse_json_table(lines: Iterable[bytes], text: Sequence[str]) -> tuple[pa.Table, list[str]]:
-    """Parse all columns of a JSONL, those in ``text`` as text. Also return the columns that mix numbers and texts."""
+    """Parse all columns of a JSONL file. The columns in ``text`` are read as text.
+
+    Also return the names of the columns that mix numbers and texts.
+    """
     rows = list(_json_lines(lines))
     columns, mixed = {}, []
     for name in dict.fromkeys(key for _, row in rows for key in row):
@@ -128,7 +137,11 @@ def parse_json_table(lines: Iterable[bytes], text: Sequence[str]) -> tuple[pa.Ta
 
 
 def _json_column(values: Sequence[Any]) -> pa.Array:
-    """Return the values as one Arrow type if they have one, otherwise as text with each value in JSON."""
+    """Return the values as an Arrow array of their common type.
+
+    If they have no common type, or are objects, return them as text. Values that are not texts are then written as
+    JSON.
+    """
     try:
         made = pa.array(values)
         if not pa.types.is_struct(made.type):
@@ -140,7 +153,11 @@ def _json_column(values: Sequence[Any]) -> pa.Array:
 
 
 def _json_text(value: Any, *, column: str, number: int) -> str | None:  # noqa: ANN401 - whatever the line holds
-    """Return a text unchanged, and the number 7 as the text ``7``."""
+    """Return a text or null unchanged, and an integer as text: 7 becomes ``7``.
+
+    Raises:
+        ValueError: the value has another type.
+    """
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int):
@@ -150,7 +167,11 @@ def _json_text(value: Any, *, column: str, number: int) -> str | None:  # noqa: 
 
 
 def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the object of each line that is not blank; raises ValueError if a line is not an object."""
+    """Yield the line number and the object of each line that is not blank.
+
+    Raises:
+        ValueError: a line is not a JSON object.
+    """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -165,7 +186,11 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """Parse a line as an object whose keys are unique; raises ValueError if it is anything else."""
+    """Parse a line as a JSON object.
+
+    Raises:
+        ValueError: the line is not a JSON object, or two of its keys are equal.
+    """
     try:
         found = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unique)
     except RecursionError:
@@ -189,7 +214,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TypedTable:
-    """A table, and how each column whose type is inferred from its values was read."""
+    """A table with typed columns. ``readings`` says how the columns with an inferred type were read."""
 
     table: pa.Table
     readings: tuple[ColumnReading, ...]
@@ -201,7 +226,7 @@ def is_table(uri: str) -> bool:
 
 
 def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
-    """Return the folder and name of a table; ``what`` is its configuration key.
+    """Return the folder and the name of a table. ``what`` is the configuration key that holds its URI.
 
     Raises:
         ConfigError: the format is unknown.
@@ -216,7 +241,9 @@ def table_place(uri: str, *, what: str) -> tuple[Folder, str]:
 def read_text_columns(
     folder: Folder, name: str, columns: Sequence[str], *, required: Sequence[str], what: str
 ) -> pa.Table:
-    """Read the given columns, if the table has them, as strings exactly as written; ``what`` is the table's name.
+    """Read the given columns as strings, exactly as written. Columns that the table does not have are left out.
+
+    ``what`` says which table this is in error messages.
 
     Raises:
         ConfigError: the table cannot be read, or lacks a required column.
@@ -239,11 +266,15 @@ def read_table(
 ) -> TypedTable:
     """Read every column: the columns in ``text`` exactly as written, all others with the type of their values.
 
-    Integers become int64, other numbers float64. Codes such as 007, and ids that neither type can hold exactly, stay
-    text. ISO dates and times become timestamp[us] in UTC; times without a zone are UTC. Lists of texts stay lists.
-    Empty fields and numbers that are not finite are null. If a few values of a column are of another kind, they are
-    null and the column keeps its type; if more are, the column is text. The readings report both cases. ``expected``
-    gives the expected kinds of columns; a column that should hold dates may also hold epoch numbers or years.
+    Integers become int64, and other numbers float64. Codes such as 007, and ids that neither type can hold exactly,
+    stay text. ISO dates and times become timestamp[us] in UTC. Times without a zone are taken to be UTC. Lists of texts
+    stay lists. Empty fields and numbers that are not finite become null.
+
+    If a few values of a column are of another kind, they become null and the column keeps its type. If more values are,
+    the whole column becomes text. The readings report both cases.
+
+    ``expected`` maps columns to their expected kinds. A column that should hold dates may also hold epoch numbers or
+    years. ``what`` says which table this is in error messages.
 
     Raises:
         ConfigError: the table cannot be read, lacks a required column, or has a column of an unsupported type.
@@ -264,7 +295,7 @@ def read_table(
 
 
 def _parse(folder: Folder, name: str, text: Sequence[str], *, only_text: bool) -> tuple[pa.Table, Sequence[str]]:
-    """Return a table, and the columns whose type the file format does not give."""
+    """Return a table, and the names of the columns whose type the file does not give."""
     data = io.BytesIO(folder.read(name))
     if name.lower().endswith(".parquet"):
         return pq.read_table(data), ()
@@ -275,7 +306,7 @@ def _parse(folder: Folder, name: str, text: Sequence[str], *, only_text: bool) -
 
 
 def empty_rows(column: pa.ChunkedArray) -> list[int]:
-    """Return the numbers of the rows whose text in a column is empty or null; 1 is the first row after the header."""
+    """Return the numbers of the rows in which a column is empty or null. Row 1 is the first row after the header."""
     is_empty = pc.equal(column, "").fill_null(True)  # noqa: FBT003 - Arrow's own signature
     return [at + 1 for at in pc.indices_nonzero(is_empty).to_pylist()]
 

@@ -1,1 +1,1 @@
-"""Turn untrusted videos into frames: pure sampling, decoders, and the child process that runs the decoders."""
+"""Decode untrusted videos to frames, in a child process that runs the decoders."""

@@ -30,14 +30,14 @@ _MAGIC = (
 )
 Packet: TypeAlias = "av.Packet[Any]"
 _READ_BUFFER_BYTES = 64 * 1024
-_STORE_CHECKSUMS = frozenset({"hevc", "ffv1", "png", "apng"})  # of pictures, if the encoder writes them
+_STORE_CHECKSUMS = frozenset({"hevc", "ffv1", "png", "apng"})  # encoders can add a checksum of each picture
 _EBML_HEADER, MATROSKA_SEGMENT = 0x1A45DFA3, 0x18538067
 _MAX_ID_BYTES, _MAX_SIZE_BYTES = 4, 8
 _MAX_ELEMENTS = 1000
 
 
 class VideoError(Exception):
-    """Ends a video as a row with ``status``; the message becomes the row's ``error``."""
+    """A video cannot be decoded. Its row gets ``status``, and the message becomes the row's ``error``."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
@@ -49,7 +49,7 @@ def encrypted(reason: str) -> VideoError:
 
 
 def describe(error: BaseException) -> str:
-    """Return one line for a row's ``error``: FFmpeg's own message if there is one."""
+    """Describe an error in one line, for a row's ``error``. FFmpeg's own message is used if there is one."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return one_line(text)[:300]
 
@@ -70,13 +70,16 @@ class Line(NamedTuple):  # one logged error
 
 
 class ErrorLog:
-    """Collects the error lines that FFmpeg logs. ``take`` empties it, so that a hostile file cannot fill memory."""
+    """Collects the error lines that FFmpeg logs.
+
+    Call ``take`` regularly. It empties the log, so that a hostile file cannot fill the memory.
+    """
 
     def __init__(self, lines: list[tuple[int, str, str]] | None = None) -> None:
-        self.lines = [] if lines is None else lines  # level, source, message
+        self.lines = [] if lines is None else lines  # (level, source, message)
 
     def take(self) -> list[Line]:
-        """Return the lines logged since the last call."""
+        """Return the lines logged since the last call, and remove them from the log."""
         taken = [Line(source, one_line(message)) for _, source, message in self.lines]
         self.lines.clear()
         return taken
@@ -84,7 +87,7 @@ class ErrorLog:
 
 @contextmanager
 def error_log() -> Iterator[ErrorLog]:
-    """Collect the errors that FFmpeg logs in this thread."""
+    """Collect the errors that FFmpeg logs in this thread while the ``with`` block runs."""
     av.logging.set_level(av.logging.ERROR)
     skipped = av.logging.get_skip_repeated()
     av.logging.set_skip_repeated(False)  # two corrupt frames in a row may have the same error
@@ -97,9 +100,10 @@ def error_log() -> Iterator[ErrorLog]:
 
 
 def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
-    """Return FFmpeg's name of the container that a file begins with; None if it is not in ``CONTAINERS``.
+    """Return FFmpeg's name for the container of a file that begins with ``head``.
 
-    Since row format 2 a transport stream may begin inside a packet, as captured streams do.
+    Return None if the container is not in ``CONTAINERS``. Except in row format 1 (older outputs), a transport stream
+    may begin in the middle of a packet, as captured streams do.
     """
     if head[4:8] in _MP4_BOXES:
         return "mov"
@@ -122,11 +126,11 @@ def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
 
 
 def open_stream(file: BinaryIO, container: str, request: DecodeRequest) -> tuple[InputContainer, VideoStream]:
-    """Open a file as this container, and its main video stream for decoding in one thread.
+    """Open a file as the given container. Prepare its main video stream for decoding in one thread.
 
     Raises:
-        VideoError: it has no video stream, no decoder for it, or frames that are too large.
-        av.error.FFmpegError: FFmpeg cannot read it.
+        VideoError: the file has no video stream, FFmpeg has no decoder for the stream, or its frames are too large.
+        av.error.FFmpegError: FFmpeg cannot read the file.
     """
     limits = request.limits
     file.seek(0)
@@ -157,7 +161,11 @@ def open_stream(file: BinaryIO, container: str, request: DecodeRequest) -> tuple
 
 
 def _main_stream(source: InputContainer) -> VideoStream:
-    """Return the video stream that FFmpeg prefers, or the first one if that is a cover picture."""
+    """Return the video stream that FFmpeg prefers, or the first other one if FFmpeg prefers a cover picture.
+
+    Raises:
+        VideoError: there is no video stream other than cover pictures.
+    """
     streams = [one for one in source.streams.video if not one.disposition & Disposition.attached_pic]
     if not streams:
         kinds = ", ".join(sorted({one.type for one in source.streams})) or "none"
@@ -168,7 +176,7 @@ def _main_stream(source: InputContainer) -> VideoStream:
 
 
 def size_of(file: BinaryIO) -> int:
-    """Return a file's size without moving its position, on which FFmpeg relies."""
+    """Return the size of a file in bytes. The file position is restored, because FFmpeg relies on it."""
     at = file.tell()
     size_bytes = file.seek(0, os.SEEK_END)
     file.seek(at)
@@ -176,10 +184,10 @@ def size_of(file: BinaryIO) -> int:
 
 
 def read_element(file: BinaryIO, at: int) -> tuple[int, int, int | None] | None:
-    """Read the header of the Matroska or WebM element (EBML, RFC 8794) at an offset in the file.
+    """Read the header of the Matroska or WebM element (EBML, RFC 8794) that begins at offset ``at``.
 
-    Return the element's id, the offset of its content and the content's size, which is None if the header does not
-    give it. Return None if the header is incomplete.
+    Return the id of the element, the offset of its content, and the size of its content in bytes. The size is None if
+    the header declares it as unknown. If the header is invalid or incomplete, return None instead of the three values.
     """
     file.seek(at)
     header = file.read(_MAX_ID_BYTES + _MAX_SIZE_BYTES)
@@ -194,9 +202,10 @@ def read_element(file: BinaryIO, at: int) -> tuple[int, int, int | None] | None:
 
 
 def declared_bytes(file: BinaryIO) -> int:
-    """Return how long a Matroska file should be: the end of its last segment, or its size if no end is declared.
+    """Return the size in bytes that a Matroska file should have according to its headers.
 
-    A file may have several segments, for example if several files were joined.
+    This is the declared end of the last segment, or the file's actual size if no end is declared. A file may have
+    several segments, for example because several files were joined.
     """
     size_bytes = size_of(file)
     at = 0

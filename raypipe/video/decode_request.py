@@ -1,4 +1,7 @@
-"""A request to decode a video: which frames, at what size, and under which limits. Loads no video library."""
+"""A request to decode a video: which frames, at what size, and under which limits.
+
+This module loads no video library.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from raypipe.config.embed import DecodeConfig  # pydantic, which a decode child does without
+    from raypipe.config.embed import DecodeConfig  # needs pydantic, which a decode child does not load
 
 
 DECODERS = ("pyav", "decord", "torchcodec")
 Pixels = npt.NDArray[np.uint8]
-Ranges = Sequence[tuple[int, int]]  # of bytes in a file, [start, stop), ascending
+Ranges = Sequence[tuple[int, int]]  # ascending byte ranges [start, stop) in a file
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """The limits of a video, checked before it is decoded."""
+    """The limits that a video may not exceed. They are checked before the video is decoded."""
 
     max_pixels: int
     max_duration_seconds: float
@@ -34,14 +37,17 @@ class DecodeRequest:
     max_frames: int
     nearest_keyframe: bool
     loop_filter: bool  # False skips the codec's smoothing of block edges, which is faster and gives different pixels
-    resize_size: int  # the shorter side is scaled to this
-    crop_size: int  # then a centered square of this side is kept
+    resize_size: int  # the shorter side is scaled to this number of pixels
+    crop_size: int  # then a centered square with this side is cut out
     limits: DecodeLimits
-    row_format: int = 2  # selects the rules: 1 trusts time stamps and decoders, and ignores display properties
+    row_format: int = 2  # rules; 1 (older outputs) trusts time stamps and decoders, and ignores display properties
 
 
 def request_of_settings(settings: Mapping[str, Any], decode: "DecodeConfig") -> DecodeRequest:
-    """Return the request that ``raypipe embed`` uses for each video of an output, from the output's settings."""
+    """Return the request that ``raypipe embed`` uses for each video of an output.
+
+    ``settings`` are the settings stored with the output. The limits come from ``decode``.
+    """
     sampling = settings["sampling"]
     num_frames = sampling.get("num_frames", 1)
     return DecodeRequest(

@@ -1,11 +1,11 @@
 """Decode the wanted frames of a video with PyAV, decord or torchcodec. Runs in the child process only.
 
-PyAV always opens and indexes the file first, so that all decoders have the same limits and the same wanted frames. PyAV
-replaces corrupt frames, and counts those that stay corrupt.
+Whichever decoder is used, PyAV first opens and indexes the file, so that all decoders have the same limits and the same
+wanted frames. If PyAV also decodes, it replaces corrupt frames and counts those that stay corrupt.
 
-The other two decoders can return a wrong frame without an error. If this is detected, or if decord's seeking is known
-to be inexact in such a video, they fail: a missing frame is a row's status, but a wrong frame would be a wrong
-embedding. They support few display properties, and refuse videos that have others.
+decord and torchcodec can return a wrong frame without an error. They fail on a video if such a frame is detected, or if
+decord is known to seek inexactly in it. A missing frame shows in the row's status, but a wrong frame would give a wrong
+embedding. Both support few display properties, and videos with other properties are refused.
 """
 
 import importlib
@@ -38,13 +38,13 @@ from raypipe.video.sampling import Wanted, nearest
 from raypipe.video.timeline import Indices, Seconds
 
 _MIN_SURVEY_PACKETS = 500
-_SURVEY_FACTOR = 2  # of the packets that were decoded for the wanted frames
+_SURVEY_FACTOR = 2  # times the number of packets that were decoded for the wanted frames
 _SURVEY_ATTEMPTS = 8
 
 
 @dataclass
 class Decoded:
-    """The outcome of decoding the wanted frames, without their pixels."""
+    """The result of decoding the wanted frames, without the pixels."""
 
     num_corrupt_frames: int = 0
     num_flagged_frames: int = 0  # corrupt frames whose own data is corrupt
@@ -54,9 +54,10 @@ class Decoded:
 
 
 def decode_pyav(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
-    """Decode only the groups of pictures that hold a wanted frame; read the whole video if one is missing.
+    """Decode only the groups of pictures that hold a wanted frame. If a frame is missing, read the whole video.
 
-    Row format 2 replaces a corrupt frame by the nearest intact frame, and counts the frames that stay corrupt.
+    Except in row format 1 (older outputs), a corrupt frame is replaced by the nearest intact frame, and the frames that
+    stay corrupt are counted.
 
     Raises:
         VideoError: no frame can be decoded.
@@ -66,7 +67,10 @@ def decode_pyav(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decode
 
 
 class _Decoding:
-    """Decodes the wanted frames of a video that may be damaged, and finds out which are corrupt."""
+    """Decodes the wanted frames of a video that may be damaged, and finds out which are corrupt.
+
+    A slot is the position of a frame in ``wanted`` and in the output.
+    """
 
     def __init__(self, video: VideoFile, wanted: Wanted, writer: FrameWriter) -> None:
         self._video = video
@@ -80,7 +84,7 @@ class _Decoding:
         self._deinterlacer = Deinterlacer()
 
     def trust(self) -> Decoded:
-        """Decode by the rules of row format 1: every frame that the decoder returns counts as intact."""
+        """Decode by the rules of row format 1 (older outputs): every frame that is returned counts as intact."""
         problem = _note_problem(lambda: self._take(self._slots))
         if len(self._writer.missing):
             problem = _note_problem(lambda: self._take_nearest(used=None)) or problem
@@ -96,7 +100,7 @@ class _Decoding:
         if is_sound and not len(writer.missing) and not index.losses and not index.corrupt:
             return Decoded(interlaced=self._deinterlacer.interlaced)
         hidden = self._num_hidden() if is_sound else 0
-        if is_sound and len(writer.missing):  # the decoder needs earlier packets, or they are hidden
+        if is_sound and len(writer.missing):  # the decoder needs earlier packets, or the wanted ones are hidden
             problem = _note_problem(self._take_rest)
         damage = self._damage()
         if any(damage.values()):
@@ -126,7 +130,7 @@ class _Decoding:
             raise VideoError(Status.DECODE_ERROR, problem)
 
     def _look_again(self) -> None:
-        """Decode the same packets again without skipping any: the decoder hides errors of skipped frames."""
+        """Decode the same packets again without skipping frames, because the decoder hides errors of skipped frames."""
         for _ in self._read(packets_to_decode(self._index, self._wanted.packets)):
             pass
 
@@ -164,7 +168,10 @@ class _Decoding:
         return damage | dict.fromkeys(self._writer.missing.tolist(), int(Damage.MISSING))
 
     def _replace(self, damage: Mapping[int, int]) -> None:
-        """Write a less damaged picture into each damaged slot, if there is one within half the sampling interval."""
+        """Replace the picture in each damaged slot by a less damaged one, if one is near enough.
+
+        The replacement must be within half the sampling interval.
+        """
         index, wanted = self._index, self._wanted
         bad = [slot for slot, level in damage.items() if level]
         asked = {self._slots[slot]: float(wanted.pts_seconds[slot]) for slot in bad}  # a frame may be wanted twice
@@ -182,9 +189,9 @@ class _Decoding:
             self._take(better)
 
     def _survey_ranges(self, asked: Mapping[int, float], half_seconds: float) -> tuple[list[tuple[int, int]], float]:
-        """Return the packets to decode in search of better pictures, and the half interval that they cover.
+        """Return the packet ranges to decode in search of better pictures, and the half interval that they cover.
 
-        The interval is halved until the packets are not many more than were decoded before.
+        The half interval in seconds is halved until the ranges hold not many more packets than were decoded before.
         """
         index, times = self._index, np.array(list(asked.values()))
         usual = packets_to_decode(index, self._wanted.packets)
@@ -199,9 +206,9 @@ class _Decoding:
         return ranges, half_seconds
 
     def _take_rest(self) -> None:
-        """Fill the slots that are still empty in one pass over the whole video.
+        """Fill the slots that are still empty, in one pass over the whole video.
 
-        If no frame is wanted twice, frames that other slots have are not taken again.
+        If all wanted frames are distinct, a frame that is already in a slot is not used again.
         """
         index = self._index
         self._video.reader.decodes_corrupt = True
@@ -214,9 +221,11 @@ class _Decoding:
         self._taken |= zip(taken, order[np.minimum(at, len(order) - 1)].tolist(), strict=True)
 
     def _take_nearest(self, *, used: Collection[int] | None) -> dict[int, int]:
-        """Fill each missing slot with the nearest frame, in one pass from the start that tolerates damage.
+        """Fill each empty slot with the nearest frame, in one pass from the start that tolerates damage.
 
-        With ``used``, the pts of frames to skip, each frame is taken once. Returns slot -> pts of the frame it got.
+        A slot stays empty if no frame is near enough. If ``used`` is None, a frame may be used several times. Otherwise
+        each frame is used at most once, and frames whose pts are in ``used`` are skipped. Return a dict from each
+        filled slot to the pts of its frame.
         """
         wanted_seconds = self._wanted.pts_seconds
         missing = iter(self._writer.missing.tolist())
@@ -252,7 +261,10 @@ class _Decoding:
         return taken
 
     def _num_hidden(self) -> int:
-        """Return how many empty slots belong to packets that are next to a shown frame and hold no picture to show."""
+        """Return the number of empty slots whose packets are intact but hold no picture to show.
+
+        These are the slots whose time is near a frame that was decoded.
+        """
         taken = np.sort(self._index.pts_seconds[list(self._taken.values())])
         if not len(taken):
             return 0
@@ -261,7 +273,7 @@ class _Decoding:
 
     @property
     def _tolerance_seconds(self) -> float:
-        """Return how far a frame may be from the wanted frame to replace it."""
+        """Return the maximum time difference at which a frame may be used in place of the wanted one."""
         return 2 / self._index.average_fps + 0.05
 
     def _seconds(self, pts: int) -> float:
@@ -269,7 +281,10 @@ class _Decoding:
 
 
 def _note_problem(decode: Callable[[], object]) -> str:
-    """Call ``decode`` and return the error that ends it, or ""; the frames decoded before the error count."""
+    """Call ``decode`` and return the message of the error that ended it, or "" if there was no error.
+
+    Frames that were decoded before the error are kept.
+    """
     try:
         decode()
     except MemoryError:
@@ -280,7 +295,7 @@ def _note_problem(decode: Callable[[], object]) -> str:
 
 
 def _with_followers(ranges: Sequence[tuple[int, int]], num_packets: int, *, count: int) -> list[tuple[int, int]]:
-    """Extend each range by the ``count`` packets after it; ranges that meet are merged."""
+    """Extend each range by the ``count`` packets after it. Ranges that meet are merged."""
     longer: list[tuple[int, int]] = []
     for start, stop in ranges:
         if longer and start <= longer[-1][1]:
@@ -290,9 +305,9 @@ def _with_followers(ranges: Sequence[tuple[int, int]], num_packets: int, *, coun
 
 
 def refuse_unsupported(video: VideoFile, wanted: Wanted, *, decoder: str) -> None:
-    """Refuse a video that a decoder other than PyAV shows differently, or whose corrupt frames it does not report.
+    """Refuse a video that decord or torchcodec would show differently, or whose corrupt frames they do not report.
 
-    PyAV decodes the wanted frames to check this.
+    PyAV decodes the wanted frames to check this. ``decoder`` is the name of the other decoder.
 
     Raises:
         VideoError: the decoder does not support this video.
@@ -317,7 +332,7 @@ def refuse_unsupported(video: VideoFile, wanted: Wanted, *, decoder: str) -> Non
 
 
 def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
-    """Decode the wanted frames with decord, whose own FFmpeg scales them."""
+    """Decode the wanted frames with decord, which scales them with its own FFmpeg."""
     import decord  # noqa: PLC0415  # only a child that decodes with decord loads it
 
     index = video.index
@@ -340,7 +355,7 @@ def decode_decord(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Deco
 
 
 def _decord_mistake(index: PacketIndex) -> str:
-    """Return why decord's seeking is inexact in this video; empty if it is exact."""
+    """Return the reason why decord seeks inexactly in this video, or "" if it seeks exactly."""
     if index.container in {"mpegts", "mpeg"}:
         return f"a container, such as {index.container}, has no index"
     if not index.is_shown.all():
@@ -355,7 +370,10 @@ def _decord_mistake(index: PacketIndex) -> str:
 
 
 def _is_reordered_avi(index: PacketIndex) -> bool:
-    """Return whether display times are guessed because AVI stores none; each library guesses differently."""
+    """Return whether the video is an AVI whose display times had to be guessed.
+
+    AVI stores no display times, and each library guesses them differently if frames are reordered.
+    """
     return index.container == "avi" and bool((np.diff(index.pts) < 0).any())
 
 
@@ -384,7 +402,11 @@ def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> 
 
 
 def _shown(index: PacketIndex, num_frames: int, decoder: str) -> Seconds:
-    """Return when each of the decoder's frames is shown, ascending; VideoError if the index has another frame count."""
+    """Return the ascending display times of a decoder's frames in seconds.
+
+    Raises:
+        VideoError: the decoder and the index have different numbers of frames.
+    """
     shown = np.sort(index.pts_seconds[index.is_shown])
     if len(shown) != num_frames:
         msg = f"{decoder} counts {num_frames} frames, but the file holds {len(shown)}; use pyav."

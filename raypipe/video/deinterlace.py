@@ -9,22 +9,25 @@ import av
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
-_MIN_SIDE = 4  # of a frame that bwdif accepts
+_MIN_SIDE = 4  # bwdif does not accept smaller frames
 _UNKNOWN_TIME_BASE = Fraction(1, 90_000)  # the graph needs a time base; each frame gets its own back afterwards
 
 
 class Deinterlacer:
     """Deinterlaces the frames of one video.
 
-    Each interlaced frame is replaced by a progressive frame of the same time. Progressive frames stay unchanged; they
-    go through the filter only as neighbours of interlaced frames.
+    Each interlaced frame is replaced by a progressive frame with the same time. Progressive frames stay unchanged,
+    although the filter may need them as the neighbours of interlaced frames.
     """
 
     def __init__(self) -> None:
         self.interlaced = False  # whether any frame so far was deinterlaced
 
     def deinterlace(self, frames: Iterable[VideoFrame | None]) -> Iterator[VideoFrame | None]:
-        """Yield frames in display order. A ``None`` marks the end of a contiguous run and is yielded too."""
+        """Deinterlace frames that are given in display order, and yield them in the same order.
+
+        A None in ``frames`` marks the end of a run of consecutive frames. It is yielded too.
+        """
         before: VideoFrame | None = None
         bwdif: _Bwdif | None = None
         for frame in frames:
@@ -48,9 +51,10 @@ class Deinterlacer:
 
 
 class _Bwdif:
-    """A filter graph for frames of one size and format. Each input frame gives one output frame.
+    """FFmpeg's bwdif filter, for frames of one size and format. Each input frame gives one output frame.
 
-    ``before`` is the frame before the first one, if it exists.
+    ``before`` is the frame that precedes the first one, if there is such a frame. The filter needs it as a neighbour,
+    but does not yield it.
     """
 
     def __init__(self, frame: VideoFrame, before: VideoFrame | None) -> None:
@@ -71,11 +75,11 @@ class _Bwdif:
             self._push(before)
 
     def accepts(self, frame: VideoFrame) -> bool:
-        """Return whether a frame has the size and format that the graph was made for."""
+        """Return whether a frame has the size and format for which the filter was made."""
         return _shape(frame) == self._shape
 
     def filter(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:
-        """Push one frame, and yield the frames that this completes; None yields the remaining frames."""
+        """Push a frame, and yield the frames that are then complete. None yields all remaining frames."""
         self._push(frame)
         while True:
             try:

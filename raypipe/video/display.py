@@ -1,4 +1,4 @@
-"""Turn decoded frames into RGB crops as a player displays them, HDR as SDR. Runs in the child process only."""
+"""Convert decoded frames to RGB crops as a video player shows them, HDR as SDR. Runs in the child process only."""
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ _PQ_M1, _PQ_M2 = 2610 / 16384, 2523 / 4096 * 128
 _PQ_C1, _PQ_C2, _PQ_C3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
 _HLG_A, _HLG_B, _HLG_C = 0.17883277, 0.28466892, 0.55991073
 _HLG_JOINT = 0.5  # the signal where the square root ends and the logarithm begins
-_HLG_NITS, _HLG_GAMMA = 1000.0, 1.2  # of the nominal display
+_HLG_NITS, _HLG_GAMMA = 1000.0, 1.2  # peak luminance and system gamma of the nominal display
 _BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
 _FROM_BT2020 = np.array(
     [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]], np.float32
@@ -43,7 +43,7 @@ _FROM_BT2020 = np.array(
 _FROM_P3 = np.array(
     [[1.224940, -0.224940, 0.0], [-0.042057, 1.042057, 0.0], [-0.019638, -0.078636, 1.098274]], np.float32
 )
-# To linear BT.709. PQ and HLG without primaries are BT.2020.
+# Matrices to linear BT.709. PQ and HLG frames that do not declare their primaries are taken to be BT.2020.
 _MATRICES = {
     int(ColorPrimaries.BT2020): _FROM_BT2020,
     int(ColorPrimaries.UNSPECIFIED): _FROM_BT2020,
@@ -53,10 +53,10 @@ _MATRICES = {
 _MAX_SCALED_SIDE = 16_384
 _MAX_PIXEL_ASPECT = 100
 _UNSPECIFIED_COLORSPACE = 2  # AVCOL_SPC_UNSPECIFIED
-_RIGHT_ANGLE_TOLERANCE = 0.02  # a sine: about one degree
+_RIGHT_ANGLE_TOLERANCE = 0.02  # the sine of about one degree
 _BAND_ROWS = 64
 _PACKED_RGB_WITH_ALPHA = {"rgba", "bgra", "argb", "abgr"}
-Image = npt.NDArray[Any]  # [height, width, 3], of 8 or 16 bits
+Image = npt.NDArray[Any]  # [height, width, 3], with 8 or 16 bits per channel
 
 
 def is_hdr(color_trc: int) -> bool:
@@ -65,9 +65,9 @@ def is_hdr(color_trc: int) -> bool:
 
 
 def to_sdr(image: Codes, *, color_trc: int, color_primaries: int) -> Pixels:
-    """Tone-map an RGB picture [height, width, 3] of 16-bit PQ or HLG codes to 8-bit SDR BT.709.
+    """Tone-map an RGB picture [height, width, 3] of 16-bit PQ or HLG codes to 8-bit SDR in BT.709.
 
-    Light brighter than reference white is clipped.
+    Light that is brighter than reference white is clipped.
     """
     light: Light
     if color_trc == HLG:
@@ -83,7 +83,10 @@ def to_sdr(image: Codes, *, color_trc: int, color_primaries: int) -> Pixels:
 
 
 def _root_codes(light: Light) -> Codes:
-    """Return table indices for light of 0 to 1; they follow its square root, to keep dark tones apart."""
+    """Return table indices for light values from 0 to 1.
+
+    The indices are proportional to the square root of the light, so that dark tones stay distinct.
+    """
     root = np.sqrt(np.clip(light, 0, 1)) * np.float32(_SIZE - 1)
     return (root + np.float32(0.5)).astype(np.uint16)
 
@@ -96,7 +99,10 @@ def _table(function: Callable[[Numbers], Numbers]) -> Light:
 
 @cache
 def _pq_light() -> Light:
-    """Return displayed light [65536] by PQ code; 1 is reference white. This is the PQ EOTF of BT.2100, table 4."""
+    """Return a table [65536] that maps a PQ code to displayed light, where 1 is reference white.
+
+    This is the PQ EOTF of BT.2100, table 4.
+    """
 
     def light(signal: Numbers) -> Numbers:
         power = signal ** (1 / _PQ_M2)
@@ -108,7 +114,10 @@ def _pq_light() -> Light:
 
 @cache
 def _hlg_scene_light() -> Light:
-    """Return scene light [65536] by HLG code; 1 is the peak. This is the inverse HLG OETF of BT.2100, table 5."""
+    """Return a table [65536] that maps an HLG code to scene light, where 1 is the peak.
+
+    This is the inverse HLG OETF of BT.2100, table 5.
+    """
 
     def light(signal: Numbers) -> Numbers:
         return np.where(signal <= _HLG_JOINT, signal**2 / 3, (np.exp((signal - _HLG_C) / _HLG_A) + _HLG_B) / 12)
@@ -118,16 +127,19 @@ def _hlg_scene_light() -> Light:
 
 @cache
 def _hlg_gain() -> Light:
-    """Return the HLG OOTF: the ratio [65536] of displayed light (1 is reference white) to scene light.
+    """Return a table [65536] with the ratio of displayed light to scene light, which is the HLG OOTF.
 
-    The index is the square root of scene luminance.
+    The index is proportional to the square root of scene luminance. In displayed light, 1 is reference white.
     """
     return _table(lambda root: root ** (2 * (_HLG_GAMMA - 1)) * (_HLG_NITS / _WHITE_NITS))
 
 
 @cache
 def _sdr_codes() -> Pixels:
-    """Return 8-bit codes [65536] by the square root of linear light. This is the inverse BT.1886 EOTF."""
+    """Return a table [65536] that maps the square root of linear light to an 8-bit code.
+
+    This is the inverse BT.1886 EOTF.
+    """
     codes: Pixels = np.rint(_table(lambda root: root ** (2 / _SDR_GAMMA)) * 255).astype(np.uint8)
     codes.flags.writeable = False
     return codes
@@ -157,8 +169,9 @@ class Turn(NamedTuple):
 class FrameWriter:
     """Takes decoded frames in any order and writes their RGB crops into ``frames`` [max_frames, crop, crop, 3].
 
-    ``pixel_aspect`` is the width of a pixel over its height. ``container`` matters because AVI often has 32-bit pixels
-    whose alpha is unintentionally zero.
+    Each crop is written into one or more slots, which are positions in ``frames``. ``pixel_aspect`` is the width of a
+    pixel divided by its height. ``container`` is needed because AVI files often have 32-bit pixels whose alpha is 0 by
+    mistake.
     """
 
     def __init__(
@@ -173,7 +186,7 @@ class FrameWriter:
         self.frames = frames
         self.pts_seconds = np.full(len(wanted.packets), np.nan)
         self.request = request
-        self.displayed_size: tuple[int, int] | None = None  # width and height, of the first frame
+        self.displayed_size: tuple[int, int] | None = None  # (width, height) of the first frame
         self._pixel_aspect = pixel_aspect
         self._container = container
         self._turn: tuple[int, Turn] | None = None  # the last frame's rotation in degrees, and its turn
@@ -207,14 +220,17 @@ class FrameWriter:
             self.pts_seconds[slot] = pts_seconds
 
     def _displayed(self, frame: VideoFrame) -> Pixels:
-        """Return the crop [crop, crop, 3] of a frame as displayed: composited, scaled, upright, tone-mapped."""
+        """Return a frame as it is displayed, as an RGB image [height, width, 3].
+
+        The frame is composited on black, scaled, turned upright and, if it is HDR, cropped and tone-mapped.
+        """
         turn = self._turn_of(frame)
         shown = square_size(frame.width, frame.height, self._pixel_aspect, resize_size=self.request.resize_size)
         if self.displayed_size is None:
             self.displayed_size = turn.apply_to_size(*shown)
         color_trc, color_primaries = frame.color_trc, frame.color_primaries
         deep = is_hdr(color_trc)
-        # HDR without a matrix is BT.2020; swscale would take BT.601.
+        # HDR that does not declare its matrix is taken to be BT.2020. swscale would assume BT.601.
         colorspace = Colorspace.BT2020 if deep and frame.colorspace == _UNSPECIFIED_COLORSPACE else None
         if has_alpha(frame.format.name):
             zero_is_opaque = self._container == "avi" and frame.format.name in _PACKED_RGB_WITH_ALPHA
@@ -229,7 +245,10 @@ class FrameWriter:
         return image
 
     def _turn_of(self, frame: VideoFrame) -> Turn:
-        """Return ``turn_of`` a frame. Side data is slow, so it is read again only if the rotation changes."""
+        """Return the turn of a frame, like ``turn_of``.
+
+        Reading side data is slow, so the last turn is returned again while the rotation stays the same.
+        """
         rotation = frame.rotation
         if self._turn is None or rotation != self._turn[0]:
             self._turn = rotation, turn_of(frame)
@@ -256,7 +275,7 @@ class FrameWriter:
 
 @cache
 def has_alpha(pixel_format: str) -> bool:
-    """Return whether a pixel format has an alpha plane. Alpha in a palette is ignored."""
+    """Return whether a pixel format has an alpha channel. Alpha in a palette is ignored."""
     described = VideoFormat(pixel_format)
     return not described.has_palette and any(one.is_alpha for one in described.components)
 
@@ -264,15 +283,15 @@ def has_alpha(pixel_format: str) -> bool:
 def _composite(
     frame: VideoFrame, reformatter: VideoReformatter, *, deep: bool, src_colorspace: int | None, zero_is_opaque: bool
 ) -> VideoFrame:
-    """Composite a frame on black at full size. The result is RGBA or BGRA; ignore its alpha.
+    """Composite a frame on black at full size. Return an RGBA or BGRA frame whose alpha must be ignored.
 
-    ``deep`` asks for 16 bits per channel instead of 8. ``zero_is_opaque`` treats a fully transparent frame as opaque,
-    because many programs leave the fourth byte of 32-bit pixels zero.
+    ``deep`` selects 16 bits per channel instead of 8. ``zero_is_opaque`` treats a fully transparent frame as opaque,
+    because many programs leave the fourth byte of 32-bit pixels at zero.
     """
     rgba, bgra = ("rgba64le", "bgra64le") if deep else ("rgba", "bgra")
     copy = reformatter.reformat(
         frame,
-        format=bgra if frame.format.name == rgba else rgba,  # the same format would return the frame itself
+        format=bgra if frame.format.name == rgba else rgba,  # not the same format: that would return the frame itself
         src_colorspace=src_colorspace,
         interpolation=Interpolation.BILINEAR,
         threads=1,
@@ -284,7 +303,7 @@ def _composite(
     if zero_is_opaque and not pixels[..., 3].any():
         return copy
     most = np.iinfo(kind).max
-    for top in range(0, frame.height, _BAND_ROWS):  # a band at a time keeps the memory small
+    for top in range(0, frame.height, _BAND_ROWS):  # one band at a time needs little memory
         band = pixels[top : top + _BAND_ROWS]
         color = np.multiply(band[..., :3], band[..., 3:], dtype=wide) + wide(most // 2)
         band[..., :3] = color // wide(most)
@@ -292,16 +311,20 @@ def _composite(
 
 
 def pixel_aspect(stream: VideoStream) -> Fraction:
-    """Return the width of a pixel over its height, from the container, else from the codec, else 1.
+    """Return the width of a pixel divided by its height.
 
-    A ratio above 100, or below 1/100, is invalid and is ignored.
+    The container's value takes precedence over the codec's. The result is 1 if neither has a value, or if the value is
+    invalid: above 100 or below 1/100.
     """
     ratio = stream.sample_aspect_ratio
     return ratio if ratio and Fraction(1, _MAX_PIXEL_ASPECT) <= ratio <= _MAX_PIXEL_ASPECT else Fraction(1)
 
 
 def needs(frame: VideoFrame) -> str:
-    """Return what a decoder must do to show a frame, other than right-angle turns; empty if nothing."""
+    """Return what a decoder must do to display a frame, apart from rotations by right angles.
+
+    The result is "" if the decoder needs to do nothing else.
+    """
     if frame.interlaced_frame:
         return "deinterlace"
     if is_hdr(frame.color_trc):
@@ -314,7 +337,10 @@ def needs(frame: VideoFrame) -> str:
 
 
 def square_size(width: int, height: int, aspect: Fraction, *, resize_size: int) -> tuple[int, int]:
-    """Return width and height in square pixels, or unchanged if the square size is too large to scale."""
+    """Return the width and height of a frame in square pixels.
+
+    The size stays unchanged if the size in square pixels would be too large to scale.
+    """
     if aspect == 1:
         return width, height
     square = max(1, round(width * aspect))
@@ -322,7 +348,11 @@ def square_size(width: int, height: int, aspect: Fraction, *, resize_size: int) 
 
 
 def turn_of(frame: VideoFrame) -> Turn:
-    """Return which of eight turns a frame's display matrix describes, within a degree; other angles are ignored."""
+    """Return the turn that a frame's display matrix describes.
+
+    A turn is one of the four rotations by right angles, with or without mirroring. The matrix may deviate from it by
+    about one degree. Other angles give no turn.
+    """
     try:
         side_data = cast("Mapping[Type, Any]", frame.side_data)
         return turn_of_matrix(bytes(side_data[Type.DISPLAYMATRIX]))
@@ -333,9 +363,10 @@ def turn_of(frame: VideoFrame) -> Turn:
 
 
 def turn_of_matrix(matrix: bytes) -> Turn:
-    """Return how a display matrix (FFmpeg's: nine native 32-bit numbers) turns a picture.
+    """Return the turn that a display matrix describes. The matrix is FFmpeg's: nine native 32-bit numbers.
 
-    Its first two rows give the displayed directions of a step right and of a step down in the stored picture.
+    The first row of the matrix gives the displayed direction of a step to the right in the stored picture. The second
+    row gives the displayed direction of a step down.
     """
     a, b, _, c, d = struct.unpack_from("=5i", matrix)
     right, down = hypot(a, b), hypot(c, d)
@@ -350,7 +381,7 @@ def turn_of_matrix(matrix: bytes) -> Turn:
 
 
 def _rotation(degrees: int) -> Turn:
-    """Return the turn by ``degrees`` counterclockwise; an angle that is not a right angle gives no turn."""
+    """Return a rotation by ``degrees`` counterclockwise. An angle that is not a right angle gives no turn."""
     turns = {
         90: Turn(transpose=True, flip_rows=True),
         180: Turn(flip_rows=True, flip_columns=True),
@@ -360,7 +391,13 @@ def _rotation(degrees: int) -> Turn:
 
 
 def scaled_size(width: int, height: int, resize_size: int) -> tuple[int, int]:
-    """Return width and height with the shorter side ``resize_size``, rounded as torchvision's ``Resize`` does."""
+    """Return the width and height of a frame after its shorter side is scaled to ``resize_size``.
+
+    The longer side is rounded as torchvision's ``Resize`` does.
+
+    Raises:
+        VideoError: the longer side would be too long.
+    """
     scaled = _scaled_sides(width, height, resize_size)
     if max(scaled) > _MAX_SCALED_SIDE:
         msg = f"{width}x{height} would be scaled to {scaled[0]}x{scaled[1]}; no side may exceed {_MAX_SCALED_SIDE}."
@@ -375,7 +412,10 @@ def _scaled_sides(width: int, height: int, resize_size: int) -> tuple[int, int]:
 
 
 def center_crop(image: Image, crop_size: int) -> Image:
-    """Return the centered square of an image [height, width, 3], rounded as torchvision's ``CenterCrop`` does."""
+    """Return the centered square of an image [height, width, 3]. The sides of the square are ``crop_size``.
+
+    The position of the square is rounded as torchvision's ``CenterCrop`` does.
+    """
     height, width = image.shape[:2]
     top, left = round((height - crop_size) / 2), round((width - crop_size) / 2)
     return image[top : top + crop_size, left : left + crop_size]

@@ -1,4 +1,4 @@
-"""Detect encrypted videos by what their containers declare. Runs in the child process only.
+"""Detect encrypted videos from what their containers declare. Runs in the child process only.
 
 A decoder does not detect encryption: it turns encrypted packets into noise. This module recognises Common Encryption in
 MP4 (ISO/IEC 23001-7, and its predecessor PIFF), encryption in WebM, and scrambled MPEG transport streams.
@@ -11,16 +11,16 @@ from typing import BinaryIO
 from raypipe.video.container import MATROSKA_SEGMENT, read_element, size_of
 from raypipe.video.mp4 import box_header
 
-_MAX_BOXES = 10_000  # on one level, so that reading a hostile file ends
+_MAX_BOXES = 10_000  # on one level; limits the time that a hostile file takes
 _MAX_PAYLOAD_BYTES = 65_536
 _PIFF_SAMPLE_ENCRYPTION = bytes.fromhex("a2394f525a9b4f14a2446c427c648df4")
-_VISUAL_ENTRY_BYTES = 78  # in a visual sample entry before its boxes
+_VISUAL_ENTRY_BYTES = 78  # the fields of a visual sample entry before its boxes
 _ENCRYPTED_ENTRIES = frozenset({b"encv", b"drmi"})
 _TS_PACKETS = 2000
 _TS_WINDOWS = 16
 _SYNC = 0x47
-_SCRAMBLED_FRACTION = 0.5  # of a whole stream (ISO/IEC 13818-1, transport_scrambling_control)
-_STRAY_FRACTION = 0.01  # corrupt headers can look scrambled
+_SCRAMBLED_FRACTION = 0.5  # of the packets of all streams (ISO/IEC 13818-1, transport_scrambling_control)
+_STRAY_FRACTION = 0.01  # of the packets of one stream; this many corrupt headers may look scrambled
 _SCRAMBLED = "its packets are scrambled (transport_scrambling_control)"
 _TRACKS, _TRACK, _TRACK_TYPE = 0x1654AE6B, 0xAE, 0x83
 _ENCODINGS, _ENCODING, _ENCODING_TYPE = 0x6D80, 0x6240, 0x5033
@@ -29,7 +29,7 @@ _VIDEO, _ENCRYPTION = 1, 1
 
 
 def encryption_of(file: BinaryIO, container: str) -> str:
-    """Return why the pictures count as encrypted; empty if nothing indicates encryption."""
+    """Return the reason why a video counts as encrypted, or "" if nothing indicates encryption."""
     size_bytes = size_of(file)
     try:
         if container == "mov":
@@ -40,14 +40,14 @@ def encryption_of(file: BinaryIO, container: str) -> str:
             scrambled, count = _scrambled_packets(file, 0, pid=None)
             return _SCRAMBLED if scrambled > _SCRAMBLED_FRACTION * count else ""
     except (struct.error, ValueError, IndexError, OverflowError):
-        pass  # damaged tables: FFmpeg reports them when it reads them
+        pass  # the tables are damaged, which FFmpeg reports when it reads them
     finally:
         file.seek(0)
     return ""
 
 
 def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the boxes between two offsets of a file: kind, where the content begins, where it ends."""
+    """Yield the MP4 boxes between two file offsets: the kind of each box, and where its content begins and ends."""
     for _ in range(_MAX_BOXES):
         if start + 8 > stop:
             return
@@ -61,8 +61,11 @@ def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, 
 
 
 def _mp4(file: BinaryIO, size_bytes: int) -> str:
-    """Return why all video tracks are encrypted; empty if only some are: then only the packets show which."""
-    reasons: dict[int, str] = {}  # of each video track
+    """Return the reason why all video tracks of an MP4 are encrypted, or "" if at least one is not encrypted.
+
+    If only some tracks are encrypted, the packets show later whether the decoded track is one of them.
+    """
+    reasons: dict[int, str] = {}  # track number -> reason
     for kind, start, stop in _boxes(file, 0, size_bytes):
         if kind == b"moov":
             for inner, *trak in _boxes(file, start, stop):
@@ -70,7 +73,7 @@ def _mp4(file: BinaryIO, size_bytes: int) -> str:
                     reasons |= _video_track(file, *trak)
             if found := _reason_of_all(reasons):
                 return found
-        elif kind == b"moof":  # the first fragment represents all
+        elif kind == b"moof":  # the first fragment stands for all fragments
             for inner, *traf in _boxes(file, start, stop):
                 number = _fragment_track(file, *traf) if inner == b"traf" else None
                 if number is not None and (number in reasons or not reasons):
@@ -80,12 +83,18 @@ def _mp4(file: BinaryIO, size_bytes: int) -> str:
 
 
 def _reason_of_all(reasons: dict[int, str]) -> str:
-    """Return why the first track is encrypted; empty unless all tracks are."""
+    """Return the reason of the first track if all tracks are encrypted, otherwise "".
+
+    ``reasons`` maps each track number to the reason why the track is encrypted, or to "" if it is not.
+    """
     return next(iter(reasons.values()), "") if all(reasons.values()) else ""
 
 
 def _video_track(file: BinaryIO, start: int, stop: int) -> dict[int, str]:
-    """Return the number of a video track, and why it is encrypted (empty if not); an empty dict for other tracks."""
+    """Return the number of a video track, mapped to the reason why the track is encrypted.
+
+    The reason is "" if the track is not encrypted. For a track of another type, the dict is empty.
+    """
     parts = {kind: (body, end) for kind, body, end in _boxes(file, start, stop)}
     media = {kind: (body, end) for kind, body, end in _boxes(file, *parts.get(b"mdia", (0, 0)))}
     if _read(file, *media.get(b"hdlr", (0, 0)))[8:12] != b"vide":
@@ -120,7 +129,10 @@ def _sample_entries(file: BinaryIO, start: int, stop: int) -> str:
 
 
 def _default_is_protected(file: BinaryIO, start: int, stop: int) -> bool | None:
-    """Return the default in 'tenc', which applies to samples in no group; None if there is no 'tenc'."""
+    """Return whether a track's 'tenc' box says that samples are protected by default, or None without this box.
+
+    The default applies to samples that belong to no sample group.
+    """
     for kind, body, end in _boxes(file, start, stop):
         if kind == b"schi":
             for inner, *track in _boxes(file, body, end):
@@ -130,7 +142,7 @@ def _default_is_protected(file: BinaryIO, start: int, stop: int) -> bool | None:
 
 
 def _samples(file: BinaryIO, start: int, stop: int) -> str:
-    """Return why the sample tables of a track or fragment indicate encryption; empty if they do not."""
+    """Return the reason why the sample tables of a track or fragment indicate encryption, or "" if they do not."""
     for kind, body, end in _boxes(file, start, stop):
         data = _read(file, body, end)
         if kind == b"uuid" and data[:16] == _PIFF_SAMPLE_ENCRYPTION:
@@ -143,7 +155,7 @@ def _samples(file: BinaryIO, start: int, stop: int) -> str:
 
 
 def _groups_are_protected(data: bytes) -> bool:
-    """Return whether any entry in 'sgpd' of type 'seig' describes protected samples."""
+    """Return whether any entry in an 'sgpd' box of type 'seig' describes protected samples."""
     version = data[0]
     at, length = 8, 0
     if version >= 1:
@@ -200,7 +212,7 @@ def _track(file: BinaryIO, start: int, stop: int) -> str:
 
 
 def _elements(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the elements between two offsets of a file: id, where the content begins, where it ends."""
+    """Yield the Matroska elements between two file offsets: each id, and where the content begins and ends."""
     for _ in range(_MAX_BOXES):
         element = read_element(file, start) if start + 2 <= stop else None
         if element is None:
@@ -212,7 +224,10 @@ def _elements(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int,
 
 
 def scrambling_of(file: BinaryIO, pid: int) -> str:
-    """Return why one stream of a transport stream counts as scrambled, sampled over the whole file; empty if not."""
+    """Return the reason why one stream in a transport stream counts as scrambled, or "" if it does not.
+
+    ``pid`` identifies the stream. Its packets are sampled across the whole file.
+    """
     at, size_bytes = file.tell(), size_of(file)
     window = _TS_PACKETS * 188
     scrambled = count = 0
@@ -224,7 +239,10 @@ def scrambling_of(file: BinaryIO, pid: int) -> str:
 
 
 def _scrambled_packets(file: BinaryIO, start: int, *, pid: int | None) -> tuple[int, int]:
-    """Count the scrambled packets and all packets, of one stream or of all, starting at an offset of the file."""
+    """Count the scrambled packets and all packets in a part of the file that begins at ``start``.
+
+    If ``pid`` is given, only the packets of that stream are counted. Return both numbers.
+    """
     file.seek(start)
     data = file.read(_TS_PACKETS * 204)
     for size in (188, 192, 204):

@@ -1,7 +1,7 @@
 """Decode ranges of a video's packets, and find out which pictures are corrupt. Runs in the child process only.
 
-Corruption spreads to the frames that refer to a corrupt frame, and decoders do not report these. They are taken to be
-all frames that follow the corrupt frame in decoding order, up to the next key frame.
+Corruption spreads to the frames that refer to a corrupt frame. Decoders do not report those frames. So all frames that
+follow a corrupt frame in decoding order, up to the next key frame, are assumed to refer to it.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -28,7 +28,7 @@ _HVCC_LAYERS_BYTE = 21  # ISO/IEC 14496-15: numTemporalLayers
 
 
 class Damage(IntEnum):
-    """How damaged a picture is, the best level first."""
+    """How damaged a picture is, from best to worst."""
 
     NONE = 0
     REFERRED = 1  # it may refer to a corrupt picture
@@ -46,11 +46,16 @@ class DamageReport:
     corrupt: set[int] = field(default_factory=set)
     referring: set[int] = field(default_factory=set)
     problem: str = ""  # the first error, as FFmpeg words it
-    is_noisy: bool = False  # the decoder logged any error
+    is_noisy: bool = False  # whether the decoder logged any error
     _logged: dict[int, str] = field(default_factory=dict)
 
     def note_packet(self, position: int, *, log: list[Line], decoder: str, error: str = "") -> None:
-        """Record the error of a packet that cannot be decoded, and the decoder's log lines about it."""
+        """Record what went wrong when a packet was decoded.
+
+        ``error`` is the exception's message if the packet could not be decoded. ``log`` holds the lines that FFmpeg
+        logged meanwhile. ``decoder`` is FFmpeg's name of the decoder: only its own lines show that the packet is
+        corrupt.
+        """
         if error:
             self.note(position, error)
         self.is_noisy |= bool(log)
@@ -61,7 +66,7 @@ class DamageReport:
                 self.note(position, own[0])
 
     def note_frame(self, position: int, *, decoder: str) -> None:
-        """Record that the decoder flags the picture of a packet as corrupt."""
+        """Record that the decoder flagged the picture of a packet as corrupt."""
         if decoder == _FLAGS_ALL and position not in self._logged:
             self.referring.add(position)
             self.problem = self.problem or "a frame refers to a corrupt frame"
@@ -80,10 +85,13 @@ class DamageReport:
         self.problem = self.problem or other.problem
 
     def levels(self, index: PacketIndex) -> Levels:
-        """Return the damage level of each packet's picture [P], as far as the packets were decoded."""
+        """Return the damage level [P] of each packet's picture, as far as it is known.
+
+        It is known from the decoded packets, and from the losses and corrupt packets that the container reports.
+        """
         levels = np.zeros(len(index.pts), dtype=np.int8)
         corrupt = self.corrupt | set(index.corrupt)
-        # A parser ends a frame when it sees the next one, so the container's flag may belong to the next one.
+        # A parser ends a frame when it sees the next one, so the container's corrupt flag may belong to the next frame.
         late = {position + 1 for position in index.corrupt if position + 1 < len(levels)}
         found = corrupt | self.referring | late
         if not found and not index.losses:
@@ -93,7 +101,7 @@ class DamageReport:
         for position in sorted(found | set(index.losses)):
             group = int(np.searchsorted(keys, position, side="right"))  # the group ends at ends[group]
             end = int(ends[group])
-            if position not in found and index.is_keyframe[position]:  # it does not refer to lost frames before it
+            if position not in found and index.is_keyframe[position]:  # a key frame does not refer to lost frames
                 group, end = group - 1, position
             elif levels[position] < Damage.REFERRED or index.is_keyframe[position]:
                 levels[position:end] = Damage.REFERRED
@@ -107,10 +115,10 @@ class DamageReport:
 
 
 def packets_to_decode(index: PacketIndex, wanted_packets: Indices) -> list[tuple[int, int]]:
-    """Return ranges ``[start, stop)`` of packets, each starting at a key frame, that give all wanted frames.
+    """Return the ranges ``[start, stop)`` of packets to decode in order to get all wanted frames.
 
-    A frame that follows a key frame in the file but is shown before it (an open group of pictures) may refer to the
-    previous group.
+    Each range begins at a key frame. In an open group of pictures, a frame follows a key frame in the file but is shown
+    before it. Such a frame may refer to the previous group, which is then included.
     """
     keys = np.flatnonzero(index.is_keyframe)
     ranges: list[tuple[int, int]] = []
@@ -132,10 +140,10 @@ def read_frames(
     keep: Collection[int] | None = None,
     report: DamageReport | None = None,
 ) -> Iterator[VideoFrame | None]:
-    """Decode ranges ``[start, stop)`` of packets: yield the frames of each range in display order, then None.
+    """Decode ranges ``[start, stop)`` of packets. Yield the frames of each range in display order, then None.
 
-    With ``keep``, frames that no other frame refers to are skipped unless their packet is in ``keep``. With a
-    ``report``, decoder errors are recorded there, and decoding continues; without one they are raised.
+    If ``keep`` is given, frames that no other frame refers to are skipped unless their packet is in ``keep``. If
+    ``report`` is given, decoder errors are recorded in it and decoding continues. Otherwise errors are raised.
     """
     reader = video.reader
     starts, stops = {start for start, _ in ranges}, {stop for _, stop in ranges}
@@ -161,7 +169,7 @@ def read_frames(
 
 
 def all_frames(video: VideoFile, report: DamageReport | None = None) -> Iterator[VideoFrame]:
-    """Yield every frame in one pass from the start; packets that fail are skipped and recorded in the report."""
+    """Yield every frame in one pass from the start. Packets that fail are skipped and recorded in the report."""
     report = DamageReport() if report is None else report
     position = 0
     for position, packet in enumerate(video.reader.packets()):
@@ -172,10 +180,10 @@ def all_frames(video: VideoFile, report: DamageReport | None = None) -> Iterator
 def _decode(
     video: VideoFile, packet: "Packet | None", position: int, report: DamageReport | None, *, first_pts: int | None
 ) -> list[VideoFrame]:
-    """Decode one packet, and record corrupt frames.
+    """Decode one packet, or flush the decoder if ``packet`` is None. Return the frames, and record corrupt ones.
 
     ``first_pts`` is the time of the first decoded packet. Frames shown before it may refer to frames that were not
-    decoded. They are not wanted, so their damage is not recorded.
+    decoded. Such frames are not wanted, so their damage is not recorded.
     """
     reader = video.reader
     if report is None:
@@ -203,12 +211,13 @@ def _decode(
 
 
 def skips_exactly(decoder: VideoCodecContext) -> bool:
-    """Return whether ``NONREF`` skips only frames that no other frame refers to.
+    """Return whether the decoder's skip mode ``NONREF`` skips only frames to which no other frame refers.
 
-    This depends on the decoder. A container's packet flags are unreliable: an AV1 packet can also hold a hidden frame.
+    This depends on the decoder. The packet flags of a container are unreliable, because an AV1 packet can also hold a
+    hidden frame.
 
-    In HEVC, ``NONREF`` also skips frames that only higher temporal layers refer to; 'hvcC' gives the number of layers.
-    In MPEG-4, whose packets may hold two frames, it can skip the wrong one.
+    In HEVC, ``NONREF`` also skips frames to which only higher temporal layers refer, so the result is True only if
+    'hvcC' declares a single layer. In MPEG-4, a packet may hold two frames, and ``NONREF`` can skip the wrong one.
     """
     if decoder.name == "hevc":
         about = bytes(decoder.extradata or b"")
@@ -219,10 +228,12 @@ def skips_exactly(decoder: VideoCodecContext) -> bool:
 def choose_replacements(
     times: Seconds, levels: Levels, asked: dict[int, float], *, used: set[int], half_seconds: float
 ) -> dict[int, int]:
-    """Choose for each slot the nearest of the least damaged pictures within ``half_seconds`` of its time.
+    """Choose a replacement picture for each slot, within ``half_seconds`` of the slot's time.
 
-    ``times`` and ``levels`` [P] belong to the packets; ``asked`` maps a slot to its time. Pictures ``used`` by other
-    slots are not taken. Returns slot -> position, without the slots that have no candidate.
+    The least damaged picture is chosen and, among equally damaged ones, the nearest. ``times`` and ``levels`` [P] hold
+    the time and the damage level of each packet's picture. ``asked`` maps each slot to its time. Pictures at the
+    positions ``used`` are not chosen. Return a dict from slot to packet position. Slots without a candidate are
+    omitted.
     """
     order = np.argsort(times, kind="stable")
     ascending = times[order]
@@ -238,7 +249,7 @@ def choose_replacements(
 
 
 def candidates(times: Seconds, asked: Seconds, *, half_seconds: float) -> Indices:
-    """Return the positions of the packets whose time is within ``half_seconds`` of any of ``asked``."""
+    """Return the positions of the packets whose time is within ``half_seconds`` of any time in ``asked``."""
     edges = np.sort(asked)
     after = np.clip(np.searchsorted(edges, times), 0, len(edges) - 1)
     before = np.maximum(after - 1, 0)

@@ -1,10 +1,10 @@
-"""The sample tables of an MP4 or MOV file, and the fragments of a damaged file (ISO/IEC 14496-12).
+"""Read the sample tables of an MP4 or MOV file, and skip the damage in a fragmented file (ISO/IEC 14496-12).
 
 The tables give each packet's offset and display time without reading the packet. FFmpeg's own index has each packet's
-offset, decoding time and edit lists; the tables add its display time.
+offset and decoding time, and which packets edit lists cut. The tables add the display times.
 
-FFmpeg goes from box to box, so one corrupt header hides the rest of a fragmented file. Each fragment begins with a box
-that can be recognised. The damaged bytes before that box are then presented to FFmpeg as a box to skip.
+FFmpeg goes from box to box, so one corrupt box header hides the rest of a fragmented file. But each fragment begins
+with a box that can be recognised. So the damaged bytes before such a box are presented to FFmpeg as a box to skip.
 
 Runs in the child process only.
 """
@@ -34,31 +34,33 @@ _FRAGMENT = struct.pack(">I4s", 16, b"mfhd")  # the first bytes inside a 'moof' 
 
 @dataclass(frozen=True)
 class SampleTable:
-    """The P packets of one stream in file order; times are in units of the stream's time base."""
+    """The P packets of one stream in file order. Times are in units of the stream's time base."""
 
     pts: Ticks  # [P]
     offset: Numbers  # [P] where each packet begins in the file
     size_bytes: Numbers  # [P]
     is_keyframe: Flags  # [P]
-    is_shown: Flags  # [P]: False if an edit list cuts the packet
+    is_shown: Flags  # [P]; False if an edit list cuts the packet
 
     def within(self, file_bytes: int) -> Flags:
-        """Return which packets [P] are completely inside a file of ``file_bytes`` bytes."""
+        """Return a mask [P] of the packets that are completely inside a file of ``file_bytes`` bytes."""
         return self.offset + self.size_bytes <= file_bytes
 
     def only(self, chosen: Flags) -> "SampleTable":
         return SampleTable(**{name: column[chosen] for name, column in vars(self).items()})
 
     def extent(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the byte range that holds packets ``start`` to ``stop - 1``."""
+        """Return the byte offsets at which the range that holds packets ``start`` to ``stop - 1`` begins and ends."""
         offsets, sizes = self.offset[start:stop], self.size_bytes[start:stop]
         return int(offsets.min()), int((offsets + sizes).max())
 
 
 def read_samples(file: BinaryIO, stream: VideoStream, first: Packet, *, max_samples: int) -> SampleTable | None:
-    """Return the stream's packets, or None if the tables cannot give them: fragments, repeated samples, damage.
+    """Return the stream's packets, or None if the tables do not give them.
 
-    ``first`` is the stream's first packet, which aligns the tables with FFmpeg's index.
+    This happens if the file has fragments, if samples are repeated, if the tables are damaged, or if there are more
+    than ``max_samples`` samples. ``first`` is the stream's first packet, which aligns the tables' times with FFmpeg's
+    times.
     """
     if not 0 < len(stream.index_entries) <= max_samples:
         return None
@@ -92,7 +94,11 @@ def _join(stream: VideoStream, tables: dict[bytes, memoryview], first: Packet) -
 
 
 def _read_moov(file: BinaryIO) -> memoryview:
-    """Return the body of the 'moov' box, which holds all tables."""
+    """Return the body of the 'moov' box, which holds all tables.
+
+    Raises:
+        ValueError: there is no complete 'moov' box.
+    """
     at = 0
     while len(head := _read(file, at, 16)) >= _HEADER_BYTES:
         kind, header, size = box_header(head)
@@ -107,7 +113,10 @@ def _read_moov(file: BinaryIO) -> memoryview:
 
 
 def box_header(data: bytes | memoryview) -> tuple[bytes, int, int]:
-    """Return a box's kind, its header size and its total size, which is 0 if the box extends to the end of the file."""
+    """Return the kind of a box, the size of its header, and its total size.
+
+    A total size of 0 means that the box extends to the end of the file.
+    """
     size, kind = struct.unpack_from(">I4s", data)
     if size == 1:
         return kind, 16, struct.unpack_from(">Q", data, 8)[0]
@@ -130,7 +139,11 @@ def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _sample_tables(moov: memoryview, track_id: int) -> dict[bytes, memoryview]:
-    """Return the boxes in one track's 'stbl'; raises KeyError if the movie has fragments or no such track."""
+    """Return the boxes inside the 'stbl' box of one track, by their kind.
+
+    Raises:
+        KeyError: the file has fragments, or does not have this track.
+    """
     boxes = list(_boxes(moov))
     if any(kind == b"mvex" for kind, _ in boxes):
         raise KeyError(track_id)
@@ -142,7 +155,7 @@ def _sample_tables(moov: memoryview, track_id: int) -> dict[bytes, memoryview]:
 
 
 def _numbers(box: memoryview, kind: str, *, at: int, count: int, columns: int = 1) -> Numbers:
-    """Return ``count`` rows of big-endian numbers of type ``kind``."""
+    """Return ``count`` rows of ``columns`` big-endian numbers of type ``kind``, read from offset ``at`` of a box."""
     return np.frombuffer(box, dtype=kind, offset=at, count=count * columns).astype(np.int64).reshape(count, columns)
 
 
@@ -150,13 +163,13 @@ def _sample_sizes(box: memoryview, min_samples: int) -> Numbers:
     each, count = struct.unpack_from(">II", box, 4)
     if not each:
         return _numbers(box, ">u4", at=12, count=count)[:, 0]
-    if count > 2 * min_samples:  # so that a number in a header does not allocate gigabytes
+    if count > 2 * min_samples:  # a wrong count in a header must not allocate gigabytes
         raise ValueError(count)
     return np.full(count, each, dtype=np.int64)
 
 
 def _sample_offsets(tables: dict[bytes, memoryview], sizes: Numbers) -> Numbers:
-    """Return where each sample begins. Samples follow each other inside each chunk."""
+    """Return the file offset of each sample. Inside a chunk, samples follow each other without gaps."""
     box, kind = (tables[b"co64"], ">u8") if b"co64" in tables else (tables[b"stco"], ">u4")
     chunks = _numbers(box, kind, at=8, count=struct.unpack_from(">I", box, 4)[0])[:, 0]
     box = tables[b"stsc"]
@@ -174,7 +187,7 @@ def _sample_offsets(tables: dict[bytes, memoryview], sizes: Numbers) -> Numbers:
 
 
 def _composition_offsets(box: memoryview | None, num_samples: int) -> Numbers:
-    """Return how long after its decoding time each sample is shown."""
+    """Return for each sample how long after its decoding time it is shown."""
     offsets = np.zeros(num_samples, dtype=np.int64)
     if box is None:
         return offsets
@@ -187,9 +200,10 @@ def _composition_offsets(box: memoryview | None, num_samples: int) -> Numbers:
 
 
 def find_damage(file: BinaryIO) -> Ranges:
-    """Return the damaged byte ranges of a fragmented MP4; each extends to the next intact fragment or the file's end.
+    """Return the damaged byte ranges of a fragmented MP4.
 
-    A file that is truncated inside a box does not count as damaged.
+    Each range extends to the next intact fragment or to the end of the file. A file that is truncated inside a box does
+    not count as damaged.
     """
     size_bytes = size_of(file)
     damage: list[tuple[int, int]] = []
@@ -213,7 +227,7 @@ def find_damage(file: BinaryIO) -> Ranges:
 
 
 def _sound_box(file: BinaryIO, at: int, size_bytes: int) -> int | None:
-    """Return where a box ends; None if it is missing or damaged."""
+    """Return the offset at which the box at ``at`` ends, or None if the box is missing or damaged."""
     header = _read(file, at, 16)
     if len(header) < _HEADER_BYTES:
         return size_bytes
@@ -236,7 +250,7 @@ def _has_kind(header: bytes) -> bool:
 
 
 def _is_sound_moof(data: bytes) -> bool:
-    """Return whether a fragment's boxes are nested correctly and every track in it has its header."""
+    """Return whether a 'moof' box is intact: its boxes are nested correctly, and each track in it has a header."""
     tracks = _children(data[_HEADER_BYTES:]) if data[8:16] == _FRAGMENT else None
     if not tracks:
         return False
@@ -256,7 +270,7 @@ def _children(data: bytes) -> list[tuple[bytes, bytes]] | None:
 
 
 def _next_fragment(file: BinaryIO, start: int, size_bytes: int) -> int | None:
-    """Return where the next intact fragment begins; None if there is no other."""
+    """Return the offset of the first intact fragment at or after ``start``, or None if no such fragment exists."""
     overlap = _HEADER_BYTES + len(_FRAGMENT)
     at = start
     while at < size_bytes:
@@ -272,7 +286,7 @@ def _next_fragment(file: BinaryIO, start: int, size_bytes: int) -> int | None:
 
 
 class SkippingFile(SeekableReader):
-    """A file in which FFmpeg sees boxes to skip in place of the damaged bytes."""
+    """A file in which FFmpeg sees boxes to skip instead of the damaged byte ranges."""
 
     def __init__(self, file: BinaryIO, damage: Ranges) -> None:
         self._file = file
@@ -286,7 +300,7 @@ class SkippingFile(SeekableReader):
         return self._file.seek(offset, whence)
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Read the file, with the headers of the boxes to skip written over the data."""
+        """Read the file. The first bytes of each damaged range are replaced by the header of a box to skip."""
         at = self._file.tell()
         data = self._file.read(len(buffer))
         view = memoryview(buffer)

@@ -1,4 +1,4 @@
-"""The index of a video: every packet and its time, known before anything is decoded."""
+"""The index of a video: its packets and their times, known before any frame is decoded."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,42 +21,42 @@ _MAX_LOSSES = 1000
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """Every packet of a video stream in file order, which is decoding order, and the stream's properties.
+    """The packets of a video stream in file order, which is also decoding order, and the stream's properties.
 
-    Times are seconds from the first frame shown. P is the number of packets.
+    Times in seconds count from the first frame that is shown. P is the number of packets.
     """
 
     pts: Ticks  # [P], in units of time_base
     is_keyframe: Flags  # [P]
-    is_shown: Flags  # [P]: False if an edit list cuts the packet, although other packets may refer to it
+    is_shown: Flags  # [P]; False if an edit list cuts the packet, to which other packets may still refer
     time_base: Fraction
     container: str
     codec: str
     width: int
     height: int
     average_fps: float
-    duration_seconds: float  # as the container declares it; a truncated file has less
+    duration_seconds: float  # as the container declares it; a truncated file holds less
     end_seconds: float  # where the last frame in the file ends
     timeline_repaired: bool = False  # the container's time stamps contradicted each other, so they were repaired
     corrupt: tuple[int, ...] = ()  # positions of packets that the demuxer flags as corrupt
-    losses: tuple[int, ...] = ()  # positions of packets before which others are lost
+    losses: tuple[int, ...] = ()  # positions of packets before which other packets are lost
     lost_spans: tuple[tuple[float, float], ...] = ()  # [start, stop) in seconds: the times of lost frames
 
     @cached_property
     def first_pts(self) -> int:
-        """Return when the first frame is shown, in units of ``time_base``."""
+        """Return the display time of the first frame that is shown, in units of ``time_base``."""
         return int(self.pts[self.is_shown].min())
 
     @property
     def pts_seconds(self) -> Seconds:
-        """Return when each packet [P] is shown, in decoding order."""
+        """Return the display time [P] of each packet in seconds, in decoding order."""
         return (self.pts - self.first_pts).astype(np.float64) * float(self.time_base)
 
 
 def index_stream(
     stream: VideoStream, container: str, times: DisplayTimes, *, is_keyframe: Flags, row_format: int
 ) -> PacketIndex:
-    """Index the packets of a complete stream; measure its frame rate and its duration."""
+    """Build the index of a complete stream. The frame rate and the duration are computed from ``times``."""
     time_base = stream.time_base or Fraction(1, 90_000)
     shown_pts = times.pts[times.is_shown]
     span = float((int(shown_pts.max()) - int(shown_pts.min())) * time_base)
@@ -80,10 +80,11 @@ def index_stream(
 
 
 def with_lost_spans(index: PacketIndex, losses: Iterable[int]) -> PacketIndex:
-    """Add the times of lost frames to an index. Frames are lost before the packets at the positions ``losses``.
+    """Return the index with the times of lost frames added.
 
-    The demuxer reads a few packets ahead, so the lost frames may be before one of the next packets. Losses without a
-    gap in time, such as lost audio packets, are left out.
+    ``losses`` holds the positions of packets before which frames are lost. The demuxer reads a few packets ahead, so
+    the frames may be missing before one of the next packets instead. Losses that leave no gap in time, such as lost
+    audio packets, are ignored.
     """
     seconds = np.where(index.is_shown, index.pts_seconds, np.nan)
     shown = np.sort(seconds[index.is_shown])
@@ -113,10 +114,10 @@ def with_lost_spans(index: PacketIndex, losses: Iterable[int]) -> PacketIndex:
 
 
 def with_damage(index: PacketIndex, places: Ticks, damage: Ranges, *, size_bytes: int) -> PacketIndex:
-    """Add the times of frames lost to damaged byte ranges to an index; packets [P] begin at offsets ``places``.
+    """Return the index with the times of frames that are lost to damaged byte ranges added.
 
-    Damage between two frames hides the time between them. The time hidden by damage up to the end of the file is
-    estimated from the file size.
+    ``places`` [P] holds the file offset of each packet. Damage between two frames hides the time between them. If the
+    damage reaches the end of the file, the time that it hides there is estimated from the file size.
     """
     if not damage:
         return index
@@ -128,7 +129,10 @@ def with_damage(index: PacketIndex, places: Ticks, damage: Ranges, *, size_bytes
 
 
 def gaps_of_constant_rate(index: PacketIndex) -> list[int]:
-    """Return the positions of packets before which frames are missing, in codecs that always have a constant rate."""
+    """Return the positions of packets before which frames are missing, in codecs with a constant frame rate.
+
+    The list is empty for other codecs.
+    """
     if index.codec not in _CONSTANT_RATE or index.container == "avi":  # AVI may leave out repeated frames
         return []
     times = np.sort(index.pts[index.is_shown])

@@ -21,8 +21,8 @@ from raypipe.video.timeline import DecodedOrder, DisplayTimes
 MAX_ORDERED_PACKETS = 3000
 SAMPLE_PACKETS = 256
 _MAX_ORDERED_PIXELS = 1_500_000_000  # about 10 seconds of one core
-_MIN_SHOWN_FRACTION = 1 / 3  # with fewer, the stream is too damaged; a stream with a packet per field has 1/2
-_READ_ON_PACKETS = 32  # a seek costs about as much as reading this many
+_MIN_SHOWN_FRACTION = 1 / 3  # if fewer packets show a frame, the stream is damaged; with a packet per field, 1/2 do
+_READ_ON_PACKETS = 32  # a seek costs about as much as reading this many packets
 _SPLIT_FILTER = "mpeg4_unpack_bframes"
 _LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _LIBVPX_VP9_FORMATS = frozenset({"yuv420p", "yuv422p", "yuv440p", "yuv444p"})  # libvpx is built for 8 bits
@@ -33,9 +33,9 @@ class SampleTableError(Exception):
 
 
 class PacketReader:
-    """The main video stream of a file: its packets in decoding order, and their decoder.
+    """Reads the packets of a file's main video stream in decoding order, and provides a decoder for them.
 
-    ``log`` collects FFmpeg's errors if the caller wants them.
+    ``log`` is where the caller collects FFmpeg's errors. It is None if the caller does not collect them.
     """
 
     def __init__(self, file: BinaryIO, container: str, request: DecodeRequest, *, log: ErrorLog | None = None) -> None:
@@ -44,13 +44,13 @@ class PacketReader:
         self.request = request
         self.row_format = request.row_format
         self.log = log if log is not None else ErrorLog()
-        self.samples: SampleTable | None = None  # where each packet is, if the container's tables give it
-        self.kept: list[Packet] = []  # all packets, for one reading
-        self.palette: Packet | None = None  # the first packet, if it holds the palette of all others
+        self.samples: SampleTable | None = None  # each packet's offset and time, if the container has usable tables
+        self.kept: list[Packet] = []  # all packets in memory, for one pass over them
+        self.palette: Packet | None = None  # the first packet, if it holds the palette of all packets
         self.may_be_encrypted = self.row_format > 1 and container == "mov"
-        self.is_packed = False  # MPEG-4 packets hold two pictures each, and are split
+        self.is_packed = False  # whether MPEG-4 packets hold two pictures each, and are split
         self.decodes_corrupt = False  # whether the next reading uses a decoder that also returns corrupt pictures
-        self._times: tuple[list[int], list[int]] | None = None  # the pts and dts that replace the stored ones
+        self._times: tuple[list[int], list[int]] | None = None  # pts and dts that replace the stored ones
         self._open()
 
     def _open(self) -> None:
@@ -59,7 +59,7 @@ class PacketReader:
         self.log.take()  # discards errors from probing the codec, which belong to no packet
 
     def reopen(self) -> None:
-        """Go back to the first packet, with a new decoder."""
+        """Reopen the file at its first packet, with a new decoder."""
         self.source.close()
         self._open()
 
@@ -69,14 +69,14 @@ class PacketReader:
 
     @property
     def decoder(self) -> VideoCodecContext:
-        """Return the decoder of ``stream``: FFmpeg's default, or libvpx for data that the default drops."""
+        """Return the decoder for ``stream``: FFmpeg's default, or libvpx if the default would lose data."""
         if self._decoder is None:
             is_own = self.row_format == 1 or (self.decodes_corrupt and not _has_alpha_layer(self.stream))
             self._decoder = self.stream.codec_context if is_own else _best_decoder(self.stream)
         return self._decoder
 
     def use_times(self, times: DisplayTimes) -> None:
-        """Assign these times to packets, and thus to frames, if the container's times are missing or wrong."""
+        """Use ``times`` for packets, and thus for frames, if the container's own times are missing or wrong."""
         self._times = None
         if times.is_repaired or times.is_assigned:
             shown = np.where(times.is_shown, times.pts, np.iinfo(np.int64).max)
@@ -89,7 +89,10 @@ class PacketReader:
         return self._split(packets) if self.row_format > 1 else packets
 
     def _split(self, packets: Iterable[Packet]) -> Iterator[Packet]:
-        """Split the packets of a packed stream, so that each picture has its own packet and time slot."""
+        """Yield packets so that each picture has its own packet and time slot.
+
+        In a packed MPEG-4 stream, one packet can hold two pictures. Such packets are split. All others stay unchanged.
+        """
         splitter: BitStreamFilterContext | None = None
         is_first = True
         for packet in packets:
@@ -112,16 +115,19 @@ class PacketReader:
             yield from pictures
 
     def first_packet(self) -> "Packet | None":
-        """Return the next packet of the stream, which is the first after opening."""
+        """Return the next packet of the stream, or None. Right after the file is opened, this is the first packet."""
         return next(_with_content(self.source.demux(self.stream)), None)
 
     def note_palette(self, packet: Packet) -> None:
-        """Remember the stream's first packet if it holds a palette."""
+        """Remember a packet that belongs to the stream and holds a palette. Call this with the first packet."""
         if packet.stream_index == self.stream.index and packet.has_sidedata("palette"):
             self.palette = packet
 
     def packets(self) -> Iterable[Packet]:
-        """Return the stream's packets in file order again. This may reopen the file, which replaces ``stream``."""
+        """Return all packets of the stream in file order, from the first one.
+
+        This may reopen the file. ``stream`` is then a new object.
+        """
         packets: Iterable[Packet] = self.kept
         if not self.kept:
             self.reopen()
@@ -130,7 +136,9 @@ class PacketReader:
         return itertools.starmap(self._retimed, enumerate(packets))
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Packet]]:
-        """Yield the packets of ascending ranges ``[start, stop)`` of positions, each with its position.
+        """Yield the position and the packet for each position in ``ranges``.
+
+        ``ranges`` holds ascending ranges ``[start, stop)`` of packet positions.
 
         Raises:
             SampleTableError: the container's tables are wrong.
@@ -150,7 +158,7 @@ class PacketReader:
                     break
 
     def _read_located(self, samples: SampleTable, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Packet]]:
-        """Read only the wanted packets, using the positions in the sample tables."""
+        """Yield the same as ``read``, but read only the wanted packets, using the offsets in the sample tables."""
         for other in self.source.streams:
             other.discard = Discard.default if other is self.stream else Discard.all
         positions = {offset: position for position, offset in enumerate(samples.offset.tolist())}
@@ -184,8 +192,8 @@ class PacketReader:
     def decode_order(self, num_packets: int, *, may_sample: bool) -> DecodedOrder | None:
         """Decode the first ``num_packets`` packets, and return the order in which they are shown.
 
-        If this would take too long, decode only a sample from the start. Return None if most packets give no frame, or
-        if it would take too long and ``may_sample`` is false.
+        If this would take too long, decode only a sample from the start or, if ``may_sample`` is False, return None.
+        Also return None if fewer than a third of the packets give a frame.
         """
         affordable = _MAX_ORDERED_PIXELS // max(1, self.stream.codec_context.width * self.stream.codec_context.height)
         if num_packets > min(MAX_ORDERED_PACKETS, affordable):
@@ -200,7 +208,7 @@ class PacketReader:
 
 
 def _with_content(packets: Iterator[Packet]) -> Iterator[Packet]:
-    """Yield the packets that are not empty; stop at damage after which FFmpeg cannot continue."""
+    """Yield the packets that are not empty. At damage after which FFmpeg cannot continue, stop without an error."""
     try:
         for packet in packets:
             if packet.size:
@@ -212,10 +220,10 @@ def _with_content(packets: Iterator[Packet]) -> Iterator[Packet]:
 
 
 def announces_packed(stream: VideoStream, packet: Packet) -> bool:
-    """Return whether the headers of a stream or of its first packet say that the stream is packed.
+    """Return whether the headers of an MPEG-4 stream, or its first packet, say that the stream is packed.
 
-    DivX and Xvid store a B-picture in the packet of the preceding picture. Later they store an empty packet, which
-    FFmpeg takes for a key frame.
+    In a packed stream, DivX or Xvid stored a B-picture in the packet of the picture before it. To make up for this, an
+    empty packet follows later, which FFmpeg takes for a key frame.
     """
     context = stream.codec_context
     if context.codec.canonical_name != "mpeg4":
@@ -226,7 +234,7 @@ def announces_packed(stream: VideoStream, packet: Packet) -> bool:
 def _decode_order(packets: Iterable[Packet], decoder: VideoCodecContext) -> DecodedOrder | None:
     """Decode packets from the start of a stream to find out which frames are shown, and in which order.
 
-    The decoder's state is reset afterwards.
+    Return None if fewer than a third of the packets give a frame. The decoder's state is reset afterwards.
     """
     shown: list[int] = []
 
@@ -254,14 +262,14 @@ def _decode_order(packets: Iterable[Packet], decoder: VideoCodecContext) -> Deco
 
 
 def _has_alpha_layer(stream: VideoStream) -> bool:
-    """Return whether a WebM stream has an alpha layer next to each picture, which only libvpx decodes."""
+    """Return whether a VP8 or VP9 stream in WebM has an alpha layer, which only libvpx decodes."""
     if stream.codec_context.codec.canonical_name not in _LIBVPX:
         return False
     return any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
 
 
 def _best_decoder(stream: VideoStream) -> VideoCodecContext:
-    """Return a stream's default decoder, or libvpx with the same settings if the default drops data.
+    """Return a stream's default decoder, or libvpx with the same settings if the default would lose data.
 
     FFmpeg's own VP8 and VP9 decoders drop the alpha layer, and its VP9 decoder does not detect corrupt data.
     """

@@ -1,7 +1,8 @@
 """Scan all packets of a stream for times, key frames, picture types and lost frames.
 
-In MPEG-1, MPEG-2 and MPEG-4 no picture refers to a B-picture, so the types alone determine the display order. H.263 is
-included because FFmpeg marks all its packets as key frames in containers such as AVI and Matroska.
+Picture types are read from the first bytes of each packet. In MPEG-1, MPEG-2 and MPEG-4, no picture refers to a
+B-picture, so the types alone determine the display order. In H.263, the types show the key frames: in containers such
+as AVI and Matroska, FFmpeg marks every H.263 packet as a key frame.
 """
 
 import re
@@ -25,14 +26,15 @@ REORDERING = frozenset(
 _ORDERED_BY_TYPE = frozenset({"mpeg4", "mpeg1video", "mpeg2video"})
 _TELL_TYPES = _ORDERED_BY_TYPE | {"h263"}
 _TELL_KEYFRAMES = frozenset({"mpeg4", "h263"})
-# Codecs whose every packet is marked as a key frame by FFmpeg's parsers or encoders, and whose bytes do not correct it.
+# FFmpeg's parsers or encoders mark every packet of these codecs as a key frame, and the packets' bytes are not read to
+# correct this.
 _ALL_CALLED_KEYFRAMES = frozenset({"h261", "rpza"})
 WRONG_KEYFRAMES = _ALL_CALLED_KEYFRAMES | {"h263"}
 
 _KEEP_PACKETS_BYTES = 64 * 1024 * 1024
 _PACKET_BYTES = 640  # memory that a packet takes in addition to its content
 _MAX_ERRORS = 1000
-_GAP_SECONDS = 10  # a longer gap is a jump, and is not counted
+_GAP_SECONDS = 10  # a longer gap is a jump, and does not count as covered time
 
 _HEAD_BYTES = 4096  # headers and user data before the picture
 _BITS = 256
@@ -40,11 +42,11 @@ _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:b|Build)\d+p")
 _MPEG4_VOP = b"\x00\x00\x01\xb6"
 _MPEG4_LAYER = re.compile(rb"\x00\x00\x01[\x20-\x2f]")
 _MPEG4_CUSTOM_ASPECT = 15
-_MAX_UNCODED_BYTES = 19  # as in FFmpeg; a longer packet holds a picture, even if a wrong header misreads its bits
+_MAX_UNCODED_BYTES = 19  # as in FFmpeg; a longer packet holds a picture, even if a wrong header makes it look empty
 _MPEG_PICTURE = b"\x00\x00\x01\x00"
 _H263_START, _H263_START_BITS, _H263_EXTENDED, _H263_HAS_OPTIONS = 0x20, 22, 7, 1
 _VP8_SHOW_FRAME = 0x10
-_VP9_PROFILE_3 = 0x30  # this profile has one more bit before the frame's bits
+_VP9_PROFILE_3 = 0x30  # this profile has one more bit before the flags below
 _VP9_SHOWS = 0x0A  # show_existing_frame, show_frame
 _VP9_SUPERFRAME_MASK, _VP9_SUPERFRAME = 0xE0, 0xC0
 
@@ -55,10 +57,10 @@ _INDEX_ENTRY = np.dtype([("kind", "S4"), ("flags", "<u4"), ("offset", "<u4"), ("
 
 
 class PacketScan:
-    """The P packets of one stream in file order, which is decoding order.
+    """Records the P packets of one stream in file order, which is also decoding order.
 
-    In codecs that allow it, the first bytes of each packet are read to find picture types and packets that show no
-    picture. They are not read if ``codec`` is empty.
+    For some codecs, the first bytes of each packet are read to find its picture type and whether it shows a picture. If
+    ``codec`` is empty, no packet bytes are read.
     """
 
     def __init__(self, stream: VideoStream, codec: str) -> None:
@@ -72,19 +74,19 @@ class PacketScan:
         self._is_discarded, self._is_hidden = array("b"), array("b")
         self.corrupt: list[int] = []  # positions of packets that the demuxer flags as corrupt
         self._errors = array("q")  # positions of packets before which the demuxer logged an error
-        self._tick_seconds: dict[int, float] = {}  # the time base of each stream, as a float: fractions are slow
+        self._tick_seconds: dict[int, float] = {}  # stream index -> its time base; floats are fast
         self._most_ticks = int(_GAP_SECONDS / stream.time_base) if stream.time_base else 1
         self._highest = NO_TIME
         self._kept_bytes = 0
         self.kept: list[Packet] = []  # all packets of the stream, or none if they take too much memory
-        self.last_end_seconds = 0.0  # over all streams, because a container's duration may be its audio's
-        self.covered_ticks = 0  # the time that the time stamps cover, without jumps
+        self.last_end_seconds = 0.0  # over all streams: audio may determine the container's duration
+        self.covered_ticks = 0  # the time that the time stamps cover, not counting jumps
 
     def __len__(self) -> int:
         return len(self._pts)
 
     def add(self, packet: Packet, *, is_after_error: bool) -> None:
-        """Record a packet of any stream. ``is_after_error``: the demuxer logged an error before it."""
+        """Record a packet of any stream. ``is_after_error`` says that the demuxer logged an error before it."""
         is_own = packet.stream_index == self._stream.index
         if is_after_error:
             self._errors.append(len(self))
@@ -126,9 +128,9 @@ class PacketScan:
         self._highest = time
 
     def find_lost_frames(self, file: BinaryIO) -> bool:
-        """Renumber the packets of a damaged AVI file from the index at its end; return whether frames are lost.
+        """Renumber the packets of a damaged AVI file, using the index at its end. Return whether frames are lost.
 
-        FFmpeg counts the packets that it finds, so its numbers are too low after a loss.
+        FFmpeg numbers the packets by counting those that it finds, so its numbers are too low after a lost packet.
         """
         found = _numbers_in_index(file, self._stream.index, self.places)
         if found is None:
@@ -139,9 +141,10 @@ class PacketScan:
         return True
 
     def find_display_order(self, decode_order: Callable[[], DecodedOrder | None]) -> Indices | None:
-        """Return the display order of packets without display times; None if file order is the best guess.
+        """Return the positions of the packets in display order, for a stream without display times.
 
-        ``decode_order`` is called only if nothing but the decoder can determine the order.
+        Return None if file order is the best guess. ``decode_order`` is called only if nothing but the decoder can
+        determine the order.
         """
         if self._codec in _ORDERED_BY_TYPE:
             return display_order(self._types)
@@ -155,7 +158,7 @@ class PacketScan:
 
     @property
     def stamps(self) -> Stamps:
-        """Return when each packet is shown and decoded, according to the container."""
+        """Return the times of all packets as the container stores them, with their key frame and display flags."""
         return Stamps(
             pts=np.array(self._pts, dtype=np.int64),
             dts=np.array(self._dts, dtype=np.int64),
@@ -165,25 +168,28 @@ class PacketScan:
 
     @property
     def is_shown(self) -> Flags:
-        """Return which packets [P] show a picture. If all look hidden, their bytes are unreliable and are ignored."""
+        """Return a mask [P] of the packets that show a picture.
+
+        If the bytes of all packets say that they show no picture, the bytes are unreliable and are ignored.
+        """
         is_kept = ~np.array(self._is_discarded, dtype=np.bool_)
         is_shown: Flags = is_kept & ~np.array(self._is_hidden, dtype=np.bool_)
         return is_shown if is_shown.any() else is_kept
 
     @property
     def errors(self) -> list[int]:
-        """Return the positions of packets before which the demuxer logged an error or frames are lost."""
+        """Return the ascending positions of packets that follow a demuxer error or lost frames, at most 1000."""
         return sorted(set(self._errors))[:_MAX_ERRORS]
 
     @property
     def duration_ticks(self) -> float:
-        """Return the typical duration that packets declare; 0 if they declare none."""
+        """Return the median duration that packets declare, in ticks, or 0 if no packet declares one."""
         durations = np.array(self._durations, dtype=np.int64)
         return float(np.median(durations[durations > 0])) if (durations > 0).any() else 0.0
 
     @property
     def places(self) -> Ticks:
-        """Return the file offset [P] where each packet begins; -1 if it is unknown."""
+        """Return the file offset [P] at which each packet begins. Unknown offsets are -1."""
         return np.array(self._places, dtype=np.int64)
 
 
@@ -199,7 +205,7 @@ _MPEG4_TYPES = (PictureType.INTRA, PictureType.PREDICTED, PictureType.BIDIRECTIO
 
 
 class _BitReader:
-    """Reads numbers from the first bits of a byte string. Bits beyond its end are zero."""
+    """Reads unsigned numbers from the first 256 bits of a byte string. Bits after the end of the string are 0."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data[: _BITS // 8].ljust(_BITS // 8, b"\0"), "big")
@@ -215,7 +221,7 @@ class PictureTypes:
 
     def __init__(self, codec: str, extradata: bytes) -> None:
         self._codec = codec
-        self._time_bits = 0  # the length of an MPEG-4 picture's time; 0 if no layer header gives it
+        self._time_bits = 0  # the size of the time field in an MPEG-4 picture header; 0 if unknown
         if codec == "mpeg4":
             self._read_layer(extradata[:_HEAD_BYTES])
 
@@ -233,7 +239,10 @@ class PictureTypes:
         return PictureType.UNKNOWN
 
     def _read_layer(self, head: bytes) -> None:
-        """Store how many bits a time takes (ISO/IEC 14496-2, 6.2.3)."""
+        """Store the number of bits in a picture's time field, if ``head`` holds an MPEG-4 layer header.
+
+        The layout is from ISO/IEC 14496-2, 6.2.3.
+        """
         found = _MPEG4_LAYER.search(head)
         if not found:
             return
@@ -272,7 +281,7 @@ class PictureTypes:
 
 
 def _read_h263(head: bytes) -> PictureType:
-    """Return the type of a picture from its header (ITU-T H.263, 5.1)."""
+    """Return a picture's type, read from its header (ITU-T H.263, 5.1)."""
     bits = _BitReader(head)
     if bits.read(_H263_START_BITS) != _H263_START:
         return PictureType.UNKNOWN
@@ -286,7 +295,10 @@ def _read_h263(head: bytes) -> PictureType:
 
 
 def _is_hidden(packet: Packet, codec: str) -> bool:
-    """Return whether a packet holds only a reference frame, not shown (RFC 6386, 9.1; VP9 specification, 6.2)."""
+    """Return whether a VP8 or VP9 packet holds only a reference frame that is not shown.
+
+    The layouts are from RFC 6386, 9.1, and from the VP9 specification, 6.2.
+    """
     if codec == "vp8":
         return not memoryview(packet)[0] & _VP8_SHOW_FRAME
     if codec == "vp9":
@@ -299,12 +311,18 @@ def _is_hidden(packet: Packet, codec: str) -> bool:
 
 
 def is_packed(head: bytes) -> bool:
-    """Return whether MPEG-4 headers or a packet say that packets hold two pictures each."""
+    """Return whether ``head`` says that each packet of an MPEG-4 stream may hold two pictures.
+
+    ``head`` is the beginning of the stream's headers or of a packet.
+    """
     return bool(_PACKED.search(head[:_HEAD_BYTES]))
 
 
 def display_order(types: Iterable[int]) -> Indices:
-    """Return the positions of pictures in display order: a B-picture is shown before the picture that it follows."""
+    """Return the positions of pictures in display order, given their types in decoding order.
+
+    B-pictures are shown before the last other picture that was decoded before them.
+    """
     order: list[int] = []
     held = -1
     for position, kind in enumerate(types):
@@ -320,16 +338,19 @@ def display_order(types: Iterable[int]) -> Indices:
 
 
 def believable_keyframes(is_keyframe: Flags, codec: str) -> Flags:
-    """Return the key frames: only the first packet if all packets are marked as key frames without reason."""
+    """Return a mask [P] of the packets that can be trusted to be key frames.
+
+    For some codecs, FFmpeg marks every packet as a key frame without reason. Then only the first packet counts as one.
+    """
     all_for_no_reason = codec in _ALL_CALLED_KEYFRAMES and is_keyframe.all()
     return np.asarray(np.arange(len(is_keyframe)) == 0, np.bool_) if all_for_no_reason else is_keyframe
 
 
 def _numbers_in_index(file: BinaryIO, stream_index: int, places: Ticks) -> tuple[Ticks, list[int]] | None:
-    """Return the frame numbers that the index of an AVI file gives to the packets that begin at ``places``.
+    """Read the frame number of each packet from the index of an AVI file. ``places`` [P] holds the packets' offsets.
 
-    The second result is the positions of packets before which others are lost. Return None if nothing is lost, or if
-    the index is itself damaged: it does not list every packet.
+    Return the numbers [P], and the positions of packets before which others are lost. Return None if no packet is lost,
+    or if the index is itself damaged and does not list every packet.
     """
     at = file.tell()
     try:
@@ -343,7 +364,7 @@ def _numbers_in_index(file: BinaryIO, stream_index: int, places: Ticks) -> tuple
     is_filled = entries["size"] > 0
     if is_filled.sum() <= len(places):
         return None
-    for base in (movi, 0):  # offsets count from the packet list, or from the start of the file
+    for base in (movi, 0):  # offsets are relative to the packet list or to the start of the file
         begins = entries["offset"].astype(np.int64) + base + _CHUNK_HEADER_BYTES
         numbers = np.searchsorted(begins, places)
         if (np.diff(begins) > 0).all() and numbers.max() < len(begins) and (begins[numbers] == places).all():
@@ -353,7 +374,12 @@ def _numbers_in_index(file: BinaryIO, stream_index: int, places: Ticks) -> tuple
 
 
 def _read_index(file: BinaryIO) -> tuple[int, "np.ndarray[tuple[int], np.dtype[np.void]]"]:
-    """Return where the packet list of an AVI file begins, and the entries of the index that follows it."""
+    """Return the offset of the packet list in an AVI file, and the entries of the index after the list.
+
+    Raises:
+        ValueError: there is no complete index.
+        struct.error: the file ends before the index.
+    """
     size = size_of(file)
     at, movi = 12, -1
     for _ in range(_MAX_CHUNKS):

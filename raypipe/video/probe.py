@@ -1,4 +1,4 @@
-"""Probe a video without decoding it: its packets, their times, its limits. Runs in the child process only."""
+"""Index the packets of a video and check its limits, without decoding its frames. Runs in the child process only."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -26,17 +26,18 @@ from raypipe.video.packet_reader import PacketReader, announces_packed
 from raypipe.video.packets import REORDERING, PacketScan, believable_keyframes
 from raypipe.video.timeline import NO_TIME, DisplayTimes, Flags, Stamps, StreamKind, assign_times, make_timeline
 
-_AVI_FRAME_BYTES = 8  # the minimum, even for a frame without content
-_MIN_FPS, _MAX_FPS = 0.5, 1000.0  # an average rate outside these comes from wrong time stamps
+_AVI_FRAME_BYTES = 8  # the minimum size of a frame, even without content
+_MIN_FPS, _MAX_FPS = 0.5, 1000.0  # an average rate outside this range comes from wrong time stamps
 _USUAL_FPS = 25.0
 
 
 class VideoFile:
-    """One untrusted video, given as a nameless file: the reader of its packets, and their index.
+    """An untrusted video in an open file: a ``reader`` for its packets, and their ``index``.
 
     Raises:
-        VideoError: with ``forbidden_format``, ``no_video_stream``, ``encrypted`` or ``too_large``.
-        av.error.FFmpegError: FFmpeg cannot read it.
+        VideoError: the video is refused. Its status is ``forbidden_format``, ``no_video_stream``, ``encrypted``,
+            ``too_large`` or ``decode_error``.
+        av.error.FFmpegError: FFmpeg cannot read the file.
     """
 
     def __init__(self, file: BinaryIO, request: DecodeRequest, *, log: ErrorLog | None = None) -> None:
@@ -55,7 +56,7 @@ class VideoFile:
         self._check_duration(self.index.duration_seconds)
 
     def scan(self) -> None:
-        """Index the file again by reading every packet, because the container's tables are wrong."""
+        """Build the index again by reading every packet. Call this if the container's tables turn out to be wrong."""
         self.reader.samples = None
         self.reader.reopen()
         self.index = self._scan()
@@ -65,7 +66,10 @@ class VideoFile:
         self.reader.close()
 
     def _locate(self) -> PacketIndex | None:
-        """Index the file from the container's tables and its first packet; None if the tables are incomplete."""
+        """Build the index from the container's tables and the first packet.
+
+        Return None if the container has no such tables, or if they are incomplete.
+        """
         reader = self.reader
         if reader.container != "mov":
             return None
@@ -97,7 +101,7 @@ class VideoFile:
         return replace(index, duration_seconds=index.end_seconds + float(missing * self._time_base))
 
     def _scan(self) -> PacketIndex:
-        """Index the file by reading every packet of every stream, without decoding."""
+        """Build the index by reading every packet of every stream."""
         reader = self.reader
         scan = PacketScan(reader.stream, self._codec)
         promised = self._promised_seconds()
@@ -121,7 +125,7 @@ class VideoFile:
         return with_damage(index, scan.places, self._damage, size_bytes=size_of(reader.file))
 
     def _read_all(self, scan: PacketScan, promised: float) -> None:
-        """Add every packet to the scan, and check the limits."""
+        """Add every packet to the scan, and check the limits meanwhile."""
         reader, longest = self.reader, self._limits.max_duration_seconds
         for packet in reader.demux(all_streams=True):
             errors = reader.log.take() if reader.log.lines else []
@@ -143,7 +147,10 @@ class VideoFile:
         )
 
     def _make_timeline(self, stamps: Stamps, *, frame_ticks: float, may_decode: bool = True) -> DisplayTimes:
-        """Repair the stamps if needed. Row format 1 trusts them; AVI stamps count frames and cannot be wrong."""
+        """Return the display times of the packets, and repair the time stamps if needed.
+
+        Row format 1 (older outputs) trusts all stamps. The stamps of AVI are frame numbers, which cannot be wrong.
+        """
         reader, stream = self.reader, self.reader.stream
         if reader.row_format == 1 or reader.container == "avi":
             return DisplayTimes(stamps.as_stored, stamps.is_shown, is_repaired=False)
@@ -164,7 +171,10 @@ class VideoFile:
         )
 
     def _assign_times(self, scan: PacketScan) -> DisplayTimes | None:
-        """Return the display times for a container that stores only packet times; None to use the stored times."""
+        """Return display times for AVI or packed MPEG-4, where the container stores only the times of packets.
+
+        Return None if the stored times are to be used.
+        """
         reader = self.reader
         if reader.row_format == 1:
             return None
@@ -189,7 +199,7 @@ class VideoFile:
 
     @property
     def _codec(self) -> str:
-        """Return the codec's name; empty for row format 1, which has no codec-specific rules."""
+        """Return the codec's name, or "" for row format 1, which has no codec-specific rules."""
         return self.reader.stream.codec_context.codec.canonical_name if self.reader.row_format > 1 else ""
 
     @property
@@ -197,12 +207,15 @@ class VideoFile:
         return float(self.reader.stream.time_base or Fraction(1, 90_000))
 
     def _promised_seconds(self) -> float:
-        """Return the duration in the container's header, from the container's time zero; 0 if it declares none."""
+        """Return the duration that the container's header declares, or 0 if it declares none.
+
+        It counts from the container's time zero, at which the first frame may not be shown yet.
+        """
         reader, stream = self.reader, self.reader.stream
         if reader.container == "avi" and stream.frames and stream.average_rate:
             if reader.row_format > 1 and stream.frames > size_of(reader.file) // _AVI_FRAME_BYTES:
                 return 0.0  # a placeholder: the file is too small for this many frames
-            return float(stream.frames / stream.average_rate)  # FFmpeg scales the duration to the file's size
+            return float(stream.frames / stream.average_rate)  # FFmpeg scales its duration to the file's size
         if stream.duration and stream.time_base:
             return max(0.0, float(stream.duration * stream.time_base))
         return max(0.0, (reader.source.duration or 0) / av.time_base)
@@ -214,9 +227,10 @@ class VideoFile:
     def _repaired_duration(
         self, index: PacketIndex, stamps: Stamps, promised: float, *, last_end_seconds: float
     ) -> float:
-        """Return the duration on a repaired timeline, which differs from the duration that the container declares.
+        """Return the duration of a video whose timeline was repaired.
 
-        The length of a cut-off part is estimated from the original stamps, or from the file's size.
+        The duration that the container declares does not fit a repaired timeline. If the end of the file is cut off,
+        the length of the missing part is estimated from the original stamps, or from the file's size.
         """
         reader, end = self.reader, index.end_seconds
         start = float(stamps.as_stored[stamps.is_shown].min() * self._time_base)
@@ -236,7 +250,11 @@ class VideoFile:
 
 
 def _recognise(file: BinaryIO, *, row_format: int) -> str:
-    """Return the container of a file; raise VideoError if the file may not be opened."""
+    """Return the container of a file.
+
+    Raises:
+        VideoError: the file is empty, not in a supported container, or encrypted.
+    """
     file.seek(0)
     head = file.read(SNIFF_BYTES)
     if not head:
@@ -251,7 +269,7 @@ def _recognise(file: BinaryIO, *, row_format: int) -> str:
 
 
 def _start_seconds(index: PacketIndex) -> float:
-    """Return when the first frame is shown, in the container's time."""
+    """Return the time of the first frame that is shown, in seconds from the container's time zero."""
     return float(index.first_pts * index.time_base)
 
 

@@ -12,7 +12,7 @@ from raypipe.video.container import SeekableReader
 from raypipe.video.decode_request import Ranges
 
 BLOCK_BYTES = 65_536
-_MIN_WINDOW_BLOCKS, _MAX_WINDOW_BLOCKS = 4, 64  # the read-ahead
+_MIN_WINDOW_BLOCKS, _MAX_WINDOW_BLOCKS = 4, 64  # limits of the read-ahead
 _MAX_ASKS = 64
 _MAX_RANGES = 256
 _NEAR_BLOCKS = 8  # fetching a gap this small costs less than another request
@@ -21,10 +21,13 @@ Blocks = npt.NDArray[np.int64]
 
 
 class RangedFile(SeekableReader):
-    """Reads a sparse file. ``ask`` fetches byte ranges ``[start, stop)``, or does not return.
+    """Reads a file of which only some parts are present, and fetches missing parts when they are read.
 
-    Sequential reads fetch more with each request; ``expect`` fetches known ranges at once. If there are too many
-    requests, or a request covers most of the file, the whole file is fetched.
+    ``there`` holds the byte ranges that are present. ``ask`` fetches byte ranges ``[start, stop)``. If it cannot, it
+    does not return.
+
+    In sequential reads, each request fetches more than the previous one. ``expect`` fetches known ranges in one
+    request. After too many requests, or if one request covers most of the file, the whole file is fetched.
     """
 
     def __init__(self, file: BinaryIO, *, there: Ranges, ask: Callable[[Ranges], None]) -> None:
@@ -40,13 +43,13 @@ class RangedFile(SeekableReader):
             self._is_there[-(-start // BLOCK_BYTES) : stop // BLOCK_BYTES if stop < self._size else None] = True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set where the next read begins; a position beyond the end is allowed."""
+        """Set the position of the next read, and return it. A position beyond the end is allowed."""
         start_of = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = max(0, start_of[whence] + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - typeshed's WriteableBuffer exists for type checkers only
-        """Fetch the missing blocks, then read into a buffer."""
+        """Fetch the missing blocks, then read into a buffer. Return the number of bytes read."""
         stop = min(self._position + len(buffer), self._size)
         if stop <= self._position:
             return 0
@@ -61,14 +64,20 @@ class RangedFile(SeekableReader):
         return super().readall()
 
     def expect(self, ranges: Ranges) -> None:
-        """Fetch all given byte ranges at once, and one block after each, because readers read slightly more."""
+        """Fetch all given byte ranges in one request.
+
+        One more block is fetched after each range, because readers read slightly more than the range.
+        """
         wanted = self._is_there.copy()
         for start, stop in ranges:
             wanted[start // BLOCK_BYTES : -(-stop // BLOCK_BYTES) + 1] = True
         self._request(np.flatnonzero(wanted & ~self._is_there))
 
     def _fetch(self, start: int, stop: int) -> None:
-        """Fetch the missing blocks; read ahead if the reads are sequential."""
+        """Fetch the missing blocks from ``start`` to ``stop - 1``, and read ahead.
+
+        The read-ahead grows while the reads are sequential.
+        """
         missing = np.flatnonzero(~self._is_there[start:stop])
         if not len(missing):
             return
@@ -78,7 +87,7 @@ class RangedFile(SeekableReader):
         self._request(first + np.flatnonzero(~self._is_there[first : self._next_missing]))
 
     def _request(self, blocks: Blocks) -> None:
-        """Fetch these ascending blocks, with near blocks in one range."""
+        """Fetch blocks, given by their ascending numbers. Blocks that are near each other are fetched as one range."""
         if not len(blocks):
             return
         self._asks += 1
@@ -93,7 +102,7 @@ class RangedFile(SeekableReader):
 
 
 def _runs(blocks: Blocks) -> list[tuple[int, int]]:
-    """Return ascending block numbers as ranges ``[start, stop)``; small gaps are included."""
+    """Group ascending block numbers into ranges ``[start, stop)``. Small gaps between blocks are filled."""
     cuts = np.flatnonzero(np.diff(blocks) > _NEAR_BLOCKS)
     starts, stops = blocks[np.append(0, cuts + 1)], blocks[np.append(cuts, len(blocks) - 1)] + 1
     return list(zip(starts.tolist(), stops.tolist(), strict=True))

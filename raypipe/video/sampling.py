@@ -1,4 +1,4 @@
-"""Choose which frames of a video to take: pure functions of times and counts."""
+"""Choose which frames of a video to take. All functions are pure functions of times and counts."""
 
 import heapq
 import math
@@ -14,14 +14,17 @@ from raypipe.video.timeline import Indices, Seconds
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The T requested frames, ascending in time. A frame may occur twice."""
+    """The T requested frames, ascending in time. A frame may occur more than once."""
 
-    packets: Indices  # [T] positions in decoding order
-    pts_seconds: Seconds  # [T] from the first frame
+    packets: Indices  # [T] packet positions in decoding order
+    pts_seconds: Seconds  # [T] time since the first frame
 
 
 def choose_frames(index: PacketIndex, request: DecodeRequest) -> Wanted:
-    """Choose the packets to decode for a sampling mode, ignoring times beyond the end of a truncated file."""
+    """Choose the frames to decode for a request.
+
+    Sampling times at which the file has no frames, because it is truncated or damaged, are left out.
+    """
     order = np.argsort(index.pts, kind="stable")
     order = order[index.is_shown[order]]
     keyframes = order[index.is_keyframe[order]]
@@ -37,7 +40,10 @@ def choose_frames(index: PacketIndex, request: DecodeRequest) -> Wanted:
 
 
 def asked_timestamps(index: PacketIndex, request: DecodeRequest) -> Seconds:
-    """Return the timestamps for ``uniform`` and ``fps``, over the duration that the container declares."""
+    """Return the sampling times in seconds for the modes ``uniform`` and ``fps``.
+
+    The times cover the duration that the container declares, even if the file is truncated.
+    """
     return sample_timestamps(
         index.duration_seconds,
         mode="fps" if request.mode == "fps" else "uniform",
@@ -48,7 +54,7 @@ def asked_timestamps(index: PacketIndex, request: DecodeRequest) -> Seconds:
 
 
 def _readable(index: PacketIndex, timestamps: Seconds) -> Seconds:
-    """Return the timestamps without the times of frames that were cut off or are lost to damage."""
+    """Return the timestamps, without those at which frames were cut off or are lost to damage."""
     timestamps = timestamps[timestamps < index.end_seconds]
     for start, stop in index.lost_spans:
         timestamps = timestamps[(timestamps < start) | (timestamps >= stop)]
@@ -56,12 +62,16 @@ def _readable(index: PacketIndex, timestamps: Seconds) -> Seconds:
 
 
 def _are_distinct(request: DecodeRequest) -> bool:
-    """Return whether no frame is taken twice. Before row format 2, a short video gave some frames more than once."""
+    """Return whether the request forbids taking a frame more than once.
+
+    Only the mode ``uniform`` without ``nearest_keyframe`` does. In row format 1 (older outputs), no request does, so a
+    short video gives some frames more than once.
+    """
     return request.mode == "uniform" and not request.nearest_keyframe and request.row_format > 1
 
 
 def num_frames_asked(index: PacketIndex, request: DecodeRequest, wanted: Wanted) -> int:
-    """Return how many frames the request would get from an undamaged file."""
+    """Return how many frames the request would get if the file were complete and undamaged."""
     if request.mode in {"all", "keyframes"}:
         return len(wanted.packets)
     count = len(asked_timestamps(index, request))
@@ -75,10 +85,11 @@ def num_frames_asked(index: PacketIndex, request: DecodeRequest, wanted: Wanted)
 def sample_timestamps(
     duration_seconds: float, *, mode: Literal["uniform", "fps"], num_frames: int, fps: float, max_frames: int
 ) -> Seconds:
-    """Return the times at which to take frames, ascending, within ``[0, duration_seconds)``.
+    """Return the ascending times in seconds at which to take frames, within ``[0, duration_seconds)``.
 
-    ``uniform``: the centers of ``num_frames`` equal spans. ``fps``: 0, 1/fps, 2/fps, …; if these are more than
-    ``max_frames``, ``max_frames`` uniform times instead, so that the cap never cuts off the end of a video.
+    ``uniform`` gives the centers of ``num_frames`` equal spans. ``fps`` gives 0, 1/fps, 2/fps, … If ``fps`` would give
+    more than ``max_frames`` times, it gives ``max_frames`` uniform times instead, so that the limit never cuts off the
+    end of a video.
     """
     if mode == "fps":
         count = max(1, math.ceil(duration_seconds * fps - 1e-9))
@@ -97,7 +108,10 @@ def spread(count: int, max_count: int) -> Indices:
 
 
 def nearest(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
-    """Return the index of the nearest of the ascending ``pts_seconds`` for each timestamp; a tie takes the earlier."""
+    """Return for each timestamp the index of the nearest time in ``pts_seconds``, which must be ascending.
+
+    If two times are equally near, the earlier one is taken.
+    """
     after = np.clip(np.searchsorted(pts_seconds, timestamps), 1, max(1, len(pts_seconds) - 1))
     before = after - 1
     if len(pts_seconds) == 1:
@@ -107,11 +121,12 @@ def nearest(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
 
 
 def nearest_distinct(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
-    """Return ascending indices of distinct frames, one per timestamp, with the least sum of distances.
+    """Choose a different frame for each timestamp, so that the sum of all time differences is as small as possible.
 
-    Both arguments ascend. If there are fewer frames than timestamps, all frames are returned. If the nearest frames
-    are already distinct, they are taken. Otherwise only timestamps whose nearest frames are close to each other
-    compete, so only these are assigned together.
+    Return the ascending indices of the frames. Both arguments must be ascending. If there are no more frames than
+    timestamps, all frames are returned. If the nearest frames of all timestamps differ, these frames are returned.
+    Otherwise timestamps compete for frames only if their nearest frames are close to each other, so each group of such
+    timestamps is solved separately.
     """
     if len(timestamps) >= len(pts_seconds):
         return np.arange(len(pts_seconds), dtype=np.int64)
@@ -128,10 +143,11 @@ def nearest_distinct(pts_seconds: Seconds, timestamps: Seconds) -> Indices:
 
 
 def _competing(chosen: Indices) -> list[tuple[int, int]]:
-    """Return ranges ``[start, stop)`` of two or more timestamps that may compete for the same frames.
+    """Return the groups of timestamps that may compete for the same frames, as index ranges ``[start, stop)``.
 
-    In an optimal choice, all frames between a timestamp's nearest frame and its chosen frame are taken. So ``n``
-    competing timestamps never take a frame that is ``n`` or more positions beyond their nearest frames.
+    ``chosen`` holds the nearest frame of each timestamp. Each group has at least two timestamps. In an optimal choice,
+    all frames between a timestamp's nearest frame and its chosen frame are taken too. So a group of ``n`` timestamps
+    never takes a frame that is ``n`` or more positions away from the nearest frames of the group.
     """
     nearest_of = chosen.tolist()
     groups: list[tuple[int, int]] = []
@@ -148,11 +164,12 @@ def _competing(chosen: Indices) -> list[tuple[int, int]]:
 
 
 def _assign(frames: list[float], timestamps: list[float]) -> list[int]:
-    """Return the frames to take, one per timestamp, with the least sum of distances, in O(n log n).
+    """Choose a different frame for each timestamp, so that the sum of distances is as small as possible.
 
-    n counts frames and timestamps. The sweep goes from left to right. f(b) is the least cost with b timestamps still
-    unmatched, or -b frames if b < 0; f is convex. Each slope of f is the price of taking one more frame: ``surplus``
-    holds the slopes below b = 0, ``taken`` the others.
+    Return the indices of the chosen frames. The algorithm goes through all n frames and timestamps in order of time, in
+    O(n log n). At each step, f(b) is the smallest cost so far if b timestamps are still unmatched. For negative b, -b
+    frames are still unmatched. The function f is convex, and each slope of f is the price of taking one more frame.
+    ``surplus`` holds the slopes below b = 0, and ``taken`` holds the others.
     """
     events = sorted([(time, 0, at) for at, time in enumerate(frames)] + [(time, 1, -1) for time in timestamps])
     surplus: list[tuple[float, int]] = []
@@ -162,7 +179,8 @@ def _assign(frames: list[float], timestamps: list[float]) -> list[int]:
     for rank, (time, is_timestamp, frame) in enumerate(events):
         travelled += time - previous
         previous = time
-        # With the distance, a price falls while its frame is surplus and rises while it is taken; it is kept relative.
+        # With the distance travelled, the price of a surplus frame falls, and the price of a taken frame rises. Prices
+        # are stored relative to the distance, so that they need no update.
         if is_timestamp:
             price, other = surplus.pop() if surplus else (-math.inf, -1)
             heapq.heappush(taken, (price - 2 * travelled, -rank, other))

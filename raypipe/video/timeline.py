@@ -1,20 +1,21 @@
-"""Repair the time stamps of a stream if they contradict each other: pure functions of arrays.
+"""Repair the time stamps of a stream if they contradict each other. All functions are pure functions of arrays.
 
-A consistent stream stays as it is. The frames of a faulty stream are put on one rising timeline, as players do. Where
-the stamps jump, the next segment begins one frame duration after the end of the previous one. Single wrong or missing
-stamps are interpolated.
+The time stamps of a consistent stream stay unchanged. The frames of a faulty stream are put on one rising timeline, as
+players do. If the stamps jump, the next segment begins one frame duration after the last frame of the previous segment.
+Single wrong or missing stamps are interpolated.
 
 Only frames that are shown count. The faults are:
-- A stamp is missing, or two frames share it.
-- A stamp goes back further than frame reordering allows: at a key frame, by more than 16 decoded frames (the maximum
-  of H.264 and HEVC), or at all if the codec does not reorder frames.
-- In containers that store decoding times, a decoding time goes back by more than a frame. In other containers a
-  shorter step back looks like reordered frames. If some frames are unusually close to each other, or there is a large
-  gap before one of the last frames, the decoder determines the order.
-- A gap is an error. Transport and program streams may restart their clock. There, a gap is an error if it is longer
-  than 10 seconds and 10 typical frames, as in FFmpeg. In other containers a long gap can be intended: a slide show, or
-  a screen recording while nothing moves. There, a gap is an error only if it is longer than 30 seconds and 100 typical
-  frames, and longer than 10 times the rest of the video.
+
+- A frame has no stamp, or two frames have the same stamp.
+- A stamp goes back further than frame reordering allows. No step back is allowed at a key frame, or if the codec does
+  not reorder frames. Otherwise a stamp may go back by at most 16 decoded frames, the maximum of H.264 and HEVC.
+- A decoding time goes back by more than one frame, in a container that stores decoding times. In other containers, a
+  short step back looks like reordered frames. There, the decoder determines the order if some frames are unusually
+  close to each other, or if there is a large gap before one of the last frames.
+- A gap between two frames is too long. Transport and program streams may restart their clock, so their gaps are errors
+  if they are longer than 10 seconds and 10 typical frames, as in FFmpeg. In other containers, a long gap can be
+  intended: a slide show, or a screen recording while nothing moves. There, a gap is an error only if it is longer than
+  30 seconds and 100 typical frames, and also longer than 10 times the rest of the video.
 """
 
 import heapq
@@ -33,13 +34,13 @@ _Counts = npt.NDArray[np.uint8]
 NO_TIME = int(np.iinfo(np.int64).min)
 _MAX_TICKS = 2**61  # so that differences do not overflow
 _MAX_REORDERED = 16
-_MAX_GROUP = 64  # consecutive frames that were decoded after the frame that they precede
+_MAX_GROUP = 64  # consecutive frames that are decoded after a frame but shown before it
 _RARELY_SO_LONG = 4  # times the stream's usual value
 _RARELY_SO_SHORT = 0.6
 _RESTART_SECONDS, _RESTART_FRAMES = 10, 10
 _GAP_SECONDS, _GAP_FRAMES, _GAP_OF_REST = 30, 100, 10
 _FRAMES_PER_GAP = 20
-_MIN_GAPS = 3  # fewer do not show what is typical
+_MIN_GAPS = 3  # fewer gaps do not show what is typical
 _MAX_UNTRUSTED_KEYS = 1 / 8
 _MAX_OUTLIERS = 16  # in a row
 _MAX_SEARCHED_FAULTS = 1000
@@ -60,37 +61,44 @@ class Stamps:
     """The container's time stamps and flags for the P packets of a stream, in decoding order."""
 
     pts: Ticks  # [P], NO_TIME if missing
-    dts: Ticks  # [P], likewise
+    dts: Ticks  # [P], NO_TIME if missing
     is_keyframe: Flags  # [P]
     is_shown: Flags  # [P]
 
     @property
     def trusted(self) -> Ticks:
-        """Return when each packet [P] is shown; in a container with only decoding times, such as AVI, when decoded."""
+        """Return the time stamp [P] that determines when each packet is shown.
+
+        This is the presentation time or, in a container that stores only decoding times, such as AVI, the decoding
+        time. Missing stamps are ``NO_TIME``.
+        """
         has_pts = bool((self.pts[self.is_shown] != NO_TIME).any())
         times = self.pts if has_pts else self.dts
         return np.where(times == NO_TIME, NO_TIME, np.clip(times, -_MAX_TICKS, _MAX_TICKS))
 
     @property
     def as_stored(self) -> Ticks:
-        """Return the time of each packet [P]: the presentation time, else the decoding time, else the position."""
+        """Return one time [P] for each packet: the presentation time, else the decoding time, else the position."""
         times = np.where(self.pts != NO_TIME, self.pts, self.dts)
         return np.where(times != NO_TIME, times, np.arange(len(times)))
 
 
 @dataclass(frozen=True)
 class DisplayTimes:
-    """When the P packets of a stream are shown, in decoding order."""
+    """The display times of the P packets of a stream, in decoding order."""
 
     pts: Ticks  # [P]; hidden packets never share a time with shown ones
     is_shown: Flags  # [P]
     is_repaired: bool
-    is_assigned: bool = False  # the container stores no display times, so packets must get these
+    is_assigned: bool = False  # the container stores no display times, so packets must be given these
 
 
 @dataclass(frozen=True)
 class DecodedOrder:
-    """The positions of packets in the order in which a decoder showed the first ``num_packets`` of a stream."""
+    """The display order of the first ``num_packets`` packets of a stream, as a decoder determined it.
+
+    ``positions`` holds the positions of the packets in that order. Packets that gave no frame are omitted.
+    """
 
     positions: Indices
     num_packets: int
@@ -99,10 +107,11 @@ class DecodedOrder:
 def make_timeline(
     stamps: Stamps, kind: StreamKind, *, decode_order: Callable[[], DecodedOrder | None] = lambda: None
 ) -> DisplayTimes:
-    """Return the stamps as they are, or a repaired timeline.
+    """Return the display times of a stream: the stored times, or repaired ones if the time stamps are faulty.
 
-    ``decode_order`` is called only if the stamps look faulty and the codec reorders frames. The decoder knows the order
-    of frames, and which packets show no frame (the second field of a picture has no own stamp).
+    ``decode_order`` is called only if the stamps look faulty and the codec reorders frames. It returns the order in
+    which the decoder shows the packets. That order also reveals packets that show no frame, such as the second field of
+    a picture, which has no time stamp.
     """
     is_faulty = has_faults(stamps, kind)
     if not is_faulty and not (kind.reorders and not kind.stores_dts and _is_suspicious(stamps)):
@@ -126,9 +135,10 @@ def make_timeline(
 
 
 def assign_times(stamps: Stamps, order: Indices, *, prefer_dts: bool) -> DisplayTimes | None:
-    """Assign the times in file order to the packets in display order; None if the times contradict each other.
+    """Assign the stored times in ascending order to the packets in display order.
 
-    This is for containers that store one time slot after another, regardless of the picture that is shown in it.
+    Return None if times are missing or equal. Use this for containers that store one time slot after another,
+    regardless of which picture is shown in a slot. ``prefer_dts`` uses decoding times before presentation times.
     """
     for times in (stamps.dts, stamps.pts) if prefer_dts else (stamps.pts, stamps.dts):
         slots = np.sort(times)
@@ -144,7 +154,7 @@ def _as_stored(stamps: Stamps) -> DisplayTimes:
 
 
 def _apart(pts: Ticks, is_shown: Flags) -> Ticks:
-    """Return the times, moving hidden packets away from the times of shown packets."""
+    """Return the times. A hidden packet with the time of a shown packet gets a time before all others instead."""
     if is_shown.all():
         return pts
     clashes = np.flatnonzero(~is_shown & np.isin(pts, pts[is_shown]))
@@ -156,7 +166,10 @@ def _apart(pts: Ticks, is_shown: Flags) -> Ticks:
 
 
 def _with_unseen(order: Indices, stamps: Stamps) -> Indices:
-    """Insert the packets that gave no frame although they have their own time: they are damaged, not hidden."""
+    """Insert the packets that gave no frame although they have their own time stamp into a display order.
+
+    These packets are damaged, not hidden.
+    """
     times = stamps.trusted
     unseen = stamps.is_shown & ~_flags(len(times), order) & (times != NO_TIME)
     unseen[1:] &= times[1:] != times[:-1]
@@ -164,7 +177,10 @@ def _with_unseen(order: Indices, stamps: Stamps) -> Indices:
 
 
 def insert_in_order(order: Indices, others: Iterable[int]) -> Indices:
-    """Insert ascending positions into a display order, each after the nearest position that is decoded before it."""
+    """Insert the ascending positions ``others`` into a display order.
+
+    Each of them goes after the nearest lower position that is already in the order.
+    """
     known = order.tolist()
     placed = set(known)
     following: dict[int, list[int]] = {}
@@ -186,7 +202,7 @@ def _flags(count: int, positions: Indices) -> Flags:
 
 
 def _without_silent(stamps: Stamps, decoded: DecodedOrder) -> Stamps:
-    """Hide the packets without a stamp if the decoder returned no frame for any of them."""
+    """Mark the packets without a time stamp as hidden, if the decoder returned no frame for any of them."""
     missing = stamps.is_shown & (stamps.trusted == NO_TIME)
     is_shown = stamps.is_shown & ~missing
     if missing[decoded.positions].any() or not missing[: decoded.num_packets].any() or not is_shown.any():
@@ -212,7 +228,10 @@ def has_faults(stamps: Stamps, kind: StreamKind) -> bool:
 
 
 def _is_suspicious(stamps: Stamps) -> bool:
-    """Return whether a short step back in time, or a wrong time of the last frames, may look like reordering."""
+    """Return whether stamps that look like reordered frames may be faulty.
+
+    The fault may be a short step back in time, or a wrong time of one of the last frames.
+    """
     times = stamps.trusted[stamps.is_shown]
     if (_steps(times) > 0).all():
         return False
@@ -227,7 +246,7 @@ def _steps(values: Ticks) -> Ticks:
 
 
 def _is_sound(times: Ticks, kind: StreamKind) -> bool:
-    """Return whether these stamps, in display order, need no repair."""
+    """Return whether time stamps that are given in display order need no repair."""
     if (times == NO_TIME).any():
         return False
     gaps = _steps(times)
@@ -235,7 +254,7 @@ def _is_sound(times: Ticks, kind: StreamKind) -> bool:
 
 
 def gap_limit(gaps: Ticks, kind: StreamKind) -> float:
-    """Return the longest gap between two frames, in ticks, that is not an error; infinity if no gap is an error."""
+    """Return the limit in ticks above which a gap between two frames is an error, or infinity if no gap is."""
     gaps = gaps[gaps > 0]
     shortest = (_RESTART_SECONDS if kind.restarts else _GAP_SECONDS) / kind.tick_seconds
     if len(gaps) < _MIN_GAPS or gaps.max() <= shortest:  # the usual case
@@ -251,14 +270,18 @@ def gap_limit(gaps: Ticks, kind: StreamKind) -> float:
 
 
 def _reordering(times: Ticks) -> tuple[_Counts, _Counts]:
-    """Count, for each packet, the near packets that are decoded before it but shown after it, and vice versa."""
+    """Count two kinds of nearby packets for each packet, and return both counts.
+
+    The first kind is decoded before the packet but shown after it. The second kind is decoded after it but shown before
+    it.
+    """
     before, after = np.zeros(len(times), dtype=np.uint8), np.zeros(len(times), dtype=np.uint8)
     highest = np.maximum.accumulate(times)
     for shift in range(1, min(_MAX_GROUP, len(times) - 1) + 1):
         is_later = times[:-shift] > times[shift:]
         before[shift:] += is_later
         after[:-shift] += is_later
-        if not (times[shift + 1 :] < highest[: -shift - 1]).any():  # no such packet is further away
+        if not (times[shift + 1 :] < highest[: -shift - 1]).any():  # no packet of either kind is further away
             break
     return before, after
 
@@ -274,7 +297,7 @@ def _is_out_of_order(times: Ticks, is_keyframe: Flags) -> bool:
     if (after[leads] > max(_MAX_REORDERED, _RARELY_SO_LONG * usual)).any():
         return True
     back = int((is_keyframe & ~leads).sum())
-    return 0 < back <= _MAX_UNTRUSTED_KEYS * len(times)  # with more, the key frame flags are wrong
+    return 0 < back <= _MAX_UNTRUSTED_KEYS * len(times)  # if there are more, the key frame flags are wrong
 
 
 def _goes_back(dts: Ticks, typical: float) -> bool:
@@ -283,7 +306,7 @@ def _goes_back(dts: Ticks, typical: float) -> bool:
 
 
 def _guess_order(stamps: Stamps, kind: StreamKind) -> Indices:
-    """Return the shown packets in the order in which a player's queue puts them."""
+    """Return the positions of the shown packets in the order in which a player's queue would show them."""
     shown = np.flatnonzero(stamps.is_shown)
     times = stamps.trusted[shown]
     known = times[times != NO_TIME]
@@ -316,7 +339,10 @@ def _guess_order(stamps: Stamps, kind: StreamKind) -> Indices:
 
 
 def repair(times: Ticks, kind: StreamKind) -> Ticks:
-    """Return rising stamps for frames in display order, given stamps that may be wrong or missing."""
+    """Return strictly rising time stamps for frames in display order.
+
+    The given stamps may be wrong, or ``NO_TIME`` if they are missing.
+    """
     at = np.flatnonzero(times != NO_TIME)
     if not len(at):
         at, times = np.zeros(1, dtype=np.int64), np.zeros(len(times), dtype=np.int64)
@@ -344,7 +370,7 @@ def repair(times: Ticks, kind: StreamKind) -> Ticks:
 
 
 def _undone(known: Ticks, typical: float) -> Indices:
-    """Return the long gaps that later stamps fall into: there the clock jumped forward and came back."""
+    """Return the positions of long gaps to which later stamps go back. There, the clock jumped and came back."""
     steps = _steps(known)
     gaps = np.flatnonzero(steps > _RARELY_SO_LONG * typical)
     backs = np.flatnonzero(steps < 0)[:_MAX_SEARCHED_FAULTS] + 1
@@ -353,7 +379,11 @@ def _undone(known: Ticks, typical: float) -> Indices:
 
 
 def _nearby(frame_ticks: npt.NDArray[np.float64], is_good: Flags, fault: int, typical: float) -> float:
-    """Return how long a frame lasts near a fault: before it, else after it, else ``typical``."""
+    """Return the frame duration in ticks near a fault.
+
+    It is measured before the fault. If no frame there is good, it is measured after the fault, and otherwise it is
+    ``typical``.
+    """
     for near in (slice(max(0, fault - _NEAR_FRAMES), fault), slice(fault + 1, fault + 1 + _NEAR_FRAMES)):
         good = frame_ticks[near][is_good[near]]
         if len(good):
@@ -362,9 +392,10 @@ def _nearby(frame_ticks: npt.NDArray[np.float64], is_good: Flags, fault: int, ty
 
 
 def _believable(known: Ticks, at: Indices, *, typical: float, limit: float) -> Flags:
-    """Return which stamps to keep. Repeated stamps, and short runs that deviate from their neighbors, are dropped.
+    """Return a mask of the time stamps to keep.
 
-    ``at`` are the frame numbers of the stamps; frames without a stamp are not in it.
+    Repeated stamps are dropped, and also short runs of stamps that deviate from their neighbors. ``at`` holds the frame
+    number of each time stamp. Frames without a stamp are omitted.
     """
     keep = np.ones(len(known), dtype=np.bool_)
     keep[1:] = _steps(known) != 0
@@ -390,7 +421,7 @@ def _believable(known: Ticks, at: Indices, *, typical: float, limit: float) -> F
 
 
 def _goes_on(known: Ticks, at: Indices, start: int, stop: int, *, typical: float, limit: float) -> bool:
-    """Return whether the time between two stamps matches the number of frames between them."""
+    """Return whether the time between the stamps ``start`` and ``stop`` matches the number of frames between them."""
     if start < 0 or stop >= len(known):
         return False
     ticks, expected = int(known[stop] - known[start]), float(at[stop] - at[start]) * typical

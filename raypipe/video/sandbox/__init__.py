@@ -1,1 +1,1 @@
-"""Decode untrusted videos in a child process: the parent, the child, its isolation and their messages."""
+"""Decode untrusted videos in an isolated child process: the code of parent and child, and their messages."""

@@ -1,7 +1,7 @@
-"""The program of the decode child: it answers one request after another until its parent exits.
+"""The program of the decode child process, which answers one request after another until its parent exits.
 
 ``raypipe.video.sandbox.parent`` starts the child with a socket and a block of shared memory. The child gets no
-credentials, no environment and no video name. The parent trusts nothing that the child writes.
+credentials, no video name, and only a few environment variables. The parent checks everything that the child writes.
 """
 
 import contextlib
@@ -38,7 +38,12 @@ _GRACE_SECONDS = 5
 
 
 def main(arguments: list[str], *, network_left: bool) -> None:
-    """Serve requests. Arguments: decoder, socket fd, memory fd, memory limit in bytes, crop size, frame limit."""
+    """Serve requests until the parent exits.
+
+    ``arguments`` holds the decoder's name, the file descriptors of the socket and of the shared memory, the memory
+    limit in bytes, the crop size in pixels, and the maximum number of frames. ``network_left`` says whether this
+    process has left the network.
+    """
     decoder, *numbers = arguments
     socket_fd, memory_fd, memory_bytes, crop_size, max_frames = map(int, numbers)
     shared = SharedFrames(mmap.mmap(memory_fd, 0), crop_size=crop_size, max_frames=max_frames)
@@ -67,7 +72,7 @@ def main(arguments: list[str], *, network_left: bool) -> None:
 
 
 def rehearse(decoder: str, shared: SharedFrames) -> None:
-    """Decode a generated video, so that everything is loaded before the child gives up access to files."""
+    """Decode a generated video, so that all libraries are loaded before the child gives up access to files."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if module.name != "av.__main__":
             importlib.import_module(module.name)
@@ -93,12 +98,18 @@ def _receive(connection: socket.socket) -> tuple[BinaryIO, dict[str, Any]] | Non
 
 
 def _set_timer(message: dict[str, Any]) -> None:
-    """Set a timer that ends the child if its parent has exited; the parent's own deadline is earlier."""
+    """Set a timer that ends this process if the parent has exited and can no longer enforce the deadline.
+
+    The parent's own deadline is earlier.
+    """
     signal.setitimer(signal.ITIMER_REAL, message["timeout_seconds"] + _GRACE_SECONDS)
 
 
 def _ranged(file: BinaryIO, there: Ranges, connection: socket.socket) -> BinaryIO:
-    """Return a file whose missing parts the parent fetches when they are read."""
+    """Return a file that asks the parent for missing parts when they are read.
+
+    ``there`` holds the byte ranges that are already in the file.
+    """
 
     def ask(ranges: Ranges) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)  # time spent on storage does not count against the video
@@ -111,7 +122,10 @@ def _ranged(file: BinaryIO, there: Ranges, connection: socket.socket) -> BinaryI
 
 
 def decode_video(file: BinaryIO, request: DecodeRequest, *, decoder: str, shared: SharedFrames) -> Reply:
-    """Decode one video into the shared memory; any error of the video becomes the reply's status."""
+    """Decode one video into the shared memory, and return the reply to the parent.
+
+    An error in the video becomes the status of the reply.
+    """
     with error_log() if request.row_format > 1 else contextlib.nullcontext() as log:
         try:
             with contextlib.closing(VideoFile(file, request, log=log)) as video:
@@ -124,7 +138,7 @@ def decode_video(file: BinaryIO, request: DecodeRequest, *, decoder: str, shared
             return Reply(error.status, str(error))
         except MemoryError:
             return Reply(Status.OUT_OF_MEMORY, "Decoding needs more than decode.memory_bytes.")
-        except Exception as error:  # noqa: BLE001  # on corrupt input the libraries raise any type; it is the row's error
+        except Exception as error:  # noqa: BLE001  # corrupt input makes the libraries raise any type
             return Reply(Status.DECODE_ERROR, describe(error))
 
 
@@ -145,7 +159,7 @@ def _decode_frames(video: VideoFile, request: DecodeRequest, *, decoder: str, sh
         decoded.problem = str(error)
     except (MemoryError, SampleTableError):
         raise
-    except Exception as error:  # noqa: BLE001  # as above; the frames before the damage count
+    except Exception as error:  # noqa: BLE001  # as above; frames decoded before the error are kept
         decoded.problem = describe(error)
     num_frames = _keep_taken(writer, shared)
     num_asked = num_frames_asked(index, request, wanted) - decoded.num_hidden
@@ -156,7 +170,7 @@ def _decode_frames(video: VideoFile, request: DecodeRequest, *, decoder: str, sh
 
 
 def _keep_taken(writer: FrameWriter, shared: SharedFrames) -> int:
-    """Move the decoded frames to the front of the shared memory, ascending in time, and return their number."""
+    """Move the decoded frames to the front of the shared memory, in order of time, and return their number."""
     taken = np.flatnonzero(~np.isnan(writer.pts_seconds))
     if writer.request.row_format > 1:
         taken = taken[np.argsort(writer.pts_seconds[taken], kind="stable")]
@@ -167,7 +181,10 @@ def _keep_taken(writer: FrameWriter, shared: SharedFrames) -> int:
 
 
 def _outcome(index: PacketIndex, decoded: Decoded, *, num_frames: int, num_asked: int) -> tuple[Status, str]:
-    """Return the status and the error of a video that was read to its end."""
+    """Return the status and the error message of a video after its wanted frames were decoded as far as possible.
+
+    ``num_asked`` is the number of frames that an undamaged file would give.
+    """
     cut = ""
     if index.end_seconds < index.duration_seconds:
         cut = f"the file ends at {index.end_seconds:.2f} s of {index.duration_seconds:.2f} s"

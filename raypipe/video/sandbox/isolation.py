@@ -1,6 +1,7 @@
 """Restrict a decode child before it reads a video: its network, files, privileges, system calls and memory.
 
-The steps are independent. Each is taken if the kernel allows it, and returns whether it was taken.
+The steps are independent of each other. Each function takes one step. All functions except ``limit_memory`` return
+whether the kernel allowed the step.
 """
 
 import ctypes
@@ -21,8 +22,8 @@ _CLONE_THREAD = 0x00010000
 _CAPABILITY_VERSION = 0x20080522
 _MAX_OPEN_FILES = 64
 
-# Calls that a decoder never needs once its libraries are loaded. The numbers are from asm/unistd.h, for x86-64 and for
-# arm64; None if the architecture does not have the call.
+# Calls that a decoder never needs once its libraries are loaded, with their numbers on x86-64 and arm64 from
+# asm/unistd.h. A number is None if the architecture does not have the call.
 # fmt: off
 _DENIED_CALLS: dict[str, tuple[int | None, int | None]] = {
     # paths
@@ -61,12 +62,13 @@ _DENIED_CALLS: dict[str, tuple[int | None, int | None]] = {
 }
 # fmt: on
 _CLONE, _CLONE3, _PRLIMIT = (56, 220), (435, 435), (302, 261)
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH of linux/audit.h
+# machine -> (column in the table above, AUDIT_ARCH value from linux/audit.h)
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _X32_BIT = 0x40000000  # x86-64's second set of numbers for the same calls
 
 
 def leave_network() -> bool:
-    """Move into an empty network namespace; call it before any library starts a thread."""
+    """Move this process into an empty network namespace. Call this before any library starts a thread."""
     libc = ctypes.CDLL(None, use_errno=True)
     apart = _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWIPC
     # A user namespace is the second choice: inside it, root cannot load files from another user's folder.
@@ -74,9 +76,10 @@ def leave_network() -> bool:
 
 
 def limit_memory(memory_bytes: int) -> None:
-    """Limit the address space and open files, and forbid core dumps and file writes.
+    """Limit the address space and the number of open files, and forbid core dumps and file writes.
 
-    Address space that libraries such as torch have reserved but do not use is added to the limit.
+    The limit on the address space is ``memory_bytes`` plus the space that libraries such as torch have reserved but do
+    not use.
     """
     with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123  # pathlib is not loaded here
         size, resident = (int(pages) * resource.getpagesize() for pages in statm.read().split()[:2])
@@ -89,7 +92,10 @@ def limit_memory(memory_bytes: int) -> None:
 
 
 def leave_files() -> bool:
-    """Make the current folder, which is empty, the whole file system. Import everything needed before this call."""
+    """Make the current folder, which is empty, the root of the file system.
+
+    No other file can be opened afterwards, so import all modules before this call.
+    """
     try:
         os.chroot(".")
         os.chdir("/")
@@ -99,14 +105,20 @@ def leave_files() -> bool:
 
 
 def drop_privileges() -> bool:
-    """Give up every capability. In its own user namespace the child has all of them, but only over that namespace."""
+    """Give up every Linux capability.
+
+    A process in its own user namespace has all capabilities, but only within that namespace.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     header, nothing = struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)
     return bool(libc.capset(header, nothing) == 0)
 
 
 def deny_calls() -> bool:
-    """Refuse, with seccomp, every system call that opens a path, makes a socket or starts a program or a process."""
+    """Install a seccomp filter that refuses the system calls which a decoder does not need.
+
+    These include all calls that open a path, create a socket, or start a program or a process.
+    """
     if platform.machine() not in _ARCHITECTURES:
         return False
     column, audit = _ARCHITECTURES[platform.machine()]
@@ -126,7 +138,7 @@ def deny_calls() -> bool:
         # clone3 has its flags in memory, which a filter cannot read. On ENOSYS, libraries fall back to clone.
         _instruction(_BPF_JUMP_EQUAL, _CLONE3[column], false=1),
         _instruction(_BPF_RETURN, _ERRNO | _ENOSYS),
-        # clone may start a thread, but not a process, which would survive when the child is killed.
+        # clone may start a thread but not a process: a process would survive when the child is killed.
         _instruction(_BPF_JUMP_EQUAL, _CLONE[column], false=4),
         _instruction(_BPF_LOAD, _ARGUMENT_OFFSET),
         _instruction(_BPF_JUMP_ANY_BIT, _CLONE_THREAD, false=1),
@@ -148,5 +160,5 @@ def deny_calls() -> bool:
 
 
 def _instruction(code: int, value: int, *, true: int = 0, false: int = 0) -> bytes:
-    """Return one instruction as a struct sock_filter of linux/filter.h."""
+    """Return one BPF instruction, encoded as a ``struct sock_filter`` (linux/filter.h)."""
     return struct.pack("HBBI", code, true, false, value)

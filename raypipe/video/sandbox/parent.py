@@ -1,7 +1,8 @@
-"""Decode untrusted video in a child process that can be killed: the parent's side.
+"""The parent's side of decoding untrusted videos in a child process, which can be killed.
 
-No video library is loaded here. The child gets a video as a nameless file descriptor. It returns frames in shared
-memory and one small JSON message; both are checked before use. A video that breaks its child costs only its own row.
+The parent loads no video library. The child gets each video as a file descriptor without a name. It returns frames in
+shared memory and one small JSON message. The parent checks both before it uses them. A video that crashes its child
+costs only its own row.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _START_SECONDS = 120
 _END_SECONDS = 2
 _START_ATTEMPTS = 5
-_MAX_ASKS = 80  # a correct child asks less often: it asks for the whole file before this
+_MAX_ASKS = 80  # a correct child asks for the whole file before it has asked this often
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv.pop(1).splitlines(); "
     "from raypipe.video.sandbox import isolation; left = isolation.leave_network(); "
@@ -45,12 +46,12 @@ _PROGRAM = (
 
 @dataclass(frozen=True, slots=True)
 class DecodedVideo:
-    """The outcome of one video: T frames, as RGB crops of the requested size, and the file's properties."""
+    """The result of decoding one video: T frames as RGB crops of the requested size, and the file's properties."""
 
     status: Status
     error: str
     decoder: str
-    pts_seconds: npt.NDArray[np.float64]  # [T] from the first frame
+    pts_seconds: npt.NDArray[np.float64]  # [T] time since the first frame
     frames: Pixels  # [T, crop, crop, 3]
     container: str = ""
     codec: str = ""
@@ -64,21 +65,22 @@ class DecodedVideo:
 
 
 class PartialFile(Protocol):
-    """A video that is only partially in its file."""
+    """A video file in which only some byte ranges are present."""
 
     @property
     def there(self) -> Ranges:
-        """Return the byte ranges that are in the file."""
+        """Return the byte ranges that are present in the file."""
 
     def bring(self, ranges: Ranges) -> None:
-        """Fetch these byte ranges of the video into the file, unless it has them already."""
+        """Fetch byte ranges of the video into the file, unless they are already present."""
 
 
 class DecodeSandbox:
     """Decodes one video at a time, with one child process for each decoder that is used.
 
-    ``auto`` tries PyAV, then decord, then torchcodec, if installed; all share one deadline. A child is replaced after
-    ``max_videos_per_child`` videos, when it holds half of its memory limit, and when it died or was killed.
+    ``auto`` tries those of PyAV, decord and torchcodec that are installed, in this order and with one common deadline.
+    A child is replaced after ``max_videos_per_child`` videos, when it holds more than half of its memory limit, and
+    after it died or was killed.
 
     Raises:
         ConfigError: the decoder is not installed.
@@ -110,7 +112,10 @@ class DecodeSandbox:
 
     @classmethod
     def start(cls, request: DecodeRequest, decode: "DecodeConfig") -> Self:
-        """Return a sandbox with these limits. Its child is already running, so the first video does not wait for it."""
+        """Return a sandbox with the settings in ``decode``.
+
+        Its child is already running, so that the first video does not have to wait for it.
+        """
         sandbox = cls(
             request,
             decoder=decode.decoder,
@@ -134,16 +139,17 @@ class DecodeSandbox:
             self._memory_fd = -1
 
     def isolation(self) -> dict[str, bool]:
-        """Return which of network, files, privileges and calls the first decoder's child could give up."""
+        """Return whether the first decoder's child gave up its ``network``, ``files``, ``privileges`` and ``calls``."""
         return self._child(self._decoders[0]).isolation
 
     def child_pids(self) -> list[int]:
         return [child.process.pid for child in self._children.values()]
 
     def decode(self, file: BinaryIO, *, part: PartialFile | None = None) -> DecodedVideo:
-        """Decode the video in an open file that has a file descriptor; bad data is a status, never an exception.
+        """Decode the video in an open file, which must have a file descriptor.
 
-        For a sparse file, ``part`` knows which ranges are present and fetches the others; its exceptions propagate.
+        Bad data becomes a status, never an exception. If only a part of the file is present, ``part`` knows which byte
+        ranges are missing and fetches them. Exceptions from ``part`` propagate.
         """
         self._deadline = time.monotonic() + self._timeout_seconds
         first: DecodedVideo | None = None
@@ -181,9 +187,9 @@ class DecodeSandbox:
                 if was_killed:
                     error = "The decoder was killed twice, probably because memory ran out."
                     return self._failed(Status.OUT_OF_MEMORY, error, decoder)
-                was_killed = True  # not by raypipe; perhaps by the kernel for memory: the video gets one retry
+                was_killed = True  # not by raypipe, but perhaps by the kernel to free memory: retry once
             except BaseException:
-                self._discard(decoder)  # otherwise its late reply would be taken for the next video's
+                self._discard(decoder)  # its late reply must not be taken for the next video's reply
                 raise
             else:
                 is_worn = child.is_worn(self._max_videos_per_child, self._memory_bytes)
@@ -192,7 +198,10 @@ class DecodeSandbox:
                 return video
 
     def _converse(self, child: "Child", file: BinaryIO, part: PartialFile | None) -> dict[str, Any]:
-        """Return the child's reply about a video, after fetching the ranges that it asks for."""
+        """Send a video to the child, fetch the byte ranges that the child asks for, and return its reply.
+
+        The reply is empty if the child asks for invalid ranges or asks too often.
+        """
         if part is None:
             return child.ask(file, self._request, self._deadline)
         message = child.ask(file, self._request, self._deadline, there=part.there)
@@ -210,7 +219,7 @@ class DecodeSandbox:
         return {}
 
     def _read(self, message: dict[str, Any], decoder: str) -> DecodedVideo:
-        """Validate the child's reply, then copy the frames out of the memory that the child can write."""
+        """Validate the child's reply, then copy the frames out of the shared memory, to which the child can write."""
         reply = read_reply(message, max_frames=self._request.max_frames)
         num_frames = reply.num_frames if reply else 0
         pts_seconds = self._shared.pts_seconds[:num_frames].copy()
@@ -233,7 +242,7 @@ class DecodeSandbox:
 
     def _start_child(self, decoder: str) -> "Child":
         for _ in range(_START_ATTEMPTS):
-            with contextlib.suppress(ChildDiedError):  # not killed by raypipe; perhaps by the kernel for memory
+            with contextlib.suppress(ChildDiedError):  # not killed by raypipe, perhaps by the kernel
                 return Child(decoder, self._request, memory_fd=self._memory_fd, memory_bytes=self._memory_bytes)
         msg = f"The {decoder} decoder was killed {_START_ATTEMPTS} times at startup, probably because memory ran out."
         raise SetupError(msg, key="decode.decoder", value=decoder, remedy="Give it more memory.")
@@ -247,11 +256,11 @@ class ChildDiedError(Exception):
 
 
 class Child:
-    """One child process and the socket to it.
+    """One child process and the socket that connects to it.
 
     Raises:
-        ChildDiedError: it was killed before it could decode.
-        SetupError: it does not start.
+        ChildDiedError: the child was killed before it was ready.
+        SetupError: the child does not start.
     """
 
     def __init__(self, decoder: str, request: DecodeRequest, *, memory_fd: int, memory_bytes: int) -> None:
@@ -267,7 +276,7 @@ class Child:
                 cwd=empty,
                 env=_environment(),
                 pass_fds=(theirs.fileno(), memory_fd),
-                start_new_session=True,  # Ctrl-C is for the parent to handle
+                start_new_session=True,  # only the parent handles Ctrl-C
             )
             theirs.close()
             self._socket = ours
@@ -281,12 +290,14 @@ class Child:
                 if exit_code == -signal.SIGKILL:
                     raise
                 raise _not_started(decoder, log, f"it ended with {exit_code}") from None
-            self._own_bytes = resident_bytes(self.process.pid)  # its libraries
+            self._own_bytes = resident_bytes(self.process.pid)  # the memory of its libraries
 
     def ask(
         self, file: BinaryIO, request: DecodeRequest, deadline: float, *, there: Ranges | None = None
     ) -> dict[str, Any]:
-        """Send one video and wait for the reply. ``there`` are the present byte ranges; None means the whole file.
+        """Send one video to the child, and return its next message: the reply, or a request for missing ranges.
+
+        ``there`` holds the byte ranges that are present in the file. None means that the whole file is present.
 
         Raises:
             TimeoutError: the deadline passed.
@@ -296,7 +307,10 @@ class Child:
         return self._send({"request": asdict(request), "there": there}, deadline, [file.fileno()])
 
     def go_on(self, deadline: float) -> dict[str, Any]:
-        """Confirm that the ranges it asked for are fetched, and wait for the reply; raises like ``ask``."""
+        """Tell the child that the ranges it asked for are present, and return its next message.
+
+        This raises the same errors as ``ask``.
+        """
         return self._send({}, deadline, [])
 
     def _send(self, message: dict[str, Any], deadline: float, fds: list[int]) -> dict[str, Any]:
@@ -308,18 +322,18 @@ class Child:
         return self._receive(deadline)
 
     def is_worn(self, max_videos: int, memory_bytes: int) -> bool:
-        """Return whether the child has decoded enough videos, or holds too much memory for the next one."""
+        """Return whether to replace the child: it has decoded enough videos, or holds too much memory."""
         kept = resident_bytes(self.process.pid) - self._own_bytes
         return self.videos >= max_videos or kept > memory_bytes // 2
 
     def end(self) -> int:
-        """Kill the child and return its exit code, which is negative for a signal."""
+        """Kill the child and return its exit code. If a signal ended it, the code is the negative signal number."""
         self._socket.close()
         self.process.kill()
         return self.process.wait()
 
     def wait(self) -> int:
-        """Return the exit code of a child that closed its socket; kill it only if it does not exit by itself."""
+        """Return the exit code of a child that closed its socket. Kill the child only if it does not exit in time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_END_SECONDS)
         return self.end()
@@ -342,10 +356,10 @@ class Child:
 
 
 def installed_decoders(decoder: str) -> tuple[str, ...]:
-    """Return the decoders that ``decoder`` selects, in the order in which they are tried.
+    """Return the decoders to try, in order: the given decoder or, for ``auto``, all that are installed.
 
     Raises:
-        ConfigError: it names a decoder that is not installed.
+        ConfigError: the given decoder is not installed, or ``auto`` finds no decoder.
     """
     modules = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
     found = tuple(name for name in DECODERS if importlib.util.find_spec(modules[name]))
@@ -365,7 +379,7 @@ def _not_started(decoder: str, log: IO[bytes], reason: str) -> SetupError:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process; 0 if it no longer exists."""
+    """Return the resident memory of a process in bytes, or 0 if the process no longer exists."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
     except (OSError, IndexError):
@@ -373,13 +387,17 @@ def resident_bytes(pid: int) -> int:
 
 
 def _import_path() -> str:
-    """Return the parent's module search path as absolute paths, raypipe's own folder first."""
+    """Return the parent's module search path as absolute paths, one per line, with raypipe's own folder first."""
     own = str(Path(raypipe.__file__).resolve().parents[1])
     paths = [own, *(str(Path(path).resolve()) for path in sys.path if path)]
     return "\n".join(dict.fromkeys(paths))
 
 
 def _environment() -> dict[str, str]:
-    """Return the child's environment: where shared libraries are, one thread, one malloc arena, no credentials."""
+    """Return the environment variables of the child.
+
+    They set the path of shared libraries and limit the child to one thread and one malloc arena. They hold no
+    credentials.
+    """
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return {**kept, "PATH": os.defpath, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}

@@ -34,7 +34,7 @@ class Reply:
     error: str = ""
     container: str = ""
     codec: str = ""
-    width: int = 0  # as displayed; in row format 1 as coded, before the rotation
+    width: int = 0  # as displayed; in row format 1, as coded and before rotation
     height: int = 0
     num_frames: int = 0
     duration_seconds: float = 0.0
@@ -45,7 +45,10 @@ class Reply:
 
 
 class SharedFrames:
-    """The memory that both processes map: times [max_frames] in seconds, then crops [max_frames, crop, crop, 3]."""
+    """The memory that parent and child share: the times and pixels of up to ``max_frames`` frames.
+
+    It holds the times [max_frames] in seconds, followed by the RGB crops [max_frames, crop, crop, 3].
+    """
 
     def __init__(self, memory: mmap.mmap, *, crop_size: int, max_frames: int) -> None:
         self.pts_seconds: npt.NDArray[np.float64] = np.frombuffer(memory, dtype=np.float64, count=max_frames)
@@ -58,7 +61,7 @@ class SharedFrames:
 
 
 def read_reply(message: dict[str, Any], *, max_frames: int) -> Reply | None:
-    """Return the reply in a child's message, or None if any value in it is invalid."""
+    """Check a child's message. Return the reply in it, or None if any value is invalid."""
     try:
         reply = Reply(**message)
         status = Status(reply.status)
@@ -89,7 +92,10 @@ def read_reply(message: dict[str, Any], *, max_frames: int) -> Reply | None:
 
 
 def read_ranges(wanted: object, size_bytes: int) -> Ranges | None:
-    """Return the byte ranges of a file that a child asks for, or None if they are invalid."""
+    """Check the byte ranges that a child asks for. Return them, or None if they are invalid.
+
+    ``size_bytes`` is the size of the video file.
+    """
     if not isinstance(wanted, list) or not all(isinstance(one, list) and len(one) == 2 for one in wanted):  # noqa: PLR2004
         return None
     edges = [edge for one in wanted for edge in one]
@@ -101,5 +107,5 @@ def read_ranges(wanted: object, size_bytes: int) -> Ranges | None:
 
 
 def printable_line(text: str) -> str:
-    """Make text from an untrusted source safe for a table or a terminal: one printable line."""
+    """Convert untrusted text to one printable line of limited length, which is safe in a table or terminal."""
     return "".join(char if char.isprintable() else " " for char in text)[:_MAX_TEXT].strip()
