@@ -1,24 +1,25 @@
-"""Every exception raypipe raises on purpose.
+"""Every exception that raypipe raises on purpose.
 
-    RaypipeError                 catch this for all of them
+    RaypipeError                 the base class of all exceptions
     ├── SetupError               arguments, configuration or environment are wrong: exit code 2
     │   ├── ConfigError          a key, a value or an argument
     │   ├── StorageError         a bucket or folder that cannot be listed, read or written
-    │   ├── WeightsError         weights that cannot be found, read or fitted to the model
-    │   ├── FingerprintError     the output holds rows of other settings
-    │   └── IndexVersionError    no version of an index, or one that is not whole
-    ├── JobError                 the work itself failed; the same command resumes it: exit code 1
-    │   ├── CommitError          a file of the output is not what its name promises
-    │   └── VerifyError          what is stored breaks a promise
+    │   ├── WeightsError         weights that cannot be found or read, or that do not fit the model
+    │   ├── FingerprintError     the output contains rows that were made with other settings
+    │   └── IndexVersionError    a version of an index that is missing or corrupt
+    ├── JobError                 the work itself failed, and the same command resumes it: exit code 1
+    │   ├── CommitError          a file of the output that does not contain what its name says
+    │   └── VerifyError          an output that is not intact
     ├── QueryError               a request that an index cannot answer: an unknown column, a value of another type
-    └── ObjectError              one object of a bucket could not be read: it becomes a row, never an exit
+    └── ObjectError              one object could not be read: this becomes the status of a row and never stops a job
         ├── ObjectMissingError
         ├── ObjectChangedError
         ├── ObjectDeniedError
         ├── ObjectTooLargeError
         └── ObjectUnreadableError
 
-Bad data is a row; bad setup is an exception. A message is one line: what happened, the value, the choices, what to do.
+Bad data becomes a row of the output, and a bad setup raises an exception. A message is one line: what happened, the
+value, the choices, and what to do.
 """
 
 import difflib
@@ -31,16 +32,16 @@ _MAX_SHOWN_SETTINGS = 3
 
 
 class RaypipeError(Exception):
-    """Base class of all; ``exit_code`` is what the command line ends with.
+    """The base class of all exceptions of raypipe. ``exit_code`` is the exit code of the command line.
 
-    ``str(error)`` is one line for people: ``message``, then the choices, then ``remedy``. The fields hold the same
-    facts for programs, which must not depend on the wording:
+    ``str(error)`` is one line for people: ``message``, then the choices, then ``remedy``. The attributes contain the
+    same facts for programs. Programs must not depend on the wording of the line.
 
     Attributes:
         key: The configuration key, column, argument or file that is wrong.
-        value: What it holds.
-        expected: What it should hold or held before, if that is one value.
-        choices: What it may hold, if that is a list; a close match to ``value`` is suggested.
+        value: The value of ``key``.
+        expected: The required value or the earlier value, if there is exactly one.
+        choices: The allowed values, if they can be listed. The line suggests a close match to ``value``.
         remedy: What to do, as a sentence.
     """
 
@@ -65,7 +66,7 @@ class RaypipeError(Exception):
 
 
 def offer(value: object, choices: tuple[str, ...]) -> str:
-    """Return the sentences that suggest a close match to ``value`` and list the choices; empty without choices."""
+    """Return the sentences that suggest a close match to ``value`` and list the choices, if there are any."""
     if not choices:
         return ""
     near = difflib.get_close_matches(value.rpartition(".")[2], choices, n=1) if isinstance(value, str) else []
@@ -89,51 +90,51 @@ class StorageError(SetupError):
 
 
 class WeightsError(SetupError):
-    """Weights cannot be found, read or fitted to the model."""
+    """Weights cannot be found or read, or they do not fit the model."""
 
 
 class FingerprintError(SetupError):
     """The output was made with other settings.
 
-    Where settings differ, ``key`` is the first of them by name; ``expected`` and ``value`` hold all of them by their
-    dotted names, as they were and as they are now.
+    If settings differ, ``expected`` maps the dotted name of each differing setting to its old value, and ``value`` maps
+    it to its current value. ``key`` is the first of these names in alphabetical order.
     """
 
 
 class IndexVersionError(SetupError):
-    """There is no such version of an index, or it is not whole."""
+    """The version of an index does not exist, or it is corrupt."""
 
 
 class JobError(RaypipeError):
-    """The work failed; what is committed stays, and the same command resumes."""
+    """The work failed. Committed work is kept, and running the same command again resumes it."""
 
 
 class CommitError(JobError):
-    """A file of the output is not what its name promises."""
+    """A file of the output does not contain what its name says."""
 
 
 class VerifyError(JobError):
-    """What is stored breaks a promise."""
+    """The output is not intact."""
 
 
 class QueryError(RaypipeError):
-    """An index cannot answer this request: a filter names an unknown column, or holds a value of another type."""
+    """An index cannot answer this request. For example, a filter has an unknown column or a value of another type."""
 
 
 class ObjectError(RaypipeError):
-    """One object could not be read; the others are unharmed."""
+    """One object could not be read. Other objects are not affected."""
 
 
 class ObjectMissingError(ObjectError):
-    """The object is gone (404)."""
+    """The object does not exist (404)."""
 
 
 class ObjectChangedError(ObjectError):
-    """The object's etag is not the planned one (412)."""
+    """The object's etag differs from the planned etag (412)."""
 
 
 class ObjectDeniedError(ObjectError):
-    """This one object may not be read (403)."""
+    """Access to the object is denied (403)."""
 
 
 class ObjectTooLargeError(ObjectError):
@@ -141,11 +142,11 @@ class ObjectTooLargeError(ObjectError):
 
 
 class ObjectUnreadableError(ObjectError):
-    """The storage kept failing on this object after every retry."""
+    """Reading the object still failed at the last retry."""
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted name: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``."""
+    """Flatten nested settings to dotted names: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -153,11 +154,12 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def refuse_other_settings(before: Mapping[str, Any], now: Mapping[str, Any], *, subject: str) -> None:
-    """Refuse to mix results that do not compare.
+    """Check that settings have not changed, so that results which are not comparable are never mixed.
+
+    ``subject`` starts the error message and names what was made with the old settings, such as "The output holds rows".
 
     Raises:
-        FingerprintError: the settings differ; ``subject`` says what was made with them before, such as "The output
-            holds rows".
+        FingerprintError: the settings differ.
     """
     was, is_now = leaves(before), leaves(now)
     keys = [key for key in sorted(was.keys() | is_now.keys()) if was.get(key) != is_now.get(key)]
@@ -176,6 +178,6 @@ def refuse_other_settings(before: Mapping[str, Any], now: Mapping[str, Any], *, 
 
 
 def _short(value: object) -> str:
-    """Return a setting for a message; a digest is shortened."""
+    """Return a setting as text for a message. A digest is shortened."""
     text = str(value)
     return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else text

@@ -1,4 +1,4 @@
-"""Free TCP ports of this machine, for servers that get their port before they bind it."""
+"""Find free TCP ports of this machine, for servers that are told their port before they bind it."""
 
 import random
 import socket
@@ -14,10 +14,10 @@ _MAX_CANDIDATES = 1000
 
 
 def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
-    """Return different ports that nobody listens on.
+    """Return ``count`` different ports on which no server listens.
 
-    They are outside the range of ephemeral ports where that is possible. A port inside it can be taken by
-    any outgoing connection before the server binds it.
+    If possible, the ports are outside the range of ephemeral ports. An outgoing connection could take a port inside
+    that range before the server binds it.
 
     Raises:
         OSError: there are not enough free ports.

@@ -1,4 +1,4 @@
-"""What jobs report, as data: shard summaries, and the records of a batch run and of a training."""
+"""The data that jobs report: summaries of shards, and records of batch runs and trainings."""
 
 import heapq
 import math
@@ -27,9 +27,9 @@ MAX_MISTAKES = 48
 OTHER_KINDS = "other errors"
 _MAX_ID_CHARS = 1024
 _MAX_ERROR_CHARS = 500
-_SHARDS_PER_POINT = 3  # fewer turn a chart into spikes, because shards finish in batches
+_SHARDS_PER_POINT = 3  # with fewer, a chart consists of spikes, because shards finish in batches
 _MIN_POINTS = 8
-_TOP = 5  # of top-5 accuracy
+_TOP = 5  # the 5 in top-5 accuracy
 EPOCH_METRICS = ("train_loss", "validation_loss", "accuracy", "top5_accuracy", "macro_f1")
 
 
@@ -50,7 +50,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A time span of a chart, in seconds since the start, and the work that finished in it."""
+    """A time span in a chart, in seconds since the start of the run, and the work that finished in it."""
 
     start_seconds: float
     end_seconds: float
@@ -63,7 +63,7 @@ class Point:
 
 @dataclass(slots=True)
 class Timeline:
-    """At most ``MAX_BUCKETS`` buckets of equal width, starting at 0. When they are full, neighbors merge in pairs."""
+    """At most ``MAX_BUCKETS`` buckets of equal width, starting at 0. When all are in use, neighbors are merged."""
 
     bucket_seconds: float = 1.0
     buckets: list[Bucket] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Timeline:
         self.buckets[index].add(work)
 
     def points(self, elapsed_seconds: float, *, max_points: int = 100) -> Iterator[Point]:
-        """Yield the whole run as spans that are wide enough for a chart. The last one ends at ``elapsed_seconds``."""
+        """Divide the run into time spans that are wide enough for a chart. The last one ends at ``elapsed_seconds``."""
         end_seconds = max(elapsed_seconds, self.bucket_seconds * (len(self.buckets) - 1), 1e-3)
         num_buckets = max(1, math.ceil(end_seconds / self.bucket_seconds))
         num_shards = sum(bucket.num_shards for bucket in self.buckets)
@@ -103,7 +103,7 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class VideoNote:
-    """One video that a report names."""
+    """A video that a report mentions by name."""
 
     video_id: str
     status: str
@@ -113,7 +113,7 @@ class VideoNote:
 
 @dataclass(frozen=True, slots=True)
 class ShardSummary:
-    """What the stages of a shard report to the driver: small for a shard of any size."""
+    """What the stages of a shard report to the driver. It is small, whatever the size of the shard."""
 
     plan: int
     shard: int
@@ -129,22 +129,22 @@ class ShardSummary:
     flags: dict[str, int] = field(default_factory=dict)  # embed: a key of text.FLAG_TEXTS -> count
     wait_seconds: float = 0.0  # how long a GPU actor waited for this shard to be decoded
     num_throttles: int = 0  # S3 responses that asked for fewer requests
-    already_committed: bool = False  # another attempt or another driver had committed it
-    problem: str = ""  # one line if the shard could not be finished; its counts are then empty
+    already_committed: bool = False  # another attempt or another driver had committed the shard
+    problem: str = ""  # the error, if the shard could not be finished; the counts are then empty
 
 
 @dataclass(kw_only=True)
 class RunRecord:
     """Everything that a report shows about one run of one job. Its size is bounded for any number of shards.
 
-    The fields up to ``clock`` are known at the start. ``num_planned_videos`` counts the whole plan and
-    ``num_resumed_videos`` the part of it that earlier runs committed; all other numbers are about this run only.
-    ``num_slots`` is how many actors work at once; time that they do not spend in a stage is idle. 0 means unknown.
-    ``clock`` returns Unix time; ``started_at`` is its value when the record was created.
+    The fields up to ``clock`` are known at the start. ``num_planned_videos`` counts the whole plan, and
+    ``num_resumed_videos`` counts the part of the plan that earlier runs committed. All other numbers are about this run
+    only. ``num_slots`` is the number of actors that work in parallel, or 0 if unknown. Time that these actors do not
+    spend in a stage is idle. ``clock`` returns Unix time, and ``started_at`` is the time when the record was created.
     """
 
     job: str = "embed"
-    noun: str = "video"  # what has one row; the counts of videos are counts of these
+    noun: str = "video"  # what one row stands for; counts of videos count these
     command: str = ""
     input_uri: str = ""
     output_uri: str = ""
@@ -181,7 +181,7 @@ class RunRecord:
         self.started_at = self.clock()
 
     def add(self, summary: ShardSummary) -> None:
-        """Count one attempt at a shard, which finished the shard unless it has a problem."""
+        """Count one attempt at a shard. If the summary has a problem, the attempt did not finish the shard."""
         self.num_shards += not summary.problem
         self.num_already_committed_shards += summary.already_committed
         self.num_frames += summary.num_frames
@@ -191,7 +191,7 @@ class RunRecord:
         self.flags.update(summary.flags)
         for stage, seconds in summary.stage_seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + finite(seconds)
-        # A worker's clock may be ahead of the driver's, but nothing finishes after the driver heard of it.
+        # A worker's clock may be ahead of the driver's, but no work finishes after its summary has arrived.
         at_seconds = min(finite(summary.finished_at) - self.started_at, self.elapsed_seconds)
         work = Bucket(
             num_shards=int(not summary.problem),
@@ -225,12 +225,12 @@ class RunRecord:
 
     @property
     def num_failed_videos(self) -> int:
-        """Videos of this run without any frames. Videos that are gone do not count: they were not tried."""
+        """Videos that failed in this run. Videos that are gone do not count, because they were not tried."""
         return _num_failed(self.statuses)
 
     @property
     def num_tried_videos(self) -> int:
-        """Videos of this run, without those that are gone."""
+        """Videos that this run tried to process: all of its videos except the ones that are gone."""
         return self.num_videos - self.statuses[Status.GONE]
 
     @property
@@ -244,14 +244,14 @@ class RunRecord:
 
     @property
     def idle_seconds(self) -> float | None:
-        """Seconds of all slots together that were not spent in a stage; None if ``num_slots`` is unknown."""
+        """Total time of all slots that was not spent in a stage, or None if ``num_slots`` is unknown."""
         if self.num_slots <= 0:
             return None
         return max(0.0, self.num_slots * self.elapsed_seconds - sum(self.stage_seconds.values()))
 
     @property
     def thumbnails(self) -> list[tuple[str, bytes]]:
-        """At most ``MAX_THUMBNAILS`` (video_id, JPEG), chosen evenly over the run and sorted by video_id."""
+        """At most ``MAX_THUMBNAILS`` pairs (video_id, JPEG), chosen evenly from the run and sorted by video_id."""
         return sorted(self._thumbnails.values())
 
     def mean_rate(self, count: float) -> float:
@@ -269,7 +269,7 @@ class RunRecord:
             self.failure_kinds[(OTHER_KINDS, "") if full else kind] += 1
         for video_id, jpeg in summary.thumbnails:
             if is_thumbnail(jpeg):
-                # Keeping the smallest hashes is an even choice that depends on neither order nor chance.
+                # Keeping the smallest hashes chooses evenly, and depends on neither the order of shards nor chance.
                 key = blake2b(video_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
                 self._thumbnails[key] = (video_id[:_MAX_ID_CHARS], jpeg)
                 if len(self._thumbnails) > MAX_THUMBNAILS:
@@ -296,11 +296,11 @@ def is_thumbnail(jpeg: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochMetrics:
-    """One epoch, counted from 1. ``step`` counts optimizer steps from the start of the training.
+    """The metrics of one epoch. Epochs count from 1. ``step`` counts optimizer steps since the start of the training.
 
-    Values that were not measured are None: everything except losses for ``masked_frame``, and everything except the
-    training loss without validation videos. ``accuracy`` is the share of validation videos that are predicted
-    correctly; if a video may have several labels, all of them have to be correct.
+    Values that were not measured are None. For ``masked_frame``, only the losses are measured. Without validation
+    videos, only the training loss is measured. ``accuracy`` is the fraction of validation videos that are predicted
+    correctly. If a video may have several labels, all of its labels must be correct.
     """
 
     epoch: int
@@ -317,7 +317,11 @@ class EpochMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMetrics:
-    """One label on the validation split. ``support`` videos have it; it was predicted for ``predicted`` videos."""
+    """The metrics of one label on the validation split.
+
+    ``support`` is the number of videos that have the label. ``predicted`` is the number of videos for which it was
+    predicted.
+    """
 
     label: str
     support: int
@@ -329,7 +333,10 @@ class ClassMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mistake:
-    """A validation video with a wrong prediction. ``score`` and ``label_score`` are probabilities."""
+    """A validation video with a wrong prediction.
+
+    ``score`` is the probability of the predicted label, and ``label_score`` is the probability of the true label.
+    """
 
     video_id: str
     label: str
@@ -341,7 +348,7 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One training of a hyperparameter search: the settings that it changed, and its best epoch."""
+    """One training in a hyperparameter search: the settings that it changed, and the metrics of its best epoch."""
 
     name: str
     settings: Mapping[str, object]
@@ -354,9 +361,10 @@ class Trial:
 class TrainingRecord:
     """Everything that a report shows about one training.
 
-    ``selected_by`` names the metric that selected ``best_epoch``, whose checkpoint is kept: ``loss``, ``accuracy`` or
-    ``macro_f1``. ``confusion`` (rows: true label, columns: predicted, both in the order of ``label_names``),
-    ``classes`` and ``mistakes`` describe that checkpoint on the validation split. Times are Unix seconds.
+    ``selected_by`` is the metric that selected ``best_epoch``: ``loss``, ``accuracy`` or ``macro_f1``. The checkpoint
+    of that epoch is kept. ``confusion``, ``classes`` and ``mistakes`` describe this checkpoint on the validation split.
+    The rows of ``confusion`` are true labels and its columns are predicted labels, both in the order of
+    ``label_names``. Times are Unix seconds.
     """
 
     objective: Objective
@@ -392,13 +400,16 @@ class TrainingRecord:
 
     @property
     def kept(self) -> EpochMetrics | None:
-        """The epoch whose checkpoint is kept: the best one, else the last one; None before the first epoch ended."""
+        """The metrics of the epoch whose checkpoint is kept.
+
+        This is the best epoch or, if no epoch was selected, the last one. It is None if no epoch has ended.
+        """
         chosen = [metrics for metrics in self.epochs if metrics.epoch == self.best_epoch] or self.epochs
         return chosen[-1] if chosen else None
 
     @property
     def elapsed_seconds(self) -> float:
-        """Wall time; of all epochs so far while the training is running."""
+        """The wall time of the training. While the training is running, the total time of all epochs so far."""
         if self.finished_at is None:
             return sum(finite(metrics.seconds) for metrics in self.epochs)
         return max(0.0, self.finished_at - self.started_at)
@@ -409,7 +420,7 @@ class TrainingRecord:
 
     @property
     def metric_names(self) -> list[str]:
-        """The metrics of an epoch that are meaningful for this training, in the order in which they are shown."""
+        """The names of the metrics that are meaningful for this training, in the order in which they are shown."""
         names = ["accuracy", "top5_accuracy", "macro_f1", "validation_loss", "train_loss"]
         if len(self.label_names) <= _TOP or self.several_labels:
             names.remove("top5_accuracy")  # with five labels it is 100% for every model
@@ -417,24 +428,24 @@ class TrainingRecord:
 
     @property
     def kept_metrics(self) -> list[tuple[str, str]]:
-        """The metrics of the kept epoch for people, as (name, number)."""
+        """The metrics of the kept epoch as (displayed name, formatted number)."""
         values = [(name, getattr(self.kept, name, None)) for name in self.metric_names]
         return [(metric_name(name), format_metric(name, value)) for name, value in values if value is not None]
 
     @property
     def selected_name(self) -> str:
-        """The metric that selected the kept epoch, in words."""
+        """The displayed name of the metric that selected the kept epoch."""
         unheld = self.kept is None or self.kept.validation_loss is None
         return metric_name("train_loss" if self.selected_by == "loss" and unheld else self.selected_by)
 
     @property
     def best_trial(self) -> Trial | None:
-        """The trial with the best metrics by ``selected_by``; None if no trial has any."""
+        """The trial that is best by the metric ``selected_by``, or None if no trial has measured this metric."""
         ranked = [(rank, trial) for trial in self.trials if (rank := self._rank(trial.metrics)) is not None]
         return max(ranked, key=lambda item: item[0])[1] if ranked else None
 
     def _rank(self, metrics: EpochMetrics | None) -> float | None:
-        """Return the metric that ``selected_by`` names, as a number where more is better; None if not measured."""
+        """Return the metric ``selected_by`` as a number where higher is better, or None if it was not measured."""
         rank: float | None = getattr(metrics, self.selected_by, None)
         if metrics is not None and self.selected_by == "loss":
             rank = -(metrics.train_loss if metrics.validation_loss is None else metrics.validation_loss)
@@ -442,7 +453,10 @@ class TrainingRecord:
 
 
 def confused_pairs(record: TrainingRecord) -> list[tuple[str, str, int, int]]:
-    """Return (true label, predicted label, videos, videos with that true label), the most confused pairs first."""
+    """Return the pairs of labels that were confused, most frequent first.
+
+    A pair is (true label, predicted label, number of confused videos, number of all videos with the true label).
+    """
     pairs = []
     for row, counts in enumerate(record.confusion or ()):
         whole = sum(counts)

@@ -1,4 +1,4 @@
-"""What functions of the Python API return: objects that show themselves in one line, and as a table in a notebook."""
+"""The results of the Python API. They display themselves in one line, and as a table in a notebook."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ _LEFT = 'style="text-align: left"'
 
 
 class Shown:
-    """A base class: ``repr`` and a notebook show what ``shown`` returns."""
+    """A base class for results. ``repr`` and notebooks display the values that ``shown`` returns."""
 
     __slots__ = ()
 
     def shown(self) -> Mapping[str, object]:
-        """Return what to show, by name."""
+        """Return the values to display, by name."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -38,14 +38,14 @@ def _short(value: object) -> str:
 
 @dataclass(frozen=True, repr=False)
 class JobResult(Shown):
-    """The result of a job. The entries of ``counts`` are attributes too: ``result.ok`` is ``result.counts["ok"]``.
+    """The result of a job. The entries of ``counts`` are also attributes: ``result.ok`` is ``result.counts["ok"]``.
 
     Attributes:
         job: The job: embed, train, classify, index or recommend.
         output: The output folder.
-        counts: What the job did: numbers of videos or users by status, metrics of a model, the version of an index.
+        counts: What the job did: number of videos or users by status, metrics of a model, or the version of an index.
         seconds: The wall time of the run.
-        report: The URI of the report; empty if the job writes none, or there was nothing to do.
+        report: The URI of the report. Empty if the job writes no report, or if there was nothing to do.
         is_new: False if there was nothing to do.
         record: Everything that the report shows, as data.
     """
@@ -57,7 +57,7 @@ class JobResult(Shown):
     report: str = ""
     is_new: bool = True
     record: Any = None
-    table: Any = None  # for a terminal: what rich prints
+    table: Any = None  # what rich prints on a terminal
 
     def shown(self) -> Mapping[str, object]:
         """Return the job, its counts, its wall time and its report."""

@@ -1,4 +1,4 @@
-"""Column names and Arrow schemas: the contract between jobs. Each name is written here once."""
+"""Column names and Arrow schemas: the contract between jobs. Each name is defined only here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,9 +31,9 @@ FRAME_EMBEDDINGS = "frame_embeddings"
 EMBEDDING = "embedding"
 THUMBNAIL = "thumbnail"
 EMBEDDINGS_FILE = "embeddings_file"
-FIRST_ROW = "first_row"  # of plans whose shards are row ranges of a table
+FIRST_ROW = "first_row"  # in plans whose shards are row ranges of a table
 NUM_ROWS = "num_rows"
-ROW = "row"  # its number in that table, from 0
+ROW = "row"  # the number of a row in that table, from 0
 USER_ID = "user_id"
 VIDEO_IDS = "video_ids"
 SCORES = "scores"
@@ -47,10 +47,10 @@ TOP_LABELS = "top_labels"
 TOP_SCORES = "top_scores"
 FRAME_SCORES = "frame_scores"
 
-ROW_FORMAT = 2  # of the rows of embed: their columns and the rules for decoding; part of the fingerprint
+ROW_FORMAT = 2  # of embed's rows: their columns and decoding rules. It is part of the fingerprint
 _ADDED_BY_FORMAT_2 = (NUM_CORRUPT_FRAMES, INTERLACED, TIMELINE_REPAIRED)
 
-LABEL_THRESHOLD = 0.5  # with several labels, a video gets those that are at least this probable
+LABEL_THRESHOLD = 0.5  # a multi-label model assigns every label with at least this probability
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -71,11 +71,14 @@ def row_format_of(settings: Mapping[str, Any]) -> int:
 
 
 def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT) -> pa.Schema:
-    """Return the schema of a file in ``OUTPUT/data/``: a row per video, T frames of D = ``embedding_dim`` numbers.
+    """Return the schema of a file that ``raypipe embed`` writes to ``OUTPUT/data/``, with one row per video.
 
-    ``num_corrupt_frames`` counts how many of the T frames are corrupt. ``interlaced``: frames were deinterlaced.
-    ``timeline_repaired``: the container's time stamps contradict each other, and ``frame_pts_seconds`` and
-    ``duration_seconds`` refer to a repaired timeline. Format 1 lacks these three.
+    A video has T frames. Each frame has an embedding of ``embedding_dim`` numbers. Row format 1 lacks these columns:
+
+    - ``num_corrupt_frames``: how many of the T frames are corrupt.
+    - ``interlaced``: whether frames were deinterlaced.
+    - ``timeline_repaired``: whether the container's time stamps contradict each other, so that ``frame_pts_seconds``
+      and ``duration_seconds`` refer to a repaired timeline.
     """
     fields = pa.schema(
         [
@@ -110,11 +113,12 @@ def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT) -> pa
 
 
 def predictions_schema() -> pa.Schema:
-    """Return the schema of a file of ``raypipe classify``: a row per video, from ``label`` on null if it has no frames.
+    """Return the schema of a file that ``raypipe classify`` writes, with one row per video.
 
-    ``etag`` is the generation and etag of the embedded row, ``3-d41d8…``, which identifies one embedding of a video.
-    ``generation`` counts the classifications. ``labels`` are those of at least 0.5 for a multi-label model, otherwise
-    the only one. ``frame_scores`` are null unless requested.
+    If a video has no frames, ``label`` and all columns after it are null. ``etag`` consists of the generation and the
+    etag of the video's row in the embeddings, such as ``3-d41d8…``. It identifies one embedding of a video.
+    ``generation`` counts the classifications. With a multi-label model, ``labels`` contains all labels with a
+    probability of at least 0.5. Otherwise, it contains only the best label. ``frame_scores`` is null unless requested.
     """
     return pa.schema(
         [
@@ -136,11 +140,12 @@ def predictions_schema() -> pa.Schema:
 
 
 def recommendations_schema() -> pa.Schema:
-    """Schema of a file of ``raypipe recommend``: one row per row of the history, in its order.
+    """Return the schema of a file that ``raypipe recommend`` writes: one row per row of the history, in the same order.
 
-    ``row`` is its number there, from 0. ``status``: answered by the history (``ok``), by what is popular (``popular``),
-    or not at all (``error``). ``scores`` and ``closest`` (an id of the history) belong to ``video_ids``; ``unknown``
-    are ids of the history that the index does not hold.
+    ``row`` is the number of the row in the history, from 0. ``status`` is ``ok`` if the answer is based on the history,
+    ``popular`` if popular videos are recommended instead, and ``error`` if there is no answer. ``scores`` and
+    ``closest`` have one entry per entry of ``video_ids``. An entry of ``closest`` is the id of the most similar watched
+    video. ``unknown`` contains the ids of the history that are not in the index.
     """
     return pa.schema(
         [

@@ -1,4 +1,4 @@
-"""How one video, or one user, ended. Everything that is planned ends as exactly one row with one of these."""
+"""The outcome of one video or one user. Everything that is planned results in exactly one row with one status."""
 
 from enum import StrEnum
 
@@ -7,28 +7,28 @@ class Status(StrEnum):
     """The outcome of one video."""
 
     OK = "ok"
-    PARTIAL = "partial"  # fewer frames than asked for, or some of them corrupt
+    PARTIAL = "partial"  # fewer frames than requested, or some corrupt frames
     DECODE_ERROR = "decode_error"
     NO_VIDEO_STREAM = "no_video_stream"
-    ENCRYPTED = "encrypted"  # its pictures cannot be decoded without a key
+    ENCRYPTED = "encrypted"  # the frames cannot be decoded without a key
     FORBIDDEN_FORMAT = "forbidden_format"
     TOO_LARGE = "too_large"
     TIMEOUT = "timeout"
     OUT_OF_MEMORY = "out_of_memory"
     CRASHED = "crashed"
-    CHANGED = "changed"  # the object's etag is not the planned one
+    CHANGED = "changed"  # the object's etag differs from the planned etag
     MISSING = "missing"
     ACCESS_DENIED = "access_denied"
-    STORAGE_ERROR = "storage_error"  # the storage kept failing on this object after every retry
-    GONE = "gone"  # no longer in its input, by a complete listing; nothing was read
+    STORAGE_ERROR = "storage_error"  # reading the object still failed at the last retry
+    GONE = "gone"  # a complete listing of the input no longer contains the video; nothing was read
 
 
 class UserStatus(StrEnum):
     """How ``raypipe recommend`` answered one row of the history."""
 
     OK = "ok"
-    POPULAR = "popular"  # by what is popular: the index holds no video of the history
-    ERROR = "error"  # the row cannot be read, or not be answered
+    POPULAR = "popular"  # with popular videos, because the index has no video of the history
+    ERROR = "error"  # the row cannot be read or answered
 
 
 HAS_FRAMES = frozenset({Status.OK, Status.PARTIAL})

@@ -35,7 +35,7 @@ _PLAIN_LOSSES = (0.01, 1000)  # between these, three decimals are precise enough
 
 
 def visible(text: str) -> str:
-    """Return ``text`` with control, format, surrogate and unusual space characters escaped."""
+    """Escape the control, format, surrogate and unusual space characters in ``text``."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
@@ -47,12 +47,12 @@ def redact(text: str) -> str:
 
 
 def one_line(value: object) -> str:
-    """Return the text of a value, such as an exception, with every run of white space as one space."""
+    """Return the text of a value, such as an exception, on one line. Each run of white space becomes one space."""
     return " ".join(str(value).split())
 
 
 def shorten(text: str, *, max_chars: int) -> str:
-    """Return ``text`` without its middle if it is too long: names usually differ at their ends."""
+    """Shorten ``text`` by replacing its middle with an ellipsis. Names usually differ at their ends."""
     if len(text) <= max_chars:
         return text
     head = (max_chars - 1) // 3
@@ -60,7 +60,10 @@ def shorten(text: str, *, max_chars: int) -> str:
 
 
 def error_kind(error: str) -> str:
-    """Return the part of an error that is the same for every error with its cause: no numbers, quotes or addresses."""
+    """Return an error without its numbers, quoted names and addresses.
+
+    Errors with the same cause usually give the same result.
+    """
     first_line = next(iter(error.strip().splitlines()), "")
     return shorten(_PARTICULAR.sub("…", first_line), max_chars=_KIND_LENGTH)
 
@@ -71,12 +74,12 @@ def finite(number: float) -> float:
 
 
 def format_count(count: int) -> str:
-    """Format a count: ``4,800``."""
+    """Format a count with thousands separators: ``4,800``."""
     return f"{count:,}"
 
 
 def plural(count: int, noun: str) -> str:
-    """Return ``1 shard`` or ``2 shards``."""
+    """Return a count with a noun, such as ``1 shard`` or ``2 shards``."""
     return f"{format_count(count)} {noun}" if count == 1 else f"{format_count(count)} {noun}s"
 
 
@@ -90,7 +93,7 @@ def format_rate(per_second: float) -> str:
 
 
 def format_share(share: float) -> str:
-    """Format a share of one as a percentage. Only exactly 0 and 1 are shown as 0% and 100%."""
+    """Format a fraction from 0 to 1 as a percentage. Only exactly 0 and 1 become ``0%`` and ``100%``."""
     percent = 100 * share
     if 0 < percent < 0.1:  # noqa: PLR2004  the smallest share that one decimal shows
         return "<0.1%"
@@ -129,22 +132,22 @@ def format_seconds(seconds: float) -> str:
 
 
 def heading(words: str) -> str:
-    """Return ``words`` with a capital at the start and the rest unchanged: ``Macro-F1``."""
+    """Capitalize the first letter and leave the rest unchanged: ``macro-F1`` becomes ``Macro-F1``."""
     return f"{words[:1].upper()}{words[1:]}"
 
 
 def flag_texts(flags: Mapping[str, int]) -> list[str]:
-    """Return what was noticed about videos that were read, such as ``2 repaired timelines``."""
+    """Describe each nonzero count of ``FLAG_TEXTS`` in words, such as ``2 repaired timelines``."""
     return [plural(flags[name], text) for name, text in FLAG_TEXTS.items() if flags.get(name)]
 
 
 def metric_name(name: str) -> str:
-    """Return the name of an epoch's metric in words."""
+    """Return the displayed name of a metric: ``train_loss`` becomes ``training loss``."""
     return _METRIC_NAMES.get(name, name)
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """Format a metric by its kind: accuracies in percent, F1 as a number up to 1, losses to three decimals."""
+    """Format a metric by its kind: accuracy as a percentage, F1 and losses as numbers. None becomes an en dash."""
     if value is None:
         return NOTHING
     if math.isfinite(value) and name.endswith("accuracy"):
@@ -166,7 +169,7 @@ def format_loss(value: float) -> str:
 
 
 def format_speed(per_second: float) -> str:
-    """Format a rate that a worker measured, which may be NaN or infinite."""
+    """Format a rate that a worker measured. NaN, infinity and implausibly large rates become an en dash."""
     return format_rate(per_second) if abs(per_second) < _MAX_RATE else NOTHING
 
 

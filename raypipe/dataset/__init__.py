@@ -1,1 +1,1 @@
-"""The sealed outputs of every batch job: plan, commit, seal, read and verify them. Plain Python, without Ray."""
+"""Plan, commit, seal, read and verify the output of a batch job. Plain Python, without Ray."""

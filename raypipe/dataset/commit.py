@@ -36,7 +36,7 @@ _FILE_KEYS = {"name", "etag", "size_bytes", "num_rows"}
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a job counts in its rows besides their statuses. ``examples`` are the ids of the first few counted rows."""
+    """What a job counts in its rows in addition to statuses. ``examples`` are the ids of the first few counted rows."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Totals:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Totals":
-        """Read the totals of a footer or a manifest; they are empty if the job counts nothing.
+        """Read the totals from the entries of a footer or a manifest. They are empty if the job counts nothing.
 
         Raises:
             AttributeError, TypeError, ValueError: the totals are malformed.
@@ -63,7 +63,7 @@ class Totals:
 
     @property
     def stored(self) -> dict[str, Any]:
-        """Return the entries to store in a footer or a manifest."""
+        """Return the totals as entries for a footer or a manifest."""
         return {"counts": dict(self.counts), "examples": list(self.examples)} if self.counts else {}
 
 
@@ -81,22 +81,22 @@ class ShardFile:
 
     @property
     def num_rows(self) -> int:
-        """Return the number of rows, each of which has one status."""
+        """Return the number of rows: the sum of the counts of all statuses."""
         return sum(self.statuses.values())
 
     @property
     def footer(self) -> dict[str, Any]:
-        """Return the entries to store in the footer."""
+        """Return the description as entries for the footer."""
         about = asdict(self)
         del about["totals"]
         return about | self.totals.stored
 
 
 def shard_digest(rows: pa.Table) -> str:
-    """Return the digest of a shard's inputs. Its rows in the plan and its rows in the file have the same digest."""
+    """Return a digest of a shard's inputs. It is the same for the planned rows and the committed rows of the shard."""
     if found := row_range(rows):
         lines = ["\0".join(map(str, found))]
-    elif schema.ROW in rows.column_names:  # not one range, so not a shard of any plan
+    elif schema.ROW in rows.column_names:  # the rows are not one range, so they are not a shard of any plan
         lines = [*map(str, rows[schema.ROW].to_pylist())]
     else:
         columns = (rows[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG))
@@ -107,7 +107,7 @@ def shard_digest(rows: pa.Table) -> str:
 def describe_shard(
     rows: pa.Table, *, plan: int, shard: int, fingerprint: str, totals: Totals | None = None
 ) -> ShardFile:
-    """Return the description of these rows for the footer of their file."""
+    """Return the description of a shard with these rows, for the footer of its file."""
     num_frames = pc.sum(rows[schema.NUM_FRAMES]).as_py() if schema.NUM_FRAMES in rows.column_names else 0
     return ShardFile(
         plan=plan,
@@ -124,7 +124,7 @@ def put_shard(output: Folder, rows: pa.Table, about: ShardFile) -> bool:
     """Commit a shard. Return False if another attempt has already committed it.
 
     Raises:
-        CommitError: something else is stored under the shard's name.
+        CommitError: a different file is stored under the name of the shard.
     """
     if output.put_new(data_name(about.plan, about.shard), parquet_bytes(rows, about.footer)):
         return True
@@ -133,10 +133,10 @@ def put_shard(output: Folder, rows: pa.Table, about: ShardFile) -> bool:
 
 
 def check_shard(output: Folder, plan: int, shard: int, *, shard_digest: str, fingerprint: str) -> ShardFile:
-    """Read the footer of a committed shard and compare it with the plan.
+    """Read the footer of a committed shard, compare it with the plan, and return it.
 
     Raises:
-        CommitError: the file is not this shard.
+        CommitError: the file does not contain this shard.
     """
     found = read_shard_file(output, data_name(plan, shard))
     planned = (plan, shard, shard_digest, fingerprint)
@@ -201,7 +201,7 @@ def committed_files(output: Folder, number: int) -> dict[int, StoredObject]:
 
 
 def missing_shards(plans: StoredPlans, numbers: Iterable[int]) -> Iterator[pa.Table]:
-    """Yield the planned rows of each shard that is not committed, with their generation as a new column."""
+    """Yield the planned rows of each shard that is not committed, with the generation as an added column."""
     for number in numbers:
         plan = plans.read(number)
         committed = committed_files(plans.output, number)
@@ -215,7 +215,7 @@ def seal(plans: StoredPlans, number: int, *, versions: Mapping[str, str]) -> boo
     """Write the manifest of a plan if every shard is committed as planned. Return False if a shard is missing.
 
     Raises:
-        CommitError: a file is not the shard that its name says, or the number of rows is not as planned.
+        CommitError: a file does not contain the shard that its name says, or the number of rows differs from the plan.
     """
     output, plan = plans.output, plans.read(number)
     files = committed_files(output, number)
@@ -260,7 +260,7 @@ def check_files(output: Folder, plan: Plan) -> dict[int, ShardFile]:
     """Compare the footer of every committed file with the plan, and return the footers by shard.
 
     Raises:
-        CommitError: a file is not the shard that its name says.
+        CommitError: a file does not contain the shard that its name says.
     """
 
     def check(item: tuple[int, pa.Table]) -> tuple[int, ShardFile]:

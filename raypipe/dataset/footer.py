@@ -1,4 +1,4 @@
-"""Write and read Parquet files that describe themselves in the footer and have page checksums."""
+"""Write and read Parquet files that have page checksums and a JSON description in the footer."""
 
 import io
 import json
@@ -17,7 +17,7 @@ METADATA = b"raypipe"
 
 
 def parquet_bytes(table: pa.Table, about: Mapping[str, Any]) -> bytes:
-    """Return a table as a Parquet file, with ``about`` and raypipe's version as JSON in the footer."""
+    """Return a table as a Parquet file. The footer contains ``about`` and raypipe's version as JSON."""
     sink = io.BytesIO()
     metadata = {METADATA: json.dumps({"raypipe": raypipe.__version__, **about}).encode()}
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type) and field.type != pa.binary()]
@@ -34,7 +34,7 @@ def parquet_bytes(table: pa.Table, about: Mapping[str, Any]) -> bytes:
 
 
 def read_parquet(folder: Folder, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the table of a file, or only some of its columns, and verify the page checksums.
+    """Read a Parquet file, or only some of its columns, and verify the page checksums.
 
     Raises:
         CommitError: the file is corrupt or lacks a column.
@@ -50,7 +50,7 @@ def read_parquet(folder: Folder, name: str, *, columns: Sequence[str] | None = N
 
 
 def not_sealed(folder: Folder, name: str, reason: str, *, value: object = None, expected: object = None) -> CommitError:
-    """Return the error to raise if a file does not contain the rows that were committed."""
+    """Return the exception for a file that does not contain the rows that were committed."""
     uri = folder.child(name)
     remedy = f"Run raypipe verify {folder}."
     return CommitError(

@@ -1,7 +1,7 @@
-"""Plans: the work of a job, decided once and stored create-only in ``OUTPUT/plans/``.
+"""Plans: lists of the work of a job. Each plan is stored once in ``OUTPUT/plans/`` and never changes.
 
-Plans are numbered from 0 without a gap, and each number can be created only once, so any number of drivers agree on the
-content of each plan. A plan is one generation: every output row that it leads to carries its number.
+Plans are numbered from 0 without a gap. Each number can be created only once, so all drivers agree on the content of
+each plan. The number of a plan is also the generation of every output row that results from the plan.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ from raypipe.errors import CommitError, FingerprintError, refuse_other_settings
 from raypipe.storage import Folder, StoredObject
 
 MAX_PLAN_VIDEOS = 65_536
-_PLANS_KEPT = 8  # in memory, about 10 MB each
+_PLANS_KEPT = 8  # plans kept in memory, about 10 MB each
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedVideo:
-    """One video to plan: an object at a URI, whose content is identified by its etag.
+    """One video to plan: an object at a URI. The etag identifies the content of the object.
 
-    A video that is gone is planned only so that it gets a row with that status. It is not read.
+    A video that is gone is planned only to give it a row with the status ``gone``. It is not read.
     """
 
     video_id: str
@@ -42,12 +42,15 @@ class PlannedVideo:
 
     @classmethod
     def of(cls, stored: StoredObject) -> "PlannedVideo":
-        """Convert a listed object to a video. Its id is its key relative to the input."""
+        """Convert a listed object to a video. The video's id is the key of the object relative to the input."""
         return cls(stored.key, stored.uri, stored.etag, stored.size_bytes)
 
 
 def plan_table(videos: Sequence[PlannedVideo], shards: Sequence[int]) -> pa.Table:
-    """Return the rows of a plan: the videos in the order of their shards, which are numbered from 0 without a gap."""
+    """Return the rows of a plan, one per video.
+
+    ``shards`` contains the shard of each video. The shards must be in ascending order, numbered from 0 without a gap.
+    """
     table = pa.table(
         {
             schema.VIDEO_ID: [video.video_id for video in videos],
@@ -71,7 +74,7 @@ def planned_videos(rows: pa.Table) -> list[PlannedVideo]:
 
 
 def gone_flags(rows: pa.Table) -> list[bool]:
-    """Return whether each row of a plan marks a video as gone."""
+    """Return a flag for each row of a plan: whether it marks its video as gone."""
     if schema.GONE not in rows.column_names:
         return [False] * rows.num_rows
     flags: list[bool] = rows[schema.GONE].to_pylist()
@@ -79,10 +82,10 @@ def gone_flags(rows: pa.Table) -> list[bool]:
 
 
 def range_table(num_rows: int, *, rows_per_shard: int, first_shard: int = 0, num_shards: int) -> pa.Table:
-    """Return the rows of a plan that splits a table of ``num_rows`` into ranges of ``rows_per_shard``, one per shard.
+    """Return the rows of a plan in which each shard is a range of ``rows_per_shard`` rows of a table.
 
-    The plan has ``num_shards`` ranges, beginning with range number ``first_shard`` of the table. Its shards are
-    numbered from 0.
+    The table has ``num_rows`` rows. The plan covers ``num_shards`` of its ranges, starting with range ``first_shard``.
+    Within the plan, shards are numbered from 0.
     """
     first = np.arange(first_shard, first_shard + num_shards, dtype=np.int64) * rows_per_shard
     columns = {
@@ -94,9 +97,10 @@ def range_table(num_rows: int, *, rows_per_shard: int, first_shard: int = 0, num
 
 
 def row_range(rows: pa.Table) -> tuple[int, int] | None:
-    """Return (first row, number of rows) of a shard of a range plan, given its row in the plan or the rows of its file.
+    """Return the row range of a shard as (first row, number of rows).
 
-    Return None if the rows do not belong to a range plan, or are not one range.
+    ``rows`` are the planned rows of the shard, or the rows of its file. Return None if the rows do not belong to a
+    range plan, or are not contiguous.
     """
     if schema.FIRST_ROW in rows.column_names:
         return rows[schema.FIRST_ROW][0].as_py(), pc.sum(rows[schema.NUM_ROWS]).as_py()
@@ -109,7 +113,7 @@ def row_range(rows: pa.Table) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One stored plan, ordered by shard. Its rows are videos (``PLAN_SCHEMA``) or row ranges (``RANGE_PLAN_SCHEMA``).
+    """One plan. Its rows are videos (``PLAN_SCHEMA``) or row ranges (``RANGE_PLAN_SCHEMA``), sorted by shard.
 
     A job may add columns.
     """
@@ -127,11 +131,11 @@ class Plan:
 
     @property
     def num_rows(self) -> int:
-        """Return the total number of rows in the files of this plan."""
+        """Return the number of output rows that result from this plan."""
         return num_planned_rows(self.rows)
 
     def shards(self) -> Iterator[tuple[int, pa.Table]]:
-        """Yield the number and rows of each shard."""
+        """Yield each shard as (shard number, planned rows)."""
         numbers = self.rows[schema.SHARD].to_numpy()
         start = 0
         for shard in range(self.num_shards):
@@ -143,17 +147,20 @@ class Plan:
 
 
 def num_planned_rows(rows: pa.Table) -> int:
-    """Return how many output rows these rows of a plan lead to: one per video, or the total length of the ranges."""
+    """Return how many output rows result from these planned rows: one per video, or the total length of the ranges."""
     return int(pc.sum(rows[schema.NUM_ROWS]).as_py() if schema.NUM_ROWS in rows.column_names else rows.num_rows)
 
 
 def job_of(settings: Mapping[str, Any]) -> str:
-    """Return the job of these settings, as in ``raypipe JOB``. The settings of embed do not name their job."""
+    """Return the name of the job with these settings, as in ``raypipe JOB``.
+
+    The settings of every job except embed contain its name.
+    """
     return str(settings.get("job", "embed"))
 
 
 def digest(text: str) -> bytes:
-    """Return 12 bytes that identify a URI, id or etag: a hundred million of them collide with probability 1e-13."""
+    """Return 12 bytes that identify a URI, id or etag. A collision among 100 million texts has probability 1e-13."""
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
 
@@ -163,10 +170,10 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def comparable_fingerprints(settings: Mapping[str, Any]) -> frozenset[str]:
-    """Return the fingerprints of these settings of embed in every row format.
+    """Return the fingerprints that these settings of embed have in each row format.
 
-    Vectors of all formats are comparable: a later format reads more videos correctly, and gives the other videos the
-    same vectors.
+    The embeddings of all formats are comparable. A later format decodes more videos correctly, and the embeddings of
+    all other videos stay the same.
     """
     return frozenset(fingerprint({**settings, "format": row_format}) for row_format in range(1, schema.ROW_FORMAT + 1))
 
@@ -182,7 +189,7 @@ def data_name(plan: int, shard: int) -> str:
 
 
 def parse_data_name(name: str) -> tuple[int, int] | None:
-    """Return the plan and shard of a file in ``data/``, or None if it is not the name of a shard's file."""
+    """Parse the name of a shard's file in ``data/`` to (plan, shard). Return None for any other name."""
     match = re.fullmatch(r"data/([0-9]{5,18})-([0-9]{6,18})\.parquet", name)
     parsed = (int(match[1]), int(match[2])) if match else None
     return parsed if parsed and data_name(*parsed) == name else None  # 000001 is not another name for 00001
@@ -214,7 +221,7 @@ def read_plan(output: Folder, number: int) -> Plan:
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
-    """Return the columns that every plan has, in schema order, followed by the columns that the job added."""
+    """Sort the columns of a plan: first the columns of its schema, then the columns that the job added."""
     base = schema.RANGE_PLAN_SCHEMA if schema.FIRST_ROW in rows.column_names else schema.PLAN_SCHEMA
     wanted = pa.schema([*base, *(field for field in rows.schema if field.name not in base.names)])
     return rows.select(wanted.names).cast(wanted)
@@ -249,14 +256,14 @@ class StoredPlans:
 
     def __init__(self, output: Folder) -> None:
         self.output = output
-        self._kept: dict[int, Plan] = {}  # the least recently used first
+        self._kept: dict[int, Plan] = {}  # least recently used first
 
     def numbers(self) -> list[int]:
         """Return the numbers of the stored plans in ascending order."""
         return plan_numbers(self.output)
 
     def read(self, number: int) -> Plan:
-        """Return a plan from memory, or read it: a stored plan never changes. Raises like ``read_plan``."""
+        """Return a plan, from memory if it is still there. Raises the same errors as ``read_plan``."""
         return self._keep(self._kept.pop(number) if number in self._kept else read_plan(self.output, number))
 
     def put(self, plan: Plan) -> bool:
@@ -287,10 +294,10 @@ def put_plan(output: Folder, plan: Plan) -> bool:
 
 
 def check_fingerprint(plan: Plan, settings: Mapping[str, Any]) -> None:
-    """Refuse to mix rows that are not comparable.
+    """Check that rows made with these settings can be added to an output that contains the plan.
 
     Raises:
-        FingerprintError: the rows of the plan were made with other settings.
+        FingerprintError: the plan was made with other settings, so the rows would not be comparable.
     """
     if plan.fingerprint == fingerprint(settings):
         return

@@ -1,4 +1,4 @@
-"""Decide what to plan: new videos, and videos that a complete listing no longer contains."""
+"""Decide what to plan: new, changed and failed videos, and videos that a complete listing no longer contains."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +50,7 @@ class GoneVideos:
 
     plans: StoredPlans
     latest: dict[bytes, int]  # digest of a video_id -> the last plan that contains it
-    num_planned: int  # videos of the input that were planned and not gone before the listing
+    num_planned: int  # videos of the input that were planned, and not gone, before the listing
 
     @property
     def num_videos(self) -> int:
@@ -59,7 +59,7 @@ class GoneVideos:
 
     @property
     def fraction(self) -> float:
-        """Return the fraction of the planned videos that are gone."""
+        """Return the fraction of the input's planned videos that are gone."""
         return self.num_videos / max(self.num_planned, self.num_videos, 1)
 
     def __iter__(self) -> Iterator[PlannedVideo]:
@@ -72,7 +72,7 @@ class GoneVideos:
 
 
 class Unlisted:
-    """The planned videos of one input that its listing has not returned so far. Only digests are in memory.
+    """The planned videos of an input that the listing of the input has not returned so far, as digests.
 
     Call ``learn`` for each plan, ``see`` for each listed video, ``plans_anew`` for each video that gets a new row,
     ``end`` after the last video, and then ``find``.
@@ -89,7 +89,7 @@ class Unlisted:
 
     @property
     def num_planned(self) -> int:
-        """Return how many videos of the input are planned and not gone."""
+        """Return how many videos of the input were planned, and not gone, before the listing."""
         return self._num_planned
 
     def learn(self, plan: Plan, uris: Sequence[bytes]) -> None:
@@ -105,11 +105,11 @@ class Unlisted:
         self._num_planned = len(self._uris)
 
     def see(self, uri: bytes) -> None:
-        """Note that the listing contains this URI."""
+        """Note that the listing contains the URI with this digest."""
         self._uris.discard(uri)
 
     def plans_anew(self, video: PlannedVideo) -> None:
-        """Note that this video gets a new row: its id is not gone, even if its previous URI is."""
+        """Note that this video gets a new row. So its id is not gone, even if its previous URI is gone."""
         self._new_ids.add(digest(video.video_id))
 
     def end(self) -> None:
@@ -117,7 +117,7 @@ class Unlisted:
         self._is_complete = True
 
     def find(self, covers: Callable[[str], bool]) -> GoneVideos:
-        """Return the videos that are gone; no videos unless the listing was read to its end.
+        """Return the videos that are gone. If the listing was not read to its end, there are no such videos.
 
         A video is gone if its last plan belongs to this input and the listing does not contain its URI. ``covers``
         returns whether the listing would contain a URI if the video existed.
@@ -133,7 +133,7 @@ class Unlisted:
         ids, uris = (plan.rows[name].to_pylist() for name in (schema.VIDEO_ID, schema.VIDEO_URI))
         for video_id, uri, is_gone in zip(ids, uris, gone_flags(plan.rows), strict=True):
             key = digest(video_id)
-            latest.pop(key, None)  # an earlier plan is not the last one
+            latest.pop(key, None)  # this plan is later than the noted one
             is_left = is_same and not is_gone and digest(uri) in self._uris
             if is_left and key not in self._new_ids and covers(uri):
                 latest[key] = plan.number
@@ -141,21 +141,21 @@ class Unlisted:
 
 @dataclass
 class Planner:
-    """Reads the stored plans and adds new ones.
+    """Reads the stored plans and stores new ones.
 
-    ``key`` identifies a video. Only the last plan that contains a video counts: an object that was replaced and later
-    restored is new each time.
+    ``key`` is the column that identifies a video. Only the last plan that contains a video counts. So if an object is
+    replaced and later restored, it is planned both times.
     """
 
     plans: StoredPlans
     settings: Mapping[str, Any]  # the fingerprint is their digest
     input_uri: str = ""
     key: Key = "video_uri"
-    known: dict[bytes, bytes] = field(default_factory=dict)  # digests: key -> its etag in the last plan
-    other_ids: dict[bytes, str] = field(default_factory=dict)  # digest of an id -> URI, in plans of other inputs
-    places: dict[bytes, bytes] = field(default_factory=dict)  # digests: id -> URI, in plans of this manifest
-    taken: set[bytes] = field(default_factory=set)  # digests of the keys that another driver has planned meanwhile
-    taken_ids: set[bytes] = field(default_factory=set)  # digests of the ids that another driver has planned meanwhile
+    known: dict[bytes, bytes] = field(default_factory=dict)  # digest of a key -> digest of its etag in the last plan
+    other_ids: dict[bytes, str] = field(default_factory=dict)  # digest of an id -> URI, from plans of other inputs
+    places: dict[bytes, bytes] = field(default_factory=dict)  # digests: id -> URI, from plans of this manifest
+    taken: set[bytes] = field(default_factory=set)  # digests of keys that another driver planned during this run
+    taken_ids: set[bytes] = field(default_factory=set)  # digests of ids that another driver planned during this run
     unlisted: Unlisted | None = None  # if given, it finds the videos of this input that a listing lacks
     next_number: int = 0
 
@@ -173,11 +173,11 @@ class Planner:
                 self.unlisted.learn(plan, keys)
 
     def new_videos(self, found: Iterable[VideoT], *, retry: Retry = "none") -> Iterator[VideoT]:
-        """Yield the found videos that are new or have changed, and those whose failed row is to be retried.
+        """Yield the found videos that are new, that have changed, or whose failed row is to be retried.
 
         Raises:
             CommitError: a stored file does not have the content that its name says.
-            ConfigError: a video has the id of another video that was planned from another input.
+            ConfigError: a video has the same id as a different video of another input.
         """
         again = failed_videos(self.plans, retry=retry, key=self.key) if retry != "none" else set()
         seen: set[bytes] = set()
@@ -204,12 +204,12 @@ class Planner:
         if planned is None or (planned == _GONE and not video.is_gone):
             return True
         if self.places and self.places.get(digest(video.video_id), key) != key:
-            return True  # since then, a manifest has given the id to another object
-        # A missing video has no etag and keeps the row that it has.
+            return True  # the manifest has since given the id to another object
+        # A missing video has no etag. It keeps its previous row.
         return bool(video.etag) and planned != _version(video.etag, is_gone=video.is_gone)
 
     def _check_id(self, video: PlannedVideo) -> None:
-        """Raise ConfigError if the id belongs to a video of another input, whose row this video would supersede."""
+        """Raise ConfigError if a video of another input has the same id, because the new row would replace its row."""
         other = self.other_ids.get(digest(video.video_id), video.video_uri) if self.other_ids else video.video_uri
         if other != video.video_uri:
             msg = f"In {self.plans.output}, video_id {video.video_id!r} is {other!r}; here it is {video.video_uri!r}."
@@ -217,9 +217,10 @@ class Planner:
             raise ConfigError(msg, key=schema.VIDEO_ID, value=video.video_uri, expected=other, remedy=remedy)
 
     def store(self, videos: Iterable[VideoT], *, pack: Callable[[list[VideoT]], pa.Table]) -> list[int]:
-        """Store plans for the videos, except those that another driver plans meanwhile; return the plans' numbers.
+        """Store plans for the videos, and return the numbers of these plans.
 
-        ``pack`` converts the videos of one plan to its rows, with shards numbered from 0.
+        Videos that another driver plans in the meantime are left out. ``pack`` converts the videos of one plan to the
+        rows of the plan, with shards numbered from 0.
         """
         stored: list[int] = []
         batch: list[VideoT] = []
@@ -243,7 +244,10 @@ class Planner:
         return []
 
     def _untaken(self, batch: list[VideoT]) -> list[VideoT]:
-        """Leave out videos that another driver has planned meanwhile. A video is not gone if its id has a new row."""
+        """Return the videos that no other driver has planned in the meantime.
+
+        A gone video is also left out if another driver has planned a new row for its id.
+        """
         if not self.taken:
             return batch
         return [
@@ -265,7 +269,7 @@ class Planner:
             for video_id, uri, is_gone in zip(ids, uris, flags, strict=True):
                 self.other_ids[digest(video_id)] = uri
                 if is_gone:
-                    del self.other_ids[digest(video_id)]  # another video may use this id
+                    del self.other_ids[digest(video_id)]  # so another video may use this id
         elif self.key == schema.VIDEO_URI and is_table(plan.input):
             ids = map(digest, plan.rows[schema.VIDEO_ID].to_pylist())
             self.places.update(zip(ids, digests, strict=True))
@@ -281,7 +285,7 @@ _GONE = _version("", is_gone=True)
 
 
 def failed_videos(plans: StoredPlans, *, retry: Retry, key: Key) -> set[bytes]:
-    """Return the digests of the keys whose latest row failed with a status that is to be retried.
+    """Return the digests of the keys of videos whose latest row has a failed status that ``retry`` selects.
 
     A video that is planned again but has no row yet is not included.
 

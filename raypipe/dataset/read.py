@@ -19,13 +19,13 @@ from raypipe.text import one_line
 
 
 def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
-    """Return the manifests of all plans, in ascending order.
+    """Return the manifests of all plans, sorted by plan number.
 
     Raises:
-        JobError: there is no plan, one is lost, or one is not sealed.
+        JobError: there is no plan, a plan is missing, or a plan is not sealed.
     """
     sealed = sealed_plans(output)
-    numbers = plan_numbers(output)  # listed after the manifests: another driver may add both
+    numbers = plan_numbers(output)  # listed after the manifests, because another driver may add both meanwhile
     if not numbers:
         msg = f"{output} holds no plan."
         raise JobError(msg, key=str(output), remedy="Give a folder that was the --output of a job.")
@@ -40,11 +40,11 @@ def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
 
 
 def embeddings_manifests(output: Folder) -> list[dict[str, Any]]:
-    """Return the manifests of all plans of an output of ``raypipe embed``, in ascending order.
+    """Return the manifests of all plans in an output of ``raypipe embed``, sorted by plan number.
 
     Raises:
-        JobError: it is not sealed.
-        ConfigError: another job's output.
+        JobError: the output is not sealed.
+        ConfigError: the output belongs to another job.
     """
     if not plan_numbers(output):
         msg = f"{output} holds no embeddings."
@@ -57,28 +57,34 @@ def embeddings_manifests(output: Folder) -> list[dict[str, Any]]:
 
 
 def read_rows(output: Folder, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the current rows, one table per file: for each ``video_id``, the row of its latest generation.
+    """Yield the current rows of an output, one table per file.
+
+    The current row of a video is the row of its latest generation.
 
     Raises:
-        JobError: the output is not sealed, or a file is damaged.
+        JobError: the output is not sealed, or a file is corrupt.
     """
     yield from rows_of(output, sealed_manifests(output), columns)
 
 
 def read_embeddings(output: Folder, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the current rows of an output of ``raypipe embed``.
+    """Yield the current rows of an output of ``raypipe embed``, one table per file.
 
     Raises:
-        JobError: it is not sealed, or a file is damaged.
-        ConfigError: another job's output.
+        JobError: the output is not sealed, or a file is corrupt.
+        ConfigError: the output belongs to another job.
     """
     yield from rows_of(output, embeddings_manifests(output), columns)
 
 
 def rows_of(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    """Yield the current rows of the plans with these manifests; raises like ``read_rows``."""
+    """Yield the current rows of the plans with these manifests, one table per file.
+
+    Raises:
+        CommitError: a file is corrupt.
+    """
     wanted = list(columns) if columns is not None else None
-    if job_of(manifests[0]["settings"]) == "recommend":  # row ranges of one file: each row is there once
+    if job_of(manifests[0]["settings"]) == "recommend":  # row ranges of one file: no row replaces another
         for manifest in manifests:
             yield from (read_parquet(output, file["name"], columns=wanted) for file in manifest["files"])
         return
@@ -95,12 +101,12 @@ def rows_of(output: Folder, manifests: list[dict[str, Any]], columns: Sequence[s
 
 
 def planned_rows(output: Folder, manifests: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the number and the current rows of each plan, the latest plan first.
+    """Yield (plan number, planned rows that are current) for each plan, latest plan first.
 
-    Every row of a sealed plan has a row in ``data/``, so this lists a catalogue without reading ``data/``.
+    Every planned row of a sealed plan has a row in ``data/``. So this lists all videos without reading ``data/``.
 
     Raises:
-        CommitError: a stored file is no plan.
+        CommitError: a stored file is not a plan.
     """
     superseded: set[bytes] = set()
     for manifest in reversed(manifests):
@@ -114,7 +120,7 @@ def count_rows(output: Folder, manifests: list[dict[str, Any]]) -> int:
     """Count the rows that ``rows_of`` yields, without reading ``data/``.
 
     Raises:
-        CommitError: a stored file is no plan.
+        CommitError: a stored file is not a plan.
     """
     if len(manifests) == 1 or job_of(manifests[0]["settings"]) == "recommend":
         return sum(manifest["num_videos"] for manifest in manifests)
@@ -130,7 +136,10 @@ def _not_among(superseded: set[bytes], present: list[bytes]) -> pa.Array:
 
 
 def matrix_of(vectors: pa.FixedSizeListArray) -> npt.NDArray[Any]:
-    """Return the vectors as a matrix [N, D], without a copy if none is null; they must not be null themselves."""
+    """Return the vectors as a matrix [N, D]. No vector may be null.
+
+    The data is only copied if a number in a vector is null.
+    """
     matrix: npt.NDArray[Any] = vectors.flatten().to_numpy(zero_copy_only=False)
     return matrix.reshape(len(vectors), vectors.type.list_size)
 
@@ -147,7 +156,7 @@ def embedding_dim(embeddings: Folder, manifests: list[dict[str, Any]]) -> int:
     """Return D, the length of an embedding, from the schema of one file.
 
     Raises:
-        CommitError: the file is not one of embeddings.
+        CommitError: the file does not contain embeddings.
     """
     name = manifests[-1]["files"][0]["name"]
     try:

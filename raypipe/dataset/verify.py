@@ -1,4 +1,4 @@
-"""Verify the integrity of an output from what is stored: plans, files, rows and manifests have to agree."""
+"""Verify the integrity of an output: its stored plans, files, rows and manifests must agree."""
 
 import io
 from collections import Counter
@@ -41,11 +41,11 @@ from raypipe.storage import Folder, StoredObject
 
 _READS_AT_ONCE = 8
 _OF_EVERY_JOB = (schema.STATUS, schema.GENERATION)
-OF_VIDEOS = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.NUM_FRAMES)  # of a job with a row for each video
+OF_VIDEOS = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.NUM_FRAMES)  # of jobs with one row per video
 
 
 class Violation(str):
-    """What is wrong with an output, as a sentence; ``check`` names the check that found it, for programs."""
+    """A problem of an output, as a sentence for people. ``check`` names the check that found it, for programs."""
 
     __slots__ = ("check",)
     check: str
@@ -58,18 +58,18 @@ class Violation(str):
 
 @dataclass(frozen=True, slots=True)
 class RowChecks:
-    """What a job promises about the rows of its files."""
+    """What ``verify`` needs to know about a job to check the rows in its files."""
 
     job: str
     schema_of: Callable[[pa.Table], pa.Schema]  # the columns and types that a file should have
     required: tuple[str, ...]  # columns without nulls, in addition to status and generation
-    problems: Callable[[pa.Table], Iterator[Violation]]  # what is wrong with rows whose columns are right
+    problems: Callable[[pa.Table], Iterator[Violation]]  # yields the problems of a table whose columns are valid
     statuses: frozenset[str] = frozenset(map(str, Status))
 
 
 @dataclass(repr=False)
 class Verification(Shown):
-    """What was checked and what was found. ``violations`` is empty if every promise holds."""
+    """The result of ``verify``: what was checked, and the problems found. An intact output has no ``violations``."""
 
     num_plans: int = 0
     num_files: int = 0
@@ -81,18 +81,20 @@ class Verification(Shown):
 
     @property
     def ok(self) -> bool:
-        """Tell whether every promise holds."""
+        """Return whether the output is intact."""
         return not self.violations
 
     def shown(self) -> Mapping[str, object]:
-        """Return the outcome, what was checked, and the first violations."""
+        """Return the outcome, the counts of what was checked, the number of violations, and the first violation."""
         found = {"violations": len(self.violations), **({"first": str(self.violations[0])} if self.violations else {})}
         counts = {"rows": self.num_rows, "frames": self.num_frames, "files": self.num_files, "plans": self.num_plans}
         return {"ok": self.ok, **counts, **found}
 
 
 def verify(output: Folder, checks: RowChecks) -> Verification:
-    """Check plans, files, rows and manifests against one another; reads everything, changes nothing.
+    """Compare the plans, files, rows and manifests of an output with each other.
+
+    This reads every file and changes nothing.
 
     Raises:
         StorageError: the output cannot be listed.
@@ -126,12 +128,15 @@ def verify(output: Folder, checks: RowChecks) -> Verification:
 
 
 def stored_job(output: Folder) -> str:
-    """Return the job whose output this is, by its first readable plan; embed where there is none."""
+    """Return the name of the job that wrote this output, from its first readable plan.
+
+    If no plan is readable, return ``embed``.
+    """
     return job_of(stored_settings(output))
 
 
 def stored_settings(output: Folder) -> Mapping[str, Any]:
-    """Return the settings of the first readable plan; empty where there is none."""
+    """Return the settings of the first readable plan, or an empty mapping if no plan is readable."""
     for number in plan_numbers(output):
         try:
             return read_plan(output, number).settings

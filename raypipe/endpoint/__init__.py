@@ -1,1 +1,1 @@
-"""The Ray Serve application: an index and its models behind HTTP, and a page to try them."""
+"""The Ray Serve application: an HTTP API for an index and its models, and a web page to try it."""

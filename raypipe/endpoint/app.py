@@ -25,13 +25,13 @@ from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 
 _logger = logging.getLogger(__name__)
-_ROOM = 8  # requests let through to a replica per request that it handles: it rejects the excess itself
+_ROOM = 8  # Serve lets 8 times a replica's limit through, because the replica itself rejects the excess
 _HEALTH_SECONDS = 60.0  # a model may be busy with a batch
 
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """The abilities of this server besides recommending, decided before it starts."""
+    """What this server can do in addition to recommending videos. This is decided before it starts."""
 
     embeddings: EmbeddingSettings | None  # of the index; None if the server cannot embed videos
     why_no_embedder: str = ""
@@ -39,7 +39,7 @@ class Abilities:
 
 
 def build_app(args: ServeConfig) -> Application:
-    """Build the application with all abilities that are available; raises like ``find_abilities``."""
+    """Build the application with all abilities that are available. Raises the same errors as ``find_abilities``."""
     abilities = find_abilities(args)
     if abilities.why_no_embedder:
         _logger.warning(abilities.why_no_embedder)
@@ -91,12 +91,15 @@ def _scaling(replicas: ReplicasConfig, *, target: float) -> dict[str, Any]:
 
 
 def find_abilities(config: ServeConfig) -> Abilities:
-    """Check the index, the weights and the model. If ``embedder.enabled`` is auto, the weights may be missing.
+    """Check the index, the weights and the model, and return what the server can do.
+
+    If ``embedder.enabled`` is auto and the weights cannot be used, the server cannot embed or classify videos.
 
     Raises:
         ConfigError: the embedder or the classifier is required, but there is no index yet to check it against.
-        WeightsError: the model cannot be read, or enabled is true and the weights cannot be found.
-        FingerprintError: the model does not match the index's embeddings, or enabled is true and the weights do not.
+        WeightsError: the model cannot be read, or ``embedder.enabled`` is true and the weights cannot be found.
+        FingerprintError: the model does not match the index's embeddings, or ``embedder.enabled`` is true and the
+            weights do not match them.
     """
     manifest = _newest_manifest(Versions(Folder(config.index)))
     is_required = config.embedder.enabled is True or config.model is not None
@@ -121,7 +124,10 @@ def find_abilities(config: ServeConfig) -> Abilities:
 
 
 def _newest_manifest(versions: Versions) -> Mapping[str, Any] | None:
-    """Return the manifest of the current version, or the newest readable manifest; None if there is none."""
+    """Return the manifest of the current version or, if it cannot be read, the newest readable manifest.
+
+    Return None if there is no current version, or if no manifest is readable.
+    """
     try:
         current = versions.current()
         return None if current is None else versions.read_manifest(current)

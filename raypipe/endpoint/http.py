@@ -1,4 +1,4 @@
-"""The names of endpoints, and HTTP errors with their codes, for all parts of the endpoint."""
+"""Endpoint names and HTTP errors, which all modules of the server share."""
 
 import json
 from collections.abc import Mapping
@@ -54,13 +54,16 @@ _KNOWN: tuple[tuple[type[Exception], int, str], ...] = (
 
 
 def path_of(scope: Mapping[str, Any]) -> str:
-    """Return the path relative to where the application is mounted, as its router sees it."""
+    """Return the path of a request relative to where the application is mounted, as its router sees it."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] if path == root or path.startswith(f"{root}/") else path
 
 
 def endpoint_of(method: str, path: str) -> str:
-    """Return the name of a request's endpoint in limits, metrics and logs. There are few names for all paths."""
+    """Return the name of a request's endpoint for limits, metrics and logs.
+
+    All paths are mapped to a few names, so that the number of metrics stays small.
+    """
     if not path.startswith("/v1/"):
         name = path[1:]
         if name in UNLIMITED:
@@ -83,7 +86,7 @@ def is_video(endpoint: str) -> bool:
 
 @dataclass
 class HttpError(Exception):
-    """Ends a request with this error. ``code`` is for programs; by default, it is the code of the status."""
+    """An error that ends a request. ``code`` is for programs. The default is the code of the status in ``STATUSES``."""
 
     status: int
     message: str
@@ -95,7 +98,7 @@ class HttpError(Exception):
         super().__init__(self.message)
 
     def __reduce__(self) -> tuple[type["HttpError"], tuple[object, ...]]:
-        """Keep every field when the error is pickled, as it is between deployments."""
+        """Keep every field when the error is pickled. Errors are pickled to pass them between deployments."""
         return type(self), (self.status, self.message, self.code, dict(self.headers))
 
     @property
@@ -109,13 +112,13 @@ class HttpError(Exception):
 
 
 def overloaded(what: str) -> HttpError:
-    """Return the error for too many requests at once; the caller may retry soon."""
+    """Return the error 429 for too many requests at once. It tells the caller when to retry."""
     message = f"{what} Retry after {RETRY_AFTER_SECONDS} s."
     return HttpError(429, message, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def as_http_error(error: Exception) -> HttpError:
-    """Convert an exception to the error that the caller sees, without the details of an unexpected exception."""
+    """Convert an exception to the error that the caller sees. Details of an unexpected exception are hidden."""
     if isinstance(error, HttpError):
         return error
     for kind, status, code in _KNOWN:

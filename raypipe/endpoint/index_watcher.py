@@ -1,4 +1,4 @@
-"""The index being served: a new version is loaded next to the old one, and replaces it in one assignment."""
+"""The index being served. A new version is loaded while the old one answers, and replaces it in one assignment."""
 
 import hashlib
 import logging
@@ -21,31 +21,31 @@ from raypipe.search.versions import Versions, cache_folder
 from raypipe.text import one_line
 
 CATEGORY = "category"
-_VIDEOS_KEPT = 65_536  # some 30 MB of JSON
+_VIDEOS_KEPT = 65_536  # about 30 MB of JSON
 _LISTED_VALUES = 1_000
 _DIGITS = 6
 _OWN = (schema.VIDEO_ID, schema.VIDEO_URI, schema.DURATION_SECONDS, schema.LABEL, schema.SCORE, "duplicate_group")
 _HIDDEN = (*_OWN, schema.ETAG, schema.GENERATION)
 _VERSIONS_KEPT = 3  # the live one, one to roll back to, and one that another replica may still be loading
 _OLDER_TRIED = 3
-_CLOSE_SECONDS = 5.0  # the storage may not answer; the thread ends with the process
+_CLOSE_SECONDS = 5.0  # the storage may not respond; the thread ends with the process
 _logger = logging.getLogger(__name__)
 OnLoad: TypeAlias = Callable[["LoadedIndex"], None]
 
 
 class LoadedIndex:
-    """A version of the index in memory, and the responses from it. It never changes, so any thread may use it."""
+    """A version of the index in memory, which also builds responses. It is immutable, so any thread may use it."""
 
     def __init__(self, index: VideoIndex) -> None:
         self.index = index
         self.version = str(index.version)
         self.loaded_at = time.time()
-        # Writing a video's JSON takes longer than finding its neighbors, so the JSON of recent videos is kept.
+        # Writing a video's JSON takes longer than finding its neighbors, so the JSON of recent videos is cached.
         self.video = lru_cache(maxsize=_VIDEOS_KEPT)(self._video)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """The facts about this version that /v1/index returns."""
+        """The facts about this version for the response of /v1/index."""
         manifest = self.index.manifest
         names = ("num_videos", "dim", "kind", "created_at", "recall_at_10", "columns")
         return {
@@ -80,7 +80,7 @@ class LoadedIndex:
             "has_thumbnail": self.index.items.thumbnail(position) is not None,
             "fields": {name: value for name, value in row.items() if name not in _HIDDEN},
         }
-        return cast("Video", orjson.Fragment(orjson.dumps(video)))  # copied as it is into every response
+        return cast("Video", orjson.Fragment(orjson.dumps(video)))  # copied into responses unchanged
 
     def recommended(self, found: Recommendations) -> Recommended:
         results = [self._result(one) for one in found.results]
@@ -95,10 +95,12 @@ class LoadedIndex:
 
 
 class IndexWatcher:
-    """Follows CURRENT. ``live`` may be read at any time, and used even after a newer version has replaced it.
+    """Loads the version that the file CURRENT names, and polls the file for changes.
 
-    The version in ``broken`` is not retried until CURRENT names another version or ``reload`` is called. Until then,
-    the previous version stays live. Only ``start``, ``reload`` and ``rollback`` wait for a load.
+    ``live`` is the version being served. It may be read at any time, and a version stays usable after a newer one has
+    replaced it. ``broken`` is a version that could not be loaded. It is not retried until CURRENT names another version
+    or ``reload`` is called, and until then the previous version stays live. Only ``start``, ``reload`` and ``rollback``
+    block while a version is loaded.
     """
 
     def __init__(self, versions: Versions, cache: Path, *, reload_seconds: float) -> None:
@@ -114,7 +116,7 @@ class IndexWatcher:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Load the version that CURRENT names, or an older one if it is broken. Then follow CURRENT in a thread."""
+        """Load the version that CURRENT names, or an older one if it is broken. Then poll CURRENT in a thread."""
         self._poll()
         if self.live is None and self.broken is not None:
             self._load_older(self.broken)
@@ -127,16 +129,16 @@ class IndexWatcher:
             self._thread.join(_CLOSE_SECONDS)
 
     def check(self) -> None:
-        """Raise RuntimeError if the thread that follows CURRENT has ended."""
+        """Raise RuntimeError if the thread that polls CURRENT has ended."""
         if self._thread is None or not self._thread.is_alive():
             msg = "The thread that follows CURRENT has ended."
             raise RuntimeError(msg)
 
     def reload(self) -> tuple[LoadedIndex, bool]:
-        """Load the version that CURRENT names now, and return whether it differs from the one before.
+        """Load the version that CURRENT names now. Return it, and whether it differs from the previous live version.
 
         Raises:
-            IndexVersionError: there is no version, or it is broken; the live version does not change.
+            IndexVersionError: there is no version, or it is broken. The live version does not change.
             StorageError: the storage denies access or cannot be reached.
         """
         with self._loading:
@@ -149,9 +151,9 @@ class IndexWatcher:
             return live, before is None or live.version != before.version
 
     def rollback(self) -> LoadedIndex:
-        """Point CURRENT to the previous version, for every replica; raises like ``reload``.
+        """Point CURRENT to the previous version, so that every replica serves it. Return the loaded version.
 
-        If CURRENT names a broken version, the previous version is the live one.
+        If CURRENT names a broken version, point it to the live version instead. Raises the same errors as ``reload``.
         """
         with self._loading:
             if self.broken is None or self.live is None or not self._names_the_broken(self.broken):
@@ -185,7 +187,10 @@ class IndexWatcher:
             _logger.exception("Cannot load the new version of the index")
 
     def _load_older(self, broken: Broken) -> None:
-        """Load the newest intact version: a replica that starts while CURRENT is broken has no old version yet."""
+        """Load the newest intact version that precedes a broken one.
+
+        A replica that starts while CURRENT names a broken version has no previous version in memory.
+        """
         version: str | None = broken["version"]
         for _ in range(_OLDER_TRIED):
             if version is None or (version := self._before(version)) is None:
@@ -199,7 +204,11 @@ class IndexWatcher:
         self.broken = broken
 
     def _before(self, version: str) -> str | None:
-        """Return the version before another one: by its manifest, or if that is unreadable, the next lower id."""
+        """Return the version that precedes the given one, or None.
+
+        It is the predecessor named in the manifest or, if the manifest is unreadable, the version with the next lower
+        id.
+        """
         try:
             previous: str | None = self._versions.read_manifest(version)["previous"]
         except IndexVersionError:
@@ -207,7 +216,7 @@ class IndexWatcher:
         return previous
 
     def _serve(self, version: str) -> LoadedIndex:
-        """Load a version unless it is the live one, warm it, and make it live."""
+        """Load and warm a version, and make it live. If it is already live, it is not loaded again."""
         live = self.live
         if live is None or live.version != version:
             start = time.monotonic()
@@ -242,12 +251,15 @@ class IndexWatcher:
 
 
 def cache_of(index_uri: str, folder: str | None) -> Path:
-    """Return the folder that caches the versions of an index, in ``folder`` or in the user's cache."""
+    """Return the folder that caches the versions of an index, below ``folder`` or below the user's cache folder."""
     return cache_folder(folder) / hashlib.sha256(index_uri.encode()).hexdigest()[:16]
 
 
 def _prune(cache: Path, *, live: str) -> None:
-    """Delete all versions but the newest few and the live one. A replica that serves another has its files open."""
+    """Delete all cached versions except the newest few and the live one.
+
+    Another replica may still serve a deleted version, because it has the files open.
+    """
     if not cache.is_dir():
         return
     versions = sorted(path for path in cache.iterdir() if path.is_dir() and not path.name.startswith("."))

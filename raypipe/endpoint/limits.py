@@ -1,4 +1,4 @@
-"""The checks and limits of every request: its token, the size of its body, the requests in flight, its deadline."""
+"""Checks and limits for every request: its token, its body size, the number of requests in flight, its deadline."""
 
 import asyncio
 import hashlib
@@ -39,9 +39,9 @@ _MAX_ID = 200
 _logger = logging.getLogger(__name__)
 
 
-@lru_cache  # saves a few microseconds: the names are always the same few
+@lru_cache  # saves a few microseconds, since there are only a few names
 def is_loopback(host: str) -> bool:
-    """Return whether a host of this name can only be reached from this machine."""
+    """Return whether a host name or address can only be reached from this machine."""
     host = host.strip("[]")
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -52,7 +52,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_host(host: str, token: str | None, *, is_known: bool = False) -> None:
-    """Raise ConfigError if other machines can reach the host without a token, or the token cannot be sent in a header.
+    """Raise ConfigError if other machines can reach ``host`` without a token, or if the token does not fit a header.
 
     ``is_known`` means that the replicas already require a token.
     """
@@ -65,12 +65,12 @@ def check_host(host: str, token: str | None, *, is_known: bool = False) -> None:
 
 
 def digest_of(token: str | None) -> bytes | None:
-    """Return the SHA-256 of a token, which is all that other processes see of it."""
+    """Return the SHA-256 of a token. Other processes receive this digest instead of the token."""
     return None if token is None else hashlib.sha256(token.encode()).digest()
 
 
 class Access:
-    """Checks a request by its path and headers, before its body is read."""
+    """Checks whether a request is allowed, from its path and headers only, before its body is read."""
 
     def __init__(self, token_digest: bytes | None) -> None:
         self._token_digest = token_digest
@@ -89,10 +89,10 @@ class Access:
 
 
 def _check_site(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> None:
-    """Reject requests that a browser on this machine sends for a page of another site."""
+    """Raise HttpError 403 for a request that a browser on this machine sends on behalf of another site's page."""
     host = headers.get(b"host", b"").decode("latin-1")
     name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
-    if host and not is_loopback(name):  # a foreign DNS name may point to this machine
+    if host and not is_loopback(name):  # DNS rebinding: a foreign name may point to this machine
         message = f"Host {host!r} is not a loopback name. Without a token, only loopback names are allowed."
         raise HttpError(403, message, "forbidden_host")
     if scope["method"] in _SAFE_METHODS:
@@ -105,10 +105,10 @@ def _check_site(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> Non
 
 
 class RequestLimits:
-    """ASGI middleware that rejects a request beyond a limit at once, without reading its body.
+    """ASGI middleware that rejects a request at once if it exceeds a limit, without reading its body.
 
-    ``log`` is called with one flat record per request, which never contains its token, query or body.
-    ``echo_request_id`` is off if Ray Serve itself returns the id.
+    ``log`` is called with one flat record per request. The record never contains the token, the query or the body.
+    ``echo_request_id`` adds the request id to responses. It is off if Ray Serve adds the id itself.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class _Exchange:
         given = self.headers.get(REQUEST_ID, b"")[:_MAX_ID].decode("latin-1")  # the caller's id, truncated for the log
         self.request_id = given if given and given.isascii() and given.isprintable() else uuid.uuid4().hex
         self.status = 0
-        self.problem: HttpError | None = None  # an error in the body, which the application may hide
+        self.problem: HttpError | None = None  # an error in the request body; the application may swallow the exception
         self._receive = receive
         self._send = send
         self._added = [(b"x-content-type-options", b"nosniff")]
@@ -216,7 +216,11 @@ class _Exchange:
         self._max_body_bytes = 0
 
     def limit_body(self, max_bytes: int) -> None:
-        """Reject a body whose declared size is too large, and abort a body that turns out to be too large."""
+        """Set the maximum size of the request body. ``receive`` aborts a body that turns out to be larger.
+
+        Raises:
+            HttpError: Content-Length is too large (413), or is not a number (400).
+        """
         self._max_body_bytes = max_bytes
         length = self.headers.get(b"content-length", b"0")
         if not length.isdigit():
@@ -245,7 +249,7 @@ class _Exchange:
         await self._send(message)
 
     async def fail(self, problem: HttpError) -> None:
-        """Respond with an error. If a response has already started, do nothing: it can only be aborted."""
+        """Respond with an error. If a response has already started, do nothing, because its status has been sent."""
         self.problem = None
         if self.status:
             return

@@ -15,7 +15,7 @@ _SHARES = (0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 class EndpointMetrics:
-    """Counts requests. The gauges of the index are computed when they are read."""
+    """Metrics of requests and of the index. The gauges of the index are computed when Prometheus reads them."""
 
     def __init__(self, index: IndexWatcher) -> None:
         self._registry = CollectorRegistry()
@@ -52,7 +52,7 @@ class EndpointMetrics:
         self._in_flight[endpoint].dec()
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
-        """Count an answered request, whether it was admitted or not."""
+        """Count an answered request and record its latency, whether it was admitted or rejected."""
         key = endpoint, status
         if key not in self._counts:
             self._counts[key] = self._requests.labels(endpoint, str(status))
@@ -64,7 +64,7 @@ class EndpointMetrics:
         self._batch_sizes.labels(what).observe(size)
 
     def recommended(self, *, fallback: bool, selectivity: float | None) -> None:
-        """Count a list of recommendations. ``selectivity`` is given if there was a filter."""
+        """Count a list of recommendations. ``selectivity`` is the fraction of videos that pass the filter, if any."""
         self._recommended.inc()
         if fallback:
             self._fallbacks.inc()

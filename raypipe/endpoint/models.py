@@ -23,7 +23,7 @@ _BATCH_WAIT_SECONDS = 0.005
 
 
 class Embedder:
-    """Decodes videos in sandboxes, one per processor, and embeds the frames of several videos in one batch."""
+    """Decodes videos in sandboxes, one per CPU of the replica, and embeds the frames of several videos in one batch."""
 
     def __init__(self, config: ServeConfig, settings: EmbeddingSettings) -> None:
         from raypipe.models.backbone import Backbone  # noqa: PLC0415 - takes seconds, which the other deployments need not spend
@@ -43,14 +43,14 @@ class Embedder:
         self._decoding = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
     async def embed(self, upload: Upload) -> tuple[EmbeddedUpload, int] | HttpError:
-        """Return the embedding of a video and the size of its batch, or the error for its caller."""
+        """Return the embedding of a video and the size of its batch, or the error to send to the caller."""
         loop = asyncio.get_running_loop()
         try:
             video = await loop.run_in_executor(self._decoding, self._decode, upload)
             (embedding, frame_embeddings), batch_size = await self._embed_one(video.frames)
         except (RaypipeError, HttpError) as error:
             return as_http_error(error)
-        status = cast("Literal['ok', 'partial']", str(video.status))  # the others have no frames
+        status = cast("Literal['ok', 'partial']", str(video.status))  # videos of any other status have no frames
         return EmbeddedUpload(status, video.duration_seconds or None, embedding, frame_embeddings), batch_size
 
     def _decode(self, upload: Upload) -> DecodedVideo:
@@ -76,7 +76,7 @@ class Embedder:
 
 
 class Classifier:
-    """Classifies videos by the embeddings of their frames, several in one batch."""
+    """Classifies videos by the embeddings of their frames, several videos in one batch."""
 
     def __init__(self, config: ServeConfig) -> None:
         from torch import nn  # noqa: PLC0415 - takes seconds, which the other deployments need not spend
@@ -88,7 +88,7 @@ class Classifier:
         nn.Module.to(self._model, device)
 
     async def classify(self, frame_embeddings: Half) -> tuple[list[tuple[str, float]], int] | HttpError:
-        """Return the best labels of a video with their probabilities, and the size of its batch."""
+        """Return the best labels of a video with their probabilities and the size of its batch, or an error."""
         labels, batch_size = await self._classify(frame_embeddings)
         if not np.isfinite([score for _, score in labels]).all():
             return HttpError(500, "The model returned NaN or infinite scores. Train it again.")
@@ -109,7 +109,7 @@ class Classifier:
 
 
 def _place(config: ServeConfig) -> tuple[str, int]:
-    """Return the device of a model, and its number of CPU threads."""
+    """Set the number of torch's CPU threads. Return the device of a model and this number."""
     import torch  # noqa: PLC0415 - takes seconds, which the other deployments need not spend
 
     num_threads = max(1, int(config.model_replicas.num_cpus))

@@ -33,9 +33,9 @@ from raypipe.search.query import Query
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 
-DEPLOYMENT = "Api"  # in the metrics of Ray Serve, and so in the Grafana dashboard
+DEPLOYMENT = "Api"  # the metrics of Ray Serve and the Grafana dashboard use this name
 SERVE_LOGGER = "ray.serve"
-_LINES_KEPT = 256  # buffered for up to a second: a write per request would cost more than some responses
+_LINES_KEPT = 256  # buffered for up to a second, because a write per request would cost more than some responses
 _FLUSH_SECONDS = 1.0
 _MAX_LOG_BYTES = 104_857_600  # per file; one older file is kept
 _JSON_LINE = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
@@ -43,7 +43,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ReplicaApplication:
-    """The ASGI application for Serve, which passes each request to the application that the replica has built."""
+    """The ASGI application for Serve. It passes each request to the application that its replica has built."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -97,7 +97,7 @@ class Replica:
         )
 
     async def check_health(self) -> None:
-        """Answer one query; raise if that fails, or if the thread that follows the index has ended."""
+        """Flush the log and answer one query. Raise if that fails, or if the thread that polls CURRENT has ended."""
         self._log.flush()
         index = self._service.index
         index.check()
@@ -112,9 +112,11 @@ class Replica:
 
 
 async def _ask(what: str, method: Any, metrics: EndpointMetrics, video: object) -> Any:  # noqa: ANN401 - Serve's handles are not typed by method
-    """Return the result of a model for one video, or raise the HttpError that the model returned as a value.
+    """Call a model deployment for one video, and return its result.
 
-    Other HttpErrors: 429 if too many requests wait, 500 for an unexpected error, 503 if there is no replica.
+    Raises:
+        HttpError: the error that the model returned as a value. Also 429 if too many requests wait, 500 for an
+            unexpected error, and 503 if no replica is available.
     """
     response = method.remote(video)
     try:
@@ -140,7 +142,10 @@ async def _ask(what: str, method: Any, metrics: EndpointMetrics, video: object) 
 
 
 def _listening_host(configured: str) -> str:
-    """Return the host that Serve's proxies listen on; the cluster's configuration may override the configured one."""
+    """Return the host that Serve's proxies listen on.
+
+    If Serve was already running, its own configuration overrides the configured host.
+    """
     if (controller := serve_controller()) is None:
         return configured
     try:
@@ -151,9 +156,10 @@ def _listening_host(configured: str) -> str:
 
 
 class RequestLog:
-    """Appends one JSON line per request to a file, without its token, query and body.
+    """Appends one JSON line per request to a file. A line never contains the request's token, query or body.
 
-    Lines are buffered: they are written together with the first line after a second, or by ``flush``.
+    Lines are buffered. They are written when enough have accumulated, with the first line after a second, or by
+    ``flush``.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = _MAX_LOG_BYTES) -> None:
@@ -182,12 +188,12 @@ class RequestLog:
 
 class _RequestFile(RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - the signature of logging
-        """Log a warning of one line; logging would print a traceback."""
+        """Log a one-line warning. The default would print a traceback."""
         _logger.warning("Cannot write %s: %s", self.baseFilename, sys.exception())
 
 
 def log_folder() -> Path:
-    """Return the folder of this replica's log, which Ray's dashboard shows; else the current folder."""
+    """Return the folder of this replica's Serve log, which Ray's dashboard shows, or else the current folder."""
     for handler in logging.getLogger(SERVE_LOGGER).handlers:
         file = getattr(handler, "target", handler)
         if isinstance(file, logging.FileHandler):

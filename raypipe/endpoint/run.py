@@ -1,4 +1,4 @@
-"""Run the application on this machine, or on the Ray cluster that this process uses."""
+"""Run the endpoint on this machine, or on the Ray cluster that this process uses."""
 
 import json
 import logging
@@ -31,15 +31,17 @@ _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not 
 
 
 class Server(Shown):
-    """A running endpoint. It answers when the constructor returns, and ends with ``close`` or the ``with`` block.
+    """A running endpoint. It answers requests as soon as the constructor returns.
+
+    ``close`` or the end of the ``with`` block stops it.
 
     Attributes:
         url: The URL for requests from this machine.
-        notes: What the server does and what it cannot do, as lines for people.
+        notes: Lines for people: what the server serves, and what it cannot do.
 
     Raises:
         SetupError: the configuration or the environment is wrong.
-        JobError: Serve cannot run it.
+        JobError: Ray Serve cannot run the endpoint.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -64,7 +66,7 @@ class Server(Shown):
         self.close()
 
     def close(self) -> None:
-        """Stop the endpoint, and whatever was started for it; a second call has no effect."""
+        """Stop the endpoint and everything that was started for it. A second call has no effect."""
         self._running.close()
 
     def wait(self) -> None:
@@ -90,7 +92,7 @@ def base_url(config: ServeConfig) -> str:
 
 @contextmanager
 def _running(config: ServeConfig) -> Iterator["Abilities"]:
-    import ray  # noqa: PLC0415 - only now: the environment that it reads is settled
+    import ray  # noqa: PLC0415 - only now is the environment that it reads complete
     from ray import serve  # noqa: PLC0415
 
     from raypipe.endpoint.app import build, find_abilities  # noqa: PLC0415
@@ -113,7 +115,7 @@ def _running(config: ServeConfig) -> Iterator["Abilities"]:
         msg = f"Ray Serve cannot run it: {actors.reason_of(error)}."
         raise JobError(msg) from error
     finally:
-        # Ray's native code reports processes that were stopped on purpose as dead.
+        # Hides that Ray's native code reports processes as dead that were stopped on purpose.
         with actors.native_output_hidden() if quiet and is_our_serve else nullcontext():
             if is_our_serve:
                 serve.shutdown()

@@ -1,6 +1,7 @@
-"""The requests and responses of the endpoints: requests are pydantic models with limits, responses typed dictionaries.
+"""The requests and responses of the endpoints.
 
-A response is a plain dictionary of one of these types: mypy checks it, OpenAPI describes it, orjson writes it.
+Requests are pydantic models with limits. Responses are typed dictionaries: mypy checks them, OpenAPI describes them,
+and orjson serializes them.
 """
 
 from typing import Annotated, Any, Literal
@@ -42,7 +43,7 @@ class _Request(BaseModel):
 
 
 class Range(_Request):
-    """A range of values; either bound may be left out."""
+    """A range of values. Either bound may be left out."""
 
     gt: Scalar | None = None
     gte: Scalar | None = None
@@ -51,7 +52,7 @@ class Range(_Request):
 
 
 class RecommendRequest(_Request):
-    """Watched videos, and which videos may be recommended. Every ranking option is off by default."""
+    """Watched videos, filters and ranking options. Every ranking option is off by default."""
 
     history: list[Text] = Field(
         default_factory=list, max_length=_HISTORY_CAP, description="Ids of watched videos, the newest last."
@@ -85,20 +86,20 @@ class RecommendBatch(_Request):
 
 
 class SimilarBatch(_Request):
-    """Several videos, to find similar videos for each."""
+    """The ids of several videos. Similar videos are found for each of them."""
 
     video_ids: list[Text] = Field(min_length=1, max_length=_BATCH_CAP)
     top_k: TopK = DEFAULT_TOP_K
 
 
 class VideoUri(_Request):
-    """A video below one of the prefixes that the server allows."""
+    """The URI of a video below one of the prefixes that the server allows."""
 
     uri: Text
 
 
 class EmbedBatch(_Request):
-    """Several videos to embed, and the number of neighbors to find for each; 0 finds none."""
+    """Several videos to embed. ``top_k`` is the number of neighbors to find for each video, 0 by default."""
 
     uris: list[Text] = Field(min_length=1, max_length=MAX_VIDEOS_IN_BATCH)
     top_k: int = Field(default=0, ge=0, le=MAX_TOP_K)
@@ -112,14 +113,14 @@ class ClassifyBatch(_Request):
 
 
 class Error(TypedDict):
-    """An error: a code for programs, and a message of one line for people."""
+    """An error: a code for programs, and a one-line message for people."""
 
     code: str
     message: str
 
 
 class ErrorAnswer(TypedDict):
-    """The body of every error."""
+    """The body of every error response."""
 
     error: Error
     request_id: str
@@ -132,7 +133,7 @@ class FailedAnswer(TypedDict):
 
 
 class Video(TypedDict):
-    """A video of the catalogue; ``fields`` are the catalogue's own columns, such as title and category."""
+    """A video of the catalogue. ``fields`` contains the catalogue's own columns, such as title and category."""
 
     video_id: str
     video_uri: str | None
@@ -145,7 +146,11 @@ class Video(TypedDict):
 
 
 class Why(TypedDict):
-    """The watched video that a result is closest to, their cosine, and the boosts it got."""
+    """The reasons for a recommendation.
+
+    ``closest`` is the id of the most similar watched video, and ``similarity`` is the cosine between the two videos.
+    ``boosts`` maps the name of each boost to its share of the score.
+    """
 
     closest: str | None
     similarity: float | None
@@ -192,14 +197,14 @@ class IndexAnswer(TypedDict):
 
 
 class VideoList(TypedDict):
-    """Some videos of the catalogue, and the total number of matches."""
+    """One page of the matching videos of the catalogue, and the total number of matches."""
 
     videos: list[Video]
     total: int
 
 
 class EmbedAnswer(TypedDict):
-    """A video's embedding. ``status`` is partial if it has fewer frames than requested, or corrupt frames."""
+    """A video's embedding. ``status`` is partial if the video has fewer frames than requested, or corrupt frames."""
 
     embedding: list[float]
     num_frames: int

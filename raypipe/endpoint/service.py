@@ -1,4 +1,4 @@
-"""Answer requests with the index, in the event loop or in threads, and with the model deployments."""
+"""Answer requests with the index and the model deployments. Searches run in the event loop or in threads."""
 
 import asyncio
 import os
@@ -22,9 +22,9 @@ from raypipe.errors import QueryError
 from raypipe.search.query import Query
 
 LONG_SECONDS = 0.005
-PER_ROUND = 4  # polling for new requests takes a tenth of a short search
-_WEIGHT = 0.3  # of the latest call in the moving average
-_TIMED_EVERY = 32  # time one call in this many: reading the clock takes a tenth of a short search
+PER_ROUND = 4  # after each round, polling takes a tenth of the time of a short search
+_WEIGHT = 0.3  # the weight of the latest call in the moving average
+_TIMED_EVERY = 32  # time one call in 32, because reading the clock takes a tenth of a short search
 P = ParamSpec("P")
 T = TypeVar("T")
 Embed: TypeAlias = Callable[[Upload], Awaitable[EmbeddedUpload]]  # raises HttpError
@@ -40,7 +40,7 @@ class _Kind:
 class Scheduler:
     """Runs a few pieces of work per round of the event loop, so that other requests can be rejected in between.
 
-    A kind of work runs in a few threads instead if a sample of its calls takes long.
+    If the sampled calls of one kind of work take long, this kind runs in a thread pool instead.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Scheduler:
         self._long_seconds = long_seconds
         self._kinds: dict[str, _Kind] = {}
         self._per_round = per_round
-        self._num_done = 0  # in this round of the event loop
+        self._num_done = 0  # pieces of work in this round of the event loop
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._threads = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1), thread_name_prefix="search")
 
     async def run(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the work in the event loop or in a thread; return its result, or raise its exception."""
+        """Run ``work`` in the event loop or in a thread, and return its result. ``name`` is its kind of work."""
         kind = self._kinds.setdefault(name, _Kind())
         if kind.seconds > self._long_seconds:
             loop = asyncio.get_running_loop()
@@ -63,7 +63,10 @@ class Scheduler:
         return _sampled(kind, work, *args, **kwargs)
 
     async def _turn(self) -> None:
-        """Wait for the next round of the event loop if this one has done its share: the loop polls between rounds."""
+        """Wait for a later round of the event loop if this round has done its share of work.
+
+        Between rounds, the loop polls for new requests.
+        """
         loop = asyncio.get_running_loop()
         if self._num_done == 0:
             loop.call_soon(self._next_round)
@@ -78,7 +81,7 @@ class Scheduler:
         self._num_done = 0
         while self._waiting and self._num_done < self._per_round:
             turn = self._waiting.popleft()
-            if not turn.done():  # else its caller has disconnected
+            if not turn.done():  # otherwise, the caller has disconnected
                 turn.set_result(None)
                 self._num_done += 1
         if self._num_done:
@@ -92,7 +95,7 @@ def _sampled(kind: _Kind, work: Callable[P, T], *args: P.args, **kwargs: P.kwarg
     kind.num_calls += 1
     if kind.num_calls % _TIMED_EVERY != 1:
         return work(*args, **kwargs)
-    start = time.thread_time()  # of this thread only: on a busy machine, others run in between
+    start = time.thread_time()  # CPU time: on a busy machine, wall time includes other threads
     try:
         return work(*args, **kwargs)
     finally:
@@ -102,7 +105,7 @@ def _sampled(kind: _Kind, work: Callable[P, T], *args: P.args, **kwargs: P.kwarg
 
 @dataclass(frozen=True)
 class Service:
-    """Everything that the endpoints share. ``embed`` uses the settings with the fingerprint ``embed_fingerprint``."""
+    """The objects that all endpoints share. ``embed_fingerprint`` identifies the settings that ``embed`` uses."""
 
     index: IndexWatcher
     scheduler: Scheduler
@@ -115,7 +118,11 @@ class Service:
 
     @property
     def live(self) -> LoadedIndex:
-        """The live index; HttpError if there is none. A request reads it once, so that one version answers it."""
+        """The live index. A request reads this property only once, so that a single version answers it.
+
+        Raises:
+            HttpError: there is no live index (503).
+        """
         live, broken = self.index.live, self.index.broken
         if live is None:
             why = f"{broken['version']} is broken: {broken['error']}" if broken else "Run raypipe index."
@@ -123,14 +130,14 @@ class Service:
         return live
 
     def can_embed(self, live: LoadedIndex) -> bool:
-        """Return whether embeddings of new videos are comparable with the embeddings of this index."""
+        """Return whether this server can embed new videos so that they are comparable with the videos of this index."""
         return self.embed is not None and self.embed_fingerprint == live.fingerprint
 
     def can_classify(self, live: LoadedIndex) -> bool:
         return self.classify is not None and self.can_embed(live)
 
     def embedder_of(self, live: LoadedIndex) -> Embed:
-        """Return the embedder whose embeddings are comparable with this index; raise HttpError 501 if there is none."""
+        """Return the embedder. Raise HttpError 501 if there is none, or if its embeddings do not fit this index."""
         if self.embed is not None and self.can_embed(live):
             return self.embed
         message = "This server cannot embed videos: it was started without the weights that embedded the index."
@@ -139,14 +146,19 @@ class Service:
         raise HttpError(501, message)
 
     def classifier_of(self, live: LoadedIndex) -> Classify:
-        """Return the classifier; raise HttpError 501 if there is none, or no embedder for this index."""
+        """Return the classifier. Raise HttpError 501 if there is none, or if there is no embedder for this index."""
         if self.classify is None:
             raise HttpError(501, "This server has no classifier. Start it with --model.")
         self.embedder_of(live)
         return self.classify
 
     async def recommend(self, live: LoadedIndex, query: Query, *, must_know: bool = False) -> Recommended:
-        """Answer a query. Raise QueryError if it is invalid, and HttpError for an unknown video if ``must_know``."""
+        """Return the recommendations for a query.
+
+        Raises:
+            QueryError: the query is invalid.
+            HttpError: ``must_know`` is true, and a watched video is not in the index (404).
+        """
         kind = "filtered" if query.filters or query.exclude else "plain"
         return await self.scheduler.run(kind, self._recommend, live, query, must_know=must_know)
 
@@ -159,10 +171,11 @@ class Service:
         return live.recommended(found)
 
     def query(self, request: RecommendRequest) -> Query:
-        """Return the query of a request.
+        """Convert a request to a query.
 
         Raises:
-            HttpError: its history is longer than this server allows, or its embeddings differ in length.
+            HttpError: the history is longer than this server allows, the numbers of weights and watched videos differ,
+                or the embeddings differ in length.
             QueryError: an embedding contains a number that is too large for float32.
         """
         self.check_length("history", request.history, self.limits.max_history)

@@ -1,4 +1,4 @@
-"""Read, decode and embed the videos that callers upload, or name by URI. Plain Python, without Ray.
+"""Read, decode and embed videos that callers upload or name by URI. Plain Python, without Ray.
 
 A URI is only read if it is below a prefix that the configuration allows. A video is embedded exactly as
 ``raypipe embed`` embedded the videos of the index.
@@ -43,13 +43,17 @@ _NEEDED = ("backbone", "weights", "sampling", "resize_size", "crop_size", "dtype
 
 
 class Prefixes:
-    """The folders in which callers may name videos: ``s3://bucket/prefix`` or local. ConfigError for anything else."""
+    """The folders from which callers may name videos: ``s3://bucket/prefix`` or a local folder.
+
+    Raises:
+        ConfigError: a prefix is something else.
+    """
 
     def __init__(self, prefixes: Sequence[str]) -> None:
         self._folders = tuple(Folder(prefix).uri.rstrip("/") + "/" for prefix in prefixes)
 
     def allow(self, uri: str) -> AllowedUri:
-        """Return the normalised URI, without contacting the storage; raise HttpError 403 if it is below no prefix."""
+        """Return the normalised URI. Raise HttpError 403 if it is not below a prefix. The storage is not contacted."""
         try:
             normal = Folder(uri).uri
         except ConfigError:
@@ -62,7 +66,10 @@ class Prefixes:
         raise HttpError(403, message, "forbidden_uri")
 
     def decode(self, upload: Upload, sandbox: DecodeSandbox, *, max_size_bytes: int) -> DecodedVideo:
-        """Read a video and decode it in the sandbox. Raises like ``open``, and HttpError 422 if it has no frames."""
+        """Read a video and decode it in the sandbox.
+
+        Raises the same errors as ``open``, and HttpError 422 if no frame can be decoded.
+        """
         with self.open(upload, max_size_bytes=max_size_bytes) as file:
             video = sandbox.decode(file)
         if video.status not in HAS_FRAMES:
@@ -70,11 +77,11 @@ class Prefixes:
         return video
 
     def open(self, upload: Upload, *, max_size_bytes: int) -> BinaryIO:
-        """Copy the video into an anonymous buffer, which the caller closes.
+        """Copy the video into an anonymous file, and return the file. The caller must close it.
 
         Raises:
-            HttpError: 403, because the URI is below no prefix.
-            ObjectError: the video is missing, too large, behind a link, or cannot be read.
+            HttpError: the URI is not below a prefix (403).
+            ObjectError: the video is missing, too large or unreadable, or its path contains a symbolic link.
             StorageError: the storage denies access or cannot be reached.
         """
         max_bytes = len(upload) if isinstance(upload, bytes) else max_size_bytes
@@ -103,7 +110,10 @@ class Prefixes:
 
 
 def _copy_beneath(folder: str, name: str, into: BinaryIO, max_size_bytes: int) -> None:
-    """Copy a file below the folder without following a link: each path component is opened relative to the last."""
+    """Copy a file below ``folder`` without following symbolic links.
+
+    Each component of the path is opened relative to the previous one.
+    """
     uri = folder + name
     *folders, last = name.split("/")
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -148,14 +158,14 @@ def _shown(uri: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSettings:
-    """The settings that made the embeddings of an index, from its manifest."""
+    """The settings with which the videos of an index were embedded, from the manifest of the index."""
 
     fingerprint: str
     settings: Mapping[str, Any]
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> "EmbeddingSettings":
-        """Return the settings of an index version; raise IndexVersionError if its manifest lacks one of them."""
+        """Read the settings from a manifest. Raise IndexVersionError if the manifest lacks one of them."""
         embeddings = manifest.get("embeddings") or {}
         settings = embeddings.get("settings") or {}
         if missing := [name for name in _NEEDED if name not in settings]:
@@ -196,7 +206,7 @@ class EmbeddingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedUpload:
-    """A video embedded as for the index: its embedding [D], and the embeddings [T, D] of its T frames."""
+    """A video embedded like the videos of the index: its embedding [D], and the embeddings [T, D] of its T frames."""
 
     status: Literal["ok", "partial"]
     duration_seconds: float | None
@@ -205,9 +215,9 @@ class EmbeddedUpload:
 
 
 def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors, Half] | HttpError]:  # noqa: ANN401 - importing its type takes seconds
-    """Embed the frames of several videos together; return the embedding [D] and frame embeddings [T, D] of each.
+    """Embed the frames of several videos in one batch. Return the embedding [D] and frame embeddings [T, D] of each.
 
-    A video whose vectors contain NaN gets an error instead, without an effect on the others.
+    If the vectors of a video contain NaN, its entry is an HttpError. The other videos are not affected.
     """
     vectors = clip_to_float16(backbone.embed(np.concatenate(videos)))
     parts = np.split(vectors, np.cumsum([len(frames) for frames in videos])[:-1])

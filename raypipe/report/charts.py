@@ -53,7 +53,7 @@ class Plot:
         return self.top + self.inner_height * (1 - share)
 
     def grid(self) -> Iterator[tuple[float, str]]:
-        """Yield the y coordinate and label of each grid line, from the axis upwards."""
+        """Yield the y coordinate and label of each grid line, from bottom to top."""
         for index in range(round((self.high - self.low) / self.step) + 1):
             value = self.low + index * self.step
             value = 0.0 if abs(value) < self.step / 1000 else value
@@ -68,18 +68,18 @@ class Chart:
     title: str
     label: str  # for screen readers
     ticks: Sequence[tuple[float, str]]  # x, label
-    strips: Sequence[tuple[float, float, str]]  # x, width, tooltip: invisible, and together they cover the plot
+    strips: Sequence[tuple[float, float, str]]  # x, width, tooltip; invisible areas that cover the plot
     lines: Sequence[tuple[str, str]]  # path, kind
     area: str = ""  # path
     dots: Sequence[tuple[float, float, str]] = ()  # x, y, kind
-    legend: Sequence[tuple[float, float, str, str]] = ()  # x of the sample, x of the name's end, name, kind
+    legend: Sequence[tuple[float, float, str, str]] = ()  # x where the sample starts, x where the name ends, name, kind
     mean: tuple[float, str] | None = None  # y of a dashed line, label
     marked: float | None = None  # x of a dashed line
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a chart: a value for each epoch, None if it is missing. ``kind`` is a CSS class."""
+    """One line of a chart. ``values`` has an entry per epoch; a missing value is None. ``kind`` is a CSS class."""
 
     name: str
     kind: str
@@ -94,7 +94,10 @@ class Series:
 
 
 def rate_chart(points: Sequence[Point], amounts: Sequence[float], *, unit: str, width: int, height: int) -> Chart:
-    """Draw ``amounts`` per second over time as steps, with a line at their mean. At least one point is required."""
+    """Draw the rate over time as a step chart, with a line at the mean rate.
+
+    ``amounts`` contains the amount of each point. At least one point is required.
+    """
     seconds = points[-1].end_seconds
     rates = [amount / point.width_seconds for point, amount in zip(points, amounts, strict=True)]
     step, mean = nice_step(max(rates), num_steps=3), sum(amounts) / seconds
@@ -138,7 +141,10 @@ def epoch_chart(
     width: int,
     height: int,
 ) -> Chart:
-    """Draw lines over one or more ascending ``epochs``. ``show`` formats a value for its tooltip."""
+    """Draw lines over one or more ascending ``epochs``.
+
+    ``marked`` is the epoch to mark with a dashed line. ``show`` formats a value for its tooltip.
+    """
     step, low, high = _range(series, len(epochs), bounds)
     plot = Plot(width, height, first=epochs[0], last=epochs[-1], low=low, high=high, step=step)
     drawn = [_line(plot, line, epochs, marked) for line in series]
@@ -166,14 +172,14 @@ def epoch_chart(
 
 
 def thinned(num_epochs: int, keep: int | None) -> list[int]:
-    """Return the indices of the epochs to draw: evenly spaced, with the last one and ``keep``."""
+    """Return the indices of the epochs to draw: about ``MAX_POINTS`` at even distances, the last one, and ``keep``."""
     stride = math.ceil(num_epochs / MAX_POINTS) or 1
     wanted = {*range(0, num_epochs, stride), num_epochs - 1}
     return sorted(wanted if keep is None else wanted | {keep})
 
 
 def nice_step(largest: float, *, num_steps: int) -> float:
-    """Return 1, 2 or 5 times a power of ten, so that about ``num_steps`` steps reach ``largest``."""
+    """Return a step of 1, 2 or 5 times a power of ten with which about ``num_steps`` steps reach ``largest``."""
     if largest <= 0:
         return 1.0
     raw = largest / num_steps
@@ -212,7 +218,10 @@ def _range(series: Sequence[Series], num_epochs: int, bounds: tuple[float, float
 
 
 def _line(plot: Plot, line: Series, epochs: Sequence[int], marked: int | None) -> tuple[str, list[tuple[float, float]]]:
-    """Return a path that is interrupted where a value is missing, and dots for isolated values and the marked one."""
+    """Return the SVG path of a line, and the coordinates of its dots.
+
+    The path is interrupted where a value is missing. Dots mark isolated values and the marked epoch.
+    """
     path, dots, last = [], [], len(epochs) - 1
     drawn = [line.at(index) for index in range(len(epochs))]
     for index, value in enumerate(drawn):
@@ -228,7 +237,7 @@ def _line(plot: Plot, line: Series, epochs: Sequence[int], marked: int | None) -
 
 
 def _legend(series: Sequence[Series], plot: Plot) -> list[tuple[float, float, str, str]]:
-    """Place a sample and a name for each line, from right to left."""
+    """Return the positions of the sample and the name of each line, placed from right to left."""
     entries, right = [], float(plot.width - plot.right)
     for line in reversed(series):
         sample = right - _CHAR * len(line.name) - _SAMPLE - 6
@@ -239,7 +248,7 @@ def _legend(series: Sequence[Series], plot: Plot) -> list[tuple[float, float, st
 
 @dataclass(frozen=True, slots=True)
 class Heatmap:
-    """A confusion matrix of at most ``MAX_LABELS`` labels: a row of square cells for each true label."""
+    """A confusion matrix of at most ``MAX_LABELS`` labels, drawn as one row of square cells per true label."""
 
     label_names: Sequence[str]
     confusion: Sequence[Sequence[int]]
@@ -250,22 +259,22 @@ class Heatmap:
 
     @property
     def cell(self) -> int:
-        """The size of a cell."""
+        """The side of a cell in pixels."""
         return _LARGE_CELL if len(self.label_names) <= _FEW_LABELS else _SMALL_CELL
 
     @property
     def left(self) -> float:
-        """The space for the labels of the rows."""
+        """The width in pixels of the space for the row labels."""
         return max(sum(map(_letter_width, name)) for name in self.short_names) + 12
 
     @property
     def slant(self) -> float:
-        """The space above and to the right of the cells for the column labels, which lean to the right."""
+        """The space in pixels for the slanted column labels, above and to the right of the cells."""
         return self.left * 0.72
 
     @staticmethod
     def short_count(count: int) -> str:
-        """Format a count in at most four characters, which fit into a cell."""
+        """Format a count in at most four characters, so that it fits into a cell."""
         for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
             if count >= max(size, 10**4):
                 return f"{count // size}{unit}"

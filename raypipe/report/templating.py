@@ -1,4 +1,4 @@
-"""The Jinja2 environment of reports: printed values are escaped, and their control characters are made visible."""
+"""The Jinja2 environment of reports. It escapes printed values and makes their control characters visible."""
 
 import re
 from base64 import b64encode
@@ -20,7 +20,7 @@ Tile = tuple[str, str, str]  # name, large number, note
 _FILTERS = (
     *("finite", "format_count", "format_metric", "format_parameters", "format_score", "format_seconds"),
     *("format_share", "heading", "metric_name", "plural", "redact", "shorten"),
-)  # functions of raypipe.text
+)  # functions in raypipe.text
 _MAX_MARKDOWN_CHARS = 120
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@:$]|(?<=www)\.)", re.IGNORECASE)
 
@@ -64,7 +64,7 @@ def render(template: str, **context: object) -> str:
 
 
 def leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield nested settings as (dotted name, displayed value)."""
+    """Flatten nested settings, and yield each one as (dotted name, displayed value)."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
@@ -74,13 +74,13 @@ def leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 
 def markdown_text(words: str) -> str:
-    """Escape ``words`` so that Markdown shows them as they are, within a line or in a table."""
+    """Shorten and escape a text so that Markdown displays it literally, in a paragraph or in a table."""
     shown = text.shorten(text.visible(text.redact(words.strip())), max_chars=_MAX_MARKDOWN_CHARS)
     return _MARKDOWN.sub(r"\\\1", shown) or text.NOTHING
 
 
 def markdown_code(words: str) -> str:
-    """Return ``words`` as inline code, between more backticks than they contain in a row."""
+    """Format a text as inline code of Markdown. The delimiters are longer than any run of backticks in the text."""
     shown = text.shorten(text.visible(text.redact(words)), max_chars=2 * _MAX_MARKDOWN_CHARS)
     fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
     padded = f" {shown} " if "`" in shown or shown != shown.strip() else shown
@@ -89,7 +89,7 @@ def markdown_code(words: str) -> str:
 
 @cache
 def _environment() -> "Environment":
-    # The first report loads Jinja2, so that importing a job stays cheap.
+    # Jinja2 is imported by the first report, so that importing a job stays cheap.
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape  # noqa: PLC0415
 
     environment = Environment(
@@ -114,7 +114,7 @@ def _base64(content: bytes) -> str:
 
 
 def _printed(value: object) -> object:
-    """Return the text that a template prints for ``value``. For HTML, Jinja2 escapes it unless a macro already did."""
+    """Return the text that a template prints for ``value``. In HTML, Jinja2 escapes it unless a macro already did."""
     if hasattr(value, "__html__"):
         return value
     if isinstance(value, float):

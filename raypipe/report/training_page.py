@@ -14,12 +14,12 @@ _LABEL_CHARS = 24
 _TRIAL_METRICS = ("accuracy", "macro_f1", "validation_loss", "train_loss")
 _WORST = 10
 _MAX_SETTINGS = 40
-_SETTINGS = ("objective", "init_from", "problem_type", "model", "data", "optimizer", "seed")  # the relevant ones
-_METRICS = (("accuracy", "accuracy", "Accuracy"), ("macro_f1", "f1", "Macro-F1"))  # field; type and name on the Hub
+_SETTINGS = ("objective", "init_from", "problem_type", "model", "data", "optimizer", "seed")  # shown on the model card
+_METRICS = (("accuracy", "accuracy", "Accuracy"), ("macro_f1", "f1", "Macro-F1"))  # field; metric type, name on the Hub
 
 
 class _Curves(NamedTuple):
-    """Lines that share one chart: metrics of an epoch with their names, and how a value is shown."""
+    """The lines of one chart. ``names`` maps metrics of an epoch to their displayed names. ``show`` formats a value."""
 
     title: str
     names: Mapping[str, str]
@@ -75,7 +75,10 @@ def headline(record: TrainingRecord) -> str:
 
 
 def most_common_label(record: TrainingRecord) -> tuple[str, float] | None:
-    """Return the most common true label and the accuracy of always predicting it; None if that is meaningless."""
+    """Return the most common true label, and the accuracy of a model that always predicts it.
+
+    Return None if videos may have several labels, or if there are no validation videos.
+    """
     whole = sum(metrics.support for metrics in record.classes)
     if record.several_labels or not whole:
         return None
@@ -84,7 +87,7 @@ def most_common_label(record: TrainingRecord) -> tuple[str, float] | None:
 
 
 def left_out(record: TrainingRecord) -> str:
-    """Describe the videos that could not be used for training; empty if there are none."""
+    """Describe the videos that could not be used for training. Return an empty text if all were used."""
     counts = {"embeddings": record.num_unknown_labels, "frames": record.num_without_frames}
     return ", ".join(f"{text.format_count(count)} without {what}" for what, count in counts.items() if count)
 
@@ -94,7 +97,7 @@ def _is_number(value: float | None) -> bool:
 
 
 def _loss_trouble(record: TrainingRecord) -> str:
-    """Describe the first loss that is NaN or infinite; empty if there is none."""
+    """Describe the first loss that is NaN or infinite. Return an empty text if all losses are finite."""
     for metrics in record.epochs:
         for name in ("train_loss", "validation_loss"):
             if (value := getattr(metrics, name)) is not None and not math.isfinite(value):
@@ -144,7 +147,10 @@ def _score_tiles(record: TrainingRecord) -> list[Tile]:
 
 
 def _curves(record: TrainingRecord) -> Mapping[str, object] | None:
-    """Return the charts, and the epochs and metrics for the table below them."""
+    """Return the charts, and the epochs and metrics for the table below the charts.
+
+    Return None if no epoch has ended.
+    """
     numbers = [metrics.epoch for metrics in record.epochs]
     if not numbers:
         return None
@@ -178,7 +184,7 @@ def _chart(curves: _Curves, epochs: Sequence[EpochMetrics], marked: int | None, 
 
 
 def _confusion(record: TrainingRecord) -> Mapping[str, object] | None:
-    """Return the whole confusion matrix if it is small enough to draw, else the most confused pairs of labels."""
+    """Return the confusion matrix if it is small enough to draw, otherwise the most frequently confused labels."""
     if not record.confusion or not any(map(any, record.confusion)):
         return None
     if len(record.label_names) <= MAX_LABELS:
@@ -193,7 +199,7 @@ def _confusion(record: TrainingRecord) -> Mapping[str, object] | None:
 
 
 def _classes(record: TrainingRecord) -> Mapping[str, object] | None:
-    """Return the labels from the worst to the best F1. Labels without a validation video come last."""
+    """Return the metrics of all labels, worst F1 first. Labels without a validation video come last."""
     if not record.classes:
         return None
     note = "On the validation videos, worst F1 first."
@@ -204,7 +210,7 @@ def _classes(record: TrainingRecord) -> Mapping[str, object] | None:
 
 
 def model_card(record: TrainingRecord) -> str:
-    """Return the ``README.md`` of the kept checkpoint. User text is shown as it is and never read as Markdown."""
+    """Return the ``README.md`` of the kept checkpoint. Text from users is never parsed as Markdown."""
     name = "GPT-2 over video frames" + (", masked frames" if record.objective == "masked_frame" else "")
     settings = {key: value for key, value in record.settings.items() if key in _SETTINGS}
     seen = sorted((label for label in record.classes if label.support), key=lambda label: text.finite(label.f1))
@@ -225,7 +231,7 @@ def model_card(record: TrainingRecord) -> str:
 
 
 def _header(record: TrainingRecord, name: str) -> str:
-    """Return the YAML metadata for the Hub. It contains no user text."""
+    """Return the YAML metadata for the Hub. It contains no text from users."""
     # This import is slow, and only trainings write a card.
     from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415
 

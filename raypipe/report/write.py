@@ -92,7 +92,7 @@ def _tiles(record: RunRecord) -> list[Tile]:
 
 
 def _throughput(points: list[Point], noun: str) -> list[list[list[Chart]]]:
-    """Return rows of charts, each in a version for desktops and one for phones."""
+    """Return rows of charts. Each chart is a list of two versions: one for desktops and one for phones."""
     charts = []
     for counter, unit, scale, width in _CHARTS:
         amounts = [getattr(point.work, counter) / scale for point in points]
@@ -121,12 +121,12 @@ def _failures_note(record: RunRecord) -> str:
 
 
 def write_report(record: RunRecord, put: Callable[[str, bytes], object]) -> None:
-    """Pass ``summary.json`` and then ``report.html`` to ``put``, as (name, content)."""
+    """Write the report of a run: call ``put(name, content)`` for ``summary.json``, then for ``report.html``."""
     _write(summarize(record), run_page(record), put)
 
 
 def write_training_report(record: TrainingRecord, put: Callable[[str, bytes], object]) -> None:
-    """Pass ``summary.json`` and then ``report.html`` to ``put``, as (name, content)."""
+    """Write the report of a training: call ``put(name, content)`` for ``summary.json``, then for ``report.html``."""
     _write(summarize_training(record), training_page(record), put)
 
 
@@ -136,9 +136,10 @@ def _write(summary: Mapping[str, object], page: str, put: Callable[[str, bytes],
 
 
 def summarize(record: RunRecord) -> dict[str, object]:
-    """Return the content of ``summary.json``: numbers of this run only, except planned, resumed, done and remaining.
+    """Return the content of a run's ``summary.json``.
 
-    It always has these keys. New keys may be added; renaming one requires a higher ``format``:
+    All numbers are about this run only, except the planned, resumed, done and remaining videos. The content always has
+    the following keys. New keys may be added, but renaming a key requires a higher ``format``.
 
     - ``format`` (1), ``job``, ``command``, ``input_uri``, ``output_uri``, ``plans`` (list of int), ``fingerprint``
     - ``outcome`` (running, finished, failed, interrupted), ``message``, ``started_at`` and ``finished_at`` (UTC,
@@ -146,15 +147,15 @@ def summarize(record: RunRecord) -> dict[str, object]:
     - ``num_planned_videos``, ``num_resumed_videos``, ``num_done_videos``, ``num_remaining_videos``
     - ``num_videos``, ``num_failed_videos``, ``num_frames``, ``size_bytes`` (video read), ``num_shards``
       (finished), ``num_already_committed_shards``, ``num_problems`` (failed attempts at a shard, even if a later
-      attempt finished it), ``statuses`` (status → videos), ``labels`` (classify: best label → videos),
+      attempt succeeded), ``statuses`` (status → videos), ``labels`` (classify: best label → videos),
       ``flags`` (embed: ``num_corrupt_videos``, ``num_corrupt_frames``, ``num_interlaced_videos``,
-      ``num_repaired_timelines``; zeros are left out)
+      ``num_repaired_timelines``; a flag that is 0 is left out)
     - ``videos_per_second``, ``frames_per_second``, ``bytes_per_second``: means over ``elapsed_seconds``
-    - ``num_slots``, ``stage_seconds`` (stage → seconds of all slots together), ``idle_seconds`` (null: unknown)
+    - ``num_slots``, ``stage_seconds`` (stage → total seconds of all slots), ``idle_seconds`` (null if unknown)
     - ``timeline``: ``bucket_seconds`` and the lists ``num_shards``, ``num_videos``, ``num_failed``, ``num_frames``,
-      ``size_bytes``, with one entry per bucket from the start on
+      ``size_bytes``, with one entry per bucket, starting at the start of the run
     - ``slowest_videos``, ``failures``: the first few, each with ``video_id``, ``status``, ``error``, ``seconds``
-    - ``failure_kinds``: ``status``, ``kind``, ``num_videos`` of the failures that the shards listed
+    - ``failure_kinds``: each with ``status``, ``kind``, ``num_videos``; counts only failures that shards listed
     - ``problems`` (list of lines), ``settings``, ``versions``, ``machine``
     """
     counters = ("num_shards", "num_videos", "num_failed", "num_frames", "size_bytes")
@@ -191,7 +192,7 @@ def summarize(record: RunRecord) -> dict[str, object]:
 def summarize_training(record: TrainingRecord) -> dict[str, object]:
     """Return the content of a training's ``summary.json``.
 
-    It always has these keys. New keys may be added; renaming one requires a higher ``format``:
+    The content always has the following keys. New keys may be added, but renaming a key requires a higher ``format``.
 
     - ``format`` (1), ``job`` (train), ``objective``, ``problem_type``, ``command``, ``embeddings_uri``,
       ``labels_uri``, ``output_uri``, ``model_uri``
@@ -201,13 +202,15 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
       with a label but without embeddings), ``num_without_frames``, ``num_parameters``, ``num_trainable_parameters``,
       ``num_workers``, ``num_restarts``
     - ``epochs``: each with ``epoch``, ``step``, ``train_loss``, ``validation_loss``, ``accuracy``, ``top5_accuracy``,
-      ``macro_f1``, ``learning_rate``, ``samples_per_second``, ``seconds``; null: not measured, NaN or infinite
-    - ``best_epoch``, ``selected_by``, ``metrics`` (the kept epoch again; null: no epoch ended)
-    - ``confusion``: rows true, columns predicted; null if videos have several labels, or for more than 100 labels
-    - ``confused_pairs``: at most 100 of ``label``, ``predicted``, ``num_videos``
-    - ``classes``: ``label``, ``support``, ``predicted``, ``precision``, ``recall``, ``f1``
-    - ``mistakes``: ``video_id``, ``label``, ``predicted``, ``score``, ``label_score``
-    - ``trials``: ``name``, ``settings``, ``outcome``, ``best_epoch``, ``metrics``, ``is_best``
+      ``macro_f1``, ``learning_rate``, ``samples_per_second``, ``seconds``. Values that were not
+      measured, NaN and infinity are null
+    - ``best_epoch``, ``selected_by``, ``metrics`` (of the kept epoch; null if no epoch has ended)
+    - ``confusion``: rows are true labels, columns are predicted labels; null for a multi-label model, or for more than
+      100 labels
+    - ``confused_pairs``: at most 100, each with ``label``, ``predicted``, ``num_videos``
+    - ``classes``: each with ``label``, ``support``, ``predicted``, ``precision``, ``recall``, ``f1``
+    - ``mistakes``: each with ``video_id``, ``label``, ``predicted``, ``score``, ``label_score``
+    - ``trials``: each with ``name``, ``settings``, ``outcome``, ``best_epoch``, ``metrics``, ``is_best``
     - ``settings``, ``versions``, ``machine``
     """
     is_small = record.confusion is not None and len(record.confusion) <= _MAX_CONFUSION_LABELS
@@ -260,7 +263,7 @@ def _utc(unix_seconds: float) -> str:
 
 
 def _numbers(row: records.EpochMetrics | records.ClassMetrics | records.Mistake | None) -> dict[str, object] | None:
-    """Return a row without its picture. Floats that JSON does not support become null."""
+    """Return the fields of a row without its thumbnail. NaN and infinity, which JSON lacks, become None."""
     if row is None:
         return None
     values = {name: value for name, value in asdict(row).items() if name != "thumbnail"}

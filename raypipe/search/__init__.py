@@ -1,1 +1,1 @@
-"""An index of videos by their embeddings: build, search, filter, re-rank. Plain Python, without Ray."""
+"""Build an index of video embeddings, search it, and filter and re-rank the results. Plain Python, without Ray."""

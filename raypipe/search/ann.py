@@ -1,6 +1,7 @@
-"""Find the vectors nearest to a query, among all or only eligible videos: faiss finds them, exact scores rank them.
+"""Find the vectors nearest to a query, among all videos or only the eligible ones.
 
-Each query is searched alone and in one thread, so a batch returns the same results as its queries one by one.
+faiss finds candidates, and exact scores rank them. Each query of a batch is searched separately and in one thread, so a
+query returns the same results alone and in a batch.
 """
 
 import math
@@ -23,44 +24,47 @@ RANK = 10  # recall@10
 TARGET_RECALL = 0.98
 NUM_QUERIES = 256
 _LONGEST_HISTORY = 5
-_SOME = 0.5  # below this recall, a small gain does not mean that more lists are useless
-_NO_GAIN = 0.005  # if twice the lists gain less recall, quantisation causes the remaining misses
+_SOME = 0.5  # at a lower recall, a small gain does not mean that more lists are useless
+_NO_GAIN = 0.005  # if doubling the lists gains less recall, quantisation causes the remaining misses
 IndexKind: TypeAlias = Literal["flat", "ivf_sq8", "compact"]
 FaissIndex: TypeAlias = Any
 _faiss: Any = faiss  # its types describe the C++ functions, not the Python wrappers
 
 SCANNED = 5_000  # up to this many eligible vectors are compared one by one, which is faster than faiss
-_CODES_PER_VECTOR = 16  # ineligible codes that faiss skips in the time of one exact comparison
+_CODES_PER_VECTOR = 16  # codes that faiss scans in the time of one exact comparison
 # Candidates to request from faiss: the first number times top_k, plus the second.
 _POOL: dict[IndexKind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (10, 400)}
 _NEARLY_ALL = 0.9  # a filter that keeps more than this fraction of the vectors is treated as no filter
-_CHANGE = 0.05  # stop when more lists replace at most this fraction of the results
+_CHANGE = 0.05  # stop when scanning more lists replaces at most this fraction of the results
 _NOTHING: Ranked = np.empty(0, np.float32), np.empty(0, np.int64)
 
 _FILL_ROWS = 65_536  # rows widened to float32 at a time
-_POINTS_PER_LIST = 64  # training vectors of k-means per list: more take longer and do not help
-_FEWEST = 64  # vectors needed to learn lists and codes
-_PARTS = (4, 3, 2, 1)  # numbers encoded together in 4 bits by "compact": the first that divides the dimension
+_POINTS_PER_LIST = 64  # k-means training vectors per list: more take longer and do not improve the lists
+_FEWEST = 64  # the minimum number of vectors for learning lists and codes
+_PARTS = (4, 3, 2, 1)  # "compact" encodes this many numbers in 4 bits: the first of these that divides the dimension
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Queries ``[Q, d]``, and the lowest score ``[Q]`` among the true ``top_k`` neighbors of each query."""
+    """Sample queries ``[Q, d]`` to measure recall with.
+
+    ``lowest`` ``[Q]`` is the lowest score among the true ``top_k`` neighbors of each query.
+    """
 
     queries: Floats
     lowest: Floats
     top_k: int = RANK
 
     def recall(self, scores: Floats) -> float:
-        """Return the fraction of found scores ``[Q, top_k]`` that reach the lowest true score.
+        """Return the recall of a search that found vectors with these scores ``[Q, top_k]``.
 
-        So any of several equal vectors counts as found.
+        A vector counts as a true neighbor if its score reaches ``lowest``. So any of several equal vectors counts.
         """
         return float(np.mean(scores >= self.lowest[:, None] - ROUNDING))
 
 
 def make_trials(vectors: Vectors, *, seed: int) -> tuple[Trials, Trials]:
-    """Return trials to choose parameters with, and separate trials to measure the recall with."""
+    """Return two separate sets of trials: the first to choose parameters with, the second to measure recall with."""
     queries = trial_queries(vectors, count=2 * NUM_QUERIES, seed=seed)
     top_k = min(RANK, len(vectors))
     last = neighbors(vectors, queries, top_k=top_k)[:, -1]
@@ -70,7 +74,7 @@ def make_trials(vectors: Vectors, *, seed: int) -> tuple[Trials, Trials]:
 
 
 def trial_queries(vectors: Vectors, *, count: int, seed: int) -> Floats:
-    """Return realistic queries ``[count, d]``: half are vectors of the index, half are means of two to five of them."""
+    """Return realistic queries ``[count, d]``: half are vectors of the index, half are means of two to five vectors."""
     chance = np.random.default_rng(seed)
     chosen = widen(vectors[chance.integers(len(vectors), size=count * _LONGEST_HISTORY)])
     histories = chosen.reshape(count, _LONGEST_HISTORY, -1)
@@ -83,7 +87,11 @@ def trial_queries(vectors: Vectors, *, count: int, seed: int) -> Floats:
 
 
 def least_nprobe(recall: Callable[[int], float], *, nlist: int) -> int:
-    """Return about the smallest number of lists with a recall of 0.98, or with the recall at which it stops growing."""
+    """Return approximately the smallest number of lists to scan for a recall of 0.98.
+
+    ``recall`` returns the recall for a number of lists. If it stops growing below 0.98, return approximately the
+    smallest number of lists that reaches the final recall.
+    """
     low, high, reached = 0, 1, recall(1)
     while reached < TARGET_RECALL and high < nlist:
         twice = min(2 * high, nlist)
@@ -104,7 +112,7 @@ class Ann:
 
     def __init__(self, index: FaissIndex, vectors: Vectors, *, nprobe: int, recall_at_10: float = math.nan) -> None:
         self._index = index
-        self._vectors = vectors.view(np.ndarray)  # taking rows of a memmap is slower
+        self._vectors = vectors.view(np.ndarray)  # indexing a memmap is slower than indexing an array
         self.kind = _kind_of(index)
         self.nlist = 1 if self.kind == "flat" else int(index.nlist)
         self.nprobe = min(nprobe, self.nlist)
@@ -112,9 +120,11 @@ class Ann:
 
     @classmethod
     def build(cls, vectors: Vectors, *, settings: IndexSettings, base: Self | None = None) -> Self:
-        """Index vectors ``[N, d]`` of unit length, reusing what ``base`` has learned if it has the same kind.
+        """Index vectors ``[N, d]`` of unit length.
 
-        ``nprobe`` becomes about the smallest number that finds 98 % of the true neighbors of sample queries.
+        If ``base`` has the same kind and dimension, its trained lists and codes are reused. ``nprobe``, the number of
+        lists to scan per query, becomes approximately the smallest number that finds 98 % of the true neighbors of
+        sample queries.
         """
         kind = kind_for(len(vectors), settings)
         if base is not None and (base.kind, base.dim) == (kind, vectors.shape[1]):
@@ -143,7 +153,7 @@ class Ann:
         """Read a file that ``save`` wrote.
 
         Raises:
-            IndexVersionError: the file is not a faiss index, or not an index of these vectors.
+            IndexVersionError: the file is not a faiss index, or does not match the vectors.
         """
         try:
             index = _faiss.read_index(str(path))
@@ -162,13 +172,14 @@ class Ann:
 
     @property
     def dim(self) -> int:
-        """The length of a vector, d."""
+        """The length of an indexed vector, d."""
         return int(self._vectors.shape[1])
 
     def search(self, queries: npt.NDArray[np.floating], *, top_k: int, eligible: Eligible | None = None) -> Ranked:
         """Return the scores and positions ``[Q, top_k]`` of the vectors nearest to each query ``[Q, d]``, best first.
 
-        If fewer vectors are eligible, both are padded with -1. Of equal scores, the lowest position comes first.
+        If fewer than ``top_k`` vectors are eligible, scores and positions are padded with -1. Equal scores are sorted
+        by position.
         """
         scores = np.full((len(queries), top_k), -1, np.float32)
         positions = np.full((len(queries), top_k), -1, np.int64)
@@ -178,13 +189,15 @@ class Ann:
         return scores, positions
 
     def nearest(self, query: npt.NDArray[np.floating], *, top_k: int, eligible: Eligible | None = None) -> Ranked:
-        """Search with one query ``[d]``. The result is shorter than ``top_k`` if fewer vectors are eligible.
+        """Return the scores and positions of the ``top_k`` vectors nearest to one query ``[d]``, best first.
+
+        If fewer vectors are eligible, the result is shorter.
 
         Raises:
             ValueError: the query and the vectors differ in length.
         """
         query = np.ascontiguousarray(query, np.float32)
-        if query.shape != (self.dim,):  # faiss would read past its end
+        if query.shape != (self.dim,):  # faiss would read past the end of a shorter query
             msg = f"The query has shape {query.shape}, but the vectors have {self.dim} numbers."
             raise ValueError(msg)
         count = len(self._vectors) if eligible is None else eligible.count
@@ -199,7 +212,10 @@ class Ann:
         return self._by_lists(query, top_k, selector, count)
 
     def nearest_lists(self, vectors: Vectors, count: int) -> Positions:
-        """Return the numbers ``[N, ≤ count]`` of the lists nearest to each vector. A flat index has a single list."""
+        """Return the numbers ``[N, count]`` of the ``count`` lists nearest to each vector.
+
+        If the index has fewer lists, the result has fewer columns. A flat index has a single list.
+        """
         if self.kind == "flat":
             return np.zeros((len(vectors), 1), np.int64)
         lists = np.empty((len(vectors), min(count, self.nlist)), np.int64)
@@ -209,20 +225,26 @@ class Ann:
         return lists
 
     def _num_lists(self, top_k: int, count: int) -> float:
-        """Estimate how many lists are enough: more for more results, and more if a filter leaves fewer vectors."""
+        """Estimate how many lists to scan for ``top_k`` results if ``count`` vectors are eligible.
+
+        More results need more lists, and fewer eligible vectors need more lists.
+        """
         return min(self.nlist, self.nprobe * math.sqrt(max(1, top_k / RANK) * len(self._vectors) / count))
 
     def _codes_to_pass(self, top_k: int, count: int) -> int:
-        """Return how many codes a filtered search would scan; 0 if nothing is filtered."""
+        """Estimate how many codes a filtered search would scan.
+
+        Return 0 for a flat index, and if all or nearly all vectors are eligible.
+        """
         if self.kind == "flat" or count > _NEARLY_ALL * len(self._vectors):
             return 0
         return int(self._num_lists(top_k, count) * len(self._vectors) / self.nlist)
 
     def _by_lists(self, query: Floats, top_k: int, selector: FaissIndex | None, count: int) -> Ranked:
-        """Scan the nearest lists. With a filter, scan more lists until the results hardly change.
+        """Scan the lists nearest to the query. With a filter, scan more lists until the results hardly change.
 
-        The eligible videos may be far from the query, where the order of the lists says little. So the search observes
-        when it has scanned enough lists; it cannot compute their number in advance.
+        Eligible videos may be far from the query, and the order of distant lists says little about their contents. So
+        the number of lists to scan cannot be computed in advance. The search stops when more lists do not help.
         """
         filtered = count < _NEARLY_ALL * len(self._vectors)
         width = math.ceil(self._num_lists(top_k, count) / (2 if filtered else 1))
@@ -243,9 +265,10 @@ class Ann:
             start, width = stop, stop
 
     def _extend(self, top: Ranked, query: Floats, top_k: int, scan: Callable[..., Positions]) -> tuple[Ranked, int]:
-        """Merge the candidates of a scan into the best so far; return the best, and the number of candidates.
+        """Merge the candidates of a scan into ``top``, the best results so far.
 
-        As long as the last candidate is among the best, request more candidates.
+        Return the new best results, and the number of candidates. As long as the last candidate is among the best
+        results, scan again for more candidates.
         """
         count = self._pool(top_k)
         while True:
@@ -257,14 +280,17 @@ class Ann:
             count *= 4
 
     def _pool(self, top_k: int) -> int:
-        """Return how many candidates to request from faiss, which orders them by inexact codes."""
+        """Return how many candidates to request from faiss.
+
+        faiss orders vectors by inexact codes, so more than ``top_k`` candidates are needed.
+        """
         times, plus = _POOL[self.kind]
         return times * top_k + plus
 
     def _scan_lists(
         self, query: Floats, *, lists: Positions, closeness: Floats, count: int, selector: FaissIndex | None
     ) -> Positions:
-        """Return up to ``count`` rows of the given lists, approximately the nearest to the query, nearest first."""
+        """Return the ``count`` or fewer rows of the given lists whose codes are nearest to the query, nearest first."""
         parameters = _faiss.SearchParametersIVF(nprobe=len(lists), sel=selector)
         scores, rows = np.empty(count, np.float32), np.empty(count, np.int64)
         asked, among, near, best_scores, found = map(_faiss.swig_ptr, (query, lists, closeness, scores, rows))
@@ -272,7 +298,7 @@ class Ann:
         return rows[rows >= 0]
 
     def _scan_all(self, query: Floats, *, count: int, selector: FaissIndex | None) -> Positions:
-        """Return up to ``count`` rows of a flat index, approximately the nearest to the query, nearest first."""
+        """Return the ``count`` or fewer rows of a flat index whose codes are nearest to the query, nearest first."""
         parameters = _faiss.SearchParameters(sel=selector) if selector is not None else None
         rows: Positions = self._index.search(query[None], count, params=parameters)[1][0]
         return rows[rows >= 0]
@@ -294,18 +320,18 @@ def _kind_of(index: FaissIndex) -> IndexKind:
 def _train(vectors: Vectors, *, kind: IndexKind, seed: int) -> FaissIndex:
     """Return a trained, empty index for these vectors."""
     dim = vectors.shape[1]
-    if kind == "flat":  # float16 like the vectors themselves, so its results are exact
+    if kind == "flat":  # stores float16 like the vectors themselves, so its results are exact
         flat = _faiss.IndexScalarQuantizer(dim, _faiss.ScalarQuantizer.QT_fp16, _faiss.METRIC_INNER_PRODUCT)
         flat.train(np.zeros((1, dim), np.float32))
         return flat
-    # About 4 √N lists, but at least 4 vectors to train each of them.
+    # About 4 √N lists, but at most N / 4, so that each list has 4 training vectors on average.
     nlist = max(1, min(round(4 * math.sqrt(len(vectors))), len(vectors) // 4))
     lists = _faiss.IndexFlatIP(dim)
     if kind == "compact":
         codes = dim // next(part for part in _PARTS if dim % part == 0)
         index: FaissIndex = _faiss.IndexIVFPQFastScan(lists, dim, nlist, codes, 4, _faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.min_points_per_centroid = 1
-    else:  # one range for all dimensions: a scan takes two thirds of the time that a range per dimension takes
+    else:  # one value range for all dimensions makes a scan 1.5 times as fast as one range per dimension
         uniform = _faiss.ScalarQuantizer.QT_8bit_uniform
         index = _faiss.IndexIVFScalarQuantizer(lists, dim, nlist, uniform, _faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = seed + 1  # faiss replaces 0 with its own seed

@@ -22,25 +22,28 @@ from raypipe.search.projection import PROJECTION, Moments, Projection, is_usable
 from raypipe.search.vectors import Positions, Vectors, VectorWriter, widen
 from raypipe.search.versions import FORMAT, SEARCH, VECTORS, new_version_id
 
-Batch: TypeAlias = tuple[npt.NDArray[np.float32], list[bytes | None]]  # embeddings [n, D], and a thumbnail for each
+Batch: TypeAlias = tuple[npt.NDArray[np.float32], list[bytes | None]]  # embeddings [n, D], and a thumbnail per video
 Batches: TypeAlias = Callable[[], Iterator[Batch]]
 
-LEARN_FROM = 65_536  # embeddings, chosen at random: with more, the projection takes longer and is no better
-GROWTH = 2  # an index that outgrows its training videos by more than this factor is trained again
-_COMPARED_ROWS = 2_048  # rows compared at a time with as many others
+LEARN_FROM = 65_536  # fit the projection to about this many random embeddings: more take longer and do not improve it
+GROWTH = 2  # train again if an index has more than this many times the videos that it was trained on
+_COMPARED_ROWS = 2_048  # rows to compare at a time with at most as many others
 
 
 def build_version(
     work: Path, *, items: pa.Table, batches: Batches, settings: IndexSettings, base: VideoIndex | None
 ) -> dict[str, Any]:
-    """Write the files of a version to ``work``; return its manifest, which does not yet list files and embeddings.
+    """Write the files of a version to the folder ``work``, and return its manifest.
 
-    Every call of ``batches()`` yields the embeddings and thumbnails of the items, in the same order. A video whose
-    embedding is zero or not finite is left out and counted as ``num_skipped``. The projection and lists of ``base`` are
-    reused, unless the index has drifted: other settings, another kind, more than twice the videos, or a low recall.
+    The entries ``files`` and ``embeddings`` of the manifest are added later. Every call of ``batches()`` must yield the
+    embeddings and thumbnails of all items, in the order of the items. A video whose embedding is zero or not finite is
+    left out and counted in ``num_skipped``.
+
+    The projection and lists of ``base`` are reused unless the index has drifted. This is the case if the settings or
+    the kind have changed, if there are more than twice as many videos as in the training, or if the recall is too low.
 
     Raises:
-        JobError: no video can be indexed, one occurs twice, or the embeddings do not match the items.
+        JobError: no video can be indexed, a video occurs twice, or the embeddings do not match the items.
     """
     began = time.monotonic()
     _check(items)
@@ -144,7 +147,10 @@ def _none_usable(num_videos: int) -> JobError:
 
 
 def _with_groups(items: pa.Table, groups: Positions) -> pa.Table:
-    """Add the column ``duplicate_group``, after the prediction if there is one. Null means that there is no group."""
+    """Add the column ``duplicate_group``, after the column ``score`` if there is one.
+
+    The value is null for a video without a group.
+    """
     names = [name for name in items.column_names if name != DUPLICATE_GROUP]
     at = names.index(schema.SCORE) + 1 if schema.SCORE in names else len(names)
     column = pa.array(groups, pa.int64(), mask=groups < 0)
@@ -152,11 +158,12 @@ def _with_groups(items: pa.Table, groups: Positions) -> pa.Table:
 
 
 def duplicate_groups(ann: Ann, vectors: Vectors, *, cosine: float) -> Positions:
-    """Return the smallest row ``[N]`` of each vector's group of near-duplicates, -1 for a vector without a group.
+    """Return the group of near-duplicates of each vector ``[N]``.
 
-    A group consists of vectors connected by pairs with at least this cosine. Each vector is compared with all vectors
-    in its nearest list and in the two next ones, because pairs are rarely further apart. Without lists, it is compared
-    with all vectors.
+    A group is identified by its smallest row, and -1 means that a vector has no group. Two vectors with at least this
+    ``cosine`` are in the same group, and so are vectors that a chain of such pairs connects. Each vector is compared
+    with all vectors in the three lists nearest to it, because near-duplicates are rarely further apart. If the index
+    has no lists, each vector is compared with all vectors.
     """
     roots = np.arange(len(vectors))
     for rows, others in _to_compare(ann.nearest_lists(vectors, 3)):
@@ -167,7 +174,10 @@ def duplicate_groups(ann: Ann, vectors: Vectors, *, cosine: float) -> Positions:
 
 
 def _to_compare(lists: Positions) -> Iterator[tuple[Positions, Positions]]:
-    """Yield blocks of rows and others to compare pair by pair, given the nearest lists ``[N, n]`` of each row."""
+    """Yield pairs of blocks. Each row in the first block is to be compared with each row in the second block.
+
+    ``lists`` ``[N, n]`` contains the numbers of the lists nearest to each row.
+    """
     order = [np.argsort(column, kind="stable") for column in lists.T]
     numbers = np.arange(lists.max(initial=0) + 2)
     starts = [np.searchsorted(column, numbers, sorter=by) for column, by in zip(lists.T, order, strict=True)]
@@ -175,12 +185,12 @@ def _to_compare(lists: Positions) -> Iterator[tuple[Positions, Positions]]:
         members, *visitors = (by[at[number] : at[number + 1]] for by, at in zip(order, starts, strict=True))
         others = np.concatenate([members, *visitors])
         for start in range(0, len(members), _COMPARED_ROWS):
-            for right in range(start, len(others), _COMPARED_ROWS):  # earlier pairs were compared the other way round
+            for right in range(start, len(others), _COMPARED_ROWS):  # earlier blocks were compared already
                 yield members[start : start + _COMPARED_ROWS], others[right : right + _COMPARED_ROWS]
 
 
 def _join(roots: Positions, rows: Positions, others: Positions, near: npt.NDArray[np.bool_]) -> None:
-    """Give both rows of each near pair the same root: the smaller of the two."""
+    """Merge the groups of each near pair: both rows get the smaller one of their two roots."""
     while near.any():
         left, right = _find(roots, rows), _find(roots, others)
         near &= left[:, None] != right
@@ -189,7 +199,7 @@ def _join(roots: Positions, rows: Positions, others: Positions, near: npt.NDArra
 
 
 def _find(roots: Positions, rows: Positions) -> Positions:
-    """Return the root of each row, and shorten the path to it."""
+    """Return the root of each row, and let each row point to its root directly (path compression)."""
     found = roots[rows]
     while not np.array_equal(further := roots[found], found):
         found = further

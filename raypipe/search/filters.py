@@ -1,4 +1,4 @@
-"""Evaluate filters and exclusions into bitmaps of the eligible videos, which faiss reads in place."""
+"""Evaluate filters and exclusions to bitmaps of the eligible videos. faiss reads these bitmaps without a copy."""
 
 import datetime as dt
 import math
@@ -20,11 +20,11 @@ from raypipe.search.items import Items, Kind, kind_of
 from raypipe.search.query import Filters
 from raypipe.search.vectors import Positions
 
-Bitmap: TypeAlias = npt.NDArray[np.uint8]  # the lowest bit of a byte comes first
+Bitmap: TypeAlias = npt.NDArray[np.uint8]  # video i is bit i % 8 (0 is the lowest) of byte i // 8
 Operand: TypeAlias = str | int | float
 
 CACHE_BYTES = 268_435_456
-_SPARSE = 16  # if only one video in this many is eligible, most bytes of the bitmap are zero
+_SPARSE = 16  # if fewer than one video in 16 is eligible, most bytes of the bitmap are zero
 _COMPARE = {"gt": pc.greater, "gte": pc.greater_equal, "lt": pc.less, "lte": pc.less_equal}
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -39,9 +39,9 @@ _EXPECTED: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Eligible:
-    """A bitmap of the eligible videos, and how many bits are set. It is read-only, because threads share it."""
+    """A bitmap of the eligible videos, and the number of set bits. It is read-only, because threads share it."""
 
-    bitmap: Bitmap  # [ceil(size / 8)]; bits past the size are 0
+    bitmap: Bitmap  # [ceil(size / 8)]; the bits after ``size`` are 0
     count: int
     size: int
 
@@ -58,7 +58,7 @@ class Eligible:
         return _unpacked(self.bitmap, self.size)
 
     def positions(self) -> Positions:
-        """Return the eligible positions in ascending order."""
+        """Return the positions of the eligible videos in ascending order."""
         if self.count * _SPARSE < self.size:  # skip the zero bytes
             held = np.flatnonzero(self.bitmap != 0)
             bits = np.flatnonzero(_unpacked(self.bitmap[held], 8 * len(held)))
@@ -66,14 +66,14 @@ class Eligible:
         return np.flatnonzero(self.mask())
 
     def contains(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-        """Return whether each position is eligible. A position that does not exist, such as faiss's -1, is not."""
+        """Return a mask of the positions that are eligible. Positions outside the index, such as -1, are not."""
         held: npt.NDArray[np.bool_] = (positions >= 0) & (positions < self.size)
         there = positions[held].astype(np.int64)
         held[held] = (self.bitmap[there >> 3] >> (there & 7).astype(np.uint8)) & 1
         return held
 
     def without(self, excluded: Positions) -> "Eligible":
-        """Return a copy without the videos at the excluded positions, which must be distinct."""
+        """Return a copy without the videos at the excluded positions. The excluded positions must be distinct."""
         gone = excluded[self.contains(excluded)]
         bitmap = self.bitmap.copy()
         np.bitwise_and.at(bitmap, gone >> 3, ~(np.uint8(1) << (gone & 7).astype(np.uint8)))
@@ -82,7 +82,7 @@ class Eligible:
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison with a column: ``in`` with any number of operands, or gt, gte, lt or lte with a single one."""
+    """One comparison of a column. ``in`` takes any number of operands; ``gt``, ``gte``, ``lt`` and ``lte`` take one."""
 
     column: str
     operator: str
@@ -90,7 +90,7 @@ class Condition:
 
 
 class FilterMasks:
-    """Evaluates filters and caches recent results: at most ``cache_size`` of them, and at most 256 MiB. Thread-safe."""
+    """Evaluates filters, with an LRU cache of at most ``cache_size`` bitmaps and 256 MiB. Thread-safe."""
 
     def __init__(self, items: Items, *, cache_size: int = 256) -> None:
         self._items = items
@@ -99,7 +99,9 @@ class FilterMasks:
         self._lock = threading.Lock()
 
     def eligible(self, filters: Filters, *, exclude: npt.ArrayLike = ()) -> Eligible | None:
-        """Return the videos that pass every filter and are not excluded; None if that is every video.
+        """Return the videos that pass every filter and are not at a position in ``exclude``.
+
+        Return None if there are no filters and no exclusions: then every video is eligible.
 
         Raises:
             QueryError: a filter names an unknown column, or compares it with a value of another type.
@@ -119,7 +121,7 @@ class FilterMasks:
         bitmap = np.full((size + 7) // 8, 255, np.uint8)
         if size % 8:
             bitmap[-1] = (1 << size % 8) - 1
-        for condition in conditions:  # each is also cached alone: it is likely to be combined with others
+        for condition in conditions:  # cache each one alone too: other filters are likely to contain it
             bitmap &= self._cached((condition,)).bitmap if len(conditions) > 1 else _evaluate(self._items, condition)
         found = Eligible(bitmap, int(np.bitwise_count(bitmap).sum(dtype=np.int64)), size)
         with self._lock:
@@ -130,7 +132,7 @@ class FilterMasks:
 
 
 def _parse(items: Items, filters: Filters) -> tuple[Condition, ...]:
-    """Return the conditions that must all hold; equivalent filters return the same conditions."""
+    """Convert filters to conditions that must all be true. Equivalent filters give the same conditions."""
     found = {condition for column, value in filters.items() for condition in _conditions(items, column, value)}
     return tuple(sorted(found, key=operator.attrgetter("column", "operator", "operands")))
 
@@ -155,7 +157,10 @@ def _conditions(items: Items, column: str, value: Any) -> list[Condition]:  # no
 
 
 def _range(column: str, kind: Kind | None, name: str, operand: Operand) -> Condition:
-    """Return a comparison. For integers, it is a closed range, which is exact for 3.5 and for more than 64 bits."""
+    """Return the condition for one bound of a range.
+
+    For an integer column, the bound is rounded to a 64-bit integer. So 3.5 and 2**70 are compared exactly.
+    """
     if kind != "integer" or isinstance(operand, str):
         return Condition(column, name, (operand,))
     if name in {"gt", "gte"}:
@@ -166,14 +171,16 @@ def _range(column: str, kind: Kind | None, name: str, operand: Operand) -> Condi
 
 
 def _operand(column: str, kind: Kind | None, value: Any) -> Operand:  # noqa: ANN401 - external input
-    """Convert the value as ``items.comparable`` converts the column. An integer column takes any finite number.
+    """Convert a value of a filter to the type in which the column is compared (see ``items.comparable``).
+
+    For an integer column, any finite number is allowed.
 
     Raises:
         QueryError: the value has another type than the column.
     """
     match kind, value:
         case "text", str():
-            return value.encode(errors="replace").decode()  # no catalogue contains half of a surrogate pair
+            return value.encode(errors="replace").decode()  # a catalogue never contains lone surrogates
         case ("boolean", bool()):
             return int(value)
         case ("integer" | "number", int() | float()) if not isinstance(value, bool) and _is_finite(value):
@@ -202,18 +209,21 @@ def _microseconds(text: str) -> int:
 
 
 def _evaluate(items: Items, condition: Condition) -> Bitmap:
-    """Return a bit per video, 1 if the condition holds; null never matches. Bits past the last video are undefined."""
+    """Return a bitmap of the videos for which the condition is true. Null never matches.
+
+    The bits after the last video are undefined.
+    """
     if few := items.few_values(condition.column):
         codes, values = few
         passed = np.append(_compare(values, condition).to_numpy(zero_copy_only=False), False)
-        return np.packbits(passed[codes], bitorder="little")  # the code of null is -1: the last entry
+        return np.packbits(passed[codes], bitorder="little")  # null has code -1, which selects the appended False
     passed = _compare(items.comparable(condition.column), condition)
     return np.frombuffer(passed.buffers()[1], np.uint8, (len(items) + 7) // 8, passed.offset // 8)
 
 
 def _compare(array: pa.Array, condition: Condition) -> pa.BooleanArray:
     zeros = (0.0, -0.0) if kind_of(array.type) == "number" and 0.0 in condition.operands else ()
-    operands = pa.array((*condition.operands, *zeros), array.type)  # is_in treats the two zeros as different
+    operands = pa.array((*condition.operands, *zeros), array.type)  # is_in treats 0.0 and -0.0 as different
     if condition.operator != "in":
         passed = _COMPARE[condition.operator](array, operands[0])
     elif len(condition.operands) == 1:

@@ -56,13 +56,13 @@ class VideoIndex(Shown):
         """Open the output of ``raypipe index``, in a folder or a bucket, without Ray.
 
         Args:
-            index: The folder of the index: a path or ``s3://`` URI.
-            version: The id of a version; by default the current one.
-            cache: Where versions from a bucket are kept on this machine; by default below ``~/.cache``.
+            index: The output folder of ``raypipe index``: a path or an ``s3://`` URI.
+            version: The id of a version. The default is the current version.
+            cache: A local folder that caches versions from a bucket. The default is a folder below ``~/.cache``.
 
         Raises:
             IndexVersionError: there is no such version, or it is corrupt.
-            StorageError: the storage refuses or cannot be reached.
+            StorageError: the storage denies access or cannot be reached.
         """
         versions = Versions(Folder(os.fspath(index)))
         chosen = version or versions.require_current()
@@ -71,7 +71,9 @@ class VideoIndex(Shown):
 
     @classmethod
     def load(cls, folder: Path, manifest: Mapping[str, Any] | None = None) -> Self:
-        """Open a version in a local folder whose files are verified; the default manifest is the one in the folder.
+        """Open a version in a local folder whose files have been verified.
+
+        Without ``manifest``, read the manifest in the folder.
 
         Raises:
             IndexVersionError: a file is corrupt, or the files do not match.
@@ -88,7 +90,7 @@ class VideoIndex(Shown):
             raise IndexVersionError(msg, key=str(folder), value=found, expected=expected, remedy=_REBUILD)
         try:
             nprobe, recall = int(manifest["nprobe"]), float(manifest["recall_at_10"])
-            int(manifest["trained"]["num_videos"])  # what raypipe index --append reads
+            int(manifest["trained"]["num_videos"])  # raypipe index --append reads this
         except (KeyError, TypeError, ValueError) as error:
             msg = f"The manifest of {folder} has a missing or invalid key: {error}."
             raise IndexVersionError(msg, key=str(folder / MANIFEST), remedy=_REBUILD) from None
@@ -121,10 +123,11 @@ class VideoIndex(Shown):
         return position
 
     def recommend(self, history: Query | Sequence[str] = (), **options: Any) -> Recommendations:  # noqa: ANN401 - fields of Query
-        """Recommend videos to someone who has watched ``history``, the newest last.
+        """Recommend videos to a viewer who has watched the videos in ``history``.
 
-        If the index has no video of the history, the answer is the popular ones. ``options`` are fields of ``Query``,
-        such as ``top_k=5`` or ``filters={"language": ["en"]}``. The answer does not depend on other calls.
+        ``history`` contains video ids, newest last, or is a complete ``Query``. ``options`` are the other fields of
+        ``Query``, such as ``top_k=5`` or ``filters={"language": ["en"]}``. If no watched video is in the index, popular
+        and recent videos are recommended. The result does not depend on other calls.
 
         Raises:
             QueryError: a column is missing, or a number is out of range.
@@ -160,16 +163,20 @@ class VideoIndex(Shown):
         )
 
     def similar(self, video_id: str, *, top_k: int, **options: Any) -> Recommendations:  # noqa: ANN401 - fields of Query
-        """Recommend videos to someone who has watched only this one; ``options`` are fields of ``Query``.
+        """Recommend videos to a viewer who has only watched the given video.
+
+        ``options`` are other fields of ``Query``.
 
         Raises:
-            QueryError: the video is not in the index, or a column is missing, or a number is out of range.
+            QueryError: the video is not in the index, a column is missing, or a number is out of range.
         """
         self._position(video_id)
         return self.recommend(Query(history=(video_id,), top_k=top_k, **options))
 
     def find(self, text: str | None, filters: Filters, *, offset: int, limit: int) -> tuple[list[int], int]:
-        """Return positions of videos whose title or id contains the text, one page in ascending order, and the total.
+        """Find the videos that pass the filters and whose title or id contains ``text``.
+
+        Return one page of their positions, in ascending order, and the total number of matches.
 
         Raises:
             QueryError: a filter names an unknown column, or compares it with a value of another type.
@@ -181,7 +188,7 @@ class VideoIndex(Shown):
         return positions[offset : offset + limit].tolist(), len(positions)
 
     def ranking(self, name: str) -> Ranking | None:
-        """Rank all videos by ``freshness`` or ``popularity``; None if the catalogue has no such column."""
+        """Rank all videos by ``freshness`` or ``popularity``. Return None if the catalogue lacks the column."""
         if name not in self._rankings:
             numbers = self.items.numbers(BOOST_COLUMNS[name])
             values = freshness if name == "freshness" else percentile_rank
@@ -190,7 +197,10 @@ class VideoIndex(Shown):
 
     @cached_property
     def popular(self) -> Ranking:
-        """All videos for an unknown viewer, by the sum of all boosts; in the catalogue's order if there are none."""
+        """The ranking of all videos for a viewer without a known history, by the sum of all boosts.
+
+        If the catalogue supports no boosts, the videos are in the order of the catalogue.
+        """
         scores = np.zeros(len(self.items), np.float32)
         for boost in self._popular_boosts.values():
             scores += boost.ranking.values
@@ -198,7 +208,7 @@ class VideoIndex(Shown):
 
     @cached_property
     def _popular_boosts(self) -> dict[str, Boost]:
-        """Every ranking that the catalogue supports, with equal weights."""
+        """A boost of weight 1 for every ranking that the catalogue supports, by name."""
         rankings = {name: self.ranking(name) for name in BOOST_COLUMNS}
         return {name: Boost(1.0, ranking) for name, ranking in rankings.items() if ranking is not None}
 

@@ -27,7 +27,7 @@ TITLE = "title"
 BOOST_COLUMNS = {"freshness": "published_at", "popularity": "popularity"}  # the catalogue column of each boost
 _FEW_VALUES = 4_096  # a text column with at most this many distinct values is compared by its dictionary codes
 _THUMBNAILS = pa.schema([(schema.THUMBNAIL, pa.large_binary())])
-_BATCH_ROWS, _BATCH_BYTES = 1_024, 33_554_432  # thumbnails in one record batch
+_BATCH_ROWS, _BATCH_BYTES = 1_024, 33_554_432  # the limits of one record batch of thumbnails
 
 _HASH_ROWS = 262_144  # ids hashed at a time: hashing takes about 30 times their size in memory
 _NUM_WEIGHTS = 1_024  # the maximum length of an S3 key; longer texts reuse the weights
@@ -36,7 +36,7 @@ _LENGTH_WEIGHT = np.uint64(0x9E3779B97F4A7C15)
 
 
 def kind_of(column_type: pa.DataType) -> Kind | None:
-    """Return the kind of values that a filter compares the column with; None for lists, structs and bytes."""
+    """Return the kind of value with which filters compare a plain column, or None for lists, structs and bytes."""
     types = pa.types
     if types.is_large_string(column_type):
         return "text"
@@ -75,7 +75,11 @@ def plain_column(column: pa.ChunkedArray) -> pa.Array:
 
 
 def comparable(array: pa.Array) -> pa.Array:
-    """Convert a plain column for filters: large string, int64 (times: microseconds since 1970), float64 or int8."""
+    """Convert a plain column to the type in which filters compare it.
+
+    Text stays a large string, integers become int64, other numbers float64, and booleans int8. Times become int64
+    microseconds since 1970.
+    """
     kind = kind_of(array.type)
     if kind == "time":
         return array.cast(_UTC).cast(pa.int64())
@@ -84,7 +88,10 @@ def comparable(array: pa.Array) -> pa.Array:
 
 
 def as_numbers(array: pa.Array) -> npt.NDArray[np.float64] | None:
-    """Convert to float64: times as seconds since 1970, null as NaN. Return None if the column is not numeric."""
+    """Convert a plain column of numbers or times to float64. Return None for any other column.
+
+    Times become seconds since 1970, and null becomes NaN.
+    """
     kind = kind_of(array.type)
     if kind not in {"number", "integer", "time"}:
         return None
@@ -94,7 +101,10 @@ def as_numbers(array: pa.Array) -> npt.NDArray[np.float64] | None:
 
 
 def as_json(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - any value of a catalogue
-    """Return the value for JSON: times as ISO text; null for NaN, infinity and years outside the calendar."""
+    """Convert a value of the catalogue for JSON. Times become ISO text.
+
+    NaN, infinity and times that Python's ``datetime`` cannot represent become None.
+    """
     try:
         return _json_value(scalar.as_py())
     except (ValueError, OverflowError):
@@ -124,10 +134,10 @@ class Items:
     """The items of an index: columns in memory, thumbnails memory-mapped. Thread-safe."""
 
     def __init__(self, table: pa.Table, thumbnails: pa.ChunkedArray | None) -> None:
-        """Take the table of ``items.parquet``.
+        """Take the table of ``items.parquet`` and the thumbnails of its rows.
 
         Raises:
-            IndexVersionError: there is no column ``video_id``, or thumbnails and rows differ in number.
+            IndexVersionError: there is no column ``video_id``, or the numbers of thumbnails and rows differ.
         """
         if schema.VIDEO_ID not in table.column_names:
             names = table.column_names
@@ -148,7 +158,7 @@ class Items:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read the items of a version and map its thumbnails.
+        """Read the items of a version, and memory-map its thumbnails.
 
         Raises:
             IndexVersionError: a file cannot be read, or the files do not match.
@@ -167,7 +177,7 @@ class Items:
 
     @cached_property
     def columns(self) -> dict[str, pa.DataType]:
-        """The columns that a filter can compare: no lists, structs or bytes."""
+        """The type of each column that a filter can compare, by name. Lists, structs and bytes are left out."""
         return {name: array.type for name, array in self._arrays.items() if kind_of(array.type)}
 
     def position(self, video_id: str) -> int | None:
@@ -186,7 +196,7 @@ class Items:
         return {name: as_json(array[position]) for name, array in self._arrays.items()}
 
     def thumbnail(self, position: int) -> bytes | None:
-        """Return the JPEG of one video, or None if it has none."""
+        """Return the JPEG thumbnail of one video, or None if the video has no thumbnail."""
         return None if self._thumbnails is None else self._thumbnails[position].as_py()
 
     def containing(self, text: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -202,7 +212,7 @@ class Items:
         return positions[is_found]
 
     def values(self, column: str, *, limit: int) -> list[str]:
-        """Return the distinct values of a text column, most frequent first; empty if there is no such column."""
+        """Return the ``limit`` most frequent values of a text column. The list is empty if there is no such column."""
         array = self._arrays.get(column)
         if array is None or kind_of(array.type) != "text":
             return []
@@ -213,11 +223,14 @@ class Items:
         return texts
 
     def codes(self, column: str) -> npt.NDArray[np.int32] | None:
-        """Return a code per row: equal for equal values, -1 for null. Return None if there is no such column."""
+        """Return an integer code per row, or None for an unknown column. Equal values get equal codes; null gets -1."""
         return self._encoded(column)[0] if column in self.columns else None
 
     def few_values(self, column: str) -> tuple[npt.NDArray[np.int32], pa.Array] | None:
-        """Return the codes and values of a text column with few distinct values, or None for another column."""
+        """Return the code of each row and the distinct values of a text column, if there are few distinct values.
+
+        Return None for any other column.
+        """
         if column in self._many_values or kind_of(self._arrays[column].type) != "text":
             return None
         if column not in self._codes and pc.count_distinct(self._arrays[column]).as_py() > _FEW_VALUES:
@@ -233,21 +246,21 @@ class Items:
         return self._codes[column]
 
     def numbers(self, column: str) -> npt.NDArray[np.float64] | None:
-        """Return a column as ``as_numbers`` converts it, or None if there is no such column of numbers or times."""
+        """Return a column converted by ``as_numbers``, or None if there is no such column of numbers or times."""
         if column not in self._numbers:
             array = self._arrays.get(column)
             self._numbers[column] = None if array is None else as_numbers(array)
         return self._numbers[column]
 
     def comparable(self, column: str) -> pa.Array:
-        """Return a column as the function ``comparable`` converts it."""
+        """Return a column converted by the function ``comparable``."""
         if column not in self._comparable:
             self._comparable[column] = comparable(self._arrays[column])
         return self._comparable[column]
 
     @cached_property
     def duplicate_groups(self) -> npt.NDArray[np.int64]:
-        """The smallest row of each video's group of near-duplicates, -1 for a video without a group."""
+        """The group of near-duplicates of each video, identified by its smallest row, or -1 without a group."""
         array = self._arrays.get(DUPLICATE_GROUP)
         if array is None or kind_of(array.type) != "integer":
             return np.full(len(self), -1, np.int64)
@@ -255,7 +268,7 @@ class Items:
 
 
 class ThumbnailWriter:
-    """Writes the thumbnails of a version: an Arrow file with one column, in record batches of about a thousand."""
+    """Writes the thumbnails of a version to an Arrow file with one column and record batches of up to 1,024 rows."""
 
     def __init__(self, path: Path) -> None:
         self._writer = pa.ipc.new_file(str(path), _THUMBNAILS)
@@ -284,7 +297,10 @@ class ThumbnailWriter:
 
 
 class _Lookup:
-    """Finds ids by sorted hashes, in 12 bytes per id; a dict takes over 100. Of equal ids, it finds the first."""
+    """Finds the position of an id by binary search in sorted hashes. If ids are equal, it finds the first one.
+
+    It takes 12 bytes per id, and a dict would take over 100.
+    """
 
     def __init__(self, texts: pa.LargeStringArray) -> None:
         """Hash and sort the ids. Null is never found."""
@@ -303,7 +319,7 @@ class _Lookup:
         return [self._find(text, at, key) for text, at, key in zip(texts, starts.tolist(), wanted, strict=True)]
 
     def _find(self, text: str, at: int, key: np.uint64) -> int | None:
-        """Check the ids with the same hash. There is nearly always only one."""
+        """Return the position of an id, or None, by comparing all ids with the same hash. Usually there is one."""
         while at < len(self._hashes) and self._hashes[at] == key:
             position = int(self._positions[at])
             if self._texts[position].as_py() == text:
@@ -320,7 +336,10 @@ def _hash(text: str) -> np.uint64:
 
 
 def _hash_rows(texts: pa.LargeStringArray) -> npt.NDArray[np.uint64]:
-    """Return multilinear hashes: the sum of each byte times the weight of its position, modulo 2⁶⁴."""
+    """Return the multilinear hash of each text.
+
+    It is the sum of each byte times the weight of its position, modulo 2⁶⁴, XORed with the weighted length.
+    """
     _, offsets_buffer, data_buffer = texts.buffers()
     if not len(texts) or data_buffer is None:
         return np.zeros(len(texts), np.uint64)

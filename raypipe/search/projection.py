@@ -1,8 +1,8 @@
 """Project embeddings to the vectors of an index: normalise, centre, whiten partially, reduce, normalise again.
 
 Whitening between two normalisations follows Jégou and Chum, "Negative evidences and co-occurences in image retrieval:
-the benefit of PCA and whitening", ECCV 2012. An exponent sets how much to whiten: with full whitening, directions that
-are mostly noise weigh as much as any other, which is worse on small catalogues than no whitening at all.
+the benefit of PCA and whitening", ECCV 2012. An exponent sets the strength of the whitening. Full whitening gives
+directions that are mostly noise the same weight as all others. On small catalogues, this is worse than no whitening.
 """
 
 from pathlib import Path
@@ -17,17 +17,17 @@ from raypipe.errors import IndexVersionError
 from raypipe.search.vectors import Floats
 
 PROJECTION = "projection.safetensors"
-FEW_VIDEOS = 16  # so few videos have no useful mean: centring two near-duplicates would make them opposites
-_SAME = 1e-9  # a smaller variance of unit vectors is the float32 rounding error of equal embeddings
-_RANK = 1e-10  # times the largest eigenvalue: a smaller one is the float32 rounding error of zero
+FEW_VIDEOS = 16  # up to this many have no useful mean: centring would turn two near-duplicates into opposites
+_SAME = 1e-9  # embeddings with a smaller total variance are equal, except for float32 rounding
+_RANK = 1e-10  # eigenvalues below this fraction of the largest one are zero, except for float32 rounding
 _ROWS = 8_192
 
 
 class Projection:
-    """An affine map from D to d numbers between two normalisations."""
+    """An affine map from D to d numbers. Vectors are scaled to unit length before and after it."""
 
     def __init__(self, mean: Floats, matrix: Floats) -> None:
-        """``mean`` is ``[D]``, ``matrix`` ``[D, d]``."""
+        """Take the mean ``[D]`` to subtract and the matrix ``[D, d]`` to multiply with."""
         self.mean = mean
         self.matrix = matrix
 
@@ -38,11 +38,11 @@ class Projection:
 
     @property
     def dim(self) -> int:
-        """The length of a vector, d."""
+        """The length of a projected vector, d."""
         return int(self.matrix.shape[1])
 
     def apply(self, embeddings: npt.NDArray[np.floating]) -> Floats:
-        """Project embeddings ``[M, D]`` to unit vectors ``[M, d]``; an embedding without a direction becomes zero."""
+        """Project embeddings ``[M, D]`` to unit vectors ``[M, d]``. Embeddings that are not usable become zero."""
         vectors = np.zeros((len(embeddings), self.dim), np.float32)
         for at in range(0, len(embeddings), _ROWS):
             rows = embeddings[at : at + _ROWS]
@@ -51,7 +51,10 @@ class Projection:
         return vectors
 
     def project(self, embeddings: npt.NDArray[np.floating]) -> Floats:
-        """Project without the last normalisation. With full whitening, each direction has a variance of about one."""
+        """Project embeddings ``[M, D]`` to ``[M, d]`` without scaling the result to unit length.
+
+        With full whitening, each of the d numbers has a variance of about one.
+        """
         return np.asarray((unit_length(embeddings) - self.mean) @ self.matrix, np.float32)
 
     def save(self, path: Path) -> None:
@@ -80,11 +83,11 @@ class Projection:
 
 
 class Moments:
-    """Accumulates the count, sum and sum of outer products of embeddings: all that is needed to fit a projection."""
+    """Accumulates what is needed to fit a projection: the count, sum and sum of outer products of embeddings."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._origin = np.zeros(0, np.float64)  # near the mean, so that equal embeddings have no variance
+        self._origin = np.zeros(0, np.float64)  # subtracted first, so that equal embeddings have zero variance
         self._sum = np.zeros(0)
         self._products = np.zeros((0, 0))
 
@@ -103,9 +106,10 @@ class Moments:
         self._products += units.T @ units
 
     def fit(self, dim: int, *, whitening: float) -> Projection:
-        """Return the projection to at most ``dim`` numbers, or fewer if the embeddings have fewer directions.
+        """Return a projection to ``dim`` numbers, or fewer if the embeddings span fewer dimensions.
 
-        A direction of variance v is divided by v ** (``whitening`` / 2): 0 is PCA alone, 1 whitens fully.
+        Each principal component is divided by v ** (``whitening`` / 2), where v is its variance. A ``whitening`` of 0
+        is plain PCA, and 1 is full whitening.
 
         Raises:
             ValueError: no embedding was added.
@@ -125,13 +129,19 @@ class Moments:
 
 
 def _without_centring(second_moment: npt.NDArray[np.float64], dim: int) -> Projection:
-    """Return a rotation. It preserves the angles between the fitted embeddings if there are at most ``dim`` of them."""
+    """Return a projection that only rotates.
+
+    If it was fitted to at most ``dim`` embeddings, it preserves the angles between these embeddings.
+    """
     _, directions = _eigen(second_moment)
     return Projection(np.zeros(len(directions), np.float32), directions[:, :dim].astype(np.float32))
 
 
 def _eigen(matrix: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return eigenvalues in descending order, and eigenvectors as columns, each with its largest number positive."""
+    """Return the eigenvalues in descending order, and the eigenvectors as columns.
+
+    The sign of an eigenvector is arbitrary. It is chosen so that the entry of largest magnitude is positive.
+    """
     values, vectors = np.linalg.eigh(matrix)
     vectors = vectors[:, ::-1]
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(vectors))])
@@ -139,8 +149,9 @@ def _eigen(matrix: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], np
 
 
 def _shrunk(variances: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
-    """Shrink eigenvalues towards their mean, more so for fewer videos: otherwise, N ≈ D makes all videos equidistant.
+    """Shrink the eigenvalues of ``count`` videos towards their mean. Fewer videos mean more shrinkage.
 
+    Without it, whitening makes all videos equidistant if there are about as many videos as dimensions. The formula is
     OAS, equation 23 of Chen, Wiesel, Eldar and Hero, "Shrinkage algorithms for MMSE covariance estimation", 2010.
     """
     size, trace, squares = len(variances), variances.sum(), np.square(variances).sum()
@@ -150,13 +161,13 @@ def _shrunk(variances: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.fl
 
 
 def is_usable(embeddings: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Return which of the embeddings ``[M, D]`` have a direction: those that are finite and nonzero."""
+    """Return a mask of the embeddings ``[M, D]`` that are finite and nonzero. Only these have a direction."""
     largest = np.abs(embeddings).max(axis=1, initial=0)  # NaN if any number is NaN
     return np.asarray(np.isfinite(largest) & (largest > np.finfo(np.float32).tiny), np.bool_)
 
 
 def unit_length(rows: npt.NDArray[np.floating]) -> Floats:
-    """Normalise rows to length one, in float32; zero stays zero."""
+    """Scale rows to length one and return them as float32. Zero rows stay zero."""
     wide = rows.astype(np.float64)  # the square of a large float32 overflows
     lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     lengths[lengths == 0] = 1

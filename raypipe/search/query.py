@@ -12,18 +12,18 @@ from raypipe.errors import QueryError
 from raypipe.results import Shown
 
 Value = str | int | float | bool
-FilterValue = Value | Sequence[Value] | Mapping[str, Value]  # equal to · one of · a range with gt, gte, lt, lte
+FilterValue = Value | Sequence[Value] | Mapping[str, Value]  # one value, several, or bounds by gt, gte, lt and lte
 Filters = Mapping[str, FilterValue]
 Fallback = Literal["popular"]
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which videos to recommend. Every ranking option is off by default.
+    """A request for recommendations. Every ranking option is off by default.
 
-    ``history`` contains the ids of watched videos, newest last. ``embeddings`` ``[M, D]`` are of watched videos outside
-    the catalogue, which count as newer than the history. ``diversity``, ``freshness`` and ``popularity`` range from 0
-    to 1.
+    ``history`` contains the ids of watched videos, newest last. ``embeddings`` ``[M, D]`` are the embeddings of watched
+    videos outside the catalogue. They count as newer than all videos in the history. ``diversity``, ``freshness`` and
+    ``popularity`` range from 0 to 1.
     """
 
     history: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Query:
     popularity: float = 0.0
 
     def check(self) -> None:
-        """Raise QueryError if a number is out of range."""
+        """Raise QueryError if a number is out of range, or if the numbers of weights and watched videos differ."""
         for name, number in (("top_k", self.top_k), ("max_per_category", self.max_per_category)):
             if number is not None and number < 1:
                 msg = f"{name} is {number}, but must be at least 1."
@@ -63,7 +63,11 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A recommended video and the reasons: the closest watched video, their cosine, and the boosts it received."""
+    """A recommended video, its score, and the reasons for the recommendation.
+
+    ``closest`` is the id of the most similar watched video, and ``similarity`` is the cosine between the two videos.
+    ``boosts`` maps the name of each boost to its share of the score.
+    """
 
     position: int
     video_id: str
@@ -75,7 +79,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Recommendations(Shown):
-    """The results, best first. ``unknown`` contains the ids of the history that are not in the index."""
+    """Recommended videos, best first. ``unknown`` contains the ids of the history that are not in the index."""
 
     results: tuple[Recommendation, ...]
     unknown: tuple[str, ...] = ()
@@ -89,6 +93,6 @@ class Recommendations(Shown):
         return len(self.results)
 
     def shown(self) -> Mapping[str, object]:
-        """Return the videos with their scores, and what the answer fell back to, if it did."""
+        """Return the video ids with their scores, the unknown ids, and the fallback, if one was used."""
         videos = {result.video_id: round(result.score, 4) for result in self.results}
         return {"videos": videos, "unknown": list(self.unknown), "fallback": self.fallback}

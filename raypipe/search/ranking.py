@@ -1,4 +1,4 @@
-"""Rank the videos of an index for one query: the vector of its history, the candidates near it, and the final pick."""
+"""Rank the videos of an index for one query: average its history, draw candidates, and pick the results."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,20 @@ _ALONE = -1
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
 Codes: TypeAlias = npt.NDArray[np.integer[Any]]
-RECENCY = 0.9  # the weight of a watched video, relative to the next newer one
-_SMALLEST = 1e-6  # a shorter mean of unit vectors has no direction
-_POOL, _BOOSTED_POOL = (5, 100), (10, 200)  # (factor of top_k, minimum) if more than the cosine decides
+RECENCY = 0.9  # the weight of a watched video relative to the next newer video
+_SMALLEST = 1e-6  # if the weighted sum of unit vectors is shorter, it has no direction
+_POOL, _BOOSTED_POOL = (5, 100), (10, 200)  # pool size as (factor of top_k, minimum)
 
 
 @dataclass(frozen=True)
 class Caps:
-    """Limits per category and per group of near-duplicates, with the category and the group of each candidate."""
+    """Limits on the number of results per category and per group of near-duplicates.
+
+    ``categories`` and ``groups`` contain the category and the group of each candidate. None means no limit.
+    """
 
     categories: Codes | None = None
-    groups: Codes | None = None  # if given, at most one video per group
+    groups: Codes | None = None  # -1 for a candidate without a group; at most one video per group is allowed
     max_per_category: int = 1
 
     def __bool__(self) -> bool:
@@ -43,7 +46,7 @@ class Caps:
         return Caps(categories, groups, self.max_per_category)
 
     def blocked(self, picked: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Return which candidates can no longer be picked: the picked ones, and those that the caps exclude."""
+        """Return a mask of the candidates that can no longer be picked: already picked, or excluded by the caps."""
         chosen = np.asarray(picked, np.int64)
         size = len(next(codes for codes in (self.categories, self.groups) if codes is not None))
         closed = np.zeros(size, np.bool_)
@@ -58,7 +61,10 @@ class Caps:
 
 
 def freshness(published: Numbers) -> Floats:
-    """Score times in seconds: 1 for the newest, halved for every 30 days of age; 0 for an unknown time (NaN)."""
+    """Score publication times in seconds by their age.
+
+    The newest time gets 1, and the score halves every 30 days. An unknown time (NaN) gets 0.
+    """
     known = np.where(np.isfinite(published), published, np.nan)
     newest = np.fmax.reduce(known, initial=-np.inf)
     days = (newest - known) / _DAY_SECONDS
@@ -66,7 +72,10 @@ def freshness(published: Numbers) -> Floats:
 
 
 def percentile_rank(values: Numbers) -> Floats:
-    """Return the fraction of numbers that do not exceed each number: 1 for the largest, 0 for NaN."""
+    """Return the percentile rank of each number from 0 to 1: the fraction of numbers that are not larger.
+
+    NaN gets 0.
+    """
     known = np.sort(values[~np.isnan(values)])
     ranks = np.searchsorted(known, values, side="right") / max(1, len(known))
     return np.where(np.isnan(values), 0.0, ranks).astype(np.float32)
@@ -75,10 +84,12 @@ def percentile_rank(values: Numbers) -> Floats:
 def choose(
     relevance: Floats, *, top_k: int, caps: Caps, diversity: float = 0.0, vectors: Floats | None = None
 ) -> list[int]:
-    """Pick at most ``top_k`` candidates one by one, each time the most relevant one that the caps allow.
+    """Pick at most ``top_k`` candidates one by one, and return their indices in the order of picking.
 
-    With ``diversity``, which needs the ``vectors``, each pick has the highest (1 - diversity) · relevance -
-    diversity · cosine to the nearest picked one: the maximal marginal relevance of Carbonell and Goldstein, 1998.
+    The candidates must be sorted by relevance, highest first. Each pick is the most relevant candidate that the caps
+    allow. With ``diversity``, which requires ``vectors``, each pick instead maximizes (1 - diversity) · relevance -
+    diversity · cosine, where cosine is the highest cosine with a candidate that was already picked. This is the maximal
+    marginal relevance of Carbonell and Goldstein, 1998.
     """
     allowed = np.ones(len(relevance), np.bool_)
     nearest = np.full(len(relevance), -1, np.float32)
@@ -104,10 +115,11 @@ def choose(
 
 
 def complete(picked: Sequence[int], *, top_k: int, caps: Caps) -> list[int]:
-    """Exchange picked candidates until there are ``top_k``, or as many as both caps allow together.
+    """Exchange picked candidates for others until ``top_k`` are picked, or as many as both caps allow together.
 
-    Greedy picking may end with too few: the video that it takes from one group may fill up a category that another
-    group needs. Augmenting paths, as in a bipartite matching of groups and categories, find the maximum.
+    Return the indices of the picked candidates. Greedy picking may end with too few: the video that it takes from one
+    group may fill up a category that another group needs. Augmenting paths, as in a bipartite matching of groups and
+    categories, find the maximum.
     """
     whole = set(picked)
     if caps.categories is None or caps.groups is None:
@@ -118,13 +130,16 @@ def complete(picked: Sequence[int], *, top_k: int, caps: Caps) -> list[int]:
 
 
 def _augment(picked: set[int], categories: Codes, groups: Codes, cap: int) -> set[int] | None:
-    """Return the candidates to add or remove so that one more is picked; None if no more can be picked."""
+    """Return the candidates to exchange so that one more is picked, or None if no more can be picked.
+
+    Candidates in the result that are not picked must be added, and candidates that are picked must be removed.
+    """
     among = np.fromiter(picked, np.int64, len(picked))
     used = groups[among]
     in_use = np.isin(groups, used[used != _ALONE])
     in_category = Counter(categories[among].tolist())
     if all(in_category[category] >= cap for category in np.unique(categories[in_use]).tolist()):
-        return None  # the usual case: no group has a video in a category with room
+        return None  # the usual case: no group in use has a video in a category that is not full
     free = ~in_use
     free[among] = False
     codes, firsts = np.unique(categories[free], return_index=True)
@@ -157,9 +172,10 @@ def _path_to(category: int, came: dict[int, tuple[int, int | None]], categories:
 
 @dataclass(frozen=True)
 class HistoryVector:
-    """The watched videos ``[H, d]``, the id of each one that is in the index, and the direction ``[d]`` of their mean.
+    """The vectors ``[H, d]`` of the watched videos, their ids, and the direction ``[d]`` of their weighted mean.
 
-    There is no direction if no watched video is known, or if their vectors cancel out.
+    The id of a video that was given by its embedding is None. ``unknown`` contains the ids that are not in the index.
+    The direction is None if no watched video is known, or if the vectors cancel out.
     """
 
     vectors: Floats
@@ -170,7 +186,9 @@ class HistoryVector:
 
     @classmethod
     def of(cls, query: Query, *, items: Items, vectors: Vectors, projection: Projection) -> Self:
-        """Average the watched videos. Each counts 0.9 times as much as the next newer one, times its own weight.
+        """Average the vectors of the watched videos.
+
+        The weight of a video is its weight in the query times 0.9 for each newer video.
 
         Raises:
             QueryError: the embeddings do not have the length that the index requires, or are not finite.
@@ -195,16 +213,16 @@ class HistoryVector:
         )
 
     def closest(self, vectors: Vectors, positions: Positions) -> tuple[list[str | None], list[float | None]]:
-        """Return the watched video closest to the vector at each position, and their exact cosine."""
+        """Return the id of the watched video closest to the vector at each position, and the exact cosines."""
         if not len(self.vectors) or not len(positions):
             return [None] * len(positions), [None] * len(positions)
         cosines = np.einsum("ij,kj->ik", widen(vectors[positions]), self.vectors)
         ids = [self.ids[number] for number in cosines.argmax(axis=1).tolist()]
-        return ids, np.minimum(cosines.max(axis=1), 1).tolist()  # float16 makes some slightly longer than one
+        return ids, np.minimum(cosines.max(axis=1), 1).tolist()  # float16 makes some vectors longer than one
 
 
 def _weights(weights: tuple[float, ...] | None, known: list[int], num_watched: int, num_embedded: int) -> Floats:
-    """Return the weights of the known videos in the history, then of the embeddings. The largest weight is 1."""
+    """Return the weights of the known videos in the history, then of the embeddings, scaled to a maximum of 1."""
     places = np.array([*known, *range(num_watched, num_watched + num_embedded)], np.int64)
     given = np.ones(num_watched + num_embedded)
     given[:num_watched] = 1 if weights is None else weights
@@ -220,7 +238,7 @@ def _direction(vectors: Floats, weights: Floats) -> Floats | None:
 
 @dataclass(frozen=True)
 class Ranking:
-    """A source of candidates: a value per video of an index, and all positions in descending order of their values."""
+    """A source of candidates: the value of every video, and all positions sorted by value, highest first."""
 
     boosted: ClassVar[bool] = False
     values: Floats  # [N]
@@ -228,11 +246,11 @@ class Ranking:
 
     @classmethod
     def of(cls, values: Floats) -> Self:
-        """Rank all videos by their values. Of equal values, the lowest position comes first."""
+        """Rank all videos by their values. Equal values are sorted by position."""
         return cls(values, np.argsort(-values, kind="stable"))
 
     def first(self, count: int, eligible: Eligible | None) -> Positions:
-        """Return the first ``count`` eligible positions, or as many as there are."""
+        """Return the positions of the first ``count`` eligible videos, or of all if there are fewer."""
         if eligible is None:
             return self.order[:count]
         found: list[Positions] = []
@@ -245,7 +263,7 @@ class Ranking:
         return np.concatenate([np.empty(0, np.int64), *found])
 
     def draw(self, count: int, eligible: Eligible | None) -> Ranked:
-        """Return the values and positions of the first ``count`` eligible videos, or as many as there are."""
+        """Return the values and positions of the first ``count`` eligible videos, or of all if there are fewer."""
         positions = self.first(count, eligible)
         return self.values[positions], positions
 
@@ -265,7 +283,7 @@ class Boost:
 
 
 class Nearest:
-    """A source of candidates like ``Ranking``: their value is the cosine with a direction ``[d]``, plus boosts."""
+    """A source of candidates like ``Ranking``. The value of a video is its cosine with ``direction``, plus boosts."""
 
     def __init__(self, ann: Ann, vectors: Vectors, direction: Floats, boosts: Mapping[str, Boost]) -> None:
         self._ann = ann
@@ -275,10 +293,11 @@ class Nearest:
         self.boosted = bool(boosts)
 
     def draw(self, count: int, eligible: Eligible | None) -> Ranked:
-        """Return at least ``count`` eligible videos, or all if there are fewer, most relevant first.
+        """Return the values and positions of at least ``count`` eligible videos, most relevant first.
 
-        Without boosts, these are the most relevant videos. With boosts, they are a pool of the ``count`` nearest videos
-        and the first ``count`` of each boost; it may miss videos that are more relevant than some of its own.
+        If fewer videos are eligible, return all of them. Without boosts, these are the most relevant videos. With
+        boosts, they are the ``count`` nearest videos together with the first ``count`` videos of each boost. Other
+        videos may then be more relevant than some of the returned videos.
         """
         scores, positions = self._ann.nearest(self._direction, top_k=count, eligible=eligible)
         if not self.boosted:
@@ -300,12 +319,12 @@ Candidates: TypeAlias = Nearest | Ranking
 def pick(
     candidates: Candidates, vectors: Vectors, *, top_k: int, eligible: Eligible | None, caps: Caps, diversity: float
 ) -> Ranked:
-    """Return exactly ``top_k`` videos, or as many as are eligible and the caps allow.
+    """Return the scores and positions of ``top_k`` videos, or of fewer if not enough are eligible under the caps.
 
     Without caps, diversity and boosts, these are the most relevant videos. Otherwise, they come from a pool of the
-    5 · ``top_k`` (at least 100) most relevant videos. With boosts, the pool is the 10 · ``top_k`` (at least 200)
-    nearest videos and as many of the first videos of each boost. With ``diversity``, the results are in the order in
-    which they were picked.
+    5 · ``top_k`` (at least 100) most relevant videos. With boosts, the pool consists of the 10 · ``top_k`` (at least
+    200) nearest videos and the same number of videos from the top of each boost. With ``diversity``, the results are in
+    the order in which they were picked.
     """
     count = len(vectors) if eligible is None else eligible.count
     times, least = _BOOSTED_POOL if candidates.boosted else _POOL
@@ -334,7 +353,10 @@ def pick(
 def _completed(
     candidates: Candidates, pool: Positions, chosen: list[int], *, top_k: int, eligible: Eligible | None, caps: Caps
 ) -> Ranked:
-    """Return the chosen videos, or more if exchanging some of them for other eligible videos makes that possible."""
+    """Return the scores and positions of the chosen videos.
+
+    If exchanging some of them for other eligible videos makes room for more results, they are exchanged first.
+    """
     if caps.categories is not None and caps.groups is not None:
         everything = np.arange(len(caps.groups)) if eligible is None else eligible.positions()
         reachable = np.concatenate([pool, np.setdiff1d(everything, pool, assume_unique=True)])

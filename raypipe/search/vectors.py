@@ -14,15 +14,15 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Positions: TypeAlias = npt.NDArray[np.int64]
 Ranked: TypeAlias = tuple[Floats, Positions]  # scores and positions, best first
 
-ROUNDING = 1e-6  # two sums of the same products may differ by this much
-_ROWS = 1_024  # rows widened at a time: at 256 numbers per row they stay in the CPU cache
+ROUNDING = 1e-6  # sums of the same products in another order may differ by this much
+_ROWS = 1_024  # rows converted to float32 at a time: with 256 numbers per row, they fit in the CPU cache
 _BLOCK_ROWS = 8_192  # rows multiplied at a time
-_SIGN_AND_NUMBER = np.int32(-0x70002000)  # 0x8fffe000: the bits of a float16 after its shift to a float32's position
-_EXPONENT_BIAS = np.float32(2.0**112)  # float32's bias minus float16's
+_SIGN_AND_NUMBER = np.int32(-0x70002000)  # 0x8fffe000: masks the bits of a float16 that was shifted left by 13
+_EXPONENT_BIAS = np.float32(2.0**112)  # two to the power of float32's exponent bias minus float16's
 
 
 class VectorWriter:
-    """Writes a float16 ``.npy`` file ``[N, dim]`` batch by batch. N is only known on close."""
+    """Writes a float16 ``.npy`` file ``[N, dim]`` batch by batch. N is written to the header on close."""
 
     def __init__(self, path: Path, dim: int) -> None:
         self._file = path.open("wb")
@@ -35,7 +35,7 @@ class VectorWriter:
         self._shape[0] += len(vectors)
 
     def _header(self) -> bytes:
-        """Return the header. NumPy pads it so that N can grow: its length is the same for every N."""
+        """Return the file header for the current N. NumPy pads the header, so its length is the same for every N."""
         header = io.BytesIO()
         description = {"descr": "<f2", "fortran_order": False, "shape": tuple(self._shape)}
         np.lib.format.write_array_header_1_0(header, description)
@@ -70,7 +70,7 @@ def open_vectors(path: Path) -> Vectors:
 
 
 def widen(half: npt.NDArray[np.float16]) -> Floats:
-    """Convert finite numbers to float32, several times faster than ``astype``."""
+    """Convert finite float16 numbers to float32, several times faster than ``astype``."""
     bits = half.view(np.int16).astype(np.int32)
     bits <<= 13
     bits &= _SIGN_AND_NUMBER
@@ -80,10 +80,10 @@ def widen(half: npt.NDArray[np.float16]) -> Floats:
 
 
 def dots(vectors: Vectors, positions: Positions, query: Floats) -> Floats:
-    """Return the dot products of a query ``[d]`` with the vectors at some positions.
+    """Return the dot products of a query ``[d]`` with the vectors at ``positions``.
 
-    The result for a vector does not depend on the other positions. A matrix product does not guarantee that: with it,
-    the order of two equal vectors would depend on the rest of the batch.
+    The score of a vector does not depend on the other positions. A matrix product would not guarantee this: it could
+    give equal vectors different scores, depending on the rest of the batch.
     """
     scores = np.empty(len(positions), np.float32)
     for start in range(0, len(positions), _ROWS):
@@ -93,7 +93,7 @@ def dots(vectors: Vectors, positions: Positions, query: Floats) -> Floats:
 
 
 def best(scores: Floats, positions: Positions, top_k: int) -> Ranked:
-    """Return the ``top_k`` highest scores with their positions; of equal scores, the lowest position comes first."""
+    """Return the ``top_k`` highest scores and their positions. Equal scores are sorted by position."""
     if len(scores) > 2 * top_k > 0:
         at_least = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
         kept = np.flatnonzero(scores >= at_least)
@@ -103,7 +103,7 @@ def best(scores: Floats, positions: Positions, top_k: int) -> Ranked:
 
 
 def neighbors(vectors: Vectors, queries: Floats, *, top_k: int) -> Positions:
-    """Return the positions ``[Q, top_k]`` of each query's nearest vectors, by comparing it with all vectors."""
+    """Return the positions ``[Q, top_k]`` of the vectors nearest to each query, found by exhaustive search."""
     nearest = np.empty((len(queries), 0), np.int64)
     scores = np.empty((len(queries), 0), np.float32)
     for start in range(0, len(vectors), _BLOCK_ROWS):

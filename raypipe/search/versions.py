@@ -1,4 +1,4 @@
-"""The versions of an index in a folder. Each is immutable, and either complete or absent. One of them is current."""
+"""The versions of an index in a folder. Each version is immutable, and either complete or absent. One is current."""
 
 import builtins
 import datetime as dt
@@ -30,7 +30,7 @@ FORMAT = 1
 REMEDY = "Roll back, or build the index again."
 _ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")
 
-Files: TypeAlias = Mapping[str, Mapping[str, Any]]  # the size_bytes and sha256 of each file, as in a manifest
+Files: TypeAlias = Mapping[str, Mapping[str, Any]]  # file name -> its size_bytes and sha256, as in a manifest
 
 
 class _StoredFile(BaseModel):
@@ -41,7 +41,7 @@ class _StoredFile(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """The fields that every reader needs; a manifest may contain others."""
+    """The fields of a manifest that every reader needs. A manifest may contain more fields."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -52,12 +52,12 @@ class _Manifest(BaseModel):
     dim: int = Field(ge=1)
     embedding_dim: int = Field(ge=1)
     kind: str
-    # A name becomes a path, and the writer of a manifest may not be trusted.
+    # Names become paths, so they are restricted: the writer of a manifest may not be trusted.
     files: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], _StoredFile]
 
 
 def new_version_id() -> str:
-    """Return a new id. Ids sort by creation time."""
+    """Return a new version id. Ids sort by creation time."""
     return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
@@ -67,7 +67,10 @@ def cache_folder(given: str | None) -> Path:
 
 
 class Versions:
-    """The versions that ``raypipe index`` writes and ``raypipe serve`` reads, in any number of processes at once."""
+    """The versions of one index. ``raypipe index`` writes them, and ``raypipe serve`` reads them.
+
+    Any number of processes may read and write at once.
+    """
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -135,9 +138,10 @@ class Versions:
         return dict(manifest)
 
     def put(self, version: str, local_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Store the files of a version and then its manifest, with a list of the files; return the stored manifest.
+        """Store the files of a version, then its manifest, and return the stored manifest.
 
-        Its ``previous`` is the current version. The new version becomes current only when ``set_current`` is called.
+        The manifest lists the files, and its ``previous`` is the current version. The new version becomes current only
+        when ``set_current`` is called.
 
         Raises:
             IndexVersionError: this version already has a file with other contents.
@@ -159,9 +163,9 @@ class Versions:
             created = self.folder.put_new(name, path.read_bytes())
         else:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                # A multipart upload only takes the length and slices of the mapped file, and slices are bytes.
+                # A multipart upload only uses the length and slices of the mapped file. Slices are bytes.
                 created = self.folder.put_new(name, cast("bytes", mapped))
-        if not created:  # a response was lost, or another process chose the same id
+        if not created:  # the response to an earlier attempt was lost, or another process chose the same id
             found = self.folder.stat(name)
             if found is None or found.size_bytes != size_bytes:
                 raise self._taken(name)
@@ -170,7 +174,8 @@ class Versions:
         """Make a version the current one.
 
         Raises:
-            IndexVersionError: the version or one of its files is missing; the current one does not change.
+            IndexVersionError: the version or one of its files is missing, or a file has the wrong size. The current
+                version does not change.
         """
         for name, said in self.read_manifest(version)["files"].items():
             found = self.folder.stat(self._name(version, name))
@@ -182,10 +187,10 @@ class Versions:
         self.folder.put(CURRENT, f"{version}\n".encode())
 
     def rollback(self) -> str:
-        """Make the version before the current one current again, and return its id.
+        """Make the previous version current again, and return its id.
 
         Raises:
-            IndexVersionError: there is no version before it, or it is incomplete; the current one does not change.
+            IndexVersionError: there is no previous version, or it is incomplete. The current version does not change.
         """
         version = self.require_current()
         previous: str | None = self.read_manifest(version)["previous"]
@@ -198,7 +203,9 @@ class Versions:
         return previous
 
     def fetch(self, version: str, cache: Path) -> Path:
-        """Return a local folder with all files of a version, verified: in the cache, or the local index itself.
+        """Return a local folder that contains the verified files of a version.
+
+        The files of an index in a bucket are downloaded to ``cache``. The files of a local index are used in place.
 
         Raises:
             IndexVersionError: there is no such version, a file is missing or corrupt, or the cache cannot be written.
@@ -239,10 +246,10 @@ class Versions:
 
 
 def _check_files(place: Path, files: Files) -> None:
-    """Read every file in ``place`` and compare it with the manifest.
+    """Compare the size and SHA-256 of every file in ``place`` with the manifest.
 
     Raises:
-        IndexVersionError: a file is missing, or its size or SHA-256 differs.
+        IndexVersionError: a file is missing or cannot be read, or its size or SHA-256 differs.
     """
     for name, said in files.items():
         path = place / name
@@ -267,9 +274,10 @@ def _size_and_sha256(path: Path) -> tuple[int, str]:
 
 
 def _download_version(source: Folder, manifest: Mapping[str, Any], target: Path) -> None:
-    """Download the files and the manifest to ``target``, which only appears once it is complete and verified.
+    """Download the files and the manifest of a version to the folder ``target``.
 
-    If several processes do this, one downloads and the others wait. The next one removes the leftovers of a killed one.
+    The folder only appears once it is complete and verified. If several processes call this, one downloads and the
+    others wait. If a process was killed, the next one deletes the incomplete download.
     """
     files, manifest_data = manifest["files"], json.dumps(manifest).encode()
     target.parent.mkdir(parents=True, exist_ok=True)

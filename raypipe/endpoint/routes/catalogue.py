@@ -26,14 +26,14 @@ TopK = Annotated[int, Query(ge=1, le=schemas.MAX_TOP_K)]
 
 
 def add_catalogue_routes(application: FastAPI, service: Service) -> None:
-    """Add the routes, the most used ones first, because the router tries one after the other."""
+    """Add the routes, most used first, because the router tries them in this order."""
     add_route(application, service, "POST /v1/recommend", recommend)
     add_route(application, service, "GET /v1/similar/{video_id:path}", similar)
     add_route(application, service, "POST /v1/recommend/batch", recommend_batch)
     add_route(application, service, "POST /v1/similar/batch", similar_batch)
     add_route(application, service, "GET /v1/index", index)
     add_route(application, service, "GET /v1/videos", videos)
-    # The longer path first: an id may contain "/".
+    # The longer path comes first, because an id may contain "/".
     add_route(application, service, "GET /v1/videos/{video_id:path}/thumbnail", thumbnail, responses=_JPEG)
     add_route(application, service, "GET /v1/videos/{video_id:path}", video)
 
@@ -54,7 +54,7 @@ async def videos(
     offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET)] = 0,
     limit: Annotated[int, Query(ge=1, le=schemas.MAX_LISTED)] = 48,
 ) -> schemas.VideoList:
-    """List the videos of the catalogue, or only those with a text in their title or id."""
+    """List the videos of the catalogue. With ``text``, list only videos whose title or id contains it."""
     live = service.live
     filters = {name: value for name, value in ((CATEGORY, category), (schema.LABEL, label)) if value}
 
@@ -77,7 +77,7 @@ async def thumbnail(service: Service, video_id: VideoId, request: Request) -> Re
     items = live.index.items
     whole = f"{video_id}/thumbnail"
     if items.position(video_id) is None and items.position(whole) is not None:
-        return JsonResponse(await video(service, whole))  # an id that ends like this path
+        return JsonResponse(await video(service, whole))  # the id itself ends with /thumbnail
     data = items.thumbnail(_position(live, video_id))
     if data is None:
         raise HttpError(404, f"{video_id!r} has no thumbnail.")
@@ -118,7 +118,7 @@ async def similar_batch(service: Service, batch: schemas.SimilarBatch) -> schema
 
 
 async def recommend(service: Service, request: schemas.RecommendRequest) -> schemas.Recommended:
-    """Recommend videos for a watch history; popular and recent ones if no watched video is known."""
+    """Recommend videos for a watch history. If no watched video is known, recommend popular and recent videos."""
     return await service.recommend(service.live, service.query(request))
 
 

@@ -75,7 +75,7 @@ async def classify_batch(service: Service, batch: schemas.ClassifyBatch) -> sche
 
 
 async def _upload(service: Service, request: Request) -> Upload:
-    """Return the video that the body contains or names."""
+    """Return the video in the request body, or the allowed URI of the video that the body names."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         try:
@@ -95,7 +95,7 @@ async def _upload(service: Service, request: Request) -> Upload:
 async def _each(
     service: Service, name: str, uris: list[str], answer: Callable[[Upload], Awaitable[T]]
 ) -> list[T | schemas.FailedAnswer]:
-    """Answer for all videos concurrently."""
+    """Call ``answer`` for all videos concurrently. A video that fails gets an error instead of an answer."""
     service.metrics.batched(name, len(uris))
 
     async def one(uri: str) -> T:
