@@ -1,4 +1,4 @@
-"""The Python API: one function for each command. ``import raypipe`` gives them all without loading Ray or torch."""
+"""The Python API: one function for each command. ``import raypipe`` provides them all without loading Ray or torch."""
 
 import os
 import sys
@@ -50,13 +50,13 @@ def embed(
     Args:
         input: The videos: a path or ``s3://`` URI.
         output: The folder of the embeddings.
-        config: A YAML file, a mapping or an ``EmbedConfig``; the other arguments override it.
-        console: Where progress is shown; by default on standard output. ``Console(quiet=True)`` shows none.
+        config: A YAML file, a mapping or an ``EmbedConfig``. The other arguments override it.
+        console: Where progress is shown. The default is standard output. Pass ``Console(quiet=True)`` to hide progress.
         settings: Keys of the configuration, such as ``backbone="resnet18"`` or ``sampling={"num_frames": 8}``.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call resumes.
+        JobError: some shards could not be finished. Call again to resume.
     """
     settled = _configured(EmbedConfig, config, input=input, output=output, **settings)
     from raypipe.jobs.embed.job import run_embed
@@ -82,13 +82,13 @@ def classify(
         embeddings: The output folder of ``embed``.
         model: The output folder of ``train``, or a folder of ``save_pretrained``.
         output: The folder of the predictions.
-        config: A YAML file, a mapping or a ``ClassifyConfig``; the other arguments override it.
-        console: Where progress is shown; by default on standard output.
+        config: A YAML file, a mapping or a ``ClassifyConfig``. The other arguments override it.
+        console: Where progress is shown. The default is standard output.
         settings: Keys of the configuration.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call resumes.
+        JobError: some shards could not be finished. Call again to resume.
     """
     settled = _configured(ClassifyConfig, config, embeddings=embeddings, model=model, output=output, **settings)
     from raypipe.jobs.classify.job import run_classify
@@ -106,21 +106,21 @@ def recommend(
     console: "Console | None" = None,
     **settings: Any,  # noqa: ANN401 - the keys of the configuration
 ) -> JobResult:
-    """Recommend videos to every user of a history file, as the endpoint would.
+    """Compute recommendations for every user of a history file. They are the same as the endpoint's.
 
-    A second call resumes an interrupted run. The counts describe the whole output.
+    A second call resumes an interrupted run. The counts in the result describe the whole output.
 
     Args:
         index: The output folder of ``index``.
         history: A .parquet, .csv or .jsonl file with the columns ``user_id`` and ``history``.
         output: The folder of the recommendations.
-        config: A YAML file, a mapping or a ``RecommendConfig``; the other arguments override it.
-        console: Where progress is shown; by default on standard output.
+        config: A YAML file, a mapping or a ``RecommendConfig``. The other arguments override it.
+        console: Where progress is shown. The default is standard output.
         settings: Keys of the configuration.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call resumes.
+        JobError: some shards could not be finished. Call again to resume.
     """
     settled = _configured(RecommendConfig, config, index=index, history=history, output=output, **settings)
     from raypipe.jobs.recommend.job import RecommendOutput, run_recommend
@@ -149,17 +149,18 @@ def train(
     console: "Console | None" = None,
     **settings: Any,  # noqa: ANN401 - the keys of the configuration
 ) -> JobResult:
-    """Fine-tune a GPT-2 over the frame embeddings of labelled videos.
+    """Fine-tune a GPT-2 on the frame embeddings of labelled videos.
 
-    A second call continues from the last checkpoint. The counts are the metrics of the kept epoch.
+    A second call continues from the last checkpoint. The counts in the result include the metrics of the best epoch,
+    whose model is kept.
 
     Args:
         embeddings: The output folder of ``embed``.
-        labels: A .csv, .parquet or .jsonl file with the columns ``video_id`` and ``label``; without it, pass
-            ``labels_from="folder"`` to use the name of a video's parent folder.
+        labels: A .csv, .parquet or .jsonl file with the columns ``video_id`` and ``label``. If there is no such file,
+            pass ``labels_from="folder"`` to use the name of each video's parent folder as its label.
         output: The folder of the model, its checkpoints and its report.
-        config: A YAML file, a mapping or a ``TrainConfig``; the other arguments override it.
-        console: Where progress is shown; by default on standard output.
+        config: A YAML file, a mapping or a ``TrainConfig``. The other arguments override it.
+        console: Where progress is shown. The default is standard output.
         settings: Keys of the configuration.
 
     Raises:
@@ -201,13 +202,13 @@ def index(
     Args:
         embeddings: The output folder of ``embed``.
         output: The folder of the index and its versions.
-        config: A YAML file, a mapping or an ``IndexConfig``; the other arguments override it.
-        console: Where progress is shown; by default nowhere.
+        config: A YAML file, a mapping or an ``IndexConfig``. The other arguments override it.
+        console: Where progress is shown. By default, no progress is shown.
         settings: Keys of the configuration, such as ``catalogue="titles.csv"`` or ``append=True``.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: a stored file differs from what was sealed.
+        JobError: a stored file has changed since it was sealed.
     """
     settled = _configured(IndexConfig, config, embeddings=embeddings, output=output, **settings)
     from raypipe.jobs.index.job import index_table, run_index
@@ -222,10 +223,12 @@ def index(
 
 
 def verify(output: Location) -> "Verification":
-    """Verify the integrity of an output of ``embed``, ``classify`` or ``recommend`` from what is stored.
+    """Verify the integrity of a stored output of ``embed``, ``classify`` or ``recommend``.
+
+    The result lists the violations. Only the stored output is read, not the inputs of the job.
 
     Raises:
-        ConfigError: the folder holds recommendations of raypipe 0.1, which cannot be checked.
+        ConfigError: the folder holds recommendations of raypipe 0.1, which cannot be verified.
         StorageError: the output cannot be listed.
     """
     from raypipe.dataset.verify import stored_job
@@ -237,14 +240,14 @@ def verify(output: Location) -> "Verification":
     folder = _folder(output)
     refuse_format_1(folder)
     of_job = {"embed": verify_embeddings, "classify": verify_predictions, "recommend": verify_recommendations}
-    return of_job.get(stored_job(folder), verify_embeddings)(folder)  # embed's rules if no plan names the job
+    return of_job.get(stored_job(folder), verify_embeddings)(folder)  # if no plan names the job, apply embed's rules
 
 
 class Dataset(Shown):
-    """A sealed output, to be read: for each video (or user) the row of its latest generation. Ray is not used.
+    """A reader for a sealed output. It yields one row per video (or user), the latest one. Ray is not used.
 
     Raises:
-        JobError: the output is not sealed, or the folder holds none.
+        JobError: the output is not sealed, or the folder holds no output.
     """
 
     def __init__(self, output: Location) -> None:
@@ -258,17 +261,17 @@ class Dataset(Shown):
 
     @property
     def uri(self) -> str:
-        """Return the folder."""
+        """Return the URI of the output folder."""
         return self._folder.uri
 
     def __len__(self) -> int:
-        """Count the rows without reading the data files."""
+        """Return the number of rows. The data files are not read for this."""
         from raypipe.dataset.read import count_rows
 
         return count_rows(self._folder, self._manifests)
 
     def scan(self, columns: Sequence[str] | None = None) -> "Iterator[pa.Table]":
-        """Yield the rows as one Arrow table per file, so that memory does not grow with the dataset."""
+        """Yield the rows as one Arrow table per data file, so that memory use does not grow with the dataset."""
         from raypipe.dataset.read import rows_of
 
         return rows_of(self._folder, self._manifests, columns)
@@ -280,7 +283,7 @@ class Dataset(Shown):
         return pa.concat_tables(self.scan(columns))
 
     def verify(self) -> "Verification":
-        """Verify the integrity of the output; see ``raypipe.verify``."""
+        """Verify the integrity of the output, like ``raypipe.verify``."""
         return verify(self.uri)
 
     def shown(self) -> Mapping[str, object]:
@@ -292,7 +295,7 @@ def open_dataset(output: Location) -> Dataset:
     """Open a sealed output of ``embed``, ``classify`` or ``recommend`` to read it.
 
     Raises:
-        JobError: the output is not sealed, or the folder holds none.
+        JobError: the output is not sealed, or the folder holds no output.
     """
     return Dataset(output)
 
@@ -303,13 +306,13 @@ def embed_video(
     config: Source[EmbedConfig] = None,
     **settings: Any,  # noqa: ANN401 - the keys of the configuration
 ) -> "EmbeddedVideo":
-    """Embed one video in this process, without Ray: the vectors that ``embed`` would store.
+    """Embed one video in this process, without Ray. The vectors are the same as those that ``embed`` would store.
 
-    The video is decoded in the same sandbox. If it cannot be decoded, the result says so in ``status`` and ``error``.
+    The video is decoded in the same sandbox. If it cannot be decoded, ``status`` and ``error`` of the result say why.
 
     Args:
         video: A path or ``s3://`` URI.
-        config: A YAML file, a mapping or an ``EmbedConfig``; its input and output are not used.
+        config: A YAML file, a mapping or an ``EmbedConfig``. Its ``input`` and ``output`` are ignored.
         settings: Keys of the configuration, such as ``backbone="resnet18"``.
 
     Raises:
@@ -329,18 +332,18 @@ def serve(
     config: Source[ServeConfig] = None,
     **settings: Any,  # noqa: ANN401 - the keys of the configuration
 ) -> "Server":
-    """Serve an index over HTTP, with a page to look at it.
+    """Serve an index over HTTP, with a web page to explore it.
 
     Args:
         index: The output folder of ``index``.
-        block: Serve until Ctrl-C or SIGTERM. False returns a ``Server`` as soon as it answers: use it in a ``with``
-            block, or call its ``close``.
-        config: A YAML file, a mapping or a ``ServeConfig``; the other arguments override it.
+        block: If True, serve until Ctrl-C or SIGTERM. If False, return a ``Server`` as soon as it answers requests. Use
+            it in a ``with`` block, or call its method ``close``.
+        config: A YAML file, a mapping or a ``ServeConfig``. The other arguments override it.
         settings: Keys of the configuration, such as ``port=8080``.
 
     Raises:
         SetupError: the configuration or the environment is wrong.
-        JobError: Ray Serve cannot run it.
+        JobError: Ray Serve cannot run the endpoint.
     """
     settled = _configured(ServeConfig, config, index=index, **settings)
     from raypipe.endpoint.run import Server

@@ -1,4 +1,7 @@
-"""A client of ``raypipe serve``: ``Client("http://127.0.0.1:8000").similar("a.mp4")``. Standard library only."""
+"""A client for the endpoint of ``raypipe serve``. It uses only the standard library.
+
+Example: ``Client("http://127.0.0.1:8000").similar("a.mp4")``.
+"""
 
 import ipaddress
 import json
@@ -21,13 +24,14 @@ Answer = dict[str, Any]
 
 
 class ClientError(RaypipeError):
-    """The server cannot be reached, or its answer cannot be read."""
+    """The server cannot be reached, or its answer cannot be understood."""
 
 
 class AnswerError(ClientError):
-    """The server refused: HTTP ``status``, a ``code`` for programs, and its message.
+    """The server answered a request with an error.
 
-    ``retry_after_seconds`` is set if the same request may succeed later.
+    ``status`` is the HTTP status, ``code`` is a stable name of the error for programs, and the exception's text is the
+    server's message. ``retry_after_seconds`` is set if the same request may succeed later.
     """
 
     def __init__(
@@ -41,16 +45,17 @@ class AnswerError(ClientError):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect could carry the token to another host."""
+    """A handler that follows no redirects, because a redirect could send the token to another host."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
         return None
 
 
 class Client:
-    """A client of one server, for any thread; answers are dicts as the server's OpenAPI describes them.
+    """A client of one server. It may be used from several threads.
 
-    Every method raises AnswerError if the server refuses, and ClientError if it cannot be reached.
+    Methods return the server's JSON answers as dicts. The server's OpenAPI document describes their fields. Every
+    method raises AnswerError if the server answers with an error, and ClientError if it cannot be reached.
 
     Raises:
         ConfigError: ``base_url`` is not an http or https address.
@@ -70,7 +75,7 @@ class Client:
         self._opener = urllib.request.build_opener(*handlers)
 
     def index(self) -> Answer:
-        """Return which version is served, and what the server can do."""
+        """Return the version of the index that is served, and the features of the server."""
         return self._ask("GET", "/v1/index")
 
     def videos(
@@ -82,46 +87,58 @@ class Client:
         offset: int = 0,
         limit: int = 48,
     ) -> Answer:
-        """List the catalogue, or the videos with a text in their title or id."""
+        """Return a page of the videos in the catalogue.
+
+        With ``text``, return only videos that have this text in their title or id.
+        """
         query = {"text": text, "category": category, "label": label, "offset": offset, "limit": limit}
         return self._ask("GET", "/v1/videos", query)
 
     def video(self, video_id: str) -> Answer:
-        """Return one video of the catalogue."""
+        """Return the data of one video in the catalogue."""
         return self._ask("GET", f"/v1/videos/{_quoted(video_id)}")
 
     def thumbnail(self, video_id: str) -> bytes:
-        """Return the JPEG of a video."""
+        """Return the thumbnail of a video, as a JPEG."""
         return self._send("GET", f"/v1/videos/{_quoted(video_id)}/thumbnail")
 
     def similar(self, video_id: str, *, top_k: int = 20, diversity: float = 0.0, category: str | None = None) -> Answer:
-        """Find videos similar to one of the catalogue."""
+        """Return the videos that are most similar to a video of the catalogue."""
         query = {"top_k": top_k, "diversity": diversity, "category": category}
         return self._ask("GET", f"/v1/similar/{_quoted(video_id)}", query)
 
     def recommend(self, history: Sequence[str] = (), *, top_k: int = 20, **options: object) -> Answer:
-        """Recommend to somebody who watched ``history``, newest last; ``options`` are those of /v1/recommend."""
+        """Return recommendations for a user who watched the videos in ``history``, newest last.
+
+        ``options`` are further options of /v1/recommend.
+        """
         return self._post("/v1/recommend", {"history": list(history), "top_k": top_k, **options})
 
     def recommend_batch(self, requests: Sequence[Mapping[str, object]]) -> list[Answer]:
-        """Recommend to several people; each request holds the arguments of ``recommend``."""
+        """Return recommendations for several users. Each request is a mapping with the arguments of ``recommend``."""
         answers: list[Answer] = self._post("/v1/recommend/batch", {"requests": list(requests)})["answers"]
         return answers
 
     def embed(self, video: Path | str, *, top_k: int = 0) -> Answer:
-        """Embed a video that the catalogue does not hold: a Path is sent, a str is a URI that the server reads."""
+        """Embed a video that is not in the catalogue, and return the vector and the ``top_k`` most similar videos.
+
+        A file given as a ``Path`` is uploaded. A URI given as a ``str`` is read by the server.
+        """
         return self._post_video("/v1/embed", video, {"top_k": top_k})
 
     def classify(self, video: Path | str, *, top_k: int = 5, neighbors: int = 0) -> Answer:
-        """Label a video: a Path is sent, a str is a URI that the server reads."""
+        """Return the labels of a video, and as many similar videos as ``neighbors`` says.
+
+        A file given as a ``Path`` is uploaded. A URI given as a ``str`` is read by the server.
+        """
         return self._post_video("/v1/classify", video, {"top_k": top_k, "neighbors": neighbors})
 
     def reload(self) -> Answer:
-        """Make the server load a new version of its index now."""
+        """Make the server load the current version of its index now instead of at the next check."""
         return self._post("/v1/admin/reload", None)
 
     def rollback(self) -> Answer:
-        """Make the server go back to the previous version."""
+        """Make the server return to the previous version of its index."""
         return self._post("/v1/admin/rollback", None)
 
     def _post(self, path: str, body: object, query: Mapping[str, object] = {}) -> Answer:
@@ -174,7 +191,7 @@ def _refused(error: urllib.error.HTTPError) -> AnswerError:
         answer = json.loads(body)
         code, message = str(answer["error"]["code"]), str(answer["error"]["message"])
         request_id = str(answer["request_id"])
-    except (ValueError, KeyError, TypeError):  # from a proxy in front of the server
+    except (ValueError, KeyError, TypeError):  # the answer came from a proxy in front of the server
         code, message = "", one_line(body[:200].decode(errors="replace")) or str(error.reason)
         request_id = str(error.headers.get("X-Request-Id", ""))
     after = error.headers.get("Retry-After", "")

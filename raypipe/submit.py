@@ -1,4 +1,4 @@
-"""The job API of a cluster: connect to it, send a job, follow its log, stop it. Its errors are one line each."""
+"""The job API of a Ray cluster: connect to it, send a job, follow the log, stop the job. Every error is one line."""
 
 import asyncio
 import logging
@@ -29,19 +29,23 @@ from raypipe.runs.ray_private import enable_token_authentication
 from raypipe.text import one_line
 
 _MODELS: tuple[type[BaseModel], ...] = (EmbedConfig, TrainConfig, ClassifyConfig, IndexConfig, RecommendConfig)
-CONFIGS = {model.__name__.removesuffix("Config").lower(): model for model in _MODELS}  # by the name of their job
+CONFIGS = {model.__name__.removesuffix("Config").lower(): model for model in _MODELS}  # by job name
 _FILE = "job.yaml"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own
-_OVERRIDES = (ADDRESS_VARIABLE, "RAY_ADDRESS")  # Ray prefers these variables to the address that it is given
+_OVERRIDES = (ADDRESS_VARIABLE, "RAY_ADDRESS")  # Ray prefers these variables to the address that we pass
 _DASHBOARD = "ray.dashboard.modules"
 _VERBOSE = ("ray._private.runtime_env.packaging", f"{_DASHBOARD}.dashboard_sdk", f"{_DASHBOARD}.job.sdk")
 _POLL_SECONDS = 0.5
-_LOST_SECONDS = 60.0  # without an answer: a forwarded port may be gone for a while, and the job goes on
+_LOST_SECONDS = 60.0  # how long to retry a lost connection, such as an interrupted port forward; the job continues
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterJob:
-    """A command for a cluster: ``entrypoint`` is a line for its shell, ``runtime_env`` the code to send along."""
+    """A job to send to a cluster.
+
+    ``entrypoint`` is the command line to run there. ``runtime_env`` is Ray's description of the code to upload.
+    ``notes`` are warnings for the user.
+    """
 
     submission_id: str
     entrypoint: str
@@ -53,12 +57,12 @@ class ClusterJob:
 def packed(
     path: Path, *, command: str | None = None, overrides: Sequence[str] = (), working_dir: Path | None = None
 ) -> Iterator[ClusterJob]:
-    """Prepare a job to be sent; its files exist until the context ends.
+    """Prepare a job to send, from the configuration file at ``path``. Its files exist until the ``with`` block ends.
 
-    The code is the raypipe that is installed here, or a checkout of it in ``working_dir``.
+    The code that is sent is the raypipe that is installed here, or a checkout of raypipe in ``working_dir``.
 
     Raises:
-        ConfigError: the configuration is wrong, or names a file that the cluster will not have.
+        ConfigError: the configuration is wrong, or refers to a file that the cluster will not have.
     """
     command = command or _command_of(path)
     config = load_config(CONFIGS[command], path, overrides=overrides)
@@ -75,7 +79,7 @@ def packed(
 
 @contextmanager
 def packed_doctor(*, input_uri: str | None, output_uri: str | None) -> Iterator[ClusterJob]:
-    """Prepare ``raypipe doctor`` to run on the cluster."""
+    """Prepare a job that runs ``raypipe doctor`` on the cluster. Its files exist until the ``with`` block ends."""
     options = {"--input": input_uri, "--output": output_uri}
     words = [word for option, uri in options.items() if uri is not None for word in (option, uri)]
     with tempfile.TemporaryDirectory(prefix="raypipe-submit-") as folder:
@@ -126,11 +130,11 @@ def _within(path: Path, folder: Path) -> str:
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """Connect to the job API at ``http://HOST:8265``.
+    """Connect to the job API at an address such as ``http://HOST:8265``.
 
     Raises:
-        ConfigError: there is no address, or it is not an HTTP address.
-        SetupError: nothing answers there, it is not a job API, or it wants another token.
+        ConfigError: the address is missing, or is not an HTTP address.
+        SetupError: nothing answers at the address, it is not a job API, or it requires another token.
     """
     if not address:
         msg, remedy = "No cluster address.", f"Give --address http://HOST:8265, or set {ADDRESS_VARIABLE}."
@@ -152,11 +156,12 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 @contextmanager
 def reached(address: str) -> Iterator[None]:
-    """Turn what goes wrong between here and the job API into a SetupError whose ``key`` is the address.
+    """Convert errors of requests to the job API into a SetupError. Its ``key`` is the address.
 
-    Its ``value`` is the HTTP status if that was 401 (no token was sent) or 403 (another token is wanted).
+    If the API rejects the token, the error's ``value`` is the HTTP status: 401 if no token was sent, 403 if the token
+    is wrong.
     """
-    import requests  # noqa: PLC0415 - Ray needs it to get as far as here, and reports if it is missing
+    import requests  # noqa: PLC0415 - Ray's job client requires it, and reports if it is missing
 
     try:
         yield
@@ -176,14 +181,14 @@ def reached(address: str) -> Iterator[None]:
 
 
 class Remote:
-    """The jobs of a cluster, by way of a client of its job API."""
+    """The jobs on a cluster, accessed through its job API."""
 
     def __init__(self, client: JobSubmissionClient) -> None:
         self._client = client
         self._address = client.get_address()
 
     def send(self, job: ClusterJob) -> None:
-        """Upload what the job needs and start it."""
+        """Upload the code and files of a job, and start the job."""
         with reached(self._address):
             command, name, metadata = job.entrypoint, job.submission_id, {"raypipe": __version__}
             self._client.submit_job(
@@ -191,10 +196,10 @@ class Remote:
             )
 
     def details(self, submission_id: str) -> JobDetails:
-        """Return what the cluster knows about a job.
+        """Return the cluster's information about a job.
 
         Raises:
-            ConfigError: there is no such job; ``choices`` are the latest ones.
+            ConfigError: there is no such job. The error's ``choices`` are the latest jobs.
         """
         with reached(self._address):
             try:
@@ -208,7 +213,7 @@ class Remote:
         raise ConfigError(msg, key="submission_id", value=submission_id, choices=choices)
 
     def follow(self, submission_id: str, *, write: Callable[[str], None]) -> int:
-        """Write the job's log as it grows, and return its exit code when it has ended."""
+        """Write a job's log as it grows. When the job has ended, return its exit code."""
         log = _Log(write)
         while True:
             with suppress(RuntimeError, OSError, aiohttp.ClientError):  # the connection broke
@@ -217,13 +222,13 @@ class Remote:
             if job.status.is_terminal():
                 break
             time.sleep(_POLL_SECONDS)
-        # What was written between the end of the last connection and that of the job.
+        # Write the part of the log that came after the last connection ended.
         with reached(self._address):
             log.take(self._client.get_job_logs(submission_id), start=0)
         return _exit_code(job)
 
     def stop(self, submission_id: str) -> JobDetails:
-        """Stop a job and wait until it has ended; a job that has already ended stays as it is."""
+        """Stop a job, wait until it has ended, and return its details. A job that has already ended is not changed."""
         self.details(submission_id)
         with reached(self._address):
             self._client.stop_job(submission_id)
@@ -251,21 +256,21 @@ class Remote:
 
 
 class _Log:
-    """A log whose parts are written once, although each new connection reads it from the beginning."""
+    """A log that is written without repetitions, although each new connection reads it from the beginning."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._written = 0
 
     def take(self, text: str, *, start: int) -> None:
-        """Write what is new of a part that begins at character ``start``."""
+        """Write the part of ``text`` that is new. ``text`` begins at character ``start`` of the log."""
         if new := text[max(0, self._written - start) :]:
             self._write(new)
             self._written = start + len(text)
 
 
 def _exit_code(job: JobDetails) -> int:
-    """Return the exit code of the command itself; 1 if it ended without one."""
+    """Return the exit code of the job's command, or 1 if the job failed without one."""
     if job.status == JobStatus.SUCCEEDED:
         return 0
     code = job.driver_exit_code or 1
@@ -273,7 +278,7 @@ def _exit_code(job: JobDetails) -> int:
 
 
 def job_line(job: JobDetails) -> str:
-    """Describe the state of a job in one line."""
+    """Return one line that describes the state of a job."""
     seconds = ((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 1000
     after = f" after {timedelta(seconds=round(seconds))}" if job.start_time else ""
     state = f"{job.submission_id}: {job.status.lower()}{after}: {job.entrypoint}"

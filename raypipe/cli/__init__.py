@@ -1,4 +1,4 @@
-"""The command line: each command loads its configuration, calls one function and turns an error into an exit code."""
+"""The command line. Each command loads its configuration, calls one function, and turns errors into exit codes."""
 
 from raypipe.cli import demo, init  # noqa: I001 - the order in which --help lists the commands
 from raypipe.cli import embed, train, classify, index, recommend

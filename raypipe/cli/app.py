@@ -1,7 +1,13 @@
-"""The program that the commands belong to: its help, its errors, its exit codes.
+"""The program ``raypipe``, to which the commands are added: its help, its errors and its exit codes.
 
-0 done · 1 the work failed · 2 the arguments, the configuration or the environment are wrong · 3 done, but more videos
-failed than --max-failed-fraction allows, or more ids are unknown than max_unknown_fraction allows · 130 Ctrl-C.
+The exit codes are:
+
+- 0: success
+- 1: the work failed
+- 2: the arguments, the configuration or the environment are wrong
+- 3: the work is done, but more videos failed than ``--max-failed-fraction`` allows, or more ids are unknown than
+  ``max_unknown_fraction`` allows
+- 130: Ctrl-C
 """
 
 import functools
@@ -25,13 +31,13 @@ if TYPE_CHECKING:
 
 TOO_MANY_BAD = 3
 INTERRUPTED = 130
-JOBS, CHECKS, SERVING, START = "Jobs", "Look before and after", "Serve, and use a cluster", "Start"
+JOBS, CHECKS, SERVING, START = "Jobs", "Estimate and check", "Serve, and use a cluster", "Start"
 _Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's own log, and tracebacks.")]
 _UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or typer's own copy
 
 
 class _Commands(TyperGroup):
-    """Report wrong arguments in one line instead of typer's page."""
+    """The group of commands, which reports wrong arguments in one line instead of typer's box."""
 
     def main(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - typer's own signature is longer
         standalone = options.get("standalone_mode", True)
@@ -70,15 +76,16 @@ def _version(
         typer.echo(f"raypipe {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        if text := context.get_help():  # else typer has printed it
+        if text := context.get_help():  # if empty, typer has printed it already
             typer.echo(text)
         raise typer.Exit(SetupError.exit_code)
 
 
 def command(group: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Add a command that returns its exit code to a group of ``--help``, and give it ``--debug``.
+    """Decorate a function that returns an exit code, so that it becomes a command with the option ``--debug``.
 
-    An error that raypipe raises on purpose becomes one line and the exit code of its class.
+    ``group`` is the section of ``--help`` that lists the command. If the function raises a ``RaypipeError``, the error
+    is printed in one line, and its class determines the exit code.
     """
     return partial(_add_command, group=group)
 
@@ -110,19 +117,19 @@ def _add_command(function: Callable[..., int], *, group: str) -> Callable[..., i
 
 
 def say(line: str) -> None:
-    """Print one line on standard error, with control characters escaped: a file's name may hold some."""
+    """Print one line to stderr. Control characters are escaped, because file names may contain them."""
     typer.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), err=True)
 
 
 def show(result: "JobResult") -> None:
-    """Print the table of a job."""
+    """Print the result of a job as a table."""
     from rich.console import Console
 
     Console().print(result)
 
 
 def config_file(command: str) -> Any:  # noqa: ANN401 - as typer types it
-    """Describe the YAML file of a command."""
+    """Return the typer argument for the YAML configuration file of a command."""
     return typer.Argument(help=f"A YAML file; raypipe init {command} prints one with every key.", show_default=False)
 
 

@@ -1,4 +1,4 @@
-"""Label a catalogue: classify."""
+"""The command ``raypipe classify``."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The demo."""
+"""The command ``raypipe demo``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def demo(
     *,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the endpoint running until Ctrl-C.")] = False,
 ) -> int:
-    """Make 96 labelled clips, put them into a real S3 server here, and do all of it with them, up to the endpoint."""
+    """Make 96 labelled clips, upload them to a local S3 server, and run every step on them, up to the endpoint."""
     from raypipe.demo.walkthrough import run_demo
 
     return run_demo(folder, keep=keep)

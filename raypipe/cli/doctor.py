@@ -1,4 +1,4 @@
-"""Check an installation or a cluster: doctor."""
+"""The command ``raypipe doctor``, which checks an installation or a cluster."""
 
 from typing import Annotated
 
@@ -17,10 +17,10 @@ def doctor(
         typer.Option("--address", help="Check a cluster from outside, then from within: http://HOST:8265."),
     ] = None,
     grafana: Annotated[
-        bool, typer.Option("--grafana", help="Only say where the files for Prometheus and Grafana are.")
+        bool, typer.Option("--grafana", help="Only print where the files for Prometheus and Grafana are.")
     ] = False,
 ) -> int:
-    """Check decoders, sandbox, weights, storage, Ray and GPUs, here or on a cluster; suggest a fix for each problem."""
+    """Check decoders, sandbox, weights, storage, Ray and GPUs, here or on a cluster. Suggest a fix for each problem."""
     if grafana:
         from raypipe.monitoring import how_to_use
 

@@ -1,4 +1,4 @@
-"""Embed videos: embed."""
+"""The command ``raypipe embed``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ def embed(
     retry: Retry = None,
     max_failed_fraction: MaxFailed = None,
 ) -> int:
-    """Decode and embed every new video of a bucket into sealed Parquet. Run again to resume, or to add new videos."""
+    """Decode and embed every new video of a bucket. Run again to resume, or to add new videos."""
     from raypipe import api
     from raypipe.config import EmbedConfig, load_config
 

@@ -1,4 +1,4 @@
-"""Make embeddings searchable: index."""
+"""The command ``raypipe index``."""
 
 from pathlib import Path
 from typing import Annotated

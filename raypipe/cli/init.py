@@ -1,4 +1,4 @@
-"""Print a configuration to start from: init."""
+"""The command ``raypipe init``, which prints a configuration to start from."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ def init(
     *,
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema of it, for an editor.")] = False,
 ) -> int:
-    """Print a YAML file with every key, its default and what it means: raypipe init embed > embed.yaml."""
+    """Print a YAML file with every key, its default and its meaning. Example: raypipe init embed > embed.yaml."""
     from raypipe.config.templates import json_schema, template
 
     typer.echo(json_schema(job) if schema else template(job), nl=False)

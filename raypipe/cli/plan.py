@@ -1,4 +1,4 @@
-"""Estimate an embed run: plan."""
+"""The command ``raypipe plan``, which estimates an embed run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ def plan(
         float | None, typer.Option(help="The price of one machine like this per hour, for the estimate.")
     ] = None,
 ) -> int:
-    """Estimate what embed would do: how much, how long, and what limits it. Probes a few videos and writes nothing."""
+    """Estimate the work, the time and the bottleneck of an embed run. Measures a few videos, and writes nothing."""
     from rich.console import Console
 
     from raypipe.config import EmbedConfig, load_config

@@ -1,4 +1,4 @@
-"""Recommend to many users at once: recommend."""
+"""The command ``raypipe recommend``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ def recommend(
     settings = load_config(RecommendConfig, config, values=values, overrides=overrides or ())
     result = api.recommend(config=settings)
     if not result.is_new:
-        say(f"Nothing to do: {settings.output} holds the recommendations for this very history.")
+        say(f"Nothing to do: {settings.output} already holds the recommendations for this history.")
     show(result)
     if result.unknown_fraction > settings.max_unknown_fraction:
         say(

@@ -1,4 +1,4 @@
-"""Serve an index over HTTP: serve."""
+"""The command ``raypipe serve``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,7 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on.")] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Serve an index over HTTP, with a page to look at it, until Ctrl-C. It picks up new versions of the index."""
+    """Serve an index over HTTP until Ctrl-C, with a web page to explore it. New index versions load automatically."""
     from rich.console import Console
 
     from raypipe import api

@@ -1,4 +1,4 @@
-"""Send a job to a cluster: submit."""
+"""The command ``raypipe submit``, which sends a job to a cluster."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,18 +23,18 @@ def submit(
     ] = None,
     job: Annotated[
         Literal["embed", "train", "classify", "index", "recommend"] | None,
-        typer.Option("--job", help="The job, where the file's name does not tell."),
+        typer.Option("--job", help="The job, if the file is not named after it."),
     ] = None,
     overrides: Overrides = None,
     working_dir: Annotated[
         Path | None, typer.Option("--working-dir", help="A folder to send along, with CONFIG in it: a checkout, files.")
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Send it, print its id, and leave.")] = False,
-    status: Annotated[str | None, typer.Option("--status", metavar="ID", help="Say how a job is.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Send the job, print its id, and exit.")] = False,
+    status: Annotated[str | None, typer.Option("--status", metavar="ID", help="Print the state of a job.")] = None,
     follow: Annotated[str | None, typer.Option("--follow", metavar="ID", help="Follow a job that was sent.")] = None,
     stop: Annotated[str | None, typer.Option("--stop", metavar="ID", help="Stop a job; its output resumes.")] = None,
 ) -> int:
-    """Run embed, train, classify, index or recommend on a cluster; follow its log, leave with its exit code."""
+    """Run embed, train, classify, index or recommend on a cluster. Follow the log and exit with the job's exit code."""
     from raypipe.errors import ConfigError
     from raypipe.submit import Remote, connect, job_line, packed
 
@@ -67,7 +67,7 @@ def _follow(remote: "Remote", submission_id: str) -> int:
     try:
         code = remote.follow(submission_id, write=lambda text: typer.echo(text, nl=False))
     except KeyboardInterrupt:
-        say(f"The job goes on. raypipe submit --follow {submission_id}, or --stop {submission_id}.")
+        say(f"The job is still running. Run raypipe submit --follow {submission_id}, or --stop {submission_id}.")
         return INTERRUPTED
     say(job_line(remote.details(submission_id)))
     return code

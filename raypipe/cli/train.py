@@ -1,4 +1,4 @@
-"""Train a classifier: train."""
+"""The command ``raypipe train``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,7 @@ def train(
     ] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Fine-tune a GPT-2 over the frame embeddings of labelled videos. Run again to resume from a checkpoint."""
+    """Fine-tune a GPT-2 on the frame embeddings of labelled videos. Run again to resume from a checkpoint."""
     from raypipe import api
     from raypipe.config import TrainConfig, load_config
 
@@ -32,6 +32,6 @@ def train(
     settings = load_config(TrainConfig, config, values=values, overrides=overrides or ())
     result = api.train(config=settings)
     if not result.is_new:
-        say(f"Nothing to do: {settings.output} holds the finished model of this very training.")
+        say(f"Nothing to do: {settings.output} already holds the finished model of this training.")
     show(result)
     return 0

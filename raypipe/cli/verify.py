@@ -1,4 +1,4 @@
-"""Verify an output: verify."""
+"""The command ``raypipe verify``."""
 
 from typing import Annotated
 
@@ -15,11 +15,11 @@ def verify(
         bool,
         typer.Option(
             "--inputs",
-            help="Of an output of row format 1: also read its videos again, and list the rows that format 2 changes.",
+            help="For an output in row format 1: also read the videos again, and list the rows that format 2 changes.",
         ),
     ] = False,
 ) -> int:
-    """Verify the integrity of an output from what is stored; exit 1 and name what is broken."""
+    """Verify the integrity of a stored output. Exit with 1 and list the violations if there are any."""
     from rich.console import Console
 
     from raypipe import api
@@ -28,7 +28,7 @@ def verify(
     for violation in result.violations:
         say(f"violation: {violation}")
     counts = ", ".join(f"{count} {status}" for status, count in result.statuses.most_common())
-    held = "every promise holds" if not result.violations else f"{len(result.violations)} violations"
+    held = "no violations" if not result.violations else f"{len(result.violations)} violations"
     Console().print(
         f"{result.num_rows} rows ({counts or 'none'}), {result.num_frames} frames, {result.num_files} files, "
         f"{result.num_plans} plans: {held}.",
@@ -41,7 +41,7 @@ def verify(
 
 
 def _recheck(output: str) -> None:
-    """List the rows of an output of row format 1 that the rules of today would change."""
+    """Print the rows of an output in row format 1 that the rules of the current row format would change."""
     from raypipe.config import DecodeConfig
     from raypipe.dataset.plan import job_of
     from raypipe.dataset.verify import stored_settings

@@ -1,4 +1,4 @@
-"""The configuration of each command: frozen pydantic models in which unknown keys are errors."""
+"""The configuration of each command, as frozen pydantic models that reject unknown keys."""
 
 from raypipe.config.classify import ClassifyConfig, ClassifyResourcesConfig
 from raypipe.config.embed import DecodeConfig, EmbedConfig, ResourcesConfig, Retry, SamplingConfig

@@ -1,4 +1,4 @@
-"""What ``raypipe classify`` reads."""
+"""The configuration of ``raypipe classify``."""
 
 from pydantic import Field
 
@@ -6,14 +6,14 @@ from raypipe.config.load import Count, Gpus, Section, Uri
 
 
 class PredictionShardConfig(Section):
-    """The maximum size of a shard: the unit of work and of commit, and what is lost if a worker dies."""
+    """The maximum size of a shard. A shard is the unit of work and of commit, and is redone if its worker dies."""
 
     max_videos: int = Field(default=1024, ge=1)
     max_frames: int = Field(default=65_536, ge=1)
 
 
 class ClassifyResourcesConfig(Section):
-    """The number of actors, and the share of a GPU for each."""
+    """The number of actors, and the number of GPUs (possibly a fraction) that each reserves."""
 
     gpus: Gpus = "auto"
     concurrency: Count = "auto"
@@ -21,7 +21,7 @@ class ClassifyResourcesConfig(Section):
 
 
 class ClassifyConfig(Section):
-    """Everything ``raypipe classify`` reads."""
+    """The whole configuration of ``raypipe classify``."""
 
     embeddings: Uri
     model: Uri

@@ -1,4 +1,4 @@
-"""What ``raypipe embed`` and ``raypipe plan`` read."""
+"""The configuration of ``raypipe embed`` and ``raypipe plan``."""
 
 from typing import Literal, Self
 
@@ -13,7 +13,7 @@ Gone = Literal["auto", "keep", "mark"]
 
 
 class SamplingConfig(Section):
-    """Which frames of a video are embedded; every mode is capped by ``max_frames``."""
+    """The choice of the frames to embed from each video. Every mode is limited to ``max_frames`` frames."""
 
     mode: SamplingMode = "uniform"
     num_frames: int = Field(default=16, ge=1)
@@ -31,7 +31,10 @@ class SamplingConfig(Section):
 
     @property
     def frames_per_video(self) -> int:
-        """Return the expected number of frames per video: exact for ``uniform``, the cap for other modes."""
+        """Return the number of frames to expect per video.
+
+        For the mode ``uniform`` this is ``num_frames``. For other modes it is the upper limit, ``max_frames``.
+        """
         return self.num_frames if self.mode == "uniform" else self.max_frames
 
 
@@ -57,20 +60,20 @@ class BackboneConfig(Section):
 
 
 class ShardConfig(Section):
-    """The maximum size of a shard: the unit of work and of commit, and what is lost if a worker dies."""
+    """The maximum size of a shard. A shard is the unit of work and of commit, and is redone if its worker dies."""
 
     max_videos: int = Field(default=64, ge=1)
     max_frames: int = Field(default=1024, ge=1)
 
 
 class ResourcesConfig(Section):
-    """The number of actors, and the resources of the cluster for each."""
+    """The number of actors, the resources that each reserves, and the nodes on which they run."""
 
     decode_cpus: float = Field(default=1, gt=0)
     embed_gpus: Gpus = "auto"
     concurrency: Count = "auto"
-    decode_on: dict[str, str] = Field(default_factory=dict)  # labels of nodes
-    embed_on: dict[str, str] = Field(default_factory=dict)
+    decode_on: dict[str, str] = Field(default_factory=dict)  # labels of the nodes that may decode
+    embed_on: dict[str, str] = Field(default_factory=dict)  # labels of the nodes that may embed
     wait_seconds: float = Field(default=0, ge=0)
 
     @field_validator("decode_on", "embed_on")
@@ -83,7 +86,7 @@ class ResourcesConfig(Section):
 
 
 class EmbedConfig(Section):
-    """Everything ``raypipe embed`` and ``raypipe plan`` read."""
+    """The whole configuration of ``raypipe embed`` and ``raypipe plan``."""
 
     input: Uri
     output: Uri

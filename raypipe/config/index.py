@@ -1,4 +1,4 @@
-"""How an index is built, and what ``raypipe index`` reads."""
+"""The configuration of ``raypipe index``."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from raypipe.config.load import Section, Uri
 
 
 class IndexSettings(Section):
-    """How embeddings become an index."""
+    """The settings that decide how an index is built from embeddings."""
 
     dim: int = Field(default=256, ge=1, le=4096)
     whitening: float = Field(default=0.5, ge=0, le=1)
@@ -18,7 +18,7 @@ class IndexSettings(Section):
 
 
 class IndexConfig(Section):
-    """Everything ``raypipe index`` reads."""
+    """The whole configuration of ``raypipe index``."""
 
     embeddings: Uri
     output: Uri

@@ -1,4 +1,4 @@
-"""Read a configuration from YAML, the command line and overrides; any mistake in it is one ConfigError."""
+"""Read a configuration from YAML, the command line and overrides. Any mistake in it raises one ConfigError."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """Keys that belong together: frozen, and unknown keys are errors."""
+    """The base class of configurations and their sections. They are frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -41,7 +41,7 @@ Gpus = Literal["auto"] | Annotated[float, Field(ge=0)]
 
 
 def uris(section: BaseModel) -> dict[str, str]:
-    """Return the top-level keys of a configuration that hold a location, and their values."""
+    """Return a dict with the top-level keys of a configuration whose values are URIs. Keys set to None are omitted."""
     fields = type(section).model_fields.items()
     found = {name: getattr(section, name) for name, field in fields if _is_utf8 in _validators(field)}
     return {name: uri for name, uri in found.items() if uri is not None}
@@ -59,14 +59,18 @@ def load_config(
     values: Mapping[str, Any] = {},
     overrides: Iterable[str] = (),
 ) -> ConfigT:
-    """Read a configuration, apply ``values`` and then ``key.sub=value`` overrides to it, and validate the result.
+    """Read a configuration, apply ``values`` to it, then apply ``overrides``, and validate the result.
 
-    ``source`` is the path of a YAML file, or the configuration itself. ``values`` are top-level keys; None is no value.
-    A section may be a mapping of some of its keys, or the value of its key ``name``: ``backbone="resnet18"``.
+    Args:
+        model: The class of the configuration.
+        source: The path of a YAML file, or the configuration itself. None means an empty configuration.
+        values: Top-level keys and their new values. A value of None is ignored. For a section, the value may be a
+            mapping of some of its keys, or only the value of its key ``name``, as in ``backbone="resnet18"``.
+        overrides: Texts of the form ``key.sub=value``.
 
     Raises:
-        ConfigError: the file, a key or a value is wrong; ``key`` names it, ``value`` and ``choices`` are set if it has
-            any.
+        ConfigError: the file, a key or a value is wrong. The error's ``key`` says which, and its ``value`` and
+            ``choices`` are set where they exist.
     """
     tree = _tree_of(source)
     for key, value in values.items():
@@ -88,7 +92,7 @@ def _tree_of(source: str | os.PathLike[str] | Mapping[str, Any] | BaseModel | No
     return {} if source is None else _read_yaml(source)
 
 
-def _plain(value: object, field: FieldInfo | None) -> Any:  # noqa: ANN401 - as YAML would hold it
+def _plain(value: object, field: FieldInfo | None) -> Any:  # noqa: ANN401 - any YAML value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, BaseModel):
@@ -99,7 +103,7 @@ def _plain(value: object, field: FieldInfo | None) -> Any:  # noqa: ANN401 - as 
 
 
 def _merge(tree: dict[str, Any], key: str, value: object) -> None:
-    """Set a key; the keys of a section that ``value`` does not name stay."""
+    """Set a key of ``tree``. If the value is a mapping, it is merged into the section that is already there."""
     section = tree.get(key)
     if not isinstance(value, Mapping) or not isinstance(section, dict):
         tree[key] = value
@@ -109,7 +113,7 @@ def _merge(tree: dict[str, Any], key: str, value: object) -> None:
 
 
 def command_line(job: str, config: BaseModel) -> str:
-    """Return the command that runs a job with this configuration; keys at their defaults are left out."""
+    """Return the command line that runs a job with this configuration. Keys with their default value are left out."""
     words = ["raypipe", job]
     for name, field in type(config).model_fields.items():
         value, default = getattr(config, name), field.get_default(call_default_factory=True)
@@ -126,12 +130,12 @@ def command_line(job: str, config: BaseModel) -> str:
     return shlex.join(words)
 
 
-def _dumped(value: object) -> Any:  # noqa: ANN401 - as JSON would hold it
+def _dumped(value: object) -> Any:  # noqa: ANN401 - any JSON value
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def _is_plain(text: object) -> bool:
-    """Tell whether ``--set`` reads this text as itself."""
+    """Return whether ``--set`` would parse this value as the same text, so that it needs no quotes."""
     try:
         return isinstance(text, str) and bool(_parse_yaml(text) == text)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -139,7 +143,7 @@ def _is_plain(text: object) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number, and a key that appears twice is an error."""
+    """A safe YAML loader with two changes: 1e-4 is a number, and a key that appears twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - PyYAML's own signature
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -196,7 +200,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> ConfigError:
-    """Return the first problem of a validation as an error that holds the key, its value and the choices."""
+    """Return the first problem of a validation as a ConfigError with the key, its value and the valid choices."""
     problems = error.errors(include_url=False)
     first = problems[0]
     kind, value = first["type"], first["input"]
@@ -205,7 +209,7 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> ConfigErro
     key = ".".join(path)
     if kind == "extra_forbidden":
         return ConfigError(f"Unknown key {key!r}.", key=key, value=key, choices=siblings)
-    if kind == "invalid_key":  # YAML does not read on, 1 and 2024-05-31 as text
+    if kind == "invalid_key":  # YAML parses the keys on, 1 and 2024-05-31 as other types
         key = ".".join([*path[:-1], str(value)])
         return ConfigError(f"The key {key!r} is not text.", key=key, value=value, choices=siblings)
     if kind == "missing":
@@ -220,20 +224,23 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> ConfigErro
 
 
 def _wrong_value(problems: list[ErrorDetails], *, key: str, choices: list[str]) -> ConfigError:
-    """Say what a value should be: a union gives one problem for each member, and together they are the choices."""
+    """Return an error that says what the value of a key should be.
+
+    ``problems`` all concern this key. There are several if its type is a union, one for each member of the union.
+    """
     value = problems[0]["input"]
     if all(problem["type"] == "literal_error" for problem in problems):
         return ConfigError(f"{key}={_short(value)} is not valid.", key=key, value=value, choices=choices)
     reasons = [_reason(problem["msg"]) for problem in problems]
     reason = " or ".join([reasons[0], *(other.removeprefix("input should be ") for other in reasons[1:])])
     is_section = problems[0]["type"] == "value_error" and isinstance(value, dict)
-    # For a section, the reason names the keys that do not fit together, with their values.
+    # For a section, the reason already names the keys that contradict each other, with their values.
     where = (key or "The configuration") if is_section else f"{key}={_short(value)}"
     return ConfigError(f"{where}: {reason}.", key=key, value=value)
 
 
 def _short(value: object) -> str:
-    """Return the value in one line, without its middle if it is long."""
+    """Return the value as one line of text. If it is long, the middle is cut out."""
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 200
     return shortener.repr(value)
@@ -245,7 +252,10 @@ def _reason(message: str) -> str:
 
 
 def _locate(model: type[BaseModel], location: Iterable[int | str]) -> tuple[list[str], Any]:
-    """Return the keys of a pydantic location and the annotation there; the rest of it names members of a union."""
+    """Return the configuration keys in the location of a pydantic error, and the type annotation of the last key.
+
+    The remaining parts of a location are not keys, but name members of a union.
+    """
     path: list[str] = []
     annotation: Any = model
     for part in location:
@@ -266,7 +276,7 @@ def _is_section(annotation: object) -> bool:
 
 
 def _literals(annotation: object) -> list[str]:
-    """Return the values that a ``Literal`` or a union of them allows."""
+    """Return the values that an annotation allows, if it is a ``Literal`` or a union with ``Literal`` members."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     if get_origin(annotation) in {Union, UnionType}:

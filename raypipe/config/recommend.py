@@ -1,4 +1,4 @@
-"""What ``raypipe recommend`` reads."""
+"""The configuration of ``raypipe recommend``."""
 
 import datetime as dt
 import json
@@ -17,7 +17,7 @@ def _iso(value: object) -> str:
 
 
 class RankingConfig(Section):
-    """How to rank, the same for every user; the endpoint has the same options with the same names."""
+    """The ranking options, which apply to every user. The endpoint has the same options under the same names."""
 
     top_k: int = Field(default=20, ge=1, le=200)
     filters: dict[str, Any] = Field(default_factory=dict)
@@ -32,7 +32,7 @@ class RankingConfig(Section):
     @field_validator("filters")
     @classmethod
     def _is_json(cls, filters: dict[str, Any]) -> dict[str, Any]:
-        """Turn dates into text: YAML reads 2024-05-31 as a date, but a request holds text."""
+        """Return the filters with dates as text. YAML parses 2024-05-31 as a date, but a request contains text."""
         try:
             plain: dict[str, Any] = json.loads(json.dumps(filters, default=_iso, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -42,7 +42,7 @@ class RankingConfig(Section):
 
 
 class RecommendConfig(Section):
-    """Everything ``raypipe recommend`` reads."""
+    """The whole configuration of ``raypipe recommend``."""
 
     index: Uri
     history: Uri

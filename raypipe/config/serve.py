@@ -1,4 +1,4 @@
-"""What ``raypipe serve`` and ``serve deploy`` read."""
+"""The configuration of ``raypipe serve``, which ``serve deploy`` reads as well."""
 
 from typing import Literal, Self
 
@@ -9,7 +9,7 @@ from raypipe.config.load import Section, Uri
 
 
 class LimitsConfig(Section):
-    """The limits of a request; a request that exceeds one gets an error immediately."""
+    """The limits for requests. A request that exceeds a limit gets an error immediately."""
 
     max_body_bytes: int = Field(default=67_108_864, ge=1)
     max_json_bytes: int = Field(default=4_194_304, ge=1)
@@ -22,7 +22,10 @@ class LimitsConfig(Section):
 
 
 class ReplicasConfig(Section):
-    """The number of replicas of a deployment, scaled between ``min`` and ``max`` by load, and the resources of each."""
+    """The number of replicas of a deployment, and the resources of each replica.
+
+    The number is scaled by load, between ``min`` and ``max``.
+    """
 
     min: int = Field(default=1, ge=1)
     max: int = Field(default=1, ge=1)
@@ -39,7 +42,10 @@ class ReplicasConfig(Section):
 
 
 class EmbedderConfig(Section):
-    """How to embed videos that are not in the catalogue: the same way as ``raypipe embed`` did for the index."""
+    """The settings for embedding videos that are not in the catalogue.
+
+    The sampling and the backbone are not configured here: they are those of the embeddings in the index.
+    """
 
     enabled: Literal["auto"] | bool = "auto"
     weights: str = "default"
@@ -48,7 +54,7 @@ class EmbedderConfig(Section):
 
 
 class ServeConfig(Section):
-    """Everything ``raypipe serve`` reads."""
+    """The whole configuration of ``raypipe serve``."""
 
     index: Uri
     model: Uri | None = None

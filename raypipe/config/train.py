@@ -1,4 +1,4 @@
-"""What ``raypipe train`` reads."""
+"""The configuration of ``raypipe train``."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -12,7 +12,7 @@ SelectBy = Literal["loss", "accuracy", "macro_f1"]
 
 
 class Gpt2Size(Section):
-    """A GPT-2 that starts from random weights."""
+    """The size of a GPT-2 that starts from random weights."""
 
     n_layer: int = Field(default=2, ge=1)
     n_head: int = Field(default=4, ge=1)
@@ -27,7 +27,7 @@ class Gpt2Size(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters in every block of GPT-2 (peft); disabled if ``rank`` is 0."""
+    """LoRA: low-rank adapters (from peft) in every block of GPT-2. A ``rank`` of 0 disables them."""
 
     rank: int = Field(default=0, ge=0)
     alpha: int = Field(default=16, ge=1)
@@ -35,7 +35,7 @@ class LoraConfig(Section):
 
 
 class ClassifierConfig(Section):
-    """The network over the frame embeddings of a video."""
+    """The network that reads the frame embeddings of a video."""
 
     gpt2: str | Gpt2Size = Gpt2Size()
     freeze: str = "none"
@@ -53,7 +53,7 @@ class ClassifierConfig(Section):
 
 
 class DataConfig(Section):
-    """Which videos to train on, and which to hold out."""
+    """The choice of the videos to train on and of the videos to hold out for validation."""
 
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     split_column: str = "split"
@@ -62,7 +62,7 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with warm-up, then cosine decay to zero."""
+    """The optimization: AdamW with a linear warm-up, then a cosine decay of the learning rate to zero."""
 
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=16, ge=1)
@@ -81,14 +81,17 @@ class OptimizerConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to store the state of a run: after every epoch, and every ``minutes``."""
+    """When to store checkpoints, and how many to keep.
+
+    A checkpoint is stored after every epoch and every ``minutes`` minutes. The best one and the last ``keep`` are kept.
+    """
 
     minutes: float = Field(default=10.0, gt=0)
     keep: int = Field(default=3, ge=1)
 
 
 class TrainResourcesConfig(Section):
-    """The resources that Ray Train takes from the cluster."""
+    """The workers of Ray Train, and the resources that they reserve in the cluster."""
 
     num_workers: int = Field(default=1, ge=1)
     use_gpu: Literal["auto"] | bool = "auto"
@@ -97,7 +100,7 @@ class TrainResourcesConfig(Section):
 
 
 class TrainConfig(Section):
-    """Everything ``raypipe train`` reads."""
+    """The whole configuration of ``raypipe train``."""
 
     embeddings: Uri
     output: Uri

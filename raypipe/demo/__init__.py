@@ -1,1 +1,1 @@
-"""What ``raypipe demo`` adds to the jobs: clips, an S3 server, and the sequence of commands."""
+"""The parts of ``raypipe demo``: the clips, a local S3 server, and the sequence of commands."""

@@ -1,7 +1,7 @@
-"""The demo's clips: short videos of moving shapes, in classes that only the order of the frames tells apart.
+"""The demo's clips: short videos of moving shapes. Their classes differ only in the order of the frames.
 
-A clip shows a scene, drawn at random without knowledge of the label: a textured shape in front of a quiet background,
-lit from the left. Only the trajectory of the shape depends on the label.
+A clip shows a random scene: a textured shape in front of a quiet background, lit from the left. The scene is
+independent of the label. Only the trajectory of the shape depends on the label.
 """
 
 import csv
@@ -20,7 +20,8 @@ from raypipe.errors import ConfigError
 Floats = NDArray[np.float32]
 Label = Literal["grow", "shrink", "left_to_right", "right_to_left", "fade_in", "fade_out"]
 
-# The second of a pair is the first played backwards: no single frame and no average over time tells them apart.
+# The second label of a pair is the first played backwards: no single frame and no average over time can distinguish
+# the two.
 PAIRS: tuple[tuple[Label, Label], ...] = (
     ("grow", "shrink"),
     ("left_to_right", "right_to_left"),
@@ -30,7 +31,7 @@ LABELS: tuple[Label, ...] = tuple(label for pair in PAIRS for label in pair)
 LABELS_FILE = "labels.csv"
 
 _BACKWARDS = frozenset(second for _, second in PAIRS)
-_SHADOW_SHIFT = 0.14  # right and down, in radii
+_SHADOW_SHIFT = 0.14  # how far the shadow is shifted to the right and down, in radii of the shape
 _SPRITE_REACH = 1.4  # a sprite shows the plane from -1.4 to 1.4; the tips of a shape are at radius 1
 _SIZES = ((320, 240), (384, 216), (256, 256), (240, 320), (216, 384))  # width, height
 _FPS = (24, 25, 30)
@@ -49,23 +50,26 @@ _TEXTURES = ("stripes", "checks", "dots", "clouds")
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """How a shape may move, for any label; lengths are fractions of the frame's width, height or shorter side."""
+    """The random parameters of a shape's movement. Which of them are used depends on the label.
 
-    x: float  # its position halfway
-    y: float
-    drift_x: float  # how far it wanders in one clip
-    drift_y: float
-    margin: float  # where a crossing begins and ends
-    radius: float  # while it keeps its size
-    smallest: float
-    largest: float
-    turns: float  # of rotation in one clip; negative is counterclockwise
-    easing: float  # -1 to 1: positive is faster at both ends
+    Lengths are fractions: of the frame's width for ``x``, of its height for ``y``, of its shorter side for radii.
+    """
+
+    x: float  # the horizontal position in the middle of the clip
+    y: float  # the vertical position in the middle of the clip
+    drift_x: float  # how far the shape drifts horizontally during the clip
+    drift_y: float  # how far the shape drifts vertically during the clip
+    margin: float  # the distance from the edge at which a crossing begins and ends
+    radius: float  # the radius of a shape that keeps its size
+    smallest: float  # the smallest radius of a shape that grows or shrinks
+    largest: float  # the largest radius of a shape that grows or shrinks
+    turns: float  # the number of rotations during the clip; negative is counterclockwise
+    easing: float  # -1 to 1: a positive value is faster at both ends
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything in a clip except its label; colours are RGB, 0 to 255."""
+    """Everything that defines a clip except its label. Colours are RGB, 0 to 255."""
 
     num_frames: int
     average_fps: int
@@ -78,7 +82,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One video of the catalogue."""
+    """One video of the demo's catalogue."""
 
     path: Path
     label: Label
@@ -87,12 +91,12 @@ class Clip:
 
     @property
     def video_id(self) -> str:
-        """The key of the video in the catalogue."""
+        """The id of the video in the catalogue: its path below the folder of clips."""
         return f"{self.label}/{self.path.name}"
 
 
 class Trajectory(NamedTuple):
-    """The pose of the shape in each of T frames: five arrays [T]."""
+    """The position, size, rotation and opacity of the shape in each of T frames, as five arrays [T]."""
 
     x: NDArray[np.float64]  # fraction of the width
     y: NDArray[np.float64]  # fraction of the height
@@ -102,9 +106,10 @@ class Trajectory(NamedTuple):
 
 
 def make_catalogue(folder: Path, *, clips_per_class: int = 8, seed: int = 0) -> list[Clip]:
-    """Write ``folder/<label>/<label>-000.mp4`` … and ``folder/labels.csv``; the same seed gives the same pixels.
+    """Write the clips ``folder/<label>/<label>-000.mp4`` and so on, and ``folder/labels.csv``. Return the clips.
 
-    A clip depends on ``seed``, its label and its number only, so a larger catalogue begins with a smaller one.
+    The same seed gives the same pixels. A clip depends only on ``seed``, its label and its number, so a larger
+    catalogue contains all clips of a smaller one.
 
     Raises:
         ConfigError: ``clips_per_class`` is not positive.
@@ -125,7 +130,7 @@ def make_catalogue(folder: Path, *, clips_per_class: int = 8, seed: int = 0) -> 
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file in UTF-8, with a line feed at the end of each line."""
+    """Write a CSV file in UTF-8. Each line ends with a line feed only."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -133,7 +138,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def trajectory(label: Label, motion: Motion, *, num_frames: int) -> Trajectory:
-    """Return the pose in each frame; the second label of a pair takes the poses of the first one backwards."""
+    """Return the shape's pose in each frame. The second label of a pair has the poses of the first in reverse order."""
     progress = _moments(label, num_frames) / (num_frames - 1)
     eased = progress + motion.easing * np.sin(2 * np.pi * progress) / (2 * np.pi)
     x = motion.x + motion.drift_x * (progress - 0.5)
@@ -150,10 +155,10 @@ def trajectory(label: Label, motion: Motion, *, num_frames: int) -> Trajectory:
 
 
 def render(scene: Scene, label: Label) -> Iterator[NDArray[np.uint8]]:
-    """Draw the clip's frames, each [H, W, 3] RGB."""
+    """Draw the frames of a clip, and yield them in order, each as RGB [H, W, 3]."""
     num_grains, height, width, _ = scene.backgrounds.shape
     poses = np.stack(trajectory(label, scene.motion, num_frames=scene.num_frames), axis=1).tolist()
-    # The grain belongs to the pose, not to the frame number: a clip played backwards has its grain backwards too.
+    # The film grain belongs to the pose, not to the frame number, so a reversed clip has its grain in reverse too.
     for (x, y, radius, angle, opacity), moment in zip(poses, _moments(label, scene.num_frames), strict=True):
         frame = scene.backgrounds[moment % num_grains].copy()
         center = (x * width, y * height)
@@ -162,7 +167,7 @@ def render(scene: Scene, label: Label) -> Iterator[NDArray[np.uint8]]:
 
 
 def _moments(label: Label, num_frames: int) -> NDArray[np.int64]:
-    """Return the numbers 0 to T - 1 of the frames, in reverse for the second label of a pair."""
+    """Return the numbers 0 to T - 1, in reverse order for the second label of a pair."""
     moments = np.arange(num_frames)
     return moments[::-1] if label in _BACKWARDS else moments
 
@@ -170,7 +175,7 @@ def _moments(label: Label, num_frames: int) -> NDArray[np.int64]:
 def _paint(
     frame: NDArray[np.uint8], scene: Scene, *, center: tuple[float, float], radius: float, angle: float, opacity: float
 ) -> None:
-    """Draw the shape and its shadow in place, in the part of the frame they can reach; lengths are pixels."""
+    """Draw the shape and its shadow into ``frame``. ``center`` and ``radius`` are in pixels, ``angle`` in radians."""
     reach = radius * (1 + _SHADOW_SHIFT) + 2
     height, width, _ = frame.shape
     left, right = max(0, int(center[0] - reach)), min(width, int(center[0] + reach) + 1)
@@ -191,7 +196,10 @@ def _paint(
 
 
 def _cells(across: Floats, down: Floats, angle: float, size: int) -> NDArray[np.int32]:
-    """Return which cell of a sprite, turned by ``angle``, is at these distances from its centre."""
+    """Return the flat index of the sprite's cell at each point, if the sprite is rotated by ``angle``.
+
+    ``across`` and ``down`` are the distances of the points from the sprite's centre, in radii of the shape.
+    """
     scale = (size - 1) / (2 * _SPRITE_REACH)
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
     rows = np.clip((down * cos + size / 2) - across * sin, 0, size - 1).astype(np.int32)
@@ -201,8 +209,8 @@ def _cells(across: Floats, down: Floats, angle: float, size: int) -> NDArray[np.
 
 def _encode(path: Path, scene: Scene, label: Label) -> None:
     height, width = scene.backgrounds.shape[1:3]
-    # One encoder thread: with several, the bytes of a file depend on the number of CPUs. No macroblock tree: with
-    # AVX-512 it reads beyond the frame, and the bytes depend on what is stored there.
+    # Use one encoder thread, because with several the bytes of a file depend on the number of CPUs. Disable the
+    # macroblock tree, because with AVX-512 it reads beyond the frame, so the bytes depend on the memory there.
     options = {"preset": "veryfast", "crf": "25", "threads": "1", "mbtree": "0", "g": str(scene.average_fps)}
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=scene.average_fps, options=options)
@@ -213,12 +221,12 @@ def _encode(path: Path, scene: Scene, label: Label) -> None:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene at random, without the label, so that only the trajectory can depend on it."""
+    """Return a random scene. It is drawn without the label, so that only the trajectory can depend on the label."""
     width, height = _SIZES[rng.integers(len(_SIZES))]
     average_fps = _FPS[rng.integers(len(_FPS))]
     num_frames = round(rng.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS) * average_fps)
     hue = rng.uniform()
-    # Light from the left in every scene: the brightness of a shape shows where it is.
+    # The light comes from the left in every scene, so the brightness of a shape shows where the shape is.
     light = np.linspace(1.15, 1.15 - rng.uniform(0.45, 0.65), width, dtype=np.float32)[:, None]
     background = _draw_background(rng, width, height, hue + rng.uniform(0.35, 0.65)) * light
     grain = rng.normal(0, 2, (_NUM_GRAINS, height, width, 1))
@@ -234,7 +242,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def draw_motion(rng: np.random.Generator) -> Motion:
-    """Draw how far and how fast a shape moves, for any label."""
+    """Return random parameters of a shape's movement. They do not depend on the label."""
     return Motion(
         x=rng.uniform(0.42, 0.58),
         y=rng.uniform(0.4, 0.6),
@@ -250,7 +258,7 @@ def draw_motion(rng: np.random.Generator) -> Motion:
 
 
 def _draw_sprite(rng: np.random.Generator, hue: float) -> Floats:
-    """Draw a texture that mixes two strong colours: [S, S, 3]."""
+    """Return a random texture [S, S, 3] that mixes two strong colours."""
     kind = _TEXTURES[rng.integers(len(_TEXTURES))]
     axis = np.linspace(-_SPRITE_REACH, _SPRITE_REACH, _SPRITE_SIZE)
     waves = np.sin(axis * math.pi * rng.uniform(1.5, 4) + rng.uniform(0, 2 * math.pi))
@@ -269,11 +277,14 @@ def _draw_sprite(rng: np.random.Generator, hue: float) -> Floats:
 
 
 def _distances(shape: str) -> Floats:
-    """Measure the distance of a sprite's points to the line of the nearest edge, in radii: [S, S], negative inside."""
+    """Return the distance of each cell of a sprite from the line of the shape's nearest edge, [S, S].
+
+    Distances are in radii of the shape, and negative inside the shape.
+    """
     tips, inner = _SHAPES[shape]
     axis = np.linspace(-_SPRITE_REACH, _SPRITE_REACH, _SPRITE_SIZE)
     u, v = axis[None, :], axis[:, None]
-    # Fold the plane into the wedge between a tip, at angle 0, and the next corner between tips, at angle ``step``.
+    # By symmetry, fold the plane into one wedge: from a tip at angle 0 to the next inner corner at angle ``step``.
     step = math.pi / tips
     folded = np.abs((np.arctan2(u, -v) + step) % (2 * step) - step)
     radius = np.hypot(u, v)
@@ -283,7 +294,7 @@ def _distances(shape: str) -> Floats:
 
 
 def _draw_background(rng: np.random.Generator, width: int, height: int, hue: float) -> Floats:
-    """Draw a gradient between two quiet colours, with clouds in it: [H, W, 3]."""
+    """Return a random background [H, W, 3]: a gradient between two quiet colours, with clouds."""
     angle = rng.uniform(0, 2 * math.pi)
     down, across = np.linspace(-0.5, 0.5, height) * math.sin(angle), np.linspace(-0.5, 0.5, width) * math.cos(angle)
     clouds = _clouds(rng, height, width, cells=5) * rng.uniform(0.2, 0.8)
@@ -295,7 +306,7 @@ def _draw_background(rng: np.random.Generator, width: int, height: int, hue: flo
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, *, cells: int) -> Floats:
-    """Draw noise that is smooth between ``cells`` by ``cells`` points: [height, width], -0.5 to 0.5."""
+    """Return smooth noise [height, width] from -0.5 to 0.5, interpolated from a random ``cells`` x ``cells`` grid."""
     knots = np.arange(cells)
 
     def weights(size: int) -> NDArray[np.float64]:
@@ -306,6 +317,6 @@ def _clouds(rng: np.random.Generator, height: int, width: int, *, cells: int) ->
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Floats:
-    """Turn hue (any number; 1 is a full turn), saturation and value (0 to 1) into RGB, 0 to 255."""
+    """Convert a colour from HSV to RGB, 0 to 255. A hue of 1 is a full turn. Saturation and value are 0 to 1."""
     phase = np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
     return np.asarray(255 * value * (1 - saturation + saturation * np.clip(phase, 0, 1)), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine: SeaweedFS on loopback, on free ports, with its own credentials."""
+"""A real S3 server on this machine: SeaweedFS on the loopback interface, with free ports and random credentials."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ from raypipe.errors import SetupError
 from raypipe.free_ports import free_ports
 
 START_TIMEOUT_SECONDS = 60.0
-START_ATTEMPTS = 3  # another process may take a free port before the server does
+START_ATTEMPTS = 3  # several, because another process may take a free port before the server does
 POLL_SECONDS = 0.02
 PORTS = (
     *("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc"),
@@ -38,14 +38,14 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """The address of a running server, and the credentials for it."""
+    """The address of a running S3 server, and its credentials."""
 
     endpoint_url: str
     access_key: str
     secret_key: str = field(repr=False)
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that point any AWS client at this server."""
+        """Return the environment variables that make any AWS client use this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -56,9 +56,10 @@ class S3Server:
 
 @contextmanager
 def local_s3(folder: Path, *, buckets: Sequence[str] = ("videos",)) -> Iterator[S3Server]:
-    """Run a server that stores its data in ``folder`` until the block ends; ``buckets`` exist when it begins.
+    """Run an S3 server inside a ``with`` block. It stores its data in ``folder``, and ``buckets`` are created first.
 
-    The server dies with the thread that entered the block, even when the process is killed.
+    The server stops when the block ends. It also dies with the thread that entered the block, even if the process is
+    killed.
 
     Raises:
         SetupError: the server's program is missing or does not start.
@@ -76,13 +77,16 @@ def local_s3(folder: Path, *, buckets: Sequence[str] = ("videos",)) -> Iterator[
         finally:
             process.kill()
             process.wait()
-            for port in ports.values():  # the server names its sockets by port, in a fixed folder
+            for port in ports.values():  # the server leaves sockets in a fixed folder, named by port
                 for leftover in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
                     leftover.unlink(missing_ok=True)
 
 
 def _program() -> str:
-    """Find the program ``weed``, first next to this Python, so that the virtual environment need not be activated."""
+    """Return the path of the program ``weed``.
+
+    The folder of this Python's scripts is searched first, so that a virtual environment does not have to be activated.
+    """
     program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if program is None:
         msg = "The S3 server's program 'weed' is not installed."
@@ -121,7 +125,10 @@ def _die_with_parent() -> Callable[[], None] | None:
 def _wait_until_ready(
     process: subprocess.Popen[bytes], server: S3Server, buckets: Sequence[str], *, folder: Path, last_attempt: bool
 ) -> bool:
-    """Wait until a signed listing shows every bucket; False if the server ended and a retry may help."""
+    """Wait until every bucket can be listed with the credentials, and return True.
+
+    Return False if the server exited and may be started again. If it was the last attempt, raise SetupError instead.
+    """
     client = _client(server)
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     state = "it does not reply"

@@ -1,4 +1,4 @@
-"""The demo, end to end: clips into a bucket, embed from S3 to S3, verify, train, classify, index, serve."""
+"""The demo, end to end: upload clips to a bucket, then embed, verify, train, classify, index and serve."""
 
 import os
 import shutil
@@ -43,17 +43,17 @@ _CLIPS_PER_CLASS = 16
 _PORT = 8000
 _READY_SECONDS, _END_SECONDS = 120.0, 60.0
 _NUM_SHOWN = 3
-_SPLITS = ("train",) * 10 + ("validation",) * 2 + ("test",) * 4  # of each class, in the order of its clips
+_SPLITS = ("train",) * 10 + ("validation",) * 2 + ("test",) * 4  # the splits of the clips of each class, in order
 
 
 def run_demo(folder: Path, *, keep: bool = False) -> int:
-    """Run the demo in ``folder``, replacing an earlier demo there; return 0.
+    """Run the demo in ``folder``, and return the exit code 0. An earlier demo in the same folder is deleted.
 
-    With ``keep``, the endpoint runs until Ctrl-C.
+    If ``keep`` is True, the endpoint runs until Ctrl-C.
 
     Raises:
         ConfigError: the folder holds something other than an earlier demo.
-        VerifyError: the output fails verification.
+        VerifyError: the output of embed fails verification.
         JobError: the endpoint does not start.
     """
     console = Console(highlight=False)
@@ -98,7 +98,7 @@ def _clear(folder: Path) -> None:
 
 
 def _write_labels(folder: Path, clips: Sequence[Clip]) -> dict[str, tuple[str, str]]:
-    """Write ``labels.csv``; return the label and the split of each video."""
+    """Write ``labels.csv``, and return a dict from each video id to its label and its split."""
     rows: dict[str, tuple[str, str]] = {
         clip.video_id: (clip.label, _SPLITS[at % _CLIPS_PER_CLASS]) for at, clip in enumerate(clips)
     }
@@ -107,7 +107,10 @@ def _write_labels(folder: Path, clips: Sequence[Clip]) -> dict[str, tuple[str, s
 
 
 def _write_catalogue(folder: Path, clips: Sequence[Clip]) -> Path:
-    """Write ``catalogue.csv``: metadata that a platform would have, derived from the numbers of the clips."""
+    """Write ``catalogue.csv`` with the kind of metadata that a video platform has, and return its path.
+
+    The values are invented from the number of each clip.
+    """
     rows = []
     for number, clip in enumerate(clips):
         title = f"{clip.label.replace('_', ' ').capitalize()}, take {clip.path.stem.rpartition('-')[2]}"
@@ -172,13 +175,13 @@ def _index(console: Console, catalogue: Path) -> None:
 
 
 def _fetch(report_uri: str, output: str, report: Path) -> Path:
-    """Copy a report out of the bucket, which is gone after the demo."""
+    """Copy a report from its bucket to a local file, because the bucket does not exist after the demo."""
     report.write_bytes(Folder(output).read(report_uri.removeprefix(Folder(output).child(""))))
     return report
 
 
 def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str) -> None:
-    """Print the accuracy on clips that training never saw, next to that of a model that ignores the order of frames."""
+    """Print the accuracy of the trained model on test clips, and of a model that ignores the order of the frames."""
     from raypipe.dataset.read import read_embeddings, read_rows  # noqa: PLC0415
 
     predicted = _by_id(read_rows(Folder(_PREDICTIONS), columns=[schema.VIDEO_ID, schema.LABEL]))
@@ -199,16 +202,18 @@ def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str)
 
 
 def _by_id(tables: "Iterable[pa.Table]") -> dict[str, Any]:
-    """Return a dictionary of the rows of tables with two columns: the video's id and a value."""
+    """Return a dict from tables with two columns: the video id, which becomes the key, and a value."""
     return {key: value for table in tables for key, value in zip(*(one.to_pylist() for one in table), strict=True)}
 
 
 def _linear_probe(
     train: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], others: npt.NDArray[np.float32], decay: float = 1e-2
 ) -> npt.NDArray[np.int64]:
-    """Fit a logistic regression to vectors ``[N, D]`` and class numbers ``[N]``; classify ``others`` ``[M, D]``.
+    """Fit a logistic regression to the vectors ``train``, and return the class of each of the vectors ``others``.
 
-    Vectors are standardised with the training vectors; ``decay`` is the factor of the squared weights in the loss.
+    The shapes are ``[N, D]`` for ``train``, ``[N]`` for ``labels``, ``[M, D]`` for ``others`` and ``[M]`` for the
+    result. All vectors are standardised with the mean and standard deviation of ``train``. ``decay`` is the factor of
+    the squared weights in the loss.
     """
     import torch  # noqa: PLC0415
 
@@ -252,7 +257,7 @@ def _verify(console: Console) -> None:
 
 
 def _serve(console: Console, *, weights: str, log: Path, keep: bool) -> None:
-    """Start ``raypipe serve``, request recommendations, and stop it; with ``keep``, only after Ctrl-C."""
+    """Start ``raypipe serve``, request recommendations, and stop the server. With ``keep``, wait for Ctrl-C first."""
     import ray  # noqa: PLC0415
 
     ray.shutdown()  # the endpoint starts its own Ray, and the machine may be small

@@ -1,4 +1,4 @@
-"""What ``raypipe doctor`` checks: this machine, the nodes of a cluster, and a cluster behind a dashboard."""
+"""The checks of ``raypipe doctor``, for this machine, for the nodes of a cluster, and for the job API of a cluster."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ from raypipe.video.sandbox.parent import DecodeSandbox, installed_decoders
 
 State = Literal["ok", "warning", "error"]
 _PACKAGES = ("ray", "torch", "av", "pyarrow", "s3fs")
-_WAIT_SECONDS = 120.0  # a node first imports raypipe and its dependencies
+_WAIT_SECONDS = 120.0  # long, because a node first imports raypipe and its dependencies
 _SHOWN = 3
 _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "error": "red"}
 _TINY_REQUEST = DecodeRequest("uniform", 1, 1.0, 1, False, True, 32, 32, DecodeLimits(2**20, 60))  # noqa: FBT003
@@ -43,7 +43,7 @@ _REFUSED = (401, 403)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that a job needs: its state, and how to fix it if it is not ok."""
+    """The result of one check: the state, what was found, and how to fix it if it is not ok."""
 
     name: str
     state: State
@@ -52,19 +52,27 @@ class Check:
 
 
 def first_video(uri: str) -> str:
-    """List an input up to its first video; raises SetupError if it cannot be listed."""
+    """Find the first video of an input, and return a sentence that names it.
+
+    Raises:
+        SetupError: the input cannot be listed.
+    """
     first = next(iter(find_videos(uri, output_uri="")), None)
     return f"{uri} can be listed; the first video is {first.video_id}" if first else f"{uri} can be listed; it is empty"
 
 
 def writable(uri: str) -> str:
-    """Write the marker file that shows that an output is writable; raises SetupError if that fails."""
+    """Write a marker file to an output, and return a sentence that says that the output is writable.
+
+    Raises:
+        SetupError: the marker file cannot be written.
+    """
     Folder(uri).check_writable()
     return f"{uri} is writable, with create-only writes"
 
 
 def check_nodes(*, input_uri: str | None, output_uri: str | None) -> Iterator[Check]:
-    """Check every node that is alive; nodes with the same result share one check."""
+    """Check every live node of the cluster. Nodes with the same result are combined into one ``Check``."""
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     look_around: Any = _look_around
     ask = ray.remote(num_cpus=0, max_retries=0)(look_around)
@@ -117,7 +125,7 @@ def _package(name: str) -> str:
 
 
 def run_checks(*, input_uri: str | None = None, output_uri: str | None = None) -> list[Check]:
-    """Check everything that ``raypipe embed`` relies on; the only write is a marker file in the output."""
+    """Check everything that ``raypipe embed`` needs. Nothing is written except a marker file in the output."""
     checks = [_python(), *_decoders(), _weights(), _memory()]
     for name, uri, probe in (("input", input_uri, first_video), ("output", output_uri, writable)):
         if uri:
@@ -126,7 +134,7 @@ def run_checks(*, input_uri: str | None = None, output_uri: str | None = None) -
 
 
 def checks_table(checks: list[Check]) -> Padding:
-    """Return the checks, their states and remedies for a terminal."""
+    """Return a table of the checks with their states and remedies, for the terminal."""
     rows = []
     for check in checks:
         remedy = (f"\n→ {visible(check.remedy)}", "dim") if check.remedy else ""
@@ -181,7 +189,7 @@ def _weights() -> Check:
 
 
 def _memory() -> Check:
-    shared = Path("/dev/shm")  # noqa: S108  # where Ray's object store is
+    shared = Path("/dev/shm")  # noqa: S108  # Ray's object store is here
     free = shutil.disk_usage(shared).free if shared.exists() else 0
     found = f"{free / 1e9:.1f} GB free in /dev/shm, {len(os.sched_getaffinity(0))} processors"
     if free >= _MIN_SHM_BYTES:
@@ -220,13 +228,16 @@ def _demo_server() -> Check:
 
 
 def check_api(client: JobSubmissionClient) -> list[Check]:
-    """Check the job API, which runs code for every client that it accepts."""
+    """Check a cluster's job API: its Ray version, and whether it requires a token.
+
+    Without a token, anyone who can reach the API can run code on the cluster.
+    """
     return [_version(client), _token(client.get_address())]
 
 
 def _version(client: JobSubmissionClient) -> Check:
     with reached(client.get_address()):
-        # Ray's own request; the public get_version() returns the version of the API only.
+        # A private method of Ray, because the public get_version() returns only the version of the API.
         there = client._do_request("GET", "/api/version").json()["ray_version"]  # noqa: SLF001
     found = f"Ray {there} there, {ray.__version__} here"
     if there.split(".")[:2] == ray.__version__.split(".")[:2]:

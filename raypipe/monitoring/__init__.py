@@ -13,7 +13,7 @@ def path_of(name: str) -> Path:
 
 
 def how_to_use() -> str:
-    """Return three lines that say where the two files are and how to use them."""
+    """Return a text of three lines: where the Prometheus and Grafana files are, and how to use them."""
     return (
         f"Prometheus: {path_of(SCRAPE_CONFIG)} (on the head node: prometheus --config.file=THAT_FILE)\n"
         f"Grafana: {path_of(DASHBOARD)} (Dashboards, New, Import; then choose the Prometheus data source)\n"

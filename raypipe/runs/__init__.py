@@ -1,1 +1,1 @@
-"""What batch jobs share of Ray: connecting, stages of actors, and the rounds that leave no shard undone."""
+"""The code for Ray that batch jobs share: connect, run stages of actors, and repeat until no shard is missing."""

@@ -1,4 +1,4 @@
-"""Run the stages of a job on Ray: connect, decide how many actors fit, and take shards through them."""
+"""Run the stages of a job on Ray: connect, decide how many actors fit, and send the shards through them."""
 
 import logging
 import os
@@ -31,45 +31,49 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What the actors of a job need.
+    """The resources that the actors of a job need.
 
-    With ``joined``, each actor has CPUs and, if the cluster has any, GPUs. Otherwise GPU actors are a second stage.
+    If ``joined`` is True, every actor reserves CPUs and, if the cluster has GPUs, also a GPU. If it is False, actors
+    with GPUs form a second stage.
     """
 
     num_cpus: float = 1.0
-    num_gpus: Literal["auto"] | float = 0  # of each actor on a GPU; auto: 1 if the cluster has any
+    num_gpus: Literal["auto"] | float = 0  # per actor on a GPU; auto means 1 if the cluster has GPUs, otherwise 0
     concurrency: Literal["auto"] | int = "auto"
     joined: bool = True
-    cpus_on: Mapping[str, str] = field(default_factory=dict)  # labels of nodes
-    gpus_on: Mapping[str, str] = field(default_factory=dict)
-    wait_seconds: float = 0.0  # for an autoscaler to add nodes
-    asked: str = "the job"  # the keys and values that ask for this, for error messages
+    cpus_on: Mapping[str, str] = field(default_factory=dict)  # labels of the nodes whose CPUs may be used
+    gpus_on: Mapping[str, str] = field(default_factory=dict)  # labels of the nodes whose GPUs may be used
+    wait_seconds: float = 0.0  # how long to wait for an autoscaler to add nodes
+    asked: str = "the job"  # the configuration keys and values behind this request, for error messages
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How many actors there are. Without a GPU every actor takes a shard through all steps."""
+    """The number of actors that fit into the cluster, and the device on which they run the model.
+
+    Without GPUs there is only one kind of actor, which runs all steps of a shard.
+    """
 
     needs: Needs
     num_actors: int
     num_gpu_actors: int = 0
-    num_gpus: float = 0.0  # of each of these actors
+    num_gpus: float = 0.0  # GPUs per actor that has one
     device: Literal["cpu", "cuda"] = "cpu"  # where an actor runs its model
 
     @property
     def num_slots(self) -> int:
-        """Return how many actors work in parallel."""
+        """Return the number of actors that work in parallel, in all stages together."""
         return self.num_actors + (0 if self.needs.joined else self.num_gpu_actors)
 
     def stage(self, *steps: tuple[Any, Any]) -> Stage:
-        """Return the stage of the actors that have CPUs."""
+        """Return a stage whose actors run these steps and reserve CPUs."""
         needs = self.needs
         num_gpus = self.num_gpus if needs.joined else 0.0
         may_grow = needs.concurrency == "auto"
         return Stage(steps, self.num_actors, needs.num_cpus, num_gpus, labels=needs.cpus_on, may_grow=may_grow)
 
     def gpu_stage(self, *steps: tuple[Any, Any]) -> Stage:
-        """Return the stage of the actors that have only a GPU."""
+        """Return a stage whose actors run these steps and reserve only a GPU."""
         may_grow = self.needs.concurrency == "auto"
         return Stage(steps, self.num_gpu_actors, 0.0, self.num_gpus, labels=self.needs.gpus_on, may_grow=may_grow)
 
@@ -78,25 +82,25 @@ class Executor(Protocol):
     """Runs the stages of a job. The commands use ``RayExecutor``."""
 
     def connect(self) -> None:
-        """Get ready to start actors. Raises SetupError."""
+        """Prepare to start actors. Raises SetupError if that fails."""
 
     def place(self, needs: Needs) -> Placement:
-        """Decide how many actors there are. Raises SetupError if not even one fits."""
+        """Decide how many actors to start. Raises SetupError if not even one fits."""
 
     def machine(self) -> dict[str, object]:
-        """Describe where the job runs, for the record."""
+        """Return a description of the machine or cluster, for the record."""
 
     def share(self, value: object) -> Shared:
         """Make a value, such as weights, available to all actors."""
 
     def call_on_gpu(self, function: Any, *arguments: Any, num_gpus: float) -> Any:  # noqa: ANN401
-        """Call a function in the same environment as the actors with a GPU."""
+        """Call a function on a machine where actors with a GPU can run, and return its result."""
 
     def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
-        """Take every block through the stages, and yield the summaries as shards finish, in any order.
+        """Send every block through the stages, and yield the summary of each shard as it finishes, in any order.
 
         Raises:
-            JobError: the executor gave up.
+            JobError: the executor cannot continue.
         """
 
 
@@ -104,7 +108,7 @@ class RayExecutor:
     """Runs stages as actor pools of Ray Data."""
 
     def connect(self) -> None:
-        """Connect to Ray or start it; raises like ``connect``."""
+        """Connect to Ray, or start it. Raises SetupError if that fails."""
         connect()
 
     def place(self, needs: Needs) -> Placement:
@@ -136,7 +140,7 @@ class RayExecutor:
         return machine()
 
     def share(self, value: object) -> Shared:
-        """Put a value into the object store."""
+        """Put a value into Ray's object store."""
         return _Shared(ray.put(value))
 
     def call_on_gpu(self, function: Any, *arguments: Any, num_gpus: float) -> Any:  # noqa: ANN401
@@ -144,7 +148,7 @@ class RayExecutor:
         return ray.get(ray.remote(num_gpus=num_gpus, num_cpus=0)(function).remote(*arguments))
 
     def run(self, stages: Sequence[Stage], blocks: Sequence[pa.Table]) -> Iterator[ShardSummary]:
-        """Run the stages as actor pools of Ray Data.
+        """Run the stages as actor pools of Ray Data, and yield the summaries.
 
         Raises:
             JobError: Ray ended the work.
@@ -170,7 +174,7 @@ class _Shared:
 
 
 def _bundles(needs: Needs) -> list[dict[str, float]]:
-    """Return the resources that must be available before the work can start."""
+    """Return the resource bundles that must be available before the work can start."""
     cpu = {"CPU": float(needs.num_cpus)}
     if needs.num_gpus in {"auto", 0}:
         return [cpu]
@@ -182,7 +186,7 @@ def _add_stage(shards: Dataset, stage: Stage, *, num_shards: int) -> Dataset:
     where: dict[str, Any] = {"label_selector": dict(stage.labels)} if stage.labels else {}
     map_batches = map_whole_blocks if stage.num_gpus else Dataset.map_batches
     at_first = min(stage.num_actors, num_shards)
-    # A shard waits for any free actor, instead of in the queue of one actor.
+    # One task per actor: a shard waits for the next free actor instead of in the queue of a busy one.
     actors = ActorPoolStrategy(
         min_size=at_first, max_size=num_shards if stage.may_grow else at_first, max_tasks_in_flight_per_actor=1
     )
@@ -201,7 +205,11 @@ def _add_stage(shards: Dataset, stage: Stage, *, num_shards: int) -> Dataset:
 
 
 def connect() -> None:
-    """Connect to the cluster in ``RAY_ADDRESS`` or on this machine, or start one in this process."""
+    """Connect to the cluster in ``RAY_ADDRESS`` or a cluster on this machine. If there is none, start Ray here.
+
+    Raises:
+        SetupError: Ray cannot be reached or started.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user enables it
@@ -229,9 +237,10 @@ def connect() -> None:
 
 @contextmanager
 def data_context() -> Iterator[None]:
-    """Configure Ray Data for the datasets made in this block: a block stays a shard, and raypipe shows the progress.
+    """Configure Ray Data for the datasets that are created inside the ``with`` block.
 
-    The configuration of the process, which may be a user's own, is the same again afterwards.
+    Ray Data does not split or merge blocks, so that each stays a shard. It prints no progress, because raypipe does.
+    Afterwards, the previous configuration of the process is restored, because the user may have set it.
     """
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -243,7 +252,10 @@ def data_context() -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the last line of a Ray error: the worker's exception, without the class name if it is raypipe's."""
+    """Return the last line of a Ray error, which is the exception in the worker.
+
+    The name of the exception class is removed if it is one of raypipe's.
+    """
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -252,7 +264,7 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def native_output_hidden() -> Iterator[None]:
-    """Keep what native code prints off the terminal; failures still raise exceptions."""
+    """Discard everything that is written to stdout and stderr, including by native code. Exceptions still propagate."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(stream, os.dup(stream)) for stream in (1, 2)]
@@ -281,7 +293,10 @@ def machine() -> dict[str, object]:
 
 
 def resources(*, cpus_on: Mapping[str, str] = {}, gpus_on: Mapping[str, str] = {}) -> dict[str, float]:
-    """Return the CPUs and GPUs of the living nodes that have these labels."""
+    """Return the CPUs and GPUs of the live nodes, as a dict with the keys ``CPU`` and ``GPU``.
+
+    CPUs count only on nodes with the labels ``cpus_on``, and GPUs only on nodes with the labels ``gpus_on``.
+    """
     total = {"CPU": 0.0, "GPU": 0.0}
     for node in ray.nodes():
         for kind, labels in (("CPU", cpus_on), ("GPU", gpus_on)):
@@ -297,7 +312,11 @@ def await_resources(
     gpus_on: Mapping[str, str] = {},
     wait_seconds: float,
 ) -> dict[str, float]:
-    """Ask an autoscaler for the bundles; return the cluster's resources once they fit or the time is up."""
+    """Wait until the cluster has the resources in ``bundles``, but at most ``wait_seconds``.
+
+    If resources are missing, an autoscaler is asked for them. The return value is the number of CPUs and GPUs that the
+    cluster has at the end, which may be too few.
+    """
     needed: Counter[str] = Counter()
     for bundle in bundles:
         needed.update(bundle)

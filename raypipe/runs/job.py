@@ -1,6 +1,6 @@
 """The skeleton of every batch job: inputs → plan → run shards on actors → seal → report.
 
-A job is a subclass of ``Job``. It says what there is to do and how one shard is done; ``run_job`` does the rest.
+A job is a subclass of ``Job``. It defines which work to plan and how to process one shard. ``run_job`` does the rest.
 """
 
 import platform
@@ -28,8 +28,8 @@ from raypipe.runs.stages import CommitSettings, Stage, summary_of, with_commit
 from raypipe.storage import Folder
 
 _MAX_ROUNDS = 3
-_MAX_FAILURES_IN_ROW = 6  # and two more for each actor: then it is not the fault of single shards
-# A wave of shards passes through the executor at a time, so that the driver's memory does not grow with the catalogue.
+_MAX_FAILURES_IN_ROW = 6  # plus two per actor; more failures in a row than this are not due to single shards
+# The executor gets the shards in waves, so that the driver's memory does not grow with the number of videos.
 _WAVE_SHARDS = 4096
 _WAVE_BYTES = 1_073_741_824
 
@@ -37,64 +37,70 @@ _WAVE_BYTES = 1_073_741_824
 class Job(ABC):
     """A batch job. ``run_job`` calls the methods in the order in which they are defined here."""
 
-    name: ClassVar[str]  # of the command
-    noun: ClassVar[str] = "video"  # each has one row
-    packages: ClassVar[Sequence[str]] = ()  # the record names their versions
+    name: ClassVar[str]  # the name of the command
+    noun: ClassVar[str] = "video"  # what one row of the output stands for
+    packages: ClassVar[Sequence[str]] = ()  # packages whose versions are stored in the record
     config: BaseModel
     output: Folder
     input_uri: str
 
     def is_done(self) -> bool:
-        """Return whether the output is already complete, so that no cluster is needed."""
+        """Return whether the output is already complete. If so, the job ends without a cluster."""
         return False
 
     def prepare(self) -> None:  # noqa: B027 - optional
-        """Check the input, and load everything that needs no cluster.
+        """Check the input, and load everything that can be loaded without a cluster.
 
         Raises:
             SetupError: something is wrong before the work starts.
         """
 
     def needs(self) -> Needs:
-        """Return what each actor needs; by default one processor."""
+        """Return the resources that each actor needs. The default is one CPU."""
         return Needs()
 
     def settle(self, executor: Executor, placement: Placement) -> None:  # noqa: B027 - optional
-        """Decide what depends on the cluster, such as the dtype."""
+        """Make the decisions that depend on the cluster, such as the dtype."""
 
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """Return every setting that changes the content of a row; an output with other settings is refused."""
+        """Return all settings that affect the content of a row. An output with other settings is refused."""
 
     @abstractmethod
     def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
-        """Plan the new work, in shards that ``num_slots`` actors can share.
+        """Plan the new work, in shards small enough to keep ``num_slots`` actors busy.
 
         Raises:
-            FingerprintError: the output holds rows of other settings.
+            FingerprintError: the output holds rows that were made with other settings.
             ConfigError: the input is empty and always was.
         """
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """Return facts for the record, in addition to the size of the cluster."""
+        """Return additional facts about the run, which the record lists next to the size of the cluster."""
         return {}
 
     def load(self, missing: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """Return a block for each missing shard, given its planned rows; by default the planned rows themselves."""
+        """Return the block to process for each missing shard.
+
+        ``missing`` yields the planned rows of these shards. By default, the planned rows are the block.
+        """
         return missing
 
     @abstractmethod
     def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
-        """Return the stages that turn a block into output rows: the columns of ``rows``, the generation and the shard."""
+        """Return the stages that turn a block into output rows.
+
+        The output rows must have the columns of the schema ``rows`` and the columns ``generation`` and ``shard``.
+        """
 
     @property
     @abstractmethod
     def rows(self) -> pa.Schema:
         """Return the schema of the output files."""
 
-    # Functions of a finished block that run in the actors; the job's shard module has them.
+    # These functions run in the actors, on a finished block. Each job defines its own in its shard module.
     summarize: Callable[[pa.Table], ShardSummary] = staticmethod(summary_of)
     totals: Callable[[pa.Table], Totals] | None = None
 
@@ -112,7 +118,7 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call resumes.
+        JobError: some shards could not be finished. Call again to resume.
     """
     executor = executor or RayExecutor()
     if job.is_done():
@@ -135,7 +141,7 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
         raise
     except RaypipeError as error:
         record.close(outcome="failed", message=str(error))
-        with suppress(RaypipeError):  # the cause may break this as well; the first error is the one to report
+        with suppress(RaypipeError):  # the report may fail for the same reason; raise the first error
             put_report(job.output, record)
         raise
     record.close(outcome="finished")
@@ -143,7 +149,7 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
 
 
 def start_record(job: Job, plans: StoredPlans, *, placement: Placement, machine: Mapping[str, object]) -> RunRecord:
-    """Return the record of a new run, which will finish every unsealed plan."""
+    """Return the record of a new run, which covers every plan that is not sealed yet."""
     numbers = unsealed_plans(plans.output)
     num_planned = sum(plans.read(number).num_rows for number in numbers)
     num_missing = sum(map(num_planned_rows, missing_shards(plans, numbers)))
@@ -173,10 +179,10 @@ def _commit_all(
     placement: Placement,
     console: Console | None,
 ) -> None:
-    """Run the missing shards until all are committed; failed shards are retried after all the others.
+    """Run the missing shards until all are committed. Shards that fail are retried when the others are done.
 
     Raises:
-        JobError: some shards failed every time, or many in a row.
+        JobError: some shards failed in every round, or too many shards failed in a row.
     """
     commit = CommitSettings(job.output.uri, record.fingerprint, job.rows, job.summarize, job.totals)
     stages = with_commit(job.stages(executor, placement), commit)
@@ -204,7 +210,7 @@ def _commit_all(
 
 
 def waves(blocks: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
-    """Group blocks by number and by size."""
+    """Group blocks into lists of at most ``_WAVE_SHARDS`` blocks and about ``_WAVE_BYTES`` bytes."""
     wave: list[pa.Table] = []
     size_bytes = 0
     for block in blocks:
@@ -225,7 +231,7 @@ def _seal_all(plans: StoredPlans, record: RunRecord) -> None:
 
 
 def put_report(output: Folder, record: RunRecord) -> str:
-    """Write the report of a run to a folder of its own, and return its URI."""
+    """Write the report of a run to a new folder, and return the URI of the report."""
     first = f"reports/{record.plans[-1]:05d}"
     names = (first, *(f"{first}-{again}" for again in range(1, 1000)))
     folder = next(name for name in names if not output.exists(f"{name}/summary.json"))
@@ -234,7 +240,10 @@ def put_report(output: Folder, record: RunRecord) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of the given packages, if they are installed, and of the packages that every job uses."""
+    """Return the versions of the given packages and of the packages that every job uses, by package name.
+
+    Packages that are not installed are left out.
+    """
     found = {"raypipe": __version__, "python": platform.python_version()}
     for name in ("ray", *packages, "pyarrow", "s3fs", "numpy"):
         try:

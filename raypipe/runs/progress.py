@@ -1,7 +1,7 @@
-"""The display of a running job, and its counters in Ray's Prometheus endpoint.
+"""The progress display of a running job, and its counters in Ray's Prometheus endpoint.
 
-On a terminal the display is a bar that redraws itself. Elsewhere, such as in a log, it is a plain line every
-``LINE_SECONDS`` at most. This module loads neither Ray nor the HTML report.
+On a terminal, the display is a progress bar. Elsewhere, such as in a log file, plain lines are printed at most every
+``LINE_SECONDS``. This module imports neither Ray nor the HTML report.
 """
 
 import logging
@@ -26,12 +26,12 @@ from raypipe.runs.summary_tables import Flow, epoch_table, format_rates, sorted_
 if TYPE_CHECKING:
     from ray.util.metrics import Counter, Gauge
 
-LINE_SECONDS = 10.0  # at least this long between two plain lines
+LINE_SECONDS = 10.0  # the minimum time between two plain lines
 _EPOCHS_PER_LINE = 4  # at most this many lines of epochs per LINE_SECONDS
 _REFRESH_PER_SECOND = 4.0
 _RATE_WINDOW_SECONDS = 120.0
-_RATE_MIN_SAMPLES = 8  # large shards finish rarely: the window holds at least this many, however old they are
-_LINES_BESIDES_EPOCHS = 6  # the head of the table, the bar and the lines below it
+_RATE_MIN_SAMPLES = 8  # the window holds at least this many samples, also old ones, because large shards finish rarely
+_LINES_BESIDES_EPOCHS = 6  # the header of the table, the bar and the lines below the bar
 _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "raypipe_videos_total": ("Videos finished, by status.", ("status",)),
     "raypipe_frames_total": ("Frames of finished shards.", ()),
@@ -50,7 +50,7 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def _harmless() -> Iterator[None]:
-    """Log an error instead of raising it: a display or a counter must never end a job."""
+    """Log exceptions instead of raising them, because a failing display or counter must not end the job."""
     try:
         yield
     except Exception as error:  # noqa: BLE001  the job matters more than its display
@@ -59,18 +59,18 @@ def _harmless() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What a terminal shows at one moment: a bar with its label and count, and what is above and below it."""
+    """The content of the terminal display at one moment: a bar with a label and a count, and the lines around it."""
 
     label: str
     completed: float = 0
-    total: float | None = None  # None while it is unknown: the bar then pulses
+    total: float | None = None  # None if unknown; the bar then pulses
     count: str = ""
     above: Sequence[RenderableType] = ()
     below: Sequence[RenderableType] = ()
 
 
 class _Bar(rich.progress.Progress):
-    """One bar as wide as the terminal. Each refresh asks ``view`` what to show."""
+    """A progress bar as wide as the terminal. Each refresh calls ``view`` to get the current content."""
 
     def __init__(self, view: Callable[[], _View], console: Console) -> None:
         self._view = view
@@ -87,7 +87,7 @@ class _Bar(rich.progress.Progress):
     def get_renderables(self) -> Iterator[RenderableType]:
         """Yield the lines of the display, from top to bottom."""
         view = self._view()
-        for task in self.task_ids:  # none yet when rich asks for the first time, which is in its constructor
+        for task in self.task_ids:  # empty during the constructor, which already calls this method
             self.update(task, description=view.label, completed=view.completed, total=view.total, count=view.count)
         yield from view.above
         yield from super().get_renderables()
@@ -95,7 +95,7 @@ class _Bar(rich.progress.Progress):
 
 
 class _Display:
-    """The display of all jobs: a bar on a terminal; elsewhere, lines at least ``line_seconds`` apart."""
+    """The base class of progress displays: a bar on a terminal, or else lines at least ``line_seconds`` apart."""
 
     def __init__(self, console: Console | None, *, line_seconds: float, clock: Callable[[], float]) -> None:
         self._console = console or Console()
@@ -122,7 +122,7 @@ class _Display:
 
     @_harmless()
     def note(self, line: str) -> None:
-        """Print a line that stays, such as that workers were restarted."""
+        """Print a line that stays on the terminal, such as "workers were restarted"."""
         self._print(text.visible(text.redact(line)), style="yellow")
 
     def _locked_view(self) -> _View:
@@ -137,7 +137,7 @@ class _Display:
 
     @_harmless()
     def _print_line(self, parts: Iterable[str]) -> None:
-        """Print one line unless the bar says the same; empty parts are left out."""
+        """Print one line of non-empty parts, unless a bar already shows this information."""
         self._line_at = self._clock()
         if self._bar is None:
             self._print(text.visible(" · ".join(filter(None, parts))))
@@ -150,9 +150,9 @@ class _Display:
 
 
 class Progress(_Display):
-    """Shows a batch job's record as it grows. Only ``update`` may add shards to the record.
+    """Shows the progress of a batch job from its record. Only ``update`` may add shards to the record.
 
-    Plain lines are printed at the start, at the end, and, when one is due, by ``update`` or ``tick``.
+    Plain lines are printed at the start and at the end. In between, ``update`` and ``tick`` print a line if one is due.
     """
 
     def __init__(
@@ -190,7 +190,11 @@ class Progress(_Display):
             self._print_line(self._parts(ended=False))
 
     def _parts(self, *, ended: bool) -> Iterator[str]:
-        """Yield recent rates and the time left, or mean rates and the time taken if the run has ended."""
+        """Yield the parts of a plain line.
+
+        While the run goes on, these include the recent rates and the time left. If it has ended, they include the mean
+        rates and the time taken.
+        """
         record = self._record
         units, frames = self._rate.per_second()
         time_text = f"ETA {_format_left(self._rate.eta_seconds(), 'unknown')}"
@@ -225,7 +229,7 @@ class Progress(_Display):
 
 
 class _Step(NamedTuple):
-    """The progress of a training: ``step`` of the epoch's ``steps_per_epoch`` steps are done."""
+    """The progress of a training. ``step`` is the number of steps done in this epoch, out of ``steps_per_epoch``."""
 
     epoch: int
     step: int
@@ -235,20 +239,21 @@ class _Step(NamedTuple):
 
     @property
     def done(self) -> float:
-        """The number of epochs done, including the fraction of this one."""
+        """The number of epochs done, including the finished fraction of the current epoch."""
         return self.epoch - 1 + min(1.0, self.step / max(1, self.steps_per_epoch))
 
     @property
     def numbers(self) -> list[str]:
-        """The loss and the speed as text."""
+        """The loss and the speed, formatted as two strings."""
         return [f"loss {text.format_loss(self.loss)}", f"{text.format_speed(self.samples_per_second)} samples/s"]
 
 
 class TrainingProgress(_Display):
-    """Shows a training of ``num_epochs`` from calls of ``step`` and ``epoch``: a table of epochs above the bar.
+    """Shows the progress of a training of ``num_epochs`` epochs. Call ``step`` and ``epoch`` to update it.
 
-    Plain lines are printed for each note, every ``line_seconds`` within an epoch, and for each epoch; if epochs are
-    short, only for some of them and the last. ``clock`` returns seconds.
+    On a terminal, a table of epochs is shown above the bar. Elsewhere, plain lines are printed for each note, every
+    ``line_seconds`` within an epoch, and after each epoch. If epochs are short, only some of them and the last one get
+    a line. ``clock`` returns the time in seconds.
     """
 
     def __init__(
@@ -261,10 +266,10 @@ class TrainingProgress(_Display):
     ) -> None:
         super().__init__(console, line_seconds=line_seconds, clock=clock)
         self._num_epochs = num_epochs
-        self._held: list[str] = []  # the last epoch's line, until one may be printed
+        self._held: list[str] = []  # the parts of the last epoch's line, if not printed yet
         self._epoch_at: float | None = None
         self._step: _Step | None = None
-        self._began: tuple[float, float] | None = None  # the time, and how many epochs were done then
+        self._began: tuple[float, float] | None = None  # the start time, and the epochs done by then
         self._epochs: dict[int, tuple[EpochMetrics, bool]] = {}
 
     def __exit__(self, *error: object) -> None:
@@ -274,10 +279,13 @@ class TrainingProgress(_Display):
 
     @_harmless()
     def step(self, epoch: int, step: int, steps_per_epoch: int, loss: float, samples_per_second: float) -> None:
-        """Show that ``step`` of the ``steps_per_epoch`` optimizer steps of ``epoch``, counted from 1, are done."""
+        """Show the progress within an epoch. Epochs are counted from 1.
+
+        ``step`` is the number of optimizer steps done in this epoch, out of ``steps_per_epoch``.
+        """
         with self._lock:
             now = _Step(epoch, step, steps_per_epoch, loss, samples_per_second)
-            # Restart the clock if the training went back to a checkpoint: the steps it repeats took their time before.
+            # If the training went back to a checkpoint, restart the clock, so that the lost time does not count.
             if self._began is None or self._step is None or now.done < self._step.done:
                 self._began = (self._clock(), now.done)
             self._step = now
@@ -287,9 +295,9 @@ class TrainingProgress(_Display):
 
     @_harmless()
     def epoch(self, metrics: EpochMetrics, is_best: bool) -> None:  # noqa: FBT001  part of an event, never a literal
-        """Show an epoch that has ended. ``is_best``: no earlier epoch was better."""
+        """Show an epoch that has ended. ``is_best`` says that no earlier epoch was better."""
         with self._lock:
-            # After a restart an epoch may end twice, and the epochs after it have not been reached yet.
+            # After a restart, an epoch may end a second time. Then later epochs have not been reached again yet.
             self._epochs = {number: row for number, row in self._epochs.items() if number < metrics.epoch}
             self._epochs[metrics.epoch] = (metrics, is_best)
         values = [(name, getattr(metrics, name)) for name in EPOCH_METRICS]
@@ -305,7 +313,7 @@ class TrainingProgress(_Display):
             self._epoch_at, self._held = self._clock(), []
 
     def eta_seconds(self) -> float | None:
-        """Return the seconds until the last epoch ends, including validation; None if it is too early to tell."""
+        """Return the estimated seconds until the last epoch ends, including validation, or None if still unknown."""
         if self._step is None or self._began is None:
             return None
         then, done_then = self._began
@@ -340,14 +348,17 @@ def _done_share(record: RunRecord) -> str:
 
 
 class RecentRate:
-    """Videos and frames per second over the last two minutes of a run, or its last eight steps if they took longer."""
+    """Measures videos and frames per second over the last two minutes of a run.
+
+    If fewer than eight samples are that recent, the rate covers the last eight samples.
+    """
 
     def __init__(self, record: RunRecord) -> None:
         self._record = record
         self._samples: deque[tuple[float, int, int]] = deque([self._sample()])
 
     def update(self) -> None:
-        """Sample the record's counts, at most once per second."""
+        """Add a sample of the record's counts. At most one sample per second is kept."""
         sample = self._sample()
         if len(self._samples) > 1 and sample[0] - self._samples[-2][0] < 1:
             self._samples.pop()
@@ -356,13 +367,16 @@ class RecentRate:
             self._samples.popleft()
 
     def per_second(self) -> tuple[float, float]:
-        """Return videos and frames per second up to now, so that a stall shows; 0 before any time has passed."""
+        """Return videos and frames per second until now, so that the rates fall if no shard finishes.
+
+        Both are 0 if no time has passed yet.
+        """
         (then, videos, frames), (now, videos_now, frames_now) = self._samples[0], self._sample()
         seconds = now - then
         return ((videos_now - videos) / seconds, (frames_now - frames) / seconds) if seconds > 0 else (0.0, 0.0)
 
     def eta_seconds(self) -> float | None:
-        """Return the seconds until the plan is done at the recent rate; None while nothing has finished."""
+        """Return the estimated seconds until all planned videos are done, or None if no video was finished recently."""
         left = self._record.num_planned_videos - self._record.num_done_videos
         videos_per_second, _ = self.per_second()
         if left <= 0:
@@ -374,9 +388,9 @@ class RecentRate:
 
 
 class ProgressMetrics:
-    """Counts shards in Prometheus while Ray runs in this process; a no-op otherwise.
+    """Exports counts of finished shards to Prometheus through Ray. If Ray is not running here, this is a no-op.
 
-    Ray puts ``ray_`` in front of each name in ``_COUNTERS`` and ``_GAUGES``.
+    In Prometheus, the names in ``_COUNTERS`` and ``_GAUGES`` have the prefix ``ray_``.
     """
 
     def __init__(self, *, num_planned_videos: int, num_resumed_videos: int) -> None:
@@ -386,7 +400,7 @@ class ProgressMetrics:
         self._gauges: dict[str, Gauge] = {}
 
     def add(self, summary: ShardSummary) -> None:
-        """Count one shard."""
+        """Add the counts of one finished shard."""
         self._num_done_videos += sum(summary.statuses.values())
         ray = sys.modules.get("ray")  # if Ray is running, it is imported
         if ray is None or not ray.is_initialized():
@@ -402,7 +416,7 @@ class ProgressMetrics:
             self._count("raypipe_videos_total", count, status=str(status))
         for stage, seconds in summary.stage_seconds.items():
             self._count("raypipe_stage_seconds_total", seconds, stage=stage)
-        # Set both each time, even the constant one: Ray forgets a gauge that is not set for some seconds.
+        # Set both gauges each time, although one is constant: Ray drops a gauge that is not set for some seconds.
         self._gauges["raypipe_planned_videos"].set(self._num_planned_videos)
         self._gauges["raypipe_done_videos"].set(self._num_done_videos)
 
@@ -412,7 +426,7 @@ class ProgressMetrics:
 
 
 def _make_metrics() -> "tuple[dict[str, Counter], dict[str, Gauge]]":
-    from ray.util.metrics import Counter, Gauge  # noqa: PLC0415  only a process that runs Ray pays for it
+    from ray.util.metrics import Counter, Gauge  # noqa: PLC0415  so that only processes that run Ray import it
 
     counters = {name: Counter(name, about, tags) for name, (about, tags) in _COUNTERS.items()}
     return counters, {name: Gauge(name, about) for name, about in _GAUGES.items()}

@@ -1,4 +1,4 @@
-"""Every name of Ray that is not part of its public API, with the reason. A test checks that each of them exists."""
+"""All uses of Ray names outside its public API, each with the reason. A test checks that these names exist."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 def enable_token_authentication() -> None:
-    """Present this user's token to a cluster that asks for one, as ``ray start`` does; ``ray.init`` does not.
+    """Enable token authentication if this user has a token, so that clusters with authentication accept connections.
 
-    ``RAY_AUTH_MODE`` takes precedence.
+    ``ray start`` does this itself, but ``ray.init`` does not. If ``RAY_AUTH_MODE`` is set, it takes precedence.
     """
     logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)  # it logs every call
     authentication_token_setup.maybe_enable_token_auth_if_token_available()
 
 
 def serve_controller() -> Any | None:  # noqa: ANN401 - an actor handle, untyped
-    """Return the controller of the Ray Serve that runs in this cluster; None if there is none."""
+    """Return the controller actor of Ray Serve in this cluster, or None if Ray Serve is not running."""
     try:
         return ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     except ValueError:
@@ -28,13 +28,13 @@ def serve_controller() -> Any | None:  # noqa: ANN401 - an actor handle, untyped
 
 
 def silence_data_logs() -> None:
-    """Keep the log lines of Ray Data off the terminal, which shows a progress bar."""
+    """Hide the log lines of Ray Data, which would disturb the progress bar on the terminal."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def map_whole_blocks(shards: "Dataset", make: type, **options: Any) -> "Dataset":  # noqa: ANN401 - those of map_batches
-    """Return ``map_batches`` with ``batch_size=None`` on actors with a GPU.
+def map_whole_blocks(shards: "Dataset", make: type, **options: Any) -> "Dataset":  # noqa: ANN401 - as map_batches
+    """Call ``map_batches`` with ``batch_size=None`` on actors with a GPU, and return the new dataset.
 
-    The public method refuses whole blocks on a GPU, and any batch size would split or join shards.
+    The public ``map_batches`` refuses ``batch_size=None`` on GPUs, but any other size would split or merge shards.
     """
     return shards.map_batches_internal(make, **options)

@@ -1,4 +1,7 @@
-"""Stages of a job: actors that take shards through their steps, one at a time. A block is a shard. No Ray here."""
+"""Stages of a job: actors that run a list of steps on one shard at a time. A block is the data of a shard.
+
+Ray is not used here.
+"""
 
 import logging
 import time
@@ -18,24 +21,24 @@ from raypipe.storage.s3_client import take_throttles
 from raypipe.text import one_line
 
 SUMMARY = "summary"
-_PUTS_AT_ONCE = 4  # actors that only commit; they reserve no CPU, because decoding needs all of them
+_PUTS_AT_ONCE = 4  # the number of actors that only commit; they reserve no CPU, because decoding needs all CPUs
 _logger = logging.getLogger(__name__)
 
 Step = Callable[[pa.Table], "pa.Table | ShardSummary"]
-Steps = Sequence[tuple[Callable[[Any], Step], Any]]  # each step is made in the actor, from its settings
+Steps = Sequence[tuple[Callable[[Any], Step], Any]]  # classes of steps, and the settings to construct them with
 Shared = Callable[[], Any]  # returns a value that all actors share, such as weights
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Actors of one kind, and the resources that each reserves."""
+    """A pool of actors that run the same steps, and the resources that each actor reserves."""
 
     steps: Steps
     num_actors: int
     num_cpus: float = 1.0
     num_gpus: float = 0.0
-    labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes that they run on
-    may_grow: bool = False  # when nodes join the cluster
+    labels: Mapping[str, str] = field(default_factory=dict)  # labels of the nodes on which the actors may run
+    may_grow: bool = False  # whether actors are added when nodes join the cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +47,15 @@ class CommitSettings:
 
     output_uri: str
     fingerprint: str
-    rows: pa.Schema  # of the output file
+    rows: pa.Schema  # the schema of the output file
     summarize: Callable[[pa.Table], ShardSummary]  # what the job tells the driver about a finished block
     totals: Callable[[pa.Table], Totals] | None = None  # what the job counts in addition to statuses
 
 
 def with_commit(stages: Sequence[Stage], commit: CommitSettings) -> list[Stage]:
-    """Add the steps that every job has: skip a shard that is already committed, and commit the rows of the last step.
+    """Return the stages with the steps that every job has: first skip committed shards, finally commit the rows.
 
-    A stage that reserves no CPU runs on a GPU, which must not wait for storage, so other actors commit its rows.
+    A last stage that reserves no CPU runs on GPUs. GPUs must not wait for storage, so separate actors commit its rows.
     """
     first, *others = stages
     complete = [replace(first, steps=((SkipCommitted, commit.output_uri), *first.steps)), *others]
@@ -65,16 +68,16 @@ def with_commit(stages: Sequence[Stage], commit: CommitSettings) -> list[Stage]:
 
 
 class RunSteps:
-    """An actor: makes its steps once, and takes shards through them, one at a time.
+    """The class of every actor. It constructs its steps once, and runs them on one shard at a time.
 
-    If a step fails, its shard stays uncommitted and the summary says why. The other shards are not affected.
+    If a step fails, the shard is not committed, and its summary gives the reason. Other shards are not affected.
     """
 
     def __init__(self, steps: Steps) -> None:
         self._steps = [make(settings) for make, settings in steps]
 
     def __call__(self, block: pa.Table) -> "pa.Table | dict[str, Any]":
-        """Take one block through the steps; return the summary of an already finished shard unchanged."""
+        """Run the steps on one block. If the block is the summary of a finished shard, return it unchanged."""
         if SUMMARY in block.column_names:
             return block
         plan, shard = identity(block)
@@ -91,37 +94,40 @@ class RunSteps:
         return block
 
     def close(self) -> None:
-        """Close the steps that can be closed, for executors whose actors are not processes of their own."""
+        """Close the steps that have a ``close`` method, for executors that run actors in the driver's process."""
         for step in self._steps:
             if (close := getattr(step, "close", None)) is not None:
                 close()
 
 
 def summary_block(summary: ShardSummary) -> dict[str, Any]:
-    """Return a block with one row, the summary, which replaces the rows of a finished shard."""
+    """Return a block with one row that holds the summary. It replaces the rows of a finished shard."""
     column = np.empty(1, dtype=object)
     column[0] = summary
     return {SUMMARY: column}
 
 
 def identity(rows: pa.Table) -> tuple[int, int]:
-    """Return the plan and the shard of a block."""
+    """Return the plan number and the shard number of a block."""
     return rows[schema.GENERATION][0].as_py(), rows[schema.SHARD][0].as_py()
 
 
 def summary_of(block: pa.Table) -> ShardSummary:
-    """Return the default summary of a finished block: only the values that every commit adds to it."""
+    """Return a summary with only the plan and shard numbers of a finished block. The commit adds the rest.
+
+    This is the default for jobs that have nothing to add.
+    """
     return ShardSummary(*identity(block))
 
 
 class SkipCommitted:
-    """A step that skips a shard if another driver has committed it since it was found missing."""
+    """A step that skips a shard if another driver has committed it in the meantime."""
 
     def __init__(self, output_uri: str) -> None:
         self._output = Folder(output_uri)
 
     def __call__(self, rows: pa.Table) -> "pa.Table | ShardSummary":
-        """Check one shard."""
+        """Return the rows of a shard unchanged, or its summary if the shard is already committed."""
         plan, shard = identity(rows)
         name = data_name(plan, shard)
         if not self._output.exists(name):
@@ -133,12 +139,12 @@ class SkipCommitted:
 
 
 def output_rows(block: pa.Table, rows: pa.Schema) -> pa.Table:
-    """Return the columns of the output file, in the order of its schema."""
+    """Return the columns of a finished block that are stored, with the order and the types of the schema ``rows``."""
     return block.select(rows.names).cast(rows)
 
 
 class CommitShard:
-    """The last step: commits a finished block as a file and returns its summary."""
+    """The last step of every job. It commits a finished block as a file, and returns the shard's summary."""
 
     def __init__(self, settings: CommitSettings) -> None:
         self._settings = settings

@@ -1,4 +1,4 @@
-"""The tables that jobs print: a summary at the end, as named rows, and the epochs of a training."""
+"""The tables that jobs print: a summary at the end of a run, and the epochs of a training."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _SHORT_NAMES = {"train_loss": "train loss", "validation_loss": "val loss", "top5
 _MAX_EPOCHS = 8
 _MAX_LABELS = 8
 _OUTCOME_STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
-_POPULAR = "popular"  # recommend: users whose recommendations come from popularity instead of their history
+_POPULAR = "popular"  # a status in recommend: the recommendations are based on popularity instead of the history
 _STATUS_STYLES: dict[str, str] = {Status.OK: "green", Status.PARTIAL: "yellow", Status.GONE: "dim", _POPULAR: "yellow"}
 _ANSWERS = {"ok": "by their history", _POPULAR: "by popularity", "error": "with an error instead of an answer"}
 
@@ -30,7 +30,7 @@ class Flow:
     pieces: Sequence[Text]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the lines for the available width."""
+        """Yield the lines, filled up to the available width."""
         line = Text()
         for piece in self.pieces:
             if line.plain and piece.plain and line.cell_len + 2 + piece.cell_len > options.max_width:
@@ -42,16 +42,16 @@ class Flow:
             yield line
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Allow any width down to the longest piece."""
+        """Return the possible widths: at least the longest piece, at most all pieces on one line."""
         widths = [piece.cell_len for piece in self.pieces]
         return Measurement(max(widths, default=0), min(sum(widths) + 2 * len(widths), options.max_width))
 
 
 def summary_table(rows: Iterable[Sequence[str | Text | Flow]]) -> Padding:
-    """Return rows of a name and its values as a table without lines. Rows without a value are left out.
+    """Return a table without borders. Each row is a name followed by values. Rows without a value are left out.
 
-    A str may be untrusted: it is not markup, and control characters and passwords in it are not shown. Text is shown
-    unchanged.
+    Strings may be untrusted: their markup is ignored, and control characters and passwords in them are hidden. ``Text``
+    values are shown unchanged.
     """
     table = Table.grid(padding=(0, 3, 0, 0))
     for name, *values in rows:
@@ -64,7 +64,7 @@ def summary_table(rows: Iterable[Sequence[str | Text | Flow]]) -> Padding:
 
 
 def final_table(record: RunRecord, *, report_uri: str = "") -> Padding:
-    """Return the table at the end of a batch run: its outcome, what it did and how fast, and where its report is."""
+    """Return the table that is printed at the end of a batch run: outcome, counts, speed, output and report."""
     before = f"  {text.format_count(record.num_resumed_videos)} before this run" if record.num_resumed_videos else ""
     left = record.num_planned_videos - record.num_done_videos
     rates = format_rates(record, record.mean_rate(record.num_videos), record.mean_rate(record.num_frames))
@@ -88,7 +88,7 @@ def final_table(record: RunRecord, *, report_uri: str = "") -> Padding:
 
 
 def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
-    """Return the table at the end of a training: its outcome, the metrics of the model, and where the model is."""
+    """Return the table that is printed at the end of a training: outcome, metrics, model and report."""
     held_out = f", {record.num_validation_videos:,} for validation" if record.num_validation_videos else ""
     kept = ""
     if record.kept is not None:
@@ -111,7 +111,10 @@ def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
 def recommend_table(
     record: RunRecord, *, report_uri: str, num_users: int, statuses: Mapping[str, int], unknown_ids: str, index: str
 ) -> Padding:
-    """Return the table at the end of recommend: what the output holds, and the speed of this run if it did anything."""
+    """Return the table that is printed at the end of recommend.
+
+    The counts describe the whole output. The time and the rate describe this run, and are left out if it did nothing.
+    """
     answered = [Text(f"{statuses[kind]:,} {how}") for kind, how in _ANSWERS.items() if statuses.get(kind)]
     return summary_table(
         [
@@ -128,7 +131,11 @@ def recommend_table(
 
 
 def epoch_table(rows: Sequence[tuple[EpochMetrics, bool]], *, max_rows: int = _MAX_EPOCHS) -> Table:
-    """Return the last epochs as a table. It always includes the best one, and has columns only for measured values."""
+    """Return a table of the last epochs, which always includes the best epoch.
+
+    ``rows`` holds the metrics of each epoch, and whether it was the best so far. The table has columns only for values
+    that were measured.
+    """
     best = next((metrics for metrics, is_best in reversed(rows) if is_best), None)
     shown = [metrics for metrics, _ in rows[-min(max_rows, _MAX_EPOCHS) :]]
     if best is not None and best not in shown:
@@ -150,23 +157,23 @@ def epoch_table(rows: Sequence[tuple[EpochMetrics, bool]], *, max_rows: int = _M
 
 
 def unit_of(record: RunRecord) -> str:
-    """Return what a job counts: ``videos`` or ``users``."""
+    """Return the unit that the job of a record counts: ``videos`` or ``users``."""
     return f"{record.noun}s"
 
 
 def format_rates(record: RunRecord, units_per_second: float, frames_per_second: float) -> list[str]:
-    """Return the rates of a job; only videos have frames."""
+    """Return the rates of a job as texts. The frame rate is included only if the job processes videos."""
     rates = [f"{text.format_rate(units_per_second)} {unit_of(record)}/s"]
     return [*rates, f"{text.format_rate(frames_per_second)} frames/s"] if unit_of(record) == "videos" else rates
 
 
 def sorted_statuses(record: RunRecord) -> list[tuple[str, int]]:
-    """Return (status, count): failures last, otherwise the most frequent first."""
+    """Return pairs of a status and its count, the most frequent first, but failures after all others."""
     return sorted(record.statuses.items(), key=lambda item: (item[0] not in _STATUS_STYLES, -item[1], item[0]))
 
 
 def status_texts(record: RunRecord) -> list[Text]:
-    """Return the count of each status, colored by how bad it is."""
+    """Return the count of each status as a text, in a color that shows whether the status is a failure."""
     return [
         Text(f"{text.visible(status)} {text.format_count(count)}", style=_STATUS_STYLES.get(status, "red"))
         for status, count in sorted_statuses(record)
@@ -179,7 +186,7 @@ def _outcome(record: RunRecord | TrainingRecord) -> list[tuple[str, Text]]:
 
 
 def _label_texts(record: RunRecord) -> list[Text]:
-    """Return the most frequent labels, and how many others there are."""
+    """Return the most frequent labels with their counts, and the number of other labels, as texts."""
     labels = record.labels.most_common(_MAX_LABELS)
     texts = [Text(f"{text.visible(label)} {count:,}") for label, count in labels]
     others = len(record.labels) - len(texts)

@@ -1,4 +1,4 @@
-"""The inputs of classify: the current rows of sealed embeddings, as videos to plan."""
+"""The inputs of classify: the current row of each video in a sealed output of embed, as videos to plan."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,18 +16,20 @@ from raypipe.storage import Folder
 
 @dataclass(frozen=True, slots=True)
 class VideoToClassify(PlannedVideo):
-    """An embedded video, with the file that has its row; ``etag`` is the ``row_version`` of this row."""
+    """An embedded video. ``file`` is the embeddings file with its row, and ``etag`` is that row's ``row_version``."""
 
     file: str
 
 
 def row_version(generation: int, etag: str) -> str:
-    """Return the version of an embedded row: it changes if the video changes or is embedded again."""
+    """Return the version of a video's row, which changes when the video changes or is embedded again."""
     return f"{generation}-{etag}"
 
 
 def find_embedded(embeddings: Folder, manifests: list[dict[str, Any]]) -> Iterator[VideoToClassify]:
-    """Yield every embedded video with its current row, including videos that are gone. Reads only plans, no vectors.
+    """Yield every video of the embeddings, including videos that are gone, with the location of its current row.
+
+    This reads only plans, no vectors.
 
     Raises:
         CommitError: a stored plan is corrupt.
@@ -41,7 +43,7 @@ def find_embedded(embeddings: Folder, manifests: list[dict[str, Any]]) -> Iterat
 
 
 def frames_per_video(manifests: Sequence[dict[str, Any]]) -> int:
-    """Return the mean number of frames per video of the catalogue, rounded up and at least 1."""
+    """Return the mean number of frames per video, rounded up and at least 1."""
     num_frames: int = sum(manifest["num_frames"] for manifest in manifests)
     num_videos: int = sum(manifest["num_videos"] for manifest in manifests)
     return max(1, math.ceil(num_frames / num_videos))
@@ -50,9 +52,11 @@ def frames_per_video(manifests: Sequence[dict[str, Any]]) -> int:
 def pack(
     videos: Sequence[VideoToClassify], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int
 ) -> pa.Table:
-    """Number the shards of one plan. Videos of one embeddings file stay together, so that each file is read once.
+    """Return a plan that assigns each video to a numbered shard.
 
-    Every slot gets shards if there are enough files. A file is split only if it exceeds the limits of a shard.
+    Videos from the same embeddings file stay in one shard, so that each file is read once. A file is split only if it
+    exceeds ``max_videos`` or ``max_frames``. Shards are small enough for every slot (parallel actor) to get work, if
+    there are enough files.
     """
     ordered = sorted(videos, key=lambda video: (video.file, video.video_id))
     at_most = min(max_videos, max(1, max_frames // frames_per_video))

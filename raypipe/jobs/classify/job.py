@@ -22,7 +22,7 @@ from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
 
-_FORMAT = 1  # of the rows; raised by a change that old rows do not fit
+_FORMAT = 1  # the row format: increased by every change that makes old rows incompatible
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class ClassifySetup:
     config: ClassifyConfig
     embeddings: Folder
     output: Folder
-    manifests: list[dict[str, Any]]  # of the embeddings' plans
+    manifests: list[dict[str, Any]]  # one per plan of the embeddings
     embedding_dim: int
     files: ModelFiles
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return every setting that changes the content of a row."""
+        """Return all settings that affect the content of a row."""
         return {
             "job": "classify",
             "format": _FORMAT,
@@ -51,12 +51,12 @@ class ClassifySetup:
 
 
 def prepare(config: ClassifyConfig) -> ClassifySetup:
-    """Read the model and the embeddings' manifests, and check that they fit.
+    """Read the model and the manifests of the embeddings, and check that the two are compatible.
 
     Raises:
         WeightsError: the model cannot be read.
-        FingerprintError: it was trained on other embeddings.
-        ConfigError: the embeddings are not an output of embed, or are the output too.
+        FingerprintError: the model was trained on other embeddings.
+        ConfigError: the embeddings folder is not an output of embed, or is also the output folder.
         JobError: the embeddings are not sealed.
     """
     embeddings, output = Folder(config.embeddings), Folder(config.output)
@@ -79,17 +79,17 @@ def prepare(config: ClassifyConfig) -> ClassifySetup:
 def run_classify(
     config: ClassifyConfig, *, executor: Executor | None = None, console: Console | None = None
 ) -> BatchRun:
-    """Classify the new videos of the embeddings, finish what earlier runs left, seal it, and write the report.
+    """Classify the new videos, finish the work that earlier runs left undone, seal the output, and write the report.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call resumes.
+        JobError: some shards could not be finished. Call again to resume.
     """
     return run_job(ClassifyJob(config), executor=executor, console=console)
 
 
 class ClassifyJob(Job):
-    """Classify the videos of sealed embeddings. ``prepare`` creates ``setup``."""
+    """The job that classifies the videos of sealed embeddings. ``setup`` exists after ``prepare`` was called."""
 
     name = "classify"
     packages = ("torch", "transformers", "safetensors")
@@ -102,11 +102,11 @@ class ClassifyJob(Job):
         self.setup: ClassifySetup
 
     def prepare(self) -> None:
-        """Read the model and the manifests of the embeddings; raises like ``prepare``."""
+        """Read the model and the manifests of the embeddings. Raises the same errors as the function ``prepare``."""
         self.setup = prepare(self.config)
 
     def needs(self) -> Needs:
-        """Return the needs of one actor per GPU, or per processor if there is no GPU."""
+        """Return a request for one actor per GPU, or for one actor per processor if there is no GPU."""
         resources = self.config.resources
         return Needs(
             num_gpus=resources.gpus,
@@ -117,15 +117,15 @@ class ClassifyJob(Job):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Return every setting that changes the content of a row."""
+        """Return all settings that affect the content of a row."""
         return self.setup.settings
 
     def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
-        """Plan the new videos; raises like ``plan_new``."""
+        """Plan the new videos. Raises the same errors as ``plan_new``."""
         plan_new(self.setup, plans, num_slots=num_slots)
 
     def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
-        """Read the vectors and classify them in one actor."""
+        """Return one stage, whose actors read the vectors and classify them."""
         config = self.config
         options = ClassifyOptions(top_k=config.top_k, frame_scores=config.frame_scores, batch_size=config.batch_size)
         read = ReadSettings(self.input_uri, self.setup.embedding_dim)
@@ -134,16 +134,16 @@ class ClassifyJob(Job):
 
     @property
     def rows(self) -> pa.Schema:
-        """Return the schema of predictions."""
+        """Return the schema of the prediction files."""
         return schema.predictions_schema()
 
 
 def plan_new(setup: ClassifySetup, plans: StoredPlans, *, num_slots: int) -> None:
-    """Plan what no plan holds yet: a video that is new, or embedded again.
+    """Plan the videos that are in no plan yet: videos that are new, or that were embedded again.
 
     Raises:
-        FingerprintError: the output holds rows of another model or other settings.
-        ConfigError: a video has the id of another one, planned from other embeddings.
+        FingerprintError: the output holds rows that were made with another model or other settings.
+        ConfigError: a video has the same id as a video that was planned from other embeddings.
     """
     planner = Planner(plans, setup.settings, setup.embeddings.uri, key="video_id")
     planner.load()

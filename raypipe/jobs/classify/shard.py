@@ -1,4 +1,4 @@
-"""Classify one shard: the steps of an actor, and functions from table to table. No Ray here.
+"""Classify one shard: the steps that an actor runs, and the table functions that they call. Ray is not used here.
 
 A shard is a table with one row per video, in the order of the plan.
 """
@@ -39,7 +39,11 @@ _FLOAT16_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class ClassifyOptions:
-    """Options of the model: labels per video, whether to score single frames, and videos per batch."""
+    """How to run the model.
+
+    ``top_k`` is the number of labels to store per video. ``frame_scores`` says whether to score each frame as well.
+    ``batch_size`` is the number of videos per batch.
+    """
 
     top_k: int
     frame_scores: bool
@@ -47,10 +51,12 @@ class ClassifyOptions:
 
 
 def read_shard(rows: pa.Table, embeddings: Folder, *, embedding_dim: int) -> pa.Table:
-    """Add columns of the embeddings to plan rows. Each file is read once, and only the columns that are needed.
+    """Add the status, error and frame embeddings of each video to the planned rows.
+
+    Each embeddings file is read once, and only the columns that are needed.
 
     Raises:
-        CommitError: a file lacks rows of its sealed plan.
+        CommitError: an embeddings file lacks rows that its sealed plan promises.
     """
     start = time.perf_counter()
     names = rows[schema.EMBEDDINGS_FILE].to_pylist()
@@ -69,7 +75,7 @@ def read_shard(rows: pa.Table, embeddings: Folder, *, embedding_dim: int) -> pa.
 
 
 def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_dim: int) -> pa.Table:
-    """Return the planned rows of one file, in the order of the plan."""
+    """Return the rows of one embeddings file that were planned, in the order of the plan."""
     columns = [schema.VIDEO_ID, schema.GENERATION, schema.ETAG, *_OF_THE_FILE]
     table = read_parquet(embeddings, name, columns=columns)
     try:
@@ -90,7 +96,7 @@ def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_di
 
 
 def classify_shard(read: pa.Table, model: "VideoClassifier", options: ClassifyOptions) -> pa.Table:
-    """Replace the vectors of a shard with the labels and scores of the model; null for videos without frames.
+    """Replace the vectors of a shard with the model's labels and scores. Videos without frames get null.
 
     Raises:
         JobError: a score is not finite.
@@ -141,13 +147,13 @@ def _answers(
 
 
 def _spread(values: Sequence[object], has_frames: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
-    """Return an array with the next value for each video that has frames, and null for the others."""
+    """Return an array with one entry per video: the next of ``values`` if the video has frames, otherwise null."""
     coming = iter(values)
     return pa.array([next(coming) if some else None for some in has_frames], kind)
 
 
 def summarize(classified: pa.Table) -> ShardSummary:
-    """Return the summary of a shard for the driver."""
+    """Return the summary of a classified shard, which the driver adds to its record."""
     columns = (classified[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
     return ShardSummary(
         *identity(classified),
@@ -175,7 +181,7 @@ class ReadSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """The settings of ``ClassifyVideos``; ``files`` returns the model's files."""
+    """The settings of ``ClassifyVideos``. Calling ``files`` returns the model's files."""
 
     files: Shared
     options: ClassifyOptions
@@ -183,7 +189,7 @@ class ModelSettings:
 
 
 class ReadEmbeddings:
-    """A step that adds vectors to plan rows."""
+    """A step that adds the frame embeddings to the planned rows of a shard."""
 
     def __init__(self, settings: ReadSettings) -> None:
         self._embeddings = Folder(settings.embeddings_uri)
@@ -195,7 +201,7 @@ class ReadEmbeddings:
 
 
 class ClassifyVideos:
-    """A step that replaces vectors with labels."""
+    """A step that replaces the frame embeddings of a shard with labels and scores."""
 
     def __init__(self, settings: ModelSettings) -> None:
         import torch  # noqa: PLC0415  # importing it takes seconds; the driver does not need it

@@ -1,4 +1,4 @@
-"""Check the rows of classify: labels and scores must match each other and the status."""
+"""Check the rows that classify writes: the labels, the scores and the status must be consistent."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _ANSWERS = (schema.LABEL, schema.SCORE, schema.LABELS, schema.TOP_LABELS, schema
 
 
 def verify(output: Folder) -> Verification:
-    """Verify the output of a classify job; raises like the shared ``verify``."""
+    """Verify the output of a classify job. Raises the same errors as ``raypipe.dataset.verify.verify``."""
     return verify_output(output, RowChecks("classify", lambda _: schema.predictions_schema(), OF_VIDEOS, _problems))
 
 

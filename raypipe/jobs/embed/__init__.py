@@ -1,1 +1,1 @@
-"""The embed job: fetch, decode, embed."""
+"""The embed job: fetch videos, decode them and embed their frames."""

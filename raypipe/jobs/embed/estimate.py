@@ -1,4 +1,4 @@
-"""Estimate the time and cost of an embed run from a listing and a probe of a few videos. Writes nothing."""
+"""Estimate the time and cost of an embed run: list the input and measure a few videos. Nothing is written."""
 
 import multiprocessing
 import os
@@ -31,36 +31,41 @@ from raypipe.video.sandbox.parent import DecodeSandbox
 
 _PROBE_VIDEOS = 30
 # Starting and stopping Ray and its actors takes this many times as long as a probe process takes to get ready. Both
-# consist of imports and process starts, so a slow machine is slow at both. From benchmarks/startup.py, two processors.
+# consist of imports and process starts, so a slow machine is slow at both. Measured by benchmarks/startup.py on two
+# processors.
 _START_PER_READY = 4.0
 
 
 @dataclass
 class Estimate:
-    """The result of a dry run; seconds are for one processor, wall seconds for all of them together."""
+    """The result of a dry run.
+
+    ``fetch_seconds``, ``decode_seconds`` and ``embed_seconds`` are the work of one processor. ``wall_seconds`` assumes
+    that the work is divided among all slots.
+    """
 
     num_found: int = 0
     num_new: int = 0
-    num_gone: int = 0  # to be marked as gone
-    gone_is_refused: bool = False  # embed would fail instead: see max_gone_fraction
+    num_gone: int = 0  # videos that embed would mark as gone
+    gone_is_refused: bool = False  # embed would fail, because max_gone_fraction does not allow this many
     size_bytes: int = 0
     num_shards: int = 0
     slots: int = 1
     num_probed: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)  # of the probed videos: "mov/h264 1280x720", or a status
-    fetch_seconds: float = 0.0  # for all new videos: how long decoding waits for them
+    kinds: Counter[str] = field(default_factory=Counter)  # probed videos by format ("mov/h264 1280x720") or status
+    fetch_seconds: float = 0.0  # the time that decoding waits for the download of all new videos
     decode_seconds: float = 0.0
     embed_seconds: float = 0.0
-    start_seconds: float = 0.0  # to start and stop Ray and the actors
+    start_seconds: float = 0.0  # the time to start and stop Ray and the actors
 
     @property
     def wall_seconds(self) -> float:
-        """The seconds from the command to the last commit, if every slot is busy until the work is done."""
+        """The seconds from the start of the command to the last commit, if every slot is busy until the end."""
         return self.start_seconds + sum(self.stage_seconds.values()) / self.slots
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        """The seconds of each stage, without the startup."""
+        """The seconds of work in each stage on one processor, without the startup."""
         return {"fetch": self.fetch_seconds, "decode": self.decode_seconds, "embed": self.embed_seconds}
 
     @property
@@ -70,11 +75,11 @@ class Estimate:
 
 
 def estimate(config: EmbedConfig) -> Estimate:
-    """List the input, skip planned videos, and measure a few of the others on this machine's processors.
+    """List the input, skip the videos that are already planned, and measure a few of the rest on this machine's CPUs.
 
     Raises:
         SetupError: the input, the output or the weights are not available.
-        FingerprintError: the output holds rows with other settings.
+        FingerprintError: the output holds rows that were made with other settings.
     """
     setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
     stored = StoredPlans(setup.output)
@@ -105,12 +110,13 @@ def _slots(config: EmbedConfig) -> int:
 
 
 def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None:
-    """Measure a sample of videos of all sizes, and scale their cost to all new videos.
+    """Measure a sample of the new videos, of all sizes, and extrapolate its cost to all new videos in ``result``.
 
-    Each process handles an equal share with the steps of an actor without a GPU, except for the commit.
+    Several processes each measure an equal share of the sample. A process runs the same steps as an actor without a
+    GPU, except for the commit.
 
     Raises:
-        StorageError: no video can be read.
+        StorageError: the storage as a whole cannot be read.
     """
     by_size = sorted(new, key=lambda video: video.size_bytes)
     result.num_probed = min(_PROBE_VIDEOS, len(by_size))
@@ -129,7 +135,7 @@ def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None
 
 
 def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Padding:
-    """Return the estimate as a table for a terminal. ``hourly_price`` is the price of such a machine per hour."""
+    """Return the estimate as a table for the terminal. ``hourly_price`` is the price per hour of this machine."""
     size = f"{result.size_bytes / 1e9:,.2f} GB in {result.num_shards:,} shards"
     refused = "  (embed refuses to mark this many without --set max_gone_fraction=1)" if result.gone_is_refused else ""
     rows = [
@@ -158,7 +164,11 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Pa
 
 
 def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo]) -> Estimate:
-    """Return the cost of these videos on one processor, while the other processes keep the other processors busy."""
+    """Measure ``videos`` in this process, on one processor. Only the seconds and the kinds of the result are set.
+
+    The other probe processes run at the same time, so that all processors are as busy as in a real run. ``started_at``
+    is the Unix time at which the process was started.
+    """
     torch.set_num_threads(1)
     backbone, decode = setup.config.backbone, setup.config.decode
     name, size = backbone.name, backbone.batch_size
@@ -173,7 +183,7 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
         embed_seconds = time.time() - decoded_at
     decode_seconds = float(pc.sum(rows[schema.DECODE_SECONDS]).as_py())
     return Estimate(
-        # The wait for videos is shorter than their fetches: the next ones are fetched while one is decoded.
+        # Decoding waits less than the downloads take, because the next videos are fetched while one is decoded.
         fetch_seconds=max(0.0, decoded_at - ready - decode_seconds),
         decode_seconds=decode_seconds,
         embed_seconds=embed_seconds,
@@ -183,7 +193,7 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
 
 
 def _planned(videos: Sequence[PlannedVideo]) -> pa.Table:
-    """Return the videos as one shard of a plan that is not stored."""
+    """Return a plan with all videos in one shard. The plan is not stored."""
     shards = [0] * len(videos)
     return plan_table(videos, shards).append_column(schema.GENERATION, pa.array(shards, pa.int32()))
 

@@ -1,4 +1,4 @@
-"""Fetch the videos of a shard; the next ones are fetched while the current one is decoded."""
+"""Fetch the videos of a shard. The next videos are fetched while the current video is decoded."""
 
 import os
 import time
@@ -27,9 +27,9 @@ from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 _AHEAD = 2
 _IN_MEMORY_BYTES = 256 * 1024**2
-_WHOLE_BYTES = 64 * 1024**2  # of a larger video, only the ranges that its decoder reads are fetched
+_WHOLE_BYTES = 64 * 1024**2  # larger videos are not fetched whole, but only the byte ranges that the decoder reads
 _HEAD_BYTES = 1024**2
-_PIECE_BYTES = 8 * 1024**2  # of one request
+_PIECE_BYTES = 8 * 1024**2  # the maximum size of one range request
 _PIECES_AT_ONCE = 8
 _STATUS_OF: tuple[tuple[type[ObjectError], Status], ...] = (
     (ObjectMissingError, Status.MISSING),
@@ -42,19 +42,19 @@ _STATUS_OF: tuple[tuple[type[ObjectError], Status], ...] = (
 
 @dataclass(slots=True)
 class FetchedPart:
-    """A large video of which only the requested ranges are fetched, into an unnamed sparse file."""
+    """A large video that is fetched partially: only the requested byte ranges, into an unnamed sparse file."""
 
     video: PlannedVideo
     file: BinaryIO
-    there: list[tuple[int, int]] = field(default_factory=list)
-    seconds: float = 0.0  # spent fetching them
+    there: list[tuple[int, int]] = field(default_factory=list)  # the byte ranges that have been fetched
+    seconds: float = 0.0  # the time spent on fetching them
 
     def bring(self, ranges: Ranges) -> None:
-        """Fetch these byte ranges, if the object is still the planned one.
+        """Fetch these byte ranges, unless the object has changed since it was planned.
 
         Raises:
             ObjectError: the object has changed or cannot be read.
-            StorageError: no video can be read.
+            StorageError: the storage as a whole cannot be read.
         """
         began = time.perf_counter()
         pieces = [
@@ -78,7 +78,11 @@ class FetchedPart:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The result of fetching a video: an unnamed file with all or part of it, or the status of the failure."""
+    """The result of fetching a video.
+
+    ``file`` is an unnamed file with the whole video. If ``part`` is set, the file holds only parts of it. If the fetch
+    failed, ``file`` is None, and ``status`` and ``error`` say why.
+    """
 
     video: PlannedVideo
     file: BinaryIO | None
@@ -89,10 +93,10 @@ class Fetched:
 
 
 def fetch_videos(videos: Sequence[PlannedVideo], *, max_size_bytes: int) -> Iterator[Fetched]:
-    """Yield the fetched videos in order; the caller closes each ``file``.
+    """Fetch the videos and yield the results in the same order. The caller must close each ``file``.
 
     Raises:
-        StorageError: no video can be read.
+        StorageError: the storage as a whole cannot be read.
     """
     with ThreadPoolExecutor(max_workers=_AHEAD, thread_name_prefix="fetch") as pool:
         coming: deque[Future[Fetched]] = deque()
@@ -108,9 +112,10 @@ def fetch_videos(videos: Sequence[PlannedVideo], *, max_size_bytes: int) -> Iter
 
 
 def fetch_video(video: PlannedVideo, *, max_size_bytes: int) -> Fetched:
-    """Fetch one video, or the head of a large one, if the object is still the planned one.
+    """Fetch one video. For a large video, fetch only the first bytes.
 
-    A problem with only this object becomes its status. A video that is planned as gone is not requested.
+    A problem with this one object is returned as its status. That includes an object that has changed since it was
+    planned. A video that is planned as gone is not requested from the storage.
     """
     start = time.perf_counter()
     if video.is_gone:
@@ -138,15 +143,18 @@ def fetch_video(video: PlannedVideo, *, max_size_bytes: int) -> Fetched:
 
 
 def problem_of(error: ObjectError) -> tuple[Status, str]:
-    """Return the status and the error text for the row of an object with this problem."""
+    """Return the status and the error text that the row of a video gets after this error."""
     return next(status for kind, status in _STATUS_OF if isinstance(error, kind)), visible(str(error))
 
 
 def decode_fetched(fetched: Fetched, sandbox: DecodeSandbox) -> tuple[DecodedVideo, float, float]:
-    """Decode a fetched video and close its file; return the outcome, the fetch seconds and the decode seconds.
+    """Decode a fetched video and close its file.
+
+    Returns:
+        The outcome, the seconds spent on fetching, and the seconds spent on decoding.
 
     Raises:
-        StorageError: no video can be read.
+        StorageError: the storage as a whole cannot be read.
     """
     start = time.perf_counter()
     if fetched.file is None:

@@ -20,18 +20,19 @@ from raypipe.tables import is_table, read_text_columns
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI)
 _STATS_AT_ONCE = 32
 _STATS_AHEAD = 1024
-MAX_UNGUARDED = 100  # up to this many videos may be marked as gone, whatever their share is
-_SHARD_MAX_BYTES = 1024**3  # so that losing a shard of large files does not cost hours of work
+MAX_UNGUARDED = 100  # up to this many videos may be marked as gone, even if max_gone_fraction allows fewer
+_SHARD_MAX_BYTES = 1024**3  # a limit, so that the loss of a shard of large files does not cost hours of work
 
 
 def find_videos(input_uri: str, *, output_uri: str, listed: Listed | None = None) -> Iterator[PlannedVideo]:
-    """Yield every video of a folder, prefix, glob or manifest (``.parquet``, ``.csv``, ``.jsonl`` with ``video_uri``).
+    """Yield every video of a folder, prefix, glob or manifest.
 
-    It ends without an exception only if the listing is complete. ``listed`` records the kind of the input.
+    A manifest is a ``.parquet``, ``.csv`` or ``.jsonl`` file with the column ``video_uri``. If the iteration ends
+    without an exception, the listing is complete. The kind of the input is recorded in ``listed``.
 
     Raises:
-        ConfigError: the manifest cannot be read, lacks a column, or does not give each video one unique id.
-        StorageError: the input cannot be listed, or no object can be read.
+        ConfigError: the manifest cannot be read, lacks a column, or does not give each video exactly one unique id.
+        StorageError: the input cannot be listed, or the storage as a whole cannot be read.
     """
     listed = listed or Listed()
     if is_table(input_uri):
@@ -70,7 +71,7 @@ def _manifest_videos(uri: str) -> Iterator[PlannedVideo]:
 
 
 def _locate(folder: Folder, video_uri: str) -> str:
-    """Return the normalised URI. A path without a scheme is relative to the manifest's folder."""
+    """Return the normalised URI of a video. A relative path is relative to the manifest's folder."""
     located = normalise(video_uri if "://" in video_uri or video_uri.startswith("/") else folder.child(video_uri))
     if located.startswith("s3://") and not any(located.split("/", 3)[3:]):
         msg = f"{video_uri!r} is a bucket, not a video."
@@ -79,7 +80,10 @@ def _locate(folder: Folder, video_uri: str) -> str:
 
 
 def _stat(video_uri: str, video_id: str) -> PlannedVideo:
-    """Look up one object. A missing or denied object is planned too, and becomes a row with that status."""
+    """Look up one object and return it as a video to plan.
+
+    A missing object, or one with denied access, is planned too. Its row will have that status.
+    """
     try:
         stored = storage_of(video_uri).stat(video_uri)
     except StorageError:
@@ -92,10 +96,12 @@ def _stat(video_uri: str, video_id: str) -> PlannedVideo:
 
 
 def _is_denied(video_uri: str) -> bool:
-    """Return whether access to this one object is denied. S3 gives the reason for a failed GET, but not for a HEAD.
+    """Return whether access to this one object is denied.
+
+    This sends a GET, because S3 does not give the reason for a failed HEAD.
 
     Raises:
-        StorageError: no object can be read.
+        StorageError: the storage as a whole cannot be read.
     """
     try:
         storage_of(video_uri).read(video_uri, tail_bytes=1)
@@ -106,7 +112,7 @@ def _is_denied(video_uri: str) -> bool:
 
 @dataclass
 class Planning:
-    """One listing of an input, compared with the stored plans. Exhaust ``new_videos`` before you call ``gone``."""
+    """Compares one listing of the input with the stored plans. Exhaust ``new_videos`` before you call ``gone``."""
 
     planner: Planner
     input_uri: str
@@ -125,7 +131,7 @@ class Planning:
         retry: Retry = "none",
         gone: Gone = "auto",
     ) -> "Planning":
-        """Read every stored plan; raises like ``Planner.load``."""
+        """Read every stored plan. Raises the same errors as ``Planner.load``."""
         planner = Planner(plans, settings, normalised_input(input_uri))
         if gone == "mark" or (gone == "auto" and not is_table(input_uri)):
             planner.unlisted = Unlisted(plans, input_uri)
@@ -134,11 +140,14 @@ class Planning:
 
     @property
     def may_mark(self) -> bool:
-        """Return whether the listing can mark any video as gone."""
+        """Return whether the listing could show that any planned video is gone."""
         return self.planner.unlisted is not None and self.planner.unlisted.num_planned > 0
 
     def new_videos(self) -> Iterator[PlannedVideo]:
-        """List the input, and yield the videos to embed; raises like ``find_videos`` and ``Planner.new_videos``."""
+        """List the input, and yield the videos to embed.
+
+        Raises the same errors as ``find_videos`` and ``Planner.new_videos``.
+        """
         found = find_videos(self.input_uri, output_uri=self.planner.plans.output.uri, listed=self.listed)
         return self.planner.new_videos(self._counted(found), retry=self.retry)
 
@@ -148,14 +157,17 @@ class Planning:
             yield video
 
     def check_found(self) -> None:
-        """Raise ConfigError if neither the input nor any plan has a video: the input is probably mistyped."""
+        """Raise ConfigError if neither the input nor any plan has a video, because the input is probably mistyped."""
         if not self.num_found and not self.planner.known:
             msg = f"No videos found in {self.input_uri!r}."
             remedy = "Give a folder, prefix, glob or manifest that has videos."
             raise ConfigError(msg, key="input", value=self.input_uri, remedy=remedy)
 
     def gone(self) -> GoneVideos:
-        """Return the videos that the complete listing lacks; for a manifest or glob only if the policy is ``mark``."""
+        """Return the planned videos that are missing from the complete listing.
+
+        For a manifest or a glob, the result is empty unless the policy is ``mark``.
+        """
         unlisted = self.planner.unlisted
         is_place = self.listed.kind not in {"glob", "manifest"}
         if unlisted is None or not (is_place or self.policy == "mark"):
@@ -166,12 +178,13 @@ class Planning:
 def plan_listing(
     planning: Planning, *, max_gone_fraction: float, pack: Callable[[list[PlannedVideo]], pa.Table]
 ) -> list[int]:
-    """Plan the videos that are new or gone, and return the numbers of the plans.
+    """Plan the videos that are new or gone, and return the numbers of the new plans.
 
-    If any video can be gone, the listing is read to its end before anything is planned.
+    If videos can be marked as gone, the listing is read to its end before anything is planned.
 
     Raises:
-        ConfigError: more videos are gone than ``max_gone_fraction`` allows, or an id is in use; nothing is planned.
+        ConfigError: more videos are gone than ``max_gone_fraction`` allows, or an id belongs to another video. Nothing
+            is planned in this case.
         StorageError: the input cannot be listed to its end.
     """
     if not planning.may_mark:
@@ -191,12 +204,15 @@ def plan_listing(
 
 
 def is_too_much(gone: GoneVideos, *, max_gone_fraction: float) -> bool:
-    """Return whether so many videos are gone that it is probably a mistake."""
+    """Return whether so many videos are gone that the input is probably wrong."""
     return gone.num_videos > MAX_UNGUARDED and gone.fraction > max_gone_fraction
 
 
 def _held(videos: Iterable[PlannedVideo]) -> Iterator[PlannedVideo]:
-    """Read all videos now and yield them later. They are kept as columns, which take a fifth of the memory."""
+    """Read all videos immediately, and return an iterator over them.
+
+    In between, they are held in memory as Arrow columns, which take a fifth of the memory of Python objects.
+    """
     coming = iter(videos)
     batches = iter(lambda: list(islice(coming, MAX_PLAN_VIDEOS)), [])
     tables = [plan_table(batch, [0] * len(batch)) for batch in batches]
@@ -206,9 +222,10 @@ def _held(videos: Iterable[PlannedVideo]) -> Iterator[PlannedVideo]:
 def pack(
     videos: Iterable[PlannedVideo], *, max_videos: int, max_frames: int, frames_per_video: int, slots: int
 ) -> pa.Table:
-    """Number the shards of one plan: the most work first, and small enough that every slot gets several shards.
+    """Return a plan that assigns each video to a numbered shard.
 
-    The work of decoding a video is approximated by the size of its file.
+    The videos with the most work come first. Shards are small enough for every slot (parallel actor) to get several.
+    The work of a video is approximated by the size of its file.
     """
     ordered = sorted(videos, key=lambda video: (-video.size_bytes, video.video_uri, video.etag))
     per_shard = min(max_videos, max(1, max_frames // frames_per_video), max(1, -(-len(ordered) // (4 * slots))))

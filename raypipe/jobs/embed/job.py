@@ -29,17 +29,17 @@ T = TypeVar("T")
 
 
 def run_embed(config: EmbedConfig, *, executor: Executor | None = None, console: Console | None = None) -> BatchRun:
-    """Embed the new videos of the input, finish what earlier runs left, seal the output, and write the report.
+    """Embed the new videos, finish the work that earlier runs left undone, seal the output, and write the report.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call resumes.
+        JobError: some shards could not be finished. Call again to resume.
     """
     return run_job(EmbedJob(config), executor=executor, console=console)
 
 
 class EmbedJob(Job):
-    """Decode the videos of an input and embed their frames. ``settle`` creates ``setup``."""
+    """The job that decodes videos and embeds their frames. ``setup`` exists after ``settle`` was called."""
 
     name = "embed"
     packages = ("torch", "torchvision", "av", "decord", "torchcodec")
@@ -53,11 +53,11 @@ class EmbedJob(Job):
         self._network: Future[tuple[Weights, Preprocessing]]
 
     def prepare(self) -> None:
-        """Load the weights in a thread while Ray starts."""
+        """Start to load the weights in a thread, so that they load while Ray starts."""
         self._network = _in_background(partial(find_network, self.config.backbone))
 
     def needs(self) -> Needs:
-        """Return the needs of actors that decode, and of actors that embed on a GPU if there is one."""
+        """Return a request for actors that decode on CPUs and, if the cluster has GPUs, actors that embed on them."""
         resources = self.config.resources
         return Needs(
             num_cpus=resources.decode_cpus,
@@ -71,7 +71,10 @@ class EmbedJob(Job):
         )
 
     def settle(self, executor: Executor, placement: Placement) -> None:
-        """Decide what dtype ``auto`` means on the machines that embed: with a GPU, the driver's machine does not."""
+        """Resolve dtype ``auto`` for the machines that embed, and create ``setup``.
+
+        With GPUs these are not the driver's machine, so the driver's processor must not decide.
+        """
         dtype = self.config.backbone.dtype
         if dtype != "auto" or placement.device == "cpu":
             resolved = resolve_dtype(dtype, "cpu")
@@ -81,20 +84,24 @@ class EmbedJob(Job):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Return every setting that changes a vector."""
+        """Return all settings that affect the vectors."""
         return self.setup.settings
 
     def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
-        """Plan the new videos, and mark the videos that are gone; raises like ``plan_new``."""
+        """Plan the new videos, and mark the videos that are gone. Raises the same errors as ``plan_new``."""
         plan_new(self.setup, plans, num_slots=num_slots)
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """Return the dtype."""
+        """Return the dtype of the network, which is added to the record."""
         return {"dtype": self.setup.dtype}
 
     def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
-        """Decode and embed in one actor per processor. With GPUs, decode on the processors and embed on the GPUs."""
+        """Return the stages of the job.
+
+        Without GPUs there is one stage, whose actors decode and embed. With GPUs there are two: actors on CPUs decode,
+        and actors on GPUs embed.
+        """
         setup, backbone = self.setup, self.config.backbone
         decode = (DecodeVideos, DecodeSettings(setup.decode_request, self.config.decode))
         settings = EmbedSettings(
@@ -110,20 +117,21 @@ class EmbedJob(Job):
         embed = (EmbedFrames, settings)
         if placement.num_gpu_actors:
             return [placement.stage(decode), placement.gpu_stage(embed)]
-        return [placement.stage(decode, embed)]  # no frame crosses the object store
+        return [placement.stage(decode, embed)]  # frames stay within an actor
 
     @property
     def rows(self) -> pa.Schema:
-        """Return the schema of embeddings."""
+        """Return the schema of the embeddings files."""
         return schema.embeddings_schema(self.setup.embedding_dim, row_format=self.setup.row_format)
 
 
 def plan_new(setup: EmbedSetup, plans: StoredPlans, *, num_slots: int) -> None:
-    """Plan the videos that no plan holds yet, and mark the videos that are no longer in the input.
+    """Plan the videos that are in no plan yet, and mark the videos that are no longer in the input.
 
     Raises:
-        FingerprintError: the output holds rows of other settings.
-        ConfigError: the input has no videos and never had any, or more are gone than ``max_gone_fraction`` allows.
+        FingerprintError: the output holds rows that were made with other settings.
+        ConfigError: the input has no videos and never had any, or more videos are gone than ``max_gone_fraction``
+            allows.
     """
     config = setup.config
     planning = Planning.load(plans, setup.settings, config.input, retry=config.retry, gone=config.gone)
@@ -139,13 +147,16 @@ def plan_new(setup: EmbedSetup, plans: StoredPlans, *, num_slots: int) -> None:
 
 
 def _in_background(work: Callable[[], T]) -> Future[T]:
-    """Start ``work`` in a daemon thread: unlike an executor's threads, it does not keep a failed process alive."""
+    """Run ``work`` in a daemon thread, and return a future of its result.
+
+    Unlike the threads of a ``ThreadPoolExecutor``, a daemon thread does not keep a failed process alive.
+    """
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - ``Future.result`` raises it
             future.set_exception(error)
         else:
             future.set_result(result)

@@ -1,4 +1,4 @@
-"""Embed one video in this process, without Ray: the row that the embed job would write."""
+"""Embed one video in this process, without Ray. The result is the row that the embed job would write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class EmbeddedVideo(Shown):
-    """One video, as a row of an output of ``raypipe embed``.
+    """An embedded video, with the values of its row in an output of ``raypipe embed``.
 
     Attributes:
         video_uri: Where the video is.
-        status: The outcome: ``ok``, ``partial``, or why there are no frames; ``error`` is the reason in words.
-        embedding: The L2-normalised mean of the frame embeddings, float32 [D]; None if there are no frames.
+        status: The outcome: ``ok``, ``partial``, or the kind of failure if there are no frames.
+        error: The reason for a status other than ``ok``, as a sentence. Empty if there is none.
+        embedding: The L2-normalised mean of the frame embeddings, float32 [D]. None if there are no frames.
         frame_embeddings: The embedding of each frame, float16 [T, D].
         pts_seconds: The time of each frame from the start of the video, float32 [T].
-        row: All columns of the row by name.
+        row: The whole row, as a mapping from column names to values.
     """
 
     video_uri: str
@@ -47,7 +48,7 @@ class EmbeddedVideo(Shown):
     row: Mapping[str, Any]
 
     def shown(self) -> Mapping[str, object]:
-        """Return the URI, the outcome, and the shapes of the vectors."""
+        """Return the URI, the status, and either the duration and the shape of the vectors or the error."""
         outcome = {"video_uri": self.video_uri, "status": self.status}
         if self.embedding is None:
             return {**outcome, "error": self.error}
@@ -56,7 +57,7 @@ class EmbeddedVideo(Shown):
 
 
 def embed_video(config: EmbedConfig) -> EmbeddedVideo:
-    """Embed the video that ``config.input`` names. If it cannot be decoded, the result says so.
+    """Embed the video at ``config.input``. If it cannot be decoded, ``status`` and ``error`` of the result say why.
 
     ``config.output`` is not used. The network stays in memory for the next call with the same backbone.
 
@@ -102,7 +103,7 @@ def _device() -> Literal["cpu", "cuda"]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-_kept: dict[tuple[str, str, Dtype, str], "Backbone"] = {}  # the last one: building it takes longer than a video
+_kept: dict[tuple[str, str, Dtype, str], "Backbone"] = {}  # only the last, because building takes longer than a video
 
 
 def _backbone(name: str, weights: "Weights", dtype: Dtype, device: str) -> "Backbone":

@@ -1,4 +1,4 @@
-"""The decisions before any video is read: weights, dtype, the format of the rows, and the decode request."""
+"""Everything that is decided before any video is read: weights, dtype, row format and the decode request."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,16 +25,16 @@ class EmbedSetup:
     preprocessing: Preprocessing
     weights: "Weights"
     dtype: Dtype
-    row_format: int = schema.ROW_FORMAT  # of the output's rows, if it has some
+    row_format: int = schema.ROW_FORMAT  # that of the existing rows, if there are any
 
     @property
     def embedding_dim(self) -> int:
-        """Return D, the size of every vector."""
+        """Return D, the dimension of every vector."""
         return embedding_dim(self.config.backbone.name)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return every setting that changes a vector."""
+        """Return all settings that affect the vectors."""
         sampling = self.config.sampling
         keys = {
             "uniform": ("num_frames", "nearest_keyframe"),
@@ -55,14 +55,14 @@ class EmbedSetup:
 
     @property
     def decode_request(self) -> DecodeRequest:
-        """Return the request to the decoder."""
+        """Return the request that every decoder gets: the sampling, the frame size and the limits."""
         return request_of_settings(self.settings, self.config.decode)
 
 
 def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:
-    """Decide weights, dtype and the format of the rows.
+    """Find the weights, and decide the dtype and the row format.
 
-    An output that has plans keeps its format, and its dtype if the configured one is ``auto``.
+    If the output already has plans, its row format is kept, and so is its dtype if the configured dtype is ``auto``.
 
     Raises:
         SetupError: the backbone, its weights or the output folder cannot be read.
@@ -71,10 +71,10 @@ def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:
 
 
 def find_network(backbone: BackboneConfig) -> "tuple[Weights, Preprocessing]":
-    """Return the weights of a backbone, and the frames that it takes.
+    """Return the weights of a backbone, and the preprocessing of the frames that it expects.
 
     Raises:
-        WeightsError: the weights cannot be found, read or fitted.
+        WeightsError: the weights cannot be found or read, or do not fit the backbone.
     """
     from raypipe.models.weights import preprocessing, resolve_weights  # noqa: PLC0415 - torch takes seconds, in which Ray can start
 

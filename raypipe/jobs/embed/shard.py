@@ -1,7 +1,7 @@
-"""Embed one shard: the steps of an actor, and functions from table to table. No Ray here.
+"""Embed one shard: the steps that an actor runs, and the table functions that they call. Ray is not used here.
 
 A shard is a table with one row per video, in the order of the plan. ``decode_shard`` adds the outcome and the frames of
-each video. ``embed_shard`` replaces the frames with vectors, which gives the rows of the output file.
+each video. ``embed_shard`` then replaces the frames with vectors. The result has the rows of the output file.
 """
 
 import io
@@ -29,21 +29,21 @@ from raypipe.storage.s3_client import take_throttles
 from raypipe.video.decode_request import DecodeRequest, Pixels
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
-FRAMES = "frames"  # RGB crops of one video, [T, crop, crop, 3], as bytes; never leaves the cluster
+FRAMES = "frames"  # the RGB crops of one video as bytes, [T, crop, crop, 3]; this column is never stored
 FETCH_SECONDS = "fetch_seconds"
 EMBED_SECONDS = "embed_seconds"
 WAIT_SECONDS = "wait_seconds"
-NUM_THROTTLES = "num_throttles"  # of the whole shard, in its first row
+NUM_THROTTLES = "num_throttles"  # the number for the whole shard is in the first row; other rows have 0
 _THUMBNAIL_SIZE = 160
 _NOTES = 3
 Vectors = npt.NDArray[np.float32]
 
 
 def decode_shard(rows: pa.Table, sandbox: DecodeSandbox, *, max_size_bytes: int) -> pa.Table:
-    """Fetch and decode every video; the outcome of a video affects only its own row.
+    """Fetch and decode every video. A video that fails affects only its own row.
 
     Raises:
-        StorageError: no video can be read.
+        StorageError: the storage as a whole cannot be read.
     """
     outcomes: list[DecodedVideo] = []
     fetch_seconds: list[float] = []
@@ -70,7 +70,10 @@ def decoded_table(
     decode_seconds: list[float],
     num_throttles: int = 0,
 ) -> pa.Table:
-    """Return the plan's rows with each video's outcome and frames. The frames are one chunk per video, not copied."""
+    """Return the planned rows with the outcome and the frames of each video.
+
+    The column of frames has one chunk per video, which shares the memory of the decoded frames.
+    """
     lengths = np.cumsum([0, *(len(outcome.frames) for outcome in outcomes)], dtype=np.int32)
     pts = np.concatenate([outcome.pts_seconds for outcome in outcomes]).astype(np.float32)
     columns = {
@@ -104,7 +107,7 @@ def decoded_table(
 
 
 def _as_bytes(frames: Pixels) -> pa.LargeBinaryArray:
-    """Return an array of one value that shares the memory of the frames."""
+    """Return the frames of a video as an array with one binary value. It shares the memory of the frames."""
     ends = np.array([0, frames.nbytes], dtype=np.int64)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(frames))]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
@@ -113,7 +116,7 @@ def _as_bytes(frames: Pixels) -> pa.LargeBinaryArray:
 def _frames_of(decoded: pa.Table, *, crop_size: int) -> Crops:
     videos = []
     for chunk in decoded[FRAMES].chunks:
-        _, ends_buffer, pixels = chunk.buffers()  # a slice of a larger table keeps the larger table's buffers
+        _, ends_buffer, pixels = chunk.buffers()  # a sliced table still has the buffers of the whole table
         ends = np.frombuffer(ends_buffer, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
         videos += [
             np.frombuffer(pixels, np.uint8, stop - start, start).reshape(-1, crop_size, crop_size, 3)
@@ -128,7 +131,7 @@ def _texts(values: Iterable[str]) -> pa.Array:
 
 
 def thumbnail(frames: Pixels) -> bytes | None:
-    """Return a small JPEG of the middle frame of [T, height, width, 3]; None if there are no frames."""
+    """Return a small JPEG of the middle one of the frames [T, height, width, 3], or None if there are no frames."""
     if not len(frames):
         return None
     jpeg = io.BytesIO()
@@ -145,9 +148,10 @@ def embed_shard(
     crop_size: int,
     wait_seconds: float = 0.0,
 ) -> pa.Table:
-    """Replace the frames of a decoded shard with their vectors, batched across its videos.
+    """Replace the frames of a decoded shard with their vectors. A batch may contain frames of several videos.
 
-    ``embed`` maps N RGB crops [N, crop, crop, 3] to float32 [N, D]. The caller waited ``wait_seconds`` for the shard.
+    ``embed`` maps N RGB crops [N, crop, crop, 3] to float32 [N, D]. ``wait_seconds`` is the time that the caller waited
+    for the shard. It is stored for the summary.
 
     Raises:
         JobError: a vector contains NaN.
@@ -175,7 +179,11 @@ def embed_shard(
 
 
 def mean_embeddings(vectors: Vectors, stops: npt.NDArray[np.int32]) -> Vectors:
-    """Return the L2-normalised mean [V, D] of each video's frames [N, D]; ``stops`` [V + 1] are the row boundaries."""
+    """Return the L2-normalised mean of the frame vectors of each video, [V, D].
+
+    ``vectors`` [N, D] holds the frames of all videos, one video after the other. The frames of video ``v`` are the rows
+    from ``stops[v]`` to ``stops[v + 1]``. Videos without frames get zeros.
+    """
     means = np.zeros((len(stops) - 1, vectors.shape[1]), dtype=np.float32)
     for video, (start, stop) in enumerate(pairwise(stops)):
         if stop > start:
@@ -194,7 +202,7 @@ def _flags(embedded: pa.Table) -> dict[str, int]:
 
 
 def summarize(embedded: pa.Table) -> ShardSummary:
-    """Return the summary of a shard for the driver."""
+    """Return the summary of an embedded shard, which the driver adds to its record."""
     ids, statuses, errors = (embedded[name].to_pylist() for name in (schema.VIDEO_ID, schema.STATUS, schema.ERROR))
     fetch, decode = (embedded[name].to_numpy().astype(float) for name in (FETCH_SECONDS, schema.DECODE_SECONDS))
     notes = [
@@ -234,7 +242,7 @@ class DecodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class EmbedSettings:
-    """The settings of ``EmbedFrames``; ``weights`` returns the state dict."""
+    """The settings of ``EmbedFrames``. Calling ``weights`` returns the state dict."""
 
     weights: Shared
     name: str
@@ -247,7 +255,7 @@ class EmbedSettings:
 
 
 class DecodeVideos:
-    """A step that decodes the videos of plan rows into frames."""
+    """A step that fetches and decodes the videos of a shard."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         decode = settings.decode
@@ -255,16 +263,16 @@ class DecodeVideos:
         self._sandbox = DecodeSandbox.start(settings.request, decode)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Decode one shard."""
+        """Fetch and decode the videos of one shard."""
         return decode_shard(rows, self._sandbox, max_size_bytes=self._max_size_bytes)
 
     def close(self) -> None:
-        """Stop the decode child."""
+        """Stop the decoder's child process."""
         self._sandbox.close()
 
 
 class EmbedFrames:
-    """A step that replaces frames with vectors."""
+    """A step that replaces the frames of a shard with vectors."""
 
     def __init__(self, settings: EmbedSettings) -> None:
         import torch  # noqa: PLC0415  # importing it takes seconds; an actor that only decodes does not need it

@@ -1,6 +1,7 @@
-"""Check the rows of embed: vectors must match their status, their frames and their mean.
+"""Check the rows that embed writes: the status, the frames, the vectors and their mean must be consistent.
 
-``recheck_inputs`` decodes the videos of an old output again, and lists the rows that a later row format changes.
+``recheck_inputs`` decodes the videos of an old output again, and lists the rows that the current row format would
+change.
 """
 
 import os
@@ -31,14 +32,14 @@ from raypipe.video.decode_request import DecodeRequest, request_of_settings
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 _NORM_TOLERANCE = 1e-3
-_MEAN_TOLERANCE = 0.04  # of the mean's length: frames are float16, but their mean was computed in float32
-_FLOAT16_STEP = 2.0**-24  # between the smallest float16 numbers
+_MEAN_TOLERANCE = 0.04  # relative to the mean's length: frames are float16, but the mean was computed in float32
+_FLOAT16_STEP = 2.0**-24  # the distance between the smallest float16 numbers
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES, schema.STATUS)
 _READS_AHEAD = 4  # per worker
 
 
 def verify(output: Folder) -> Verification:
-    """Verify the output of an embed job; raises like the shared ``verify``."""
+    """Verify the output of an embed job. Raises the same errors as ``raypipe.dataset.verify.verify``."""
     row_format = schema.row_format_of(stored_settings(output))
     required = [*OF_VIDEOS, schema.SIZE_BYTES, schema.FRAME_PTS_SECONDS, schema.FRAME_EMBEDDINGS]
     if row_format > 1:
@@ -77,7 +78,10 @@ def _problems(rows: pa.Table) -> Iterator[Violation]:
 
 
 def _check_corrupt_frames(rows: pa.Table) -> Iterator[Violation]:
-    """Yield rows whose number of corrupt frames contradicts the status: ok allows none, partial at most all frames."""
+    """Yield a violation for each row whose number of corrupt frames contradicts its status.
+
+    A video with status ok must have no corrupt frames. A partial video has at most as many as it has frames.
+    """
     names = (schema.VIDEO_ID, schema.STATUS, schema.NUM_FRAMES, schema.NUM_CORRUPT_FRAMES)
     for video_id, status, num_frames, num_corrupt in zip(*(rows[name].to_pylist() for name in names), strict=True):
         most = {Status.OK: 0, Status.PARTIAL: num_frames}.get(status, num_corrupt)
@@ -86,7 +90,7 @@ def _check_corrupt_frames(rows: pa.Table) -> Iterator[Violation]:
 
 
 def _matrix(vectors: pa.FixedSizeListArray, embedding_dim: int) -> npt.NDArray[np.float32]:
-    """Return the vectors [T, D]; all are NaN if any of them is null or has another dimension."""
+    """Return the vectors as an array [T, D]. If a vector is null or the dimension is not D, all values are NaN."""
     if vectors.null_count or vectors.type.list_size != embedding_dim:
         return np.full((len(vectors), embedding_dim), np.nan, dtype=np.float32)
     return matrix_of(vectors).astype(np.float32)
@@ -95,7 +99,7 @@ def _matrix(vectors: pa.FixedSizeListArray, embedding_dim: int) -> npt.NDArray[n
 def _check_vectors(
     vectors: npt.NDArray[np.float32], embedding: npt.NDArray[np.float32], pts_seconds: npt.NDArray[np.float64]
 ) -> Iterator[Violation]:
-    """Yield the first problem, if any."""
+    """Yield the first problem of a video's vectors [T, D], its embedding [D] or its times [T], if there is one."""
     if not all(np.isfinite(numbers).all() for numbers in (vectors, embedding, pts_seconds)):
         yield Violation("not_finite", "has a vector or a time that is not finite.")
         return
@@ -112,27 +116,28 @@ def _check_vectors(
 
 @dataclass(frozen=True, slots=True)
 class RecheckedRow:
-    """How the current rules would change the row of one video."""
+    """How the rules of the current row format would change the row of one video."""
 
     video_id: str
     video_uri: str
-    changes: tuple[str, ...] = ()  # such as "status: ok becomes partial"; empty if the row stays the same
+    changes: tuple[str, ...] = ()  # such as "status: ok becomes partial"; empty for no change
     problem: str = ""  # why the video could not be read again
 
 
 def recheck_inputs(
     output: Folder, settings: Mapping[str, Any], *, decode: DecodeConfig, num_workers: int | None = None
 ) -> Iterator[RecheckedRow]:
-    """Decode the videos of all current rows again by the rules of format 1 and of the current format, and compare.
+    """Find out which rows of an output in format 1 the current row format would change.
+
+    Decode the video of every current row twice, by the rules of format 1 and by the rules of the current format, and
+    yield the differences. Every row is yielded, in the order of the output, even if nothing changes. Videos that are
+    gone are skipped. Nothing is embedded: if the frames stay the same, so do the vectors.
 
     ``settings`` are the stored settings of the output.
 
-    Nothing is embedded: a row changes exactly if its frames, their times or its other columns change. Yields every
-    row, in the order of the output.
-
     Raises:
         JobError: the output is not sealed.
-        StorageError: no video can be read.
+        StorageError: the storage as a whole cannot be read.
     """
     request = request_of_settings(settings, decode)
     count = num_workers or len(os.sched_getaffinity(0))
@@ -162,7 +167,7 @@ def recheck_inputs(
 
 
 class _Reader:
-    """Decodes one video at a time by the rules of both formats."""
+    """Decodes videos by the rules of row format 1 and of the current row format, one video at a time."""
 
     def __init__(self, request: DecodeRequest, decode: DecodeConfig) -> None:
         self._max_size_bytes = decode.max_size_bytes
@@ -178,7 +183,10 @@ class _Reader:
             sandbox.close()
 
     def recheck(self, row: Mapping[str, Any]) -> RecheckedRow:
-        """Decode the video of a row, if the object has not changed since it was embedded."""
+        """Decode the video of a row twice and return the differences.
+
+        If the object has changed since it was embedded, or cannot be read, return the problem instead.
+        """
         video_id, video_uri = str(row[schema.VIDEO_ID]), str(row[schema.VIDEO_URI])
         fetched = fetch_video(
             PlannedVideo(video_id, video_uri, str(row[schema.ETAG]), int(row[schema.SIZE_BYTES])),
@@ -196,7 +204,7 @@ class _Reader:
 
 
 def _differences(before: DecodedVideo, now: DecodedVideo) -> Iterable[str]:
-    """Yield the differences between two decodings of one video."""
+    """Yield a text for each difference between two decodings of the same video."""
     if before.status != now.status:
         yield f"status: {before.status} becomes {now.status}" + (f" ({now.error})" if now.error else "")
     elif before.error != now.error:

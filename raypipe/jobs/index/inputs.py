@@ -1,4 +1,4 @@
-"""The inputs of index: rows of sealed embeddings, joined with a user's catalogue and a classifier's labels."""
+"""The inputs of index: the rows of sealed embeddings, joined with the user's catalogue and with labels of classify."""
 
 import logging
 from collections import deque
@@ -27,7 +27,7 @@ from raypipe.tables import ColumnReading, Kind, TypedTable, empty_rows, read_tab
 ROW_COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.GENERATION, schema.DURATION_SECONDS)
 LABEL_COLUMNS = {schema.LABEL: pa.string(), schema.SCORE: pa.float32()}
 _RESERVED = (*ROW_COLUMNS[1:], *LABEL_COLUMNS, DUPLICATE_GROUP)
-_TEXT = (schema.VIDEO_ID, "title", "category", "language")  # the title 1917 is not a number
+_TEXT = (schema.VIDEO_ID, "title", "category", "language")  # always text: the title "1917" is not a number
 _EXPECTED: dict[str, Kind] = {BOOST_COLUMNS["freshness"]: "dates", BOOST_COLUMNS["popularity"]: "numbers"}
 _READS_AT_ONCE = 8
 _ItemT = TypeVar("_ItemT")
@@ -37,22 +37,23 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class IndexedRows:
-    """The current rows with status ``ok``, latest plan first.
+    """The rows to index: the current row of every video with status ``ok``, starting with the latest plan.
 
-    ``items`` has the columns ``ROW_COLUMNS``. Plans that another driver seals later do not change anything.
+    ``items`` has the columns ``ROW_COLUMNS``. The selection is fixed: plans that another driver seals later do not
+    change it.
     """
 
     embeddings: Folder
     embedding_dim: int
     items: pa.Table
-    num_left_out: int  # videos with another status, except ``gone``
-    _files: tuple[tuple[str, npt.NDArray[np.bool_]], ...]  # names, and which of their rows are indexed
+    num_left_out: int  # videos whose status is neither ``ok`` nor ``gone``
+    _files: tuple[tuple[str, npt.NDArray[np.bool_]], ...]  # the name of each file, and a mask of its indexed rows
 
     def batches(self) -> Iterator[Batch]:
-        """Read vectors and thumbnails, in the order of ``items``; only a few files are in memory at a time.
+        """Yield the vectors and thumbnails in the order of ``items``. Only a few files are in memory at a time.
 
         Raises:
-            CommitError: a file differs from what was sealed.
+            CommitError: a file has changed since it was sealed.
         """
         for batch in _read_ahead(self._read, self._files):
             if len(batch[1]):
@@ -73,11 +74,11 @@ class IndexedRows:
 
 
 def find_rows(embeddings: Folder, manifests: Sequence[dict[str, Any]], *, embedding_dim: int) -> IndexedRows:
-    """Decide which rows of these sealed plans are indexed, without reading any vector.
+    """Select the rows of the sealed plans that will be indexed. No vectors are read.
 
     Raises:
         ConfigError: no video has status ok.
-        CommitError: a file differs from what was sealed.
+        CommitError: a file has changed since it was sealed.
     """
     files, tables, num_left_out = [], [], 0
     planned_files = _planned_files(embeddings, manifests)
@@ -96,9 +97,9 @@ def find_rows(embeddings: Folder, manifests: Sequence[dict[str, Any]], *, embedd
 
 
 def _planned_files(embeddings: Folder, manifests: Sequence[dict[str, Any]]) -> Iterator[tuple[str, pa.Array]]:
-    """Yield each file with current rows, and the video ids of these rows."""
+    """Yield the name of each file that has current rows, and the video ids of these rows."""
     for number, planned in planned_rows(embeddings, list(manifests)):
-        shards, first = np.unique(planned[schema.SHARD].to_numpy(), return_index=True)  # ascending in a plan
+        shards, first = np.unique(planned[schema.SHARD].to_numpy(), return_index=True)  # plans are sorted by shard
         for shard, (start, stop) in zip(shards, pairwise([*first, planned.num_rows]), strict=True):
             yield data_name(number, int(shard)), planned[schema.VIDEO_ID].slice(start, stop - start).combine_chunks()
 
@@ -114,7 +115,7 @@ def _read_current(embeddings: Folder, name: str, ids: pa.Array) -> tuple[str, np
 
 
 def _read_ahead(read: Callable[[_ItemT], _ReadT], items: Iterable[_ItemT]) -> Iterator[_ReadT]:
-    """Yield ``read(item)`` for each item in order, with a few reads in flight."""
+    """Yield ``read(item)`` for each item, in order. A few reads run ahead in threads."""
     coming = iter(items)
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         reads: deque[Future[_ReadT]] = deque()
@@ -127,20 +128,26 @@ def _read_ahead(read: Callable[[_ItemT], _ReadT], items: Iterable[_ItemT]) -> It
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The items of an index, and how many videos did not match; None if there was nothing to match with."""
+    """The items of an index, and how many videos had no match in the catalogue or the labels.
+
+    A count is None if the catalogue or the labels that it depends on were not given.
+    """
 
     items: pa.Table
-    num_uncatalogued: int | None = None  # embedded, but not in the catalogue
-    num_not_embedded: int | None = None  # in the catalogue, but not embedded
-    num_unlabelled: int | None = None
+    num_uncatalogued: int | None = None  # videos that are embedded, but not in the catalogue
+    num_not_embedded: int | None = None  # videos that are in the catalogue, but not embedded
+    num_unlabelled: int | None = None  # videos without a label
     readings: tuple[ColumnReading, ...] = ()  # how columns of the catalogue were parsed
 
 
 def read_catalogue(uri: str) -> TypedTable:
-    """Read ``video_id`` and all other columns with their types; log a warning about columns with bad values.
+    """Read the user's catalogue: ``video_id`` and any other columns, with inferred types.
+
+    Columns with unusable values are logged as warnings.
 
     Raises:
-        ConfigError: the file cannot be read, a video has no id or several rows, or a column has a reserved name.
+        ConfigError: the file cannot be read, a row has no ``video_id``, a video has several rows, or a column has a
+            reserved name.
     """
     folder, name = table_place(uri, what="catalogue")
     found = read_table(folder, name, text=_TEXT, required=(schema.VIDEO_ID,), what="catalogue", expected=_EXPECTED)
@@ -169,9 +176,10 @@ def read_labels(uri: str) -> pa.Table:
 
 
 def join(rows: pa.Table, *, catalogue: TypedTable | None, labels: pa.Table | None) -> Joined:
-    """Add the label and the catalogue columns of each row's video; null if there are none.
+    """Add a label and the columns of the catalogue to each row. Values that do not exist for a video are null.
 
-    ``labels`` are rows of ``raypipe classify``. A label is used only if it was made from this embedding.
+    ``labels`` are rows that ``raypipe classify`` wrote. A label is used only if it was computed from exactly the
+    embedding in ``rows``, not from an earlier one of the same video.
     """
     items = rows
     for name, column in _labels_of(rows, labels).items():
@@ -192,7 +200,7 @@ def _labels_of(rows: pa.Table, labels: pa.Table | None) -> dict[str, pa.ChunkedA
         return {name: pa.nulls(rows.num_rows, kind) for name, kind in LABEL_COLUMNS.items()}
     found = labels.take(_positions(rows, labels))
     generation = rows[schema.GENERATION].cast(pa.string())
-    version = pc.binary_join_element_wise(generation, rows[schema.ETAG], "-")  # the etag of a prediction
+    version = pc.binary_join_element_wise(generation, rows[schema.ETAG], "-")  # as in a prediction's etag
     is_of_this = pc.equal(found[schema.ETAG], version).fill_null(False)  # noqa: FBT003 - Arrow's signature
     return {
         name: pc.if_else(is_of_this, found[name].cast(kind), pa.scalar(None, kind))
@@ -201,5 +209,5 @@ def _labels_of(rows: pa.Table, labels: pa.Table | None) -> dict[str, pa.ChunkedA
 
 
 def _positions(rows: pa.Table, others: pa.Table) -> pa.ChunkedArray:
-    """Return the position of each row's video in another table, null if it is not there."""
+    """Return for each row the position of its video in ``others``, or null if ``others`` does not contain it."""
     return pc.index_in(rows[schema.VIDEO_ID], value_set=others[schema.VIDEO_ID].combine_chunks())

@@ -1,4 +1,4 @@
-"""The index job: from a configuration to a new version that ``CURRENT`` names."""
+"""The index job: build a new version of an index from a configuration, and point ``CURRENT`` to it."""
 
 import tempfile
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ from raypipe.text import format_bytes, format_count, format_seconds, plural
 
 @dataclass(frozen=True, slots=True)
 class IndexSetup:
-    """What is known before any vector is read."""
+    """Everything that is known before any vector is read."""
 
     embeddings: Folder
     output: Folder
-    manifests: list[dict[str, Any]]  # of the embeddings' plans
+    manifests: list[dict[str, Any]]  # one per plan of the embeddings
     embedding_dim: int
     catalogue: TypedTable | None
 
@@ -46,7 +46,7 @@ class IndexSetup:
 
     @property
     def source(self) -> dict[str, Any]:
-        """The embeddings, as the manifest of a version describes them."""
+        """The description of the embeddings that is stored in a version's manifest."""
         return {
             "uri": self.embeddings.uri,
             "fingerprint": self.fingerprint,
@@ -57,7 +57,10 @@ class IndexSetup:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The videos that are new, embedded again, or gone; ``describes_anew``: only other columns or labels."""
+    """How many videos are new, were embedded again, or are gone, compared with the previous version.
+
+    ``describes_anew`` is True if the videos are the same and only their catalogue columns or labels differ.
+    """
 
     num_new: int
     num_changed: int
@@ -70,21 +73,24 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class IndexRun:
-    """The result of a run: the manifest of the version that is current now, and where its rows come from."""
+    """The result of a run: the manifest of the current version, and statistics about its rows.
+
+    ``is_new`` is False if the current version was already up to date, so that no version was built.
+    """
 
     manifest: Mapping[str, Any]
     is_new: bool
-    num_left_out: int
+    num_left_out: int  # videos whose status is neither ``ok`` nor ``gone``
     joined: Joined
-    changes: Changes | None  # since the version that was appended to
+    changes: Changes | None  # since the version that was appended to, if any
 
 
 def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRun:
-    """Build a version from what is sealed now, store it, and make it the current one.
+    """Build a version from the plans that are sealed now, store it, and make it the current version.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: a stored file differs from what was sealed.
+        JobError: a stored file has changed since it was sealed.
     """
     setup = prepare(config)
     setup.output.check_writable()
@@ -111,10 +117,10 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
 
 
 def prepare(config: IndexConfig) -> IndexSetup:
-    """Read the catalogue and all manifests, and check that they match.
+    """Read the catalogue and the manifests, and check that the inputs belong together.
 
     Raises:
-        ConfigError: a folder is not what it is given as, or the catalogue cannot be used.
+        ConfigError: a folder does not hold the output of the expected job, or the catalogue cannot be used.
         FingerprintError: the labels were made from other embeddings.
         JobError: the embeddings or the labels are not sealed.
     """
@@ -147,11 +153,11 @@ def _refuse_other_embeddings(setup: IndexSetup, found: str, what: str, *, key: s
 
 
 def _open_base(setup: IndexSetup, versions: Versions, cache: Path) -> tuple[VideoIndex | None, Path]:
-    """Open the current version, None if there is none yet; return it and the local folder of its files.
+    """Return the current version, and the local folder with its files. The version is None if there is none yet.
 
     Raises:
-        FingerprintError: it was built from other embeddings.
-        IndexVersionError: it is corrupt or incomplete.
+        FingerprintError: the version was built from other embeddings.
+        IndexVersionError: the version is corrupt or incomplete.
     """
     if (version := versions.current()) is None:
         return None, cache
@@ -163,9 +169,10 @@ def _open_base(setup: IndexSetup, versions: Versions, cache: Path) -> tuple[Vide
 
 
 def compare(before: pa.Table, now: pa.Table, *, same_plans: bool) -> Changes:
-    """Compare the items of the current version with those of the new one, which has no duplicate groups yet.
+    """Compare the items of the current version (``before``) with the items of the new one (``now``).
 
-    If no plan was sealed in between, videos missing in ``before`` could not be indexed then, and still cannot.
+    ``now`` has no column of duplicate groups yet. ``same_plans`` means that no plan was sealed in between. Then videos
+    that ``before`` lacks are not counted as new: they could not be indexed the last time, and still cannot be.
     """
     known = before[schema.VIDEO_ID].combine_chunks()
     if same_plans:
@@ -184,7 +191,7 @@ def _is_equal(before: pa.Table, now: pa.Table) -> bool:
         return False
     try:
         return bool(before.select(now.column_names).cast(now.schema).equals(now))
-    except pa.ArrowException:  # a column has values of another type
+    except pa.ArrowException:  # the type of a column changed
         return False
 
 
@@ -193,7 +200,7 @@ def _status(console: Console | None, text: str) -> AbstractContextManager[object
 
 
 def index_table(run: IndexRun) -> Padding:
-    """Return what the current version contains, how accurate and large it is, and what could not be indexed."""
+    """Return a table that describes the current version: its content, accuracy and size, and what was left out."""
     made = run.manifest
     return summary_table(
         [

@@ -1,1 +1,1 @@
-"""The recommend job: write the recommendations that the endpoint would return for many users as Parquet."""
+"""The recommend job: compute recommendations for many users, the same as the endpoint's, and write them as Parquet."""

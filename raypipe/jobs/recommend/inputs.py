@@ -1,4 +1,4 @@
-"""The inputs of recommend: a history file as blocks of rows, and the users in these rows."""
+"""The inputs of recommend: read a history file in blocks of rows, and parse the users in these rows."""
 
 import io
 import itertools
@@ -20,17 +20,18 @@ from raypipe.tables.reader import CsvRow, csv_rows, json_object, not_utf8, wrong
 
 HISTORY = "history"
 LINE, ERROR = "line", "error"  # columns of a block: a line of JSON that is not parsed yet, and the error of a row
-LINE_NUMBER = "line_number"  # of a line in its file
-IS_REPEATED = "is_repeated"  # column of a block: the user is in an earlier row of the file
-SEPARATORS = ("|", ";", ",")  # of ids in a text, in addition to white space
+LINE_NUMBER = "line_number"  # column of a block: the number of the line in the file
+IS_REPEATED = "is_repeated"  # column of a block: True if the user is in an earlier row of the file
+SEPARATORS = ("|", ";", ",")  # characters that may separate the ids in a text, in addition to white space
 _MAX_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryFile:
-    """A table of ``user_id`` and ``history``, pinned to one version of its content.
+    """A history file: a table with the columns ``user_id`` and ``history``.
 
-    ``history`` is a list of ids, or a text that ``parse_history`` and ``other_readings`` read.
+    ``history`` is a list of ids, or a text that ``parse_history`` and ``other_readings`` interpret. ``stored`` has the
+    etag of the content that was found first. Reading fails if the content has changed since then.
     """
 
     folder: Folder
@@ -39,7 +40,11 @@ class HistoryFile:
 
     @classmethod
     def find(cls, folder: Folder, name: str) -> "HistoryFile":
-        """Find a history file; raises ConfigError if it does not exist."""
+        """Find a history file.
+
+        Raises:
+            ConfigError: the file does not exist.
+        """
         if (stored := folder.stat(name)) is None:
             uri, remedy = folder.child(name), "Give a .parquet, .csv or .jsonl with user_id and history."
             msg = f"The history {uri} does not exist."
@@ -47,10 +52,12 @@ class HistoryFile:
         return cls(folder, name, stored)
 
     def blocks(self, num_rows: int, *, only_ids: bool = False) -> Iterator[pa.Table]:
-        """Yield tables of ``num_rows`` rows, the last one with the remainder; ``parse`` reads them.
+        """Yield the file as tables of ``num_rows`` rows, which ``parse`` accepts. The last table has the remainder.
+
+        With ``only_ids``, the blocks of a Parquet file have no column ``history``.
 
         Raises:
-            ConfigError: the file cannot be read, lacks a column, or has changed.
+            ConfigError: the file cannot be read, lacks a column, or has changed since it was found.
         """
         uri = self.folder.child(self.name)
         with self._problems(uri), self.folder.open_input(self.name) as source:
@@ -103,7 +110,10 @@ def _csv_blocks(source: BinaryIO, uri: str, num_rows: int) -> Iterator[pa.Table]
 
 
 def _csv_users(rows: Iterable[CsvRow], names: list[str]) -> Iterator[tuple[str | None, str | None, str | None]]:
-    """Yield the user, the history and the error of each row; unmatched quotes are an error of the whole file."""
+    """Yield the user id, the history and the error of each row. Values that cannot be read are None.
+
+    Unmatched quotes are not an error of one row: ``csv_rows`` raises ValueError, because they affect the whole file.
+    """
     user_at, history_at = names.index(USER_ID), names.index(HISTORY)
     for row in rows:
         fields = row.fields
@@ -140,7 +150,7 @@ def _check_columns(uri: str, names: list[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One row: the videos that a user watched, newest last, or the error of the row."""
+    """One row of a history file: the ids of the videos that a user watched, newest last, or the error of the row."""
 
     user_id: str | None
     video_ids: tuple[str, ...] = ()
@@ -149,7 +159,10 @@ class User:
 
 
 def parse(block: pa.Table) -> Iterator[User]:
-    """Parse each row of a block on its own; a row whose user is in an earlier row is an error."""
+    """Yield the user of each row of a block. A bad row has an error and does not affect the other rows.
+
+    A row is also bad if its user is in an earlier row of the file.
+    """
     users = _users_of_lines(block) if LINE in block.column_names else _users_of_columns(block)
     if IS_REPEATED not in block.column_names:
         yield from users
@@ -194,13 +207,14 @@ def _user(user_id: Any, history: Any, error: str | None) -> User:  # noqa: ANN40
 
 
 def parse_history(history: Any) -> tuple[str, ...]:  # noqa: ANN401 - any value in the file
-    """Return the ids of a history: a list, or a text with a JSON array or with ids separated by ``|`` or by spaces.
+    """Return the ids of a history, in order.
 
-    Null and an empty text are an empty history.
+    ``history`` is a list, or a text with either a JSON array or ids that are separated by ``|`` or by white space. Null
+    and an empty text mean an empty history.
 
     Raises:
-        TypeError: the history is not a list.
-        ValueError: it contains something that is not an id.
+        TypeError: the history is neither a list nor a text.
+        ValueError: the history contains something that is not an id, or the JSON is invalid.
     """
     if history is None:
         return ()
@@ -218,13 +232,17 @@ def parse_history(history: Any) -> tuple[str, ...]:  # noqa: ANN401 - any value 
     if not isinstance(ids, list):
         msg = f"{HISTORY} is {_short(history)}; it should be a list of video ids"
         raise TypeError(msg)
-    if all(type(video_id) is str for video_id in ids) and "".join(ids).isascii():  # the usual case, at once
+    if all(type(video_id) is str for video_id in ids) and "".join(ids).isascii():  # a fast path for the usual case
         return tuple(ids)
     return tuple(_text(video_id, what=HISTORY) for video_id in ids)
 
 
 def other_readings(text: str) -> Iterator[tuple[str, ...]]:
-    """Yield other ways to read the text of a history: as one id, or with other separators; none for JSON."""
+    """Yield the ids that other interpretations of a history's text would give.
+
+    The text may be a single id, or it may use another separator than ``parse_history`` has assumed. A JSON array has no
+    other interpretation.
+    """
     text = text.strip()
     if text and not _is_json(text):
         yield (text,)
@@ -242,7 +260,7 @@ def _split(text: str, separator: str | None) -> list[str]:
 
 
 def _text(value: Any, *, what: str = USER_ID) -> str:  # noqa: ANN401 - any value in the file
-    """Return an id as text: 7 becomes ``7``.
+    """Return an id as a string. The integer 7 becomes ``"7"``, and a user id that is null becomes an empty string.
 
     Raises:
         ValueError: the value is not an id.
@@ -267,7 +285,10 @@ def _short(value: object) -> str:
 
 
 def repeated_rows(users: Iterable[str | None]) -> tuple[int, frozenset[int]]:
-    """Return the number of rows, and the numbers of rows whose user is in an earlier row; takes 8 bytes per row."""
+    """Return the number of rows, and the numbers of the rows whose user is also in an earlier row.
+
+    Users are compared by a hash of 8 bytes, so that the memory for many rows stays small.
+    """
     hashes = np.fromiter((0 if user is None else hash(user) or 1 for user in users), np.int64)
     _, first = np.unique(hashes, return_index=True)
     is_first = np.zeros(len(hashes), np.bool_)

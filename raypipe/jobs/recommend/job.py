@@ -1,4 +1,4 @@
-"""The recommend job, from a configuration to a sealed output."""
+"""The recommend job: produce a sealed output of recommendations from a configuration."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,24 +36,27 @@ from raypipe.storage import Folder
 from raypipe.tables import table_place
 from raypipe.text import plural
 
-_FORMAT = 2  # of the rows; raised by a change that old rows do not fit
-_VERSION = "index_version"  # in the settings: of the driver that plans first
+_FORMAT = 2  # the row format: increased by every change that makes old rows incompatible
+_VERSION = "index_version"  # the key in the settings; the driver that plans first decides its value
 
 
 def run_recommend(
     config: RecommendConfig, *, executor: Executor | None = None, console: Console | None = None
 ) -> BatchRun:
-    """Recommend to every user who has no row yet, seal the output, and write the report.
+    """Compute recommendations for every user without a row in the output, seal the output, and write the report.
 
     Raises:
         SetupError: something is wrong before the work starts.
-        JobError: some shards could not be finished; the same call resumes.
+        JobError: some shards could not be finished. Call again to resume.
     """
     return run_job(RecommendJob(config), executor=executor, console=console)
 
 
 class RecommendJob(Job):
-    """Answer every row of a history file from one version of an index. Its plans hold row ranges of the file."""
+    """The job that computes recommendations for every row of a history file, with one version of an index.
+
+    Unlike in other jobs, a plan lists row ranges of the history file instead of videos.
+    """
 
     name = "recommend"
     noun = "user"
@@ -70,11 +73,12 @@ class RecommendJob(Job):
         self._repeated: frozenset[int] = frozenset()
 
     def is_done(self) -> bool:
-        """Tell whether the output holds everything already, without reading the history.
+        """Return whether the output is already complete. The history file is not read for this.
 
         Raises:
-            ConfigError: the output belongs to something else, or an earlier version of raypipe wrote it.
-            FingerprintError: it holds recommendations by other settings, of another history or index.
+            ConfigError: the output belongs to another job, or was written by raypipe 0.1.
+            FingerprintError: the output holds recommendations for another history, from another index, or with other
+                settings.
         """
         numbers = plan_numbers(self.output)
         refuse_format_1(self.output)
@@ -89,11 +93,11 @@ class RecommendJob(Job):
         return not unsealed_plans(self.output)
 
     def prepare(self) -> None:
-        """Open the index, and check that it can answer such queries.
+        """Open the index, and check that it supports the configured ranking options.
 
         Raises:
-            ConfigError: it cannot.
-            IndexVersionError: there is no index, or it is not complete.
+            ConfigError: the index does not support them, such as a filter on a column that it lacks.
+            IndexVersionError: there is no index, or the index is incomplete.
         """
         self._version = self._version or Versions(Folder(self.config.index)).require_current()
         index = open_index(self._of_actors)
@@ -109,12 +113,12 @@ class RecommendJob(Job):
         return RecommendSettings(Folder(config.index).uri, self._version, config.cache, config.ranking)
 
     def needs(self) -> Needs:
-        """Return the needs of one actor per processor."""
+        """Return a request for one actor per processor."""
         return Needs(concurrency=self.config.concurrency, asked=f"concurrency={self.config.concurrency}")
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Return everything that changes what a row holds, or which rows a shard has."""
+        """Return all settings that affect the content of the rows, or the division of the rows into shards."""
         return {
             "job": self.name,
             "format": _FORMAT,
@@ -127,11 +131,14 @@ class RecommendJob(Job):
         }
 
     def plan(self, plans: StoredPlans, *, num_slots: int) -> None:  # noqa: ARG002 - a shard has a fixed number of users
-        """Plan every row of the history, in ranges. If another driver planned first, its version of the index counts.
+        """Plan every row of the history file, in ranges of rows.
+
+        If another driver has planned first with another version of the index, use that version.
 
         Raises:
             ConfigError: the history has no rows, or cannot be read.
-            FingerprintError: the output holds other recommendations.
+            FingerprintError: the output holds recommendations for another history, from another index, or with other
+                settings.
         """
         size = self.config.users_per_shard
         blocks = self.history.blocks(size, only_ids=True)
@@ -158,7 +165,7 @@ class RecommendJob(Job):
                 check_fingerprint(plans.read(number), self.settings)
 
     def load(self, missing: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """Read the history once, and return the rows of the missing ranges."""
+        """Read the history file once, and yield the rows of each missing range as a block."""
         wanted = next(missing, None)
         first = 0
         for block in self.history.blocks(self.config.users_per_shard):
@@ -183,18 +190,18 @@ class RecommendJob(Job):
         return block
 
     def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:  # noqa: ARG002 - nothing is shared
-        """Answer users in one actor for each processor."""
+        """Return one stage, whose actors compute the recommendations."""
         return [placement.stage((RecommendToUsers, self._of_actors))]
 
     @property
     def rows(self) -> pa.Schema:
-        """Return the schema of recommendations."""
+        """Return the schema of the recommendation files."""
         return schema.recommendations_schema()
 
 
 @dataclass(frozen=True, slots=True)
 class RecommendOutput:
-    """What a sealed output holds."""
+    """The totals of a sealed output of recommend."""
 
     output_uri: str
     index: str
@@ -205,7 +212,7 @@ class RecommendOutput:
 
     @classmethod
     def read(cls, output: Folder) -> "RecommendOutput":
-        """Add up the manifests; raises like ``sealed_manifests``."""
+        """Add up the manifests of an output. Raises the same errors as ``sealed_manifests``."""
         manifests = sealed_manifests(output)
         settings = manifests[0]["settings"]
         statuses = Totals.sum(Totals(manifest["statuses"]) for manifest in manifests).counts
@@ -215,13 +222,16 @@ class RecommendOutput:
 
     @property
     def unknown_fraction(self) -> float:
-        """Return the share of ids in histories that the index does not hold."""
+        """Return the fraction (0 to 1) of the ids in histories that are not in the index."""
         counts = self.unknown.counts
         return counts["num_unknown_ids"] / counts["num_ids"] if counts.get("num_ids") else 0.0
 
     @property
     def unknown_ids(self) -> str:
-        """Return how many ids the index does not hold, and a few of them; empty if it holds all."""
+        """Return a text with the number of ids that are not in the index, and a few examples.
+
+        The text is empty if the index has all ids.
+        """
         counts = self.unknown.counts
         if not counts.get("num_unknown_ids"):
             return ""

@@ -1,4 +1,7 @@
-"""Recommend to one shard of users: the step of an actor, and functions from table to table. No Ray here."""
+"""Compute recommendations for one shard of users: the step that an actor runs, and the functions that it calls.
+
+Ray is not used here.
+"""
 
 import time
 from collections.abc import Mapping
@@ -21,13 +24,13 @@ from raypipe.status import UserStatus
 from raypipe.storage import Folder
 
 NUM_IDS = "num_ids"  # the number of distinct ids in the history of an answered row
-SECONDS = "seconds"  # of the whole shard, in its first row
+SECONDS = "seconds"  # the seconds for the whole shard are in the first row; other rows have 0
 _NUM_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class RecommendSettings:
-    """The version of the index to use, and the ranking options."""
+    """The settings of ``RecommendToUsers``: the version of the index to use, and the ranking options."""
 
     index_uri: str
     version: str
@@ -36,14 +39,14 @@ class RecommendSettings:
 
 
 class RecommendToUsers:
-    """A step that turns rows of the history into rows of recommendations. It opens the index once."""
+    """A step that turns rows of the history file into rows of recommendations. The index is opened only once."""
 
     def __init__(self, settings: RecommendSettings) -> None:
         self._ranking = settings.ranking
         self._index = open_index(settings)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Answer one shard."""
+        """Compute the recommendations for one shard."""
         start = time.perf_counter()
         rows = recommend_shard(block, self._index, self._ranking)
         seconds = [time.perf_counter() - start, *[0.0] * (rows.num_rows - 1)]
@@ -51,7 +54,7 @@ class RecommendToUsers:
 
 
 def open_index(settings: RecommendSettings) -> VideoIndex:
-    """Open the version on this machine; all actors of a machine share its files.
+    """Open the version of the index. Its files are fetched once per machine, and all actors of the machine share them.
 
     Raises:
         IndexVersionError: the version does not exist or is not complete.
@@ -63,14 +66,15 @@ def open_index(settings: RecommendSettings) -> VideoIndex:
 
 
 def query_of(ranking: RankingConfig, history: tuple[str, ...]) -> Query:
-    """Return the query of one user, the same query that the endpoint builds from these options."""
+    """Return the query for one user. The endpoint builds the same query from the same options."""
     return Query(history=history, **dict(ranking))
 
 
 def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) -> pa.Table:
-    """Answer each row of a block in order, with the columns of ``recommendations_schema`` and ``NUM_IDS``.
+    """Return a row of recommendations for each row of a block, in the same order.
 
-    A row that cannot be answered has an error and no lists.
+    The columns are those of ``recommendations_schema`` and ``NUM_IDS``. A row for which recommendations cannot be
+    computed has an error, and null instead of the lists.
     """
     rows = [_row(user, index, ranking) for user in parse(block)]
     kinds = {field.name: field.type for field in schema.recommendations_schema()} | {NUM_IDS: pa.int64()}
@@ -80,7 +84,10 @@ def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) 
 
 
 def watched(user: User, index: VideoIndex) -> tuple[str, ...]:
-    """Return the ids of a history. If its text is ambiguous, choose the reading with the most ids in the index."""
+    """Return the ids of a user's history.
+
+    If the history is an ambiguous text, choose the interpretation with the most ids that are in the index.
+    """
 
     def num_known(ids: tuple[str, ...]) -> int:
         return sum(position is not None for position in index.items.positions(ids))
@@ -117,7 +124,7 @@ def _lists(found: Recommendations) -> Mapping[str, Any]:
 
 
 def unknown_ids(answered: pa.Table) -> Totals:
-    """Count the ids of histories that the index does not hold; an id counts once for each user who watched it."""
+    """Count the ids in histories, and how many of them are not in the index. An id counts once per user."""
     unknown = [ids for ids in answered[schema.UNKNOWN].to_pylist() if ids]
     counts = {
         "num_ids": sum(count or 0 for count in answered[NUM_IDS].to_pylist()),
@@ -129,7 +136,7 @@ def unknown_ids(answered: pa.Table) -> Totals:
 
 
 def summarize(answered: pa.Table) -> ShardSummary:
-    """Return the summary of a shard for the driver."""
+    """Return the summary of a finished shard, which the driver adds to its record."""
     columns = (answered[name].to_pylist() for name in (schema.USER_ID, schema.STATUS, schema.ERROR))
     return ShardSummary(
         *identity(answered),

@@ -1,4 +1,4 @@
-"""Check the rows of recommend: lists must match each other and the status."""
+"""Check the rows that recommend writes: the lists and the status must be consistent."""
 
 import json
 import math
@@ -19,7 +19,7 @@ _LISTS = (schema.VIDEO_IDS, schema.SCORES, schema.CLOSEST)
 
 
 def verify(output: Folder) -> Verification:
-    """Verify the output of a recommend job; raises like the shared ``verify``."""
+    """Verify the output of a recommend job. Raises the same errors as ``raypipe.dataset.verify.verify``."""
     statuses = frozenset(map(str, UserStatus))
     checks = RowChecks("recommend", lambda _: schema.recommendations_schema(), (schema.ROW,), _problems, statuses)
     return verify_output(output, checks)
@@ -50,7 +50,7 @@ def _row_problems(row: dict[str, Any]) -> Iterator[Violation]:
 
 
 def refuse_format_1(output: Folder) -> None:
-    """Refuse an output of raypipe 0.1: it has no plans, so it can be neither resumed nor verified.
+    """Raise an error if raypipe 0.1 wrote the output. It has no plans, so it can be neither resumed nor verified.
 
     Raises:
         ConfigError: the output was written by raypipe 0.1.

@@ -1,1 +1,1 @@
-"""The train job: fine-tune GPT-2 on sealed frame embeddings with Ray Train."""
+"""The train job: fine-tune a GPT-2 on sealed frame embeddings with Ray Train."""

@@ -1,4 +1,4 @@
-"""Batches: load the samples of one worker, divide them into the batches of an epoch, and make tensors of them."""
+"""Batches: load the samples of one worker, divide them into the batches of an epoch, and convert them to tensors."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,13 +17,13 @@ from raypipe.models.backbones import resolve_dtype
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, pad_frames
 from raypipe.models.gpt2 import VideoModel
 
-_BATCHES_PER_POOL = 50  # this many are sorted by length together: little padding, but still a random order
+_BATCHES_PER_POOL = 50  # samples of this many batches are sorted by length: little padding, but a random order
 Half = npt.NDArray[np.float16]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Collective:
-    """Collective operations of all workers. Except for properties, all workers must call a method at the same time."""
+    """Collective operations of all workers. A method waits until all workers have called it. Properties do not wait."""
 
     def __init__(self, *, device: torch.device) -> None:
         self.device = device
@@ -33,26 +33,26 @@ class Collective:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the worker that writes."""
+        """Whether this worker is the one that writes checkpoints and reports events."""
         return self.rank == 0
 
     def sum(self, numbers: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Add up the numbers of all workers, which have the same shape."""
+        """Return the elementwise sum of ``numbers`` over all workers. The shape must be the same on every worker."""
         return self._reduce(numbers, distributed.ReduceOp.SUM)
 
     def max(self, number: float) -> float:
-        """Return the largest number of any worker."""
+        """Return the largest of the numbers that the workers pass."""
         return float(self._reduce([number], distributed.ReduceOp.MAX)[0])
 
     def gather(self, item: Any) -> list[Any]:  # noqa: ANN401 - any object that torch can pickle
-        """Return the items of all workers, on every worker."""
+        """Return a list with the item of each worker. Every worker gets the whole list."""
         if self.size == 1:
             return [item]
         items: list[Any] = [None] * self.size
         distributed.all_gather_object(items, item)
         return items
 
-    def _reduce(self, numbers: npt.ArrayLike, operation: Any) -> npt.NDArray[np.float64]:  # noqa: ANN401 - torch's own
+    def _reduce(self, numbers: npt.ArrayLike, operation: Any) -> npt.NDArray[np.float64]:  # noqa: ANN401 - a ReduceOp
         array = np.asarray(numbers, dtype=np.float64)
         if self.size == 1:
             return array
@@ -64,7 +64,7 @@ class Collective:
 
 @dataclass(slots=True)
 class Window:
-    """Samples in memory: the number, the label numbers and the frames ``[T, D]`` of each."""
+    """Samples held in memory. Each has a sample number, its label numbers, and its frames ``[T, D]``."""
 
     index: list[int] = field(default_factory=list)
     targets: list[Ints] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Window:
     size_bytes: int = 0
 
     def add(self, block: pa.Table) -> None:
-        """Add the samples of a block, copied out of Ray's shared memory."""
+        """Add copies of the samples in a block, so that Ray can free the shared memory of the block."""
         frames = [vectors.copy() for vectors in frame_embeddings(block)]
         self.frames += frames
         self.index += block[INDEX].to_pylist()
@@ -80,7 +80,7 @@ class Window:
         self.size_bytes += sum(vectors.nbytes for vectors in frames)
 
     def sort(self) -> None:
-        """Order the samples by their number, so that the order of the blocks makes no difference."""
+        """Sort the samples by their number, so that the order in which blocks arrive makes no difference."""
         order = np.argsort(self.index).tolist()
         self.index = [self.index[at] for at in order]
         self.targets = [self.targets[at] for at in order]
@@ -88,7 +88,10 @@ class Window:
 
 
 class WorkerSamples:
-    """The samples of one worker, in windows. If all fit into ``cache_bytes``, the only window stays in memory."""
+    """The samples of one worker, which are read in windows of about ``cache_bytes``.
+
+    If all samples fit into one window, it stays in memory for the next epoch.
+    """
 
     def __init__(self, read: Callable[[], Iterable[pa.Table]], *, cache_bytes: int) -> None:
         self._read = read
@@ -96,7 +99,7 @@ class WorkerSamples:
         self._kept: Window | None = None
 
     def windows(self) -> Iterator[Window]:
-        """Yield every sample once; if all fit into memory, read them only the first time."""
+        """Yield every sample once, grouped into windows. Nothing is read if an earlier pass kept its only window."""
         if self._kept is not None:
             yield self._kept
             return
@@ -113,12 +116,15 @@ class WorkerSamples:
         yield window
 
     def settle(self, workers: Collective) -> None:
-        """After a pass, keep the samples only if all workers keep theirs: Ray waits for all before the next pass."""
+        """After a pass, discard the samples in memory unless all workers keep theirs.
+
+        Ray starts a pass only when all workers read. If some workers kept their samples, the others would wait forever.
+        """
         if workers.max(self._kept is None):
             self._kept = None
 
     def moments(self, embedding_dim: int) -> tuple[npt.NDArray[np.float64], int]:
-        """Return the sums of the D numbers and of their squares over all frames ``[2, D]``, and the frame count."""
+        """Return the sum and the sum of squares of each dimension over all frames, ``[2, D]``, and the frame count."""
         sums, num_frames = np.zeros((2, embedding_dim)), 0
         for window in self.windows():
             for frames in window.frames:
@@ -131,10 +137,11 @@ class WorkerSamples:
 def epoch_batches(
     index: Sequence[int], lengths: Sequence[int], *, batch_size: int, seed: Sequence[int], seen: npt.NDArray[np.bool_]
 ) -> list[Ints]:
-    """Return batches of positions: every unseen sample is in exactly one batch, with samples of similar length.
+    """Divide the unseen samples into batches of similar length, in random order.
 
-    The order depends only on ``seed`` and the samples. ``seen``, indexed by sample number, only removes samples, so a
-    resumed epoch makes the same batches as an uninterrupted one.
+    ``index`` and ``lengths`` hold the sample number and the number of frames of each sample. A batch is returned as
+    positions in these lists. ``seen`` is a mask by sample number. The batches depend only on ``seed`` and the samples,
+    and seen samples are removed afterwards, so a resumed epoch continues with the same batches.
     """
     random = np.random.default_rng(list(seed))
     order = random.permutation(len(index))
@@ -151,7 +158,10 @@ def epoch_batches(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Videos padded to one length: frames ``[B, T, D]``, mask ``[B, T]``; labels ``[B]`` or ``[B, C]``, if any."""
+    """Videos padded to the same length, as frames ``[B, T, D]`` and a mask ``[B, T]`` of the real frames.
+
+    ``labels`` holds class numbers ``[B]`` or, for multi-label training, zeros and ones ``[B, C]``.
+    """
 
     frames: torch.Tensor
     mask: torch.Tensor
@@ -159,7 +169,10 @@ class Batch:
 
 
 class Feeder:
-    """Makes batches for a model, on its device; ``precision`` auto is bfloat16 on a GPU that supports it."""
+    """Makes batches for a model, on the model's device.
+
+    The precision ``auto`` means bfloat16 on a GPU that supports it, and float32 otherwise.
+    """
 
     def __init__(self, model: VideoModel, *, device: torch.device, precision: Precision) -> None:
         self._config = cast("VideoClassifierConfig", model.config)
@@ -170,7 +183,10 @@ class Feeder:
         self.num_labels = len(model.config.label_names) if isinstance(model, VideoClassifier) else 0
 
     def batch(self, window: Window, positions: Ints) -> Batch:
-        """Return the samples at these positions; if there are none, zeros, because every worker must take part."""
+        """Return a batch of the samples at these positions.
+
+        Without positions, return one video of zeros, because even a worker without samples must take part in each step.
+        """
         videos = [window.frames[at] for at in positions]
         targets = [window.targets[at] for at in positions]
         if not videos:
@@ -190,7 +206,7 @@ class Feeder:
         return torch.from_numpy(several).to(self._device)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Multiply matrices in bfloat16 if that is the precision."""
+        """Return a context in which torch multiplies matrices in bfloat16, if that is the precision."""
         if not self._bfloat16:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)

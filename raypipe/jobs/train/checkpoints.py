@@ -1,4 +1,4 @@
-"""What workers store: checkpoints to resume from, metrics for other tools, and the final model."""
+"""The files that workers store: checkpoints to resume from, metrics for other tools, and the final model."""
 
 import copy
 import hashlib
@@ -36,7 +36,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The stored state of a training: tensors by name, a mask of the samples seen in this epoch, and the rest."""
+    """The stored state of a training.
+
+    ``model`` and ``optimizer`` hold tensors by name, ``seen`` is a mask of the samples seen in the current epoch, and
+    ``state`` holds the fields of ``TrainingState``.
+    """
 
     number: int
     model: Mapping[str, torch.Tensor]
@@ -46,10 +50,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one training, in ``OUTPUT/checkpoints/<number>/``; the highest complete one is used.
+    """The checkpoints of one training, in ``OUTPUT/checkpoints/<number>/``. A resume uses the latest complete one.
 
-    Each file is written only once. ``complete.json`` is written last and holds the SHA-256 of each file, so an
-    interrupted upload, or a checkpoint that two drivers wrote to, is never used.
+    Each file is written only once. ``complete.json`` is written last and holds the SHA-256 of each file. So a
+    checkpoint whose upload was interrupted, or that two drivers wrote to, is never used.
     """
 
     def __init__(self, output: Folder) -> None:
@@ -58,9 +62,10 @@ class Checkpoints:
     def put(
         self, model: nn.Module, optimizer: Optimizer, seen: Bools, state: Mapping[str, Any], *, is_best: bool
     ) -> int | None:
-        """Store the state of a training, and return the number of the best checkpoint, which may be this one.
+        """Store a checkpoint, and return the number of the best checkpoint so far: this one if ``is_best``.
 
-        StorageError if the storage rejects a write or cannot be reached.
+        Raises:
+            StorageError: the storage rejects a write or cannot be reached.
         """
         number = max(self._numbers(), default=-1) + 1
         best = number if is_best else state["best_checkpoint"]
@@ -76,7 +81,7 @@ class Checkpoints:
         return best
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest complete checkpoint; None if there is none."""
+        """Return the newest complete checkpoint, or None if there is no complete one."""
         for number in sorted(self._numbers(), reverse=True):
             if found := self.read(number):
                 return found
@@ -84,7 +89,7 @@ class Checkpoints:
         return None
 
     def read(self, number: int) -> Checkpoint | None:
-        """Return one checkpoint; None if it is not complete."""
+        """Return the checkpoint with this number, or None if it is incomplete or corrupt."""
         try:
             sha256 = json.loads(self._output.read(f"{_folder(number)}/{COMPLETE}"))["sha256"]
             files = {name: self._output.read(f"{_folder(number)}/{name}") for name in _FILES}
@@ -98,12 +103,15 @@ class Checkpoints:
         return Checkpoint(number, model, optimizer, seen, state)
 
     def prune(self, *, keep: int, also: int | None) -> None:
-        """Delete all checkpoints except the newest ``keep`` and number ``also``; keep all if deletion is forbidden."""
+        """Delete all checkpoints except the newest ``keep`` ones and the one with the number ``also``.
+
+        If the storage forbids deletion, log a warning and keep the rest.
+        """
         numbers = sorted(self._numbers(), reverse=True)
         try:
             for number in numbers[keep:]:
                 if number != also:
-                    self._output.delete(f"{_folder(number)}/{COMPLETE}")  # first, so that no remainder looks complete
+                    self._output.delete(f"{_folder(number)}/{COMPLETE}")  # first, so that the rest looks incomplete
                     for stored in list(self._output.list(f"{_folder(number)}/")):
                         self._output.delete(stored.key)
         except StorageError as error:
@@ -123,13 +131,13 @@ def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """Return AdamW's moments under the names of their parameters."""
+    """Return AdamW's state (moments and step counts), with keys of the form ``parameter/moment``."""
     states = ((name, optimizer.state.get(parameter, {})) for name, parameter in model.named_parameters())
     return {f"{name}/{key}": value for name, moments in states for key, value in moments.items()}
 
 
 def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load the moments of a checkpoint into the optimizer."""
+    """Load AdamW's state from a checkpoint into the optimizer. The keys of ``tensors`` are ``parameter/moment``."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
@@ -139,7 +147,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str,
 
 
 def put_metrics(output: Folder, history: Sequence[Mapping[str, Any]]) -> None:
-    """Replace ``metrics.jsonl``, with one line per epoch so far, and the event file for TensorBoard."""
+    """Write ``metrics.jsonl``, with one line per epoch so far, and TensorBoard's event file. Replace earlier ones."""
     lines = "".join(f"{json.dumps(dict(epoch), allow_nan=False)}\n" for epoch in history)
     output.put(METRICS, lines.encode())
     with tempfile.TemporaryDirectory() as folder:
@@ -153,14 +161,17 @@ def put_metrics(output: Folder, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def put_model(output: Folder, model: VideoModel, *, metrics: Mapping[str, Any]) -> str:
-    """Write the model as ``save_pretrained`` would, with merged adapters, and return the URI of its folder.
+    """Write the model in the format of ``save_pretrained``, and return the URI of its folder.
 
-    CommitError if another model was written there in the meantime.
+    LoRA adapters are merged into the weights.
+
+    Raises:
+        CommitError: another model was written to the same folder in the meantime.
     """
     merged = copy.deepcopy(model).cpu().eval()
     merge_lora(merged)
     merged.config.architectures = [type(model).__name__]
-    # Without the durations, so that two drivers of one training write the same bytes.
+    # Leave out the durations, so that two drivers of the same training write the same bytes.
     merged.config.metrics = {name: value for name, value in metrics.items() if name not in _TIMES}
     state = {name: tensor.contiguous() for name, tensor in merged.state_dict().items()}
     files = {

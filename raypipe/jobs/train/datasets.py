@@ -1,7 +1,7 @@
-"""The samples of a training as datasets of Ray Data, which Ray Train splits between its workers.
+"""The samples of a training as Ray Data datasets, which Ray Train splits between its workers.
 
-Ray processes that do not need torch, such as readers, import this module. Importing torch here would cost each of them
-seconds.
+This module must not import torch. Ray processes that do not need torch, such as readers, import this module, and
+torch takes seconds to import.
 """
 
 from collections.abc import Iterator
@@ -23,12 +23,15 @@ READ_CPUS = 0.5
 
 
 class UnevenSplits(DataConfig):
-    """Give every row to exactly one worker, always the same one. Equal splits would drop the remainder."""
+    """Give every row to exactly one worker, to the same worker in every epoch.
+
+    Ray's default of equal splits would drop the remainder.
+    """
 
     def configure(
         self, datasets: dict[str, Dataset], world_size: int, *_: object, **__: object
     ) -> list[dict[str, DataIterator]]:
-        """Split each dataset with ``streaming_split``; blocks keep their order."""
+        """Return the splits of each worker by dataset name. Blocks keep their order."""
         splits: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, given in datasets.items():
             dataset = given.copy(given)
@@ -40,7 +43,10 @@ class UnevenSplits(DataConfig):
 
 
 def frames_dataset(samples: pa.Table, *, embeddings_uri: str, num_workers: int, seed: int) -> Dataset:
-    """Return a lazy dataset of ``index``, ``targets`` and ``frame_embeddings``. One task reads one block of samples."""
+    """Return a lazy dataset with the columns ``index``, ``targets`` and ``frame_embeddings``.
+
+    Each task reads one block of samples.
+    """
     dataset = ray.data.from_arrow(list(blocks(samples, num_workers=num_workers, seed=seed)))
     return dataset.map_batches(
         read_frames,  # type: ignore[arg-type]  # Ray does not count its keyword arguments
@@ -53,7 +59,10 @@ def frames_dataset(samples: pa.Table, *, embeddings_uri: str, num_workers: int, 
 
 
 def blocks(samples: pa.Table, *, num_workers: int, seed: int) -> Iterator[pa.Table]:
-    """Yield blocks of samples, one per read, in a random order that is the same in every epoch."""
+    """Divide the samples into blocks, and yield these in a random order that is the same in every epoch.
+
+    The samples are first sorted by embeddings file, so that a block reads few files.
+    """
     rows_per_block = int(np.clip(samples.num_rows // (8 * num_workers), 1, 512))
     ordered = samples.sort_by([(FILE, "ascending"), (INDEX, "ascending")])
     starts = np.arange(0, ordered.num_rows, rows_per_block)
@@ -62,10 +71,12 @@ def blocks(samples: pa.Table, *, num_workers: int, seed: int) -> Iterator[pa.Tab
 
 
 def read_frames(samples: pa.Table, *, embeddings_uri: str) -> pa.Table:
-    """Read only the frames of the samples; ``frame_embeddings`` is list<fixed_size_list<float16, D>>[T].
+    """Read the frame embeddings of the samples, and return them with the columns ``index`` and ``targets``.
+
+    The type of ``frame_embeddings`` is list<fixed_size_list<float16, D>>, with T vectors per video.
 
     Raises:
-        CommitError: a file is corrupt, or lacks a video that it had before.
+        CommitError: a file is corrupt, or lacks a video that was in it when the training was planned.
         ObjectError: a file cannot be read.
     """
     output = Folder(embeddings_uri)

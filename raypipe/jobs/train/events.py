@@ -1,4 +1,4 @@
-"""Events: what workers report to the driver through a queue, and what the driver shows and records."""
+"""Events that workers report to the driver through a queue, and the record that the driver makes of them."""
 
 import json
 import threading
@@ -36,13 +36,16 @@ Floats = npt.NDArray[np.float32]
 
 
 def open_queue() -> Queue:
-    """Start an event queue on this node; it ends with the driver."""
+    """Start an event queue on the driver's node. It stops when the driver exits."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def listen(queue: Queue, work: Callable[[], object]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Run ``work`` in a thread and yield the events until it ends; then raise its exception, if any."""
+    """Run ``work`` in a thread, and yield the events from the queue until ``work`` ends.
+
+    If ``work`` raises an exception, it is raised here after the last event.
+    """
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -64,7 +67,10 @@ def listen(queue: Queue, work: Callable[[], object]) -> Iterator[tuple[str, Mapp
 
 @dataclass(slots=True)
 class EventLog:
-    """The events of the workers so far."""
+    """The events that the workers have reported so far.
+
+    ``starts`` has one event for each start or restart of the workers, and ``ended`` is the final event.
+    """
 
     epochs: list[EpochMetrics] = field(default_factory=list)
     starts: list[Mapping[str, Any]] = field(default_factory=list)
@@ -92,7 +98,7 @@ class EventLog:
 
 
 def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> TrainingRecord:
-    """Return what is known about a training before it starts; ``started_at`` is Unix time."""
+    """Return the record of a training that has not started yet. ``started_at`` is Unix time."""
     config, samples = spec.config, spec.samples
     settings = config.model_dump(mode="json")
     settings["embedding_fingerprint"] = samples.fingerprint
@@ -122,7 +128,7 @@ def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> Training
 def with_events(
     record: TrainingRecord, spec: RunSpec, log: EventLog, *, outcome: Outcome, message: str = ""
 ) -> TrainingRecord:
-    """Complete a record with the events of the workers."""
+    """Return the record of a training that has ended, completed with the events of the workers."""
     about = log.starts[-1] if log.starts else {}
     record = replace(
         record,
@@ -140,7 +146,11 @@ def with_events(
 
 
 def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
-    """Return the record of an earlier finished run, without thumbnails; CommitError if its summary cannot be read."""
+    """Return the record of an earlier run that has finished, as read from its summary. It has no thumbnails.
+
+    Raises:
+        CommitError: the summary cannot be read.
+    """
     try:
         said = json.loads(output.read(SUMMARY))
         known = ("num_parameters", "num_trainable_parameters", "num_restarts", "best_epoch", "selected_by", "confusion")
@@ -161,9 +171,10 @@ def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
 
 
 def with_evaluation(record: TrainingRecord, spec: RunSpec, predictions: list[dict[str, Any]] | None) -> TrainingRecord:
-    """Add the confusion matrix, the metrics of each label and the worst mistakes, from the validation predictions.
+    """Add the confusion matrix, the metrics of each label and the worst mistakes to a record.
 
-    Each part has the ``index`` of its videos, their ``targets``, and their ``probabilities`` ``[V, C]``.
+    ``predictions`` holds the predictions for the validation videos in parts. Each part has the ``index`` and the
+    ``targets`` of its videos, and their ``probabilities`` ``[V, C]``. Without predictions, the record is not changed.
     """
     names = spec.samples.label_names
     if not predictions or not names:
@@ -178,7 +189,7 @@ def with_evaluation(record: TrainingRecord, spec: RunSpec, predictions: list[dic
     given: Bools = probabilities >= schema.LABEL_THRESHOLD if several else np.eye(len(names), dtype=bool)[best]
     return replace(
         record,
-        # Rows are true labels, columns are predicted ones.
+        # Rows are true labels, columns are predicted labels.
         confusion=None if several else (truth.astype(np.int64).T @ given.astype(np.int64)).tolist(),
         classes=_class_metrics(truth, given, names),
         mistakes=_mistakes(spec, index, probabilities, truth, best),
@@ -186,7 +197,10 @@ def with_evaluation(record: TrainingRecord, spec: RunSpec, predictions: list[dic
 
 
 def _class_metrics(truth: Bools, given: Bools, label_names: tuple[str, ...]) -> tuple[ClassMetrics, ...]:
-    """Return precision, recall and F1 of each label, from the true and predicted labels of each video ``[V, C]``."""
+    """Return the precision, recall and F1 of each label. ``truth`` and ``given`` are masks of labels, ``[V, C]``.
+
+    ``truth`` says which labels each video has, and ``given`` which labels were predicted.
+    """
     sums = label_sums(truth, given)
     return tuple(
         ClassMetrics(
@@ -204,7 +218,10 @@ def _class_metrics(truth: Bools, given: Bools, label_names: tuple[str, ...]) -> 
 def _mistakes(
     spec: RunSpec, index: npt.NDArray[np.int64], probabilities: Floats, truth: Bools, best: npt.NDArray[np.int64]
 ) -> tuple[Mistake, ...]:
-    """Return the videos whose most likely label is wrong, the most certain first, with their thumbnails."""
+    """Return the videos whose most likely label is wrong, with their thumbnails. The most confident mistakes are first.
+
+    ``best`` is the number of the most likely label of each video.
+    """
     rows = np.arange(len(best))
     wrong = np.flatnonzero(~truth[rows, best])
     wrong = wrong[np.argsort(-probabilities[wrong, best[wrong]], kind="stable")][:MAX_MISTAKES]

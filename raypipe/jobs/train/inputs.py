@@ -1,4 +1,4 @@
-"""The inputs of train: the videos of sealed embeddings, joined with labels, for training and for validation."""
+"""The inputs of train: the videos of sealed embeddings, joined with their labels and split for validation."""
 
 import hashlib
 import logging
@@ -35,9 +35,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TrainingSamples:
-    """The videos to learn from; ``train`` and ``validation`` have ``file``, ``video_id``, ``index`` and ``targets``.
+    """The videos of a training, split into ``train`` and ``validation``.
 
-    ``index`` counts from 0 in each table. ``targets`` are label numbers; empty if the training has no labels.
+    Both tables have the columns ``file``, ``video_id``, ``index`` and ``targets``. ``index`` counts from 0 in each
+    table. ``targets`` is the list of a video's label numbers. It is empty if the training has no labels.
     """
 
     train: pa.Table
@@ -45,15 +46,18 @@ class TrainingSamples:
     label_names: tuple[str, ...]
     multi_label: bool
     embedding_dim: int
-    fingerprint: str  # of the embeddings
-    comparable_fingerprints: frozenset[str]  # of embeddings with the same meaning
-    num_unknown: int  # labelled videos that the embeddings lack
+    fingerprint: str  # the fingerprint of the embeddings
+    comparable_fingerprints: frozenset[str]  # fingerprints of the same settings in every row format
+    num_unknown: int  # labelled videos that are not in the embeddings
     num_without_frames: int  # labelled videos that could not be embedded
-    digest: str  # of the videos, their labels and their split
+    digest: str  # a hash of the videos, their labels and their split
 
 
 class _Chosen(NamedTuple):
-    """The videos of the catalogue to learn from; ``rows`` also have ``targets``, and ``split``: True for validation."""
+    """The videos that were chosen for a training.
+
+    ``rows`` are rows of the catalogue with two more columns: ``targets``, and ``split``, which is True for validation.
+    """
 
     rows: pa.Table
     num_without_frames: int
@@ -63,7 +67,7 @@ class _Chosen(NamedTuple):
 
 
 def find_samples(config: TrainConfig) -> TrainingSamples:
-    """Join the embeddings with the labels, and split them.
+    """Choose the videos of a training: join the embeddings with the labels, and hold out videos for validation.
 
     Raises:
         JobError: the embeddings are not sealed.
@@ -74,7 +78,7 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
     catalogue, gone = _catalogue(output, manifests)
     is_masked = config.objective == "masked_frame"
     chosen = _choose_all(config, catalogue) if is_masked else _choose_labelled(config, catalogue, gone)
-    rows = chosen.rows.sort_by(schema.VIDEO_ID)  # regardless of the order of plans
+    rows = chosen.rows.sort_by(schema.VIDEO_ID)  # independent of the order of the plans
     digest = hashlib.sha256(repr(chosen.label_names).encode())
     for batch in rows.select([FILE, schema.VIDEO_ID, SPLIT, TARGETS]).to_batches(max_chunksize=65_536):
         digest.update(repr(batch.to_pydict()).encode())
@@ -97,7 +101,7 @@ def _numbered(rows: pa.Table) -> pa.Table:
 
 
 def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
-    """Choose every video with frames, and split at random by giving all of them the same label."""
+    """Choose every video with frames, and hold out a random sample for validation. The videos get no labels."""
     rows = catalogue.filter(catalogue[schema.STATUS])
     if not rows.num_rows:
         uri = Folder(config.embeddings).uri
@@ -112,7 +116,7 @@ def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
 
 
 def _choose_labelled(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> _Chosen:
-    """Choose every video with frames and a label; its targets are the numbers of its labels."""
+    """Choose every video that has frames and a label. Its ``targets`` are the numbers of its labels."""
     labels, num_unknown, num_without_frames = _usable_labels(config, catalogue, gone)
     label_names = tuple(sorted(pc.unique(labels[schema.LABEL]).to_pylist()))
     numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names)).to_numpy().astype(np.int64)
@@ -131,9 +135,10 @@ def _choose_labelled(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -
 
 
 def _catalogue(output: Folder, manifests: list[dict[str, Any]]) -> tuple[pa.Table, pa.Array]:
-    """Return the latest row of every video, as ``file``, ``video_id`` and ``status``: whether it has frames.
+    """Return a table of all current videos, and separately the ids of the videos that are gone.
 
-    The ids of deleted videos are returned separately.
+    The table has the columns ``file``, ``video_id`` and ``status``. Here ``status`` is a boolean: whether the video has
+    frames.
     """
     tables, gone = [], [pa.array([], pa.string())]
     statuses = {manifest["plan"]: manifest["statuses"] for manifest in manifests}
@@ -165,9 +170,10 @@ def _with_frames(output: Folder, names: list[str]) -> set[str]:
 
 
 def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> tuple[pa.Table, int, int]:
-    """Return the labels of videos with frames, and how many labelled videos are unknown or have no frames.
+    """Return the labels of videos with frames, the number of unknown labelled videos, and the number without frames.
 
-    Column ``at`` is the row of the catalogue. Deleted videos and videos in the split ``test`` are left out.
+    The column ``at`` of the labels is the position of the video in the catalogue. Videos that are gone and videos in
+    the split ``test`` are left out.
     """
     if config.labels is None:
         labels = folder_labels(catalogue[schema.VIDEO_ID])
@@ -201,7 +207,7 @@ def _check_known(config: TrainConfig, labels: pa.Table, at: pa.Array) -> int:
     return len(unknown)
 
 
-def _is_multi_label(config: TrainConfig, several: bool) -> bool:  # noqa: FBT001 - what the labels show
+def _is_multi_label(config: TrainConfig, several: bool) -> bool:  # noqa: FBT001 - a finding about the labels
     if several and config.problem_type == "single_label":
         msg = "problem_type=single_label, but a video has several labels."
         remedy = "Choose multi_label, or give each video one label."
@@ -210,10 +216,14 @@ def _is_multi_label(config: TrainConfig, several: bool) -> bool:  # noqa: FBT001
 
 
 def read_labels(uri: str, *, split_column: str) -> pa.Table:
-    """Read ``video_id``, ``label`` and, if the file has that column, ``split``; a video may have several rows.
+    """Read the columns ``video_id`` and ``label`` of a file and, if it exists, the column that ``split_column`` names.
 
-    ``split`` is returned as ``train``, ``validation`` or ``test``. Duplicate rows count once.
-    ConfigError if the file cannot be read, lacks a column or a value, has an unknown split, or a video in two splits.
+    A video may have several rows, one per label. Duplicate rows are removed. The split is returned in the column
+    ``split``, as ``train``, ``validation`` or ``test``.
+
+    Raises:
+        ConfigError: the file cannot be read, lacks a column or a value, or has an unknown split, or a video is in two
+            splits.
     """
     wanted = (schema.VIDEO_ID, schema.LABEL)
     place = table_place(uri, what="labels")
@@ -258,9 +268,10 @@ def _warn_of_near_duplicates(uri: str, labels: list[str]) -> None:
 
 
 def folder_labels(video_ids: pa.ChunkedArray) -> pa.Table:
-    """Return the parent folder of each ``video_id`` as its label, as in UCF101 and Kinetics.
+    """Return the name of each video's parent folder as its label, as in the layout of UCF101 and Kinetics.
 
-    ConfigError if a video is not in a folder.
+    Raises:
+        ConfigError: a video is not in a folder.
     """
     labels = [parent.rpartition("/")[2] for parent, _, _ in (id_.rpartition("/") for id_ in video_ids.to_pylist())]
     if "" in labels:
@@ -273,7 +284,10 @@ def folder_labels(video_ids: pa.ChunkedArray) -> pa.Table:
 def _held_out(
     config: TrainConfig, labels: pa.Table, videos: Ints, numbers: Ints, label_names: tuple[str, ...]
 ) -> Bools:
-    """Return which videos ``[V]`` are for validation: as the split column says, or a stratified sample."""
+    """Return a mask ``[V]`` of the videos for validation.
+
+    These are the videos that the split column names or, without such a column, a stratified sample.
+    """
     if SPLIT not in labels.column_names:
         fraction = config.data.validation_fraction
         return stratified(videos, numbers, fraction=fraction, seed=config.seed, names=label_names)
@@ -286,12 +300,17 @@ def _held_out(
 
 
 def stratified(videos: Ints, labels: Ints, *, fraction: float, seed: int, names: Sequence[str]) -> Bools:
-    """Hold out about ``fraction`` of each label's videos, given pairs of video numbers (0 to V - 1) and labels.
+    """Return a mask ``[V]`` of held-out videos, with about ``fraction`` of the videos of each label.
 
-    If every video has one label, at least one video of each label is held out, but never all. Otherwise labels are
-    processed from rarest to most common, and each adds the number it still lacks from videos that have no rarer label
-    (Sechidis et al. 2011).
-    ConfigError if a label has only one video.
+    ``videos`` and ``labels`` form pairs of a video number (0 to V - 1) and a label number. If every video has one
+    label, at least one video of each label is held out, but never all of them.
+
+    If videos have several labels, the labels are processed from the rarest to the most common. Videos that were held
+    out for a rarer label count towards the fraction of the next label. The rest is drawn from the videos without a
+    rarer label (Sechidis et al. 2011).
+
+    Raises:
+        ConfigError: a label has only one video.
     """
     held_out = np.zeros(videos.max() + 1, dtype=bool)
     if not fraction:

@@ -1,4 +1,4 @@
-"""The train job: from a configuration to a model, its model card and its report, for one training or a small grid."""
+"""The train job: produce a model, its model card and a report from a configuration, by one training or a small grid."""
 
 import json
 import tempfile
@@ -36,13 +36,13 @@ from raypipe.storage import Folder
 
 REPORT = "report.html"
 _WIDTH_PER_THREAD = 128
-_WORKER_CPUS = 0.5  # as Ray counts: there must be room for reading next to the workers
+_WORKER_CPUS = 0.5  # reserved in Ray per worker; less than 1, so that the readers fit on the same node
 _CONTINUES = "The same command continues from the last checkpoint."
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """The result of a run, and the URI of its report; ``is_new`` is False if an earlier run had finished it."""
+    """The record of a training, and the URI of its report. ``is_new`` is False if an earlier run had finished it."""
 
     record: TrainingRecord
     report_uri: str
@@ -50,9 +50,9 @@ class TrainingRun:
 
 
 def run_train(config: TrainConfig, *, console: Console | None = None) -> TrainingRun:
-    """Train or resume an earlier run of the same command, and write the model, its model card and the report.
+    """Train a model, or resume an earlier run of the same command. Write the model, its model card and the report.
 
-    With ``search``, do so for every point of the grid, and keep the best one's model.
+    If ``config.search`` is set, train every point of the grid, and keep only the model of the best point.
 
     Raises:
         SetupError: something is wrong before the work starts.
@@ -82,7 +82,7 @@ def run_train(config: TrainConfig, *, console: Console | None = None) -> Trainin
 
 
 def _train_point(config: TrainConfig) -> TrainingRecord:
-    """Train one point of a grid; the record says if it failed."""
+    """Train one point of a grid, and return its record. A failure is recorded instead of raised."""
     try:
         return run_train(config, console=Console(quiet=True)).record
     except RaypipeError as error:
@@ -93,7 +93,7 @@ def _train_point(config: TrainConfig) -> TrainingRecord:
 
 
 def _is_finished(output: Folder) -> bool:
-    """Whether a training has ended here: its model and its report exist."""
+    """Return whether the output holds a finished training, with its model and its report."""
     if not output.exists(f"{MODEL_FOLDER}/{COMPLETE}"):
         return False
     try:
@@ -103,20 +103,24 @@ def _is_finished(output: Folder) -> bool:
 
 
 def _train(spec: RunSpec, record: TrainingRecord, *, use_gpu: bool, console: Console | None) -> TrainingRecord:
-    """Train, and return the completed record; a training that fails leaves a report too."""
+    """Train, and return the completed record. If the training fails, write the report before the error is raised."""
     log = EventLog()
     try:
         _run_workers(spec, log, use_gpu=use_gpu, console=console)
     except RaypipeError as error:
         failed = with_events(record, spec, log, outcome="failed", message=str(error))
-        with suppress(RaypipeError):  # the cause may break this as well, and is the error to report
+        with suppress(RaypipeError):  # the report may fail for the same reason; raise the first error
             write_training_report(failed, spec.output.put)
         raise
     return with_events(record, spec, log, outcome="finished")
 
 
 def _run_workers(spec: RunSpec, log: EventLog, *, use_gpu: bool, console: Console | None) -> None:
-    """Run the workers, and keep what they report; JobError if they failed too often, or a loss is not finite."""
+    """Run the workers, and add their events to ``log``.
+
+    Raises:
+        JobError: the workers failed too often, or a loss is not finite.
+    """
     events = open_queue()
     with tempfile.TemporaryDirectory() as scratch:
         with data_context():
@@ -143,7 +147,11 @@ def _run_workers(spec: RunSpec, log: EventLog, *, use_gpu: bool, console: Consol
 
 
 def decide_gpu(config: TrainConfig) -> bool:
-    """Return whether each worker gets a GPU; SetupError if there are too few GPUs or CPUs: they would wait forever."""
+    """Return whether each worker gets a GPU.
+
+    Raises:
+        SetupError: the cluster has too few GPUs or CPUs, so that the workers would wait forever.
+    """
     num_workers, wanted = config.resources.num_workers, config.resources.use_gpu
     worker = {"CPU": _WORKER_CPUS, "GPU": 1.0} if wanted is True else {"CPU": _WORKER_CPUS}
     bundles = [*[worker] * num_workers, {"CPU": float(READ_CPUS)}]
@@ -161,7 +169,10 @@ def decide_gpu(config: TrainConfig) -> bool:
 
 
 def make_trainer(spec: RunSpec, events: Queue, *, scratch: Path, use_gpu: bool) -> TorchTrainer:
-    """Return everything that Ray Train needs; it stores only its own notes, in ``scratch``."""
+    """Return the Ray Train trainer that runs the workers.
+
+    Ray Train keeps only its own state in ``scratch``. The workers write the checkpoints to the output.
+    """
     config, samples = spec.config, spec.samples
     num_workers = config.resources.num_workers
     loop = LoopSettings(
@@ -194,7 +205,7 @@ def make_trainer(spec: RunSpec, events: Queue, *, scratch: Path, use_gpu: bool) 
         ),
         run_config=RunConfig(
             name=f"raypipe-{uuid.uuid4().hex[:12]}",
-            storage_path=str(scratch),  # checkpoints are our own: at any URI, and never incomplete
+            storage_path=str(scratch),  # we store checkpoints ourselves: at any URI, and atomically
             failure_config=FailureConfig(max_failures=config.resources.max_failures),
         ),
         datasets=datasets,
@@ -203,7 +214,10 @@ def make_trainer(spec: RunSpec, events: Queue, *, scratch: Path, use_gpu: bool) 
 
 
 def threads_per_worker(num_workers: int, *, n_embd: int) -> int:
-    """Return a worker's part of the CPUs of its node; a narrow model is slower on several than on one."""
+    """Return the number of torch threads for each worker: its share of the CPUs of its node.
+
+    A narrow model gets fewer threads, because it is slower with several threads than with one.
+    """
     nodes = [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
     per_node = -(-num_workers // max(1, len(nodes)))
     return max(1, min(int(min(nodes) // per_node), n_embd // _WIDTH_PER_THREAD))

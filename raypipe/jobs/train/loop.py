@@ -1,4 +1,4 @@
-"""The training loop of one worker: epochs, checkpoints, and exact resume. No Ray here."""
+"""The training loop of one worker: epochs, checkpoints, and exact resume. Ray is not used here."""
 
 import math
 import time
@@ -26,13 +26,13 @@ from raypipe.models.gpt2 import VideoModel
 from raypipe.records import EpochMetrics
 
 Notify = Callable[[str, Mapping[str, Any]], None]
-_AGREE_STEPS = 16  # with several workers, whether a checkpoint is due is agreed only every this many steps
-_BETAS = (0.9, 0.95)  # as in GPT-2's and GPT-3's training
+_AGREE_STEPS = 16  # several workers check only every 16 steps whether a checkpoint is due, because they must agree
+_BETAS = (0.9, 0.95)  # AdamW's betas in the training of GPT-2 and GPT-3
 
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """What a loop needs in addition to its model and its samples."""
+    """The settings of a training loop. ``num_train`` and ``num_validation`` count the videos of all workers."""
 
     optimizer: OptimizerConfig
     checkpoint: CheckpointConfig
@@ -45,16 +45,16 @@ class LoopSettings:
 
 @dataclass(slots=True)
 class TrainingState:
-    """The progress of a training: what a checkpoint holds in addition to tensors."""
+    """The progress of a training. A checkpoint stores it in addition to the tensors."""
 
     epoch: int = 0  # completed epochs
-    step: int = 0  # optimizer steps
-    loss_sum: float = 0.0  # of this worker in this epoch; of all workers in a checkpoint
-    num_videos: int = 0  # likewise
-    num_done: int = 0  # of all workers
-    learning_rate: float = 0.0  # of the last step
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)  # EpochMetrics
+    step: int = 0  # optimizer steps since the start of the training
+    loss_sum: float = 0.0  # the sum of this worker's losses in this epoch; in a checkpoint, the sum over all workers
+    num_videos: int = 0  # the number of losses in ``loss_sum``
+    num_done: int = 0  # videos that all workers have processed in this epoch
+    learning_rate: float = 0.0  # the rate of the last step
+    seconds: float = 0.0  # the time spent on the steps of this epoch
+    history: list[dict[str, Any]] = field(default_factory=list)  # one EpochMetrics per epoch, as a dict
     best_epoch: int | None = None
     best_value: list[float] = field(default_factory=list)
     best_checkpoint: int | None = None
@@ -63,9 +63,9 @@ class TrainingState:
 
 
 class Loop:
-    """Train a model on one worker's samples; all workers call ``run``.
+    """Train a model on the samples of one worker. All workers must call ``run``.
 
-    All randomness in a step is a function of the seed, the step number and the worker number, so a resumed training has
+    The randomness of a step depends only on the seed, the step number and the worker number. So a resumed training has
     exactly the same losses as an uninterrupted one.
     """
 
@@ -96,7 +96,7 @@ class Loop:
         weights = settings.class_weights
         class_weights = None if weights is None else torch.tensor(weights, device=workers.device)
         self._objective = Objective(settings.optimizer, class_weights=class_weights)
-        self.has_validation = settings.num_validation > 0  # on any worker
+        self.has_validation = settings.num_validation > 0  # True on all workers or on none
         self.state = TrainingState()
         self._seen = np.zeros(settings.num_train, dtype=bool)
         self._stored_at = time.monotonic()
@@ -113,12 +113,15 @@ class Loop:
         self._seen = checkpoint.seen.copy()
 
     def standardise(self) -> None:
-        """Compute the mean and standard deviation of each of the D numbers over the training videos."""
+        """Compute the mean and the standard deviation of each of the D dimensions, and store them in the encoder.
+
+        They are computed over all frames of the training videos of all workers.
+        """
         sums, num_frames = self._train.moments(self.model.config.embedding_dim)
         self._train.settle(self._workers)
         mean, square = self._workers.sum(sums) / max(1, self._workers.sum([num_frames])[0])
-        # Embeddings are float16: a deviation below its resolution means a constant.
-        with np.errstate(invalid="ignore"):  # the first step stops the training if it is not finite
+        # Embeddings are float16. A deviation below the resolution of float16 means that the dimension is constant.
+        with np.errstate(invalid="ignore"):  # if a value is not finite, the first step stops the training
             deviation = np.sqrt(np.maximum(square - np.square(mean), 1e-8))
         self.model.encoder.mean.copy_(torch.from_numpy(mean))
         self.model.encoder.std.copy_(torch.from_numpy(deviation))
@@ -126,7 +129,10 @@ class Loop:
     def run(self) -> TrainingState:
         """Train until the last epoch, until the validation split stops improving, or until a loss is not finite.
 
-        StorageError if a checkpoint cannot be stored.
+        The returned state says in ``ended`` which of these it was.
+
+        Raises:
+            StorageError: a checkpoint cannot be stored.
         """
         while self.state.ended == "running":
             if self.state.epoch >= self._settings.optimizer.epochs:
@@ -147,7 +153,7 @@ class Loop:
                 seed=[self._settings.seed, self.state.epoch, number],
                 seen=self._seen,
             )
-            # Other workers may have more batches: take part with empty ones, or they would wait forever.
+            # If other workers have more batches, add empty ones. Otherwise the other workers would wait forever.
             sizes = np.zeros(int(self._workers.max(len(batches))))
             sizes[: len(batches)] = [len(batch) for batch in batches]
             batches += [np.zeros(0, dtype=np.int64)] * (len(sizes) - len(batches))
@@ -164,7 +170,10 @@ class Loop:
         self._train.settle(self._workers)
 
     def _windows(self) -> Iterator[tuple[int, Window]]:
-        """Yield this worker's windows, then empty ones until no worker has any left: all take part in every step."""
+        """Yield the windows of this worker with their numbers, then empty windows until no worker has any left.
+
+        The empty windows are needed because all workers must take part in every step.
+        """
         windows = self._train.windows()
         for number in count():
             window = next(windows, None)
@@ -173,7 +182,10 @@ class Loop:
             yield number, window or Window()
 
     def _step(self, window: Window, group: list[Ints], num_videos: float) -> bool:
-        """Take an optimizer step over the group's batches of all workers; return False if it is not finite."""
+        """Take one optimizer step over a group of batches. Return False, without a step, if the gradient is not finite.
+
+        ``num_videos`` is the number of videos in this step on all workers.
+        """
         state, config = self.state, self._settings.optimizer
         state.learning_rate = self._rate(num_videos)
         set_rate(self._optimizer, state.learning_rate)
@@ -188,7 +200,7 @@ class Loop:
                     each, _ = self._objective(network, batch, learning=True)
                 # A worker without videos takes part with a gradient of 0.
                 loss = each.float().sum() if len(positions) else each.float().sum() * 0
-                # DDP averages the gradients of the workers, but these are parts of one sum.
+                # DDP averages the gradients of the workers. Here they are parts of a sum, so undo the average.
                 (loss * (self._workers.size / num_videos)).backward()
             losses += loss.detach().double()
         norm = clip_grad_norm_(self._trained, config.max_grad_norm)
@@ -250,7 +262,10 @@ class Loop:
             self._notify("epoch", {"metrics": metrics, "is_best": is_best, "history": state.history})
 
     def _value(self, metrics: EpochMetrics) -> list[float]:
-        """Return the values to rank epochs by, highest first: the chosen metric, then the negative loss."""
+        """Return the values that rank an epoch (higher is better): the metric of ``select_by``, then the negative loss.
+
+        If there is no such metric, or ``select_by`` is ``loss``, the negative loss is the only value.
+        """
         loss = metrics.train_loss if metrics.validation_loss is None else metrics.validation_loss
         chosen = self._settings.optimizer.select_by
         is_loss = chosen == "loss" or metrics.accuracy is None
@@ -265,7 +280,10 @@ class Loop:
 
     @torch.no_grad()
     def evaluate(self, each: Callable[[Window, Ints, torch.Tensor], None] | None = None) -> Scores:
-        """Measure the model on the validation split of all workers; ``each`` gets the logits of every batch."""
+        """Measure the model on the validation videos of all workers.
+
+        ``each`` is called with the window, the positions and the logits of every batch of this worker.
+        """
         self.model.eval()
         scores = Scores(self._feeder.num_labels)
         for window in self._validation.windows():
@@ -291,7 +309,7 @@ class Loop:
             self._checkpoint(is_best=False)
 
     def _checkpoint(self, *, is_best: bool) -> None:
-        """Store the state of all workers; on resume, the first worker continues with the sums of all."""
+        """Store a checkpoint with the sums of all workers. On resume, the first worker continues with these sums."""
         seen = self._workers.sum(self._seen) > 0
         loss_sum, num_videos = self._workers.sum([self.state.loss_sum, self.state.num_videos])
         if self._workers.leads:
@@ -302,7 +320,11 @@ class Loop:
         self._stored_at = time.monotonic()
 
     def load_best(self) -> None:
-        """Load the weights of the best epoch into the model; JobError if its checkpoint is no longer complete."""
+        """Load the weights of the best epoch into the model.
+
+        Raises:
+            JobError: the checkpoint of the best epoch is no longer complete.
+        """
         number = max(self._workers.gather(self.state.best_checkpoint), key=lambda found: -1 if found is None else found)
         best = None if number is None else self._checkpoints.read(number)
         if best is None:
@@ -312,7 +334,10 @@ class Loop:
 
 
 def make_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
-    """Make an AdamW that decays matrices but not biases, norms and single vectors, without frozen parameters."""
+    """Make an AdamW optimizer for the parameters that are not frozen.
+
+    Weight decay applies to matrices, but not to biases, norms and other vectors.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [one for one in trained if one.ndim > 1], "weight_decay": weight_decay},
@@ -322,9 +347,10 @@ def make_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.Adam
 
 
 def rate_at(progress: float, *, warmup_fraction: float) -> float:
-    """Return the factor of the learning rate, 0 to 1: a linear warm-up, then half a cosine down to 0.
+    """Return the factor (0 to 1) of the learning rate: a linear warm-up, followed by a cosine decay to 0.
 
-    ``progress`` is the fraction of the training at the middle of a step, so that no step has a rate of 0.
+    ``progress`` is the completed fraction of the training. Callers pass its value at the middle of a step, so that no
+    step has a rate of 0.
     """
     if progress < warmup_fraction:
         return progress / warmup_fraction

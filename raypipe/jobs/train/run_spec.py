@@ -1,4 +1,4 @@
-"""The definition of a training: its network, initial weights, and the facts in ``run.json`` that must not change."""
+"""The definition of a training: its network, its initial weights, and the facts that must stay the same on resume."""
 
 import hashlib
 import json
@@ -20,13 +20,16 @@ from raypipe.models.gpt2 import Gpt2, VideoModel, add_lora, freeze, resolve_gpt2
 from raypipe.storage import Folder
 
 RUN = "run.json"
-_FREE = {"output", "checkpoint", "resources"}  # keys that may change from one command to the next
+_FREE = {"output", "checkpoint", "resources"}  # keys that may change when a training is resumed
 _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
-    """What a network starts from: a GPT-2, or the encoder of another training's model."""
+    """The architecture and the initial weights of a network.
+
+    The weights come from ``gpt2`` or, if ``init_from`` is set, from the encoder of an earlier training's model.
+    """
 
     config: VideoClassifierConfig
     model: ClassifierConfig
@@ -36,9 +39,10 @@ class NetworkSpec:
 
 
 def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
-    """Build the model, always the same for the same seed; WeightsError if the initial weights do not fit.
+    """Build the model. The same seed always gives the same model. Frozen parameters do not require gradients.
 
-    Frozen parameters do not require gradients.
+    Raises:
+        WeightsError: the initial weights do not fit the network.
     """
     torch.manual_seed(seed)
     model: VideoModel = VideoClassifier(spec.config) if spec.classifies else MaskedFrameModel(spec.config)
@@ -60,7 +64,7 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
 
 
 def seed_step(*numbers: int) -> None:
-    """Seed all random generators with these numbers."""
+    """Seed torch's random generators, on the CPU and the GPU, with a hash of these numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which asks every backend: 0.1 ms per step
     if torch.cuda.is_initialized():
@@ -68,14 +72,21 @@ def seed_step(*numbers: int) -> None:
 
 
 class Objective:
-    """The loss of each video of a batch ``[B]``, and its logits if it classifies."""
+    """The training objective. Calling it returns the loss of each video ``[B]`` and the logits ``[B, C]``.
+
+    The logits are None if the network does not classify.
+    """
 
     def __init__(self, config: OptimizerConfig, *, class_weights: torch.Tensor | None) -> None:
         self._config = config
         self._class_weights = class_weights
 
     def __call__(self, network: nn.Module, batch: Batch, *, learning: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Call the network, which may be wrapped; ``learning`` drops frames, smooths labels and weighs classes."""
+        """Run the network on a batch and return the losses and the logits.
+
+        ``network`` may be wrapped in ``DistributedDataParallel``. If ``learning`` is True, frames are dropped, labels
+        are smoothed and classes are weighted, as configured.
+        """
         if batch.labels is None:
             hidden = hide_frames(batch.mask, self._config.masked_fraction)
             return network(batch.frames, batch.mask, hidden).losses, None
@@ -90,7 +101,10 @@ class Objective:
 
 
 def drop_frames(mask: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Remove about this fraction of a mask's frames ``[B, T]`` at random, never all frames of a video."""
+    """Return the mask ``[B, T]`` without about ``fraction`` of its frames, chosen at random.
+
+    Every video keeps at least one frame.
+    """
     chance = torch.rand(mask.shape, device=mask.device).masked_fill(mask == 0, -1.0)
     kept = chance >= fraction
     kept[torch.arange(len(mask)), chance.argmax(dim=1)] = True
@@ -98,7 +112,10 @@ def drop_frames(mask: torch.Tensor, fraction: float) -> torch.Tensor:
 
 
 def hide_frames(mask: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Choose about this fraction of a mask's frames ``[B, T]`` at random, at least one of every video."""
+    """Return a mask ``[B, T]`` of the frames to hide: a random choice of about ``fraction`` of the frames in ``mask``.
+
+    At least one frame of every video is hidden.
+    """
     chance = torch.rand(mask.shape, device=mask.device).masked_fill(mask == 0, 2.0)
     hidden = chance < fraction
     hidden[torch.arange(len(mask)), chance.argmin(dim=1)] = True
@@ -107,7 +124,7 @@ def hide_frames(mask: torch.Tensor, fraction: float) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """A training with all its inputs."""
+    """A training with everything that it starts from."""
 
     config: TrainConfig
     output: Folder
@@ -117,7 +134,11 @@ class RunSpec:
 
     @property
     def class_weights(self) -> list[float] | None:
-        """The loss weight of each label, 1 on average; for multi-label, the weight of positives (negatives weigh 1)."""
+        """The loss weight of each label, or None if labels are not weighted. Rare labels weigh more.
+
+        For single-label training, the weights average to 1 over the videos. For multi-label training, they are the
+        weights of positive labels, relative to a weight of 1 for negative labels.
+        """
         if self.config.optimizer.class_weights == "none" or not self.samples.label_names:
             return None
         labels = self.samples.train[TARGETS].combine_chunks().flatten()
@@ -129,7 +150,7 @@ class RunSpec:
 
 
 def prepare(config: TrainConfig, samples: TrainingSamples) -> RunSpec:
-    """Find the GPT-2 or the model that the training starts from.
+    """Find the GPT-2 or the model that the training starts from, and return the complete definition of the training.
 
     Raises:
         ConfigError: settings contradict each other.
@@ -177,7 +198,10 @@ def _check_freeze(config: TrainConfig, gpt2: Gpt2) -> None:
 def classifier_config(
     config: TrainConfig, samples: TrainingSamples, gpt2: Gpt2, *, max_frames: int
 ) -> VideoClassifierConfig:
-    """Return the content of ``config.json``; GPT-2's own dropout is ``model.dropout``."""
+    """Return the configuration that the model's ``config.json`` will hold.
+
+    The dropout rates inside GPT-2 are set to ``model.dropout``.
+    """
     dropout = config.model.dropout
     sizes = {**gpt2.config, **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), dropout)}
     if (width := sizes["n_embd"]) % sizes["n_head"]:
@@ -196,11 +220,11 @@ def classifier_config(
 
 
 def auto_learning_rate(*, n_embd: int, pretrained: bool, lora: bool) -> float:
-    """Return the learning rate for ``auto``: for random weights higher the narrower they are, for pretrained ones low.
+    """Return the learning rate for ``auto``.
 
-    The rate for random weights was measured at a width of 128 and is inversely proportional to the width, as for AdamW
-    (Yang et al. 2022, arXiv:2203.03466). The others are common for fine-tuning GPT-2 (Hu et al. 2021,
-    arXiv:2106.09685).
+    For random weights, the rate was measured at a width of 128 and is inversely proportional to the width, as Yang et
+    al. (2022, arXiv:2203.03466) recommend for AdamW. The rates for LoRA and for pretrained weights are common for
+    fine-tuning GPT-2 (Hu et al. 2021, arXiv:2106.09685).
     """
     if lora:
         return 1e-3
@@ -208,7 +232,7 @@ def auto_learning_rate(*, n_embd: int, pretrained: bool, lora: bool) -> float:
 
 
 def run_facts(spec: RunSpec) -> dict[str, Any]:
-    """Return what identifies a run: every setting that changes its result, its samples, and its initial weights."""
+    """Return the facts that identify a run: the settings that affect its result, its samples, its initial weights."""
     samples, gpt2, init_from = spec.samples, spec.network.gpt2, spec.network.init_from
     settings = {key: value for key, value in spec.config.model_dump(mode="json").items() if key not in _FREE}
     del settings["data"]["cache_bytes"]
@@ -228,11 +252,11 @@ def run_facts(spec: RunSpec) -> dict[str, Any]:
 
 
 def check_same_run(output: Folder, facts_now: Mapping[str, Any]) -> None:
-    """Store what identifies this run; if the output already holds a run, check that it is the same.
+    """Store the facts that identify this run. If the output already holds a run, check that its facts are the same.
 
     Raises:
-        FingerprintError: the output holds another run; the message names the settings that differ.
-        CommitError: the stored file is not a run.
+        FingerprintError: the output holds another run. The message names the settings that differ.
+        CommitError: the stored ``run.json`` cannot be read.
     """
     data = json.dumps(facts_now, indent=1, sort_keys=True).encode()
     if output.put_new(RUN, data):

@@ -1,4 +1,4 @@
-"""Scores: the quality of predictions, as sums over videos that can be added across batches and workers."""
+"""Scores of predictions, kept as sums over videos, so that batches and workers can be added up."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,11 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(slots=True)
 class Scores:
-    """Sums over videos; for each of C labels, how many videos have it, how many are predicted to have it, and both."""
+    """Sums over the videos that were evaluated.
+
+    ``totals`` holds four sums. ``by_label`` counts for each of the C labels the videos that have it (support), the
+    videos for which it is predicted (predicted), and the videos for which both are true (both).
+    """
 
     num_labels: int
     totals: Floats = field(
@@ -27,7 +31,10 @@ class Scores:
         self.by_label = np.zeros((3, self.num_labels))
 
     def add(self, losses: torch.Tensor, logits: torch.Tensor | None, labels: torch.Tensor | None) -> None:
-        """Count a batch: losses ``[B]``, logits ``[B, C]``, class numbers ``[B]`` or zeros and ones ``[B, C]``."""
+        """Add a batch to the sums, given its losses ``[B]`` and logits ``[B, C]``.
+
+        ``labels`` holds class numbers ``[B]``, or zeros and ones ``[B, C]`` if a video may have several labels.
+        """
         self.totals[:2] += float(losses.double().sum()), len(losses)
         if logits is None or labels is None or not len(losses):
             return
@@ -39,46 +46,57 @@ class Scores:
 
     @property
     def loss(self) -> float:
-        """The mean loss of a video; NaN if there is none."""
+        """The mean loss per video, or NaN if there are no videos."""
         return float(self.totals[0] / self.totals[1]) if self.totals[1] else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """The fraction of videos whose labels are all correct."""
+        """The fraction of videos for which exactly the right labels are predicted."""
         return float(self.totals[2] / self.totals[1])
 
     @property
     def top5_accuracy(self) -> float:
-        """The fraction of videos with a label among the five most likely ones."""
+        """The fraction of videos for which at least one true label is among the five most likely labels."""
         return float(self.totals[3] / self.totals[1])
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 of the labels that some video has or is predicted to have."""
+        """The mean F1 over all labels that at least one video has or is predicted to have."""
         present = self.by_label[:2].sum(axis=0) > 0
         return float(f1(self.by_label)[present].mean()) if present.any() else 0.0
 
 
 def f1(by_label: Floats) -> Floats:
-    """Return the F1 of each label ``[C]`` from support, predicted and both ``[3, C]``; 0 if there is neither."""
+    """Return the F1 of each label ``[C]``.
+
+    ``by_label`` ``[3, C]`` has the rows support, predicted and both, as in ``Scores``. The F1 of a label is 0 if no
+    video has the label and it is predicted for none.
+    """
     scores: Floats = 2 * by_label[2] / np.maximum(by_label[0] + by_label[1], 1)
     return scores
 
 
 def label_sums(truth: Bools, given: Bools) -> Floats:
-    """Return support, predicted and both of each label ``[3, C]``, from true and predicted labels ``[V, C]``."""
+    """Return counts for each label, ``[3, C]``, with the rows support, predicted and both, as in ``Scores``.
+
+    ``truth`` ``[V, C]`` says which labels each video has, and ``given`` ``[V, C]`` which labels are predicted.
+    """
     sums: Floats = np.stack([truth.sum(axis=0), given.sum(axis=0), (truth & given).sum(axis=0)]).astype(np.float64)
     return sums
 
 
 def as_sets(labels: torch.Tensor, num_labels: int) -> Bools:
-    """Convert class numbers ``[B]``, or zeros and ones ``[B, C]``, to booleans ``[B, C]``: the labels of each video."""
+    """Return a mask ``[B, C]`` of each video's labels, given class numbers ``[B]`` or zeros and ones ``[B, C]``."""
     sets: Bools = (labels if labels.ndim > 1 else torch.nn.functional.one_hot(labels, num_labels)).bool().cpu().numpy()
     return sets
 
 
 def predicted_sets(logits: torch.Tensor, *, multi_label: bool) -> Bools:
-    """Return which labels the logits ``[B, C]`` predict: the best one, or all with a probability of at least 0.5."""
+    """Return a mask ``[B, C]`` of the predicted labels of each video, given logits ``[B, C]``.
+
+    Without ``multi_label`` this is the most likely label. With ``multi_label`` these are all labels with a probability
+    of at least 0.5.
+    """
     if multi_label:
         several: Bools = (logits.sigmoid() >= LABEL_THRESHOLD).cpu().numpy()
         return several
@@ -86,7 +104,10 @@ def predicted_sets(logits: torch.Tensor, *, multi_label: bool) -> Bools:
 
 
 def measured(scores: Scores | None) -> dict[str, float]:
-    """Return the scores as fields of an epoch's metrics; only the loss if nothing is classified."""
+    """Return the scores as keyword arguments of ``EpochMetrics``.
+
+    If the model does not classify, this is only the validation loss. Without scores, the result is empty.
+    """
     if scores is None:
         return {}
     names = ("accuracy", "top5_accuracy", "macro_f1") if scores.num_labels else ()

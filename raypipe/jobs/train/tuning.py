@@ -1,4 +1,4 @@
-"""A small grid of trainings on Ray Tune. Each trial resumes on its own, and the best trial's model is kept."""
+"""A small grid search with Ray Tune. Each trial is a training that can be resumed. The best trial's model is kept."""
 
 import math
 import os
@@ -30,7 +30,7 @@ _TRIAL_CPUS = 0.1  # a trial only waits for the workers of its training
 
 @dataclass(frozen=True, slots=True)
 class SearchPoint:
-    """One point of a grid: the name of its trial, the keys that it sets, and the whole configuration."""
+    """One point of a grid: the name of its trial, the keys and values that it sets, and the whole configuration."""
 
     name: str
     settings: Mapping[str, Any]
@@ -38,10 +38,12 @@ class SearchPoint:
 
 
 def grid(config: TrainConfig) -> list[SearchPoint]:
-    """Return every combination of the choices, each checked, with its own output below ``trials/``.
+    """Return one point for every combination of the choices in ``config.search``.
+
+    Each point has a validated configuration, and its own output folder below ``trials/``.
 
     Raises:
-        ConfigError: a key or a value is wrong, or there are too many combinations.
+        ConfigError: a key or a value is invalid, or there are too many combinations.
     """
     if (count := math.prod(map(len, config.search.values()))) > MAX_TRIALS:
         msg = f"search has {count} combinations; at most {MAX_TRIALS} are allowed."
@@ -66,7 +68,9 @@ def grid(config: TrainConfig) -> list[SearchPoint]:
 def search_grid(
     points: Sequence[SearchPoint], train: Callable[[TrainConfig], TrainingRecord], *, use_gpu: bool, console: Console
 ) -> dict[str, TrainingRecord]:
-    """Train every point, as many at once as fit into the cluster; print and return the record of each, by name.
+    """Train every point of a grid, as many at the same time as fit into the cluster.
+
+    A line is printed for each trial that ends. The returned dict maps the name of each point to its record.
 
     Raises:
         JobError: Ray ended the search.
@@ -114,7 +118,14 @@ def _describe(point: SearchPoint, record: TrainingRecord) -> str:
 def keep_best(
     output: Folder, record: TrainingRecord, points: Sequence[SearchPoint], records: Mapping[str, TrainingRecord]
 ) -> TrainingRecord:
-    """Copy the best trial's model to the output; return its record as the search's record. JobError if all failed."""
+    """Copy the best trial's model to the output, and return the record of the whole search.
+
+    ``record`` is the record with which the search started. ``records`` are the records of the trials, by name. The
+    returned record has the metrics of the best trial, and lists all trials.
+
+    Raises:
+        JobError: all trials failed.
+    """
     trials = tuple(
         Trial(
             name=point.name,

@@ -1,4 +1,4 @@
-"""What Ray Train runs on every worker: read the samples, start or resume the training, and store the model."""
+"""The function that Ray Train runs on every worker: read the samples, train or resume, and store the model."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -22,12 +22,12 @@ from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.storage import Folder
 
 TRAIN, VALIDATION = "train", "validation"
-_STEP_SECONDS = 0.5  # between two steps that are reported to the driver
+_STEP_SECONDS = 0.5  # the minimum time between two steps that are reported to the driver
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """The settings of a worker; ``network`` is a reference to a ``NetworkSpec`` in the object store."""
+    """The settings of a worker. ``network`` refers to a ``NetworkSpec`` in Ray's object store."""
 
     output_uri: str
     network: "ray.ObjectRef[NetworkSpec]"
@@ -70,7 +70,7 @@ def _read(name: str) -> Iterable[pa.Table]:
 
 
 def _start(loop: Loop, network: NetworkSpec, checkpoints: Checkpoints, workers: Collective, notify: Notify) -> None:
-    """Resume all workers from the newest complete checkpoint; start from the beginning if there is none."""
+    """Resume all workers from the newest complete checkpoint. If there is none, start from the beginning."""
     found = checkpoints.latest() if workers.leads else None
     number = workers.gather(found.number if found else None)[0]
     if number is not None and found is None:
@@ -93,7 +93,10 @@ def _start(loop: Loop, network: NetworkSpec, checkpoints: Checkpoints, workers: 
 
 
 def _finish(loop: Loop, output: Folder, workers: Collective, notify: Notify) -> None:
-    """Evaluate the best epoch's weights once more, video by video, and store the model."""
+    """Load the weights of the best epoch, predict every validation video with them, and store the model.
+
+    The predictions are reported to the driver with the event ``ended``.
+    """
     state = loop.state
     loop.load_best()
     collected: list[dict[str, Any]] = []
@@ -108,16 +111,17 @@ def _finish(loop: Loop, output: Folder, workers: Collective, notify: Notify) -> 
         loop.evaluate(collect)
     parts = [part for worker in workers.gather(collected) for part in worker]
     if workers.leads:
-        put_metrics(output, state.history)  # missing if a worker died right after its last checkpoint
+        put_metrics(output, state.history)  # not written yet if a worker died right after its last checkpoint
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
         model_uri = put_model(output, loop.model, metrics=best)
         notify("ended", {"state": state, "model_uri": model_uri, "predictions": parts})
 
 
 def _notifier(events: Queue, output: Folder) -> Notify:
-    """Return a function that reports events to the driver, though not every step, and updates the stored metrics.
+    """Return a function that reports events to the driver and writes the metrics file after each epoch.
 
-    It waits until an event is in the queue, because this worker may exit right after the last event.
+    Steps are reported at most every ``_STEP_SECONDS``. The function returns only when the event is in the queue,
+    because the worker may exit right after the last event.
     """
     told_at = 0.0
 
