@@ -2,6 +2,7 @@ from raypipe.api import Dataset as Dataset
 from raypipe.api import classify as classify
 from raypipe.api import embed as embed
 from raypipe.api import embed_video as embed_video
+from raypipe.api import evaluate as evaluate
 from raypipe.api import index as index
 from raypipe.api import open_dataset as open_dataset
 from raypipe.api import recommend as recommend
@@ -13,6 +14,7 @@ from raypipe.client import Client as Client
 from raypipe.client import ClientError as ClientError
 from raypipe.config import ClassifyConfig as ClassifyConfig
 from raypipe.config import EmbedConfig as EmbedConfig
+from raypipe.config import EvaluateConfig as EvaluateConfig
 from raypipe.config import IndexConfig as IndexConfig
 from raypipe.config import RecommendConfig as RecommendConfig
 from raypipe.config import ServeConfig as ServeConfig
@@ -37,6 +39,7 @@ from raypipe.errors import RaypipeError as RaypipeError
 from raypipe.errors import SetupError as SetupError
 from raypipe.errors import StorageError as StorageError
 from raypipe.errors import WeightsError as WeightsError
+from raypipe.evaluation.compare import Evaluation as Evaluation
 from raypipe.jobs.embed.one_video import EmbeddedVideo as EmbeddedVideo
 from raypipe.models.classifier import VideoClassifier as VideoClassifier
 from raypipe.results import JobResult as JobResult

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from raypipe.config import (
     ClassifyConfig,
     EmbedConfig,
+    EvaluateConfig,
     IndexConfig,
     RecommendConfig,
     ServeConfig,
@@ -220,6 +221,44 @@ def index(
     nothing = f"Nothing new: version {made['id']} of {settled.output} holds all of it."
     table = index_table(run) if run.is_new else nothing
     return JobResult("index", settled.output, counts, seconds, is_new=run.is_new, record=made, table=table)
+
+
+def evaluate(
+    index: Location | None = None,
+    history: Location | None = None,
+    output: Location | None = None,
+    *,
+    config: Source[EvaluateConfig] = None,
+    console: "Console | None" = None,
+    **settings: Any,  # noqa: ANN401 - the keys of the configuration
+) -> JobResult:
+    """Measure how well an index predicts what users watched next, against simple baselines. Ray is not used.
+
+    The result's ``record`` is an ``Evaluation``. Its counts are the main metric of each ranker; ``served`` stands for
+    the lists that the endpoint would return.
+
+    Args:
+        index: The output folder of ``index``.
+        history: A .parquet, .csv or .jsonl file with ``user_id`` and either ``video_id`` and ``watched_at``, one row
+            per event, or ``history``.
+        output: The folder for ``metrics.json`` and ``users.parquet``.
+        config: A YAML file, a mapping or an ``EvaluateConfig``; the other arguments override it.
+        console: Where progress is shown; by default nowhere.
+        settings: Keys of the configuration, such as ``protocol="leave_one_out"``.
+
+    Raises:
+        SetupError: the index, the history or the configuration cannot be used.
+    """
+    settled = _configured(EvaluateConfig, config, index=index, history=history, output=output, **settings)
+    from raypipe.jobs.evaluate.job import evaluation_table, run_evaluate
+
+    run = run_evaluate(settled, console=console)
+    found = run.evaluation
+    values = {name: round(metrics[found.metric].value, 4) for name, metrics in found.rankers.items()}
+    counts = {"users": found.facts["num_users"], "metric": found.metric, **values}
+    counts["meets_requirement"] = run.meets_requirement
+    table = evaluation_table(run)
+    return JobResult("evaluate", settled.output, counts, run.seconds, record=found, table=table)
 
 
 def verify(output: Location) -> "Verification":

@@ -3,7 +3,7 @@
 from raypipe.cli import demo, init  # noqa: I001 - the order in which --help lists the commands
 from raypipe.cli import embed, train, classify, index, recommend
 from raypipe.cli import serve, submit
-from raypipe.cli import plan, verify, doctor
+from raypipe.cli import plan, verify, evaluate, doctor
 from raypipe.cli.app import app
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "demo",
     "doctor",
     "embed",
+    "evaluate",
     "index",
     "init",
     "main",

@@ -2,6 +2,7 @@
 
 from raypipe.config.classify import ClassifyConfig, ClassifyResourcesConfig
 from raypipe.config.embed import DecodeConfig, EmbedConfig, ResourcesConfig, Retry, SamplingConfig
+from raypipe.config.evaluate import EvaluateConfig
 from raypipe.config.index import IndexConfig, IndexSettings
 from raypipe.config.load import load_config
 from raypipe.config.recommend import RankingConfig, RecommendConfig
@@ -15,6 +16,7 @@ __all__ = [
     "ClassifyResourcesConfig",
     "DecodeConfig",
     "EmbedConfig",
+    "EvaluateConfig",
     "Gpt2Size",
     "IndexConfig",
     "IndexSettings",

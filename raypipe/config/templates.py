@@ -6,7 +6,15 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from raypipe.config import ClassifyConfig, EmbedConfig, IndexConfig, RecommendConfig, ServeConfig, TrainConfig
+from raypipe.config import (
+    ClassifyConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    IndexConfig,
+    RecommendConfig,
+    ServeConfig,
+    TrainConfig,
+)
 
 MODELS: dict[str, type[BaseModel]] = {
     "embed": EmbedConfig,
@@ -14,6 +22,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "classify": ClassifyConfig,
     "index": IndexConfig,
     "recommend": RecommendConfig,
+    "evaluate": EvaluateConfig,
     "serve": ServeConfig,
 }
 _ARGS = "    args:\n"

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import ConfigError
-from raypipe.jobs.recommend.inputs import HISTORY, USER_ID, HistoryFile, User, parse
 from raypipe.storage import Folder
+from raypipe.tables.history import HISTORY, USER_ID, HistoryFile, User, parse
 from support.embed_outputs import replace_object
 from support.properties import examples
 

@@ -10,14 +10,14 @@ from raypipe import schema
 from raypipe.config import IndexConfig, RankingConfig
 from raypipe.dataset.commit import Totals
 from raypipe.jobs.index.job import run_index
-from raypipe.jobs.recommend.inputs import parse
-from raypipe.jobs.recommend.shard import query_of, recommend_shard, summarize, unknown_ids, watched
+from raypipe.jobs.recommend.shard import query_of, recommend_shard, summarize, unknown_ids
 from raypipe.runs.stages import output_rows
 from raypipe.search.index import VideoIndex
 from raypipe.search.items import Items
 from raypipe.search.query import Query
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
+from raypipe.tables.history import parse, watched
 from support.train_runs import embed_all, video_ids
 from support.vectors import clustered, index_of
 
@@ -98,7 +98,7 @@ def test_an_invalid_query_is_an_error_of_each_row(index: VideoIndex) -> None:
 )
 def test_a_text_is_read_as_what_the_index_knows(index: VideoIndex, text: str, expected: tuple[str, ...]) -> None:
     (user,) = parse(pa.table({"user_id": ["u"], "history": [text]}))
-    assert watched(user, index) == expected
+    assert watched(user, index.items.positions) == expected
 
 
 def test_an_id_with_a_space_or_a_separator_is_read() -> None:
@@ -106,4 +106,4 @@ def test_an_id_with_a_space_or_a_separator_is_read() -> None:
     index = index_of(clustered(3, dim=4), {})
     index.items = Items(pa.table({"video_id": ids}), None)
     users = parse(pa.table({"user_id": ids, "history": ids}))
-    assert [watched(user, index) for user in users] == [(one,) for one in ids]
+    assert [watched(user, index.items.positions) for user in users] == [(one,) for one in ids]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.jobs.recommend.inputs import (
+from raypipe.tables.history import (
     HISTORY,
     IS_REPEATED,
     LINE,

@@ -25,7 +25,6 @@ from raypipe.dataset.plan import (
 from raypipe.dataset.read import sealed_manifests
 from raypipe.errors import CommitError, ConfigError, FingerprintError, QueryError, refuse_other_settings
 from raypipe.jobs.recommend import shard
-from raypipe.jobs.recommend.inputs import IS_REPEATED, HistoryFile, parse, repeated_rows
 from raypipe.jobs.recommend.shard import RecommendSettings, RecommendToUsers, open_index, query_of
 from raypipe.jobs.recommend.verify import refuse_format_1
 from raypipe.runs.actors import Executor, Needs, Placement
@@ -34,6 +33,7 @@ from raypipe.runs.stages import Stage
 from raypipe.search.versions import CURRENT, Versions
 from raypipe.storage import Folder
 from raypipe.tables import table_place
+from raypipe.tables.history import IS_REPEATED, HistoryFile, parse, repeated_rows
 from raypipe.text import plural
 
 _FORMAT = 2  # the row format: increased by every change that makes old rows incompatible

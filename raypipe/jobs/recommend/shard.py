@@ -14,7 +14,6 @@ from raypipe import schema
 from raypipe.config import RankingConfig
 from raypipe.dataset.commit import Totals
 from raypipe.errors import QueryError
-from raypipe.jobs.recommend.inputs import User, other_readings, parse
 from raypipe.records import ShardSummary, VideoNote
 from raypipe.runs.stages import identity
 from raypipe.search.index import VideoIndex
@@ -22,6 +21,7 @@ from raypipe.search.query import Query, Recommendations
 from raypipe.search.versions import Versions, cache_folder
 from raypipe.status import UserStatus
 from raypipe.storage import Folder
+from raypipe.tables.history import User, parse, watched
 
 NUM_IDS = "num_ids"  # the number of distinct ids in the history of an answered row
 SECONDS = "seconds"  # the seconds for the whole shard are in the first row; other rows have 0
@@ -83,24 +83,10 @@ def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) 
     return pa.table(answered | columns)
 
 
-def watched(user: User, index: VideoIndex) -> tuple[str, ...]:
-    """Return the ids of a user's history.
-
-    If the history is an ambiguous text, choose the interpretation with the most ids that are in the index.
-    """
-
-    def num_known(ids: tuple[str, ...]) -> int:
-        return sum(position is not None for position in index.items.positions(ids))
-
-    if user.text is None or num_known(user.video_ids) == len(user.video_ids):
-        return user.video_ids
-    return max((user.video_ids, *other_readings(user.text)), key=num_known)
-
-
 def _row(user: User, index: VideoIndex, ranking: RankingConfig) -> Mapping[str, Any]:
     if user.error is not None:
         return _error(user, user.error)
-    history = watched(user, index)
+    history = watched(user, index.items.positions)
     try:
         found = index.recommend(query_of(ranking, history))
     except QueryError as error:

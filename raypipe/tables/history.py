@@ -1,9 +1,9 @@
-"""The inputs of recommend: read a history file in blocks of rows, and parse the users in these rows."""
+"""Watch histories of users: read a file with one row per user in blocks of rows, and parse the users in these rows."""
 
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -50,6 +50,20 @@ class HistoryFile:
             msg = f"The history {uri} does not exist."
             raise ConfigError(msg, key="history", value=uri, remedy=remedy)
         return cls(folder, name, stored)
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns, in a .jsonl the keys of the first row; raises like ``blocks``."""
+        uri, name = self.folder.child(self.name), self.name.lower()
+        with self._problems(uri), self.folder.open_input(self.name) as source:
+            if name.endswith(".parquet"):
+                return list(pq.read_schema(source).names)
+            if name.endswith(".csv"):
+                lines = io.TextIOWrapper(source, "utf-8-sig", errors="replace", newline="")
+                try:
+                    return [field.strip() for field in next(csv_rows(lines), CsvRow([], 1, 1)).fields]
+                finally:
+                    lines.detach()
+            return list(json_object(next((line for line in source if line.strip()), b"{}")))
 
     def blocks(self, num_rows: int, *, only_ids: bool = False) -> Iterator[pa.Table]:
         """Yield the file as tables of ``num_rows`` rows, which ``parse`` accepts. The last table has the remainder.
@@ -235,6 +249,20 @@ def parse_history(history: Any) -> tuple[str, ...]:  # noqa: ANN401 - any value 
     if all(type(video_id) is str for video_id in ids) and "".join(ids).isascii():  # a fast path for the usual case
         return tuple(ids)
     return tuple(_text(video_id, what=HISTORY) for video_id in ids)
+
+
+def watched(user: User, positions: Callable[[Sequence[str]], Sequence[int | None]]) -> tuple[str, ...]:
+    """Return the ids of a history. If its text is ambiguous, choose the reading with the most ids in the index.
+
+    ``positions`` returns the position of each id in the index, and None for ids that the index does not have.
+    """
+
+    def num_known(ids: tuple[str, ...]) -> int:
+        return sum(position is not None for position in positions(ids))
+
+    if user.text is None or num_known(user.video_ids) == len(user.video_ids):
+        return user.video_ids
+    return max((user.video_ids, *other_readings(user.text)), key=num_known)
 
 
 def other_readings(text: str) -> Iterator[tuple[str, ...]]:

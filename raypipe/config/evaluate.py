@@ -1,0 +1,41 @@
+"""What ``raypipe evaluate`` reads."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raypipe.config.load import Section, Uri
+from raypipe.config.recommend import RankingConfig
+
+EvaluationProtocol = Literal["auto", "time", "leave_one_out", "last_k", "given"]
+METRICS = ("hr", "recall", "ndcg")
+REQUIREMENT = re.compile(r"\s*(\w+@\d+|mrr)\s*>=\s*(\w+)\s*")
+
+
+class EvaluateConfig(Section):
+    """Everything ``raypipe evaluate`` reads."""
+
+    index: Uri
+    history: Uri
+    output: Uri
+    protocol: EvaluationProtocol = "auto"
+    cut: str | None = None
+    num_targets: int = Field(default=1, ge=1)
+    history_ordered: bool = True
+    k: list[Annotated[int, Field(ge=1, le=200)]] = Field(default=[5, 10, 20], min_length=1)
+    max_users: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    require: str | None = None
+    ranking: RankingConfig = RankingConfig(top_k=200)
+    cache: str | None = None
+
+    @model_validator(mode="after")
+    def _requirement_names_a_metric(self) -> Self:
+        if self.require is None:
+            return self
+        names = ["mrr", *(f"{metric}@{k}" for k in self.k for metric in METRICS)]
+        if (found := REQUIREMENT.fullmatch(self.require)) is None or found[1] not in names:
+            msg = f"require={self.require!r} is not like 'ndcg@10 >= transitions'; metrics: {', '.join(names)}"
+            raise ValueError(msg)
+        return self

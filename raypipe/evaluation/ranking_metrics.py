@@ -1,0 +1,90 @@
+"""Ranking metrics over a full catalogue, with paired bootstrap intervals.
+
+Rankings are complete: each target is ranked among all videos that the user has not watched. Videos with equal scores
+share their expected rank, so that a ranker gains nothing from ties.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+NUM_RESAMPLES = 1000
+_CHUNK = 50  # resamples at a time
+
+
+def expected_ranks(scores: npt.NDArray[np.floating], is_excluded: npt.NDArray[np.bool_], targets: Ints) -> Floats:
+    """Return the rank of each target among the N videos of one user, from 1; equal scores share the mean rank.
+
+    Args:
+        scores: The score of each video, [N]; NaN counts as the lowest score.
+        is_excluded: The videos that are not ranked, [N].
+        targets: The positions of the videos to predict.
+    """
+    ranked = np.where(np.isnan(scores), -np.inf, scores)[~is_excluded]
+    ordered = np.sort(ranked)
+    wanted = np.where(np.isnan(scores[targets]), -np.inf, scores[targets])
+    num_lower = np.searchsorted(ordered, wanted, side="left")
+    num_not_higher = np.searchsorted(ordered, wanted, side="right")
+    return len(ordered) - num_not_higher + (num_not_higher - num_lower + 1) / 2
+
+
+def user_metrics(ranks: Floats, *, ks: Sequence[int]) -> dict[str, float]:
+    """Return the metrics of one user from the ranks of the targets.
+
+    ``hr@k`` is 1 if a target is among the first k, ``recall@k`` the fraction of targets there, and ``ndcg@k`` the
+    discounted gain relative to the best order (Järvelin and Kekäläinen, 2002). ``mrr`` is 1 / rank of the best target.
+    """
+    # Targets with equal scores have equal expected ranks; spread over the positions that they fill together.
+    found = {"mrr": 1 / float(ranks.min())}
+    gains = 1 / np.log2(1 + ranks)
+    for k in ks:
+        hit = ranks <= k
+        ideal = (1 / np.log2(2 + np.arange(min(k, len(ranks))))).sum()
+        found |= {
+            f"hr@{k}": float(hit.any()),
+            f"recall@{k}": float(hit.mean()),
+            f"ndcg@{k}": float(gains[hit].sum() / ideal),
+        }
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over users and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def intervals(values: Mapping[str, Floats], *, seed: int = 0) -> dict[str, Interval]:
+    """Return the mean of each series of one value per user, with intervals from the same resamples of users."""
+    names = list(values)
+    matrix = np.stack([values[name] for name in names], axis=1)
+    means = np.concatenate(list(_resampled_means(matrix, seed=seed)))
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    exact = matrix.mean(axis=0)
+    return {name: Interval(*map(float, (exact[at], low[at], high[at]))) for at, name in enumerate(names)}
+
+
+def _resampled_means(matrix: Floats, *, seed: int) -> Iterator[Floats]:
+    num_users = len(matrix)
+    random = np.random.default_rng(seed)
+    for _ in range(0, NUM_RESAMPLES, _CHUNK):
+        drawn = random.integers(0, num_users, (_CHUNK, num_users))
+        counts = np.stack([np.bincount(row, minlength=num_users) for row in drawn])
+        yield counts @ matrix / num_users
+
+
+def gini(counts: Ints) -> float:
+    """Return how unequally recommendations are spread over N videos: 0 if equally, (N - 1) / N if all are of one."""
+    ordered = np.sort(counts)
+    total = ordered.sum()
+    if not total:
+        return 0.0
+    size = len(ordered)
+    return float(2 * (np.arange(1, size + 1) * ordered).sum() / (size * total) - (size + 1) / size)

@@ -1,0 +1,1 @@
+"""The evaluate job: measure an index on watch events against simple baselines."""

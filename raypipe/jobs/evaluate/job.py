@@ -1,0 +1,165 @@
+"""The evaluate job, from a configuration to metrics and ranks per user. It runs in this process, without Ray."""
+
+import io
+import json
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from raypipe.config.evaluate import REQUIREMENT, EvaluateConfig
+from raypipe.config.load import command_line
+from raypipe.errors import ConfigError, QueryError
+from raypipe.evaluation import baselines
+from raypipe.evaluation.compare import Evaluation, Ranker, compare, sample_users
+from raypipe.evaluation.protocols import Ints, Split
+from raypipe.jobs.evaluate.inputs import WatchEvents, read_events, split_events
+from raypipe.schema import USER_ID
+from raypipe.search.index import VideoIndex
+from raypipe.search.query import Query
+from raypipe.storage import Folder
+
+SERVED = "served"
+METRICS, USERS = "metrics.json", "users.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRun:
+    """The result of a run, and whether it meets ``require``."""
+
+    evaluation: Evaluation
+    counts: dict[str, int]  # events that were left out, by reason
+    seconds: float
+    meets_requirement: bool = True
+
+
+class Served:
+    """Scores videos as raypipe recommends them: through the index, with its filters, caps and approximate search."""
+
+    def __init__(self, index: VideoIndex, config: EvaluateConfig) -> None:
+        self._index = index
+        self._options = dict(config.ranking)
+
+    def scores(self, histories: Sequence[Ints]) -> npt.NDArray[np.float32]:
+        """Return one score per position in the list of each history, and -inf for videos that are not in the list."""
+        scores = np.full((len(histories), len(self._index)), -np.inf, np.float32)
+        for row, history in zip(scores, histories, strict=True):
+            ids = tuple(map(self._index.items.video_id, history.tolist()))
+            listed = [found.position for found in self._index.recommend(Query(history=ids, **self._options))]
+            row[listed] = -np.arange(len(listed), dtype=np.float32)
+        return scores
+
+
+def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> EvaluationRun:
+    """Fit the baselines, rank the catalogue for each test user, and write the metrics.
+
+    Raises:
+        ConfigError: the history cannot be used, or ``require`` names an unknown baseline.
+        IndexVersionError: there is no index, or it is corrupt.
+    """
+    start = time.monotonic()
+    output = Folder(config.output)
+    output.check_writable()
+    index = VideoIndex.open(config.index, cache=config.cache)
+    with _status(console, "Reading the history"):
+        found = read_events(config.history, index.items, is_ordered=config.history_ordered)
+        split = sample_users(split_events(found, config), max_users=config.max_users, seed=config.seed)
+    with _status(console, "Fitting the baselines"):
+        rankers = _rankers(index, split, config)
+    with _status(console, f"Ranking {len(index):,} videos for {len(split.users):,} users"):
+        evaluation = compare(split, rankers, num_items=len(index), ks=config.k, main=SERVED, seed=config.seed)
+    run = EvaluationRun(evaluation, found.counts, time.monotonic() - start, _meets(evaluation, config.require))
+    _write(output, run, found, config, version=index.version)
+    return run
+
+
+def _rankers(index: VideoIndex, split: Split, config: EvaluateConfig) -> dict[str, Ranker]:
+    try:
+        index.recommend(Query(**dict(config.ranking)))
+    except QueryError as error:
+        msg = f"ranking: {error}"
+        raise ConfigError(msg, key="ranking") from None
+    train, num_items, vectors = split.train, len(index), np.asarray(index.vectors)
+    rankers: dict[str, Ranker] = {
+        SERVED: Served(index, config),
+        "random": baselines.Random(num_items, seed=config.seed),
+        "popular": baselines.Popular(train, num_items),
+        "content_last": baselines.Content(vectors, pooling="last"),
+        "content_mean": baselines.Content(vectors, pooling="mean"),
+        "content_max": baselines.Content(vectors, pooling="max"),
+        "item_knn": baselines.ItemKnn(train, num_items),
+    }
+    if train.times is not None:
+        rankers["popular_7_days"] = baselines.Popular(train, num_items, days=7)
+    if train.is_ordered:
+        rankers["transitions"] = baselines.Transitions(train, num_items)
+    if num_items <= baselines.EASE_MAX_ITEMS:
+        rankers["ease"] = baselines.Ease(train, num_items)
+    if config.require is not None and (name := _required(config.require)[1]) not in {*rankers} - {SERVED, "random"}:
+        msg = f"require names {name!r}, which is not a baseline of this evaluation."
+        raise ConfigError(msg, key="require", value=name, choices=sorted({*rankers} - {SERVED, "random"}))
+    return rankers
+
+
+def _required(require: str) -> tuple[str, str]:
+    found = REQUIREMENT.fullmatch(require)
+    return ("", "") if found is None else (found[1], found[2])
+
+
+def _meets(evaluation: Evaluation, require: str | None) -> bool:
+    if require is None:
+        return True
+    metric, baseline = _required(require)
+    return not evaluation.is_worse_than(baseline, metric)
+
+
+def _write(output: Folder, run: EvaluationRun, found: WatchEvents, config: EvaluateConfig, *, version: str) -> None:
+    evaluation = run.evaluation
+    about = {
+        "command": command_line("evaluate", config),
+        "index_version": version,
+        "left_out": run.counts,
+        "require": config.require,
+        "meets_requirement": run.meets_requirement,
+        "seconds": round(run.seconds, 1),
+    }
+    users = pa.table({USER_ID: [found.user_ids[user] for user in evaluation.users.tolist()], **evaluation.ranks})
+    data = io.BytesIO()
+    pq.write_table(users, data)
+    output.put(USERS, data.getvalue())
+    output.put(METRICS, json.dumps(evaluation.as_json() | about, indent=1, allow_nan=False).encode())
+
+
+def evaluation_table(run: EvaluationRun) -> Group:
+    """Return the metrics of each ranker, the best one first, the verdict, and what was left out of the history."""
+    evaluation = run.evaluation
+    facts, metric = evaluation.facts, evaluation.metric
+    k = metric.partition("@")[2]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("ranker", no_wrap=True)
+    for name in (f"HR@{k}", f"NDCG@{k}", "95 % interval", "MRR", f"coverage@{k}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for ranker in sorted(evaluation.rankers, key=lambda name: -evaluation.rankers[name][metric].value):
+        found = evaluation.rankers[ranker]
+        values = [found[name].value for name in (f"hr@{k}", metric, "mrr", f"coverage@{k}")]
+        hit, gain, reciprocal, covered = (f"{value:.4f}" for value in values)
+        between = f"{found[metric].low:.4f} to {found[metric].high:.4f}"
+        style = "bold" if ranker == evaluation.main else ""
+        table.add_row(ranker, hit, gain, between, reciprocal, covered, style=style)
+    size = f"protocol {facts['protocol']}: {facts['num_users']:,} users, {facts['num_videos']:,} videos"
+    left_out = "; ".join(f"{count:,} {reason}" for reason, count in run.counts.items())
+    lines = (size, table, evaluation.verdict, f"Left out: {left_out}." if left_out else "")
+    return Group(*(Text(line) if isinstance(line, str) else line for line in lines if line))
+
+
+def _status(console: Console | None, text: str) -> AbstractContextManager[object]:
+    return nullcontext() if console is None else console.status(text)

@@ -1,0 +1,175 @@
+"""``raypipe evaluate``: files of every kind, bad rows are counted, and the requirement decides the exit code."""
+
+import datetime as dt
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import raypipe
+from raypipe import cli
+from raypipe.config import EvaluateConfig
+from raypipe.evaluation.protocols import leave_one_out
+from raypipe.jobs.evaluate.inputs import read_events, split_events
+from raypipe.search.index import VideoIndex
+from raypipe.storage import Folder
+from support.served_index import make_items, put_index
+
+NUM_VIDEOS = 150
+IDS = make_items(NUM_VIDEOS)[0]["video_id"].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("index")
+    put_index(Folder(str(folder)), num_videos=NUM_VIDEOS)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def items(index: str) -> VideoIndex:
+    return VideoIndex.open(index)
+
+
+def chains(num_users: int) -> list[tuple[str, str, str]]:
+    """Return rows of users who watch the videos of a circle one after the other, a day apart."""
+    random = np.random.default_rng(0)
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    rows = []
+    for user in range(num_users):
+        first = int(random.integers(NUM_VIDEOS))
+        for step in range(6):
+            moment = start + dt.timedelta(days=step + int(random.integers(3)) / 10)
+            rows.append((f"u{user}", IDS[(first + step) % NUM_VIDEOS], moment.isoformat()))
+    return rows
+
+
+def write_csv(path: Path, rows: list[tuple[str, str, str]]) -> str:
+    path.write_text("user_id,video_id,watched_at\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    return str(path)
+
+
+def test_events_and_histories_of_every_format_are_the_same(items: VideoIndex, tmp_path: Path) -> None:
+    rows = chains(20)
+    histories: dict[str, list[str]] = {}
+    for user, video, _ in rows:
+        histories.setdefault(user, []).append(video)
+    wide, long = tmp_path / "wide", tmp_path / "long"
+    columns = ("user_id", "video_id", "watched_at")
+    write_csv(long.with_suffix(".csv"), rows)
+    table = pa.table(dict(zip(columns, zip(*rows, strict=True), strict=True)))
+    moments = pa.array(map(dt.datetime.fromisoformat, table["watched_at"].to_pylist()), pa.timestamp("us", "UTC"))
+    pq.write_table(table.set_column(2, "watched_at", moments), long.with_suffix(".parquet"))
+    lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in rows)
+    long.with_suffix(".jsonl").write_text("\n".join(lines))
+    pq.write_table(pa.table({"user_id": [*histories], "history": [*histories.values()]}), wide.with_suffix(".parquet"))
+    quoted = (json.dumps(history).replace('"', '""') for history in histories.values())
+    texts = (f'{user},"{text}"\n' for user, text in zip(histories, quoted, strict=True))
+    wide.with_suffix(".csv").write_text("user_id,history\n" + "".join(texts))
+    paths = [long.with_suffix(end) for end in (".csv", ".parquet", ".jsonl")]
+    paths += [wide.with_suffix(end) for end in (".csv", ".parquet")]
+    for path in paths:
+        found = read_events(str(path), items.items)
+        assert found.counts == {}, path
+        events = {user: found.events.history(at).tolist() for at, user in enumerate(found.user_ids)}
+        assert events == {user: items.items.positions(history) for user, history in histories.items()}, path
+        assert (found.events.times is not None) == (path.stem == "long")
+
+
+def test_bad_rows_are_counted_by_reason(items: VideoIndex, tmp_path: Path) -> None:
+    rows = [
+        ("a", IDS[0], "2026-01-02"),
+        ("a", IDS[1], "2026-01-01"),
+        ("a", IDS[0], "2026-01-03"),
+        ("a", "unknown.mp4", "2026-01-03"),
+        ("", IDS[2], "2026-01-03"),
+        ("b", IDS[2], ""),
+        ("b", IDS[3], "2099-01-01"),
+        *(("c", IDS[number], "2026-02-01") for number in range(10)),
+    ]
+    found = read_events(write_csv(tmp_path / "events.csv", rows), items.items)
+    assert found.counts == {
+        "rows without a user or a video": 1,
+        "events without a time": 1,
+        "events in the future": 1,
+        "unknown videos": 1,
+        "repeated events": 1,
+    }
+    assert found.user_ids == ["a", "c"]
+    assert found.events.history(0).tolist() == items.items.positions([IDS[1], IDS[0]])
+
+
+def test_a_column_split_decides(items: VideoIndex, tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    parts = ("train", "train", "val", "test")
+    rows = "".join(f"a,{IDS[number]},{part}\n" for number, part in enumerate(parts))
+    path.write_text(f"user_id,video_id,split\n{rows}")
+    config = EvaluateConfig(index="i", history=str(path), output="o")
+    split = split_events(read_events(str(path), items.items), config)
+    assert split.facts == {"protocol": "given"}
+    assert split.known.history(0).tolist() == items.items.positions(IDS[:2])
+    assert split.targets.history(0).tolist() == items.items.positions(IDS[3:4])
+
+
+def test_the_command_writes_metrics_and_enforces_a_requirement(
+    index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history, output = write_csv(tmp_path / "events.csv", chains(300)), str(tmp_path / "out")
+    words = ["evaluate", "--index", index, "--history", history, "--output", output]
+    codes = []
+    for require in ("ndcg@10 >= popular", "ndcg@10 >= transitions"):
+        with pytest.raises(SystemExit) as ended:
+            cli.app([*words, "--set", "protocol=leave_one_out", "--require", require], prog_name="raypipe")
+        codes.append(ended.value.code)
+    assert codes == [0, 1]
+    assert "worse than transitions" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["best_baseline"]["ndcg@10"] == "transitions"
+    assert metrics["differences"]["served"]["ndcg@10"]["high"] < 0
+    assert (metrics["num_users"], metrics["meets_requirement"]) == (300, False)
+    users = pq.read_table(tmp_path / "out/users.parquet").to_pydict()
+    assert len(set(users["user_id"])) == 300
+    hits = np.mean(np.array(users["transitions"]) <= 10)
+    assert hits == pytest.approx(metrics["rankers"]["transitions"]["hr@10"]["value"])
+
+
+def test_served_lists_are_those_of_the_index(index: str, items: VideoIndex, tmp_path: Path) -> None:
+    history = write_csv(tmp_path / "events.csv", chains(30))
+    result = raypipe.evaluate(index, history, tmp_path / "out", protocol="leave_one_out", ranking={"top_k": 20})
+    found = read_events(history, items.items)
+    split = leave_one_out(found.events)
+    for user, rank in zip(split.users.tolist(), result.record.ranks["served"].tolist(), strict=True):
+        known = [items.items.video_id(item) for item in split.known.history(user)]
+        listed = [one.position for one in items.recommend(known, top_k=20)]
+        target = int(split.targets.history(user)[0])
+        assert rank == listed.index(target) + 1 if target in listed else rank > 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"protocol": "given"}, "protocol"),
+        ({"cut": "yesterday"}, "cut"),
+        ({"require": "ndcg@10 >= magic"}, "require"),
+        ({"require": "ndcg@7 >= popular"}, ""),
+        ({"ranking": {"filters": {"nothing": 1}}}, "ranking"),
+        ({"history": "nowhere.csv"}, "history"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_error(
+    index: str, tmp_path: Path, settings: dict[str, object], key: str
+) -> None:
+    given = {"history": write_csv(tmp_path / "events.csv", chains(10))} | settings
+    with pytest.raises(raypipe.ConfigError) as caught:
+        raypipe.evaluate(index, output=tmp_path / "out", **given)
+    assert caught.value.key == key
+
+
+def test_a_history_of_other_videos_is_refused(index: str, tmp_path: Path) -> None:
+    history = write_csv(tmp_path / "events.csv", [("a", "x.mp4", "2026-01-01"), ("a", "y.mp4", "2026-01-02")])
+    with pytest.raises(raypipe.ConfigError) as caught:
+        raypipe.evaluate(index, history, tmp_path / "out")
+    assert caught.value.key == "history"
