@@ -71,7 +71,7 @@ class Evaluation(Shown):
         return f"raypipe is not distinguishable from {baseline}: {interval}."
 
     def is_worse_than(self, baseline: str, metric: str) -> bool:
-        """Return whether ``main`` is measurably worse: the interval of the difference lies below 0."""
+        """Return whether ``main`` is measurably worse: the interval of the difference is below 0."""
         return self.against[metric][baseline].high < 0
 
     def shown(self) -> Mapping[str, object]:

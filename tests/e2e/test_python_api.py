@@ -52,7 +52,9 @@ def test_the_guide_runs_twice_on_a_ray_of_the_user(tmp_path: Path) -> None:
         video.write_bytes(make_video(shade=15 * number))
     names = [f"{label}/{number}.mp4" for label in ("cats", "dogs") for number in range(1, 7)]
     (tmp_path / "labels.csv").write_text("video_id,label\n" + "".join(f"{name},{name[:4]}\n" for name in names))
-    (tmp_path / "history.csv").write_text('user_id,history\na,"[""cats/1.mp4"", ""cats/2.mp4"", ""dogs/3.mp4""]"\nb,[]\n')
+    (tmp_path / "history.csv").write_text(
+        'user_id,history\na,"[""cats/1.mp4"", ""cats/2.mp4"", ""dogs/3.mp4""]"\nb,[]\n'
+    )
     guide = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL))
     for old, new in CHANGES.items():
         assert old in guide
