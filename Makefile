@@ -9,7 +9,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # On a GPU machine, name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
 TORCH ?= torch==2.13.0
 PIP_LOG := build/install.log
-PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet --log $(PIP_LOG) install
+PIP_INSTALL := $(BIN)/python -m pip -qq --disable-pip-version-check --log $(PIP_LOG) install --progress-bar off
 
 .PHONY: install install-dev dist demo test test-slow test-nightly coverage mutations chaos lint messages bench pins clean
 
