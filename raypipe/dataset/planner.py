@@ -176,7 +176,7 @@ class Planner:
         """Yield the found videos that are new, that have changed, or whose failed row is to be retried.
 
         Raises:
-            CommitError: a stored file does not have the content that its name says.
+            CommitError: the content of a stored file does not match its name.
             ConfigError: a video has the same id as a different video of another input.
         """
         again = failed_videos(self.plans, retry=retry, key=self.key) if retry != "none" else set()
@@ -246,7 +246,7 @@ class Planner:
     def _untaken(self, batch: list[VideoT]) -> list[VideoT]:
         """Return the videos that no other driver has planned in the meantime.
 
-        A gone video is also left out if another driver has planned a new row for its id.
+        A video that has disappeared is also left out if another driver has planned a new row with the same id.
         """
         if not self.taken:
             return batch
@@ -290,7 +290,7 @@ def failed_videos(plans: StoredPlans, *, retry: Retry, key: Key) -> set[bytes]:
     A video that is planned again but has no row yet is not included.
 
     Raises:
-        CommitError: a stored file does not have the content that its name says.
+        CommitError: the content of a stored file does not match its name.
     """
     failed: set[bytes] = set()
     committed: dict[int, list[str]] = {}

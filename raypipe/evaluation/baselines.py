@@ -28,7 +28,7 @@ class Baseline(ABC):
 
 
 class Random(Baseline):
-    """Scores at random, from a seed."""
+    """Gives each video a random score. The seed makes the scores reproducible."""
 
     name = "random"
 
@@ -42,7 +42,7 @@ class Random(Baseline):
 
 
 class Popular(Baseline):
-    """Scores by the number of users who watched a video; with ``days``, only within so many days of the last event."""
+    """Gives each video its number of viewers; with ``days``, its viewers in the last days before the newest event."""
 
     name = "popular"
 
@@ -58,7 +58,10 @@ class Popular(Baseline):
 
 
 class Content(Baseline):
-    """Scores by the cosine to the content vectors of the history: to the last one, to their mean, or the largest."""
+    """Gives each video its cosine to the content of the history.
+
+    ``pooling`` is ``last`` (of the newest video), ``mean`` (of the mean of the history), or ``max`` (the largest one).
+    """
 
     name = "content"
     _LAST_WATCHED = 50
@@ -85,7 +88,7 @@ class Content(Baseline):
 
 
 class _Neighbors:
-    """The weights of at most K other items for each of N items: a sparse matrix in rows."""
+    """A sparse N x N matrix, stored by row. Row i holds the weights of at most K other items, the neighbors of item i."""
 
     def __init__(
         self, rows: Ints, columns: Ints, weights: npt.NDArray[np.float64], num_items: int, *, most: int
@@ -108,7 +111,7 @@ class _Neighbors:
 
 
 class Transitions(Baseline):
-    """Counts which videos are watched soon after which: within 5 events, weighted by 1 / distance."""
+    """Counts how often one video is watched within 5 events after another one. A count weighs 1 / distance."""
 
     name = "transitions"
 
@@ -132,7 +135,7 @@ class Transitions(Baseline):
 
 
 class ItemKnn(Baseline):
-    """Scores by the cosine between the users of two videos, summed over the history (Sarwar et al., 2001)."""
+    """Sums the similarities of a video to the history: the cosine between the viewers of two videos (Sarwar et al., 2001)."""
 
     name = "item_knn"
 

@@ -17,7 +17,9 @@ _CHUNK = 50  # resamples at a time
 
 
 def expected_ranks(scores: npt.NDArray[np.floating], is_excluded: npt.NDArray[np.bool_], targets: Ints) -> Floats:
-    """Return the rank of each target among the N videos of one user, from 1; equal scores share the mean rank.
+    """Return the rank of each target among the N videos that are scored for one user.
+
+    Ranks start at 1. Videos with equal scores share their mean rank.
 
     Args:
         scores: The score of each video, [N]; NaN counts as the lowest score.

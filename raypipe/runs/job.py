@@ -73,7 +73,7 @@ class Job(ABC):
 
         Raises:
             FingerprintError: the output holds rows that were made with other settings.
-            ConfigError: the input is empty and always was.
+            ConfigError: the input is empty, and no earlier run found any work in it.
         """
 
     @property

@@ -36,7 +36,7 @@ class CsvRow:
 def parse_csv(data: io.BytesIO, *, empty_is_null: bool) -> pa.Table:
     """Parse a CSV file. Every field is read as text.
 
-    If ``empty_is_null``, empty texts become null. Other texts never do: NA is also a country code.
+    If ``empty_is_null``, empty texts become null. No other text does, not even NA: it is also a country code.
 
     Raises:
         ValueError: a quote is not closed, a row has a wrong number of fields, or a line is not UTF-8.

@@ -187,7 +187,7 @@ def _sample_offsets(tables: dict[bytes, memoryview], sizes: Numbers) -> Numbers:
 
 
 def _composition_offsets(box: memoryview | None, num_samples: int) -> Numbers:
-    """Return for each sample how long after its decoding time it is shown."""
+    """Return the delay between the decoding time and the display time of each sample."""
     offsets = np.zeros(num_samples, dtype=np.int64)
     if box is None:
         return offsets

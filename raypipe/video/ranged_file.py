@@ -87,7 +87,7 @@ class RangedFile(SeekableReader):
         self._request(first + np.flatnonzero(~self._is_there[first : self._next_missing]))
 
     def _request(self, blocks: Blocks) -> None:
-        """Fetch blocks, given by their ascending numbers. Blocks that are near each other are fetched as one range."""
+        """Fetch the blocks with these numbers, in ascending order. Blocks close together are fetched as one range."""
         if not len(blocks):
             return
         self._asks += 1

@@ -150,7 +150,9 @@ class RunSpec:
 
 
 def prepare(config: TrainConfig, samples: TrainingSamples) -> RunSpec:
-    """Find the GPT-2 or the model that the training starts from, and return the complete definition of the training.
+    """Find the weights that the training starts from, and return the complete definition of the training run.
+
+    The weights are those of a pretrained GPT-2, or of an earlier model (``init_from``).
 
     Raises:
         ConfigError: settings contradict each other.
