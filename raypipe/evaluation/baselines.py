@@ -88,7 +88,7 @@ class Content(Baseline):
 
 
 class _Neighbors:
-    """A sparse N x N matrix, stored by row. Row i holds the weights of at most K other items, the neighbors of item i."""
+    """A sparse N x N matrix, stored by row. Row i holds the weights of the K nearest items, the neighbors of item i."""
 
     def __init__(
         self, rows: Ints, columns: Ints, weights: npt.NDArray[np.float64], num_items: int, *, most: int
