@@ -241,7 +241,7 @@ def evaluate(
         index: The output folder of ``index``.
         history: A .parquet, .csv or .jsonl file with ``user_id`` and either ``video_id`` and ``watched_at``, one row
             per event, or ``history``.
-        output: The folder for ``metrics.json`` and ``users.parquet``.
+        output: The folder for ``metrics.json``, ``users.parquet`` and ``report.html``.
         config: A YAML file, a mapping or an ``EvaluateConfig``; the other arguments override it.
         console: Where progress is shown; by default nowhere.
         settings: Keys of the configuration, such as ``protocol="leave_one_out"``.
@@ -258,7 +258,7 @@ def evaluate(
     counts = {"users": found.facts["num_users"], "metric": found.metric, **values}
     counts["meets_requirement"] = run.meets_requirement
     table = evaluation_table(run)
-    return JobResult("evaluate", settled.output, counts, run.seconds, record=found, table=table)
+    return JobResult("evaluate", settled.output, counts, run.seconds, run.report_uri, record=found, table=table)
 
 
 def verify(output: Location) -> "Verification":

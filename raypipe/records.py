@@ -2,13 +2,16 @@
 
 import heapq
 import math
+import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
-from typing import Literal
+from importlib import metadata
+from typing import Any, Literal
 
+from raypipe import __version__
 from raypipe.status import NOT_FAILED_IN_ANY_JOB, Status
 from raypipe.text import error_kind, finite, format_metric, metric_name, redact, shorten
 
@@ -452,6 +455,33 @@ class TrainingRecord:
         return None if rank is None or math.isnan(rank) else rank
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """Everything that a report shows about one evaluation of an index.
+
+    ``metrics`` is the content of ``metrics.json``. ``counts`` says how many events of the history were left out, by
+    reason. Times are Unix times.
+    """
+
+    command: str
+    index_uri: str
+    history_uri: str
+    output_uri: str
+    settings: Mapping[str, object]
+    versions: Mapping[str, str]
+    started_at: float
+    finished_at: float
+    metrics: Mapping[str, Any]
+    counts: Mapping[str, int]
+    outcome: Outcome = "finished"
+    machine: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Return the wall time of the evaluation."""
+        return max(0.0, self.finished_at - self.started_at)
+
+
 def confused_pairs(record: TrainingRecord) -> list[tuple[str, str, int, int]]:
     """Return the pairs of labels that were confused, most frequent first.
 
@@ -463,3 +493,17 @@ def confused_pairs(record: TrainingRecord) -> list[tuple[str, str, int, int]]:
         pairs += [(row, column, count, whole) for column, count in enumerate(counts) if count and column != row]
     pairs.sort(key=lambda pair: (-pair[2], pair[0], pair[1]))
     return [(record.label_names[row], record.label_names[column], count, whole) for row, column, count, whole in pairs]
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the given packages and of the packages that every job uses, by package name.
+
+    Packages that are not installed are left out.
+    """
+    found = {"raypipe": __version__, "python": platform.python_version()}
+    for name in ("ray", *packages, "pyarrow", "s3fs", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -135,7 +135,7 @@ class Transitions(Baseline):
 
 
 class ItemKnn(Baseline):
-    """Sums the similarities of a video to the history: the cosine between the viewers of two videos (Sarwar et al., 2001)."""
+    """Sums the cosines between the viewers of a video and of the watched videos (Sarwar et al., 2001)."""
 
     name = "item_knn"
 

@@ -3,24 +3,21 @@
 A job is a subclass of ``Job``. It defines which work to plan and how to process one shard. ``run_job`` does the rest.
 """
 
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import BaseModel
 from rich.console import Console
 
-from raypipe import __version__
 from raypipe.config.load import command_line
 from raypipe.dataset.commit import Totals, missing_shards, seal, sealed_plans, unsealed_plans
 from raypipe.dataset.plan import StoredPlans, fingerprint, num_planned_rows
 from raypipe.errors import JobError, RaypipeError
-from raypipe.records import RunRecord, ShardSummary
+from raypipe.records import RunRecord, ShardSummary, versions
 from raypipe.report.write import write_report
 from raypipe.runs.actors import Executor, Needs, Placement, RayExecutor
 from raypipe.runs.progress import Progress
@@ -237,17 +234,3 @@ def put_report(output: Folder, record: RunRecord) -> str:
     folder = next(name for name in names if not output.exists(f"{name}/summary.json"))
     write_report(record, lambda name, data: output.put_new(f"{folder}/{name}", data))
     return output.child(f"{folder}/report.html")
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of the given packages and of the packages that every job uses, by package name.
-
-    Packages that are not installed are left out.
-    """
-    found = {"raypipe": __version__, "python": platform.python_version()}
-    for name in ("ray", *packages, "pyarrow", "s3fs", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -319,7 +319,7 @@ class _Lookup:
         return [self._find(text, at, key) for text, at, key in zip(texts, starts.tolist(), wanted, strict=True)]
 
     def _find(self, text: str, at: int, key: np.uint64) -> int | None:
-        """Return the position of an id, or None if it is unknown. Compare all ids with the same hash, usually one id."""
+        """Return the position of an id, or None if it is unknown. Compare all ids with the same hash, usually one."""
         while at < len(self._hashes) and self._hashes[at] == key:
             position = int(self._positions[at])
             if self._texts[position].as_py() == text:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,9 @@ def test_the_command_writes_metrics_and_enforces_a_requirement(
     assert (metrics["num_users"], metrics["meets_requirement"]) == (300, False)
     users = pq.read_table(tmp_path / "out/users.parquet").to_pydict()
     assert len(set(users["user_id"])) == 300
+    page = (tmp_path / "out/report.html").read_text()
+    assert metrics["verdict"].rstrip(".") in unescape(page)
+    assert all(f">{name}</th>" in page for name in metrics["rankers"])
     hits = np.mean(np.array(users["transitions"]) <= 10)
     assert hits == pytest.approx(metrics["rankers"]["transitions"]["hr@10"]["value"])
 

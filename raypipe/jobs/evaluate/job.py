@@ -23,22 +23,25 @@ from raypipe.evaluation import baselines
 from raypipe.evaluation.compare import Evaluation, Ranker, compare, sample_users
 from raypipe.evaluation.protocols import Ints, Split
 from raypipe.jobs.evaluate.inputs import WatchEvents, read_events, split_events
+from raypipe.records import EvaluationRecord, versions
+from raypipe.report.evaluation_page import evaluation_page
 from raypipe.schema import USER_ID
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query
 from raypipe.storage import Folder
 
 SERVED = "served"
-METRICS, USERS = "metrics.json", "users.parquet"
+METRICS, USERS, REPORT = "metrics.json", "users.parquet", "report.html"
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRun:
-    """The result of a run, and whether it meets ``require``."""
+    """The result of a run, the URI of its report, and whether it meets ``require``."""
 
     evaluation: Evaluation
     counts: dict[str, int]  # events that were left out, by reason
     seconds: float
+    report_uri: str
     meets_requirement: bool = True
 
 
@@ -77,7 +80,9 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> E
         rankers = _rankers(index, split, config)
     with _status(console, f"Ranking {len(index):,} videos for {len(split.users):,} users"):
         evaluation = compare(split, rankers, num_items=len(index), ks=config.k, main=SERVED, seed=config.seed)
-    run = EvaluationRun(evaluation, found.counts, time.monotonic() - start, _meets(evaluation, config.require))
+    run = EvaluationRun(
+        evaluation, found.counts, time.monotonic() - start, output.child(REPORT), _meets(evaluation, config.require)
+    )
     _write(output, run, found, config, version=index.version)
     return run
 
@@ -123,9 +128,10 @@ def _meets(evaluation: Evaluation, require: str | None) -> bool:
 
 
 def _write(output: Folder, run: EvaluationRun, found: WatchEvents, config: EvaluateConfig, *, version: str) -> None:
-    evaluation = run.evaluation
-    about = {
-        "command": command_line("evaluate", config),
+    evaluation, finished_at = run.evaluation, time.time()
+    command = command_line("evaluate", config)
+    metrics = evaluation.as_json() | {
+        "command": command,
         "index_version": version,
         "left_out": run.counts,
         "require": config.require,
@@ -136,7 +142,20 @@ def _write(output: Folder, run: EvaluationRun, found: WatchEvents, config: Evalu
     data = io.BytesIO()
     pq.write_table(users, data)
     output.put(USERS, data.getvalue())
-    output.put(METRICS, json.dumps(evaluation.as_json() | about, indent=1, allow_nan=False).encode())
+    output.put(METRICS, json.dumps(metrics, indent=1, allow_nan=False).encode())
+    record = EvaluationRecord(
+        command=command,
+        index_uri=Folder(config.index).uri,
+        history_uri=config.history,
+        output_uri=output.uri,
+        settings=config.model_dump(mode="json"),
+        versions=versions(("faiss-cpu",)),
+        started_at=finished_at - run.seconds,
+        finished_at=finished_at,
+        metrics=metrics,
+        counts=run.counts,
+    )
+    output.put(REPORT, evaluation_page(record).encode())
 
 
 def evaluation_table(run: EvaluationRun) -> Group:

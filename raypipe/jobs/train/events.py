@@ -24,9 +24,8 @@ from raypipe.jobs.train.inputs import FILE
 from raypipe.jobs.train.run_spec import RunSpec
 from raypipe.jobs.train.scores import Bools, f1, label_sums
 from raypipe.models.classifier_files import MODEL_FOLDER
-from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, Outcome, TrainingRecord
+from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, Outcome, TrainingRecord, versions
 from raypipe.runs.actors import machine
-from raypipe.runs.job import versions
 from raypipe.runs.progress import TrainingProgress
 from raypipe.storage import Folder
 
