@@ -198,10 +198,11 @@ def index(
     console: "Console | None" = None,
     **settings: Any,  # noqa: ANN401 - the keys of the configuration
 ) -> JobResult:
-    """Build a version of a searchable index from sealed embeddings, and make it the current one.
+    """Build a version of a searchable index from embeddings, and make it the current one.
 
     Args:
-        embeddings: The output folder of ``embed``.
+        embeddings: The output folder of ``embed``. Or your own vectors: a Parquet file, or a folder of Parquet files,
+            with the columns ``video_id`` and ``embedding``.
         output: The folder of the index and its versions.
         config: A YAML file, a mapping or an ``IndexConfig``. The other arguments override it.
         console: Where progress is shown. By default, no progress is shown.

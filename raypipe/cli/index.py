@@ -12,7 +12,9 @@ from raypipe.cli.app import JOBS, Overrides, command, config_file
 def index(
     config: Annotated[Path | None, config_file("index")] = None,
     *,
-    embeddings: Annotated[str | None, typer.Option("--embeddings", help="The output folder of embed.")] = None,
+    embeddings: Annotated[
+        str | None, typer.Option("--embeddings", help="The output folder of embed, or your own Parquet.")
+    ] = None,
     catalogue: Annotated[
         str | None,
         typer.Option(
@@ -26,7 +28,7 @@ def index(
     ] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Build a version of a searchable index from sealed embeddings, and make it the current one."""
+    """Build a version of a searchable index from embeddings, and make it the current one."""
     from rich.console import Console
 
     from raypipe import api

@@ -60,6 +60,11 @@ class LoadedIndex:
         return int(self.index.manifest["num_videos"])
 
     @property
+    def has_own_vectors(self) -> bool:
+        """Return whether the index was built from vectors of a user, so that no video can be embedded like them."""
+        return bool((self.index.manifest.get("embeddings") or {}).get("own_vectors"))
+
+    @property
     def fingerprint(self) -> str:
         """The fingerprint of the settings with which the videos were embedded."""
         return str((self.index.manifest.get("embeddings") or {}).get("fingerprint", ""))

@@ -17,7 +17,7 @@ from raypipe.endpoint.http import HttpError
 from raypipe.endpoint.index_watcher import IndexWatcher, LoadedIndex
 from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.endpoint.schemas import Recommended, RecommendRequest
-from raypipe.endpoint.uploads import EmbeddedUpload, Prefixes, Upload
+from raypipe.endpoint.uploads import OWN_VECTORS, EmbeddedUpload, Prefixes, Upload
 from raypipe.errors import QueryError
 from raypipe.search.query import Query
 
@@ -141,7 +141,9 @@ class Service:
         if self.embed is not None and self.can_embed(live):
             return self.embed
         message = "This server cannot embed videos: it was started without the weights that embedded the index."
-        if self.embed is not None:
+        if live.has_own_vectors:
+            message = OWN_VECTORS
+        elif self.embed is not None:
             message = "The settings of the index's embeddings have changed since this server started. Restart it."
         raise HttpError(501, message)
 

@@ -39,6 +39,7 @@ Half: TypeAlias = npt.NDArray[np.float16]
 _CHUNK_BYTES = 1_048_576
 _IN_MEMORY_BYTES = 1024**3
 _CONTROL = frozenset(map(chr, [*range(32), 127]))
+OWN_VECTORS = "The index was built from vectors that raypipe did not make, so videos cannot be embedded like them."
 _NEEDED = ("backbone", "weights", "sampling", "resize_size", "crop_size", "dtype")
 
 
@@ -168,6 +169,8 @@ class EmbeddingSettings:
         """Read the settings from a manifest. Raise IndexVersionError if the manifest lacks one of them."""
         embeddings = manifest.get("embeddings") or {}
         settings = embeddings.get("settings") or {}
+        if embeddings.get("own_vectors"):
+            raise IndexVersionError(OWN_VECTORS, key="embeddings.own_vectors", value=True)
         if missing := [name for name in _NEEDED if name not in settings]:
             msg = f"The index does not record how its videos were embedded: it lacks {', '.join(missing)}."
             key = f"embeddings.settings.{missing[0]}"

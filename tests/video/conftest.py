@@ -50,7 +50,10 @@ class ClipSettings:
 
 
 X264 = (("g", "10"), ("bf", "3"), ("b-adapt", "0"), ("refs", "3"), ("preset", "veryfast"), ("crf", "12"))
-X265 = (("x265-params", "keyint=10:min-keyint=10:bframes=3:scenecut=0:log-level=none:pools=1"), ("preset", "ultrafast"))
+X265 = (
+    ("x265-params", "keyint=10:min-keyint=10:bframes=3:scenecut=0:log-level=none:pools=none:frame-threads=1"),
+    ("preset", "ultrafast"),
+)
 BEST = (("qmin", "1"), ("qmax", "2"))
 H264 = ClipSettings(codec_options=X264)
 # Every way to store frames for which the decoders must agree with a plain reading.

@@ -1,9 +1,10 @@
 """The index job: build a new version of an index from a configuration, and point ``CURRENT`` to it."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from raypipe.config import IndexConfig
 from raypipe.dataset.plan import job_of, plan_numbers
 from raypipe.dataset.read import embedding_dim, embeddings_manifests, sealed_manifests
 from raypipe.errors import ConfigError, FingerprintError
-from raypipe.jobs.index.inputs import Joined, find_rows, join, read_catalogue, read_labels
+from raypipe.jobs.index.inputs import IndexedRows, Joined, find_rows, join, read_catalogue, read_labels
+from raypipe.jobs.index.own_vectors import OwnVectors
 from raypipe.runs.summary_tables import summary_table
 from raypipe.search.build import build_version
 from raypipe.search.index import VideoIndex
@@ -35,24 +37,14 @@ class IndexSetup:
 
     embeddings: Folder
     output: Folder
-    manifests: list[dict[str, Any]]  # one per plan of the embeddings
-    embedding_dim: int
+    source: Mapping[str, Any]  # the description of the embeddings that is stored in a version's manifest
+    find_rows: Callable[[], IndexedRows | OwnVectors]
     catalogue: TypedTable | None
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the embeddings."""
-        return str(self.manifests[-1]["fingerprint"])
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """The description of the embeddings that is stored in a version's manifest."""
-        return {
-            "uri": self.embeddings.uri,
-            "fingerprint": self.fingerprint,
-            "settings": self.manifests[-1]["settings"],
-            "num_plans": len(self.manifests),
-        }
+        return str(self.source["fingerprint"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +90,7 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
     with tempfile.TemporaryDirectory(prefix="raypipe-index-") as work:
         base, folder = _open_base(setup, versions, Path(work, "base")) if config.append else (None, Path())
         with _status(console, "Reading the rows of the embeddings"):
-            rows = find_rows(setup.embeddings, setup.manifests, embedding_dim=setup.embedding_dim)
+            rows = setup.find_rows()
             labels = None if config.labels is None else read_labels(config.labels)
             joined = join(rows.items, catalogue=setup.catalogue, labels=labels)
         changes = None
@@ -111,7 +103,7 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
         with _status(console, f"Building an index of {rows.items.num_rows:,} videos"):
             new = Path(work, "version")
             made = build_version(new, items=joined.items, batches=rows.batches, settings=config.index, base=base)
-            manifest = versions.put(made["id"], new, {**made, "embeddings": setup.source})
+            manifest = versions.put(made["id"], new, {**made, "embeddings": dict(setup.source)})
             versions.set_current(manifest["id"])
     return IndexRun(manifest, True, rows.num_left_out, joined, changes)  # noqa: FBT003
 
@@ -125,15 +117,32 @@ def prepare(config: IndexConfig) -> IndexSetup:
         JobError: the embeddings or the labels are not sealed.
     """
     embeddings, output = Folder(config.embeddings), Folder(config.output)
-    manifests = embeddings_manifests(embeddings)
     if plan_numbers(output):
         msg = f"{output} is the output of a batch job, not an index."
         raise ConfigError(msg, key=str(output), remedy="Choose another output.")
     catalogue = None if config.catalogue is None else read_catalogue(config.catalogue)
-    setup = IndexSetup(embeddings, output, manifests, embedding_dim(embeddings, manifests), catalogue)
+    own = OwnVectors.find(config.embeddings)
+    if own is None:
+        source, rows = _sealed_rows(embeddings)
+        setup = IndexSetup(embeddings, output, source, rows, catalogue)
+    else:
+        setup = IndexSetup(embeddings, output, own.source, lambda: own, catalogue)
     if config.labels is not None:
         _check_labels(Folder(config.labels), setup)
     return setup
+
+
+def _sealed_rows(embeddings: Folder) -> tuple[dict[str, Any], Callable[[], IndexedRows]]:
+    """Return the description of an output of ``raypipe embed``, and a function that selects its rows."""
+    manifests = embeddings_manifests(embeddings)
+    dim = embedding_dim(embeddings, manifests)
+    source = {
+        "uri": embeddings.uri,
+        "fingerprint": manifests[-1]["fingerprint"],
+        "settings": manifests[-1]["settings"],
+        "num_plans": len(manifests),
+    }
+    return source, partial(find_rows, embeddings, manifests, embedding_dim=dim)
 
 
 def _check_labels(labels: Folder, setup: IndexSetup) -> None:
@@ -226,10 +235,14 @@ def _changes(changes: Changes | None) -> str:
     return f"{counts}, other columns or labels" if changes.describes_anew else counts
 
 
+def _why_left_out(run: IndexRun) -> str:
+    return "without an id or a vector" if run.manifest["embeddings"].get("own_vectors") else "whose status is not ok"
+
+
 def _left_out(run: IndexRun) -> str:
     joined = run.joined
     counts = (
-        (run.num_left_out, "video", "whose status is not ok"),
+        (run.num_left_out, "video", _why_left_out(run)),
         (run.manifest["num_skipped"], "video", "whose embedding is zero or not finite"),
         (joined.num_not_embedded, "catalogue row", "without an embedded video"),
         (joined.num_uncatalogued, "video", "not in the catalogue (indexed, their columns are null)"),
