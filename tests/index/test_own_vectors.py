@@ -22,7 +22,7 @@ def vectors(count: int, *, seed: int = 0, dim: int = DIM) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, dim))
 
 
-def write(path: Path, ids: list[Any], embedding: pa.Array | list[Any], **columns: Any) -> str:
+def write(path: Path, ids: list[Any], embedding: pa.Array | list[Any], **columns: list[Any]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"video_id": ids, "embedding": embedding, **columns}), path)
     return str(path)
