@@ -19,6 +19,7 @@ Column: TypeAlias = pa.ChunkedArray
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 ISO_TEXT = "ISO text"
+EPOCHS = ("epoch seconds", "epoch milliseconds", "epoch microseconds", "epoch nanoseconds")
 _FIRST_YEAR, _LAST_YEAR = 1800, 2199
 _SECOND, _DAY = 1_000_000, 86_400_000_000  # in microseconds
 _FIRST = int(np.datetime64(f"{_FIRST_YEAR}-01-01", "us").astype(np.int64))
@@ -31,6 +32,8 @@ _ISO_TIME = (
     r"([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?(Z|[+-]([01][0-9]|2[0-3]):?[0-5][0-9])?)?$"
 )
 Kind = Literal["true or false", "numbers", "dates", "text", "lists of texts"]
+BOOLEANS: Kind = "true or false"
+TEXT_LISTS: Kind = "lists of texts"
 
 MAX_BAD_FRACTION = 0.05  # a column with a larger share of bad values is text
 # Placeholders for missing values. A warning lists them, but they never change the column's type, however many they are.
@@ -150,10 +153,7 @@ def _is_day(numbers: Floats) -> Mask:
 
 _CALENDAR = ("years", "YYYYMMDD")
 _UNITS = (
-    _epoch("epoch seconds", 1),
-    _epoch("epoch milliseconds", 1e3),
-    _epoch("epoch microseconds", 1e6),
-    _epoch("epoch nanoseconds", 1e9),
+    *(_epoch(name, per_second) for name, per_second in zip(EPOCHS, (1, 1e3, 1e6, 1e9), strict=True)),
     _Unit("years", lambda numbers: _is_whole(numbers, _FIRST_YEAR, _LAST_YEAR + 1), _year_microseconds),
     _Unit("YYYYMMDD", _is_day, lambda numbers: _days_of(numbers)[0].astype(np.float64) * _DAY),
 )
@@ -239,9 +239,9 @@ def _plain(name: str, column: Column) -> tuple[Kind | None, Column]:
     if pa.types.is_null(kind):
         return None, column.cast(pa.string())
     if pa.types.is_boolean(kind):
-        return "true or false", column
+        return BOOLEANS, column
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return "lists of texts", column.cast(pa.list_(pa.string()))
+        return TEXT_LISTS, column.cast(pa.list_(pa.string()))
     if pa.types.is_floating(kind) or (pa.types.is_decimal(kind) and kind.scale > 0):
         return "numbers", _finite(column)
     if pa.types.is_integer(kind):
@@ -283,7 +283,7 @@ def _read_texts(name: str, texts: Column, *, expected: Kind | None, is_untyped: 
         return _read_dates(name, given, else_text=texts)
     readings: dict[Kind, Column] = {"dates": iso_times(given)}
     if is_untyped or expected == "numbers":
-        readings["true or false"] = _booleans_of(given)
+        readings[BOOLEANS] = _booleans_of(given)
         numbers = _numbers_of(given)
         if expected == "numbers" or not _are_codes(given, numbers.type):
             readings["numbers"] = numbers

@@ -111,6 +111,8 @@ def test_a_column_split_decides(items: VideoIndex, tmp_path: Path) -> None:
     config = EvaluateConfig(index="i", history=str(path), output="o")
     split = split_events(read_events(str(path), items.items), config)
     assert split.facts == {"protocol": "given"}
+    assert split.train.is_ordered
+    assert not read_events(str(path), items.items, is_ordered=False).events.is_ordered
     assert split.known.history(0).tolist() == items.items.positions(IDS[:2])
     assert split.targets.history(0).tolist() == items.items.positions(IDS[3:4])
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.tables.column_types import ColumnReading, Kind, read_column
+from raypipe.tables.column_types import BOOLEANS, EPOCHS, ISO_TEXT, TEXT_LISTS, ColumnReading, Kind, read_column
 
 NEWEST = datetime(2024, 5, 31, tzinfo=UTC)
 TIMES = [NEWEST - timedelta(days=days) for days in range(40)]
@@ -34,17 +34,17 @@ def dates_of(values: list[Any], kind: pa.DataType | None = None) -> tuple[list[A
 @pytest.mark.parametrize(
     ("values", "unit"),
     [
-        (SECONDS, "epoch seconds"),
-        ([float(one) for one in SECONDS], "epoch seconds"),
-        ([one * 10**3 for one in SECONDS], "epoch milliseconds"),
-        ([one * 10**6 for one in SECONDS], "epoch microseconds"),
-        ([one * 10**9 for one in SECONDS], "epoch nanoseconds"),
+        (SECONDS, EPOCHS[0]),
+        ([float(one) for one in SECONDS], EPOCHS[0]),
+        ([one * 10**3 for one in SECONDS], EPOCHS[1]),
+        ([one * 10**6 for one in SECONDS], EPOCHS[2]),
+        ([one * 10**9 for one in SECONDS], EPOCHS[3]),
         ([int(f"{time:%Y%m%d}") for time in TIMES], "YYYYMMDD"),
         ([f"{time:%Y%m%d}" for time in TIMES], "YYYYMMDD"),
-        ([str(one * 1000) for one in SECONDS], "epoch milliseconds"),
-        ([time.isoformat() for time in TIMES], "ISO text"),
-        ([f"{time:%Y-%m-%d}" for time in TIMES], "ISO text"),
-        ([f"{time:%Y-%m-%dT%H:%M:%S}.000000000Z" for time in TIMES], "ISO text"),
+        ([str(one * 1000) for one in SECONDS], EPOCHS[1]),
+        ([time.isoformat() for time in TIMES], ISO_TEXT),
+        ([f"{time:%Y-%m-%d}" for time in TIMES], ISO_TEXT),
+        ([f"{time:%Y-%m-%dT%H:%M:%S}.000000000Z" for time in TIMES], ISO_TEXT),
         (TIMES, "timestamps"),
     ],
 )
@@ -90,7 +90,7 @@ def test_old_films_among_milliseconds_are_dates() -> None:
 def test_few_values_of_another_unit_are_null_and_named(bad: int) -> None:
     found, reading = dates_of([*(one * 1000 for one in SECONDS), bad])
     assert found == [*TIMES, None]
-    assert (reading.unit, reading.num_bad, reading.num_values) == ("epoch milliseconds", 1, 41)
+    assert (reading.unit, reading.num_bad, reading.num_values) == (EPOCHS[1], 1, 41)
     assert reading.examples == (str(bad),)
     assert reading.warning
 
@@ -138,7 +138,7 @@ def test_the_type_of_an_empty_column_is_not_changed() -> None:
     [
         ("numbers", ["1"] * 30, [1] * 30),
         ("numbers", ["1.5", "+2", "3e2"] * 10, [1.5, 2.0, 300.0] * 10),
-        ("true or false", ["true", "False"] * 15, [True, False] * 15),
+        (BOOLEANS, ["true", "False"] * 15, [True, False] * 15),
         ("dates", ["2024-05-31"] * 30, [NEWEST] * 30),
     ],
 )
@@ -194,7 +194,7 @@ def test_a_column_that_is_mostly_missing_keeps_its_type(missing: str) -> None:
 
 @pytest.mark.parametrize("expected", ["dates", "numbers"])
 @pytest.mark.parametrize(
-    ("values", "kind"), [([True, False], "true or false"), ([["a"], ["b"]], "lists of texts"), (TIMES[:1], "dates")]
+    ("values", "kind"), [([True, False], BOOLEANS), ([["a"], ["b"]], TEXT_LISTS), (TIMES[:1], "dates")]
 )
 def test_a_column_of_another_type_than_it_should_have_is_named(values: list[Any], kind: Kind, expected: Kind) -> None:
     found, reading = read(values, expected=expected)

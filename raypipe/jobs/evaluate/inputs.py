@@ -3,7 +3,7 @@
 import datetime as dt
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,11 @@ def read_events(uri: str, items: Items, *, is_ordered: bool = True) -> WatchEven
     place = table_place(uri, what="history")
     file = HistoryFile.find(*place)
     has_histories = HISTORY in file.columns()
-    found = _of_histories(file, items, is_ordered=is_ordered) if has_histories else _of_rows(uri, items)
+    found = (
+        _of_histories(file, items, is_ordered=is_ordered)
+        if has_histories
+        else _of_rows(uri, items, is_ordered=is_ordered)
+    )
     if not len(found.events):
         msg = f"{uri} has no event of a video that the index has."
         raise ConfigError(msg, key="history", value=uri, remedy="Check the ids.")
@@ -79,7 +83,7 @@ def _of_histories(file: HistoryFile, items: Items, *, is_ordered: bool) -> Watch
     return WatchEvents(Events.of_histories(histories, is_ordered=is_ordered), user_ids, _nonzero(counts))
 
 
-def _of_rows(uri: str, items: Items) -> WatchEvents:
+def _of_rows(uri: str, items: Items, *, is_ordered: bool) -> WatchEvents:
     table = read_table(
         *table_place(uri, what="history"),
         text=(USER_ID, VIDEO_ID, SPLIT),
@@ -107,6 +111,7 @@ def _of_rows(uri: str, items: Items) -> WatchEvents:
     users = encoded.indices.to_numpy().astype(np.int64)
     times = _seconds(table[WATCHED_AT]) if has_times else None
     events, kept, ids = Events.of_rows(users, known, times)
+    events = replace(events, is_ordered=has_times or is_ordered)
     counts["repeated events"] = len(users) - len(events)
     parts = _parts(table[SPLIT], uri)[kept] if SPLIT in table.column_names else None
     names = encoded.dictionary.to_pylist()
