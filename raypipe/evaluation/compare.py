@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ _FREQUENCIES = ((0, "0"), (4, "1-4"), (9, "5-9"), (29, "10-29"))  # (at most, na
 _LENGTHS = ((0, "0"), (4, "1-4"), (9, "5-9"), (29, "10-29"))
 _MORE = "30+"
 NOT_COMPARED = "random"
+Outcome = Literal["better", "worse", "not_distinguishable", "too_few_users"]
 
 
 class Ranker(Protocol):
@@ -58,17 +59,26 @@ class Evaluation(Shown):
         return str(self.facts["metric"])
 
     @property
-    def verdict(self) -> str:
-        """Return one sentence that compares ``main`` with the best baseline."""
-        baseline, found = self.best_baseline[self.metric], self.differences[self.metric]
+    def outcome(self) -> Outcome:
+        """Return how ``main`` compares with the best baseline; ``too_few_users`` if there is no verdict."""
+        found = self.differences[self.metric]
         if self.facts["num_users"] < MIN_USERS:
-            return f"No verdict: {self.facts['num_users']} users are too few, {MIN_USERS} are needed."
-        interval = f"{abs(found.value):.4f} [{found.low:.4f}, {found.high:.4f}] in {self.metric}"
+            return "too_few_users"
         if found.low > 0:
-            return f"raypipe is better than {baseline} by {interval}."
-        if found.high < 0:
-            return f"raypipe is worse than {baseline} by {interval}."
-        return f"raypipe is not distinguishable from {baseline}: {interval}."
+            return "better"
+        return "worse" if found.high < 0 else "not_distinguishable"
+
+    @property
+    def verdict(self) -> str:
+        """Return the outcome as one sentence, with the difference to the best baseline and its interval."""
+        baseline, found = self.best_baseline[self.metric], self.differences[self.metric]
+        interval = f"{abs(found.value):.4f} [{found.low:.4f}, {found.high:.4f}] in {self.metric}"
+        return {
+            "too_few_users": f"No verdict: {self.facts['num_users']} users are too few, {MIN_USERS} are needed.",
+            "better": f"raypipe is better than {baseline} by {interval}.",
+            "worse": f"raypipe is worse than {baseline} by {interval}.",
+            "not_distinguishable": f"raypipe is not distinguishable from {baseline}: {interval}.",
+        }[self.outcome]
 
     def is_worse_than(self, baseline: str, metric: str) -> bool:
         """Return whether ``main`` is measurably worse: the interval of the difference is below 0."""
@@ -95,6 +105,7 @@ class Evaluation(Shown):
             "best_baseline": dict(self.best_baseline),
             "differences": {self.main: differences},
             "slices": self.slices,
+            "outcome": self.outcome,
             "verdict": self.verdict,
         }
 

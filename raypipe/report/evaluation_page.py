@@ -39,7 +39,7 @@ def evaluation_page(record: EvaluationRecord) -> str:
         columns=[_name_of(name) for name in names],
         rows=_rows(metrics, names, metric),
         slices=_slices(metrics, metric),
-        left_out=[(heading(reason), format_count(count)) for reason, count in record.counts.items()],
+        left_out=[(heading(reason.replace("_", " ")), format_count(count)) for reason, count in record.counts.items()],
         numbers_file="metrics.json",
     )
 

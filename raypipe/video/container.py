@@ -34,6 +34,7 @@ _STORE_CHECKSUMS = frozenset({"hevc", "ffv1", "png", "apng"})  # encoders can ad
 _EBML_HEADER, MATROSKA_SEGMENT = 0x1A45DFA3, 0x18538067
 _MAX_ID_BYTES, _MAX_SIZE_BYTES = 4, 8
 _MAX_ELEMENTS = 1000
+ONLY_A_COVER = "The only video stream is a cover picture"
 
 
 class VideoError(Exception):
@@ -169,7 +170,7 @@ def _main_stream(source: InputContainer) -> VideoStream:
     streams = [one for one in source.streams.video if not one.disposition & Disposition.attached_pic]
     if not streams:
         kinds = ", ".join(sorted({one.type for one in source.streams})) or "none"
-        found = "The only video stream is a cover picture" if source.streams.video else "No video stream"
+        found = ONLY_A_COVER if source.streams.video else "No video stream"
         raise VideoError(Status.NO_VIDEO_STREAM, f"{found}; the streams are: {kinds}.")
     best = source.streams.best("video")
     return next((one for one in streams if one is best), streams[0])

@@ -14,6 +14,7 @@ from raypipe import schema
 from raypipe.config import ServeConfig
 from raypipe.dataset.footer import parquet_bytes
 from raypipe.endpoint.app import find_abilities
+from raypipe.endpoint.uploads import OWN_VECTORS
 
 DIM = 24
 
@@ -88,7 +89,7 @@ def test_the_endpoint_embeds_no_uploads_and_says_why(tmp_path: Path) -> None:
     raypipe.index(path, tmp_path / "index")
     abilities = find_abilities(ServeConfig(index=str(tmp_path / "index")))
     assert abilities.embeddings is None
-    assert "vectors that raypipe did not make" in abilities.why_no_embedder
+    assert OWN_VECTORS in abilities.why_no_embedder
 
 
 TABLES: Mapping[str, tuple[dict[str, Any], str]] = {

@@ -106,9 +106,9 @@ def test_an_invalid_history_is_an_error_of_its_row(history: Any, kind: type[Exce
 @pytest.mark.parametrize(
     ("line", "user_id", "columns", "shown"),
     [
-        (b"{", None, [USER_ID, HISTORY], "line 12 "),
+        (b"{", None, [USER_ID, HISTORY], "12"),
         (b"[1]", None, [USER_ID, HISTORY], "[1]"),
-        (b"\xff", None, [USER_ID, HISTORY], "line 12 "),
+        (b"\xff", None, [USER_ID, HISTORY], "12"),
         (b'{"user_id": "u", "history": [], "history": ["a"]}', None, [USER_ID, HISTORY], "'history'"),
         (b"{}", None, [HISTORY], ""),
         (b'{"history": []}', None, [USER_ID], ""),

@@ -19,8 +19,9 @@ _DISPLAY_FILES = (
     "metrics.py",
     "progress.py",
     "summary_tables.py",
-    "haproxy_start.py",
-    "haproxy.py",
+    "launch.py",
+    "records.py",
+    "rewrite.py",
     "text.py",
 )
 _CODE = ("Bearer ", "{operator}(Tensor", "pa.", "import ", "default-src ")  # the start of a text that a program reads

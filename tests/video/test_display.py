@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.status import Status
+from raypipe.video.container import ONLY_A_COVER
 from raypipe.video.decode_request import DecodeRequest, Pixels
 from raypipe.video.display import Turn, square_size, turn_of_matrix
 from raypipe.video.sandbox.parent import DecodeSandbox
@@ -174,7 +175,7 @@ def test_a_cover_picture_is_not_a_video(assets: Path, decode: Decode, make_reque
         pytest.skip(f"no {file}")
     reply = decode(file.read_bytes(), make_request()).reply
     assert reply.status == Status.NO_VIDEO_STREAM
-    assert "cover picture" in reply.error
+    assert ONLY_A_COVER in reply.error
 
 
 def test_a_child_that_can_open_no_file_shows_them_all(

@@ -64,22 +64,22 @@ def read_events(uri: str, items: Items, *, is_ordered: bool = True) -> WatchEven
 def _of_histories(file: HistoryFile, items: Items, *, is_ordered: bool) -> WatchEvents:
     histories: list[list[int]] = []
     user_ids: list[str] = []
-    counts = dict.fromkeys(("rows with an error", "repeated users", "unknown videos", "repeated events"), 0)
+    counts = dict.fromkeys(("with_error", "repeated_users", "unknown_videos", "repeated_events"), 0)
     seen: set[str] = set()
     for block in file.blocks(_BLOCK_ROWS):
         for user in parse(block):
             if user.error is not None or user.user_id is None:
-                counts["rows with an error"] += 1
+                counts["with_error"] += 1
             elif user.user_id in seen:
-                counts["repeated users"] += 1
+                counts["repeated_users"] += 1
             else:
                 seen.add(user.user_id)
                 positions = items.positions(watched(user, items.positions))
                 known = [position for position in positions if position is not None]
                 histories.append(list(dict.fromkeys(known)))
                 user_ids.append(user.user_id)
-                counts["unknown videos"] += len(positions) - len(known)
-                counts["repeated events"] += len(known) - len(histories[-1])
+                counts["unknown_videos"] += len(positions) - len(known)
+                counts["repeated_events"] += len(known) - len(histories[-1])
     return WatchEvents(Events.of_histories(histories, is_ordered=is_ordered), user_ids, _nonzero(counts))
 
 
@@ -98,21 +98,21 @@ def _of_rows(uri: str, items: Items, *, is_ordered: bool) -> WatchEvents:
         counts[reason] = int((~is_kept).sum())
         table = table.filter(pa.array(is_kept))
 
-    keep(_is_text(table[USER_ID]) & _is_text(table[VIDEO_ID]), "rows without a user or a video")
+    keep(_is_text(table[USER_ID]) & _is_text(table[VIDEO_ID]), "without_user_or_video")
     has_times = WATCHED_AT in table.column_names and pa.types.is_timestamp(table[WATCHED_AT].type)
     if has_times:
-        keep(table[WATCHED_AT].is_valid().to_numpy(), "events without a time")
+        keep(table[WATCHED_AT].is_valid().to_numpy(), "without_time")
         seconds = _seconds(table[WATCHED_AT])
-        keep(seconds <= time.time() + _DAY_SECONDS, "events in the future")
+        keep(seconds <= time.time() + _DAY_SECONDS, "in_future")
     positions = items.positions(table[VIDEO_ID].to_pylist())
-    keep(np.array([position is not None for position in positions], np.bool_), "unknown videos")
+    keep(np.array([position is not None for position in positions], np.bool_), "unknown_videos")
     known = np.array([position for position in positions if position is not None], np.int64)
     encoded = table[USER_ID].combine_chunks().dictionary_encode()
     users = encoded.indices.to_numpy().astype(np.int64)
     times = _seconds(table[WATCHED_AT]) if has_times else None
     events, kept, ids = Events.of_rows(users, known, times)
     events = replace(events, is_ordered=has_times or is_ordered)
-    counts["repeated events"] = len(users) - len(events)
+    counts["repeated_events"] = len(users) - len(events)
     parts = _parts(table[SPLIT], uri)[kept] if SPLIT in table.column_names else None
     names = encoded.dictionary.to_pylist()
     return WatchEvents(events, [names[number] for number in ids], _nonzero(counts), parts)

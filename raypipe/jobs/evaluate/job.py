@@ -175,7 +175,7 @@ def evaluation_table(run: EvaluationRun) -> Group:
         style = "bold" if ranker == evaluation.main else ""
         table.add_row(ranker, hit, gain, between, reciprocal, covered, style=style)
     size = f"protocol {facts['protocol']}: {facts['num_users']:,} users, {facts['num_videos']:,} videos"
-    left_out = "; ".join(f"{count:,} {reason}" for reason, count in run.counts.items())
+    left_out = "; ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in run.counts.items())
     lines = (size, table, evaluation.verdict, f"Left out: {left_out}." if left_out else "")
     return Group(*(Text(line) if isinstance(line, str) else line for line in lines if line))
 
