@@ -215,8 +215,8 @@ def _slices(
     lengths = np.diff(split.known.starts)[split.users]
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for title, numbers, limits in (
-        ("target frequency", watched[first], _FREQUENCIES),
-        ("history length", lengths, _LENGTHS),
+        ("target_frequency", watched[first], _FREQUENCIES),
+        ("history_length", lengths, _LENGTHS),
     ):
         edges, names = [most for most, _ in limits], [*(name for _, name in limits), _MORE]
         groups = np.searchsorted(edges, numbers, side="left")

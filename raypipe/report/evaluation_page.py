@@ -81,7 +81,7 @@ def _slices(metrics: Mapping[str, Any], metric: str) -> list[tuple[str, list[str
     rankers = sorted(metrics["rankers"], key=lambda name: -metrics["rankers"][name][metric]["value"])
     return [
         (
-            title,
+            title.replace("_", " "),
             [f"{group} ({plural(found['users']['count'], 'user')})" for group, found in groups.items()],
             [(name, [_number(found[name][metric]) for found in groups.values()]) for name in rankers],
         )

@@ -112,7 +112,7 @@ def test_the_comparison_finds_what_is_better_by_construction() -> None:
     # The interval of the expectation of a random order covers its value: k of the videos that are left.
     chance = float(np.mean([10 / (200 - len(split.known.history(user))) for user in split.users]))
     assert found.rankers["random"]["hr@10"].low <= chance <= found.rankers["random"]["hr@10"].high
-    assert sum(one["users"]["count"] for one in found.slices["history length"].values()) == len(split.users)
+    assert sum(one["users"]["count"] for one in found.slices["history_length"].values()) == len(split.users)
     same = compare(split, rankers | {"random": baselines.Random(200)}, num_items=200, ks=[10])
     assert same.as_json() == found.as_json()
 
