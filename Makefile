@@ -9,7 +9,9 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # On a GPU machine, name the build and its index: make install TORCH="torch==2.13.0+cu130 --index-url URL_OF_PYTORCH_WHEELS".
 TORCH ?= torch==2.13.0
 PIP_LOG := build/install.log
-PIP_INSTALL := $(BIN)/python -m pip -qq --disable-pip-version-check --log $(PIP_LOG) install --progress-bar off
+# Installs quietly; if that fails, shows the end of the log.
+pip_install = $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off $(1) >> $(PIP_LOG) 2>&1 \
+	|| { tail -n 30 $(PIP_LOG); exit 1; }
 
 .PHONY: install install-dev dist demo test test-slow test-nightly coverage mutations chaos lint messages bench pins clean
 
@@ -21,16 +23,16 @@ $(VENV)/.installed: pyproject.toml requirements.txt
 	@test -x $(BIN)/python || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@mkdir -p build
 	@echo "Installing torch (details: $(PIP_LOG))"
-	@$(PIP_INSTALL) $(TORCH)
+	@$(call pip_install,$(TORCH))
 	@echo "Installing the packages that raypipe needs"
-	@$(PIP_INSTALL) -r requirements.txt
+	@$(call pip_install,-r requirements.txt)
 	@echo "Installing raypipe"
-	@$(PIP_INSTALL) --no-deps -e .
+	@$(call pip_install,--no-deps -e .)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@echo "Installing the packages for tests and lint"
-	@$(PIP_INSTALL) -r requirements-dev.txt
+	@$(call pip_install,-r requirements-dev.txt)
 	@touch $@
 
 # Build the wheel and the source distribution in dist/.
