@@ -2,7 +2,9 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +45,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))  # another test may use Ray
 
 
 def test_the_rewritten_configuration() -> None:
@@ -126,3 +129,5 @@ def test_a_cluster_that_runs_here_is_seen(tmp_path: Path, monkeypatch: pytest.Mo
     assert joins_ray()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "other"))
     assert not joins_ray()
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    assert joins_ray()
