@@ -109,7 +109,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=
 @given(
     input_uri=TEXT,
     weights=TEXT,
-    labels=st.dictionaries(st.sampled_from(["pool", "zone-a"]), st.sampled_from(["a", "true", "1.0", "null"])),
+    labels=st.dictionaries(st.sampled_from(["pool", "ray.io/zone"]), st.sampled_from(["a", "true", "1.0", "null"])),
     num_frames=st.integers(1, 256),
     retry=st.sampled_from(["none", "all"]),
 )

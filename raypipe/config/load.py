@@ -6,7 +6,7 @@ import os
 import re
 import reprlib
 import shlex
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from raypipe.errors import ConfigError, leaves
+from raypipe.errors import ConfigError
 from raypipe.text import one_line
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -115,23 +115,25 @@ def _merge(tree: dict[str, Any], key: str, value: object) -> None:
 def command_line(job: str, config: BaseModel) -> str:
     """Return the command line that runs a job with this configuration. Keys with their default value are left out."""
     words = ["raypipe", job]
-    for name, field in type(config).model_fields.items():
-        value, default = getattr(config, name), field.get_default(call_default_factory=True)
-        if field.is_required():
-            words += [f"--{name.replace('_', '-')}", str(value)]
-        elif value != default:
-            set_now, set_before = (leaves({name: _dumped(one)}) for one in (value, default))
-            words += [
-                part
-                for key, leaf in set_now.items()
-                if key not in set_before or leaf != set_before[key]
-                for part in ("--set", f"{key}={leaf if _is_plain(leaf) else json.dumps(leaf, ensure_ascii=False)}")
-            ]
+    for key, value, is_required in _changed_keys(config):
+        text = value if _is_plain(value) else json.dumps(value, ensure_ascii=False)
+        words += [f"--{key.replace('_', '-')}", str(value)] if is_required else ["--set", f"{key}={text}"]
     return shlex.join(words)
 
 
-def _dumped(value: object) -> Any:  # noqa: ANN401 - any JSON value
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+def _changed_keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """Yield the dotted key and the value of each required key and of each key that differs from its default.
+
+    The third part is True for a required key. A mapping that is not a section is one value: its keys may contain dots.
+    """
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if type(value) is type(default) and isinstance(value, BaseModel):
+            yield from _changed_keys(value, f"{key}.")
+        elif field.is_required() or value != default:
+            plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            yield key, plain, field.is_required()
 
 
 def _is_plain(text: object) -> bool:
