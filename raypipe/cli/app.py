@@ -116,9 +116,9 @@ def _add_command(function: Callable[..., int], *, group: str) -> Callable[..., i
     return function
 
 
-def say(line: str) -> None:
-    """Print one line to stderr. Control characters are escaped, because file names may contain them."""
-    typer.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), err=True)
+def say(line: str, *, err: bool = True) -> None:
+    """Print one line to stderr, or to stdout. Control characters are escaped, because file names may contain them."""
+    typer.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), err=err)
 
 
 def show(result: "JobResult") -> None:

@@ -27,7 +27,7 @@ def recommend(
     settings = load_config(RecommendConfig, config, values=values, overrides=overrides or ())
     result = api.recommend(config=settings)
     if not result.is_new:
-        say(f"Nothing to do: {settings.output} already holds the recommendations for this history.")
+        say(f"Nothing to do: {settings.output} already holds the recommendations for this history.", err=False)
     show(result)
     if result.unknown_fraction > settings.max_unknown_fraction:
         say(

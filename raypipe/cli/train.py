@@ -32,6 +32,6 @@ def train(
     settings = load_config(TrainConfig, config, values=values, overrides=overrides or ())
     result = api.train(config=settings)
     if not result.is_new:
-        say(f"Nothing to do: {settings.output} already holds the finished model of this training.")
+        say(f"Nothing to do: {settings.output} already holds the finished model of this training.", err=False)
     show(result)
     return 0
