@@ -6,7 +6,6 @@ The driver loads the weights once, identifies them by a digest, and passes them 
 import functools
 import hashlib
 import importlib
-import importlib.machinery
 import importlib.util
 import io
 import json
@@ -73,11 +72,11 @@ def prepare_torchvision() -> torch.library.Library | None:
         return None
     package = importlib.util.find_spec("torchvision")
     folders = package.submodule_search_locations if package is not None else None
-    extension = importlib.machinery.PathFinder.find_spec("_C", folders) if folders else None
-    if extension is not None and extension.origin is not None:
-        with suppress(OSError):
-            torch.ops.load_library(extension.origin)  # type: ignore[no-untyped-call]
-            return None
+    for folder in folders or ():
+        for extension in sorted(Path(folder).glob("_C*.so")):  # _C.so, and _C_stable.so since torchvision 0.29
+            with suppress(OSError):
+                torch.ops.load_library(str(extension))  # type: ignore[no-untyped-call]
+                return None
     library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
         schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
