@@ -283,4 +283,4 @@ def job_line(job: JobDetails) -> str:
     after = f" after {timedelta(seconds=round(seconds))}" if job.start_time else ""
     state = f"{job.submission_id}: {job.status.lower()}{after}: {job.entrypoint}"
     failed = job.status == JobStatus.FAILED and job.message
-    return f"{state}. {' '.join(job.message.split())[:300]}" if failed and job.message else state
+    return f"{state}. {one_line(job.message)[:300]}" if failed and job.message else state

@@ -23,6 +23,7 @@ from raypipe.dataset.footer import METADATA, parquet_bytes
 from raypipe.dataset.plan import Plan, StoredPlans, data_name, parse_data_name, plan_name, plan_numbers, row_range
 from raypipe.errors import CommitError
 from raypipe.storage import Folder, StoredObject
+from raypipe.text import one_line
 
 _MOVE_AWAY = "Move it away and run the same command again."
 _READS_AT_ONCE = 16
@@ -159,7 +160,7 @@ def read_shard_file(output: Folder, name: str) -> ShardFile:
             return _parse_footer(json.loads(pq.read_schema(file).metadata[METADATA]))
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         uri = output.child(name)
-        msg = f"{uri} is not a raypipe file: {' '.join(str(error).split())}."
+        msg = f"{uri} is not a raypipe file: {one_line(error)}."
         raise CommitError(msg, key=uri, remedy=_MOVE_AWAY) from None
 
 

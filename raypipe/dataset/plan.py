@@ -22,6 +22,7 @@ from raypipe import schema
 from raypipe.dataset.footer import METADATA, parquet_bytes
 from raypipe.errors import CommitError, FingerprintError, refuse_other_settings
 from raypipe.storage import Folder, StoredObject
+from raypipe.text import one_line
 
 MAX_PLAN_VIDEOS = 65_536
 _PLANS_KEPT = 8  # plans kept in memory, about 10 MB each
@@ -216,7 +217,7 @@ def read_plan(output: Folder, number: int) -> Plan:
         return Plan(number, _in_order(table), about["fingerprint"], about["settings"], about["input"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         uri = output.child(name)
-        msg = f"{uri} is not a raypipe plan: {' '.join(str(error).split())}"
+        msg = f"{uri} is not a raypipe plan: {one_line(error)}"
         raise CommitError(msg, key=uri) from None
 
 

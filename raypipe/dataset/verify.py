@@ -38,6 +38,7 @@ from raypipe.errors import CommitError, ObjectError
 from raypipe.results import Shown
 from raypipe.status import Status
 from raypipe.storage import Folder, StoredObject
+from raypipe.text import one_line
 
 _READS_AT_ONCE = 8
 _OF_EVERY_JOB = (schema.STATUS, schema.GENERATION)
@@ -230,7 +231,7 @@ def _check_file(output: Folder, plan: Plan, shard: int, planned: pa.Table, check
         rows = pq.read_table(io.BytesIO(output.read(name)), page_checksum_verification=True)
         rows.validate(full=True)
     except (CommitError, ObjectError, pa.ArrowException, OSError, ValueError) as error:
-        said = f"{name} cannot be read: {' '.join(str(error).split())}"
+        said = f"{name} cannot be read: {one_line(error)}"
         checked.violations.append(Violation("unreadable_file", said))
         return checked
     if problems := list(_check_columns(rows, checks)):

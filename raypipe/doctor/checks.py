@@ -25,7 +25,7 @@ from raypipe.runs import actors
 from raypipe.runs.summary_tables import summary_table
 from raypipe.storage import Folder
 from raypipe.submit import reached
-from raypipe.text import visible
+from raypipe.text import one_line, visible
 from raypipe.video.decode_request import DECODERS, DecodeLimits, DecodeRequest
 from raypipe.video.sandbox.parent import DecodeSandbox, installed_decoders
 
@@ -88,7 +88,7 @@ def check_nodes(*, input_uri: str | None, output_uri: str | None) -> Iterator[Ch
         try:
             alike[ray.get(reference)].append(asked[reference])
         except ray.exceptions.RayError as error:
-            alike["", f"cannot run a task: {' '.join(str(error).split())[:200]}"].append(asked[reference])
+            alike["", f"cannot run a task: {one_line(error)[:200]}"].append(asked[reference])
     for reference in silent:
         alike["", f"does not reply within {_WAIT_SECONDS:g} s"].append(asked[reference])
     for (found, problem), addresses in alike.items():

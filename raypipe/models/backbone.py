@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from raypipe.errors import WeightsError
 from raypipe.models.backbones import Crops, Dtype, embedding_dim
 from raypipe.models.weights import build_network, preprocessing
+from raypipe.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ def _load_network(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) 
     try:
         keys = network.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
-        msg = f"state_dict does not fit {name}: {' '.join(str(error).split())}"
+        msg = f"state_dict does not fit {name}: {one_line(error)}"
         raise WeightsError(msg, key="state_dict", expected=name) from None
     # Folding removes the batch norms' counters, so weights do not need them.
     wrong = [key for key in keys.missing_keys + keys.unexpected_keys if not key.endswith(".num_batches_tracked")]

@@ -316,7 +316,7 @@ def pad_frames(videos: Sequence[Frames], *, max_frames: int) -> PaddedFrames:
 
 
 def by_length(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
-    """Group videos of similar length into batches, so that there is little padding.
+    """Group videos of similar length into batches to reduce padding.
 
     Return the positions of the videos in each batch.
     """

@@ -13,6 +13,7 @@ from raypipe.errors import FingerprintError, ObjectError, ObjectMissingError, We
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
 from raypipe.models.gpt2 import VideoModel
 from raypipe.storage import Folder
+from raypipe.text import one_line
 
 CONFIG, WEIGHTS, COMPLETE = "config.json", "model.safetensors", "complete.json"
 MODEL_FOLDER = "model"
@@ -90,7 +91,7 @@ def build_model(files: ModelFiles) -> VideoModel:
         model.load_state_dict(safetensors.torch.load(files.files[WEIGHTS]))
     except (SafetensorError, RuntimeError) as error:
         uri = f"{files.source}/{WEIGHTS}"
-        msg = f"{uri} is corrupt or does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}"
+        msg = f"{uri} is corrupt or does not fit its {CONFIG}: {one_line(error)[:300]}"
         raise WeightsError(msg, key=uri) from None
     model.eval()
     return model
@@ -124,7 +125,7 @@ def read_config(files: ModelFiles) -> VideoClassifierConfig:
         return VideoClassifierConfig.from_dict(tree)
     except Exception as error:  # noqa: BLE001 - a corrupt file makes transformers raise nearly anything
         uri = f"{files.source}/{CONFIG}"
-        msg = f"{uri} is not the configuration of a raypipe model: {' '.join(str(error).split())}"
+        msg = f"{uri} is not the configuration of a raypipe model: {one_line(error)}"
         raise WeightsError(msg, key=uri) from None
 
 

@@ -19,6 +19,7 @@ from raypipe.config import IndexSettings
 from raypipe.errors import IndexVersionError
 from raypipe.search.filters import Eligible
 from raypipe.search.vectors import ROUNDING, Floats, Positions, Ranked, Vectors, best, dots, neighbors, widen
+from raypipe.text import one_line
 
 RANK = 10  # recall@10
 TARGET_RECALL = 0.98
@@ -158,7 +159,7 @@ class Ann:
         try:
             index = _faiss.read_index(str(path))
         except RuntimeError as error:
-            msg = f"Cannot read the index {path}: {' '.join(str(error).split())}"
+            msg = f"Cannot read the index {path}: {one_line(error)}"
             raise IndexVersionError(msg, key=str(path)) from None
         if (index.ntotal, index.d) != vectors.shape:
             found = index.ntotal, index.d

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from raypipe import schema
 from raypipe.errors import IndexVersionError
+from raypipe.text import one_line
 
 Kind: TypeAlias = Literal["text", "boolean", "integer", "number", "time"]
 
@@ -169,7 +170,7 @@ class Items:
                 thumbnails = pa.ipc.open_file(file).read_all()[schema.THUMBNAIL]
             return cls(table, thumbnails)
         except (pa.ArrowException, OSError, KeyError) as error:
-            msg = f"Cannot read the items of {folder}: {' '.join(str(error).split())}"
+            msg = f"Cannot read the items of {folder}: {one_line(error)}"
             raise IndexVersionError(msg, key=str(folder)) from None
 
     def __len__(self) -> int:

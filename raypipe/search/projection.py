@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from raypipe.errors import IndexVersionError
 from raypipe.search.vectors import Floats
+from raypipe.text import one_line
 
 PROJECTION = "projection.safetensors"
 FEW_VIDEOS = 16  # up to this many have no useful mean: centring would turn two near-duplicates into opposites
@@ -72,7 +73,7 @@ class Projection:
             arrays = safetensors.numpy.load_file(path)
             mean, matrix = arrays["mean"], arrays["matrix"]
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            msg = f"Cannot read the projection {path}: {' '.join(str(error).split())}"
+            msg = f"Cannot read the projection {path}: {one_line(error)}"
             raise IndexVersionError(msg, key=str(path)) from None
         fits = mean.ndim == 1 and matrix.ndim == 2 and matrix.shape[0] == mean.shape[0] and matrix.size  # noqa: PLR2004
         of_float32 = {mean.dtype, matrix.dtype} == {np.dtype(np.float32)}

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raypipe.errors import IndexVersionError
+from raypipe.text import one_line
 
 Vectors: TypeAlias = npt.NDArray[np.float16]  # [N, d], unit length
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -60,7 +61,7 @@ def open_vectors(path: Path) -> Vectors:
     try:
         vectors: Vectors = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except (OSError, ValueError, EOFError) as error:
-        msg = f"Cannot read the vectors {path}: {' '.join(str(error).split())}"
+        msg = f"Cannot read the vectors {path}: {one_line(error)}"
         raise IndexVersionError(msg, key=str(path)) from None
     if vectors.dtype != np.float16 or vectors.ndim != 2:  # noqa: PLR2004 - a matrix
         found = f"{vectors.dtype}{vectors.shape}"

@@ -28,6 +28,7 @@ from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, O
 from raypipe.runs.actors import machine
 from raypipe.runs.progress import TrainingProgress
 from raypipe.storage import Folder
+from raypipe.text import one_line
 
 _POLL_SECONDS = 0.2
 SUMMARY = "summary.json"
@@ -165,7 +166,7 @@ def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
             **{key: said[key] for key in known},
         )
     except (ObjectError, KeyError, TypeError, ValueError) as error:
-        msg = f"{output.child(SUMMARY)} is not the summary of a training: {' '.join(str(error).split())}."
+        msg = f"{output.child(SUMMARY)} is not the summary of a training: {one_line(error)}."
         raise CommitError(msg) from None
 
 

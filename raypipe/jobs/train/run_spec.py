@@ -18,6 +18,7 @@ from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoCl
 from raypipe.models.classifier_files import ModelFiles, build_model, check_embeddings, read_config, read_model
 from raypipe.models.gpt2 import Gpt2, VideoModel, add_lora, freeze, resolve_gpt2
 from raypipe.storage import Folder
+from raypipe.text import one_line
 
 RUN = "run.json"
 _FREE = {"output", "checkpoint", "resources"}  # keys that may change when a training is resumed
@@ -53,7 +54,7 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
             model.encoder.gpt2.load_state_dict(dict(spec.gpt2.weights))
     except RuntimeError as error:
         key, source = ("init_from", spec.init_from.source) if spec.init_from else ("model.gpt2", spec.model.gpt2)
-        msg = f"{key}={str(source)!r} does not fit: {' '.join(str(error).split())[:300]}"
+        msg = f"{key}={str(source)!r} does not fit: {one_line(error)[:300]}"
         raise WeightsError(msg, key=key, value=source) from None
     if spec.model.lora.rank:
         add_lora(model, **spec.model.lora.model_dump())
@@ -266,7 +267,7 @@ def check_same_run(output: Folder, facts_now: Mapping[str, Any]) -> None:
     try:
         before, now = _leaves(json.loads(output.read(RUN))), _leaves(json.loads(data))
     except (ObjectError, AttributeError, TypeError, ValueError) as error:
-        msg = f"{output.child(RUN)} is not the run.json of a training: {' '.join(str(error).split())}."
+        msg = f"{output.child(RUN)} is not the run.json of a training: {one_line(error)}."
         raise CommitError(msg, key=output.child(RUN), remedy="Choose another output.") from None
     differ = [
         (key.partition(".")[2] or key, before.get(key), now.get(key))
