@@ -1,4 +1,4 @@
-"""Compare an index with simple baselines: evaluate."""
+"""The command ``raypipe evaluate``."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""What ``raypipe evaluate`` reads."""
+"""The configuration of ``raypipe evaluate``."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -14,7 +14,7 @@ REQUIREMENT = re.compile(r"\s*(\w+@\d+|mrr)\s*>=\s*(\w+)\s*")
 
 
 class EvaluateConfig(Section):
-    """Everything ``raypipe evaluate`` reads."""
+    """The whole configuration of ``raypipe evaluate``."""
 
     index: Uri
     history: Uri

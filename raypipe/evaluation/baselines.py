@@ -1,13 +1,12 @@
 """Simple recommenders, fitted on watch events: what a learned ranker has to beat."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.evaluation.protocols import Events, Ints
+from raypipe.evaluation.protocols import Events, Ints, Numbers
+from raypipe.models.backbones import mean_embedding
 
 Scores = npt.NDArray[np.float32]
 WINDOW, HISTORY_DECAY, NUM_SUCCESSORS = 5, 0.6, 100
@@ -17,20 +16,8 @@ _NEWEST = 500  # events of a user whose pairs are counted
 _DAY_SECONDS = 86_400.0
 
 
-class Baseline(ABC):
-    """A recommender that gives every video of the catalogue a score."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def scores(self, histories: Sequence[Ints]) -> Scores:
-        """Return the score of each of N videos for each of B histories, the newest video last: [B, N]."""
-
-
-class Random(Baseline):
+class Random:
     """Gives each video a random score. The seed makes the scores reproducible."""
-
-    name = "random"
 
     def __init__(self, num_items: int, *, seed: int = 0) -> None:
         self._num_items = num_items
@@ -41,10 +28,8 @@ class Random(Baseline):
         return self._random.random((len(histories), self._num_items), dtype=np.float32)
 
 
-class Popular(Baseline):
+class Popular:
     """Gives each video its number of viewers; with ``days``, its viewers in the last days before the newest event."""
-
-    name = "popular"
 
     def __init__(self, events: Events, num_items: int, *, days: float | None = None) -> None:
         items = events.items
@@ -57,13 +42,12 @@ class Popular(Baseline):
         return np.tile(self._counts, (len(histories), 1))
 
 
-class Content(Baseline):
+class Content:
     """Gives each video its cosine to the content of the history.
 
     ``pooling`` is ``last`` (of the newest video), ``mean`` (of the mean of the history), or ``max`` (the largest one).
     """
 
-    name = "content"
     _LAST_WATCHED = 50
 
     def __init__(self, vectors: npt.NDArray[np.floating], *, pooling: str) -> None:
@@ -82,18 +66,18 @@ class Content(Baseline):
         if self._pooling == "max":
             best: Scores = (self._vectors @ watched.T).max(axis=1)
             return best
-        mean = watched.mean(axis=0)
-        cosines: Scores = self._vectors @ (mean / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny))
+        cosines: Scores = self._vectors @ mean_embedding(watched)
         return cosines
 
 
 class _Neighbors:
     """A sparse N x N matrix, stored by row. Row i holds the weights of the K nearest items, the neighbors of item i."""
 
-    def __init__(
-        self, rows: Ints, columns: Ints, weights: npt.NDArray[np.float64], num_items: int, *, most: int
-    ) -> None:
+    def __init__(self, keys: Ints, weights: Numbers, num_items: int, *, most: int) -> None:
+        """Keep the ``most`` largest weights of each row, without the diagonal. A key is row * num_items + column."""
+        rows, columns = np.divmod(keys, num_items)
         order = np.lexsort((columns, -weights, rows))
+        order = order[rows[order] != columns[order]]
         rows, columns, weights = rows[order], columns[order], weights[order]
         starts = np.searchsorted(rows, np.arange(num_items))
         is_kept = np.arange(len(rows)) - starts[rows] < most
@@ -110,20 +94,17 @@ class _Neighbors:
         return total
 
 
-class Transitions(Baseline):
+class Transitions:
     """Counts how often one video is watched within 5 events after another one. A count weighs 1 / distance."""
 
-    name = "transitions"
-
     def __init__(self, events: Events, num_items: int) -> None:
-        rows, columns, weights = [], [], []
+        counted = []
         users = events.users
         for distance in range(1, WINDOW + 1):
             is_pair = users[:-distance] == users[distance:]
-            rows.append(events.items[:-distance][is_pair])
-            columns.append(events.items[distance:][is_pair])
-            weights.append(np.full(int(is_pair.sum()), 1 / distance))
-        self._next = _summed(rows, columns, weights, num_items, most=NUM_SUCCESSORS)
+            keys = events.items[:-distance][is_pair] * num_items + events.items[distance:][is_pair]
+            counted.append((keys, np.full(len(keys), 1 / distance)))
+        self._next = _Neighbors(*_totals(counted), num_items, most=NUM_SUCCESSORS)
 
     def scores(self, histories: Sequence[Ints]) -> Scores:
         """Return the summed successors of the watched videos; each weighs 0.6 times as much as the next newer one."""
@@ -134,27 +115,23 @@ class Transitions(Baseline):
         return self._next.scores(newest_first, HISTORY_DECAY ** np.arange(len(newest_first)))
 
 
-class ItemKnn(Baseline):
+class ItemKnn:
     """Sums the cosines between the viewers of a video and of the watched videos (Sarwar et al., 2001)."""
-
-    name = "item_knn"
 
     def __init__(self, events: Events, num_items: int) -> None:
         counts = np.maximum(np.bincount(events.items, minlength=num_items), 1)
         keys, together = _counted(rows * num_items + columns for rows, columns in _pairs(events))
         rows, columns = np.divmod(keys, num_items)
         cosines = together / np.sqrt(counts[rows] * counts[columns])
-        self._neighbors = _Neighbors(rows, columns, cosines, num_items, most=NUM_SUCCESSORS)
+        self._neighbors = _Neighbors(keys, cosines, num_items, most=NUM_SUCCESSORS)
 
     def scores(self, histories: Sequence[Ints]) -> Scores:
         """Return the sum of the similarities to each watched video."""
         return np.stack([self._neighbors.scores(history, np.ones(len(history))) for history in histories])
 
 
-class Ease(Baseline):
+class Ease:
     """A linear model with a closed form (Steck, 2019), for catalogues of up to 20,000 videos."""
-
-    name = "ease"
 
     def __init__(self, events: Events, num_items: int) -> None:
         gram = np.zeros((num_items, num_items), np.float32)
@@ -187,29 +164,20 @@ def _pairs(events: Events) -> Iterator[tuple[Ints, Ints]]:
             yield histories[:, first].ravel(), histories[:, second].ravel()
 
 
-def _counted(parts: Iterable[Ints]) -> tuple[Ints, Ints]:
+def _counted(parts: Iterable[Ints]) -> tuple[Ints, Numbers]:
     """Return the distinct numbers of all parts, ascending, and how often each occurs."""
-    found: list[tuple[Ints, Ints]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    found: list[tuple[Ints, Numbers]] = [(np.empty(0, np.int64), np.empty(0))]
     for part in parts:
-        found.append(np.unique(part, return_counts=True))
+        keys, counts = np.unique(part, return_counts=True)
+        found.append((keys, counts.astype(np.float64)))
         if sum(len(keys) for keys, _ in found[1:]) > max(_PAIRS_AT_ONCE, len(found[0][0])):
-            found = [_merged(found)]
-    return _merged(found)
+            found = [_totals(found)]
+    return _totals(found)
 
 
-def _merged(counted: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    keys, at = np.unique(np.concatenate([keys for keys, _ in counted]), return_inverse=True)
-    counts = np.concatenate([counts for _, counts in counted])
-    return keys, np.bincount(at, counts, minlength=len(keys)).astype(np.int64)
-
-
-def _summed(
-    rows: list[Ints], columns: list[Ints], weights: list[npt.NDArray[np.float64]], num_items: int, *, most: int
-) -> _Neighbors:
-    """Add up the weights of equal pairs; pairs of an item with itself do not count."""
-    keys = np.concatenate(rows) * num_items + np.concatenate(columns)
-    unique, at = np.unique(keys, return_inverse=True)
-    total = np.bincount(at, np.concatenate(weights), minlength=len(unique))
-    first, second = np.divmod(unique, num_items)
-    is_other = first != second
-    return _Neighbors(first[is_other], second[is_other], total[is_other], num_items, most=most)
+def _totals(weighted: Sequence[tuple[Ints, Numbers]]) -> tuple[Ints, Numbers]:
+    """Return the distinct keys, ascending, and the sum of the weights of each."""
+    keys, at = np.unique(np.concatenate([keys for keys, _ in weighted]), return_inverse=True)
+    weights = np.concatenate([weights for _, weights in weighted])
+    totals: Numbers = np.bincount(at, weights, minlength=len(keys)).astype(np.float64, copy=False)
+    return keys, totals

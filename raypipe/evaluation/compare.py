@@ -13,9 +13,8 @@ from raypipe.results import Shown
 
 MIN_USERS = 200  # with fewer users there is no verdict
 _SCORES_AT_ONCE = 2**25
-_FREQUENCIES = ((0, "0"), (4, "1-4"), (9, "5-9"), (29, "10-29"))  # (at most, name) of a slice
-_LENGTHS = ((0, "0"), (4, "1-4"), (9, "5-9"), (29, "10-29"))
-_MORE = "30+"
+_GROUPS = ("0", "1-4", "5-9", "10-29", "30+")  # of the counts in a slice
+_GROUP_ENDS = (0, 4, 9, 29)
 NOT_COMPARED = "random"
 Outcome = Literal["better", "worse", "not_distinguishable", "too_few_users"]
 
@@ -35,7 +34,6 @@ class Evaluation(Shown):
         facts: The protocol, its parameters, and how many users, events and videos there are.
         rankers: For each ranker its metrics by name, such as ``ndcg@10``.
         best_baseline: For each metric the baseline with the highest value.
-        differences: For each metric, ``main`` minus the best baseline on the same users.
         against: For each metric and baseline, ``main`` minus this baseline on the same users.
         slices: For each slice, its value and each ranker: hr and ndcg at the middle k.
         ranks: The rank of the first target of each user by ranker, [U] in the order of ``users``.
@@ -46,7 +44,6 @@ class Evaluation(Shown):
     facts: Mapping[str, Any]
     rankers: Mapping[str, Mapping[str, Interval]]
     best_baseline: Mapping[str, str]
-    differences: Mapping[str, Interval]
     against: Mapping[str, Mapping[str, Interval]]
     slices: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
     ranks: Mapping[str, Floats] = field(repr=False)
@@ -57,6 +54,11 @@ class Evaluation(Shown):
     def metric(self) -> str:
         """Return the metric that the verdict is about: NDCG at the middle k."""
         return str(self.facts["metric"])
+
+    @property
+    def differences(self) -> Mapping[str, Interval]:
+        """Return, for each metric, ``main`` minus the best baseline on the same users."""
+        return {metric: self.against[metric][baseline] for metric, baseline in self.best_baseline.items()}
 
     @property
     def outcome(self) -> Outcome:
@@ -165,7 +167,6 @@ def compare(
         },
         rankers=table,
         best_baseline=best,
-        differences={metric: against[metric][best[metric]] for metric in metrics},
         against=against,
         slices=_slices(split, {name: {m: values[name][m] for m in shown} for name in rankers}, num_items),
         ranks=ranks,
@@ -214,14 +215,10 @@ def _slices(
     first = split.targets.items[split.targets.starts[:-1][split.users]]
     lengths = np.diff(split.known.starts)[split.users]
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for title, numbers, limits in (
-        ("target_frequency", watched[first], _FREQUENCIES),
-        ("history_length", lengths, _LENGTHS),
-    ):
-        edges, names = [most for most, _ in limits], [*(name for _, name in limits), _MORE]
-        groups = np.searchsorted(edges, numbers, side="left")
+    for title, numbers in (("target_frequency", watched[first]), ("history_length", lengths)):
+        groups = np.searchsorted(_GROUP_ENDS, numbers, side="left")
         found[title] = {
-            names[group]: {
+            _GROUPS[group]: {
                 "users": {"count": int((groups == group).sum())},
                 **{
                     name: {metric: float(series[groups == group].mean()) for metric, series in metrics.items()}

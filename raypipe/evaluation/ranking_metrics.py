@@ -26,12 +26,10 @@ def expected_ranks(scores: npt.NDArray[np.floating], is_excluded: npt.NDArray[np
         is_excluded: The videos that are not ranked, [N].
         targets: The positions of the videos to predict.
     """
-    ranked = np.where(np.isnan(scores), -np.inf, scores)[~is_excluded]
-    ordered = np.sort(ranked)
-    wanted = np.where(np.isnan(scores[targets]), -np.inf, scores[targets])
-    num_lower = np.searchsorted(ordered, wanted, side="left")
-    num_not_higher = np.searchsorted(ordered, wanted, side="right")
-    return len(ordered) - num_not_higher + (num_not_higher - num_lower + 1) / 2
+    known = np.where(np.isnan(scores), -np.inf, scores)
+    ranked, wanted = known[~is_excluded], known[targets][:, None]
+    num_higher, num_equal = (ranked > wanted).sum(axis=1), (ranked == wanted).sum(axis=1)
+    return np.asarray(num_higher + (num_equal + 1) / 2)
 
 
 def user_metrics(ranks: Floats, *, ks: Sequence[int]) -> dict[str, float]:
@@ -40,7 +38,6 @@ def user_metrics(ranks: Floats, *, ks: Sequence[int]) -> dict[str, float]:
     ``hr@k`` is 1 if a target is among the first k, ``recall@k`` the fraction of targets there, and ``ndcg@k`` the
     discounted gain relative to the best order (Järvelin and Kekäläinen, 2002). ``mrr`` is 1 / rank of the best target.
     """
-    # Targets with equal scores have equal expected ranks; spread over the positions that they fill together.
     found = {"mrr": 1 / float(ranks.min())}
     gains = 1 / np.log2(1 + ranks)
     for k in ks:

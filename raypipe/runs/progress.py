@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -46,6 +46,11 @@ _GAUGES = {
     "raypipe_done_videos": "Videos of the plan that this run or an earlier one has finished.",
 }
 _logger = logging.getLogger(__name__)
+
+
+def status(console: Console | None, line: str) -> AbstractContextManager[object]:
+    """Show a line with a spinner during the ``with`` block. Without a console, show nothing."""
+    return nullcontext() if console is None else console.status(line)
 
 
 @contextmanager

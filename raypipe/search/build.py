@@ -60,12 +60,17 @@ def _check(items: pa.Table) -> None:
     if not items.num_rows:
         msg = "There is no video to index: no embedding has status ok."
         raise JobError(msg, key=schema.STATUS, remedy="Run raypipe embed, or give the output of another run.")
-    counts = pc.value_counts(items[schema.VIDEO_ID].combine_chunks())
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(twice):
-        video_id, count = twice[0]["values"].as_py(), twice[0]["counts"].as_py()
+    if twice := repeated_ids(items):
+        video_id, count = twice[0]
         msg = f"The video {video_id!r} occurs {count} times, but ids must be unique."
         raise JobError(msg, key=schema.VIDEO_ID, value=video_id)
+
+
+def repeated_ids(items: pa.Table) -> list[tuple[str, int]]:
+    """Return each video id that occurs in several rows, and in how many, in the order of the first rows."""
+    counts = pc.value_counts(items[schema.VIDEO_ID].combine_chunks())
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    return list(zip(repeated.field("values").to_pylist(), repeated.field("counts").to_pylist(), strict=True))
 
 
 def _has_drifted(base: VideoIndex, num_videos: int, settings: IndexSettings) -> bool:

@@ -10,13 +10,14 @@ from typing import Any, Self
 import numpy as np
 
 from raypipe import schema
-from raypipe.errors import IndexVersionError, QueryError
+from raypipe.config.recommend import RankingConfig
+from raypipe.errors import ConfigError, IndexVersionError, QueryError
 from raypipe.results import Shown
 from raypipe.search.ann import Ann
 from raypipe.search.filters import FilterMasks
 from raypipe.search.items import BOOST_COLUMNS, Items
 from raypipe.search.projection import PROJECTION, Projection
-from raypipe.search.query import Filters, Query, Recommendation, Recommendations
+from raypipe.search.query import Filters, Query, Recommendation, Recommendations, query_of
 from raypipe.search.ranking import (
     Boost,
     Candidates,
@@ -31,6 +32,7 @@ from raypipe.search.ranking import (
 from raypipe.search.vectors import Vectors, open_vectors
 from raypipe.search.versions import MANIFEST, SEARCH, VECTORS, Versions, cache_folder
 from raypipe.storage import Folder
+from raypipe.text import one_line
 
 _REBUILD = "Build the index again."
 
@@ -162,6 +164,18 @@ class VideoIndex(Shown):
             num_eligible=len(self.items) if eligible is None else eligible.count,
         )
 
+    def check_ranking(self, ranking: RankingConfig) -> None:
+        """Check that the index supports these options.
+
+        Raises:
+            ConfigError: it does not, as with a filter on a column that it lacks.
+        """
+        try:
+            self.recommend(query_of(ranking, ()))
+        except QueryError as error:
+            msg = f"ranking: {error}"
+            raise ConfigError(msg, key="ranking") from None
+
     def similar(self, video_id: str, *, top_k: int, **options: Any) -> Recommendations:  # noqa: ANN401 - fields of Query
         """Recommend videos to a viewer who has only watched the given video.
 
@@ -235,5 +249,5 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / MANIFEST).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        msg = f"Cannot read {folder / MANIFEST}: {' '.join(str(error).split())}"
+        msg = f"Cannot read {folder / MANIFEST}: {one_line(error)}"
         raise IndexVersionError(msg, key=str(folder / MANIFEST)) from None

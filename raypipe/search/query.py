@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from raypipe.config.recommend import RankingConfig
 from raypipe.errors import QueryError
 from raypipe.results import Shown
 
@@ -59,6 +60,11 @@ class Query:
         if wrong := [weight for weight in self.weights if not 0 <= weight < math.inf]:
             msg = f"A weight is {wrong[0]}, but weights must be finite and at least 0."
             raise QueryError(msg, key="weights", value=wrong[0])
+
+
+def query_of(ranking: RankingConfig, history: tuple[str, ...]) -> Query:
+    """Return the query for one user. The endpoint builds the same query from the same options."""
+    return Query(history=history, **dict(ranking))
 
 
 @dataclass(frozen=True, slots=True)

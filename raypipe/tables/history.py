@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO
@@ -13,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypipe.errors import ConfigError, ObjectError
+from raypipe.errors import ConfigError
 from raypipe.schema import USER_ID
 from raypipe.storage import Folder, StoredObject
-from raypipe.tables.reader import CsvRow, csv_rows, json_object, not_utf8, wrong_length
+from raypipe.tables.reader import CsvRow, csv_rows, json_object, not_utf8, refuse_changed, unreadable, wrong_length
 
 HISTORY = "history"
 LINE, ERROR = "line", "error"  # columns of a block: a line of JSON that is not parsed yet, and the error of a row
@@ -54,7 +53,7 @@ class HistoryFile:
     def columns(self) -> list[str]:
         """Return the names of the columns, in a .jsonl the keys of the first row; raises like ``blocks``."""
         uri, name = self.folder.child(self.name), self.name.lower()
-        with self._problems(uri), self.folder.open_input(self.name) as source:
+        with unreadable(uri, HISTORY), self.folder.open_input(self.name) as source:
             if name.endswith(".parquet"):
                 return list(pq.read_schema(source).names)
             if name.endswith(".csv"):
@@ -74,29 +73,15 @@ class HistoryFile:
             ConfigError: the file cannot be read, lacks a column, or has changed since it was found.
         """
         uri = self.folder.child(self.name)
-        with self._problems(uri), self.folder.open_input(self.name) as source:
-            self._check_same()
+        with unreadable(uri, HISTORY), self.folder.open_input(self.name) as source:
+            refuse_changed(self.folder, self.stored, HISTORY)
             if self.name.lower().endswith(".parquet"):
                 yield from _parquet_blocks(source, uri, [USER_ID] if only_ids else [USER_ID, HISTORY], num_rows)
             elif self.name.lower().endswith(".csv"):
                 yield from _csv_blocks(source, uri, num_rows)
             else:
                 yield from _json_blocks(source, num_rows)
-            self._check_same()
-
-    def _check_same(self) -> None:
-        if (found := self.folder.stat(self.name)) is None or found.etag != self.stored.etag:
-            uri, found_etag = self.folder.child(self.name), found and found.etag
-            msg, remedy = f"The history {uri} changed while it was read.", "Run the same command again."
-            raise ConfigError(msg, key=uri, value=found_etag, expected=self.stored.etag, remedy=remedy)
-
-    @contextmanager
-    def _problems(self, uri: str) -> Iterator[None]:
-        try:
-            yield
-        except (pa.ArrowException, ObjectError, OSError, ValueError) as error:
-            msg = f"Cannot read the history {uri}: {' '.join(str(error).split())}"
-            raise ConfigError(msg, key=uri) from None
+            refuse_changed(self.folder, self.stored, HISTORY)
 
 
 def _parquet_blocks(source: BinaryIO, uri: str, columns: list[str], num_rows: int) -> Iterator[pa.Table]:

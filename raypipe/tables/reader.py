@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe.errors import ConfigError, ObjectError
+from raypipe.storage import StoredObject
 from raypipe.storage.folder import Folder, place_of
 from raypipe.tables.column_types import ColumnReading, Kind, read_column
+from raypipe.text import one_line
 
 _BATCH_ROWS = 65_536  # CSV rows that are in memory as Python strings at a time
 TABLE_ENDINGS = (".parquet", ".csv", ".jsonl")
@@ -248,7 +250,7 @@ def read_text_columns(
     Raises:
         ConfigError: the table cannot be read, or lacks a required column.
     """
-    with _unreadable(folder.child(name), what):
+    with unreadable(folder.child(name), what):
         table, _ = _parse(folder, name, columns, only_text=True)
         _check_columns(folder.child(name), table.column_names, used=columns, required=required)
         names = [column for column in columns if column in table.column_names]
@@ -279,7 +281,7 @@ def read_table(
     Raises:
         ConfigError: the table cannot be read, lacks a required column, or has a column of an unsupported type.
     """
-    with _unreadable(folder.child(name), what):
+    with unreadable(folder.child(name), what):
         table, untyped = _parse(folder, name, text, only_text=False)
         _check_columns(folder.child(name), table.column_names, used=table.column_names, required=required)
         columns, readings = {}, []
@@ -312,12 +314,22 @@ def empty_rows(column: pa.ChunkedArray) -> list[int]:
 
 
 @contextmanager
-def _unreadable(uri: str, what: str) -> Iterator[None]:
+def unreadable(uri: str, what: str) -> Iterator[None]:
+    """Turn an error of reading into a ConfigError. ``what`` is the name of the table."""
     try:
         yield
     except (pa.ArrowException, ObjectError, OSError, KeyError, ValueError) as error:
-        msg = f"Cannot read the {what} {uri}: {' '.join(str(error).split())}"
+        msg = f"Cannot read the {what} {uri}: {one_line(error)}"
         raise ConfigError(msg, key=uri) from None
+
+
+def refuse_changed(folder: Folder, stored: StoredObject, what: str) -> None:
+    """Raise ConfigError if an object is no longer the one that ``stored`` describes. ``what`` is its name."""
+    found = folder.stat(stored.key)
+    if found is None or found.etag != stored.etag:
+        msg, remedy = f"The {what} {stored.uri} changed while it was read.", "Run the same command again."
+        etag = None if found is None else found.etag
+        raise ConfigError(msg, key=stored.uri, value=etag, expected=stored.etag, remedy=remedy)
 
 
 def _check_columns(uri: str, names: Sequence[str], *, used: Sequence[str], required: Sequence[str]) -> None:

@@ -81,7 +81,7 @@ class Scene:
         output = self.new_output()
         proxy.tell(choose)
         try:
-            endings = run_again_until_done(self.source, output, mend=proxy.calm)
+            endings = run_again_until_done(self.source, output, fix_cause=proxy.calm)
             tally.num_faults += proxy.num_faults
             proxy.calm()
             tally.num_commands[len(endings) + 1] += 1

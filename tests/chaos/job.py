@@ -100,11 +100,11 @@ def run_job(source: Folder, output: Folder, *, retry: Retry = "none") -> None:
 
 
 def run_again_until_done(
-    source: Folder, output: Folder, *, retry: Retry = "none", mend: Callable[[], None] = lambda: None
+    source: Folder, output: Folder, *, retry: Retry = "none", fix_cause: Callable[[], None] = lambda: None
 ) -> list[str]:
     """Repeat the command until it succeeds, as a scheduler would, and return the errors of the failed attempts.
 
-    After each failed attempt, ``mend`` fixes the outside cause: it renews credentials, or a storage is up again.
+    After each failed attempt, ``fix_cause`` fixes the outside cause: it renews credentials, or a storage is up again.
 
     Raises:
         AssertionError: The command never succeeds without a person.
@@ -115,7 +115,7 @@ def run_again_until_done(
             run_job(source, output, retry=retry)
         except RaypipeError as error:
             endings.append(f"{type(error).__name__}: {error}")
-            mend()
+            fix_cause()
         else:
             return endings
     raise AssertionError(endings)

@@ -37,11 +37,11 @@ from raypipe.jobs.embed.job import run_embed
 from raypipe.jobs.embed.verify import verify
 from raypipe.jobs.index.job import IndexRun, run_index
 from raypipe.jobs.recommend.job import run_recommend
-from raypipe.jobs.recommend.shard import query_of
 from raypipe.jobs.train.job import run_train
 from raypipe.records import TrainingRecord
 from raypipe.runs.job import BatchRun
 from raypipe.search.index import VideoIndex
+from raypipe.search.query import query_of
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.browser import Watch, chromium

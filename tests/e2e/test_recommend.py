@@ -20,10 +20,10 @@ from raypipe.demo.s3_server import S3Server
 from raypipe.errors import ConfigError, FingerprintError
 from raypipe.jobs.index.job import run_index
 from raypipe.jobs.recommend.job import RecommendOutput, run_recommend
-from raypipe.jobs.recommend.shard import query_of
 from raypipe.jobs.recommend.verify import verify
 from raypipe.runs.actors import RayExecutor
 from raypipe.search.index import VideoIndex
+from raypipe.search.query import query_of
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.folders import num_committed

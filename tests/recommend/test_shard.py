@@ -10,11 +10,11 @@ from raypipe import schema
 from raypipe.config import IndexConfig, RankingConfig
 from raypipe.dataset.commit import Totals
 from raypipe.jobs.index.job import run_index
-from raypipe.jobs.recommend.shard import query_of, recommend_shard, summarize, unknown_ids
+from raypipe.jobs.recommend.shard import recommend_shard, summarize, unknown_ids
 from raypipe.runs.stages import output_rows
 from raypipe.search.index import VideoIndex
 from raypipe.search.items import Items
-from raypipe.search.query import Query
+from raypipe.search.query import Query, query_of
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from raypipe.tables.history import parse, watched

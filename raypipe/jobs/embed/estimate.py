@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from rich.padding import Padding
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
-from raypipe.dataset.plan import PlannedVideo, StoredPlans, plan_table
+from raypipe.dataset.plan import PlannedVideo, StoredPlans
 from raypipe.jobs.embed.inputs import Planning, is_too_much, pack
-from raypipe.jobs.embed.setup import EmbedSetup, prepare
+from raypipe.jobs.embed.setup import EmbedSetup, prepare, unstored_shard
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbone import Backbone
 from raypipe.models.backbones import resolve_dtype
@@ -176,7 +175,7 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
     dim, side = setup.embedding_dim, setup.decode_request.crop_size
     with DecodeSandbox.start(setup.decode_request, decode) as sandbox:
         ready = time.time()
-        decoded = decode_shard(_planned(videos), sandbox, max_size_bytes=decode.max_size_bytes)
+        decoded = decode_shard(unstored_shard(videos), sandbox, max_size_bytes=decode.max_size_bytes)
         decoded_at = time.time()
         embedded = embed_shard(decoded, model.embed, embedding_dim=dim, crop_size=side)
         rows = output_rows(embedded, schema.embeddings_schema(dim))
@@ -190,12 +189,6 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
         start_seconds=_START_PER_READY * (ready - started_at),
         kinds=Counter(map(_kind, rows.to_pylist())),
     )
-
-
-def _planned(videos: Sequence[PlannedVideo]) -> pa.Table:
-    """Return a plan with all videos in one shard. The plan is not stored."""
-    shards = [0] * len(videos)
-    return plan_table(videos, shards).append_column(schema.GENERATION, pa.array(shards, pa.int32()))
 
 
 def _kind(row: Mapping[str, Any]) -> str:

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
-from raypipe.dataset.plan import PlannedVideo, plan_table
+from raypipe.dataset.plan import PlannedVideo
 from raypipe.dataset.read import frame_embeddings
 from raypipe.errors import ObjectMissingError
-from raypipe.jobs.embed.setup import EmbedSetup, find_network
+from raypipe.jobs.embed.setup import EmbedSetup, find_network, unstored_shard
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbones import Dtype, resolve_dtype
 from raypipe.results import Shown
@@ -75,7 +75,7 @@ def embed_video(config: EmbedConfig) -> EmbeddedVideo:
     weights, preprocessing = find_network(config.backbone)
     dtype = resolve_dtype(config.backbone.dtype, device := _device())
     setup = EmbedSetup(config, folder, preprocessing, weights, dtype)
-    rows = plan_table([PlannedVideo.of(stored)], [0]).append_column(schema.GENERATION, pa.array([0], pa.int32()))
+    rows = unstored_shard([PlannedVideo.of(stored)])
     with DecodeSandbox.start(setup.decode_request, config.decode) as sandbox:
         decoded = decode_shard(rows, sandbox, max_size_bytes=config.decode.max_size_bytes)
     backbone = _backbone(config.backbone.name, weights, dtype, device)

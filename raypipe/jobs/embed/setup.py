@@ -1,12 +1,15 @@
 """Everything that is decided before any video is read: weights, dtype, row format and the decode request."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
 from raypipe.config.embed import BackboneConfig
-from raypipe.dataset.plan import plan_numbers, read_plan
+from raypipe.dataset.plan import PlannedVideo, plan_numbers, plan_table, read_plan
 from raypipe.models.backbones import Dtype, Preprocessing, embedding_dim
 from raypipe.storage import Folder
 from raypipe.storage.folder import read_uri
@@ -90,3 +93,9 @@ def settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessing
         if config.backbone.dtype == "auto":
             dtype = settings.get("dtype", dtype)
     return EmbedSetup(config, output, preprocessing, weights, dtype, row_format)
+
+
+def unstored_shard(videos: Sequence[PlannedVideo]) -> pa.Table:
+    """Return the planned rows of one shard with these videos. The plan is not stored."""
+    shards = [0] * len(videos)
+    return plan_table(videos, shards).append_column(schema.GENERATION, pa.array(shards, pa.int32()))

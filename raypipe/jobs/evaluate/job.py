@@ -1,16 +1,14 @@
 """The evaluate job, from a configuration to metrics and ranks per user. It runs in this process, without Ray."""
 
-import io
 import json
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
@@ -18,16 +16,19 @@ from rich.text import Text
 
 from raypipe.config.evaluate import REQUIREMENT, EvaluateConfig
 from raypipe.config.load import command_line
-from raypipe.errors import ConfigError, QueryError
+from raypipe.config.recommend import RankingConfig
+from raypipe.dataset.footer import parquet_bytes
+from raypipe.errors import ConfigError
 from raypipe.evaluation import baselines
-from raypipe.evaluation.compare import Evaluation, Ranker, compare, sample_users
+from raypipe.evaluation.compare import NOT_COMPARED, Evaluation, Ranker, compare, sample_users
 from raypipe.evaluation.protocols import Ints, Split
 from raypipe.jobs.evaluate.inputs import WatchEvents, read_events, split_events
 from raypipe.records import EvaluationRecord, versions
 from raypipe.report.evaluation_page import evaluation_page
+from raypipe.runs.progress import status
 from raypipe.schema import USER_ID
 from raypipe.search.index import VideoIndex
-from raypipe.search.query import Query
+from raypipe.search.query import query_of
 from raypipe.storage import Folder
 
 SERVED = "served"
@@ -48,16 +49,16 @@ class EvaluationRun:
 class Served:
     """Scores videos as raypipe recommends them: through the index, with its filters, caps and approximate search."""
 
-    def __init__(self, index: VideoIndex, config: EvaluateConfig) -> None:
+    def __init__(self, index: VideoIndex, ranking: RankingConfig) -> None:
         self._index = index
-        self._options = dict(config.ranking)
+        self._ranking = ranking
 
     def scores(self, histories: Sequence[Ints]) -> npt.NDArray[np.float32]:
         """Return one score per position in the list of each history, and -inf for videos that are not in the list."""
         scores = np.full((len(histories), len(self._index)), -np.inf, np.float32)
         for row, history in zip(scores, histories, strict=True):
             ids = tuple(map(self._index.items.video_id, history.tolist()))
-            listed = [found.position for found in self._index.recommend(Query(history=ids, **self._options))]
+            listed = [found.position for found in self._index.recommend(query_of(self._ranking, ids))]
             row[listed] = -np.arange(len(listed), dtype=np.float32)
         return scores
 
@@ -73,12 +74,12 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> E
     output = Folder(config.output)
     output.check_writable()
     index = VideoIndex.open(config.index, cache=config.cache)
-    with _status(console, "Reading the history"):
+    with status(console, "Reading the history"):
         found = read_events(config.history, index.items, is_ordered=config.history_ordered)
         split = sample_users(split_events(found, config), max_users=config.max_users, seed=config.seed)
-    with _status(console, "Fitting the baselines"):
+    with status(console, "Fitting the baselines"):
         rankers = _rankers(index, split, config)
-    with _status(console, f"Ranking {len(index):,} videos for {len(split.users):,} users"):
+    with status(console, f"Ranking {len(index):,} videos for {len(split.users):,} users"):
         evaluation = compare(split, rankers, num_items=len(index), ks=config.k, main=SERVED, seed=config.seed)
     run = EvaluationRun(
         evaluation, found.counts, time.monotonic() - start, output.child(REPORT), _meets(evaluation, config.require)
@@ -88,31 +89,29 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> E
 
 
 def _rankers(index: VideoIndex, split: Split, config: EvaluateConfig) -> dict[str, Ranker]:
-    try:
-        index.recommend(Query(**dict(config.ranking)))
-    except QueryError as error:
-        msg = f"ranking: {error}"
-        raise ConfigError(msg, key="ranking") from None
+    """Fit every ranker. What the configuration asks for is checked before."""
+    index.check_ranking(config.ranking)
     train, num_items, vectors = split.train, len(index), np.asarray(index.vectors)
-    rankers: dict[str, Ranker] = {
-        SERVED: Served(index, config),
-        "random": baselines.Random(num_items, seed=config.seed),
-        "popular": baselines.Popular(train, num_items),
-        "content_last": baselines.Content(vectors, pooling="last"),
-        "content_mean": baselines.Content(vectors, pooling="mean"),
-        "content_max": baselines.Content(vectors, pooling="max"),
-        "item_knn": baselines.ItemKnn(train, num_items),
+    rankers: dict[str, Callable[[], Ranker]] = {
+        SERVED: partial(Served, index, config.ranking),
+        NOT_COMPARED: partial(baselines.Random, num_items, seed=config.seed),
+        "popular": partial(baselines.Popular, train, num_items),
+        "content_last": partial(baselines.Content, vectors, pooling="last"),
+        "content_mean": partial(baselines.Content, vectors, pooling="mean"),
+        "content_max": partial(baselines.Content, vectors, pooling="max"),
+        "item_knn": partial(baselines.ItemKnn, train, num_items),
     }
     if train.times is not None:
-        rankers["popular_7_days"] = baselines.Popular(train, num_items, days=7)
+        rankers["popular_7_days"] = partial(baselines.Popular, train, num_items, days=7)
     if train.is_ordered:
-        rankers["transitions"] = baselines.Transitions(train, num_items)
+        rankers["transitions"] = partial(baselines.Transitions, train, num_items)
     if num_items <= baselines.EASE_MAX_ITEMS:
-        rankers["ease"] = baselines.Ease(train, num_items)
-    if config.require is not None and (name := _required(config.require)[1]) not in {*rankers} - {SERVED, "random"}:
+        rankers["ease"] = partial(baselines.Ease, train, num_items)
+    compared = {*rankers} - {SERVED, NOT_COMPARED}
+    if config.require is not None and (name := _required(config.require)[1]) not in compared:
         msg = f"require names {name!r}, which is not a baseline of this evaluation."
-        raise ConfigError(msg, key="require", value=name, choices=sorted({*rankers} - {SERVED, "random"}))
-    return rankers
+        raise ConfigError(msg, key="require", value=name, choices=sorted(compared))
+    return {name: fit() for name, fit in rankers.items()}
 
 
 def _required(require: str) -> tuple[str, str]:
@@ -139,9 +138,7 @@ def _write(output: Folder, run: EvaluationRun, found: WatchEvents, config: Evalu
         "seconds": round(run.seconds, 1),
     }
     users = pa.table({USER_ID: [found.user_ids[user] for user in evaluation.users.tolist()], **evaluation.ranks})
-    data = io.BytesIO()
-    pq.write_table(users, data)
-    output.put(USERS, data.getvalue())
+    output.put(USERS, parquet_bytes(users, {"job": "evaluate"}))
     output.put(METRICS, json.dumps(metrics, indent=1, allow_nan=False).encode())
     record = EvaluationRecord(
         command=command,
@@ -178,7 +175,3 @@ def evaluation_table(run: EvaluationRun) -> Group:
     left_out = "; ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in run.counts.items())
     lines = (size, table, evaluation.verdict, f"Left out: {left_out}." if left_out else "")
     return Group(*(Text(line) if isinstance(line, str) else line for line in lines if line))
-
-
-def _status(console: Console | None, text: str) -> AbstractContextManager[object]:
-    return nullcontext() if console is None else console.status(text)

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from raypipe.dataset.read import embedding_dim, embeddings_manifests, sealed_man
 from raypipe.errors import ConfigError, FingerprintError
 from raypipe.jobs.index.inputs import IndexedRows, Joined, find_rows, join, read_catalogue, read_labels
 from raypipe.jobs.index.own_vectors import OwnVectors
+from raypipe.runs.progress import status
 from raypipe.runs.summary_tables import summary_table
 from raypipe.search.build import build_version
 from raypipe.search.index import VideoIndex
@@ -89,7 +89,7 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
     versions = Versions(setup.output)
     with tempfile.TemporaryDirectory(prefix="raypipe-index-") as work:
         base, folder = _open_base(setup, versions, Path(work, "base")) if config.append else (None, Path())
-        with _status(console, "Reading the rows of the embeddings"):
+        with status(console, "Reading the rows of the embeddings"):
             rows = setup.find_rows()
             labels = None if config.labels is None else read_labels(config.labels)
             joined = join(rows.items, catalogue=setup.catalogue, labels=labels)
@@ -100,7 +100,7 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
             changes = compare(pq.read_table(folder / ITEMS), joined.items, same_plans=same_plans)
             if not changes and before["settings"] == config.index.model_dump():
                 return IndexRun(before, False, rows.num_left_out, joined, changes)  # noqa: FBT003
-        with _status(console, f"Building an index of {rows.items.num_rows:,} videos"):
+        with status(console, f"Building an index of {rows.items.num_rows:,} videos"):
             new = Path(work, "version")
             made = build_version(new, items=joined.items, batches=rows.batches, settings=config.index, base=base)
             manifest = versions.put(made["id"], new, {**made, "embeddings": dict(setup.source)})
@@ -162,7 +162,7 @@ def _refuse_other_embeddings(setup: IndexSetup, found: str, what: str, *, key: s
 
 
 def _open_base(setup: IndexSetup, versions: Versions, cache: Path) -> tuple[VideoIndex | None, Path]:
-    """Return the current version, and the local folder with its files. The version is None if there is none yet.
+    """Return the current version and the local folder with its files. Without a current version, return None for it.
 
     Raises:
         FingerprintError: the version was built from other embeddings.
@@ -202,10 +202,6 @@ def _is_equal(before: pa.Table, now: pa.Table) -> bool:
         return bool(before.select(now.column_names).cast(now.schema).equals(now))
     except pa.ArrowException:  # the type of a column changed
         return False
-
-
-def _status(console: Console | None, text: str) -> AbstractContextManager[object]:
-    return nullcontext() if console is None else console.status(text)
 
 
 def index_table(run: IndexRun) -> Padding:

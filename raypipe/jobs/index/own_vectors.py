@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +14,13 @@ import pyarrow.parquet as pq
 from raypipe import schema
 from raypipe.dataset.footer import METADATA
 from raypipe.dataset.plan import plan_numbers
-from raypipe.errors import ConfigError, ObjectError
-from raypipe.search.build import Batch
+from raypipe.errors import ConfigError
+from raypipe.search.build import Batch, repeated_ids
 from raypipe.storage import Folder, StoredObject
 from raypipe.storage.folder import place_of
-from raypipe.text import one_line
+from raypipe.tables.reader import refuse_changed, unreadable
 
-_ENDING = ".parquet"
+_ENDING, _WHAT = ".parquet", "vectors"
 _KINDS = {
     schema.VIDEO_URI: pa.string(),
     schema.ETAG: pa.string(),
@@ -76,10 +75,8 @@ class OwnVectors:
             raise ConfigError(msg, key=schema.EMBEDDING, value=num_left_out)
         if len(dims) > 1:
             raise _mixed([*dims][:2], [*dims.values()][:2])
-        counts = pc.value_counts(items[schema.VIDEO_ID])
-        twice = counts.filter(pc.greater(counts.field("counts"), 1))
-        if len(twice):
-            video_id, count = twice[0]["values"].as_py(), twice[0]["counts"].as_py()
+        if twice := repeated_ids(items):
+            video_id, count = twice[0]
             msg = f"{uri}: {len(twice)} ids occur in several rows; {video_id!r} occurs {count} times."
             raise ConfigError(msg, key=schema.VIDEO_ID, value=video_id, remedy="Give each video one row.")
         return cls(uri, next(iter(dims)), items, num_left_out, folder, tuple(kept))
@@ -103,14 +100,14 @@ class OwnVectors:
             ConfigError: a file cannot be read, or has changed since it was found.
         """
         for file, is_kept in self._files:
-            with _problems(file):
-                _check_unchanged(self._folder, file)
+            with unreadable(file.uri, _WHAT):
+                refuse_changed(self._folder, file, _WHAT)
                 with self._folder.open_input(file.key) as source:
                     parquet = pq.ParquetFile(source)
                     has_pictures = schema.THUMBNAIL in parquet.schema_arrow.names
                     columns = [schema.EMBEDDING, *([schema.THUMBNAIL] if has_pictures else [])]
                     table = parquet.read(columns=columns).filter(pa.array(is_kept))
-                _check_unchanged(self._folder, file)
+                refuse_changed(self._folder, file, _WHAT)
                 vectors = _numbers(table[schema.EMBEDDING]).reshape(table.num_rows, self.embedding_dim)
             if table.num_rows:
                 pictures = table[schema.THUMBNAIL].to_pylist() if has_pictures else [None] * table.num_rows
@@ -137,7 +134,7 @@ def _files_of(uri: str) -> tuple[Folder, list[StoredObject]]:
 
 def _read_items(folder: Folder, file: StoredObject) -> tuple[pa.Table, npt.NDArray[np.bool_], int]:
     """Return the columns of the items, a mask of the rows with an id and a vector, and the length of the vectors."""
-    with _problems(file), folder.open_input(file.key) as source:
+    with unreadable(file.uri, _WHAT), folder.open_input(file.key) as source:
         parquet = pq.ParquetFile(source)
         names = parquet.schema_arrow.names
         if METADATA in (parquet.schema_arrow.metadata or {}):
@@ -188,22 +185,6 @@ def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     return numbers
 
 
-def _check_unchanged(folder: Folder, file: StoredObject) -> None:
-    found = folder.stat(file.key)
-    if found is None or found.etag != file.etag:
-        msg = f"{file.uri} changed while it was read."
-        raise ConfigError(msg, key=file.uri, remedy="Run the same command again.")
-
-
 def _mixed(dims: Sequence[int], places: Sequence[str]) -> ConfigError:
     first, second = (f"{place} has vectors of {dim} numbers" for dim, place in zip(dims, places, strict=True))
     return ConfigError(f"All vectors need the same length: {first}, {second}.", key=schema.EMBEDDING, value=list(dims))
-
-
-@contextmanager
-def _problems(file: StoredObject) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, ObjectError, OSError, ValueError) as error:
-        msg = f"Cannot read the vectors in {file.uri}: {one_line(error)}"
-        raise ConfigError(msg, key=file.uri) from None

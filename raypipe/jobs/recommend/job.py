@@ -23,9 +23,9 @@ from raypipe.dataset.plan import (
     row_range,
 )
 from raypipe.dataset.read import sealed_manifests
-from raypipe.errors import CommitError, ConfigError, FingerprintError, QueryError, refuse_other_settings
+from raypipe.errors import CommitError, ConfigError, FingerprintError, refuse_other_settings
 from raypipe.jobs.recommend import shard
-from raypipe.jobs.recommend.shard import RecommendSettings, RecommendToUsers, open_index, query_of
+from raypipe.jobs.recommend.shard import RecommendSettings, RecommendToUsers, open_index
 from raypipe.jobs.recommend.verify import refuse_format_1
 from raypipe.runs.actors import Executor, Needs, Placement
 from raypipe.runs.job import BatchRun, Job, run_job
@@ -100,12 +100,7 @@ class RecommendJob(Job):
             IndexVersionError: there is no index, or the index is incomplete.
         """
         self._version = self._version or Versions(Folder(self.config.index)).require_current()
-        index = open_index(self._of_actors)
-        try:
-            index.recommend(query_of(self.config.ranking, ()))
-        except QueryError as error:
-            msg = f"ranking: {error}"
-            raise ConfigError(msg, key="ranking") from None
+        open_index(self._of_actors).check_ranking(self.config.ranking)
 
     @property
     def _of_actors(self) -> RecommendSettings:

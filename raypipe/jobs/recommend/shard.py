@@ -17,7 +17,7 @@ from raypipe.errors import QueryError
 from raypipe.records import ShardSummary, VideoNote
 from raypipe.runs.stages import identity
 from raypipe.search.index import VideoIndex
-from raypipe.search.query import Query, Recommendations
+from raypipe.search.query import Recommendations, query_of
 from raypipe.search.versions import Versions, cache_folder
 from raypipe.status import UserStatus
 from raypipe.storage import Folder
@@ -63,11 +63,6 @@ def open_index(settings: RecommendSettings) -> VideoIndex:
     return VideoIndex.load(
         versions.fetch(settings.version, cache_folder(settings.cache)), versions.read_manifest(settings.version)
     )
-
-
-def query_of(ranking: RankingConfig, history: tuple[str, ...]) -> Query:
-    """Return the query for one user. The endpoint builds the same query from the same options."""
-    return Query(history=history, **dict(ranking))
 
 
 def recommend_shard(block: pa.Table, index: VideoIndex, ranking: RankingConfig) -> pa.Table:
