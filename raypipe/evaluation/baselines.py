@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.evaluation.protocols import Events, Ints, Numbers
 from raypipe.models.backbones import mean_embedding
+from raypipe.search.watch_events import Events, Ints, Numbers
 
 Scores = npt.NDArray[np.float32]
 WINDOW, HISTORY_DECAY, NUM_SUCCESSORS = 5, 0.6, 100

@@ -7,9 +7,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.evaluation.protocols import Events, Ints, Split
+from raypipe.evaluation.protocols import Split
 from raypipe.evaluation.ranking_metrics import Floats, Interval, expected_ranks, gini, intervals, user_metrics
 from raypipe.results import Shown
+from raypipe.search.watch_events import Events, Ints
 
 MIN_USERS = 200  # with fewer users there is no verdict
 _SCORES_AT_ONCE = 2**25

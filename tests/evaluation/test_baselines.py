@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from raypipe.evaluation import baselines
 from raypipe.evaluation.compare import Ranker, compare
-from raypipe.evaluation.protocols import Events, leave_one_out
+from raypipe.evaluation.protocols import leave_one_out
+from raypipe.search.watch_events import Events
 
 NUM_ITEMS = 12
 HISTORIES = st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=8, unique=True), min_size=1, max_size=6)

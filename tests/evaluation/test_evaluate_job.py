@@ -14,9 +14,10 @@ import raypipe
 from raypipe import cli
 from raypipe.config import EvaluateConfig
 from raypipe.evaluation.protocols import leave_one_out
-from raypipe.jobs.evaluate.inputs import read_events, split_events
+from raypipe.jobs.evaluate.inputs import split_events
 from raypipe.search.index import VideoIndex
 from raypipe.storage import Folder
+from raypipe.tables.event_table import read_events
 from support.served_index import make_items, put_index
 
 NUM_VIDEOS = 150

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.evaluation.compare import check_no_leak, sample_users
-from raypipe.evaluation.protocols import Events, Split, by_time, last_k, leave_one_out
+from raypipe.evaluation.protocols import Split, by_time, last_k, leave_one_out
 from raypipe.evaluation.protocols import given as given_split
+from raypipe.search.watch_events import Events
 
 HISTORIES = st.lists(st.lists(st.integers(0, 9), max_size=8, unique=True), min_size=1, max_size=6)
 

@@ -21,15 +21,17 @@ from raypipe.dataset.footer import parquet_bytes
 from raypipe.errors import ConfigError
 from raypipe.evaluation import baselines
 from raypipe.evaluation.compare import NOT_COMPARED, Evaluation, Ranker, compare, sample_users
-from raypipe.evaluation.protocols import Ints, Split
-from raypipe.jobs.evaluate.inputs import WatchEvents, read_events, split_events
+from raypipe.evaluation.protocols import Split
+from raypipe.jobs.evaluate.inputs import split_events
 from raypipe.records import EvaluationRecord, versions
 from raypipe.report.evaluation_page import evaluation_page
 from raypipe.runs.progress import status
 from raypipe.schema import USER_ID
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import query_of
+from raypipe.search.watch_events import Ints
 from raypipe.storage import Folder
+from raypipe.tables.event_table import WatchEvents, read_events
 
 SERVED = "served"
 METRICS, USERS, REPORT = "metrics.json", "users.parquet", "report.html"

@@ -1,0 +1,138 @@
+"""Read watch events from a table with one row per event or one row per user."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe.errors import ConfigError
+from raypipe.schema import USER_ID, VIDEO_ID
+from raypipe.search.items import Items
+from raypipe.search.watch_events import Events, Ints
+from raypipe.tables import read_table, table_place
+from raypipe.tables.history import HISTORY, HistoryFile, parse, watched
+
+WATCHED_AT, SPLIT = "watched_at", "split"
+_BLOCK_ROWS = 65_536
+_PARTS = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
+_DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvents:
+    """The events of a file whose videos are in the index.
+
+    Attributes:
+        events: The first event of each user with each video.
+        user_ids: The id of each user.
+        counts: How many events were left out, by reason; reasons without an event are absent.
+        parts: For each event 0 for training, 1 for validation, 2 for the test; None without a column ``split``.
+    """
+
+    events: Events
+    user_ids: Sequence[str]
+    counts: dict[str, int]
+    parts: Ints | None = None
+
+
+def read_events(uri: str, items: Items, *, is_ordered: bool = True) -> WatchEvents:
+    """Read a table with one row per event (``user_id``, ``video_id``) or per user (``user_id``, ``history``).
+
+    Raises:
+        ConfigError: the file cannot be read, lacks a column, or has no event of a video of the index.
+    """
+    place = table_place(uri, what="history")
+    file = HistoryFile.find(*place)
+    has_histories = HISTORY in file.columns()
+    found = (
+        _of_histories(file, items, is_ordered=is_ordered)
+        if has_histories
+        else _of_rows(uri, items, is_ordered=is_ordered)
+    )
+    if not len(found.events):
+        msg = f"{uri} has no event of a video that the index has."
+        raise ConfigError(msg, key="history", value=uri, remedy="Check the ids.")
+    return found
+
+
+def _of_histories(file: HistoryFile, items: Items, *, is_ordered: bool) -> WatchEvents:
+    histories: list[list[int]] = []
+    user_ids: list[str] = []
+    counts = dict.fromkeys(("with_error", "repeated_users", "unknown_videos", "repeated_events"), 0)
+    seen: set[str] = set()
+    for block in file.blocks(_BLOCK_ROWS):
+        for user in parse(block):
+            if user.error is not None or user.user_id is None:
+                counts["with_error"] += 1
+            elif user.user_id in seen:
+                counts["repeated_users"] += 1
+            else:
+                seen.add(user.user_id)
+                positions = items.positions(watched(user, items.positions))
+                known = [position for position in positions if position is not None]
+                histories.append(list(dict.fromkeys(known)))
+                user_ids.append(user.user_id)
+                counts["unknown_videos"] += len(positions) - len(known)
+                counts["repeated_events"] += len(known) - len(histories[-1])
+    return WatchEvents(Events.of_histories(histories, is_ordered=is_ordered), user_ids, _nonzero(counts))
+
+
+def _of_rows(uri: str, items: Items, *, is_ordered: bool) -> WatchEvents:
+    table = read_table(
+        *table_place(uri, what="history"),
+        text=(USER_ID, VIDEO_ID, SPLIT),
+        required=(USER_ID, VIDEO_ID),
+        what="history",
+        expected={WATCHED_AT: "dates"},
+    ).table
+    counts: dict[str, int] = {}
+
+    def keep(is_kept: npt.NDArray[np.bool_], reason: str) -> None:
+        nonlocal table
+        counts[reason] = int((~is_kept).sum())
+        table = table.filter(pa.array(is_kept))
+
+    keep(_is_text(table[USER_ID]) & _is_text(table[VIDEO_ID]), "without_user_or_video")
+    has_times = WATCHED_AT in table.column_names and pa.types.is_timestamp(table[WATCHED_AT].type)
+    if has_times:
+        keep(table[WATCHED_AT].is_valid().to_numpy(), "without_time")
+        seconds = _seconds(table[WATCHED_AT])
+        keep(seconds <= time.time() + _DAY_SECONDS, "in_future")
+    positions = items.positions(table[VIDEO_ID].to_pylist())
+    keep(np.array([position is not None for position in positions], np.bool_), "unknown_videos")
+    known = np.array([position for position in positions if position is not None], np.int64)
+    encoded = table[USER_ID].combine_chunks().dictionary_encode()
+    users = encoded.indices.to_numpy().astype(np.int64)
+    times = _seconds(table[WATCHED_AT]) if has_times else None
+    events, kept, ids = Events.of_rows(users, known, times)
+    events = replace(events, is_ordered=has_times or is_ordered)
+    counts["repeated_events"] = len(users) - len(events)
+    parts = _parts(table[SPLIT], uri)[kept] if SPLIT in table.column_names else None
+    names = encoded.dictionary.to_pylist()
+    return WatchEvents(events, [names[number] for number in ids], _nonzero(counts), parts)
+
+
+def _is_text(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    is_text: npt.NDArray[np.bool_] = pc.not_equal(column, "").fill_null(False).to_numpy()  # noqa: FBT003 - Arrow's signature
+    return is_text
+
+
+def _seconds(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    seconds: npt.NDArray[np.float64] = column.cast(pa.int64()).to_numpy().astype(np.float64) / 1e6
+    return seconds
+
+
+def _parts(column: pa.ChunkedArray, uri: str) -> Ints:
+    names = [str(name).strip().lower() for name in column.to_pylist()]
+    if wrong := sorted({name for name in names if name not in _PARTS}):
+        msg = f"The column {SPLIT!r} of {uri} contains {wrong[0]!r}."
+        raise ConfigError(msg, key=SPLIT, value=wrong[0], choices=_PARTS)
+    return np.array([_PARTS[name] for name in names], np.int64)
+
+
+def _nonzero(counts: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}
