@@ -1,5 +1,6 @@
 """Watch events: which user watched which video of an index, in order."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -68,3 +69,31 @@ class Events:
         counts = np.bincount(self.users[is_kept], minlength=self.num_users)
         times = None if self.times is None else self.times[is_kept]
         return Events(self.items[is_kept], np.append(0, np.cumsum(counts)), times, self.is_ordered)
+
+
+def event_hashes(events: Events, user_ids: Sequence[str], video_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """Return a hash of the user id and the video id of each event, sorted, [E].
+
+    They tell later whether something was fitted on an event, without storing the ids.
+
+    Args:
+        events: The events.
+        user_ids: The id of each user, [U].
+        video_ids: The id of each video of the index, or of each video that occurs, by position.
+    """
+    users, items = _hashed(user_ids), {int(item): video_ids[item] for item in np.unique(events.items).tolist()}
+    videos = np.zeros(max(items, default=-1) + 1, np.uint64)
+    videos[list(items)] = _hashed(list(items.values()))
+    return np.sort(_mixed(_mixed(users[events.users]) ^ videos[events.items]))
+
+
+def _hashed(ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+    digests = b"".join(hashlib.blake2b(one.encode(errors="surrogatepass"), digest_size=8).digest() for one in ids)
+    return np.frombuffer(digests, np.uint64)
+
+
+def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Spread the bits of each number over all its bits (the finalizer of SplitMix64, Steele et al. 2014)."""
+    mixed = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
