@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from raypipe.evaluation import baselines
 from raypipe.evaluation.compare import Ranker, compare
 from raypipe.evaluation.protocols import leave_one_out
+from raypipe.search.successors import EASE_REGULARIZATION, count_successors
 from raypipe.search.watch_events import Events
 
 NUM_ITEMS = 12
@@ -26,7 +27,9 @@ def test_transitions_are_weighted_counts_of_successors(histories: list[list[int]
     for age, item in enumerate(reversed(history)):
         for later, weight in counts[item].items():
             expected[later] += 0.6**age * weight
-    found = baselines.Transitions(Events.of_histories(histories), NUM_ITEMS).scores([np.array(history, np.int64)])
+    found = count_successors("transitions", Events.of_histories(histories), num_items=NUM_ITEMS).scores(
+        [np.array(history, np.int64)]
+    )
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
@@ -39,7 +42,9 @@ def test_item_knn_sums_cosines_between_users(histories: list[list[int]]) -> None
     cosines = (matrix / norms).T @ (matrix / norms)
     np.fill_diagonal(cosines, 0)
     known = [events.history(user) for user in range(events.num_users)]
-    np.testing.assert_allclose(baselines.ItemKnn(events, NUM_ITEMS).scores(known), matrix @ cosines, atol=1e-5)
+    np.testing.assert_allclose(
+        count_successors("item_knn", events, num_items=NUM_ITEMS).scores(known), matrix @ cosines, atol=1e-5
+    )
 
 
 @given(HISTORIES)
@@ -50,7 +55,7 @@ def test_ease_is_the_regression_without_a_diagonal(histories: list[list[int]]) -
     weights = np.zeros((NUM_ITEMS, NUM_ITEMS))
     for item in range(NUM_ITEMS):  # each column is a ridge regression on all other items
         others = np.arange(NUM_ITEMS) != item
-        gram = matrix[:, others].T @ matrix[:, others] + baselines.EASE_REGULARIZATION * np.eye(NUM_ITEMS - 1)
+        gram = matrix[:, others].T @ matrix[:, others] + EASE_REGULARIZATION * np.eye(NUM_ITEMS - 1)
         weights[others, item] = np.linalg.solve(gram, matrix[:, others].T @ matrix[:, item])
     known = [events.history(user) for user in range(events.num_users)]
     np.testing.assert_allclose(baselines.Ease(events, NUM_ITEMS).scores(known), matrix @ weights, atol=1e-5)
@@ -103,8 +108,8 @@ def test_the_comparison_finds_what_is_better_by_construction() -> None:
     rankers: dict[str, Ranker] = {
         "served": baselines.Popular(split.train, 200),
         "random": baselines.Random(200),
-        "transitions": baselines.Transitions(split.train, 200),
-        "item_knn": baselines.ItemKnn(split.train, 200),
+        "transitions": count_successors("transitions", split.train, num_items=200),
+        "item_knn": count_successors("item_knn", split.train, num_items=200),
     }
     found = compare(split, rankers, num_items=200, ks=[10])
     assert found.best_baseline["ndcg@10"] == "transitions"
@@ -122,7 +127,7 @@ def test_an_oracle_is_perfect_and_better_than_every_baseline() -> None:
     split = leave_one_out(chains(300, 200))
     rankers: dict[str, Ranker] = {
         "served": Oracle(split.targets.items),
-        "transitions": baselines.Transitions(split.train, 200),
+        "transitions": count_successors("transitions", split.train, num_items=200),
     }
     found = compare(split, rankers, num_items=200, ks=[10])
     assert [found.rankers["served"][metric].value for metric in ("hr@10", "ndcg@10", "mrr")] == [1, 1, 1]

@@ -29,6 +29,7 @@ from raypipe.runs.progress import status
 from raypipe.schema import USER_ID
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import query_of
+from raypipe.search.successors import EASE_MAX_ITEMS, count_successors
 from raypipe.search.watch_events import Ints
 from raypipe.storage import Folder
 from raypipe.tables.event_table import WatchEvents, read_events
@@ -101,13 +102,13 @@ def _rankers(index: VideoIndex, split: Split, config: EvaluateConfig) -> dict[st
         "content_last": partial(baselines.Content, vectors, pooling="last"),
         "content_mean": partial(baselines.Content, vectors, pooling="mean"),
         "content_max": partial(baselines.Content, vectors, pooling="max"),
-        "item_knn": partial(baselines.ItemKnn, train, num_items),
+        "item_knn": partial(count_successors, "item_knn", train, num_items=num_items),
     }
     if train.times is not None:
         rankers["popular_7_days"] = partial(baselines.Popular, train, num_items, days=7)
     if train.is_ordered:
-        rankers["transitions"] = partial(baselines.Transitions, train, num_items)
-    if num_items <= baselines.EASE_MAX_ITEMS:
+        rankers["transitions"] = partial(count_successors, "transitions", train, num_items=num_items)
+    if num_items <= EASE_MAX_ITEMS:
         rankers["ease"] = partial(baselines.Ease, train, num_items)
     compared = {*rankers} - {SERVED, NOT_COMPARED}
     if config.require is not None and (name := _required(config.require)[1]) not in compared:
