@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,9 +16,13 @@ def _iso(value: object) -> str:
     raise TypeError(msg)
 
 
+Strategy = Literal["auto", "ranker", "transitions", "content"]
+
+
 class RankingConfig(Section):
     """The ranking options, which apply to every user. The endpoint has the same options under the same names."""
 
+    strategy: Strategy = "auto"
     top_k: int = Field(default=20, ge=1, le=200)
     filters: dict[str, Any] = Field(default_factory=dict)
     exclude_history: bool = True

@@ -10,18 +10,19 @@ from typing import Any, Self
 import numpy as np
 
 from raypipe import schema
-from raypipe.config.recommend import RankingConfig
+from raypipe.config.recommend import RankingConfig, Strategy
 from raypipe.errors import ConfigError, IndexVersionError, QueryError
 from raypipe.results import Shown
 from raypipe.search.ann import Ann
 from raypipe.search.filters import FilterMasks
 from raypipe.search.items import BOOST_COLUMNS, Items
 from raypipe.search.projection import PROJECTION, Projection
-from raypipe.search.query import Filters, Query, Recommendation, Recommendations, query_of
+from raypipe.search.query import Filters, Query, Recommendation, Recommendations, Used, query_of
 from raypipe.search.ranking import (
     Boost,
     Candidates,
     Caps,
+    Dislikes,
     HistoryVector,
     Nearest,
     Ranking,
@@ -29,25 +30,35 @@ from raypipe.search.ranking import (
     percentile_rank,
     pick,
 )
-from raypipe.search.vectors import Vectors, open_vectors
+from raypipe.search.vectors import Positions, Vectors, open_vectors, widen
 from raypipe.search.versions import MANIFEST, SEARCH, VECTORS, Versions, cache_folder
+from raypipe.search.watched import Watched
 from raypipe.storage import Folder
 from raypipe.text import one_line
 
 _REBUILD = "Build the index again."
+_MISSING = {"ranker": "a ranker", "transitions": "a history"}
 
 
 class VideoIndex(Shown):
     """A version of an index in memory, with vectors and thumbnails memory-mapped. Thread-safe."""
 
     def __init__(
-        self, *, manifest: Mapping[str, Any], items: Items, vectors: Vectors, projection: Projection, ann: Ann
+        self,
+        *,
+        manifest: Mapping[str, Any],
+        items: Items,
+        vectors: Vectors,
+        projection: Projection,
+        ann: Ann,
+        watched: Watched | None = None,
     ) -> None:
         self.manifest = manifest
         self.items = items
         self.vectors = vectors  # float16 [N, d], row i is item i
         self.projection = projection
         self.ann = ann
+        self.watched = watched or Watched()
         self.filters = FilterMasks(items)
         self._rankings: dict[str, Ranking | None] = {}
 
@@ -97,7 +108,8 @@ class VideoIndex(Shown):
             msg = f"The manifest of {folder} has a missing or invalid key: {error}."
             raise IndexVersionError(msg, key=str(folder / MANIFEST), remedy=_REBUILD) from None
         ann = Ann.open(folder / SEARCH, vectors, nprobe=nprobe, recall_at_10=recall)
-        return cls(manifest=manifest, items=items, vectors=vectors, projection=projection, ann=ann)
+        watched = Watched.open(folder, manifest, num_videos=len(vectors))
+        return cls(manifest=manifest, items=items, vectors=vectors, projection=projection, ann=ann, watched=watched)
 
     @property
     def version(self) -> str:
@@ -136,17 +148,30 @@ class VideoIndex(Shown):
         """
         query = history if isinstance(history, Query) else Query(history=tuple(history), **options)
         query.check()
+        strategy = self._strategy(query.strategy)
         caps, boosts = self._caps(query), self._boosts(query)
         vector = HistoryVector.of(query, items=self.items, vectors=self.vectors, projection=self.projection)
-        excluded = [position for position in self.items.positions(query.exclude) if position is not None]
+        disliked = self._known(query.dislikes)
+        excluded = [*self._known(query.exclude), *self.items.with_duplicates(disliked)]
         if query.exclude_history:
             excluded += vector.positions.tolist()
         eligible = self.filters.eligible(query.filters, exclude=excluded)
-        candidates: Candidates
-        if vector.direction is None:
-            candidates, boosts = self.popular, self._popular_boosts
-        else:
-            candidates = Nearest(self.ann, self.vectors, vector.direction, boosts)
+        if not len(vector.interests):
+            strategy, boosts = "popular", self._popular_boosts
+        dislikes = Dislikes(self.vectors, widen(self.vectors[disliked])) if disliked else None
+        candidates: Candidates = self.popular
+        if strategy != "popular":
+            near = Nearest(self.ann, self.vectors, vector.interests, boosts, dislikes=dislikes, exact=query.exact)
+            candidates = near
+            if strategy != "content":
+                candidates = self.watched.blend(
+                    near,
+                    vector.liked,
+                    query.embeddings,
+                    is_learned=strategy == "ranker",
+                    top_k=query.top_k,
+                    eligible=eligible,
+                )
         scores, positions = pick(
             candidates, self.vectors, top_k=query.top_k, eligible=eligible, caps=caps, diversity=query.diversity
         )
@@ -154,15 +179,52 @@ class VideoIndex(Shown):
         given = {name: boost.of(positions).tolist() for name, boost in boosts.items()}
         rows = enumerate(zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True))
         results = (
-            Recommendation(at, self.items.video_id(at), score, watched, cosine, {k: v[row] for k, v in given.items()})
-            for row, (at, score, watched, cosine) in rows
+            Recommendation(
+                at,
+                self.items.video_id(at),
+                score,
+                near,
+                cosine,
+                {k: v[row] for k, v in given.items()},
+                *(self._after(vector.liked, at) if strategy in {"ranker", "transitions"} else ()),
+            )
+            for row, (at, score, near, cosine) in rows
         )
         return Recommendations(
             results=tuple(results),
             unknown=vector.unknown,
-            fallback="popular" if vector.direction is None else None,
+            fallback="popular" if strategy == "popular" else None,
             num_eligible=len(self.items) if eligible is None else eligible.count,
+            strategy=strategy,
+            ranker=self.ranker if strategy == "ranker" else None,
         )
+
+    @property
+    def ranker(self) -> str | None:
+        """Return the id of the learned ranker in this version, if there is one."""
+        return self.watched.ranker
+
+    @property
+    def strategies(self) -> tuple[Used, ...]:
+        """Return the strategies that this version supports; ``auto`` is the last one."""
+        return self.watched.strategies
+
+    def _strategy(self, name: Strategy) -> Used:
+        if name == "auto":
+            return self.strategies[-1]
+        if name not in self.strategies:
+            msg = f"This index does not support strategy={name!r}: it was built without {_MISSING[name]}."
+            raise QueryError(msg, key="strategy", value=name, choices=("auto", *self.strategies))
+        return name
+
+    def _known(self, video_ids: Sequence[str]) -> list[int]:
+        return [position for position in self.items.positions(video_ids) if position is not None]
+
+    def _after(self, history: Positions, position: int) -> tuple[str, int] | tuple[()]:
+        """Return the id of the watched video after which at least five users watched this one, and their number."""
+        successors = self.watched.successors
+        found = None if successors is None else successors.after(history, position)
+        return () if found is None else (self.items.video_id(found[0]), found[1])
 
     def check_ranking(self, ranking: RankingConfig) -> None:
         """Check that the index supports these options.
@@ -185,7 +247,7 @@ class VideoIndex(Shown):
             QueryError: the video is not in the index, a column is missing, or a number is out of range.
         """
         self._position(video_id)
-        return self.recommend(Query(history=(video_id,), top_k=top_k, **options))
+        return self.recommend(Query(history=(video_id,), top_k=top_k, **{"strategy": "content", **options}))
 
     def find(self, text: str | None, filters: Filters, *, offset: int, limit: int) -> tuple[list[int], int]:
         """Find the videos that pass the filters and whose title or id contains ``text``.
@@ -211,10 +273,13 @@ class VideoIndex(Shown):
 
     @cached_property
     def popular(self) -> Ranking:
-        """The ranking of all videos for a viewer without a known history, by the sum of all boosts.
+        """The ranking of all videos for a viewer without a known history.
 
-        If the catalogue supports no boosts, the videos are in the order of the catalogue.
+        Videos are ranked by their viewers in the last 7 days if the index was built with a history, and otherwise by
+        the sum of all boosts. If the catalogue supports no boosts, they are in the order of the catalogue.
         """
+        if self.watched.views is not None:
+            return Ranking.of(percentile_rank(self.watched.views.astype(np.float64)))
         scores = np.zeros(len(self.items), np.float32)
         for boost in self._popular_boosts.values():
             scores += boost.ranking.values
@@ -222,7 +287,9 @@ class VideoIndex(Shown):
 
     @cached_property
     def _popular_boosts(self) -> dict[str, Boost]:
-        """A boost of weight 1 for every ranking that the catalogue supports, by name."""
+        """A boost of weight 1 for every ranking that the catalogue supports, by name; none if there are views."""
+        if self.watched.views is not None:
+            return {}
         rankings = {name: self.ranking(name) for name in BOOST_COLUMNS}
         return {name: Boost(1.0, ranking) for name, ranking in rankings.items() if ranking is not None}
 

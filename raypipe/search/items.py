@@ -267,6 +267,13 @@ class Items:
             return np.full(len(self), -1, np.int64)
         return np.asarray(array.cast(pa.int64()).fill_null(-1))
 
+    def with_duplicates(self, positions: Sequence[int]) -> list[int]:
+        """Return these videos and all of their near-duplicates."""
+        if not positions:
+            return []
+        groups = self.duplicate_groups[list(positions)]
+        return [*positions, *np.flatnonzero(np.isin(self.duplicate_groups, groups[groups >= 0])).tolist()]
+
 
 class ThumbnailWriter:
     """Writes the thumbnails of a version to an Arrow file with one column and record batches of up to 1,024 rows."""

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.config.recommend import RankingConfig
+from raypipe.config.recommend import RankingConfig, Strategy
 from raypipe.errors import QueryError
 from raypipe.results import Shown
 
@@ -16,6 +16,8 @@ Value = str | int | float | bool
 FilterValue = Value | Sequence[Value] | Mapping[str, Value]  # one value, several, or bounds by gt, gte, lt and lte
 Filters = Mapping[str, FilterValue]
 Fallback = Literal["popular"]
+Used = Literal["ranker", "transitions", "content", "popular"]
+Reason = Literal["watched_after", "similar", "popular"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,11 @@ class Query:
     ``history`` contains the ids of watched videos, newest last. ``embeddings`` ``[M, D]`` are the embeddings of watched
     videos outside the catalogue. They count as newer than all videos in the history. ``diversity``, ``freshness`` and
     ``popularity`` range from 0 to 1.
+
+    ``strategy`` says how videos are scored: ``content`` by their similarity to the history, ``transitions`` by what
+    other users watched after these videos, ``ranker`` by the learned ranker and the transitions together. ``auto`` is
+    the last of these that the index supports. ``dislikes`` contains ids of videos: they and their near-duplicates are
+    not recommended, and similar videos get lower scores. ``exact`` compares all videos instead of using the index.
     """
 
     history: tuple[str, ...] = ()
@@ -33,6 +40,9 @@ class Query:
     filters: Filters = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     exclude_history: bool = True
+    dislikes: tuple[str, ...] = ()
+    strategy: Strategy = "auto"
+    exact: bool = False
     top_k: int = 20
     diversity: float = 0.0
     max_per_category: int | None = None
@@ -72,7 +82,8 @@ class Recommendation:
     """A recommended video, its score, and the reasons for the recommendation.
 
     ``closest`` is the id of the most similar watched video, and ``similarity`` is the cosine between the two videos.
-    ``boosts`` maps the name of each boost to its share of the score.
+    ``boosts`` maps the name of each boost to its share of the score. If at least five users watched this video after
+    one in the history, ``after`` is the id of that one, and ``num_users`` is their number.
     """
 
     position: int
@@ -81,16 +92,31 @@ class Recommendation:
     closest: str | None = None
     similarity: float | None = None
     boosts: Mapping[str, float] = field(default_factory=dict)
+    after: str | None = None
+    num_users: int | None = None
+
+    @property
+    def reason(self) -> Reason:
+        """Return the kind of the reason that people understand best."""
+        if self.after is not None:
+            return "watched_after"
+        return "popular" if self.closest is None else "similar"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Recommendations(Shown):
-    """Recommended videos, best first. ``unknown`` contains the ids of the history that are not in the index."""
+    """Recommended videos, best first.
+
+    ``unknown`` contains the ids of the history that are not in the index. ``strategy`` is how the videos were scored,
+    and ``ranker`` the id of the learned ranker that scored them, if one did.
+    """
 
     results: tuple[Recommendation, ...]
     unknown: tuple[str, ...] = ()
     fallback: Fallback | None = None
     num_eligible: int = 0  # after filters and exclusions
+    strategy: Used = "content"
+    ranker: str | None = None
 
     def __iter__(self) -> Iterator[Recommendation]:
         return iter(self.results)
@@ -101,4 +127,4 @@ class Recommendations(Shown):
     def shown(self) -> Mapping[str, object]:
         """Return the video ids with their scores, the unknown ids, and the fallback, if one was used."""
         videos = {result.video_id: round(result.score, 4) for result in self.results}
-        return {"videos": videos, "unknown": list(self.unknown), "fallback": self.fallback}
+        return {"videos": videos, "strategy": self.strategy, "unknown": list(self.unknown), "fallback": self.fallback}

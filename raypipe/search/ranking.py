@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeAlias
+from functools import partial
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,11 @@ _ALONE = -1
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
 Codes: TypeAlias = npt.NDArray[np.integer[Any]]
-RECENCY = 0.9  # the weight of a watched video relative to the next newer video
+RECENCY = 0.5  # the weight of a watched video relative to the next newer video
+MAX_INTERESTS = 4
+_INTEREST_COSINE = 0.3  # a watched video with a smaller cosine to every interest starts another one
+_NEWEST = 50  # videos of a history that make its interests
+_DISLIKE = 0.5  # how much a score falls for a video that is equal to a disliked one
 _SMALLEST = 1e-6  # if the weighted sum of unit vectors is shorter, it has no direction
 _POOL, _BOOSTED_POOL = (5, 100), (10, 200)  # pool size as (factor of top_k, minimum)
 
@@ -172,23 +177,24 @@ def _path_to(category: int, came: dict[int, tuple[int, int | None]], categories:
 
 @dataclass(frozen=True)
 class HistoryVector:
-    """The vectors ``[H, d]`` of the watched videos, their ids, and the direction ``[d]`` of their weighted mean.
+    """The vectors ``[H, d]`` of the watched videos, their ids, and the interests that they show.
 
     The id of a video that was given by its embedding is None. ``unknown`` contains the ids that are not in the index.
-    The direction is None if no watched video is known, or if the vectors cancel out.
+    There is no interest if no watched video is known, or if the vectors cancel out.
     """
 
     vectors: Floats
     ids: tuple[str | None, ...]
     positions: Positions  # of the watched videos that are in the index
     unknown: tuple[str, ...]
-    direction: Floats | None
+    liked: Positions  # of the watched videos that are in the index and whose weight in the query is not 0
+    interests: "Interests"
 
     @classmethod
     def of(cls, query: Query, *, items: Items, vectors: Vectors, projection: Projection) -> Self:
-        """Average the vectors of the watched videos.
+        """Find the interests behind the watched videos.
 
-        The weight of a video is its weight in the query times 0.9 for each newer video.
+        The weight of a video is its weight in the query times 0.5 for each newer video.
 
         Raises:
             QueryError: the embeddings do not have the length that the index requires, or are not finite.
@@ -204,12 +210,14 @@ class HistoryVector:
                 raise QueryError(msg, key="embeddings", value=given.shape, expected=expected)
             embedded = projection.apply(given)
         watched = np.concatenate([widen(vectors[positions]), embedded])
+        weights = _weights(query.weights, known, len(found), len(embedded))
         return cls(
             vectors=watched,
             ids=(*(query.history[number] for number in known), *(None,) * len(embedded)),
             positions=positions,
             unknown=tuple(dict.fromkeys(one for one, at in zip(query.history, found, strict=True) if at is None)),
-            direction=_direction(watched, _weights(query.weights, known, len(found), len(embedded))),
+            liked=positions if query.weights is None else positions[np.array(query.weights)[known] > 0],
+            interests=Interests.of(watched, weights),
         )
 
     def closest(self, vectors: Vectors, positions: Positions) -> tuple[list[str | None], list[float | None]]:
@@ -230,10 +238,57 @@ def _weights(weights: tuple[float, ...] | None, known: list[int], num_watched: i
     return np.asarray(decayed / (decayed.max(initial=0) or 1), np.float32)
 
 
-def _direction(vectors: Floats, weights: Floats) -> Floats | None:
-    total: Floats = np.einsum("i,ij->j", weights, vectors)
-    length = np.sqrt(np.einsum("i,i->", total, total))
-    return total / length if length > _SMALLEST else None
+@dataclass(frozen=True)
+class Interests:
+    """Up to four interests: the direction of each ``[M, d]``, and its strength ``[M]``, 1 for the strongest."""
+
+    directions: Floats
+    strengths: Floats
+
+    @classmethod
+    def of(cls, vectors: Floats, weights: Floats) -> Self:
+        """Divide the newest 50 videos into interests, the newest video first.
+
+        A video starts another interest if its cosine with the first video of every interest is below 0.3, as long as
+        there are fewer than four. Otherwise it belongs to the nearest one. The direction of an interest is the weighted
+        mean of its videos. Its strength is the square root of its weight, relative to the largest.
+        """
+        kept = np.flatnonzero(weights > 0)[-_NEWEST:]
+        vectors, weights = vectors[kept], weights[kept]
+        cosines = np.einsum("ij,kj->ik", vectors, vectors)
+        firsts: list[int] = []
+        is_of = np.zeros((MAX_INTERESTS, len(kept)), np.float32)
+        for row in range(len(kept) - 1, -1, -1):
+            near = cosines[row, firsts]
+            if len(firsts) < MAX_INTERESTS and near.max(initial=-1) < _INTEREST_COSINE:
+                firsts.append(row)
+                is_of[len(firsts) - 1, row] = 1
+            else:
+                is_of[near.argmax(), row] = 1
+        shares = is_of[: len(firsts)] * weights
+        totals: Floats = np.einsum("gi,ij->gj", shares, vectors)
+        given = shares.sum(axis=1)
+        lengths = np.sqrt(np.einsum("ij,ij->i", totals, totals))
+        is_kept = lengths > _SMALLEST  # the vectors of an interest may cancel out
+        strengths = np.sqrt(given[is_kept] / given[is_kept].max(initial=0)) if is_kept.any() else given[is_kept]
+        return cls(totals[is_kept] / lengths[is_kept, None], strengths.astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.strengths)
+
+
+@dataclass(frozen=True)
+class Dislikes:
+    """Disliked videos, by their vectors ``[K, d]``. They lower the scores of videos near them."""
+
+    all_vectors: Vectors  # of the index, [N, d]
+    vectors: Floats
+
+    def of(self, positions: Positions) -> Floats:
+        """Return what to subtract from the scores: half of the largest cosine to a disliked video, if it is above 0."""
+        cosines = np.stack([dots(self.all_vectors, positions, disliked) for disliked in self.vectors])
+        lowered: Floats = np.float32(_DISLIKE) * np.maximum(cosines.max(axis=0), 0)
+        return lowered
 
 
 @dataclass(frozen=True)
@@ -283,14 +338,29 @@ class Boost:
 
 
 class Nearest:
-    """A source of candidates like ``Ranking``. The value of a video is its cosine with ``direction``, plus boosts."""
+    """A source of candidates like ``Ranking``.
 
-    def __init__(self, ann: Ann, vectors: Vectors, direction: Floats, boosts: Mapping[str, Boost]) -> None:
+    The value of a video is the largest of its cosines with the interests, times the strength of each, plus boosts.
+    """
+
+    def __init__(
+        self,
+        ann: Ann,
+        vectors: Vectors,
+        interests: Interests,
+        boosts: Mapping[str, Boost],
+        *,
+        dislikes: Dislikes | None = None,
+        exact: bool = False,
+    ) -> None:
+        """Take the interests. With ``exact``, all videos are compared, instead of those that the index finds."""
         self._ann = ann
         self._vectors = vectors
-        self._direction = direction
+        self._interests = interests
         self._boosts = boosts.values()
-        self.boosted = bool(boosts)
+        self._dislikes = dislikes
+        self.exact = exact
+        self.boosted = bool(boosts) or dislikes is not None
 
     def draw(self, count: int, eligible: Eligible | None) -> Ranked:
         """Return the values and positions of at least ``count`` eligible videos, most relevant first.
@@ -299,21 +369,53 @@ class Nearest:
         boosts, they are the ``count`` nearest videos together with the first ``count`` videos of each boost. Other
         videos may then be more relevant than some of the returned videos.
         """
-        scores, positions = self._ann.nearest(self._direction, top_k=count, eligible=eligible)
+        pool = self.near(count, eligible)
         if not self.boosted:
-            return scores, positions
-        firsts = [boost.ranking.first(count, eligible) for boost in self._boosts]
-        pool = np.unique(np.concatenate([positions, *firsts]))
+            return best(self.cosines(pool), pool, count)
+        pool = np.unique(np.concatenate([pool, *self.boosted_first(count, eligible)]))
         return best(self.score(pool), pool, len(pool))
 
+    def near(self, count: int, eligible: Eligible | None) -> Positions:
+        """Return the positions of the ``count`` eligible videos nearest to each interest, or of all, ascending."""
+        search = partial(self._ann.nearest, top_k=count, eligible=eligible, exact=self.exact)
+        return np.unique(np.concatenate([search(direction)[1] for direction in self._interests.directions]))
+
+    def cosines(self, positions: Positions) -> Floats:
+        """Return the largest of the cosines with the interests, times the strength of each, ``[P]``."""
+        directions, strengths = self._interests.directions, self._interests.strengths
+        scores = [
+            strength * dots(self._vectors, positions, direction)
+            for direction, strength in zip(directions, strengths, strict=True)
+        ]
+        highest: Floats = np.stack(scores).max(axis=0)
+        return highest
+
     def score(self, positions: Positions) -> Floats:
-        scores = dots(self._vectors, positions, self._direction)
+        """Return the values of some videos, which do not depend on each other."""
+        return self.adjusted(self.cosines(positions), positions)
+
+    def boosted_first(self, count: int, eligible: Eligible | None) -> list[Positions]:
+        """Return the positions of the first ``count`` eligible videos of each boost."""
+        return [boost.ranking.first(count, eligible) for boost in self._boosts]
+
+    def adjusted(self, scores: Floats, positions: Positions) -> Floats:
+        """Return scores with the boosts added and the dislikes subtracted."""
         for boost in self._boosts:
-            scores += boost.of(positions)
-        return scores
+            scores = scores + boost.of(positions)
+        return scores if self._dislikes is None else scores - self._dislikes.of(positions)
 
 
-Candidates: TypeAlias = Nearest | Ranking
+class Candidates(Protocol):
+    """A source of candidates. ``boosted`` says that more must be drawn, because the first ones may not be the best."""
+
+    @property
+    def boosted(self) -> bool: ...
+
+    def draw(self, count: int, eligible: Eligible | None) -> Ranked:
+        """Return the scores and positions of at least ``count`` eligible videos, or of all, most relevant first."""
+
+    def score(self, positions: Positions) -> Floats:
+        """Return the scores of some videos, which do not depend on each other."""
 
 
 def pick(

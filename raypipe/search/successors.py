@@ -20,7 +20,6 @@ from raypipe.search.watch_events import Events, Ints, Numbers
 from raypipe.text import one_line
 
 CountKind = Literal["transitions", "item_knn", "ease"]
-SUCCESSORS = "successors.arrow"
 WINDOW, HISTORY_DECAY, NUM_SUCCESSORS = 5, 0.6, 100
 EASE_MAX_ITEMS, EASE_REGULARIZATION = 20_000, 100.0
 MIN_USERS = 5  # how many people must have watched a video after another one before their number is shown

@@ -25,7 +25,12 @@ from raypipe.text import one_line
 
 CURRENT, VERSIONS, MANIFEST = "CURRENT", "versions", "manifest.json"
 SEARCH, VECTORS = "index.faiss", "vectors.npy"
+VIEWS, SUCCESSORS = "views.npy", "successors.arrow"
+TOWER, TOWER_VECTORS, TOWER_LENGTHS = "ranker.safetensors", "ranker.npy", "ranker_lengths.npy"
+TOWER_SEARCH, TOWER_PROJECTION = "ranker.faiss", "ranker_projection.safetensors"
 FILES = (SEARCH, VECTORS, PROJECTION, ITEMS, THUMBNAILS)
+# of versions that were built with a history or a ranker
+OPTIONAL_FILES = (VIEWS, SUCCESSORS, TOWER, TOWER_VECTORS, TOWER_LENGTHS, TOWER_SEARCH, TOWER_PROJECTION)
 FORMAT = 1
 REMEDY = "Roll back, or build the index again."
 _ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")
@@ -147,7 +152,7 @@ class Versions:
             IndexVersionError: this version already has a file with other contents.
         """
         files = {}
-        for name in FILES:
+        for name in (*FILES, *(name for name in OPTIONAL_FILES if (local_dir / name).exists())):
             size_bytes, sha256 = _size_and_sha256(local_dir / name)
             files[name] = {"size_bytes": size_bytes, "sha256": sha256}
             self._put_file(self._name(version, name), local_dir / name, size_bytes)

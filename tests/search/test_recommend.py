@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -141,6 +142,23 @@ def test_exactly_top_k_if_enough_are_eligible(data: st.DataObject, num_videos: i
         check(index, query, index.recommend(query))
 
 
+def interest_scores(vectors: npt.NDArray[np.float64], places: dict[int, int]) -> npt.NDArray[np.float64]:
+    """Score all videos by the interests of a history, given the watched video at each place, by definition."""
+    interests: list[list[int]] = []  # of places; the first one started the interest
+    for place in sorted(places, reverse=True):
+        cosines = [vectors[places[place]] @ vectors[places[interest[0]]] for interest in interests]
+        if len(interests) < 4 and all(cosine < 0.3 for cosine in cosines):
+            interests.append([place])
+        else:
+            interests[int(np.argmax(cosines))].append(place)
+    shares = [sum(0.5**-place for place in interest) for interest in interests]
+    found = []
+    for interest, share in zip(interests, shares, strict=True):
+        direction = units(sum(0.5**-place * vectors[places[place]] for place in interest)[None])[0]
+        found.append((share / max(shares)) ** 0.5 * (vectors @ direction))
+    return np.max(found, axis=0)
+
+
 @given(query=queries(200))
 @settings(max_examples=examples(100))
 def test_the_best_first(index: VideoIndex, query: Query) -> None:
@@ -152,11 +170,8 @@ def test_the_best_first(index: VideoIndex, query: Query) -> None:
         columns = index.items.numbers("published_at"), index.items.numbers("popularity")
         scores = (freshness(columns[0]) + percentile_rank(columns[1]))[rows]
     else:
-        known = [int(one[1:]) for one in plain.history if int(one[1:]) < 200]
-        places = [number for number, one in enumerate(plain.history) if int(one[1:]) < 200]
-        weights = 0.9 ** -np.array(places, np.float64)
-        taste = units((weights[:, None] * index.vectors[known].astype(np.float64)).sum(axis=0)[None])[0]
-        scores = index.vectors[rows].astype(np.float64) @ taste
+        places = {number: int(one[1:]) for number, one in enumerate(plain.history) if int(one[1:]) < 200}
+        scores = interest_scores(index.vectors.astype(np.float64), places)[rows]
     np.testing.assert_allclose([one.score for one in answer.results], np.sort(scores)[::-1][: plain.top_k], atol=1e-5)
     by_position = dict(zip(rows.tolist(), scores.tolist(), strict=True))
     for one in answer.results:

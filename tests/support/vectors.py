@@ -57,7 +57,7 @@ def index_of(vectors: Half, columns: Mapping[str, Sequence[Any]], *, kind: str =
     projection = Projection(np.zeros(dim, np.float32), np.eye(dim, dtype=np.float32))
     ann = Ann.build(vectors, settings=settings_of(kind))
     return VideoIndex(
-        manifest={"id": "20240531T120000-0a1b2c3d"},
+        manifest={"id": "20240531T120000-0a1b2c3d", "kind": kind},
         items=Items(table, None),
         vectors=vectors,
         projection=projection,

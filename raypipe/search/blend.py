@@ -1,0 +1,95 @@
+"""Score videos by what users watched next: a learned ranker, counted successors, or both."""
+
+import numpy as np
+import numpy.typing as npt
+
+from raypipe.search.filters import Eligible
+from raypipe.search.ranking import Nearest
+from raypipe.search.successors import Successors
+from raypipe.search.tower import Tower
+from raypipe.search.vectors import Floats, Positions, Ranked, best
+
+_POOL = 200  # how many videos the ranker proposes at least
+_NEW = 50  # how many neighbors of the history are candidates too, so that videos without events are
+_DECADES = 3.0  # a video with a thousandth of the probability of the best one scores 0
+_TIE = 1e-6  # the weight of the content, which decides where the rest is equal
+_NOTHING = np.float64(np.finfo(np.float64).tiny)
+
+
+class Blend:
+    """A source of candidates like ``Nearest``, for one history.
+
+    The probability of a video is (1 - weight) · softmax of the ranker + weight · share of the successors, both over the
+    candidates. Its score is 1 for the most probable candidate, and falls by 1 with each factor of 1,000. So a score has
+    the scale of a cosine, and boosts, diversity and dislikes mean the same as without a ranker.
+    """
+
+    def __init__(
+        self,
+        content: Nearest,
+        *,
+        history: Positions,
+        tower: Tower | None,
+        state: Floats | None,
+        successors: Successors | None,
+        weight: float,
+        top_k: int,
+        eligible: Eligible | None,
+    ) -> None:
+        """Take the history, and the share of the successors, ``weight``, from 0 to 1. Without a tower, it is 1."""
+        self._content, self._tower, self._state = content, tower, state
+        self._weight = weight if tower is not None else 1.0
+        self.boosted = content.boosted
+        empty = np.empty(0, np.int64), np.empty(0, np.float32)
+        self._next, self._counts = successors.score(history) if successors is not None and self._weight else empty
+        pool = self._pool(max(5 * top_k, _POOL), eligible)
+        self._log_total = _log_sum(self._logits(pool))
+        self._total = float(self._shares(pool).sum()) or 1.0
+        self._highest = float(self._probabilities(pool).max(initial=0)) or 1.0
+
+    def draw(self, count: int, eligible: Eligible | None) -> Ranked:
+        """Return the scores and positions of at least ``count`` eligible videos, or of all, most relevant first."""
+        pool = self._pool(max(count, _POOL), eligible)
+        return best(self.score(pool), pool, len(pool))
+
+    def score(self, positions: Positions) -> Floats:
+        """Return the scores of some videos, which do not depend on each other."""
+        probabilities = np.maximum(self._probabilities(positions) / self._highest, _NOTHING)
+        scores = (1 + np.log10(probabilities) / _DECADES).astype(np.float32)
+        return self._content.adjusted(scores, positions)
+
+    def _pool(self, count: int, eligible: Eligible | None) -> Positions:
+        """Return the candidates: at least ``count`` eligible videos, or all."""
+        following = self._next if eligible is None else self._next[eligible.contains(self._next)]
+        parts = [following]
+        if self._tower is not None and self._state is not None and self._weight < 1:
+            parts.append(self._tower.nearest(self._state, count, eligible, exact=self._content.exact))
+            count = min(count, _NEW)
+        parts.append(self._content.near(count, eligible))
+        parts += self._content.boosted_first(count, eligible)
+        return np.unique(np.concatenate(parts))
+
+    def _logits(self, positions: Positions) -> npt.NDArray[np.float64]:
+        if self._tower is None or self._state is None or self._weight == 1:
+            return np.full(len(positions), -np.inf)
+        return self._tower.logits(positions, self._state).astype(np.float64)
+
+    def _shares(self, positions: Positions) -> npt.NDArray[np.float64]:
+        """Return the counts of the successors at some positions; 0 for a video that is none."""
+        if not len(self._next):
+            return np.zeros(len(positions))
+        at = np.minimum(np.searchsorted(self._next, positions), len(self._next) - 1)
+        return np.where(self._next[at] == positions, self._counts[at], 0).astype(np.float64)
+
+    def _probabilities(self, positions: Positions) -> npt.NDArray[np.float64]:
+        learned = np.exp(self._logits(positions) - self._log_total) if self._weight < 1 else 0.0
+        counted = self._shares(positions) / self._total
+        near = (1 + self._content.cosines(positions).astype(np.float64)) / 2
+        found: npt.NDArray[np.float64] = (1 - self._weight) * learned + self._weight * counted + _TIE * near
+        return found
+
+
+def _log_sum(logits: npt.NDArray[np.float64]) -> float:
+    """Return the logarithm of the sum of the exponentials; 0 without any."""
+    highest = float(logits.max(initial=-np.inf))
+    return highest + float(np.log(np.exp(logits - highest).sum())) if np.isfinite(highest) else 0.0
