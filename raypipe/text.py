@@ -1,5 +1,6 @@
 """Format numbers and untrusted text for people: in reports, on the terminal and in ``summary.json``."""
 
+import datetime as dt
 import math
 import re
 from collections.abc import Mapping
@@ -179,3 +180,17 @@ def format_parameters(count: int) -> str:
         if count >= size:
             return f"{format_rate(count / size)}{unit}"
     return str(count)
+
+
+def iso_seconds(text: str) -> float:
+    """Return an ISO date or time as Unix time. A time without a zone is UTC.
+
+    Raises:
+        ValueError: the text is neither a date nor a time.
+    """
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        msg = f"{text!r} is not an ISO date or time, like 2026-05-31 or 2026-05-31T12:00:00"
+        raise ValueError(msg) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()

@@ -22,6 +22,12 @@ def index(
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="The output folder of classify.")] = None,
+    history: Annotated[
+        str | None, typer.Option("--history", help="A .parquet, .csv or .jsonl with the videos that users watched.")
+    ] = None,
+    ranker: Annotated[
+        str | None, typer.Option("--ranker", help="The output of train with objective next_video.")
+    ] = None,
     output: Annotated[str | None, typer.Option("--output", help="Folder of the index and its versions.")] = None,
     append: Annotated[
         bool | None, typer.Option("--append", help="Keep what the current version has learned, if it still fits.")
@@ -34,7 +40,15 @@ def index(
     from raypipe import api
     from raypipe.config import IndexConfig, load_config
 
-    values = {"embeddings": embeddings, "catalogue": catalogue, "labels": labels, "output": output, "append": append}
+    values = {
+        "embeddings": embeddings,
+        "catalogue": catalogue,
+        "labels": labels,
+        "history": history,
+        "ranker": ranker,
+        "output": output,
+        "append": append,
+    }
     settings = load_config(IndexConfig, config, values=values, overrides=overrides or ())
     console = Console()
     console.print(api.index(config=settings, console=console))

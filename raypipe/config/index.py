@@ -1,8 +1,11 @@
 """The configuration of ``raypipe index``."""
 
-from pydantic import Field
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from raypipe.config.load import Section, Uri
+from raypipe.text import iso_seconds
 
 
 class IndexSettings(Section):
@@ -17,6 +20,23 @@ class IndexSettings(Section):
     seed: int = Field(default=0, ge=0)
 
 
+class HistorySettings(Section):
+    """How watch events are counted. With a ranker, its own holdout, cut and counts are used."""
+
+    holdout: Literal["leave_one_out", "time", "given", "none"] = "none"
+    cut: str | None = None
+    counts: Literal["auto", "transitions", "item_knn", "ease"] = "auto"
+    popular_days: float = Field(default=7.0, gt=0)
+    ordered: bool = True
+
+    @field_validator("cut")
+    @classmethod
+    def _is_a_time(cls, cut: str | None) -> str | None:
+        if cut is not None:
+            iso_seconds(cut)
+        return cut
+
+
 class IndexConfig(Section):
     """The whole configuration of ``raypipe index``."""
 
@@ -24,5 +44,15 @@ class IndexConfig(Section):
     output: Uri
     catalogue: Uri | None = None
     labels: Uri | None = None
+    history: Uri | None = None
+    ranker: Uri | None = None
     append: bool = False
     index: IndexSettings = IndexSettings()
+    events: HistorySettings = HistorySettings()
+
+    @model_validator(mode="after")
+    def _a_ranker_needs_a_history(self) -> Self:
+        if self.ranker is not None and self.history is None:
+            msg = "ranker needs history: what users watched is counted, too"
+            raise ValueError(msg)
+        return self

@@ -42,14 +42,16 @@ class Blend:
         self.boosted = content.boosted
         empty = np.empty(0, np.int64), np.empty(0, np.float32)
         self._next, self._counts = successors.score(history) if successors is not None and self._weight else empty
-        pool = self._pool(max(5 * top_k, _POOL), eligible)
+        self._size, self._eligible = max(5 * top_k, _POOL), eligible
+        self._first = pool = self._pool(self._size, eligible)
         self._log_total = _log_sum(self._logits(pool))
         self._total = float(self._shares(pool).sum()) or 1.0
         self._highest = float(self._probabilities(pool).max(initial=0)) or 1.0
 
     def draw(self, count: int, eligible: Eligible | None) -> Ranked:
         """Return the scores and positions of at least ``count`` eligible videos, or of all, most relevant first."""
-        pool = self._pool(max(count, _POOL), eligible)
+        is_first = count <= self._size and eligible is self._eligible
+        pool = self._first if is_first else self._pool(max(count, self._size), eligible)
         return best(self.score(pool), pool, len(pool))
 
     def score(self, positions: Positions) -> Floats:
@@ -64,8 +66,8 @@ class Blend:
         parts = [following]
         if self._tower is not None and self._state is not None and self._weight < 1:
             parts.append(self._tower.nearest(self._state, count, eligible, exact=self._content.exact))
-            count = min(count, _NEW)
-        parts.append(self._content.near(count, eligible))
+            count = _NEW
+        parts.append(self._content.near(count, eligible, num_interests=1))
         parts += self._content.boosted_first(count, eligible)
         return np.unique(np.concatenate(parts))
 

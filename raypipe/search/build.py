@@ -3,6 +3,7 @@
 import datetime as dt
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ from raypipe.search.ann import Ann, kind_for
 from raypipe.search.index import VideoIndex
 from raypipe.search.items import DUPLICATE_GROUP, ITEMS, THUMBNAILS, Items, ThumbnailWriter
 from raypipe.search.projection import PROJECTION, Moments, Projection, is_usable
+from raypipe.search.tower import TowerInput, TowerWriter
 from raypipe.search.vectors import Positions, Vectors, VectorWriter, widen
 from raypipe.search.versions import FORMAT, SEARCH, VECTORS, new_version_id
 
@@ -31,9 +33,17 @@ _COMPARED_ROWS = 2_048  # rows to compare at a time with at most as many others
 
 
 def build_version(
-    work: Path, *, items: pa.Table, batches: Batches, settings: IndexSettings, base: VideoIndex | None
+    work: Path,
+    *,
+    items: pa.Table,
+    batches: Batches,
+    settings: IndexSettings,
+    base: VideoIndex | None,
+    tower: TowerInput | None = None,
 ) -> dict[str, Any]:
     """Write the files of a version to the folder ``work``, and return its manifest.
+
+    With ``tower``, the version gets the vectors of a learned ranker, too.
 
     The entries ``files`` and ``embeddings`` of the manifest are added later. Every call of ``batches()`` must yield the
     embeddings and thumbnails of all items, in the order of the items. A video whose embedding is zero or not finite is
@@ -50,9 +60,9 @@ def build_version(
     work.mkdir(parents=True, exist_ok=True)
     if base is not None and _has_drifted(base, items.num_rows, settings):
         base = None
-    manifest = _build(work, items, batches, settings, base)
+    manifest = _build(work, items, batches, settings, base, tower=tower)
     if base is not None and manifest["recall_at_10"] < settings.min_recall:
-        manifest = _build(work, items, batches, settings, None)
+        manifest = _build(work, items, batches, settings, None, tower=tower)
     return {**manifest, "build_seconds": round(time.monotonic() - began, 3)}
 
 
@@ -93,10 +103,17 @@ def _learn(batches: Batches, num_videos: int, settings: IndexSettings) -> Projec
 
 
 def _build(
-    work: Path, items: pa.Table, batches: Batches, settings: IndexSettings, base: VideoIndex | None
+    work: Path,
+    items: pa.Table,
+    batches: Batches,
+    settings: IndexSettings,
+    base: VideoIndex | None,
+    *,
+    tower: TowerInput | None,
 ) -> dict[str, Any]:
+    writer = None if tower is None else TowerWriter(work, tower)
     projection = _learn(batches, items.num_rows, settings) if base is None else base.projection
-    kept = items.filter(pa.array(_write(work, batches, items.num_rows, projection)))
+    kept = items.filter(pa.array(_write(work, batches, items.num_rows, projection, writer)))
     projection.save(work / PROJECTION)
     vectors = np.load(work / VECTORS, mmap_mode="r", allow_pickle=False)
     ann = Ann.build(vectors, settings=settings, base=None if base is None else base.ann)
@@ -121,14 +138,25 @@ def _build(
         "num_duplicate_groups": len(np.unique(groups[groups >= 0])),
         "trained": dict(base.manifest["trained"] if base else {"num_videos": len(vectors), "version": version}),
         "settings": settings.model_dump(),
+        **({} if writer is None else {"ranker": _search_facts(writer.finish(settings))}),
         "columns": {name: str(column) for name, column in Items(kept.slice(0, 0), None).columns.items()},
     }
 
 
-def _write(work: Path, batches: Batches, num_videos: int, projection: Projection) -> npt.NDArray[np.bool_]:
+def _search_facts(ann: Ann) -> dict[str, Any]:
+    return {"nprobe": ann.nprobe, "recall_at_10": float(ann.recall_at_10)}
+
+
+def _write(
+    work: Path, batches: Batches, num_videos: int, projection: Projection, tower: TowerWriter | None
+) -> npt.NDArray[np.bool_]:
     """Write the vectors and thumbnails of the usable embeddings, and return a mask of these embeddings."""
     usable = []
-    with VectorWriter(work / VECTORS, projection.dim) as vectors, ThumbnailWriter(work / THUMBNAILS) as thumbnails:
+    with (
+        VectorWriter(work / VECTORS, projection.dim) as vectors,
+        ThumbnailWriter(work / THUMBNAILS) as thumbnails,
+        tower or nullcontext(),
+    ):
         for embeddings, pictures in batches():
             if (found := embeddings.shape[1]) != (expected := projection.embedding_dim):
                 msg = f"An embedding has {found} numbers, but the index has embeddings of {expected}."
@@ -136,6 +164,8 @@ def _write(work: Path, batches: Batches, num_videos: int, projection: Projection
                 raise JobError(msg, key=schema.EMBEDDING, value=found, expected=expected, remedy=remedy)
             usable.append(is_usable(embeddings))
             vectors.add(projection.apply(embeddings[usable[-1]]))
+            if tower is not None:
+                tower.add(embeddings, usable[-1])
             thumbnails.add([one for one, use in zip(pictures, usable[-1], strict=True) if use])
     mask = np.concatenate([np.zeros(0, np.bool_), *usable])
     if len(mask) != num_videos:

@@ -177,6 +177,7 @@ class VideoIndex(Shown):
         )
         closest, similarity = vector.closest(self.vectors, positions)
         given = {name: boost.of(positions).tolist() for name, boost in boosts.items()}
+        after = self._after(vector.liked, positions) if strategy in {"ranker", "transitions"} else {}
         rows = enumerate(zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True))
         results = (
             Recommendation(
@@ -186,7 +187,7 @@ class VideoIndex(Shown):
                 near,
                 cosine,
                 {k: v[row] for k, v in given.items()},
-                *(self._after(vector.liked, at) if strategy in {"ranker", "transitions"} else ()),
+                *after.get(at, ()),
             )
             for row, (at, score, near, cosine) in rows
         )
@@ -220,11 +221,11 @@ class VideoIndex(Shown):
     def _known(self, video_ids: Sequence[str]) -> list[int]:
         return [position for position in self.items.positions(video_ids) if position is not None]
 
-    def _after(self, history: Positions, position: int) -> tuple[str, int] | tuple[()]:
-        """Return the id of the watched video after which at least five users watched this one, and their number."""
+    def _after(self, history: Positions, positions: Positions) -> dict[int, tuple[str, int]]:
+        """Return for videos the id of a video after which users watched them, and the number of these users."""
         successors = self.watched.successors
-        found = None if successors is None else successors.after(history, position)
-        return () if found is None else (self.items.video_id(found[0]), found[1])
+        found = {} if successors is None else successors.after(history, positions)
+        return {position: (self.items.video_id(watched), users) for position, (watched, users) in found.items()}
 
     def check_ranking(self, ranking: RankingConfig) -> None:
         """Check that the index supports these options.

@@ -70,16 +70,28 @@ class Projection:
             IndexVersionError: the file cannot be read, or is not a projection.
         """
         try:
-            arrays = safetensors.numpy.load_file(path)
-            mean, matrix = arrays["mean"], arrays["matrix"]
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            return cls.of_bytes(path.read_bytes())
+        except (OSError, ValueError) as error:
             msg = f"Cannot read the projection {path}: {one_line(error)}"
             raise IndexVersionError(msg, key=str(path)) from None
+
+    @classmethod
+    def of_bytes(cls, data: bytes) -> Self:
+        """Return the projection with the content of a file that ``save`` wrote.
+
+        Raises:
+            ValueError: this is not a projection.
+        """
+        try:
+            arrays = safetensors.numpy.load(data)
+            mean, matrix = arrays["mean"], arrays["matrix"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(one_line(error)) from None
         fits = mean.ndim == 1 and matrix.ndim == 2 and matrix.shape[0] == mean.shape[0] and matrix.size  # noqa: PLR2004
         of_float32 = {mean.dtype, matrix.dtype} == {np.dtype(np.float32)}
         if not (fits and of_float32 and np.isfinite(mean).all() and np.isfinite(matrix).all()):
-            msg = f"{path} is not a projection: mean {mean.dtype}{mean.shape}, matrix {matrix.dtype}{matrix.shape}."
-            raise IndexVersionError(msg, key=str(path))
+            msg = f"it is not a projection: mean {mean.dtype}{mean.shape}, matrix {matrix.dtype}{matrix.shape}"
+            raise ValueError(msg)
         return cls(mean, matrix)
 
 

@@ -375,10 +375,15 @@ class Nearest:
         pool = np.unique(np.concatenate([pool, *self.boosted_first(count, eligible)]))
         return best(self.score(pool), pool, len(pool))
 
-    def near(self, count: int, eligible: Eligible | None) -> Positions:
-        """Return the positions of the ``count`` eligible videos nearest to each interest, or of all, ascending."""
+    def near(self, count: int, eligible: Eligible | None, *, num_interests: int = MAX_INTERESTS) -> Positions:
+        """Return the positions of the ``count`` eligible videos nearest to each interest, or of all, ascending.
+
+        With ``num_interests``, only that many interests count, the newest ones.
+        """
         search = partial(self._ann.nearest, top_k=count, eligible=eligible, exact=self.exact)
-        return np.unique(np.concatenate([search(direction)[1] for direction in self._interests.directions]))
+        return np.unique(
+            np.concatenate([search(direction)[1] for direction in self._interests.directions[:num_interests]])
+        )
 
     def cosines(self, positions: Positions) -> Floats:
         """Return the largest of the cosines with the interests, times the strength of each, ``[P]``."""

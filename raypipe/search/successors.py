@@ -94,16 +94,20 @@ class Successors:
         The score is the sum of the weights over the newest 50 videos. With ``transitions``, each video counts 0.6 times
         as much as the next newer one.
         """
+        rows, _, weights = self._of(history)
+        positions, place = np.unique(self.items[rows], return_inverse=True)
+        scores = np.bincount(place, weights, minlength=len(positions))
+        return positions.astype(np.int64), scores.astype(np.float32)
+
+    def _of(self, history: Ints) -> tuple[Ints, Ints, Numbers]:
+        """Return the rows of all successors of a history, the watched video of each, and its weight in the score."""
         watched = history[-_LAST_WATCHED:]
         decay = HISTORY_DECAY if self.kind == "transitions" else 1.0
         factors = decay ** np.arange(len(watched) - 1, -1, -1)
         starts = self.starts[watched]
         lengths = self.starts[watched + 1] - starts
-        at = np.repeat(starts - np.append(0, np.cumsum(lengths)[:-1]), lengths) + np.arange(lengths.sum())
-        weights = self.weights[at] * np.repeat(factors, lengths)
-        positions, place = np.unique(self.items[at], return_inverse=True)
-        scores = np.bincount(place, weights, minlength=len(positions))
-        return positions.astype(np.int64), scores.astype(np.float32)
+        rows = np.repeat(starts - np.append(0, np.cumsum(lengths)[:-1]), lengths) + np.arange(lengths.sum())
+        return rows, np.repeat(watched, lengths), self.weights[rows] * np.repeat(factors, lengths)
 
     def scores(self, histories: Sequence[Ints]) -> Floats:
         """Return the score of each of the N videos for each of B histories, [B, N]; 0 if it is no successor."""
@@ -113,19 +117,18 @@ class Successors:
             row[positions] = scores
         return table
 
-    def after(self, history: Ints, position: int) -> tuple[int, int] | None:
-        """Return the watched video that adds most to the score of a video, and how many users are behind that.
+    def after(self, history: Ints, positions: Positions) -> dict[int, tuple[int, int]]:
+        """Return for videos the watched video that adds most to their score, and how many users are behind that.
 
-        Return None if there is none with at least 5 users.
+        A watched video counts only if at least 5 users are behind it. A video without one is left out.
         """
-        decay = HISTORY_DECAY if self.kind == "transitions" else 1.0
-        best: tuple[float, int, int] = (0.0, -1, 0)
-        for age, watched in enumerate(history[: -_LAST_WATCHED - 1 : -1].tolist()):
-            span = slice(self.starts[watched], self.starts[watched + 1])
-            found = np.flatnonzero(self.items[span] == position)
-            if len(found) and (users := int(self.users[span][found[0]])) >= MIN_USERS:
-                best = max(best, (float(self.weights[span][found[0]]) * decay**age, watched, users))
-        return (best[1], best[2]) if best[2] else None
+        rows, watched, weights = self._of(history)
+        kept = np.flatnonzero((self.users[rows] >= MIN_USERS) & np.isin(self.items[rows], positions))
+        kept = kept[np.argsort(weights[kept], kind="stable")]  # the largest last, which replaces the others
+        found = zip(
+            self.items[rows[kept]].tolist(), watched[kept].tolist(), self.users[rows[kept]].tolist(), strict=True
+        )
+        return {position: (one, num_users) for position, one, num_users in found}
 
     def save(self, path: Path) -> None:
         """Write the table as an Arrow file with one row per video, which ``open`` maps into memory."""

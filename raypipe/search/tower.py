@@ -5,6 +5,7 @@ The same numbers as ``raypipe.models.next_video`` gives, without torch: the endp
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -191,17 +192,32 @@ def _gelu(values: Array) -> Array:
     return np.asarray(np.float32(0.5) * values * (1 + np.tanh(inner)))
 
 
+@dataclass(frozen=True)
+class TowerInput:
+    """A ranker for the videos of a version.
+
+    Attributes:
+        weights: The network.
+        projection: From embeddings to the content vectors that the network reads.
+        id_vectors: The ID embeddings, ``[M + 1, d]``; row 0 is of videos without one.
+        rows: The row of each video of the version in the ID embeddings, ``[N]``.
+    """
+
+    weights: TowerWeights
+    projection: Projection
+    id_vectors: Array
+    rows: Positions
+
+
 class TowerWriter:
     """Writes the vectors of a ranker for the videos of a version, batch by batch."""
 
-    def __init__(self, folder: Path, weights: TowerWeights, *, projection: Projection, id_vectors: Array) -> None:
-        """Take the ID embeddings ``[M + 1, d]``; row 0 is of videos without one."""
+    def __init__(self, folder: Path, given: TowerInput) -> None:
         self._folder = folder
-        self._weights = weights
-        self._projection = projection
-        self._id_vectors = id_vectors
+        self._given = given
+        self._num_added = 0  # including videos that were left out
         self._lengths: list[Array] = []
-        self._vectors = VectorWriter(folder / TOWER_VECTORS, weights.width)
+        self._vectors = VectorWriter(folder / TOWER_VECTORS, given.weights.width)
 
     def __enter__(self) -> Self:
         self._vectors.__enter__()
@@ -210,10 +226,13 @@ class TowerWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._vectors.__exit__(kind, *rest)
 
-    def add(self, embeddings: npt.NDArray[np.floating], ids: Positions) -> None:
-        """Add videos by their embeddings ``[n, D]``, and their rows in the ID embeddings ``[n]``."""
-        content = self._projection.apply(embeddings).astype(np.float16).astype(np.float32)  # as in the training
-        vectors = content @ self._weights.content + self._id_vectors[ids]
+    def add(self, embeddings: npt.NDArray[np.floating], is_usable: npt.NDArray[np.bool_]) -> None:
+        """Add the next videos by their embeddings ``[n, D]``. Videos that are not usable are left out."""
+        given = self._given
+        rows = given.rows[self._num_added : self._num_added + len(embeddings)][is_usable]
+        self._num_added += len(embeddings)
+        content = given.projection.apply(embeddings[is_usable]).astype(np.float16).astype(np.float32)  # as in training
+        vectors = content @ given.weights.content + given.id_vectors[rows]
         self._vectors.add(unit_length(vectors))
         self._lengths.append(np.linalg.norm(vectors, axis=1).astype(np.float32))
 
@@ -221,8 +240,8 @@ class TowerWriter:
         """Write the other files, and return the search structure."""
         lengths = np.concatenate([np.zeros(0, np.float32), *self._lengths])
         np.save(self._folder / TOWER_LENGTHS, lengths, allow_pickle=False)
-        self._weights.save(self._folder / TOWER)
-        self._projection.save(self._folder / TOWER_PROJECTION)
+        self._given.weights.save(self._folder / TOWER)
+        self._given.projection.save(self._folder / TOWER_PROJECTION)
         ann = Ann.build(open_vectors(self._folder / TOWER_VECTORS), settings=settings)
         ann.save(self._folder / TOWER_SEARCH)
         return ann

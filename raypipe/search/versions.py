@@ -31,6 +31,7 @@ TOWER_SEARCH, TOWER_PROJECTION = "ranker.faiss", "ranker_projection.safetensors"
 FILES = (SEARCH, VECTORS, PROJECTION, ITEMS, THUMBNAILS)
 # of versions that were built with a history or a ranker
 OPTIONAL_FILES = (VIEWS, SUCCESSORS, TOWER, TOWER_VECTORS, TOWER_LENGTHS, TOWER_SEARCH, TOWER_PROJECTION)
+FITTED = "fitted_events.npy"  # hashes of events, which only evaluate reads
 FORMAT = 1
 REMEDY = "Roll back, or build the index again."
 _ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")
@@ -156,6 +157,10 @@ class Versions:
             size_bytes, sha256 = _size_and_sha256(local_dir / name)
             files[name] = {"size_bytes": size_bytes, "sha256": sha256}
             self._put_file(self._name(version, name), local_dir / name, size_bytes)
+        if (local_dir / FITTED).exists():
+            size_bytes, sha256 = _size_and_sha256(local_dir / FITTED)
+            manifest = {**manifest, "fitted_events": {"size_bytes": size_bytes, "sha256": sha256}}
+            self._put_file(self._name(version, FITTED), local_dir / FITTED, size_bytes)
         whole = {**manifest, "format": FORMAT, "id": version, "previous": self.current(), "files": files}
         data = json.dumps(whole, indent=1, allow_nan=False).encode()
         name = self._name(version, MANIFEST)
@@ -190,6 +195,23 @@ class Versions:
                 msg = f"{uri} {'is missing' if found is None else f'has {value} bytes, not {expected}'}."
                 raise IndexVersionError(msg, key=uri, value=value, expected=expected, remedy=REMEDY)
         self.folder.put(CURRENT, f"{version}\n".encode())
+
+    def read_fitted_events(self, version: str) -> bytes | None:
+        """Return the file with the hashes of the events that a version was fitted on, or None if it has none.
+
+        Raises:
+            IndexVersionError: the file is missing or corrupt.
+        """
+        if (said := self.read_manifest(version).get("fitted_events")) is None:
+            return None
+        name = self._name(version, FITTED)
+        try:
+            data = self.folder.read(name)
+        except ObjectError as error:
+            raise IndexVersionError(str(error)) from None
+        if hashlib.sha256(data).hexdigest() != said["sha256"]:
+            raise self._corrupt(name, "its SHA-256 differs")
+        return data
 
     def rollback(self) -> str:
         """Make the previous version current again, and return its id.

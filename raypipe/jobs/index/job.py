@@ -20,6 +20,7 @@ from raypipe.dataset.read import embedding_dim, embeddings_manifests, sealed_man
 from raypipe.errors import ConfigError, FingerprintError
 from raypipe.jobs.index.inputs import IndexedRows, Joined, find_rows, join, read_catalogue, read_labels
 from raypipe.jobs.index.own_vectors import OwnVectors
+from raypipe.jobs.index.watching import RankerSource, add_history, history_etag
 from raypipe.runs.progress import status
 from raypipe.runs.summary_tables import summary_table
 from raypipe.search.build import build_version
@@ -40,6 +41,8 @@ class IndexSetup:
     source: Mapping[str, Any]  # the description of the embeddings that is stored in a version's manifest
     find_rows: Callable[[], IndexedRows | OwnVectors]
     catalogue: TypedTable | None
+    ranker: RankerSource | None = None
+    history_etag: str | None = None  # the version of the history file
 
     @property
     def fingerprint(self) -> str:
@@ -94,18 +97,54 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
             labels = None if config.labels is None else read_labels(config.labels)
             joined = join(rows.items, catalogue=setup.catalogue, labels=labels)
         changes = None
+        ranker = setup.ranker
         if base is not None:
             before = base.manifest
             same_plans = before["embeddings"] == setup.source
             changes = compare(pq.read_table(folder / ITEMS), joined.items, same_plans=same_plans)
-            if not changes and before["settings"] == config.index.model_dump():
+            _refuse_without_history(before, setup)
+            is_same = before["settings"] == config.index.model_dump() and _same_watching(before, setup, config)
+            if not changes and is_same:
                 return IndexRun(before, False, rows.num_left_out, joined, changes)  # noqa: FBT003
         with status(console, f"Building an index of {rows.items.num_rows:,} videos"):
             new = Path(work, "version")
-            made = build_version(new, items=joined.items, batches=rows.batches, settings=config.index, base=base)
-            manifest = versions.put(made["id"], new, {**made, "embeddings": dict(setup.source)})
+            made = build_version(
+                new,
+                items=joined.items,
+                batches=rows.batches,
+                settings=config.index,
+                base=base,
+                tower=None if ranker is None else ranker.tower(joined.items),
+            )
+        made["embeddings"] = dict(setup.source)
+        if config.history is not None:
+            with status(console, "Counting what users watched"):
+                made["history"] = add_history(new, config, ranker) | {"etag": setup.history_etag}
+        if ranker is not None:
+            made["ranker"] |= ranker.facts
+        with status(console, "Storing the version"):
+            manifest = versions.put(made["id"], new, made)
             versions.set_current(manifest["id"])
     return IndexRun(manifest, True, rows.num_left_out, joined, changes)  # noqa: FBT003
+
+
+def _refuse_without_history(before: Mapping[str, Any], setup: IndexSetup) -> None:
+    """Raise ConfigError if an appended version would silently lose its history or its ranker."""
+    for key, given in (("history", setup.history_etag), ("ranker", setup.ranker)):
+        if before.get(key) and given is None:
+            uri = before[key]["uri"]
+            msg = f"The current version has a {key} ({uri}), but none is given."
+            remedy = f"Give --{key}, or omit --append to build a version without it."
+            raise ConfigError(msg, key=key, value=uri, remedy=remedy)
+
+
+def _same_watching(before: Mapping[str, Any], setup: IndexSetup, config: IndexConfig) -> bool:
+    """Return whether the history and the ranker are those of the current version."""
+    history, ranker = before.get("history") or {}, before.get("ranker") or {}
+    given = None if setup.ranker is None else setup.ranker.files.digest[:16]
+    if (history.get("etag"), ranker.get("id")) != (setup.history_etag, given):
+        return False
+    return not history or history["settings"] == config.events.model_dump(mode="json")
 
 
 def prepare(config: IndexConfig) -> IndexSetup:
@@ -121,12 +160,17 @@ def prepare(config: IndexConfig) -> IndexSetup:
         msg = f"{output} is the output of a batch job, not an index."
         raise ConfigError(msg, key=str(output), remedy="Choose another output.")
     catalogue = None if config.catalogue is None else read_catalogue(config.catalogue)
+    rows: Callable[[], IndexedRows | OwnVectors]
     own = OwnVectors.find(config.embeddings)
     if own is None:
         source, rows = _sealed_rows(embeddings)
-        setup = IndexSetup(embeddings, output, source, rows, catalogue)
     else:
-        setup = IndexSetup(embeddings, output, own.source, lambda: own, catalogue)
+        source, rows = own.source, lambda: own
+    ranker = None if config.ranker is None else RankerSource.read(config.ranker)
+    if ranker is not None:
+        ranker.check(source)
+    etag = None if config.history is None else history_etag(config.history)
+    setup = IndexSetup(embeddings, output, source, rows, catalogue, ranker, etag)
     if config.labels is not None:
         _check_labels(Folder(config.labels), setup)
     return setup

@@ -1,0 +1,191 @@
+"""Add to a version what users watched: counted successors, views, and the learned ranker."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import safetensors.numpy
+
+from raypipe import schema
+from raypipe.config.index import HistorySettings, IndexConfig
+from raypipe.errors import ConfigError, FingerprintError, ObjectError, WeightsError
+from raypipe.evaluation.holdouts import fittable
+from raypipe.models.ranker_files import RankerFiles, read_ranker
+from raypipe.search.items import Items
+from raypipe.search.projection import Projection
+from raypipe.search.successors import EASE_MAX_ITEMS, CountKind, count_successors
+from raypipe.search.tower import TowerInput, TowerWeights
+from raypipe.search.versions import FITTED, SUCCESSORS, VIEWS
+from raypipe.search.watch_events import Events, event_hashes
+from raypipe.storage import Folder
+from raypipe.tables import table_place
+from raypipe.tables.event_table import WatchEvents, read_events
+from raypipe.tables.history import HistoryFile
+from raypipe.text import iso_seconds, one_line
+
+BLEND = "blend.json"
+_DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True)
+class RankerSource:
+    """A ranker, and how its scores and the counted successors are combined."""
+
+    files: RankerFiles
+    weight: float  # the share of the successors, from 0 to 1
+    counts: CountKind
+
+    @classmethod
+    def read(cls, uri: str) -> "RankerSource":
+        """Read the output of a training.
+
+        Raises:
+            WeightsError: there is no ranker, or it is not complete.
+        """
+        files = read_ranker(Folder(uri))
+        place = Folder(files.source)
+        try:
+            blend = json.loads(place.read(BLEND))
+            weight, counts = float(blend["weight"]), blend["counts"]
+        except (ObjectError, KeyError, TypeError, ValueError) as error:
+            msg = f"{place.child(BLEND)} cannot be read: {one_line(error)}"
+            remedy = "Run the same raypipe train again: it continues."
+            raise WeightsError(msg, key=place.child(BLEND), remedy=remedy) from None
+        if files.config.get("loss") != "softmax":
+            msg = f"{files.source} compares dot products (ranker.loss={files.config.get('loss')}), not directions."
+            raise WeightsError(msg, key="ranker.loss", value=files.config.get("loss"), expected="softmax")
+        return cls(files, weight, counts)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what a version's manifest says about the ranker."""
+        training = self.files.facts
+        names = ("holdout", "cut", "num_events", "last_event_at", "trained_at")
+        about = {name: training.get(name) for name in names}
+        return {"id": self.files.digest[:16], "uri": self.files.source, "weight": self.weight, **about}
+
+    def check(self, source: Mapping[str, Any]) -> None:
+        """Raise FingerprintError unless the ranker was trained on embeddings like those of the index."""
+        found, expected = self.files.facts.get("embedding_fingerprint"), source["fingerprint"]
+        if found != expected:
+            msg = f"The ranker {self.files.source} was trained on embeddings with fingerprint {found}, not {expected}."
+            remedy = "Train it again on an index of these embeddings."
+            raise FingerprintError(msg, key="ranker", value=found, expected=expected, remedy=remedy)
+
+    def tower(self, items: pa.Table) -> TowerInput:
+        """Return the network, and the row of each video in its ID embedding.
+
+        Raises:
+            WeightsError: the weights do not fit the configuration.
+        """
+        files, config = self.files, self.files.config
+        try:
+            tensors = safetensors.numpy.load(files.weights)
+            id_vectors = tensors.pop("ids.weight").astype(np.float32)
+            about = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "max_events")}
+            scale = float(np.exp(tensors.pop("log_scale")))
+            projection = Projection.of_bytes(files.projection)
+            if "content.weight" not in tensors:  # it does not read content: a map to zero
+                tensors["content.weight"] = np.zeros((about["n_embd"], projection.dim), np.float32)
+            weights = TowerWeights(tensors, {**about, "scale": scale})
+            if len(id_vectors) != len(files.video_ids) + 1 or weights.content_dim != projection.dim:
+                msg = f"{len(id_vectors)} ID vectors for {len(files.video_ids)} videos"
+                raise ValueError(msg)  # noqa: TRY301 - one message for all errors
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"The ranker {files.source} does not fit its configuration: {one_line(error)}"
+            raise WeightsError(msg, key="ranker", value=files.source) from None
+        known = pa.array(files.video_ids, pa.string())
+        rows = pc.index_in(items[schema.VIDEO_ID].combine_chunks().cast(pa.string()), value_set=known)
+        return TowerInput(weights, projection, id_vectors, rows.fill_null(-1).to_numpy().astype(np.int64) + 1)
+
+
+def history_etag(uri: str) -> str:
+    """Return the version of a history file. Its rows are read later, when the videos are known.
+
+    Raises:
+        ConfigError: the file does not exist, or its columns cannot be read.
+    """
+    file = HistoryFile.find(*table_place(uri, what="history"))
+    file.columns()
+    return str(file.stored.etag)
+
+
+def add_history(folder: Path, config: IndexConfig, ranker: RankerSource | None) -> dict[str, Any]:
+    """Write what the history says about the videos of a version, and return the facts for its manifest.
+
+    Raises:
+        ConfigError: the history cannot be used.
+    """
+    items, settings = Items.open(folder), _settings(config.events, ranker)
+    found = read_events(str(config.history), items, is_ordered=settings.ordered)
+    seconds = None if settings.cut is None else iso_seconds(settings.cut)
+    key = "events.holdout" if ranker is None else "the ranker's holdout"
+    events, cut = fittable(found.events, found.parts, holdout=settings.holdout, cut=seconds, key=key)
+    kind = _kind(settings, events, num_videos=len(items))
+    successors = count_successors(kind, events, num_items=len(items))
+    successors.save(folder / SUCCESSORS)
+    np.save(folder / VIEWS, views(events, len(items), days=settings.popular_days), allow_pickle=False)
+    hashes = _hashes(found, events, items)
+    if ranker is not None:
+        hashes = np.union1d(hashes, ranker.files.fitted_events)
+    np.save(folder / FITTED, hashes, allow_pickle=False)
+    return {
+        "uri": config.history,
+        "counts": kind,
+        "num_pairs": len(successors.items),
+        "num_events": len(events),
+        "num_users": int((np.diff(events.starts) > 0).sum()),
+        "holdout": settings.holdout,
+        "cut_seconds": cut,
+        "left_out": found.counts,
+        "settings": config.events.model_dump(mode="json"),
+    }
+
+
+def _settings(events: HistorySettings, ranker: RankerSource | None) -> HistorySettings:
+    if ranker is None:
+        return events
+    facts = ranker.files.facts
+    chosen = {"holdout": facts["holdout"], "cut": facts.get("cut"), "counts": ranker.counts}
+    return events.model_copy(update=chosen)
+
+
+def _kind(settings: HistorySettings, events: Events, *, num_videos: int) -> CountKind:
+    kind: CountKind = "transitions" if events.is_ordered else "item_knn"
+    if settings.counts == "ease" and num_videos > EASE_MAX_ITEMS:
+        msg = f"events.counts=ease needs a matrix of all pairs; the index has {num_videos:,} videos."
+        raise ConfigError(msg, key="events.counts", value="ease", choices=("transitions", "item_knn"))
+    return kind if settings.counts == "auto" else settings.counts
+
+
+def views(events: Events, num_videos: int, *, days: float) -> npt.NDArray[np.float32]:
+    """Return how many users watched each video in the last days before the newest event, ``[N]``.
+
+    Of videos with equal views, those with more views in all get a little more. Without times, all events count.
+    """
+    total = np.bincount(events.items, minlength=num_videos)
+    recent = total
+    if events.times is not None and len(events):
+        is_recent = events.times > events.times.max() - days * _DAY_SECONDS
+        recent = np.bincount(events.items[is_recent], minlength=num_videos)
+    found: npt.NDArray[np.float32] = (recent + total / (total.max(initial=0) + 1)).astype(np.float32)
+    return found
+
+
+def _hashes(found: WatchEvents, events: Events, items: Items) -> npt.NDArray[np.uint64]:
+    videos, numbers = np.unique(events.items, return_inverse=True)
+    ids = [items.video_id(position) for position in videos.tolist()]
+    return event_hashes(Events(numbers, events.starts), found.user_ids, ids)
+
+
+def read_hashes(data: bytes) -> npt.NDArray[np.uint64]:
+    """Return the hashes that ``add_history`` wrote."""
+    hashes: npt.NDArray[np.uint64] = np.load(io.BytesIO(data), allow_pickle=False)
+    return hashes
