@@ -38,6 +38,11 @@ USER_ID = "user_id"
 VIDEO_IDS = "video_ids"
 SCORES = "scores"
 CLOSEST = "closest"
+REASONS = "reasons"
+AFTER = "after"
+NUM_USERS = "num_users"
+STRATEGY = "strategy"
+RANKER = "ranker"
 FALLBACK = "fallback"
 UNKNOWN = "unknown"
 LABEL = "label"
@@ -143,9 +148,15 @@ def recommendations_schema() -> pa.Schema:
     """Return the schema of a file that ``raypipe recommend`` writes: one row per row of the history, in the same order.
 
     ``row`` is the number of the row in the history, from 0. ``status`` is ``ok`` if the answer is based on the history,
-    ``popular`` if popular videos are recommended instead, and ``error`` if there is no answer. ``scores`` and
-    ``closest`` have one entry per entry of ``video_ids``. An entry of ``closest`` is the id of the most similar watched
-    video. ``unknown`` contains the ids of the history that are not in the index.
+    ``popular`` if popular videos are recommended instead, and ``error`` if there is no answer. ``unknown`` contains the ids of the
+    history that are not in the index. ``strategy`` is how the videos were scored, and ``ranker`` the id of the learned
+    ranker that scored them, if one did. These columns have one entry per entry of ``video_ids``:
+
+    - ``scores``: a higher score is better.
+    - ``closest``: the id of the most similar watched video.
+    - ``reasons``: ``watched_after``, ``similar`` or ``popular``.
+    - ``after`` and ``num_users``: with the reason ``watched_after``, the id of a watched video, and how many users
+      watched this video after it.
     """
     return pa.schema(
         [
@@ -157,7 +168,12 @@ def recommendations_schema() -> pa.Schema:
             (VIDEO_IDS, pa.list_(pa.string())),
             (SCORES, pa.list_(pa.float32())),
             (CLOSEST, pa.list_(pa.string())),
+            (REASONS, pa.list_(pa.string())),
+            (AFTER, pa.list_(pa.string())),
+            (NUM_USERS, pa.list_(pa.int32())),
             (FALLBACK, pa.string()),
+            (STRATEGY, pa.string()),
+            (RANKER, pa.string()),
             (UNKNOWN, pa.list_(pa.string())),
         ]
     )

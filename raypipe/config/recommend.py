@@ -55,4 +55,5 @@ class RecommendConfig(Section):
     users_per_shard: int = Field(default=1_000, ge=1)
     cache: str | None = None
     concurrency: Count = "auto"
+    max_ranker_days: float = Field(default=30.0, gt=0)
     max_unknown_fraction: float = Field(default=1.0, ge=0, le=1)

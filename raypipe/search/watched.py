@@ -1,5 +1,6 @@
 """What a version of an index knows from watch events: counted successors, views, and a learned ranker."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from raypipe.search.successors import Successors
 from raypipe.search.tower import Tower
 from raypipe.search.vectors import Floats, Positions
 from raypipe.search.versions import SUCCESSORS, TOWER, VIEWS
-from raypipe.text import one_line
+from raypipe.text import iso_seconds, one_line
 
+_DAY_SECONDS = 86_400.0
 _REBUILD = "Build the index again."
 
 
@@ -39,6 +41,7 @@ class Watched:
     tower: Tower | None = None
     weight: float = 1.0
     ranker: str | None = None
+    newest_event: str | None = None  # that the ranker has learned from, ISO
 
     @classmethod
     def open(cls, folder: Path, manifest: Mapping[str, Any], *, num_videos: int) -> Self:
@@ -57,7 +60,15 @@ class Watched:
         if sizes - {num_videos} or not isinstance(weight, int | float) or not 0 <= weight <= 1:
             msg = f"The files of {folder} do not match: {num_videos} videos, but a history of {sizes}; weight {weight}."
             raise IndexVersionError(msg, key=str(folder), value=sorted(sizes), remedy=_REBUILD)
-        return cls(successors, views, tower, float(weight), about.get("id"))
+        return cls(successors, views, tower, float(weight), about.get("id"), about.get("last_event_at"))
+
+    @property
+    def age_days(self) -> float | None:
+        """Return how many days ago the newest event was that the ranker has learned from; None if that is unknown."""
+        try:
+            return None if self.newest_event is None else (time.time() - iso_seconds(self.newest_event)) / _DAY_SECONDS
+        except (TypeError, ValueError):
+            return None
 
     def blend(
         self,

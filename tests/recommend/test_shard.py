@@ -32,6 +32,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
 
 def test_every_option_of_the_ranking_is_used() -> None:
     options = {
+        "strategy": "content",
         "top_k": 3,
         "filters": {"language": ["en"]},
         "exclude_history": False,
@@ -65,6 +66,8 @@ def test_rows_are_the_answers_of_the_index(index: VideoIndex) -> None:
         assert row["video_ids"] == [one.video_id for one in expected.results]
         assert row["scores"] == pytest.approx([one.score for one in expected.results])
         assert row["closest"] == [one.closest for one in expected.results]
+        assert row["reasons"] == [one.reason for one in expected.results]
+        assert (row["strategy"], row["ranker"]) == (expected.strategy, expected.ranker)
         assert (row["fallback"], row["unknown"]) == (expected.fallback, list(expected.unknown))
     assert answered[0]["unknown"] == ["no/such.mp4"]
     assert "'[\"'" in answered[3].pop("error")

@@ -1,5 +1,6 @@
 """The recommend job: produce a sealed output of recommendations from a configuration."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,8 @@ from raypipe.tables import table_place
 from raypipe.tables.history import IS_REPEATED, HistoryFile, parse, repeated_rows
 from raypipe.text import plural
 
-_FORMAT = 2  # the row format: increased by every change that makes old rows incompatible
+_logger = logging.getLogger(__name__)
+_FORMAT = 3  # the row format: increased by every change that makes old rows incompatible
 _VERSION = "index_version"  # the key in the settings; the driver that plans first decides its value
 
 
@@ -100,7 +102,13 @@ class RecommendJob(Job):
             IndexVersionError: there is no index, or the index is incomplete.
         """
         self._version = self._version or Versions(Folder(self.config.index)).require_current()
-        open_index(self._of_actors).check_ranking(self.config.ranking)
+        index = open_index(self._of_actors)
+        index.check_ranking(self.config.ranking)
+        days = index.watched.age_days
+        if index.ranker is not None and days is not None and days > self.config.max_ranker_days:
+            _logger.warning(
+                "The ranker of %s has learned from events up to %.0f days ago; train it again.", self.config.index, days
+            )
 
     @property
     def _of_actors(self) -> RecommendSettings:

@@ -99,6 +99,11 @@ def _lists(found: Recommendations) -> Mapping[str, Any]:
         schema.VIDEO_IDS: [one.video_id for one in found.results],
         schema.SCORES: [one.score for one in found.results],
         schema.CLOSEST: [one.closest for one in found.results],
+        schema.REASONS: [one.reason for one in found.results],
+        schema.AFTER: [one.after for one in found.results],
+        schema.NUM_USERS: [one.num_users for one in found.results],
+        schema.STRATEGY: found.strategy,
+        schema.RANKER: found.ranker,
         schema.FALLBACK: found.fallback,
         schema.UNKNOWN: list(found.unknown),
     }

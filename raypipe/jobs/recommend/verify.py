@@ -15,7 +15,7 @@ from raypipe.status import UserStatus
 from raypipe.storage import Folder
 
 _RUN_OF_FORMAT_1 = "run.json"
-_LISTS = (schema.VIDEO_IDS, schema.SCORES, schema.CLOSEST)
+_LISTS = (schema.VIDEO_IDS, schema.SCORES, schema.CLOSEST, schema.REASONS, schema.AFTER, schema.NUM_USERS)
 
 
 def verify(output: Folder) -> Verification:
@@ -37,11 +37,11 @@ def _row_problems(row: dict[str, Any]) -> Iterator[Violation]:
     is_popular = row[schema.STATUS] == UserStatus.POPULAR
     if is_error != (row[schema.ERROR] is not None) or is_popular != (row[schema.FALLBACK] is not None):
         yield Violation("status_fits", f"is {row[schema.STATUS]}, but its error or its fallback does not match.")
-    if [one is None for one in (*lists, row[schema.UNKNOWN])] != [is_error] * 4:
+    if {one is None for one in (*lists, row[schema.UNKNOWN], row[schema.STRATEGY])} != {is_error}:
         yield Violation("answer", f"is {row[schema.STATUS]}, but its lists do not match.")
     elif not is_error:
-        video_ids, scores, closest = lists
-        if len({len(video_ids), len(scores), len(closest)}) != 1:
+        video_ids, scores = lists[:2]
+        if len(set(map(len, lists))) != 1:
             yield Violation("list_lengths", "has lists of different lengths.")
         if len(set(video_ids)) != len(video_ids) or None in video_ids:
             yield Violation("repeated_video", "recommends a video twice.")
