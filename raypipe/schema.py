@@ -148,9 +148,9 @@ def recommendations_schema() -> pa.Schema:
     """Return the schema of a file that ``raypipe recommend`` writes: one row per row of the history, in the same order.
 
     ``row`` is the number of the row in the history, from 0. ``status`` is ``ok`` if the answer is based on the history,
-    ``popular`` if popular videos are recommended instead, and ``error`` if there is no answer. ``unknown`` contains the ids of the
-    history that are not in the index. ``strategy`` is how the videos were scored, and ``ranker`` the id of the learned
-    ranker that scored them, if one did. These columns have one entry per entry of ``video_ids``:
+    ``popular`` if popular videos are recommended instead, and ``error`` if there is no answer. ``unknown`` contains the
+    ids of the history that are not in the index. ``strategy`` is how the videos were scored, and ``ranker`` the id of
+    the learned ranker that scored them, if one did. These columns have one entry per entry of ``video_ids``:
 
     - ``scores``: a higher score is better.
     - ``closest``: the id of the most similar watched video.
