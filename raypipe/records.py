@@ -455,7 +455,31 @@ class TrainingRecord:
         return None if rank is None or math.isnan(rank) else rank
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedVideo:
+    """A video in the report of an evaluation: its title or id, its JPEG thumbnail, and whether it was watched next."""
+
+    name: str
+    thumbnail: bytes | None = None
+    is_target: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleUser:
+    """What a test user watched, the first recommended videos, and what the user watched next.
+
+    ``place`` is the first place of a target in the list, and None if no target is there.
+    """
+
+    history: tuple[ListedVideo, ...]  # the newest ones, newest last
+    listed: tuple[ListedVideo, ...]
+    targets: tuple[ListedVideo, ...]
+    place: int | None
+    num_watched: int
+    num_listed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
     """Everything that a report shows about one evaluation of an index.
 
@@ -473,6 +497,7 @@ class EvaluationRecord:
     finished_at: float
     metrics: Mapping[str, Any]
     counts: Mapping[str, int]
+    examples: tuple[ExampleUser, ...] = ()
     outcome: Outcome = "finished"
     machine: Mapping[str, object] = field(default_factory=dict)
 

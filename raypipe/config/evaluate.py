@@ -26,6 +26,8 @@ class EvaluateConfig(Section):
     k: list[Annotated[int, Field(ge=1, le=200)]] = Field(default=[5, 10, 20], min_length=1)
     max_users: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
+    slices: list[str] = Field(default_factory=list)
+    controls: bool = True
     require: str | None = None
     ranking: RankingConfig = RankingConfig(top_k=200)
     cache: str | None = None

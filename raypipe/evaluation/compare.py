@@ -2,21 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from raypipe.evaluation.groupings import Grouping, by_history
+from raypipe.evaluation.list_metrics import EMPTY, Audience, diversity, mean_in_lists
 from raypipe.evaluation.protocols import Split
-from raypipe.evaluation.ranking_metrics import Floats, Interval, expected_ranks, gini, intervals, user_metrics
+from raypipe.evaluation.ranking_metrics import Floats, Interval, expected_ranks, gini, intervals, ratios, user_metrics
 from raypipe.results import Shown
 from raypipe.search.watch_events import Events, Ints
 
 MIN_USERS = 200  # with fewer users there is no verdict
 _SCORES_AT_ONCE = 2**25
-_GROUPS = ("0", "1-4", "5-9", "10-29", "30+")  # of the counts in a slice
-_GROUP_ENDS = (0, 4, 9, 29)
-NOT_COMPARED = "random"
+RANDOM, EXACT, SHUFFLED = "random", "served_exact", "served_shuffled"
+REFERENCES = frozenset({RANDOM, EXACT, SHUFFLED})  # shown for orientation: never the best baseline
 Outcome = Literal["better", "worse", "not_distinguishable", "too_few_users"]
 
 
@@ -35,9 +37,9 @@ class Evaluation(Shown):
         facts: The protocol, its parameters, and how many users, events and videos there are.
         rankers: For each ranker its metrics by name, such as ``ndcg@10``.
         best_baseline: For each metric the baseline with the highest value.
-        against: For each metric and baseline, ``main`` minus this baseline on the same users.
+        against: For each metric and other ranker, ``main`` minus this ranker on the same users.
         slices: For each slice, its value and each ranker: hr and ndcg at the middle k.
-        ranks: The rank of the first target of each user by ranker, [U] in the order of ``users``.
+        ranks: The rank of the best-ranked target of each user by ranker, [U] in the order of ``users``.
         users: The numbers of the users.
         main: The ranker in question.
     """
@@ -83,6 +85,17 @@ class Evaluation(Shown):
             "not_distinguishable": f"raypipe is not distinguishable from {baseline}: {interval}.",
         }[self.outcome]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what approximate search costs and what the order of the histories is worth, if both were measured."""
+        known = self.against[self.metric]
+        texts = {EXACT: "Approximate search changes", SHUFFLED: "The order of the histories changes"}
+        return tuple(
+            f"{text} {self.metric} by {known[name].value:+.4f} [{known[name].low:+.4f}, {known[name].high:+.4f}]."
+            for name, text in texts.items()
+            if name in known
+        )
+
     def is_worse_than(self, baseline: str, metric: str) -> bool:
         """Return whether ``main`` is measurably worse: the interval of the difference is below 0."""
         return self.against[metric][baseline].high < 0
@@ -102,14 +115,21 @@ class Evaluation(Shown):
             metric: {"against": self.best_baseline[metric], **asdict(found)}
             for metric, found in self.differences.items()
         }
+        references = {
+            name: {metric: asdict(found[name]) for metric, found in self.against.items()}
+            for name in self.rankers
+            if name in REFERENCES
+        }
         return {
             **self.facts,
             "rankers": {name: plain(metrics) for name, metrics in self.rankers.items()},
             "best_baseline": dict(self.best_baseline),
             "differences": {self.main: differences},
+            "references": references,
             "slices": self.slices,
             "outcome": self.outcome,
             "verdict": self.verdict,
+            "notes": list(self.notes),
         }
 
 
@@ -119,12 +139,16 @@ def compare(
     *,
     num_items: int,
     ks: Sequence[int],
+    vectors: npt.NDArray[np.floating] | None = None,
+    groupings: Mapping[str, Grouping] = MappingProxyType({}),
     main: str = "served",
     seed: int = 0,
 ) -> Evaluation:
     """Rank the full catalogue for each test user by each ranker.
 
-    A user's known videos are not ranked. ``main`` is compared with all other rankers except ``random``.
+    A user's known videos are not ranked. ``main`` is compared with all other rankers; those in ``REFERENCES`` are never
+    the best baseline. The vectors of the videos, [N, d], are for the diversity of the lists. ``groupings`` are slices
+    in addition to those by history.
 
     Raises:
         ValueError: a target is also an event that the rankers know or were fitted on.
@@ -134,28 +158,23 @@ def compare(
     middle = ks[len(ks) // 2]
     values: dict[str, dict[str, Floats]] = {}
     ranks: dict[str, Floats] = {}
-    spread: dict[str, dict[str, Interval]] = {}
+    lists: dict[str, Ints] = {}
     for name, ranker in rankers.items():
-        values[name], ranks[name], counts = _measure(split, ranker, num_items=num_items, ks=ks, top=middle)
-        covered, unequal = float((counts > 0).mean()), gini(counts)
-        spread[name] = {
-            f"coverage@{middle}": Interval(covered, covered, covered),
-            f"gini@{middle}": Interval(unequal, unequal, unequal),
-        }
-    found = intervals(
-        {f"{name} {metric}": series for name, metrics in values.items() for metric, series in metrics.items()},
-        seed=seed,
-    )
+        values[name], ranks[name], lists[name] = _measure(split, ranker, num_items=num_items, ks=ks, top=middle)
+    found = intervals(_flat(values), seed=seed)
+    contents = _contents(split, lists, num_items=num_items, k=middle, vectors=vectors, seed=seed)
     metrics = list(values[main])
-    table = {name: {metric: found[f"{name} {metric}"] for metric in metrics} | spread[name] for name in rankers}
-    baselines = [name for name in rankers if name not in {main, NOT_COMPARED}]
+    table = {name: {metric: found[f"{name} {metric}"] for metric in metrics} | contents[name] for name in rankers}
+    others = [name for name in rankers if name != main]
+    baselines = [name for name in others if name not in REFERENCES]
     best = {metric: max(baselines, key=lambda name: table[name][metric].value) for metric in metrics}
     differences = intervals(
-        {f"{metric} {name}": values[main][metric] - values[name][metric] for metric in metrics for name in baselines},
+        {f"{metric} {name}": values[main][metric] - values[name][metric] for metric in metrics for name in others},
         seed=seed,
     )
-    against = {metric: {name: differences[f"{metric} {name}"] for name in baselines} for metric in metrics}
+    against = {metric: {name: differences[f"{metric} {name}"] for name in others} for metric in metrics}
     shown = (f"hr@{middle}", f"ndcg@{middle}")
+    groups = {**by_history(split, num_items=num_items), **groupings}
     return Evaluation(
         facts={
             **split.facts,
@@ -169,65 +188,103 @@ def compare(
         rankers=table,
         best_baseline=best,
         against=against,
-        slices=_slices(split, {name: {m: values[name][m] for m in shown} for name in rankers}, num_items),
+        slices=_slices({name: {m: values[name][m] for m in shown} for name in rankers}, groups),
         ranks=ranks,
         users=split.users,
         main=main,
     )
 
 
+def _flat(values: Mapping[str, Mapping[str, Floats]]) -> dict[str, Floats]:
+    return {f"{name} {metric}": series for name, metrics in values.items() for metric, series in metrics.items()}
+
+
+def _contents(
+    split: Split,
+    lists: Mapping[str, Ints],
+    *,
+    num_items: int,
+    k: int,
+    vectors: npt.NDArray[np.floating] | None,
+    seed: int,
+) -> dict[str, dict[str, Interval]]:
+    """Return for each ranker the metrics of what its lists [U, k] contain."""
+    audience = Audience.of(split, num_items=num_items)
+    lifts = ratios(
+        {name: mean_in_lists(listed, audience.viewers) for name, listed in lists.items()}, audience.watched, seed=seed
+    )
+    means: dict[str, dict[str, Floats]] = {
+        name: {f"novelty@{k}": mean_in_lists(listed, audience.surprise)}
+        | ({} if vectors is None else {f"diversity@{k}": diversity(listed, vectors)})
+        for name, listed in lists.items()
+    }
+    found = intervals(_flat(means), seed=seed)
+    contents: dict[str, dict[str, Interval]] = {}
+    for name, listed in lists.items():
+        counts = np.bincount(listed[listed != EMPTY], minlength=num_items)
+        contents[name] = {
+            f"coverage@{k}": Interval.exactly(float((counts > 0).mean())),
+            f"gini@{k}": Interval.exactly(gini(counts)),
+        }
+        if name in lifts:
+            contents[name][f"popularity_lift@{k}"] = lifts[name]
+        contents[name] |= {metric: found[key] for metric in means[name] if (key := f"{name} {metric}") in found}
+    return contents
+
+
 def check_no_leak(split: Split, *, num_items: int) -> None:
-    """Raise ValueError if a target is also an event to fit on, or a known one."""
+    """Raise ValueError if a target is also an event to fit on, or a known one, or if an event is after the cut."""
     targets = split.targets.users * num_items + split.targets.items
     for name, events in (("fitted on", split.train), ("known", split.known)):
         if (leaked := np.isin(targets, events.users * num_items + events.items)).any():
             msg = f"{int(leaked.sum())} targets are also events that are {name}."
+            raise ValueError(msg)
+        if (cut := split.facts.get("cut")) is not None and events.times is not None and (events.times > cut).any():
+            msg = f"{int((events.times > cut).sum())} events that are {name} are after the cut."
             raise ValueError(msg)
 
 
 def _measure(
     split: Split, ranker: Ranker, *, num_items: int, ks: Sequence[int], top: int
 ) -> tuple[dict[str, Floats], Floats, Ints]:
-    """Return the metrics of each test user, the rank of the best target, and how often each video is in a list."""
+    """Return the metrics of each test user, the rank of the best target, and the first ``top`` videos in any order."""
     rows: list[dict[str, float]] = []
     best_ranks: list[float] = []
-    counts = np.zeros(num_items, np.int64)
+    lists = np.full((len(split.users), min(top, num_items)), EMPTY, np.int64)
     at_once = max(1, _SCORES_AT_ONCE // num_items)
     for start in range(0, len(split.users), at_once):
         users = split.users[start : start + at_once]
         histories = [split.known.history(user) for user in users]
-        for user, history, scores in zip(users, histories, ranker.scores(histories), strict=True):
+        places = lists[start : start + at_once]
+        for user, history, scores, listed in zip(users, histories, ranker.scores(histories), places, strict=True):
             is_known = np.zeros(num_items, np.bool_)
             is_known[history] = True
             found = expected_ranks(scores, is_known, split.targets.history(user))
             rows.append(user_metrics(found, ks=ks))
             best_ranks.append(float(found.min()))
             masked = np.where(is_known | ~np.isfinite(scores), -np.inf, scores)
-            listed = np.argpartition(-masked, min(top, num_items) - 1)[:top]
-            np.add.at(counts, listed[masked[listed] > -np.inf], 1)
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}, np.array(best_ranks), counts
+            first = np.argpartition(-masked, len(listed) - 1)[: len(listed)]
+            first = first[masked[first] > -np.inf]
+            listed[: len(first)] = first
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}, np.array(best_ranks), lists
 
 
 def _slices(
-    split: Split, values: Mapping[str, Mapping[str, Floats]], num_items: int
+    values: Mapping[str, Mapping[str, Floats]], groupings: Mapping[str, Grouping]
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return the metrics of users by how often their first target was watched, and by how much they have watched."""
-    watched = np.bincount(split.train.items, minlength=num_items)
-    first = split.targets.items[split.targets.starts[:-1][split.users]]
-    lengths = np.diff(split.known.starts)[split.users]
+    """Return the metrics of each group of users; groups without users are left out."""
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for title, numbers in (("target_frequency", watched[first]), ("history_length", lengths)):
-        groups = np.searchsorted(_GROUP_ENDS, numbers, side="left")
-        found[title] = {
-            _GROUPS[group]: {
-                "users": {"count": int((groups == group).sum())},
+    for title, grouping in groupings.items():
+        found[title] = {}
+        for group in np.unique(grouping.codes).tolist():
+            is_in = grouping.codes == group
+            found[title][grouping.names[group]] = {
+                "users": {"count": int(is_in.sum())},
                 **{
-                    name: {metric: float(series[groups == group].mean()) for metric, series in metrics.items()}
+                    name: {metric: float(series[is_in].mean()) for metric, series in metrics.items()}
                     for name, metrics in values.items()
                 },
             }
-            for group in np.unique(groups).tolist()
-        }
     return found
 
 

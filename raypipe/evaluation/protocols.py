@@ -27,6 +27,11 @@ class Split:
     users: Ints
     facts: dict[str, Any]
 
+    @property
+    def first_targets(self) -> Ints:
+        """Return the first target of each test user, [U]."""
+        return self.targets.items[self.targets.starts[:-1][self.users]]
+
 
 def leave_one_out(events: Events) -> Split:
     """Predict the last event of each user with at least three; the second-to-last one is known, but never fitted on."""

@@ -4,8 +4,9 @@ Rankings are complete: each target is ranked among all videos that the user has 
 share their expected rank, so that a ranker gains nothing from ties.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -59,24 +60,63 @@ class Interval:
     low: float
     high: float
 
+    @classmethod
+    def exactly(cls, value: float) -> Self:
+        """Return a number that is no mean over users and has no interval: both ends equal it."""
+        return cls(value, value, value)
+
 
 def intervals(values: Mapping[str, Floats], *, seed: int = 0) -> dict[str, Interval]:
-    """Return the mean of each series of one value per user, with intervals from the same resamples of users."""
-    names = list(values)
-    matrix = np.stack([values[name] for name in names], axis=1)
-    means = np.concatenate(list(_resampled_means(matrix, seed=seed)))
-    low, high = np.quantile(means, (0.025, 0.975), axis=0)
-    exact = matrix.mean(axis=0)
-    return {name: Interval(*map(float, (exact[at], low[at], high[at]))) for at, name in enumerate(names)}
+    """Return the mean of each series of one value per user, with intervals from the same resamples of users.
+
+    A user without a value has NaN and does not count. A series without any value has no result.
+    """
+    known = {name: series for name, series in values.items() if np.isfinite(series).any()}
+    if not known:
+        return {}
+    matrix = np.stack([*known.values()], axis=1)
+    return dict(zip(known, _intervals(_mean(matrix), _resampled_means(matrix, seed=seed)), strict=True))
 
 
-def _resampled_means(matrix: Floats, *, seed: int) -> Iterator[Floats]:
+def ratios(values: Mapping[str, Floats], divisor: Floats, *, seed: int = 0) -> dict[str, Interval]:
+    """Return the mean of each series divided by the mean of ``divisor``, with intervals as ``intervals`` computes them.
+
+    There are no results if the mean of ``divisor`` is 0 or unknown.
+    """
+    known = {name: series for name, series in values.items() if np.isfinite(series).any()}
+    if not known or not np.nansum(divisor) > 0:
+        return {}
+    matrix = np.stack([divisor, *known.values()], axis=1)
+    exact, means = _mean(matrix), _resampled_means(matrix, seed=seed)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may have no user with a value
+        resampled = means[:, 1:] / means[:, :1]
+    resampled[~np.isfinite(resampled)] = np.nan
+    return dict(zip(known, _intervals(exact[1:] / exact[0], resampled), strict=True))
+
+
+def _intervals(exact: Floats, resampled: Floats) -> list[Interval]:
+    low, high = np.nanquantile(resampled, (0.025, 0.975), axis=0)
+    return [Interval(*map(float, row)) for row in zip(exact, low, high, strict=True)]
+
+
+def _mean(matrix: Floats) -> Floats:
+    means: Floats = np.nanmean(matrix, axis=0)
+    return means
+
+
+def _resampled_means(matrix: Floats, *, seed: int) -> Floats:
+    """Return the mean of each column in each resample of the rows. Rows with NaN in a column do not count there."""
     num_users = len(matrix)
+    is_known = np.isfinite(matrix).astype(np.float64)
+    numbers = np.where(is_known > 0, matrix, 0)
     random = np.random.default_rng(seed)
+    means = []
     for _ in range(0, NUM_RESAMPLES, _CHUNK):
         drawn = random.integers(0, num_users, (_CHUNK, num_users))
-        counts = np.stack([np.bincount(row, minlength=num_users) for row in drawn])
-        yield counts @ matrix / num_users
+        counts = np.stack([np.bincount(row, minlength=num_users) for row in drawn]).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            means.append((counts @ numbers) / (counts @ is_known))
+    return np.concatenate(means)
 
 
 def gini(counts: Ints) -> float:

@@ -1,12 +1,28 @@
-"""The page of an evaluation: rankers with their intervals, and slices of the users."""
+"""The page of an evaluation: rankers with their intervals, slices of the users, and lists of some users."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raypipe.records import EvaluationRecord
+from raypipe.records import EvaluationRecord, ExampleUser, is_thumbnail
 from raypipe.report.templating import Tile, render_page
-from raypipe.text import format_count, format_score, heading, plural
+from raypipe.text import NOTHING, format_count, format_score, heading, plural
+
+_CONTENTS = (
+    ("Coverage", "coverage"),
+    ("Gini", "gini"),
+    ("Popularity lift", "popularity_lift"),
+    ("Novelty, bits", "novelty"),
+    ("Diversity", "diversity"),
+)  # the headings and metrics of what lists contain
+_REFERENCES = {"random", "served_exact", "served_shuffled"}
+_NUM_IN_SLICES = 4
+_SLICE_TITLES = {
+    "target_frequency": "Viewers of the target",
+    "newness": "Newness of the target",
+    "history_length": "Videos watched before",
+    "days_since_publication": "Days since the publication of the target",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +41,7 @@ def evaluation_page(record: EvaluationRecord) -> str:
     metrics = record.metrics
     metric = str(metrics["metric"])
     k = metric.partition("@")[2]
-    names = (f"hr@{k}", metric, "mrr", f"coverage@{k}")
+    names = (metric, f"hr@{k}", "mrr")
     return render_page(
         "evaluation.html",
         record,
@@ -38,7 +54,14 @@ def evaluation_page(record: EvaluationRecord) -> str:
         metric=_name_of(metric),
         columns=[_name_of(name) for name in names],
         rows=_rows(metrics, names, metric),
-        slices=_slices(metrics, metric),
+        notes=metrics["notes"],
+        k=k,
+        content_columns=[title for title, _ in _CONTENTS],
+        contents=_contents(metrics, metric, k),
+        examples=[(_outcome_of(user), user) for user in record.examples],
+        is_thumbnail=is_thumbnail,
+        slice_rankers=_in_slices(metrics, metric),
+        slices=_slices(metrics, _in_slices(metrics, metric), metric),
         left_out=[(heading(reason.replace("_", " ")), format_count(count)) for reason, count in record.counts.items()],
         numbers_file="metrics.json",
     )
@@ -63,7 +86,7 @@ def _tiles(record: EvaluationRecord) -> list[Tile]:
 def _rows(metrics: Mapping[str, Any], names: tuple[str, ...], metric: str) -> list[RankerRow]:
     rankers: Mapping[str, Any] = metrics["rankers"]
     longest = max(found[metric]["high"] for found in rankers.values()) or 1.0
-    ordered = sorted(rankers.items(), key=lambda item: -item[1][metric]["value"])
+    ordered = [(name, rankers[name]) for name in _ordered(metrics, metric)]
     return [
         RankerRow(
             name,
@@ -76,17 +99,52 @@ def _rows(metrics: Mapping[str, Any], names: tuple[str, ...], metric: str) -> li
     ]
 
 
-def _slices(metrics: Mapping[str, Any], metric: str) -> list[tuple[str, list[str], list[tuple[str, list[str]]]]]:
-    """Return for each slice its title, the groups of users, and one row per ranker with a value for each group."""
-    rankers = sorted(metrics["rankers"], key=lambda name: -metrics["rankers"][name][metric]["value"])
+def _ordered(metrics: Mapping[str, Any], metric: str) -> list[str]:
+    """Return the names of the rankers, the best one first."""
+    rankers: Mapping[str, Any] = metrics["rankers"]
+    return sorted(rankers, key=lambda name: -rankers[name][metric]["value"])
+
+
+def _contents(metrics: Mapping[str, Any], metric: str, k: str) -> list[tuple[str, list[str]]]:
+    """Return one row per ranker with the metrics of its lists; a metric that could not be computed is a dash."""
+    rankers: Mapping[str, Any] = metrics["rankers"]
+
+    def text(found: Mapping[str, Any], name: str) -> str:
+        return _number(found[f"{name}@{k}"]["value"]) if f"{name}@{k}" in found else NOTHING
+
+    return [(ranker, [text(rankers[ranker], name) for _, name in _CONTENTS]) for ranker in _ordered(metrics, metric)]
+
+
+def _outcome_of(user: ExampleUser) -> str:
+    if user.place is None:
+        return f"not among the {plural(user.num_listed, 'recommended video')}"
+    return f"at place {user.place} of the list"
+
+
+def _slices(
+    metrics: Mapping[str, Any], rankers: list[str], metric: str
+) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Return for each slice its title, and for each group of users its name, its size and the value of each ranker.
+
+    A slice with one group says nothing and is left out.
+    """
     return [
         (
-            title.replace("_", " "),
-            [f"{group} ({plural(found['users']['count'], 'user')})" for group, found in groups.items()],
-            [(name, [_number(found[name][metric]) for found in groups.values()]) for name in rankers],
+            _SLICE_TITLES.get(title, f"{heading(title)} of the target"),
+            [
+                (group, [format_count(found["users"]["count"]), *(_number(found[name][metric]) for name in rankers)])
+                for group, found in groups.items()
+            ],
         )
         for title, groups in metrics["slices"].items()
+        if len(groups) > 1
     ]
+
+
+def _in_slices(metrics: Mapping[str, Any], metric: str) -> list[str]:
+    """Return the names of the rankers that slices show: served, then the best baselines."""
+    against = [name for name in _ordered(metrics, metric) if name not in {"served", *_REFERENCES}]
+    return ["served", *against[:_NUM_IN_SLICES]]
 
 
 def _name_of(metric: str) -> str:

@@ -189,12 +189,10 @@ class Ann:
             scores[row, : len(found)], positions[row, : len(at)] = found, at
         return scores, positions
 
-    def nearest(
-        self, query: npt.NDArray[np.floating], *, top_k: int, eligible: Eligible | None = None, exact: bool = False
-    ) -> Ranked:
+    def nearest(self, query: npt.NDArray[np.floating], *, top_k: int, eligible: Eligible | None = None) -> Ranked:
         """Return the scores and positions of the ``top_k`` vectors nearest to one query ``[d]``, best first.
 
-        If fewer vectors are eligible, the result is shorter. With ``exact``, all eligible vectors are compared.
+        If fewer vectors are eligible, the result is shorter.
 
         Raises:
             ValueError: the query and the vectors differ in length.
@@ -206,7 +204,7 @@ class Ann:
         count = len(self._vectors) if eligible is None else eligible.count
         if not (top_k := min(top_k, count)):
             return _NOTHING
-        if exact or count <= max(SCANNED, 4 * top_k, self._codes_to_pass(top_k, count) // _CODES_PER_VECTOR):
+        if count <= max(SCANNED, 4 * top_k, self._codes_to_pass(top_k, count) // _CODES_PER_VECTOR):
             positions = np.arange(count) if eligible is None else eligible.positions()
             return best(dots(self._vectors, positions, query), positions, top_k)
         selector = None if eligible is None else _faiss.IDSelectorBitmap(eligible.bitmap)  # reads the bitmap in place

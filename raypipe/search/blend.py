@@ -65,7 +65,7 @@ class Blend:
         following = self._next if eligible is None else self._next[eligible.contains(self._next)]
         parts = [following]
         if self._tower is not None and self._state is not None and self._weight < 1:
-            parts.append(self._tower.nearest(self._state, count, eligible, exact=self._content.exact))
+            parts.append(self._tower.nearest(self._state, count, eligible))
             count = _NEW
         parts.append(self._content.near(count, eligible, num_interests=1))
         parts += self._content.boosted_first(count, eligible)

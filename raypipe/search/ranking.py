@@ -367,7 +367,8 @@ class Nearest:
 
         If fewer videos are eligible, return all of them. Without boosts, these are the most relevant videos. With
         boosts, they are the ``count`` nearest videos together with the first ``count`` videos of each boost. Other
-        videos may then be more relevant than some of the returned videos.
+        videos may then be more relevant than some of the returned videos. With ``exact``, the values of all eligible
+        videos are computed, so the first ``count`` are always the most relevant videos.
         """
         pool = self.near(count, eligible)
         if not self.boosted:
@@ -378,9 +379,11 @@ class Nearest:
     def near(self, count: int, eligible: Eligible | None, *, num_interests: int = MAX_INTERESTS) -> Positions:
         """Return the positions of the ``count`` eligible videos nearest to each interest, or of all, ascending.
 
-        With ``num_interests``, only that many interests count, the newest ones.
+        With ``num_interests``, only that many interests count, the newest ones. With ``exact``, return all.
         """
-        search = partial(self._ann.nearest, top_k=count, eligible=eligible, exact=self.exact)
+        if self.exact:
+            return np.arange(len(self._vectors)) if eligible is None else eligible.positions()
+        search = partial(self._ann.nearest, top_k=count, eligible=eligible)
         return np.unique(
             np.concatenate([search(direction)[1] for direction in self._interests.directions[:num_interests]])
         )

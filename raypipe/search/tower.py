@@ -87,9 +87,9 @@ class Tower:
         state: Array = unit_length(self._weights.last_state(inputs)[None])[0]
         return state
 
-    def nearest(self, state: Array, count: int, eligible: Eligible | None, *, exact: bool) -> Positions:
+    def nearest(self, state: Array, count: int, eligible: Eligible | None) -> Positions:
         """Return the positions of the ``count`` eligible videos that are most likely next, or of all."""
-        return self.ann.nearest(state, top_k=count, eligible=eligible, exact=exact)[1]
+        return self.ann.nearest(state, top_k=count, eligible=eligible)[1]
 
     def logits(self, positions: Positions, state: Array) -> Array:
         """Return the logits of the videos at some positions, ``[P]``."""

@@ -13,7 +13,7 @@ from raypipe.errors import ConfigError
 from raypipe.schema import USER_ID, VIDEO_ID
 from raypipe.search.items import Items
 from raypipe.search.watch_events import Events, Ints
-from raypipe.tables import read_table, table_place
+from raypipe.tables import TypedTable, read_table, table_place
 from raypipe.tables.history import HISTORY, HistoryFile, parse, watched
 
 WATCHED_AT, SPLIT = "watched_at", "split"
@@ -62,7 +62,8 @@ def read_events(uri: str, items: Items, *, is_ordered: bool = True) -> WatchEven
 def _of_histories(file: HistoryFile, items: Items, *, is_ordered: bool) -> WatchEvents:
     histories: list[list[int]] = []
     user_ids: list[str] = []
-    counts = dict.fromkeys(("with_error", "repeated_users", "unknown_videos", "repeated_events"), 0)
+    reasons = ("with_error", "repeated_users", "empty_histories", "unknown_videos", "repeated_events")
+    counts = dict.fromkeys(reasons, 0)
     seen: set[str] = set()
     for block in file.blocks(_BLOCK_ROWS):
         for user in parse(block):
@@ -76,20 +77,22 @@ def _of_histories(file: HistoryFile, items: Items, *, is_ordered: bool) -> Watch
                 known = [position for position in positions if position is not None]
                 histories.append(list(dict.fromkeys(known)))
                 user_ids.append(user.user_id)
+                counts["empty_histories"] += not positions
                 counts["unknown_videos"] += len(positions) - len(known)
                 counts["repeated_events"] += len(known) - len(histories[-1])
     return WatchEvents(Events.of_histories(histories, is_ordered=is_ordered), user_ids, _nonzero(counts))
 
 
 def _of_rows(uri: str, items: Items, *, is_ordered: bool) -> WatchEvents:
-    table = read_table(
+    read = read_table(
         *table_place(uri, what="history"),
         text=(USER_ID, VIDEO_ID, SPLIT),
         required=(USER_ID, VIDEO_ID),
         what="history",
         expected={WATCHED_AT: "dates"},
-    ).table
-    counts: dict[str, int] = {}
+    )
+    table, counts = read.table, dict[str, int]()
+    has_times = _has_times(read, uri)
 
     def keep(is_kept: npt.NDArray[np.bool_], reason: str) -> None:
         nonlocal table
@@ -97,7 +100,6 @@ def _of_rows(uri: str, items: Items, *, is_ordered: bool) -> WatchEvents:
         table = table.filter(pa.array(is_kept))
 
     keep(_is_text(table[USER_ID]) & _is_text(table[VIDEO_ID]), "without_user_or_video")
-    has_times = WATCHED_AT in table.column_names and pa.types.is_timestamp(table[WATCHED_AT].type)
     if has_times:
         keep(table[WATCHED_AT].is_valid().to_numpy(), "without_time")
         seconds = _seconds(table[WATCHED_AT])
@@ -114,6 +116,24 @@ def _of_rows(uri: str, items: Items, *, is_ordered: bool) -> WatchEvents:
     parts = _parts(table[SPLIT], uri)[kept] if SPLIT in table.column_names else None
     names = encoded.dictionary.to_pylist()
     return WatchEvents(events, [names[number] for number in ids], _nonzero(counts), parts)
+
+
+def _has_times(read: TypedTable, uri: str) -> bool:
+    """Return whether there is a column of times with at least one value.
+
+    Raises:
+        ConfigError: the column has values, but not times.
+    """
+    table = read.table
+    if WATCHED_AT not in table.column_names or table[WATCHED_AT].null_count == table.num_rows:
+        return False
+    if not pa.types.is_timestamp(table[WATCHED_AT].type):
+        bad = [text for one in read.readings if one.name == WATCHED_AT for text in one.examples]
+        found = ", such as " + ", ".join(map(repr, bad)) if bad else ""
+        msg = f"The column {WATCHED_AT!r} of {uri} contains values that are not dates{found}."
+        remedy = "Write 2024-05-31, or epoch numbers of one unit, or remove the column."
+        raise ConfigError(msg, key=WATCHED_AT, value=tuple(bad), remedy=remedy)
+    return True
 
 
 def _is_text(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from base64 import b64encode
 from html import unescape
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from raypipe.config import EvaluateConfig
 from raypipe.evaluation.protocols import leave_one_out
 from raypipe.jobs.evaluate.inputs import split_events
 from raypipe.search.index import VideoIndex
+from raypipe.search.items import Items
 from raypipe.storage import Folder
 from raypipe.tables.event_table import read_events
+from support.report_pages import Page
 from support.served_index import make_items, put_index
 
 NUM_VIDEOS = 150
@@ -111,7 +114,7 @@ def test_a_column_split_decides(items: VideoIndex, tmp_path: Path) -> None:
     path.write_text(f"user_id,video_id,split\n{rows}")
     config = EvaluateConfig(index="i", history=str(path), output="o")
     split = split_events(read_events(str(path), items.items), config)
-    assert split.facts == {"protocol": "given"}
+    assert split.facts == {"protocol": "given", "num_users_without_target": 0}
     assert split.train.is_ordered
     assert not read_events(str(path), items.items, is_ordered=False).events.is_ordered
     assert split.known.history(0).tolist() == items.items.positions(IDS[:2])
@@ -136,6 +139,8 @@ def test_the_command_writes_metrics_and_enforces_a_requirement(
     assert (metrics["num_users"], metrics["meets_requirement"], metrics["outcome"]) == (300, False, "worse")
     users = pq.read_table(tmp_path / "out/users.parquet").to_pydict()
     assert len(set(users["user_id"])) == 300
+    last = {user: video for user, video, _ in sorted(chains(300), key=lambda row: row[2])}
+    assert dict(zip(users["user_id"], users["target_video_ids"], strict=True)) == {u: [v] for u, v in last.items()}
     page = (tmp_path / "out/report.html").read_text()
     assert metrics["verdict"].rstrip(".") in unescape(page)
     assert all(f">{name}</th>" in page for name in metrics["rankers"])
@@ -155,9 +160,93 @@ def test_served_lists_are_those_of_the_index(index: str, items: VideoIndex, tmp_
         assert rank == listed.index(target) + 1 if target in listed else rank > 20
 
 
+def test_the_controls_are_the_served_lists_of_another_search_and_of_other_orders(index: str, tmp_path: Path) -> None:
+    history, given = write_csv(tmp_path / "events.csv", chains(250)), {"protocol": "leave_one_out", "k": [20]}
+    found = raypipe.evaluate(index, history, tmp_path / "out", **given).record
+    # The index is small, so its search is exhaustive in any case; the order decides which videos weigh most.
+    assert found.ranks["served_exact"].tolist() == found.ranks["served"].tolist()
+    assert found.ranks["served_shuffled"].tolist() != found.ranks["served"].tolist()
+    references = json.loads((tmp_path / "out/metrics.json").read_text())["references"]
+    assert references["served_exact"]["ndcg@20"] == {"value": 0, "low": 0, "high": 0}
+    again = raypipe.evaluate(index, history, tmp_path / "out", **given).record
+    assert again.ranks["served_shuffled"].tolist() == found.ranks["served_shuffled"].tolist()
+    without = raypipe.evaluate(index, history, tmp_path / "out", controls=False, **given).record
+    assert {*found.rankers} - {*without.rankers} == {"served_exact", "served_shuffled"}
+    assert without.ranks["served"].tolist() == found.ranks["served"].tolist()
+    unordered = raypipe.evaluate(index, unordered_history(tmp_path), tmp_path / "out", history_ordered=False).record
+    assert {*found.rankers} - {*unordered.rankers} == {"served_shuffled", "transitions", "popular_7_days"}
+
+
+def unordered_history(folder: Path) -> str:
+    rows = "".join(f"{user},{video}\n" for user, video, _ in chains(20))
+    path = folder / "unordered.csv"
+    path.write_text(f"user_id,video_id\n{rows}")
+    return str(path)
+
+
+def test_slices_cover_every_user(index: str, tmp_path: Path) -> None:
+    history = write_csv(tmp_path / "events.csv", chains(120))
+    found = raypipe.evaluate(index, history, tmp_path / "out", max_users=50, slices=["category", "label"]).record
+    names = {"target_frequency", "newness", "history_length", "days_since_publication", "category", "label"}
+    assert found.slices.keys() == names
+    for title, groups in found.slices.items():
+        assert sum(group["users"]["count"] for group in groups.values()) == 50, title
+    assert {"music", "news", "sport", "cooking"} <= found.slices["category"].keys()
+
+
+def test_a_report_shows_the_lists_of_twelve_users(index: str, items: VideoIndex, tmp_path: Path) -> None:
+    result = raypipe.evaluate(index, write_csv(tmp_path / "events.csv", chains(60)), tmp_path / "out")
+    page = Page((tmp_path / "out/report.html").read_bytes())
+    assert sum(tag == "div" and value == "user" for tag, _, value in page.attributes) == 12
+    assert "script" not in {tag for tag, _ in page.elements}
+    pictures = {value for tag, name, value in page.attributes if (tag, name) == ("img", "src")}
+    known = {items.items.thumbnail(position) for position in range(NUM_VIDEOS)} - {None}
+    assert pictures <= {f"data:image/jpeg;base64,{b64encode(jpeg).decode()}" for jpeg in known if jpeg}
+    titles = {items.items.row(position)["title"] for position in range(NUM_VIDEOS)}
+    assert len(titles & {*page.texts}) > 20
+    marked = [value for _, name, value in page.attributes if (name, value) == ("class", "target")]
+    assert len(marked) >= 12  # the targets, and each target that is among the first six
+    assert result.record.facts["num_users"] >= 12
+
+
+def test_users_and_ids_of_any_form_are_counted_or_read(items: VideoIndex, tmp_path: Path) -> None:
+    path = tmp_path / "histories.parquet"
+    histories = [[IDS[0], IDS[1], IDS[0]], [], None, [IDS[2]], ["unknown"]]
+    pq.write_table(pa.table({"user_id": [1, 2, 3, 4, 1], "history": histories}), path)
+    found = read_events(str(path), items.items)
+    assert found.user_ids == ["1", "2", "3", "4"]
+    assert found.counts == {"empty_histories": 2, "repeated_users": 1, "repeated_events": 1}
+    split = split_events(found, EvaluateConfig(index="i", history="h", output="o", protocol="last_k"))
+    assert split.facts["num_users_without_target"] == 1  # the user with one event
+    numbers = Items(pa.table({"video_id": ["7", "8", "9"]}), None)
+    for users, videos in (([1, 1, 2], [7, 8, 9]), ([1.0, 1.0, None], [7.0, 8.0, 9.0])):
+        pq.write_table(pa.table({"user_id": users, "video_id": videos}), path)
+        found = read_events(str(path), numbers)
+        assert found.user_ids[0] == "1"
+        assert found.events.history(0).tolist() == [0, 1]
+        assert found.counts == ({"without_user_or_video": 1} if None in users else {})
+
+
+@pytest.mark.parametrize("moments", [["soon", "later"], [True, False], [1, 2]])
+def test_times_that_are_not_dates_are_refused(items: VideoIndex, tmp_path: Path, moments: list[object]) -> None:
+    path = tmp_path / "events.parquet"
+    pq.write_table(pa.table({"user_id": ["a", "a"], "video_id": IDS[:2], "watched_at": moments}), path)
+    with pytest.raises(raypipe.ConfigError) as caught:
+        read_events(str(path), items.items)
+    assert caught.value.key == "watched_at"
+
+
+def test_a_column_of_times_without_any_is_ignored(items: VideoIndex, tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    pq.write_table(pa.table({"user_id": ["a", "a"], "video_id": IDS[:2], "watched_at": pa.nulls(2)}), path)
+    found = read_events(str(path), items.items)
+    assert (found.counts, found.events.times, len(found.events)) == ({}, None, 2)
+
+
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
+        ({"slices": ["genre"]}, "slices"),
         ({"protocol": "given"}, "protocol"),
         ({"cut": "yesterday"}, "cut"),
         ({"require": "ndcg@10 >= magic"}, "require"),

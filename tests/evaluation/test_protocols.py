@@ -1,5 +1,7 @@
 """The protocols: no target is fitted on or known, and each user's events are divided by time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,6 +63,15 @@ def test_a_leaked_target_is_detected() -> None:
         split = Split(train, known, events.where(is_target), np.array([0]), {})
         with pytest.raises(ValueError, match="1 targets"):
             check_no_leak(split, num_items=5)
+
+
+def test_an_event_of_any_user_after_the_cut_is_detected() -> None:
+    timed = Events(np.array([1, 2, 3, 4]), np.array([0, 2, 4]), np.array([1.0, 5.0, 2.0, 9.0]))
+    split = by_time(timed, cut=4.0)
+    check_no_leak(split, num_items=5)
+    later = Events(np.array([1, 0, 3]), np.array([0, 1, 3]), np.array([1.0, 7.0, 2.0]))
+    with pytest.raises(ValueError, match="after the cut"):
+        check_no_leak(replace(split, train=later), num_items=5)
 
 
 def test_users_are_drawn_and_the_events_to_fit_on_stay() -> None:

@@ -289,3 +289,18 @@ def test_boosts_take_a_column() -> None:
             bare.recommend(Query(**{name: 0.5}))
         assert raised.value.key == column
         assert f"{name} " in raised.value.remedy
+
+
+def test_an_exact_query_returns_the_most_relevant_of_all_videos() -> None:
+    compact = catalogue_of(2_000, seed=1, kind="compact")
+    compact.ann.nprobe = 1
+    popularity = compact.ranking("popularity")
+    assert popularity is not None
+    num_different = 0
+    for row, weight in itertools.product(range(20), (0, 0.4)):
+        query = Query(history=(f"v{row}",), popularity=weight, top_k=20, exclude_history=False)
+        values = compact.vectors.astype(np.float32) @ units(compact.vectors[row][None])[0] + weight * popularity.values
+        found = [one.position for one in compact.recommend(replace(query, exact=True))]
+        np.testing.assert_allclose(values[found], np.sort(values)[::-1][:20], atol=1e-5)
+        num_different += found != [one.position for one in compact.recommend(query)]
+    assert num_different

@@ -1,6 +1,7 @@
 """Divide watch events by the protocol of a configuration."""
 
 import datetime as dt
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,7 +38,8 @@ def split_events(found: WatchEvents, config: EvaluateConfig) -> Split:
     if not len(split.users):
         msg = f"No user of the history has an event to predict by the protocol {protocol}."
         raise ConfigError(msg, key="protocol", value=protocol, remedy="Give users with more events.")
-    return split
+    num_users = int((np.diff(events.starts) > 0).sum())
+    return replace(split, facts=split.facts | {"num_users_without_target": num_users - len(split.users)})
 
 
 def _cut(text: str) -> float:

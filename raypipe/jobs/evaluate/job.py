@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from rich import box
 from rich.console import Console, Group
@@ -16,25 +15,26 @@ from rich.text import Text
 
 from raypipe.config.evaluate import REQUIREMENT, EvaluateConfig
 from raypipe.config.load import command_line
-from raypipe.config.recommend import RankingConfig
 from raypipe.dataset.footer import parquet_bytes
 from raypipe.errors import ConfigError
 from raypipe.evaluation import baselines
-from raypipe.evaluation.compare import NOT_COMPARED, Evaluation, Ranker, compare, sample_users
+from raypipe.evaluation.compare import EXACT, RANDOM, REFERENCES, SHUFFLED, Evaluation, Ranker, compare, sample_users
+from raypipe.evaluation.groupings import by_catalogue, check_columns
 from raypipe.evaluation.protocols import Split
 from raypipe.jobs.evaluate.inputs import split_events
-from raypipe.records import EvaluationRecord, versions
+from raypipe.jobs.evaluate.served import Served, Shuffled, example_users, one_search_thread
+from raypipe.records import EvaluationRecord, ExampleUser, versions
 from raypipe.report.evaluation_page import evaluation_page
 from raypipe.runs.progress import status
 from raypipe.schema import USER_ID
 from raypipe.search.index import VideoIndex
-from raypipe.search.query import query_of
+from raypipe.search.items import Items
 from raypipe.search.successors import EASE_MAX_ITEMS, count_successors
-from raypipe.search.watch_events import Ints
 from raypipe.storage import Folder
-from raypipe.tables.event_table import WatchEvents, read_events
+from raypipe.tables.event_table import read_events
 
 SERVED = "served"
+TARGETS = "target_video_ids"
 METRICS, USERS, REPORT = "metrics.json", "users.parquet", "report.html"
 
 
@@ -49,23 +49,6 @@ class EvaluationRun:
     meets_requirement: bool = True
 
 
-class Served:
-    """Scores videos as raypipe recommends them: through the index, with its filters, caps and approximate search."""
-
-    def __init__(self, index: VideoIndex, ranking: RankingConfig) -> None:
-        self._index = index
-        self._ranking = ranking
-
-    def scores(self, histories: Sequence[Ints]) -> npt.NDArray[np.float32]:
-        """Return one score per position in the list of each history, and -inf for videos that are not in the list."""
-        scores = np.full((len(histories), len(self._index)), -np.inf, np.float32)
-        for row, history in zip(scores, histories, strict=True):
-            ids = tuple(map(self._index.items.video_id, history.tolist()))
-            listed = [found.position for found in self._index.recommend(query_of(self._ranking, ids))]
-            row[listed] = -np.arange(len(listed), dtype=np.float32)
-        return scores
-
-
 def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> EvaluationRun:
     """Fit the baselines, rank the catalogue for each test user, and write the metrics.
 
@@ -77,27 +60,39 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> E
     output = Folder(config.output)
     output.check_writable()
     index = VideoIndex.open(config.index, cache=config.cache)
+    index.check_ranking(config.ranking)
+    check_columns(index.items, tuple(config.slices))
     with status(console, "Reading the history"):
         found = read_events(config.history, index.items, is_ordered=config.history_ordered)
         split = sample_users(split_events(found, config), max_users=config.max_users, seed=config.seed)
     with status(console, "Fitting the baselines"):
         rankers = _rankers(index, split, config)
-    with status(console, f"Ranking {len(index):,} videos for {len(split.users):,} users"):
-        evaluation = compare(split, rankers, num_items=len(index), ks=config.k, main=SERVED, seed=config.seed)
+    with status(console, f"Ranking {len(index):,} videos for {len(split.users):,} users"), one_search_thread():
+        evaluation = compare(
+            split,
+            rankers,
+            num_items=len(index),
+            ks=config.k,
+            vectors=index.vectors,
+            groupings=by_catalogue(split, index.items, tuple(config.slices)),
+            main=SERVED,
+            seed=config.seed,
+        )
+        examples = example_users(index, Served(index, config.ranking), split, seed=config.seed)
     run = EvaluationRun(
         evaluation, found.counts, time.monotonic() - start, output.child(REPORT), _meets(evaluation, config.require)
     )
-    _write(output, run, found, config, version=index.version)
+    users = _users_table(evaluation, split, found.user_ids, index.items)
+    _write(output, run, config, version=index.version, users=users, examples=examples)
     return run
 
 
 def _rankers(index: VideoIndex, split: Split, config: EvaluateConfig) -> dict[str, Ranker]:
     """Fit every ranker. What the configuration asks for is checked before."""
-    index.check_ranking(config.ranking)
     train, num_items, vectors = split.train, len(index), np.asarray(index.vectors)
     rankers: dict[str, Callable[[], Ranker]] = {
         SERVED: partial(Served, index, config.ranking),
-        NOT_COMPARED: partial(baselines.Random, num_items, seed=config.seed),
+        RANDOM: partial(baselines.Random, num_items, seed=config.seed),
         "popular": partial(baselines.Popular, train, num_items),
         "content_last": partial(baselines.Content, vectors, pooling="last"),
         "content_mean": partial(baselines.Content, vectors, pooling="mean"),
@@ -110,7 +105,11 @@ def _rankers(index: VideoIndex, split: Split, config: EvaluateConfig) -> dict[st
         rankers["transitions"] = partial(count_successors, "transitions", train, num_items=num_items)
     if num_items <= EASE_MAX_ITEMS:
         rankers["ease"] = partial(baselines.Ease, train, num_items)
-    compared = {*rankers} - {SERVED, NOT_COMPARED}
+    if config.controls:
+        rankers[EXACT] = partial(Served, index, config.ranking, exact=True)
+        if split.known.is_ordered:
+            rankers[SHUFFLED] = partial(Shuffled, Served(index, config.ranking), seed=config.seed)
+    compared = {*rankers} - {SERVED} - REFERENCES
     if config.require is not None and (name := _required(config.require)[1]) not in compared:
         msg = f"require names {name!r}, which is not a baseline of this evaluation."
         raise ConfigError(msg, key="require", value=name, choices=sorted(compared))
@@ -129,7 +128,22 @@ def _meets(evaluation: Evaluation, require: str | None) -> bool:
     return not evaluation.is_worse_than(baseline, metric)
 
 
-def _write(output: Folder, run: EvaluationRun, found: WatchEvents, config: EvaluateConfig, *, version: str) -> None:
+def _users_table(evaluation: Evaluation, split: Split, user_ids: Sequence[str], items: Items) -> pa.Table:
+    users = evaluation.users.tolist()
+    targets = [[items.video_id(position) for position in split.targets.history(user).tolist()] for user in users]
+    columns = {USER_ID: [user_ids[user] for user in users], TARGETS: pa.array(targets, pa.list_(pa.string()))}
+    return pa.table({**columns, **evaluation.ranks})
+
+
+def _write(
+    output: Folder,
+    run: EvaluationRun,
+    config: EvaluateConfig,
+    *,
+    version: str,
+    users: pa.Table,
+    examples: tuple[ExampleUser, ...],
+) -> None:
     evaluation, finished_at = run.evaluation, time.time()
     command = command_line("evaluate", config)
     metrics = evaluation.as_json() | {
@@ -140,7 +154,6 @@ def _write(output: Folder, run: EvaluationRun, found: WatchEvents, config: Evalu
         "meets_requirement": run.meets_requirement,
         "seconds": round(run.seconds, 1),
     }
-    users = pa.table({USER_ID: [found.user_ids[user] for user in evaluation.users.tolist()], **evaluation.ranks})
     output.put(USERS, parquet_bytes(users, {"job": "evaluate"}))
     output.put(METRICS, json.dumps(metrics, indent=1, allow_nan=False).encode())
     record = EvaluationRecord(
@@ -154,6 +167,7 @@ def _write(output: Folder, run: EvaluationRun, found: WatchEvents, config: Evalu
         finished_at=finished_at,
         metrics=metrics,
         counts=run.counts,
+        examples=examples,
     )
     output.put(REPORT, evaluation_page(record).encode())
 
@@ -175,6 +189,9 @@ def evaluation_table(run: EvaluationRun) -> Group:
         style = "bold" if ranker == evaluation.main else ""
         table.add_row(ranker, hit, gain, between, reciprocal, covered, style=style)
     size = f"protocol {facts['protocol']}: {facts['num_users']:,} users, {facts['num_videos']:,} videos"
+    if without := facts["num_users_without_target"]:
+        size += f"; {without:,} users without a target"
     left_out = "; ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in run.counts.items())
-    lines = (size, table, evaluation.verdict, f"Left out: {left_out}." if left_out else "")
-    return Group(*(Text(line) if isinstance(line, str) else line for line in lines if line))
+    last = f"Left out: {left_out}." if left_out else ""
+    texts = (evaluation.verdict, *evaluation.notes, last)
+    return Group(Text(size), table, *(Text(line) for line in texts if line))
