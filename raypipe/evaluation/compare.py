@@ -17,8 +17,8 @@ from raypipe.search.watch_events import Events, Ints
 
 MIN_USERS = 200  # with fewer users there is no verdict
 _SCORES_AT_ONCE = 2**25
-RANDOM, EXACT, SHUFFLED = "random", "served_exact", "served_shuffled"
-REFERENCES = frozenset({RANDOM, EXACT, SHUFFLED})  # shown for orientation: never the best baseline
+RANDOM, EXACT, SHUFFLED, TOWER = "random", "served_exact", "served_shuffled", "tower"
+REFERENCES = frozenset({RANDOM, EXACT, SHUFFLED, TOWER})  # shown for orientation: never the best baseline
 Outcome = Literal["better", "worse", "not_distinguishable", "too_few_users"]
 
 

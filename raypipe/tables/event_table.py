@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from raypipe.errors import ConfigError
 from raypipe.schema import USER_ID, VIDEO_ID
 from raypipe.search.items import Items
-from raypipe.search.watch_events import Events, Ints
+from raypipe.search.watch_events import Events, Ints, event_hashes
 from raypipe.tables import TypedTable, read_table, table_place
 from raypipe.tables.history import HISTORY, HistoryFile, parse, watched
 
@@ -37,6 +37,12 @@ class WatchEvents:
     user_ids: Sequence[str]
     counts: dict[str, int]
     parts: Ints | None = None
+
+    def hashes(self, events: Events, items: Items) -> npt.NDArray[np.uint64]:
+        """Return the hashes of some of the events, sorted (see ``event_hashes``)."""
+        videos, numbers = np.unique(events.items, return_inverse=True)
+        ids = [items.video_id(position) for position in videos.tolist()]
+        return event_hashes(Events(numbers, events.starts), self.user_ids, ids)
 
 
 def read_events(uri: str, items: Items, *, is_ordered: bool = True) -> WatchEvents:

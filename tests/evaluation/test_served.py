@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raypipe.config.recommend import RankingConfig
-from raypipe.jobs.evaluate.served import Served, Shuffled, one_search_thread
+from raypipe.evaluation.rankers import Served, Shuffled, one_search_thread
 from raypipe.search import ann as ann_module
 from support.vectors import clustered, index_of
 

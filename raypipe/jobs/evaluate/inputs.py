@@ -1,14 +1,19 @@
 """Divide watch events by the protocol of a configuration."""
 
-import datetime as dt
+import io
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from raypipe.config.evaluate import EvaluateConfig
 from raypipe.errors import ConfigError
 from raypipe.evaluation.protocols import Split, by_time, given, last_k, leave_one_out
+from raypipe.search.index import VideoIndex
+from raypipe.search.versions import Versions
+from raypipe.storage import Folder
 from raypipe.tables.event_table import SPLIT, WATCHED_AT, WatchEvents
+from raypipe.text import iso_seconds
 
 
 def split_events(found: WatchEvents, config: EvaluateConfig) -> Split:
@@ -42,12 +47,26 @@ def split_events(found: WatchEvents, config: EvaluateConfig) -> Split:
     return replace(split, facts=split.facts | {"num_users_without_target": num_users - len(split.users)})
 
 
+def refuse_fitted(index: VideoIndex, uri: str, found: WatchEvents, split: Split) -> None:
+    """Raise ConfigError if the index has counted or learned from an event that is to be predicted."""
+    data = Versions(Folder(uri)).read_fitted_events(index.version)
+    if data is None:
+        return
+    fitted: npt.NDArray[np.uint64] = np.load(io.BytesIO(data), allow_pickle=False)
+    if num_seen := int(np.isin(found.hashes(split.targets, index.items), fitted).sum()):
+        about = index.manifest.get("history") or {}
+        holdout = about.get("holdout")
+        msg = (
+            f"Version {index.version} was fitted on {num_seen:,} of the {len(split.targets):,} events to predict "
+            f"(holdout {holdout})."
+        )
+        protocol = split.facts["protocol"]
+        remedy = f"Build the index, and train its ranker, with a holdout that fits the protocol {protocol}."
+        raise ConfigError(msg, key="protocol", value=protocol, expected=holdout, remedy=remedy)
+
+
 def _cut(text: str) -> float:
     try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
-        msg = f"cut={text!r} is not an ISO date or time."
-        raise ConfigError(
-            msg, key="cut", value=text, remedy="Write it like 2026-05-31 or 2026-05-31T12:00:00."
-        ) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
+        return iso_seconds(text)
+    except ValueError as error:
+        raise ConfigError(f"cut: {error}.", key="cut", value=text) from None

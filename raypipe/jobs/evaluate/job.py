@@ -2,38 +2,33 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
 import pyarrow as pa
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from raypipe.config.evaluate import REQUIREMENT, EvaluateConfig
+from raypipe.config.evaluate import EvaluateConfig
 from raypipe.config.load import command_line
 from raypipe.dataset.footer import parquet_bytes
-from raypipe.errors import ConfigError
-from raypipe.evaluation import baselines
-from raypipe.evaluation.compare import EXACT, RANDOM, REFERENCES, SHUFFLED, Evaluation, Ranker, compare, sample_users
+from raypipe.evaluation.compare import Evaluation, compare, sample_users
 from raypipe.evaluation.groupings import by_catalogue, check_columns
 from raypipe.evaluation.protocols import Split
+from raypipe.evaluation.rankers import SERVED, Requirement, Served, fit_rankers, one_search_thread
+from raypipe.jobs.evaluate.examples import example_users
 from raypipe.jobs.evaluate.inputs import split_events
-from raypipe.jobs.evaluate.served import Served, Shuffled, example_users, one_search_thread
 from raypipe.records import EvaluationRecord, ExampleUser, versions
 from raypipe.report.evaluation_page import evaluation_page
 from raypipe.runs.progress import status
 from raypipe.schema import USER_ID
 from raypipe.search.index import VideoIndex
 from raypipe.search.items import Items
-from raypipe.search.successors import EASE_MAX_ITEMS, count_successors
 from raypipe.storage import Folder
 from raypipe.tables.event_table import read_events
 
-SERVED = "served"
 TARGETS = "target_video_ids"
 METRICS, USERS, REPORT = "metrics.json", "users.parquet", "report.html"
 
@@ -66,7 +61,10 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> E
         found = read_events(config.history, index.items, is_ordered=config.history_ordered)
         split = sample_users(split_events(found, config), max_users=config.max_users, seed=config.seed)
     with status(console, "Fitting the baselines"):
-        rankers = _rankers(index, split, config)
+        require = Requirement.parse(config.require)
+        rankers = fit_rankers(
+            index, split, ranking=config.ranking, controls=config.controls, require=require, seed=config.seed
+        )
     with status(console, f"Ranking {len(index):,} videos for {len(split.users):,} users"), one_search_thread():
         evaluation = compare(
             split,
@@ -80,52 +78,15 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> E
         )
         examples = example_users(index, Served(index, config.ranking), split, seed=config.seed)
     run = EvaluationRun(
-        evaluation, found.counts, time.monotonic() - start, output.child(REPORT), _meets(evaluation, config.require)
+        evaluation,
+        found.counts,
+        time.monotonic() - start,
+        output.child(REPORT),
+        require is None or require.is_met(evaluation),
     )
     users = _users_table(evaluation, split, found.user_ids, index.items)
     _write(output, run, config, version=index.version, users=users, examples=examples)
     return run
-
-
-def _rankers(index: VideoIndex, split: Split, config: EvaluateConfig) -> dict[str, Ranker]:
-    """Fit every ranker. What the configuration asks for is checked before."""
-    train, num_items, vectors = split.train, len(index), np.asarray(index.vectors)
-    rankers: dict[str, Callable[[], Ranker]] = {
-        SERVED: partial(Served, index, config.ranking),
-        RANDOM: partial(baselines.Random, num_items, seed=config.seed),
-        "popular": partial(baselines.Popular, train, num_items),
-        "content_last": partial(baselines.Content, vectors, pooling="last"),
-        "content_mean": partial(baselines.Content, vectors, pooling="mean"),
-        "content_max": partial(baselines.Content, vectors, pooling="max"),
-        "item_knn": partial(count_successors, "item_knn", train, num_items=num_items),
-    }
-    if train.times is not None:
-        rankers["popular_7_days"] = partial(baselines.Popular, train, num_items, days=7)
-    if train.is_ordered:
-        rankers["transitions"] = partial(count_successors, "transitions", train, num_items=num_items)
-    if num_items <= EASE_MAX_ITEMS:
-        rankers["ease"] = partial(baselines.Ease, train, num_items)
-    if config.controls:
-        rankers[EXACT] = partial(Served, index, config.ranking, exact=True)
-        if split.known.is_ordered:
-            rankers[SHUFFLED] = partial(Shuffled, Served(index, config.ranking), seed=config.seed)
-    compared = {*rankers} - {SERVED} - REFERENCES
-    if config.require is not None and (name := _required(config.require)[1]) not in compared:
-        msg = f"require names {name!r}, which is not a baseline of this evaluation."
-        raise ConfigError(msg, key="require", value=name, choices=sorted(compared))
-    return {name: fit() for name, fit in rankers.items()}
-
-
-def _required(require: str) -> tuple[str, str]:
-    found = REQUIREMENT.fullmatch(require)
-    return ("", "") if found is None else (found[1], found[2])
-
-
-def _meets(evaluation: Evaluation, require: str | None) -> bool:
-    if require is None:
-        return True
-    metric, baseline = _required(require)
-    return not evaluation.is_worse_than(baseline, metric)
 
 
 def _users_table(evaluation: Evaluation, split: Split, user_ids: Sequence[str], items: Items) -> pa.Table:

@@ -1,6 +1,5 @@
 """Add to a version what users watched: counted successors, views, and the learned ranker."""
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from raypipe.search.projection import Projection
 from raypipe.search.successors import EASE_MAX_ITEMS, CountKind, count_successors
 from raypipe.search.tower import TowerInput, TowerWeights
 from raypipe.search.versions import FITTED, SUCCESSORS, VIEWS
-from raypipe.search.watch_events import Events, event_hashes
+from raypipe.search.watch_events import Events
 from raypipe.storage import Folder
 from raypipe.tables import table_place
-from raypipe.tables.event_table import WatchEvents, read_events
+from raypipe.tables.event_table import read_events
 from raypipe.tables.history import HistoryFile
 from raypipe.text import iso_seconds, one_line
 
@@ -132,7 +131,7 @@ def add_history(folder: Path, config: IndexConfig, ranker: RankerSource | None) 
     successors = count_successors(kind, events, num_items=len(items))
     successors.save(folder / SUCCESSORS)
     np.save(folder / VIEWS, views(events, len(items), days=settings.popular_days), allow_pickle=False)
-    hashes = _hashes(found, events, items)
+    hashes = found.hashes(events, items)
     if ranker is not None:
         hashes = np.union1d(hashes, ranker.files.fitted_events)
     np.save(folder / FITTED, hashes, allow_pickle=False)
@@ -177,15 +176,3 @@ def views(events: Events, num_videos: int, *, days: float) -> npt.NDArray[np.flo
         recent = np.bincount(events.items[is_recent], minlength=num_videos)
     found: npt.NDArray[np.float32] = (recent + total / (total.max(initial=0) + 1)).astype(np.float32)
     return found
-
-
-def _hashes(found: WatchEvents, events: Events, items: Items) -> npt.NDArray[np.uint64]:
-    videos, numbers = np.unique(events.items, return_inverse=True)
-    ids = [items.video_id(position) for position in videos.tolist()]
-    return event_hashes(Events(numbers, events.starts), found.user_ids, ids)
-
-
-def read_hashes(data: bytes) -> npt.NDArray[np.uint64]:
-    """Return the hashes that ``add_history`` wrote."""
-    hashes: npt.NDArray[np.uint64] = np.load(io.BytesIO(data), allow_pickle=False)
-    return hashes
