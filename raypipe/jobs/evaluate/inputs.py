@@ -69,4 +69,5 @@ def _cut(text: str) -> float:
     try:
         return iso_seconds(text)
     except ValueError as error:
-        raise ConfigError(f"cut: {error}.", key="cut", value=text) from None
+        msg = f"cut: {error}."
+        raise ConfigError(msg, key="cut", value=text) from None

@@ -19,7 +19,7 @@ from raypipe.evaluation.groupings import by_catalogue, check_columns
 from raypipe.evaluation.protocols import Split
 from raypipe.evaluation.rankers import SERVED, Requirement, Served, fit_rankers, one_search_thread
 from raypipe.jobs.evaluate.examples import example_users
-from raypipe.jobs.evaluate.inputs import split_events
+from raypipe.jobs.evaluate.inputs import refuse_fitted, split_events
 from raypipe.records import EvaluationRecord, ExampleUser, versions
 from raypipe.report.evaluation_page import evaluation_page
 from raypipe.runs.progress import status
@@ -60,6 +60,7 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> E
     with status(console, "Reading the history"):
         found = read_events(config.history, index.items, is_ordered=config.history_ordered)
         split = sample_users(split_events(found, config), max_users=config.max_users, seed=config.seed)
+        refuse_fitted(index, config.index, found, split)
     with status(console, "Fitting the baselines"):
         require = Requirement.parse(config.require)
         rankers = fit_rankers(
@@ -82,7 +83,7 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> E
         found.counts,
         time.monotonic() - start,
         output.child(REPORT),
-        require is None or require.is_met(evaluation),
+        meets_requirement=require is None or require.is_met(evaluation),
     )
     users = _users_table(evaluation, split, found.user_ids, index.items)
     _write(output, run, config, version=index.version, users=users, examples=examples)
