@@ -150,7 +150,7 @@ def train(
     console: "Console | None" = None,
     **settings: Any,  # noqa: ANN401 - the keys of the configuration
 ) -> JobResult:
-    """Fine-tune a GPT-2 on the frame embeddings of labelled videos.
+    """Train a classifier of videos or, with ``objective="next_video"``, a ranker of what users watch next.
 
     A second call continues from the last checkpoint. The counts in the result include the metrics of the best epoch,
     whose model is kept.
@@ -159,6 +159,7 @@ def train(
         embeddings: The output folder of ``embed``.
         labels: A .csv, .parquet or .jsonl file with the columns ``video_id`` and ``label``. If there is no such file,
             pass ``labels_from="folder"`` to use the name of each video's parent folder as its label.
+            A ranker has no embeddings and no labels, but ``index="INDEX"`` and ``history="watched.csv"``.
         output: The folder of the model, its checkpoints and its report.
         config: A YAML file, a mapping or a ``TrainConfig``. The other arguments override it.
         console: Where progress is shown. The default is standard output.
@@ -175,6 +176,8 @@ def train(
     run = run_train(settled, console=console)
     record, kept = run.record, run.record.kept
     counts: dict[str, Any] = {"videos": record.num_train_videos + record.num_validation_videos}
+    if record.objective == "next_video":
+        counts = {"users": record.num_train_videos}  # those of the validation are among them
     if kept is not None:
         counts |= {"epochs": record.epochs[-1].epoch, "best_epoch": kept.epoch}
         counts |= {name: value for name in record.metric_names if (value := getattr(kept, name)) is not None}

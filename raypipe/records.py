@@ -16,7 +16,7 @@ from raypipe.status import NOT_FAILED_IN_ANY_JOB, Status
 from raypipe.text import error_kind, finite, format_metric, metric_name, redact, shorten
 
 Outcome = Literal["running", "finished", "failed", "interrupted"]
-Objective = Literal["classify", "masked_frame"]
+Objective = Literal["classify", "masked_frame", "next_video"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
 
 MAX_SLOWEST = 20
@@ -33,7 +33,9 @@ _MAX_ERROR_CHARS = 500
 _SHARDS_PER_POINT = 3  # with fewer, a chart consists of spikes, because shards finish in batches
 _MIN_POINTS = 8
 _TOP = 5  # the 5 in top-5 accuracy
-EPOCH_METRICS = ("train_loss", "validation_loss", "accuracy", "top5_accuracy", "macro_f1")
+RANKING_METRICS = ("ndcg_at_10", "hr_at_10", "coverage_at_10")
+EPOCH_METRICS = ("train_loss", "validation_loss", "accuracy", "top5_accuracy", "macro_f1", *RANKING_METRICS)
+_SELECTED = {"ndcg": "ndcg_at_10", "hr": "hr_at_10"}
 
 
 @dataclass(slots=True)
@@ -304,6 +306,9 @@ class EpochMetrics:
     Values that were not measured are None. For ``masked_frame``, only the losses are measured. Without validation
     videos, only the training loss is measured. ``accuracy`` is the fraction of validation videos that are predicted
     correctly. If a video may have several labels, all of its labels must be correct.
+
+    For ``next_video``, every video that a user has not watched is ranked. ``hr_at_10`` and ``ndcg_at_10`` say how high
+    the next video is, and ``coverage_at_10`` is the fraction of all videos that are among the first ten of some user.
     """
 
     epoch: int
@@ -313,9 +318,17 @@ class EpochMetrics:
     accuracy: float | None = None
     top5_accuracy: float | None = None
     macro_f1: float | None = None
+    hr_at_10: float | None = None
+    ndcg_at_10: float | None = None
+    coverage_at_10: float | None = None
     learning_rate: float
     samples_per_second: float
     seconds: float
+
+
+def selected_metric(select_by: str) -> str:
+    """Return the field of ``EpochMetrics`` that ``optimizer.select_by`` names; ``loss`` stands for itself."""
+    return _SELECTED.get(select_by, select_by)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,10 +377,14 @@ class Trial:
 class TrainingRecord:
     """Everything that a report shows about one training.
 
-    ``selected_by`` is the metric that selected ``best_epoch``: ``loss``, ``accuracy`` or ``macro_f1``. The checkpoint
+    ``selected_by`` is the metric that selected ``best_epoch``: ``loss`` or a field of ``EpochMetrics``. The checkpoint
     of that epoch is kept. ``confusion``, ``classes`` and ``mistakes`` describe this checkpoint on the validation split.
     The rows of ``confusion`` are true labels and its columns are predicted labels, both in the order of
     ``label_names``. Times are Unix seconds.
+
+    The samples of ``next_video`` are histories of users, which ``num_train_videos`` and ``num_validation_videos`` count
+    then. ``history_facts`` says which events were learned, and ``history_counts`` how many events of the file were left
+    out, by reason. If the model was refitted on all events, ``epochs`` are of the training that selected the epoch.
     """
 
     objective: Objective
@@ -375,6 +392,8 @@ class TrainingRecord:
     command: str = ""
     embeddings_uri: str = ""
     labels_uri: str = ""
+    index_uri: str = ""
+    history_uri: str = ""
     output_uri: str = ""
     model_uri: str = ""
     outcome: Outcome
@@ -389,6 +408,9 @@ class TrainingRecord:
     num_validation_videos: int = 0
     num_unknown_labels: int = 0  # videos with a label but without embeddings
     num_without_frames: int = 0  # videos whose embeddings have no frames
+    history_facts: Mapping[str, Any] = field(default_factory=dict)
+    history_counts: Mapping[str, int] = field(default_factory=dict)
+    is_refitted: bool = False
     num_parameters: int = 0
     num_trainable_parameters: int = 0
     num_workers: int = 1
@@ -418,12 +440,19 @@ class TrainingRecord:
         return max(0.0, self.finished_at - self.started_at)
 
     @property
+    def sample_noun(self) -> str:
+        """What a sample is: a video, or for ``next_video`` a user with a history."""
+        return "user" if self.objective == "next_video" else "video"
+
+    @property
     def several_labels(self) -> bool:
         return self.problem_type == "multi_label_classification"
 
     @property
     def metric_names(self) -> list[str]:
         """The names of the metrics that are meaningful for this training, in the order in which they are shown."""
+        if self.objective == "next_video":
+            return [*RANKING_METRICS, "train_loss"]
         names = ["accuracy", "top5_accuracy", "macro_f1", "validation_loss", "train_loss"]
         if len(self.label_names) <= _TOP or self.several_labels:
             names.remove("top5_accuracy")  # with five labels it is 100% for every model

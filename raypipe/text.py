@@ -30,6 +30,9 @@ _METRIC_NAMES = {
     "train_loss": "training loss",
     "top5_accuracy": "top-5 accuracy",
     "macro_f1": "macro-F1",
+    "hr_at_10": "HR@10",
+    "ndcg_at_10": "NDCG@10",
+    "coverage_at_10": "coverage@10",
 }
 _MAX_RATE = 1e15  # a larger rate comes from a division by almost zero
 _PLAIN_LOSSES = (0.01, 1000)  # between these, three decimals are precise enough
@@ -151,8 +154,10 @@ def format_metric(name: str, value: float | None) -> str:
     """Format a metric by its kind: accuracy as a percentage, F1 and losses as numbers. None becomes an en dash."""
     if value is None:
         return NOTHING
-    if math.isfinite(value) and name.endswith("accuracy"):
+    if math.isfinite(value) and (name.endswith("accuracy") or name == "coverage_at_10"):
         return format_share(value)
+    if math.isfinite(value) and name.endswith("_at_10"):
+        return f"{value:.4f}"
     return format_score(value) if math.isfinite(value) and name == "macro_f1" else format_loss(value)
 
 

@@ -16,6 +16,14 @@ from raypipe.errors import ConfigError
 from support.properties import examples
 
 EXAMPLE = Path(__file__).parents[1] / "jobs" / "embed.yaml"
+AUTO = {  # for classify, and for next_video
+    "batch_size": (16, 128),
+    "weight_decay": (0.05, 0.01),
+    "warmup_fraction": (0.1, 0.01),
+    "max_grad_norm": (1.0, 5.0),
+    "early_stop_epochs": (30, 10),
+    "select_by": ("accuracy", "ndcg"),
+}
 TRAIN_EXAMPLE = EXAMPLE.with_name("train.yaml")
 REQUIRED = {"input": "videos", "output": "embeddings"}
 
@@ -72,8 +80,13 @@ def leaves_of(tree: dict[str, Any]) -> int:
 def test_the_example_of_train_holds_every_key_with_its_default() -> None:
     tree = yaml.safe_load(TRAIN_EXAMPLE.read_text(encoding="utf-8"))
     defaults = TrainConfig(**{key: tree[key] for key in ("embeddings", "output", "labels")})
-    assert tree == defaults.model_dump()
     assert load_config(TrainConfig, TRAIN_EXAMPLE) == defaults
+    settled = defaults.model_dump()
+    assert tree["optimizer"].keys() == settled["optimizer"].keys()
+    for key in AUTO:
+        assert tree["optimizer"].pop(key) == "auto"
+        del settled["optimizer"][key]
+    assert tree == settled
 
 
 def test_every_key_of_the_example_of_train_is_on_a_separate_line() -> None:
@@ -129,10 +142,10 @@ def test_what_train_cannot_do_is_refused_in_one_line(override: str, value: objec
 @pytest.mark.parametrize(
     ("override", "value", "choices"),
     [
-        ("optimizer.select_by=f1", "f1", ("loss", "accuracy", "macro_f1")),
+        ("optimizer.select_by=f1", "f1", ("loss", "accuracy", "macro_f1", "ndcg", "hr")),
         ("optimizer.precision=half", "half", ("auto", "float32", "bfloat16")),
         ("optimizer.class_weights=on", True, ("none", "balanced")),
-        ("objective=masked", "masked", ("classify", "masked_frame")),
+        ("objective=masked", "masked", ("classify", "masked_frame", "next_video")),
         ("labels_from=csv", "csv", ("folder",)),
     ],
 )
@@ -169,6 +182,50 @@ def test_labels_come_from_one_place() -> None:
     assert "labels_from" not in str(neither)
     unlabelled = {"embeddings": "e", "output": "o", "objective": "masked_frame"}
     assert load_config(TrainConfig, values=unlabelled).labels is None
+
+
+NEXT_VIDEO = {"objective": "next_video", "index": "i", "history": "h", "output": "o"}
+
+
+def test_auto_is_a_value_for_the_objective() -> None:
+    classify = load_config(TrainConfig, values={"embeddings": "e", "labels": "l", "output": "o"})
+    ranker = load_config(TrainConfig, values=NEXT_VIDEO, overrides=[f"optimizer.{key}=auto" for key in AUTO])
+    for key, expected in AUTO.items():
+        assert (getattr(classify.optimizer, key), getattr(ranker.optimizer, key)) == expected
+    assert load_config(TrainConfig, ranker) == ranker
+    given = load_config(TrainConfig, values=NEXT_VIDEO, overrides=["optimizer.batch_size=7"]).optimizer
+    assert (given.batch_size, given.weight_decay) == (7, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({**NEXT_VIDEO, "history": None}, "history"),
+        ({**NEXT_VIDEO, "index": None}, "index"),
+        ({**NEXT_VIDEO, "embeddings": "e"}, "embeddings"),
+        ({**NEXT_VIDEO, "labels": "l"}, "labels"),
+        ({**NEXT_VIDEO, "init_from": "m"}, "init_from"),
+        ({**NEXT_VIDEO, "model": {"dropout": 0.2}}, "model"),
+        ({**NEXT_VIDEO, "optimizer": {"select_by": "accuracy"}}, "accuracy"),
+        ({**NEXT_VIDEO, "optimizer": {"select_by": "loss"}}, "loss"),
+        ({**NEXT_VIDEO, "ranker": {"cut": "2026-05-31"}}, "cut"),
+        ({**NEXT_VIDEO, "ranker": {"holdout": "time", "cut": "yesterday"}}, "ranker.cut"),
+        ({"embeddings": "e", "labels": "l", "output": "o", "history": "h"}, "history"),
+        ({"embeddings": "e", "labels": "l", "output": "o", "ranker": {"n_head": 4}}, "ranker"),
+        ({"embeddings": "e", "labels": "l", "output": "o", "optimizer": {"select_by": "ndcg"}}, "ndcg"),
+        ({"labels": "l", "output": "o"}, "embeddings"),
+    ],
+)
+def test_an_objective_has_its_inputs_and_no_others(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(TrainConfig, values=values)
+    assert named in f"{caught.value.key} {caught.value}"
+
+
+def test_a_cut_without_a_zone_is_utc() -> None:
+    for cut in ("1970-01-02", "1970-01-02T01:00:00+01:00"):
+        config = load_config(TrainConfig, values={**NEXT_VIDEO, "ranker": {"holdout": "time", "cut": cut}})
+        assert config.ranker.cut_seconds == 86_400
 
 
 @pytest.mark.parametrize("gpt2", ["gpt2-medium", "~/my gpt2", "{n_layer: 3, n_head: 3, n_embd: 48}"])

@@ -7,7 +7,14 @@ from raypipe.config.index import IndexConfig, IndexSettings
 from raypipe.config.load import load_config
 from raypipe.config.recommend import RankingConfig, RecommendConfig
 from raypipe.config.serve import ServeConfig
-from raypipe.config.train import CheckpointConfig, ClassifierConfig, Gpt2Size, OptimizerConfig, TrainConfig
+from raypipe.config.train import (
+    CheckpointConfig,
+    ClassifierConfig,
+    Gpt2Size,
+    OptimizerConfig,
+    RankerConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "CheckpointConfig",
@@ -21,6 +28,7 @@ __all__ = [
     "IndexConfig",
     "IndexSettings",
     "OptimizerConfig",
+    "RankerConfig",
     "RankingConfig",
     "RecommendConfig",
     "ResourcesConfig",

@@ -1,78 +1,32 @@
-"""Read the files of a model from a local or S3 folder, verify them, and build the model."""
+"""Build a model that reads the frames of videos from its files."""
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 
-from raypipe.errors import FingerprintError, ObjectError, ObjectMissingError, WeightsError
+from raypipe.errors import FingerprintError, WeightsError
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
 from raypipe.models.gpt2 import VideoModel
-from raypipe.storage import Folder
+from raypipe.models.model_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS, ModelFiles, digests, read_model
 from raypipe.text import one_line
 
-CONFIG, WEIGHTS, COMPLETE = "config.json", "model.safetensors", "complete.json"
-MODEL_FOLDER = "model"
+__all__ = [
+    "COMPLETE",
+    "CONFIG",
+    "MODEL_FOLDER",
+    "WEIGHTS",
+    "ModelFiles",
+    "build_classifier",
+    "build_model",
+    "check_embeddings",
+    "digests",
+    "read_config",
+    "read_model",
+]
 _KINDS: Mapping[str, type[VideoModel]] = {kind.__name__: kind for kind in (VideoClassifier, MaskedFrameModel)}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """The content of a model's files, the SHA-256 that identifies the model, and the URI of its folder."""
-
-    files: Mapping[str, bytes]
-    digest: str
-    source: str
-
-
-def read_model(folder: Folder) -> ModelFiles:
-    """Read the model in an output of ``raypipe train``, or in a folder that ``save_pretrained`` wrote.
-
-    Raises:
-        WeightsError: there is no model, or its files differ from the files that were saved.
-        StorageError: the storage denies access or cannot be reached.
-    """
-    inner = Folder(folder.child(MODEL_FOLDER))
-    source = inner if inner.exists(CONFIG) else folder
-    try:
-        files = {name: source.read(name) for name in (CONFIG, WEIGHTS)}
-    except ObjectMissingError:
-        msg = f"{folder} holds no model: no {CONFIG} and {WEIGHTS} in it or in {MODEL_FOLDER}/."
-        remedy = "Give the finished --output of raypipe train, or a folder of save_pretrained."
-        raise WeightsError(msg, key=folder.uri, remedy=remedy) from None
-    except ObjectError as error:
-        msg = f"Cannot read the model in {source}: {error}"
-        raise WeightsError(msg) from None
-    _check_complete(source, files)
-    digest = hashlib.sha256(b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files)))
-    return ModelFiles(files, digest.hexdigest(), source.uri)
-
-
-def _check_complete(source: Folder, files: Mapping[str, bytes]) -> None:
-    """Check that files that raypipe saved still have the digests in ``complete.json``.
-
-    Folders of other tools have no such file and are not checked.
-    """
-    try:
-        said = json.loads(source.read(COMPLETE))["sha256"]
-    except ObjectMissingError:
-        return  # a folder of another tool: safetensors itself detects a truncated file
-    except (ObjectError, KeyError, TypeError, ValueError):
-        said = {}
-    for name, data in files.items():
-        if said.get(name) != hashlib.sha256(data).hexdigest():
-            msg = f"{source.child(name)} does not have the digest in {COMPLETE}."
-            raise WeightsError(msg, key=source.child(name), remedy="Train again, or restore it.")
-
-
-def digests(files: Mapping[str, bytes]) -> bytes:
-    """Return the content of ``complete.json``: the digest of each file. It is written after all other files."""
-    sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    return json.dumps({"sha256": sha256}, indent=1).encode()
 
 
 def build_model(files: ModelFiles) -> VideoModel:

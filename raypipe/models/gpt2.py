@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import GPT2Config, GPT2Model
-from transformers.utils import logging
 
 from raypipe.config import Gpt2Size
 from raypipe.errors import ConfigError, SetupError, WeightsError
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
+from raypipe.models.weights import prepare_torchvision
 from raypipe.text import one_line
+
+prepare_torchvision()  # transformers imports torchvision if it is installed
+
+from transformers import GPT2Config, GPT2Model  # noqa: E402
+from transformers.utils import logging  # noqa: E402
 
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 _CONFIG = "config.json"

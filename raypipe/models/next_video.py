@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
+from raypipe.models.ranker_files import MODEL_TYPE
 from raypipe.models.weights import prepare_torchvision
 
 prepare_torchvision()  # transformers imports torchvision if it is installed
@@ -32,7 +33,7 @@ class NextVideoConfig(PreTrainedConfig):
         metrics: The metrics of the epoch that the weights come from.
     """
 
-    model_type: ClassVar[str] = "raypipe_next_video"
+    model_type: ClassVar[str] = MODEL_TYPE
 
     num_ids: int = 0
     content_dim: int = 0

@@ -11,10 +11,27 @@ from raypipe.report.templating import Tile, leaves, render, render_page
 
 _MAX_PAIRS = 25
 _LABEL_CHARS = 24
-_TRIAL_METRICS = ("accuracy", "macro_f1", "validation_loss", "train_loss")
+_TRIAL_METRICS = ("ndcg_at_10", "hr_at_10", "accuracy", "macro_f1", "validation_loss", "train_loss")
+_MODEL_NAMES = {
+    "classify": "GPT-2 over video frames",
+    "masked_frame": "GPT-2 over video frames, masked frames",
+    "next_video": "GPT-2 over watched videos",
+}
 _WORST = 10
+_TAGS = {"next_video": ["recommendation", "video"]}
 _MAX_SETTINGS = 40
 _SETTINGS = ("objective", "init_from", "problem_type", "model", "data", "optimizer", "seed")  # shown on the model card
+_RANKER_SETTINGS = ("objective", "ranker", "optimizer", "seed")
+_FACTS = {  # of a history, as a report shows them
+    "holdout": "Events that were held out",
+    "cut": "Cut",
+    "num_events": "Fitted events",
+    "num_users": "Users",
+    "first_event_at": "First event",
+    "last_event_at": "Last event",
+    "index_version": "Version of the index",
+    "embedding_fingerprint": "Fingerprint of the embeddings",
+}
 _METRICS = (("accuracy", "accuracy", "Accuracy"), ("macro_f1", "f1", "Macro-F1"))  # field; metric type, name on the Hub
 
 
@@ -32,24 +49,27 @@ _LOSS = _Curves("Loss", {"train_loss": "training", "validation_loss": "validatio
 _SCORE = _Curves(
     "Accuracy and macro-F1", {"accuracy": "accuracy", "macro_f1": "macro-F1"}, text.format_score, (0.0, 1.0)
 )
+_RANKS = _Curves("NDCG@10 and HR@10", {"hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10"}, "{:.4f}".format)
 _RATE = _Curves("Learning rate", {"learning_rate": "learning rate"}, "{:.2g}".format, height=110)
 
 
 def training_page(record: TrainingRecord) -> str:
     """Return the report of a training as one HTML document."""
-    run = {name: getattr(record, f"{name}_uri") for name in ("embeddings", "labels", "output", "model")}
+    inputs = ("index", "history") if record.objective == "next_video" else ("embeddings", "labels")
+    run = {name: getattr(record, f"{name}_uri") for name in (*inputs, "output", "model")}
     trials = [trial.metrics for trial in record.trials]
     return render_page(
         "training.html",
         record,
         job="train",
         headline=headline(record),
-        uris=(record.embeddings_uri, record.output_uri),
+        uris=(getattr(record, f"{inputs[0]}_uri"), record.output_uri),
         tiles=_tiles(record),
         bad_tile="Left out",
         run={"objective": record.objective} | run,
         loss_trouble=_loss_trouble(record),
         curves=_curves(record),
+        facts=history_rows(record),
         confusion=_confusion(record),
         classes=_classes(record),
         mistakes=sorted(record.mistakes, key=lambda mistake: -text.finite(mistake.score))[:MAX_MISTAKES],
@@ -64,6 +84,9 @@ def headline(record: TrainingRecord) -> str:
     if kept is None:
         ended = {"failed": "Training failed", "interrupted": "Training was interrupted"}.get(record.outcome)
         return f"{ended} before the first epoch ended" if ended else "No epoch has ended"
+    if kept.ndcg_at_10 is not None:
+        users = text.plural(record.num_validation_videos, "user")
+        return f"NDCG@10 {text.format_metric('ndcg_at_10', kept.ndcg_at_10)} for {users}"
     videos = text.plural(record.num_validation_videos, "validation video")
     if record.objective == "classify" and not record.several_labels and _is_number(kept.accuracy):
         return f"{text.format_metric('accuracy', kept.accuracy)} of {videos} right"
@@ -71,7 +94,7 @@ def headline(record: TrainingRecord) -> str:
         return f"Macro-F1 {text.format_metric('macro_f1', kept.macro_f1)} on {videos}"
     if kept.validation_loss is not None:
         return f"Loss {text.format_loss(kept.validation_loss)} on {videos}"
-    return f"Training loss {text.format_loss(kept.train_loss)}, with no validation videos"
+    return f"Training loss {text.format_loss(kept.train_loss)}, with no validation {record.sample_noun}s"
 
 
 def most_common_label(record: TrainingRecord) -> tuple[str, float] | None:
@@ -90,6 +113,18 @@ def left_out(record: TrainingRecord) -> str:
     """Describe the videos that could not be used for training. Return an empty text if all were used."""
     counts = {"embeddings": record.num_unknown_labels, "frames": record.num_without_frames}
     return ", ".join(f"{text.format_count(count)} without {what}" for what, count in counts.items() if count)
+
+
+def history_rows(record: TrainingRecord) -> list[tuple[str, str]]:
+    """Return what was learned from, and how many events were left out, as pairs of texts."""
+    facts = {
+        _FACTS[name]: value for name, value in record.history_facts.items() if name in _FACTS and value is not None
+    }
+    if record.is_refitted and record.kept is not None:
+        facts["Fitted again on all these events, for"] = text.plural(record.kept.epoch, "epoch")
+    shown = {name: text.format_count(value) if isinstance(value, int) else str(value) for name, value in facts.items()}
+    counts = {reason.replace("_", " "): count for reason, count in record.history_counts.items()}
+    return [*shown.items(), *((f"Left out: {reason}", text.format_count(count)) for reason, count in counts.items())]
 
 
 def _is_number(value: float | None) -> bool:
@@ -111,7 +146,7 @@ def _tiles(record: TrainingRecord) -> list[Tile]:
     tiles = _score_tiles(record)
     held_out = text.format_count(record.num_validation_videos)
     note = f"and {held_out} for validation" if record.num_validation_videos else ""
-    tiles.append(("Training videos", text.format_count(record.num_train_videos), note))
+    tiles.append((f"Training {record.sample_noun}s", text.format_count(record.num_train_videos), note))
     if record.objective == "classify":
         each = "a video may have several" if record.several_labels else "one per video"
         tiles.append(("Labels", text.format_count(len(record.label_names)), each))
@@ -156,8 +191,12 @@ def _curves(record: TrainingRecord) -> Mapping[str, object] | None:
         return None
     kept = numbers.index(record.best_epoch) if record.best_epoch in numbers else None
     epochs = [record.epochs[index] for index in thinned(len(numbers), kept)]
-    scored = any(getattr(metrics, name) is not None for metrics in epochs for name in _SCORE.names)
-    row = [(_LOSS, HALF), (_SCORE, HALF)] if scored else [(_LOSS, WIDE)]
+    scores = [
+        curves
+        for curves in (_SCORE, _RANKS)
+        if any(getattr(metrics, name) is not None for metrics in epochs for name in curves.names)
+    ]
+    row = [(_LOSS, HALF), (scores[0], HALF)] if scores else [(_LOSS, WIDE)]
     rows = [row, [(_RATE, WIDE)]] if len(epochs) > 1 else [row]
     note = "Measured after each epoch."
     if record.best_epoch is not None:
@@ -211,8 +250,9 @@ def _classes(record: TrainingRecord) -> Mapping[str, object] | None:
 
 def model_card(record: TrainingRecord) -> str:
     """Return the ``README.md`` of the kept checkpoint. Text from users is never parsed as Markdown."""
-    name = "GPT-2 over video frames" + (", masked frames" if record.objective == "masked_frame" else "")
-    settings = {key: value for key, value in record.settings.items() if key in _SETTINGS}
+    name = _MODEL_NAMES[record.objective]
+    names = _RANKER_SETTINGS if record.objective == "next_video" else _SETTINGS
+    settings = {key: value for key, value in record.settings.items() if key in names}
     seen = sorted((label for label in record.classes if label.support), key=lambda label: text.finite(label.f1))
     body = render(
         "model_card.md",
@@ -222,6 +262,7 @@ def model_card(record: TrainingRecord) -> str:
         left_out=left_out(record),
         most_common_label=most_common_label(record),
         settings=list(leaves(settings))[:_MAX_SETTINGS],
+        facts=history_rows(record),
         worst=seen[:_WORST],
         num_seen=len(seen),
         num_unseen=len(record.classes) - len(seen),
@@ -236,6 +277,7 @@ def _header(record: TrainingRecord, name: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415
 
     classifies = record.objective == "classify"
+    kind = "multi-label" if record.several_labels else "video"
     measured = classifies and record.num_validation_videos
     results = [
         EvalResult(
@@ -253,7 +295,7 @@ def _header(record: TrainingRecord, name: str) -> str:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="video-classification" if classifies else "feature-extraction",
-        tags=["raypipe", "gpt2", "frame-embeddings", "multi-label" if record.several_labels else "video"],
+        tags=["raypipe", "gpt2", *_TAGS.get(record.objective, ["frame-embeddings", kind])],
         model_name=name if results else None,
         eval_results=results or None,
     ).to_yaml()

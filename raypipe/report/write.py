@@ -195,15 +195,17 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
     The content always has the following keys. New keys may be added, but renaming a key requires a higher ``format``.
 
     - ``format`` (1), ``job`` (train), ``objective``, ``problem_type``, ``command``, ``embeddings_uri``,
-      ``labels_uri``, ``output_uri``, ``model_uri``
+      ``labels_uri``, ``index_uri``, ``history_uri``, ``output_uri``, ``model_uri``
     - ``outcome`` (running, finished, failed, interrupted), ``message``, ``started_at`` and ``finished_at`` (UTC,
       ISO 8601; ``finished_at`` is null while running), ``elapsed_seconds``
     - ``num_labels``, ``label_names``, ``num_train_videos``, ``num_validation_videos``, ``num_unknown_labels`` (videos
       with a label but without embeddings), ``num_without_frames``, ``num_parameters``, ``num_trainable_parameters``,
       ``num_workers``, ``num_restarts``
+    - ``history_facts`` (next_video: the content of the model's ``training.json``), ``history_counts`` (events that were
+      left out, by reason), ``is_refitted``
     - ``epochs``: each with ``epoch``, ``step``, ``train_loss``, ``validation_loss``, ``accuracy``, ``top5_accuracy``,
-      ``macro_f1``, ``learning_rate``, ``samples_per_second``, ``seconds``. Values that were not
-      measured, NaN and infinity are null
+      ``macro_f1``, ``hr_at_10``, ``ndcg_at_10``, ``coverage_at_10``, ``learning_rate``, ``samples_per_second``,
+      ``seconds``. Values that were not measured, NaN and infinity are null
     - ``best_epoch``, ``selected_by``, ``metrics`` (of the kept epoch; null if no epoch has ended)
     - ``confusion``: rows are true labels, columns are predicted labels; null for a multi-label model, or for more than
       100 labels
@@ -218,13 +220,15 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
     return {
         "format": FORMAT,
         "job": "train",
-        **_named(record, "objective", "problem_type", "command", "embeddings_uri", "labels_uri", "output_uri"),
+        **_named(record, "objective", "problem_type", "command", "embeddings_uri", "labels_uri"),
+        **_named(record, "index_uri", "history_uri", "output_uri"),
         **_named(record, "model_uri", "outcome", "message"),
         **_times(record),
         "num_labels": len(record.label_names),
         "label_names": list(record.label_names),
         **_named(record, "num_train_videos", "num_validation_videos", "num_unknown_labels", "num_without_frames"),
         **_named(record, "num_parameters", "num_trainable_parameters", "num_workers", "num_restarts"),
+        **_named(record, "history_facts", "history_counts", "is_refitted"),
         "epochs": [_numbers(metrics) for metrics in record.epochs],
         **_named(record, "best_epoch", "selected_by"),
         "metrics": _numbers(record.kept),

@@ -99,7 +99,7 @@ def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
             *_outcome(record),
             ("kept", kept),
             *record.kept_metrics,
-            ("videos", f"{text.format_count(record.num_train_videos)} for training{held_out}"),
+            (f"{record.sample_noun}s", f"{text.format_count(record.num_train_videos)} for training{held_out}"),
             ("restarts", _text(text.format_count(record.num_restarts) if record.num_restarts else "", "yellow")),
             ("wall time", text.format_seconds(record.elapsed_seconds)),
             ("model", _text(record.model_uri, "bold")),

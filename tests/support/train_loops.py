@@ -13,11 +13,14 @@ from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints
 from raypipe.jobs.train.inputs import INDEX, TARGETS
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
+from raypipe.jobs.train.video_task import FramesWindow, VideoTask
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
 from raypipe.models.gpt2 import VideoModel
 from raypipe.schema import FRAME_EMBEDDINGS
 from raypipe.storage import Folder
 from support.tiny_models import DIM, NAMES, Half, shake, tiny_config
+
+CPU = torch.device("cpu")
 
 
 def block_of(
@@ -112,12 +115,14 @@ def make_loop(
         read_of(videos, numbers=numbers, rows=rows, unlabelled=unlabelled)
         for videos, numbers in ((train, share), (validation, validation_share))
     ]
+    weights = settings.class_weights
+    class_weights = None if weights is None else torch.tensor(weights)
     return Loop(
-        model,
+        VideoTask(model, settings.optimizer, device=CPU, class_weights=class_weights),
         settings,
-        train=WorkerSamples(read[0], cache_bytes=cache_bytes),
-        validation=WorkerSamples(read[1], cache_bytes=cache_bytes),
-        workers=Collective(device=torch.device("cpu")),
+        train=WorkerSamples(read[0], empty=FramesWindow, cache_bytes=cache_bytes),
+        validation=WorkerSamples(read[1], empty=FramesWindow, cache_bytes=cache_bytes),
+        workers=Collective(device=CPU),
         checkpoints=Checkpoints(Folder(str(folder))),
         notify=notify,
     )

@@ -16,8 +16,11 @@ from torch import distributed, multiprocessing
 
 import support.train_loops as loops
 from raypipe.jobs.train.loop import Loop
+from raypipe.jobs.train.next_video_task import Sampling
 from raypipe.models.classifier_files import digests
+from support.ranker_loops import network_of, ranker_loop, walks
 
+WALKS = walks(40)
 TRAIN, VALIDATION = loops.labelled_videos(29), loops.labelled_videos(11, seed=1)
 CASES: dict[str, dict[str, Any]] = {
     "cached": {"shares": [range(20), range(20, 29)], "cache_bytes": [10**6, 10**6]},
@@ -72,14 +75,14 @@ def epochs(folder: Path, case: dict[str, Any], rank: int) -> dict[str, Any]:
     """Train; return the samples that this worker saw in each epoch, its metrics, and a digest of its final weights."""
     loop = training(folder, case, rank)
     seen: list[list[int]] = [[], [], []]
-    feed = loop._feeder.batch
+    feed = loop.task.batch
 
     def batch(window: Any, positions: Any) -> Any:  # noqa: ANN401 - passed through
         if loop.model.training:
             seen[loop.state.epoch] += [window.index[at] for at in positions]
         return feed(window, positions)
 
-    loop._feeder.batch = batch  # type: ignore[method-assign]
+    loop.task.batch = batch  # type: ignore[method-assign]
     loop.standardise()
     state = loop.run()
     weights = {name: tensor.numpy().tobytes() for name, tensor in loop.model.state_dict().items()}
@@ -117,6 +120,30 @@ def cut_off(folder: Path, case: dict[str, Any], rank: int) -> list[list[dict[str
     return [history, loops.untimed(again.run().history)]
 
 
+def ranker_step(folder: Path, share: range | None) -> dict[str, list[float]]:
+    """Return the gradients of a ranker's first step over all samples, which is compared with every watched video."""
+    sampling = Sampling(num_negatives=1, full_softmax_below=1000, mean_targets=3.0)
+    network = network_of(WALKS, sampling=sampling, dropout=0.0, id_dropout=0.0)
+    options: dict[str, Any] = {"batch_size": 64, "max_grad_norm": 1e9}
+    loop = ranker_loop(folder, WALKS, network=network, shares=(share, None), **options)
+    found: dict[str, list[float]] = {}
+
+    def keep(*_: object) -> None:
+        for name, parameter in loop.model.named_parameters():
+            if parameter.grad is not None:
+                found[name] = parameter.grad.flatten().tolist()
+
+    loop._optimizer.register_step_pre_hook(keep)
+    loop._run_epoch()
+    return found
+
+
+def ranker_scores(folder: Path, share: range | None) -> dict[str, float]:
+    """Return the scores of a ranker with its first weights, which are the same everywhere."""
+    loop = ranker_loop(folder, WALKS, shares=(None, share))
+    return loop.evaluate().metrics()
+
+
 def work(rank: int, folder: Path) -> None:
     """Run one of the two processes."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -125,6 +152,8 @@ def work(rank: int, folder: Path) -> None:
         "gradient empty": one_step(folder, [range(12), range(0)][rank], classifies=True),
         "gradient masked_frame": one_step(folder, [range(8), range(8, 12)][rank], classifies=False),
     }
+    found["gradient next_video"] = ranker_step(folder, [range(20), range(20, 40)][rank])
+    found["scores next_video"] = ranker_scores(folder, [range(30), range(30, 40)][rank])
     for name, case in CASES.items():
         (folder / name).mkdir(exist_ok=True)
         found[name] = epochs(folder / name, case, rank)
@@ -142,6 +171,12 @@ def main(folder: Path) -> None:
     for case, classifies in (("unequal", True), ("empty", True), ("masked_frame", False)):
         alone = one_step(folder, range(12), classifies=classifies)
         found[f"gradient {case}"] = [alone, first[f"gradient {case}"], second[f"gradient {case}"]]
+    found["gradient next_video"] = [
+        ranker_step(folder, None),
+        first["gradient next_video"],
+        second["gradient next_video"],
+    ]
+    found["scores next_video"] = [first["scores next_video"], second["scores next_video"], ranker_scores(folder, None)]
     for name in CASES:
         found[f"seen {name}"] = [a + b for a, b in zip(first[name]["seen"], second[name]["seen"], strict=True)]
         found[f"digest {name}"] = [first[name]["digest"], second[name]["digest"]]
@@ -149,8 +184,7 @@ def main(folder: Path) -> None:
         alone_loop = loops.make_loop(settings, folder, train=TRAIN, validation=VALIDATION)
         alone_loop.model.load_state_dict(torch.load(folder / name / "weights.pt"))
         scores = alone_loop.evaluate()
-        names = ("accuracy", "top5_accuracy", "macro_f1")
-        expected = {"validation_loss": scores.loss, **{key: getattr(scores, key) for key in names}}
+        expected = scores.metrics()
         found[f"measured {name}"] = [{key: first[name]["measured"][key] for key in expected}, expected]
     (folder / "found.json").write_text(json.dumps(found))
 

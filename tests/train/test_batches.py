@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.jobs.train.batches import Collective, Window, WorkerSamples, epoch_batches
+from raypipe.jobs.train.batches import Collective, WorkerSamples, epoch_batches
+from raypipe.jobs.train.video_task import FramesWindow, moments
 from support.properties import examples
 from support.tiny_models import DIM, random_videos
 from support.train_loops import block_of, read_of
@@ -27,7 +28,7 @@ def counted(blocks: list[pa.Table]) -> tuple[Callable[[], Iterable[pa.Table]], l
     return read, reads
 
 
-def assert_holds(window: Window, videos: list[npt.NDArray[np.float16]], numbers: list[int]) -> None:
+def assert_holds(window: FramesWindow, videos: list[npt.NDArray[np.float16]], numbers: list[int]) -> None:
     assert window.index == numbers
     assert [frames.tolist() for frames in window.frames] == [videos[number].tolist() for number in numbers]
     assert [targets.tolist() for targets in window.targets] == [[number % 3] for number in numbers]
@@ -40,7 +41,7 @@ def test_a_window_copies_what_any_slice_of_a_block_holds(lengths: list[int], dat
     whole = block_of(videos)
     start = data.draw(st.integers(0, len(videos)))
     stop = data.draw(st.integers(start, len(videos)))
-    window = Window()
+    window = FramesWindow()
     window.add(whole.slice(start, stop - start))
     assert_holds(window, videos, list(range(start, stop)))
     assert window.size_bytes == sum(videos[at].nbytes for at in range(start, stop))
@@ -50,7 +51,7 @@ def test_a_window_copies_what_any_slice_of_a_block_holds(lengths: list[int], dat
 def test_a_window_takes_blocks_of_several_chunks() -> None:
     videos = random_videos([2, 1, 3, 2])
     whole = block_of(videos)
-    window = Window()
+    window = FramesWindow()
     window.add(pa.concat_tables([whole.slice(2, 2), whole.slice(0, 1)]))
     window.add(whole.slice(1, 1))
     window.sort()
@@ -58,7 +59,7 @@ def test_a_window_takes_blocks_of_several_chunks() -> None:
 
 
 def test_several_targets_and_none_are_kept() -> None:
-    window = Window()
+    window = FramesWindow()
     window.add(block_of(random_videos([1, 2, 1]), targets=[[2, 5], [], [0]]))
     assert [targets.tolist() for targets in window.targets] == [[2, 5], [], [0]]
     assert all(targets.dtype == np.int64 for targets in window.targets)
@@ -73,7 +74,7 @@ def test_several_targets_and_none_are_kept() -> None:
 def test_a_pass_gives_every_sample_once_whatever_fits(lengths: list[int], rows: int, cache_bytes: int) -> None:
     videos = random_videos(lengths)
     read, reads = counted([block_of(videos).slice(at, rows) for at in range(0, len(videos), rows)])
-    samples = WorkerSamples(read, cache_bytes=cache_bytes)
+    samples = WorkerSamples(read, empty=FramesWindow, cache_bytes=cache_bytes)
     passes = [[window.index for window in samples.windows()] for _ in range(3)]
     for windows in passes:
         assert sorted(number for index in windows for number in index) == list(range(len(videos)))
@@ -85,14 +86,16 @@ def test_a_pass_gives_every_sample_once_whatever_fits(lengths: list[int], rows: 
 
 def test_a_window_ends_when_it_is_full() -> None:
     videos = random_videos([5] * 8)
-    samples = WorkerSamples(read_of(videos, rows=1), cache_bytes=3 * videos[0].nbytes)
+    samples = WorkerSamples(read_of(videos, rows=1), empty=FramesWindow, cache_bytes=3 * videos[0].nbytes)
     assert [window.index for window in samples.windows()] == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
 def test_what_is_kept_is_the_same_in_whatever_order_it_came() -> None:
     videos = random_videos([1, 2, 3, 4])
     readers = [read_of(videos, numbers=numbers, rows=1) for numbers in ([0, 1, 2, 3], [2, 0, 3, 1])]
-    (first,), (other,) = (list(WorkerSamples(read, cache_bytes=10**6).windows()) for read in readers)
+    (first,), (other,) = (
+        list(WorkerSamples(read, empty=FramesWindow, cache_bytes=10**6).windows()) for read in readers
+    )
     assert first.index == other.index == [0, 1, 2, 3]
     assert [frames.tolist() for frames in first.frames] == [frames.tolist() for frames in other.frames]
 
@@ -111,7 +114,7 @@ class OtherWorkers(Collective):
 @pytest.mark.parametrize(("other_must_read", "reads_after"), [(False, 1), (True, 2)])
 def test_samples_are_kept_only_where_all_workers_keep_theirs(other_must_read: bool, reads_after: int) -> None:  # noqa: FBT001
     read, reads = counted([block_of(random_videos([1, 2]))])
-    samples = WorkerSamples(read, cache_bytes=10**6)
+    samples = WorkerSamples(read, empty=FramesWindow, cache_bytes=10**6)
     for _ in range(2):
         assert sum(len(window.index) for window in samples.windows()) == 2
         samples.settle(OtherWorkers(float(other_must_read)))
@@ -120,7 +123,7 @@ def test_samples_are_kept_only_where_all_workers_keep_theirs(other_must_read: bo
 
 def test_moments_are_those_of_all_frames() -> None:
     videos = random_videos([3, 1, 4])
-    sums, num_frames = WorkerSamples(read_of(videos, rows=2), cache_bytes=1).moments(DIM)
+    sums, num_frames = moments(WorkerSamples(read_of(videos, rows=2), empty=FramesWindow, cache_bytes=1), DIM)
     together = np.concatenate(videos).astype(np.float64)
     assert num_frames == 8
     np.testing.assert_allclose(sums, [together.sum(axis=0), (together**2).sum(axis=0)])

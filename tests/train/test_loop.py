@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from raypipe.config import OptimizerConfig
 from raypipe.errors import JobError
-from raypipe.jobs.train.batches import Feeder, Window
 from raypipe.jobs.train.checkpoints import Checkpoints, put_model
 from raypipe.jobs.train.loop import Loop
 from raypipe.jobs.train.run_spec import NetworkSpec, build
+from raypipe.jobs.train.video_task import FramesWindow, VideoTask
 from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.classifier_files import read_model
 from raypipe.models.gpt2 import freeze
@@ -25,6 +26,7 @@ from raypipe.storage import Folder
 from support import TESTS
 from support.tiny_models import NAMES, Half
 from support.train_loops import (
+    CPU,
     copy_weights,
     labelled_videos,
     make_loop,
@@ -56,14 +58,14 @@ def kill_at_epoch(epoch: int) -> Callable[[str, Mapping[str, Any]], None]:
 def watch(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[int, ...]]]:
     """Record the epoch and the sample numbers of every batch that a loop learns from."""
     fed: list[tuple[int, tuple[int, ...]]] = []
-    feed = loop._feeder.batch
+    feed = loop.task.batch
 
-    def batch(window: Window, positions: Any) -> Any:  # noqa: ANN401 - passed through
+    def batch(window: FramesWindow, positions: Any) -> Any:  # noqa: ANN401 - passed through
         if loop.model.training:
             fed.append((loop.state.epoch, tuple(window.index[at] for at in positions)))
         return feed(window, positions)
 
-    monkeypatch.setattr(loop._feeder, "batch", batch)
+    monkeypatch.setattr(loop.task, "batch", batch)
     return fed
 
 
@@ -242,7 +244,7 @@ def test_a_nan_loss_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     assert len(state.history) == 1
     loop.load_best()
     assert all(tensor.isfinite().all() for tensor in loop.model.state_dict().values())
-    assert loop.evaluate().loss == pytest.approx(state.history[0]["validation_loss"], abs=1e-6)
+    assert loop.evaluate().metrics()["validation_loss"] == pytest.approx(state.history[0]["validation_loss"], abs=1e-6)
     number = state.best_checkpoint
     assert number is not None
     kept = Checkpoints(Folder(str(tmp_path))).read(number)
@@ -255,11 +257,8 @@ def values_of(loop: Loop, monkeypatch: pytest.MonkeyPatch, losses: list[float], 
     measured = zip(losses, accuracies, strict=True)
 
     class Told:
-        num_labels = len(NAMES)
-        top5_accuracy = 1.0
-
         def __init__(self, loss: float, accuracy: float) -> None:
-            self.loss, self.accuracy, self.macro_f1 = loss, accuracy, 1 - accuracy
+            self.metrics = lambda: {"validation_loss": loss, "accuracy": accuracy, "macro_f1": 1 - accuracy}
 
     monkeypatch.setattr(loop, "evaluate", lambda: Told(*next(measured)))
 
@@ -398,8 +397,8 @@ def test_the_rate_of_an_epoch_is_that_of_its_last_step(tmp_path: Path) -> None:
 def test_a_worker_without_samples_makes_a_batch_of_nothing() -> None:
     for classifies, multi_label in ((True, False), (True, True), (False, False)):
         model = make_model(classifies=classifies, multi_label=multi_label)
-        feeder = Feeder(model, device=torch.device("cpu"), precision="float32")
-        batch = feeder.batch(Window(), np.zeros(0, np.int64))
+        task = VideoTask(model, OptimizerConfig(), device=CPU)
+        batch = task.batch(FramesWindow(), np.zeros(0, np.int64))
         assert batch.frames.shape == (1, 1, 8)
         assert (batch.labels is None) == (not classifies)
 
@@ -423,13 +422,19 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("case", ["unequal", "empty", "masked_frame"])
+@pytest.mark.parametrize("case", ["unequal", "empty", "masked_frame", "next_video"])
 def test_two_workers_have_the_gradient_of_one_with_all_samples(of_two: dict[str, Any], case: str) -> None:
     alone, first, second = of_two[f"gradient {case}"]
     assert first.keys() == second.keys() == alone.keys()
     for name, expected in alone.items():
         np.testing.assert_allclose(first[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_two_workers_rank_as_one_would(of_two: dict[str, Any]) -> None:
+    first, second, alone = of_two["scores next_video"]
+    assert first == second == pytest.approx(alone, abs=1e-9)
+    assert 0 < first["coverage_at_10"] <= 1
 
 
 @pytest.mark.parametrize("case", ["cached", "streamed", "mixed", "idle"])

@@ -9,9 +9,9 @@ from torch import nn
 
 from raypipe.config import ClassifierConfig, OptimizerConfig
 from raypipe.errors import WeightsError
-from raypipe.jobs.train.batches import Batch, Feeder, Window
 from raypipe.jobs.train.checkpoints import put_model
-from raypipe.jobs.train.run_spec import NetworkSpec, Objective, build, drop_frames, hide_frames
+from raypipe.jobs.train.run_spec import NetworkSpec, build
+from raypipe.jobs.train.video_task import FramesBatch, FramesWindow, VideoTask, drop_frames, hide_frames
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
 from raypipe.models.classifier_files import ModelFiles, read_model
 from raypipe.models.gpt2 import Gpt2, VideoModel
@@ -64,9 +64,9 @@ def test_every_frame_of_a_short_video_may_be_the_one_that_is_kept_or_hidden() ->
         assert (one.sum(dim=0) > 40).all()
 
 
-def batch_of(model: VideoModel, videos: list[Half], targets: list[list[int]]) -> Batch:
-    window = Window(targets=[np.array(target, dtype=np.int64) for target in targets], frames=videos)
-    return Feeder(model, device=CPU, precision="float32").batch(window, np.arange(len(videos)))
+def batch_of(model: VideoModel, videos: list[Half], targets: list[list[int]]) -> FramesBatch:
+    window = FramesWindow(targets=[np.array(target, dtype=np.int64) for target in targets], frames=videos)
+    return VideoTask(model, OptimizerConfig(), device=CPU).batch(window, np.arange(len(videos)))
 
 
 def test_a_batch_has_the_labels_of_its_videos() -> None:
@@ -87,9 +87,9 @@ def test_a_loss_weighs_and_smooths_where_it_learns_alone() -> None:
     batch = batch_of(model, random_videos([3, 4]), [[0], [2]])
     assert batch.labels is not None
     weights = torch.tensor([0.5, 1.0, 3.0])
-    objective = Objective(OptimizerConfig(frame_dropout=0.0, label_smoothing=0.2), class_weights=weights)
-    learned, logits = objective(model, batch, learning=True)
-    measured, _ = objective(model, batch, learning=False)
+    task = VideoTask(model, OptimizerConfig(frame_dropout=0.0, label_smoothing=0.2), device=CPU, class_weights=weights)
+    learned, logits = task.run(model, batch, learning=True)
+    measured, _ = task.run(model, batch, learning=False)
     assert logits is not None
     assert not logits.requires_grad
     smoothed = nn.CrossEntropyLoss(weight=weights, label_smoothing=0.2, reduction="none")
@@ -100,10 +100,10 @@ def test_a_loss_weighs_and_smooths_where_it_learns_alone() -> None:
 def test_frames_are_dropped_where_it_learns_alone() -> None:
     model = tiny_classifier()
     batch = batch_of(model, random_videos([9] * 8), [[0]] * 8)
-    objective = Objective(OptimizerConfig(frame_dropout=0.5), class_weights=None)
+    task = VideoTask(model, OptimizerConfig(frame_dropout=0.5), device=CPU)
     with torch.no_grad():
-        first, again = (objective(model, batch, learning=True)[0] for _ in range(2))
-        measured, once_more = (objective(model, batch, learning=False)[0] for _ in range(2))
+        first, again = (task.run(model, batch, learning=True)[0] for _ in range(2))
+        measured, once_more = (task.run(model, batch, learning=False)[0] for _ in range(2))
     assert not torch.equal(first, again)
     assert torch.equal(measured, once_more)
 
@@ -111,7 +111,7 @@ def test_frames_are_dropped_where_it_learns_alone() -> None:
 def test_without_labels_hidden_frames_are_predicted() -> None:
     model = tiny_masked_frame()
     batch = batch_of(model, random_videos([3, 4]), [[], []])
-    losses, logits = Objective(OptimizerConfig(), class_weights=None)(model, batch, learning=True)
+    losses, logits = VideoTask(model, OptimizerConfig(), device=CPU).run(model, batch, learning=True)
     assert logits is None
     assert losses.shape == (2,)
     assert (losses > 0).all()

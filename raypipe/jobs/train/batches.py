@@ -1,9 +1,7 @@
-"""Batches: load the samples of one worker, divide them into the batches of an epoch, and convert them to tensors."""
+"""Batches: load the samples of one worker, and divide them into the batches of an epoch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +9,9 @@ import pyarrow as pa
 import torch
 from torch import distributed
 
-from raypipe.dataset.read import frame_embeddings
-from raypipe.jobs.train.inputs import INDEX, TARGETS, Ints
-from raypipe.models.backbones import resolve_dtype
-from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, pad_frames
-from raypipe.models.gpt2 import VideoModel
+from raypipe.jobs.train.inputs import Ints
 
 _BATCHES_PER_POOL = 50  # samples of this many batches are sorted by length: little padding, but a random order
-Half = npt.NDArray[np.float16]
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Collective:
@@ -62,53 +54,51 @@ class Collective:
         return reduced
 
 
-@dataclass(slots=True)
-class Window:
-    """Samples held in memory. Each has a sample number, its label numbers, and its frames ``[T, D]``."""
+class Window(Protocol):
+    """Samples held in memory. Each has a sample number in ``index``."""
 
-    index: list[int] = field(default_factory=list)
-    targets: list[Ints] = field(default_factory=list)
-    frames: list[Half] = field(default_factory=list)
-    size_bytes: int = 0
+    index: list[int]
+    size_bytes: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """The length of each sample. Samples of similar length form a batch."""
 
     def add(self, block: pa.Table) -> None:
         """Add copies of the samples in a block, so that Ray can free the shared memory of the block."""
-        frames = [vectors.copy() for vectors in frame_embeddings(block)]
-        self.frames += frames
-        self.index += block[INDEX].to_pylist()
-        self.targets += [np.array(targets, dtype=np.int64) for targets in block[TARGETS].to_pylist()]
-        self.size_bytes += sum(vectors.nbytes for vectors in frames)
 
     def sort(self) -> None:
         """Sort the samples by their number, so that the order in which blocks arrive makes no difference."""
-        order = np.argsort(self.index).tolist()
-        self.index = [self.index[at] for at in order]
-        self.targets = [self.targets[at] for at in order]
-        self.frames = [self.frames[at] for at in order]
 
 
-class WorkerSamples:
+WindowT = TypeVar("WindowT", bound=Window)
+
+
+class WorkerSamples(Generic[WindowT]):
     """The samples of one worker, which are read in windows of about ``cache_bytes``.
 
-    If all samples fit into one window, it stays in memory for the next epoch.
+    If all samples fit into one window, it stays in memory for the next epoch. ``empty`` makes a window without samples.
     """
 
-    def __init__(self, read: Callable[[], Iterable[pa.Table]], *, cache_bytes: int) -> None:
+    def __init__(
+        self, read: Callable[[], Iterable[pa.Table]], *, empty: Callable[[], WindowT], cache_bytes: int
+    ) -> None:
+        self.empty = empty
         self._read = read
         self._cache_bytes = cache_bytes
-        self._kept: Window | None = None
+        self._kept: WindowT | None = None
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Iterator[WindowT]:
         """Yield every sample once, grouped into windows. Nothing is read if an earlier pass kept its only window."""
         if self._kept is not None:
             yield self._kept
             return
-        window, is_first = Window(), True
+        window, is_first = self.empty(), True
         for block in self._read():
             if window.size_bytes >= self._cache_bytes:
                 window.sort()
                 yield window
-                window, is_first = Window(), False
+                window, is_first = self.empty(), False
             window.add(block)
         window.sort()
         if is_first:
@@ -123,23 +113,13 @@ class WorkerSamples:
         if workers.max(self._kept is None):
             self._kept = None
 
-    def moments(self, embedding_dim: int) -> tuple[npt.NDArray[np.float64], int]:
-        """Return the sum and the sum of squares of each dimension over all frames, ``[2, D]``, and the frame count."""
-        sums, num_frames = np.zeros((2, embedding_dim)), 0
-        for window in self.windows():
-            for frames in window.frames:
-                vectors = frames.astype(np.float64)
-                sums += vectors.sum(axis=0), np.square(vectors).sum(axis=0)
-                num_frames += len(vectors)
-        return sums, num_frames
-
 
 def epoch_batches(
     index: Sequence[int], lengths: Sequence[int], *, batch_size: int, seed: Sequence[int], seen: npt.NDArray[np.bool_]
 ) -> list[Ints]:
     """Divide the unseen samples into batches of similar length, in random order.
 
-    ``index`` and ``lengths`` hold the sample number and the number of frames of each sample. A batch is returned as
+    ``index`` and ``lengths`` hold the number and the length of each sample. A batch is returned as
     positions in these lists. ``seen`` is a mask by sample number. The batches depend only on ``seed`` and the samples,
     and seen samples are removed afterwards, so a resumed epoch continues with the same batches.
     """
@@ -154,59 +134,3 @@ def epoch_batches(
     shuffled = [batches[at] for at in random.permutation(len(batches))]
     left = (batch[~seen[numbers[batch]]] for batch in shuffled)
     return [batch for batch in left if len(batch)]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Videos padded to the same length, as frames ``[B, T, D]`` and a mask ``[B, T]`` of the real frames.
-
-    ``labels`` holds class numbers ``[B]`` or, for multi-label training, zeros and ones ``[B, C]``.
-    """
-
-    frames: torch.Tensor
-    mask: torch.Tensor
-    labels: torch.Tensor | None
-
-
-class Feeder:
-    """Makes batches for a model, on the model's device.
-
-    The precision ``auto`` means bfloat16 on a GPU that supports it, and float32 otherwise.
-    """
-
-    def __init__(self, model: VideoModel, *, device: torch.device, precision: Precision) -> None:
-        self._config = cast("VideoClassifierConfig", model.config)
-        self._device = device
-        # On CPUs, autocast is slower as often as it is faster.
-        native = device.type == "cuda" and resolve_dtype("auto", str(device)) == "bfloat16"
-        self._bfloat16 = native if precision == "auto" else precision == "bfloat16"
-        self.num_labels = len(model.config.label_names) if isinstance(model, VideoClassifier) else 0
-
-    def batch(self, window: Window, positions: Ints) -> Batch:
-        """Return a batch of the samples at these positions.
-
-        Without positions, return one video of zeros, because even a worker without samples must take part in each step.
-        """
-        videos = [window.frames[at] for at in positions]
-        targets = [window.targets[at] for at in positions]
-        if not videos:
-            videos = [np.zeros((1, self._config.embedding_dim), dtype=np.float16)]
-            targets = [np.zeros(min(1, self.num_labels), dtype=np.int64)]
-        padded = pad_frames(videos, max_frames=self._config.max_frames).to(self._device)
-        return Batch(padded.frames, padded.mask, self._labels(targets))
-
-    def _labels(self, targets: list[Ints]) -> torch.Tensor | None:
-        if not all(len(target) for target in targets):
-            return None
-        if self._config.problem_type != "multi_label_classification":
-            return torch.from_numpy(np.concatenate(targets)).to(self._device)
-        several = np.zeros((len(targets), self.num_labels), dtype=np.float32)
-        for row, target in enumerate(targets):
-            several[row, target] = 1
-        return torch.from_numpy(several).to(self._device)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Return a context in which torch multiplies matrices in bfloat16, if that is the precision."""
-        if not self._bfloat16:
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=torch.bfloat16)

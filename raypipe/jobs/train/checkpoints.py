@@ -20,8 +20,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from raypipe.errors import CommitError, ObjectError, StorageError
-from raypipe.models.classifier_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS, digests, read_model
 from raypipe.models.gpt2 import VideoModel, merge_lora
+from raypipe.models.model_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS, digests
+from raypipe.models.next_video import NextVideoModel
 from raypipe.storage import Folder
 
 METRICS = "metrics.jsonl"
@@ -160,10 +161,16 @@ def put_metrics(output: Folder, history: Sequence[Mapping[str, Any]]) -> None:
         output.put(TENSORBOARD, next(Path(folder).iterdir()).read_bytes())
 
 
-def put_model(output: Folder, model: VideoModel, *, metrics: Mapping[str, Any]) -> str:
+def put_model(
+    output: Folder,
+    model: VideoModel | NextVideoModel,
+    *,
+    metrics: Mapping[str, Any],
+    others: Mapping[str, str] | None = None,
+) -> str:
     """Write the model in the format of ``save_pretrained``, and return the URI of its folder.
 
-    LoRA adapters are merged into the weights.
+    LoRA adapters are merged into the weights. ``others`` are the digests of files that are already there.
 
     Raises:
         CommitError: another model was written to the same folder in the meantime.
@@ -181,8 +188,9 @@ def put_model(output: Folder, model: VideoModel, *, metrics: Mapping[str, Any]) 
     folder = Folder(output.child(MODEL_FOLDER))
     for name, data in files.items():
         folder.put_new(name, data)
-    folder.put_new(COMPLETE, digests(files))
-    if read_model(folder).files != files:
+    complete = digests(files, others=others)
+    folder.put_new(COMPLETE, complete)
+    if any(folder.read(name) != data for name, data in {**files, COMPLETE: complete}.items()):
         msg = f"{folder} holds another model."
         raise CommitError(msg, key=folder.uri, remedy="Choose another output.")
     return folder.uri

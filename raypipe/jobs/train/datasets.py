@@ -58,13 +58,19 @@ def frames_dataset(samples: pa.Table, *, embeddings_uri: str, num_workers: int, 
     )
 
 
+def histories_dataset(samples: pa.Table, *, num_workers: int, seed: int) -> Dataset:
+    """Return a dataset with the columns ``index`` and ``history``. Nothing is left to read."""
+    return ray.data.from_arrow(list(blocks(samples, num_workers=num_workers, seed=seed)))
+
+
 def blocks(samples: pa.Table, *, num_workers: int, seed: int) -> Iterator[pa.Table]:
     """Divide the samples into blocks, and yield these in a random order that is the same in every epoch.
 
-    The samples are first sorted by embeddings file, so that a block reads few files.
+    Videos are first sorted by embeddings file, so that a block reads few files.
     """
     rows_per_block = int(np.clip(samples.num_rows // (8 * num_workers), 1, 512))
-    ordered = samples.sort_by([(FILE, "ascending"), (INDEX, "ascending")])
+    keys = [name for name in (FILE, INDEX) if name in samples.column_names]
+    ordered = samples.sort_by([(name, "ascending") for name in keys])
     starts = np.arange(0, ordered.num_rows, rows_per_block)
     for start in np.random.default_rng([seed, 1]).permutation(starts).tolist():
         yield ordered.slice(start, rows_per_block)

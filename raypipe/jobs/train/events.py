@@ -20,11 +20,21 @@ from raypipe import schema
 from raypipe.config.load import command_line
 from raypipe.dataset.footer import read_parquet
 from raypipe.errors import CommitError, ObjectError
-from raypipe.jobs.train.inputs import FILE
+from raypipe.jobs.train.histories import HistorySamples
+from raypipe.jobs.train.inputs import FILE, TrainingSamples
 from raypipe.jobs.train.run_spec import RunSpec
 from raypipe.jobs.train.scores import Bools, f1, label_sums
-from raypipe.models.classifier_files import MODEL_FOLDER
-from raypipe.records import MAX_MISTAKES, ClassMetrics, EpochMetrics, Mistake, Outcome, TrainingRecord, versions
+from raypipe.models.model_files import MODEL_FOLDER
+from raypipe.records import (
+    MAX_MISTAKES,
+    ClassMetrics,
+    EpochMetrics,
+    Mistake,
+    Outcome,
+    TrainingRecord,
+    selected_metric,
+    versions,
+)
 from raypipe.runs.actors import machine
 from raypipe.runs.progress import TrainingProgress
 from raypipe.storage import Folder
@@ -103,25 +113,38 @@ def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> Training
     settings = config.model_dump(mode="json")
     settings["embedding_fingerprint"] = samples.fingerprint
     settings["optimizer"]["learning_rate"] = spec.learning_rate
-    return TrainingRecord(
+    record = TrainingRecord(
         objective=config.objective,
-        problem_type="multi_label_classification" if samples.multi_label else "single_label_classification",
         command=command_line("train", config),
-        embeddings_uri=config.embeddings,
-        labels_uri=config.labels or "",
         output_uri=spec.output.uri,
         outcome="running",
         started_at=started_at,
         settings=settings,
         versions=versions(("torch", "transformers", "safetensors", "peft")),
         machine={**machine(), "device": "cuda" if use_gpu else "cpu"},
-        label_names=samples.label_names,
         num_train_videos=samples.train.num_rows,
         num_validation_videos=samples.validation.num_rows,
+        num_workers=config.resources.num_workers,
+        selected_by="loss" if config.objective == "masked_frame" else selected_metric(config.optimizer.select_by),
+    )
+    if isinstance(samples, HistorySamples):
+        sizes = {name: getattr(spec.network.config, name) for name in ("n_embd", "n_layer", "num_ids")}
+        return replace(
+            record,
+            index_uri=config.index_uri,
+            history_uri=config.history_uri,
+            settings={**settings, "ranker": {**settings["ranker"], **sizes}},
+            history_facts=samples.facts,
+            history_counts=samples.counts,
+        )
+    return replace(
+        record,
+        problem_type="multi_label_classification" if samples.multi_label else "single_label_classification",
+        embeddings_uri=config.embeddings_uri,
+        labels_uri=config.labels or "",
+        label_names=samples.label_names,
         num_unknown_labels=samples.num_unknown,
         num_without_frames=samples.num_without_frames,
-        num_workers=config.resources.num_workers,
-        selected_by=config.optimizer.select_by if config.objective == "classify" else "loss",
     )
 
 
@@ -163,6 +186,7 @@ def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
             classes=tuple(ClassMetrics(**metrics) for metrics in said["classes"]),
             mistakes=tuple(Mistake(**mistake) for mistake in said["mistakes"]),
             model_uri=output.child(MODEL_FOLDER),
+            is_refitted=said.get("is_refitted", False),
             **{key: said[key] for key in known},
         )
     except (ObjectError, KeyError, TypeError, ValueError) as error:
@@ -176,23 +200,24 @@ def with_evaluation(record: TrainingRecord, spec: RunSpec, predictions: list[dic
     ``predictions`` holds the predictions for the validation videos in parts. Each part has the ``index`` and the
     ``targets`` of its videos, and their ``probabilities`` ``[V, C]``. Without predictions, the record is not changed.
     """
-    names = spec.samples.label_names
-    if not predictions or not names:
+    samples = spec.samples
+    if not predictions or isinstance(samples, HistorySamples) or not samples.label_names:
         return record
+    names = samples.label_names
     index = np.concatenate([np.asarray(part["index"], dtype=np.int64) for part in predictions])
     probabilities: Floats = np.concatenate([part["probabilities"] for part in predictions])
     truth: Bools = np.zeros(probabilities.shape, dtype=bool)
     for row, target in enumerate(target for part in predictions for target in part["targets"]):
         truth[row, target] = True
     best = probabilities.argmax(axis=1)
-    several = spec.samples.multi_label
+    several = samples.multi_label
     given: Bools = probabilities >= schema.LABEL_THRESHOLD if several else np.eye(len(names), dtype=bool)[best]
     return replace(
         record,
         # Rows are true labels, columns are predicted labels.
         confusion=None if several else (truth.astype(np.int64).T @ given.astype(np.int64)).tolist(),
         classes=_class_metrics(truth, given, names),
-        mistakes=_mistakes(spec, index, probabilities, truth, best),
+        mistakes=_mistakes(samples, index, probabilities, truth, best, embeddings_uri=spec.config.embeddings_uri),
     )
 
 
@@ -216,7 +241,13 @@ def _class_metrics(truth: Bools, given: Bools, label_names: tuple[str, ...]) -> 
 
 
 def _mistakes(
-    spec: RunSpec, index: npt.NDArray[np.int64], probabilities: Floats, truth: Bools, best: npt.NDArray[np.int64]
+    samples: TrainingSamples,
+    index: npt.NDArray[np.int64],
+    probabilities: Floats,
+    truth: Bools,
+    best: npt.NDArray[np.int64],
+    *,
+    embeddings_uri: str,
 ) -> tuple[Mistake, ...]:
     """Return the videos whose most likely label is wrong, with their thumbnails. The most confident mistakes are first.
 
@@ -225,9 +256,9 @@ def _mistakes(
     rows = np.arange(len(best))
     wrong = np.flatnonzero(~truth[rows, best])
     wrong = wrong[np.argsort(-probabilities[wrong, best[wrong]], kind="stable")][:MAX_MISTAKES]
-    videos = spec.samples.validation.take(pa.array(index[wrong]))
-    thumbnails = _thumbnails(Folder(spec.config.embeddings), videos)
-    names = spec.samples.label_names
+    videos = samples.validation.take(pa.array(index[wrong]))
+    thumbnails = _thumbnails(Folder(embeddings_uri), videos)
+    names = samples.label_names
     return tuple(
         Mistake(
             video_id=video_id,

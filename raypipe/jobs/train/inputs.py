@@ -73,7 +73,7 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
         JobError: the embeddings are not sealed.
         ConfigError: the labels cannot be read, match no video, or cannot be split.
     """
-    output = Folder(config.embeddings)
+    output = Folder(config.embeddings_uri)
     manifests = embeddings_manifests(output)
     catalogue, gone = _catalogue(output, manifests)
     is_masked = config.objective == "masked_frame"
@@ -104,7 +104,7 @@ def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
     """Choose every video with frames, and hold out a random sample for validation. The videos get no labels."""
     rows = catalogue.filter(catalogue[schema.STATUS])
     if not rows.num_rows:
-        uri = Folder(config.embeddings).uri
+        uri = Folder(config.embeddings_uri).uri
         msg = f"No video in {uri} has frames."
         raise ConfigError(msg, key="embeddings", value=uri, remedy="Check the statuses with raypipe verify.")
     videos = np.arange(rows.num_rows)
@@ -189,7 +189,9 @@ def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> 
     if SPLIT in labels.column_names:
         labels = labels.filter(pc.not_equal(labels[SPLIT], "test"))
     if not labels.num_rows:
-        msg = f"No labelled video of {config.labels or 'the folders'} has embeddings in {Folder(config.embeddings)}."
+        msg = (
+            f"No labelled video of {config.labels or 'the folders'} has embeddings in {Folder(config.embeddings_uri)}."
+        )
         raise ConfigError(msg, key="labels", value=config.labels)
     return labels, num_unknown, num_without_frames
 

@@ -5,12 +5,13 @@ import tempfile
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
-import ray.data
+from ray.data import Dataset
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
@@ -19,15 +20,17 @@ from rich.console import Console
 
 from raypipe.config import TrainConfig
 from raypipe.errors import JobError, ObjectError, RaypipeError, SetupError
-from raypipe.jobs.train.datasets import READ_CPUS, UnevenSplits, frames_dataset
+from raypipe.jobs.train.datasets import READ_CPUS, UnevenSplits, frames_dataset, histories_dataset
 from raypipe.jobs.train.events import SUMMARY, EventLog, earlier_record, first_record, listen, open_queue, with_events
+from raypipe.jobs.train.histories import HistorySamples, find_histories
 from raypipe.jobs.train.inputs import find_samples
 from raypipe.jobs.train.loop import LoopSettings
+from raypipe.jobs.train.ranker_spec import BETAS, FINAL_RATE, RankerNetwork, put_ranker_files
 from raypipe.jobs.train.run_spec import RunSpec, check_same_run, prepare, run_facts
 from raypipe.jobs.train.tuning import grid, keep_best, search_grid
 from raypipe.jobs.train.worker import TRAIN, VALIDATION, WorkerSettings, train_worker
-from raypipe.models.classifier_files import COMPLETE, MODEL_FOLDER
-from raypipe.records import TrainingRecord
+from raypipe.models.model_files import COMPLETE, MODEL_FOLDER
+from raypipe.records import EpochMetrics, TrainingRecord
 from raypipe.report.training_page import model_card
 from raypipe.report.write import write_training_report
 from raypipe.runs.actors import await_resources, connect, data_context, reason_of
@@ -60,7 +63,7 @@ def run_train(config: TrainConfig, *, console: Console | None = None) -> Trainin
     """
     output = Folder(config.output)
     output.check_writable()
-    samples = find_samples(config)
+    samples = find_histories(config) if config.objective == "next_video" else find_samples(config)
     points = grid(config) if config.search else []
     specs = [prepare(point.config, samples) for point in points] or [prepare(config, samples)]
     check_same_run(output, run_facts(replace(specs[0], config=config)))
@@ -75,10 +78,14 @@ def run_train(config: TrainConfig, *, console: Console | None = None) -> Trainin
         records = search_grid(points, _train_point, use_gpu=use_gpu, console=console or Console())
         record = keep_best(output, record, points, records)
     else:
-        record = _train(specs[0], record, use_gpu=use_gpu, console=console)
+        record = _train_in_steps(specs[0], record, use_gpu=use_gpu, console=console)
+    _write_report(output, record)
+    return TrainingRun(record, output.child(REPORT))
+
+
+def _write_report(output: Folder, record: TrainingRecord) -> None:
     output.put(f"{MODEL_FOLDER}/README.md", model_card(record).encode())
     write_training_report(record, output.put)
-    return TrainingRun(record, output.child(REPORT))
 
 
 def _train_point(config: TrainConfig) -> TrainingRecord:
@@ -102,11 +109,38 @@ def _is_finished(output: Folder) -> bool:
         return False
 
 
-def _train(spec: RunSpec, record: TrainingRecord, *, use_gpu: bool, console: Console | None) -> TrainingRecord:
-    """Train, and return the completed record. If the training fails, write the report before the error is raised."""
+def _train_in_steps(spec: RunSpec, record: TrainingRecord, *, use_gpu: bool, console: Console | None) -> TrainingRecord:
+    """Train, after the training that chooses the epoch if there is one. Each is resumed or skipped by itself."""
+    if spec.selection is None:
+        return _train(spec, record, use_gpu=use_gpu, console=console)
+    first = spec.selection
+    check_same_run(first.output, run_facts(first))
+    chosen = first_record(first, time.time(), use_gpu=use_gpu)
+    if _is_finished(first.output):
+        chosen = earlier_record(first.output, chosen)
+    else:
+        chosen = _train(first, chosen, use_gpu=use_gpu, console=console)
+        _write_report(first.output, chosen)
+    refitted = _train(spec, record, use_gpu=use_gpu, console=console, chosen=chosen.kept)
+    epochs, best, users = chosen.epochs, chosen.best_epoch, chosen.num_validation_videos
+    return replace(refitted, epochs=epochs, best_epoch=best, num_validation_videos=users, is_refitted=True)
+
+
+def _train(
+    spec: RunSpec,
+    record: TrainingRecord,
+    *,
+    use_gpu: bool,
+    console: Console | None,
+    chosen: EpochMetrics | None = None,
+) -> TrainingRecord:
+    """Train, and return the completed record. If the training fails, write the report before the error is raised.
+
+    ``chosen`` is the epoch of another training after which this one stops.
+    """
     log = EventLog()
     try:
-        _run_workers(spec, log, use_gpu=use_gpu, console=console)
+        _run_workers(spec, log, use_gpu=use_gpu, console=console, chosen=chosen)
     except RaypipeError as error:
         failed = with_events(record, spec, log, outcome="failed", message=str(error))
         with suppress(RaypipeError):  # the report may fail for the same reason; raise the first error
@@ -115,7 +149,9 @@ def _train(spec: RunSpec, record: TrainingRecord, *, use_gpu: bool, console: Con
     return with_events(record, spec, log, outcome="finished")
 
 
-def _run_workers(spec: RunSpec, log: EventLog, *, use_gpu: bool, console: Console | None) -> None:
+def _run_workers(
+    spec: RunSpec, log: EventLog, *, use_gpu: bool, console: Console | None, chosen: EpochMetrics | None
+) -> None:
     """Run the workers, and add their events to ``log``.
 
     Raises:
@@ -124,8 +160,9 @@ def _run_workers(spec: RunSpec, log: EventLog, *, use_gpu: bool, console: Consol
     events = open_queue()
     with tempfile.TemporaryDirectory() as scratch:
         with data_context():
-            trainer = make_trainer(spec, events, scratch=Path(scratch), use_gpu=use_gpu)
-        progress = TrainingProgress(num_epochs=spec.config.optimizer.epochs, console=console)
+            trainer = make_trainer(spec, events, scratch=Path(scratch), use_gpu=use_gpu, chosen=chosen)
+        num_epochs = spec.config.optimizer.epochs if chosen is None else chosen.epoch
+        progress = TrainingProgress(num_epochs=num_epochs, console=console)
         try:
             with progress:
                 for kind, about in listen(events, trainer.fit):
@@ -168,7 +205,9 @@ def decide_gpu(config: TrainConfig) -> bool:
     return gpus >= num_workers if wanted == "auto" else wanted
 
 
-def make_trainer(spec: RunSpec, events: Queue, *, scratch: Path, use_gpu: bool) -> TorchTrainer:
+def make_trainer(
+    spec: RunSpec, events: Queue, *, scratch: Path, use_gpu: bool, chosen: EpochMetrics | None = None
+) -> TorchTrainer:
     """Return the Ray Train trainer that runs the workers.
 
     Ray Train keeps only its own state in ``scratch``. The workers write the checkpoints to the output.
@@ -184,16 +223,23 @@ def make_trainer(spec: RunSpec, events: Queue, *, scratch: Path, use_gpu: bool) 
         num_validation=samples.validation.num_rows,
         class_weights=spec.class_weights,
     )
+    model_files = {}
+    if isinstance(samples, HistorySamples) and isinstance(spec.network, RankerNetwork):
+        stop_epoch = None if chosen is None else chosen.epoch
+        loop = replace(loop, betas=BETAS, final_rate=FINAL_RATE, stop_epoch=stop_epoch)
+        model_files = put_ranker_files(spec.output, spec.network.id_positions, samples)
     settings = WorkerSettings(
         output_uri=spec.output.uri,
         network=ray.put(spec.network),
         loop=loop,
         cache_bytes=config.data.cache_bytes,
-        num_threads=threads_per_worker(num_workers, n_embd=spec.network.config.gpt2.n_embd),
+        num_threads=threads_per_worker(num_workers, n_embd=spec.network.n_embd),
         events=events,
+        model_files=model_files,
+        metrics=None if chosen is None else asdict(chosen),
     )
     datasets: dict[str, Any] = {
-        name: frames_dataset(part, embeddings_uri=config.embeddings, num_workers=num_workers, seed=config.seed)
+        name: _dataset(config, part)
         for name, part in ((TRAIN, samples.train), (VALIDATION, samples.validation))
         if part.num_rows
     }
@@ -211,6 +257,13 @@ def make_trainer(spec: RunSpec, events: Queue, *, scratch: Path, use_gpu: bool) 
         datasets=datasets,
         dataset_config=UnevenSplits(),
     )
+
+
+def _dataset(config: TrainConfig, samples: pa.Table) -> Dataset:
+    num_workers, seed = config.resources.num_workers, config.seed
+    if config.objective == "next_video":
+        return histories_dataset(samples, num_workers=num_workers, seed=seed)
+    return frames_dataset(samples, embeddings_uri=config.embeddings_uri, num_workers=num_workers, seed=seed)
 
 
 def threads_per_worker(num_workers: int, *, n_embd: int) -> int:

@@ -16,23 +16,25 @@ from torch.nn.utils import clip_grad_norm_
 
 from raypipe.config import CheckpointConfig, OptimizerConfig
 from raypipe.errors import JobError
-from raypipe.jobs.train.batches import Collective, Feeder, Window, WorkerSamples, epoch_batches
+from raypipe.jobs.train.batches import Collective, Window, WorkerSamples, epoch_batches
 from raypipe.jobs.train.checkpoints import Checkpoint, Checkpoints, load_optimizer
 from raypipe.jobs.train.inputs import Ints
-from raypipe.jobs.train.run_spec import Objective, seed_step
-from raypipe.jobs.train.scores import Scores, measured
+from raypipe.jobs.train.tasks import EpochScores, Task, seed_step
 from raypipe.models.classifier import by_length
-from raypipe.models.gpt2 import VideoModel
-from raypipe.records import EpochMetrics
+from raypipe.records import EpochMetrics, selected_metric
 
 Notify = Callable[[str, Mapping[str, Any]], None]
 _AGREE_STEPS = 16  # several workers check only every 16 steps whether a checkpoint is due, because they must agree
-_BETAS = (0.9, 0.95)  # AdamW's betas in the training of GPT-2 and GPT-3
+BETAS = (0.9, 0.95)  # AdamW's betas in the training of GPT-2 and GPT-3
 
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """The settings of a training loop. ``num_train`` and ``num_validation`` count the videos of all workers."""
+    """The settings of a training loop. ``num_train`` and ``num_validation`` count the samples of all workers.
+
+    The learning rate decays to ``final_rate`` times itself over ``optimizer.epochs``, even if ``stop_epoch`` ends the
+    training earlier.
+    """
 
     optimizer: OptimizerConfig
     checkpoint: CheckpointConfig
@@ -41,6 +43,13 @@ class LoopSettings:
     num_train: int
     num_validation: int
     class_weights: Sequence[float] | None = None
+    betas: tuple[float, float] = BETAS
+    final_rate: float = 0.0
+    stop_epoch: int | None = None
+
+    @property
+    def num_epochs(self) -> int:
+        return self.optimizer.epochs if self.stop_epoch is None else self.stop_epoch
 
 
 @dataclass(slots=True)
@@ -71,31 +80,29 @@ class Loop:
 
     def __init__(
         self,
-        model: VideoModel,
+        task: Task,
         settings: LoopSettings,
         *,
-        train: WorkerSamples,
-        validation: WorkerSamples,
+        train: WorkerSamples[Any],
+        validation: WorkerSamples[Any],
         workers: Collective,
         checkpoints: Checkpoints,
         notify: Notify,
     ) -> None:
-        self.model = model.to(workers.device)  # type: ignore[arg-type]
+        self.task = task
+        self.model = task.model
         self._settings = settings
         self._train, self._validation = train, validation
         self._workers = workers
         self._checkpoints = checkpoints
         self._notify = notify
-        self._optimizer = make_optimizer(self.model, weight_decay=settings.optimizer.weight_decay)
+        decay = settings.optimizer.weight_decay
+        self._optimizer = make_optimizer(self.model, weight_decay=decay, betas=settings.betas)
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._network = cast("nn.Module", self.model)
         if workers.size > 1:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
             self._network = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
-        self._feeder = Feeder(self.model, device=workers.device, precision=settings.optimizer.precision)
-        weights = settings.class_weights
-        class_weights = None if weights is None else torch.tensor(weights, device=workers.device)
-        self._objective = Objective(settings.optimizer, class_weights=class_weights)
         self.has_validation = settings.num_validation > 0  # True on all workers or on none
         self.state = TrainingState()
         self._seen = np.zeros(settings.num_train, dtype=bool)
@@ -113,18 +120,8 @@ class Loop:
         self._seen = checkpoint.seen.copy()
 
     def standardise(self) -> None:
-        """Compute the mean and the standard deviation of each of the D dimensions, and store them in the encoder.
-
-        They are computed over all frames of the training videos of all workers.
-        """
-        sums, num_frames = self._train.moments(self.model.config.embedding_dim)
-        self._train.settle(self._workers)
-        mean, square = self._workers.sum(sums) / max(1, self._workers.sum([num_frames])[0])
-        # Embeddings are float16. A deviation below the resolution of float16 means that the dimension is constant.
-        with np.errstate(invalid="ignore"):  # if a value is not finite, the first step stops the training
-            deviation = np.sqrt(np.maximum(square - np.square(mean), 1e-8))
-        self.model.encoder.mean.copy_(torch.from_numpy(mean))
-        self.model.encoder.std.copy_(torch.from_numpy(deviation))
+        """Adapt a model with random weights to the training samples of all workers."""
+        self.task.standardise(self._train, self._workers)
 
     def run(self) -> TrainingState:
         """Train until the last epoch, until the validation split stops improving, or until a loss is not finite.
@@ -135,7 +132,7 @@ class Loop:
             StorageError: a checkpoint cannot be stored.
         """
         while self.state.ended == "running":
-            if self.state.epoch >= self._settings.optimizer.epochs:
+            if self.state.epoch >= self._settings.num_epochs:
                 self.state.ended = "finished"
                 break
             self._run_epoch()
@@ -148,7 +145,7 @@ class Loop:
         for number, window in self._windows():
             batches = epoch_batches(
                 window.index,
-                [len(frames) for frames in window.frames],
+                window.lengths,
                 batch_size=self._settings.optimizer.batch_size,
                 seed=[self._settings.seed, self.state.epoch, number],
                 seen=self._seen,
@@ -179,7 +176,7 @@ class Loop:
             window = next(windows, None)
             if not self._workers.max(window is not None):
                 return
-            yield number, window or Window()
+            yield number, self._train.empty() if window is None else window
 
     def _step(self, window: Window, group: list[Ints], num_videos: float) -> bool:
         """Take one optimizer step over a group of batches. Return False, without a step, if the gradient is not finite.
@@ -195,10 +192,10 @@ class Loop:
             seed_step(self._settings.seed, state.step, micro, self._workers.rank)
             network, is_last = self._network, micro == len(group) - 1
             with nullcontext() if is_last or not isinstance(network, DistributedDataParallel) else network.no_sync():
-                batch = self._feeder.batch(window, positions)
-                with self._feeder.autocast():
-                    each, _ = self._objective(network, batch, learning=True)
-                # A worker without videos takes part with a gradient of 0.
+                batch = self.task.batch(window, positions)
+                with self.task.autocast():
+                    each = self.task.losses(network, batch)
+                # A worker without samples takes part with a gradient of 0.
                 loss = each.float().sum() if len(positions) else each.float().sum() * 0
                 # DDP averages the gradients of the workers. Here they are parts of a sum, so undo the average.
                 (loss * (self._workers.size / num_videos)).backward()
@@ -220,7 +217,8 @@ class Loop:
         """Return the learning rate of the next step, which has ``num_videos`` videos."""
         config, num_train = self._settings.optimizer, self._settings.num_train
         done = self.state.epoch * num_train + self.state.num_done + num_videos / 2
-        factor = rate_at(done / (config.epochs * num_train), warmup_fraction=config.warmup_fraction)
+        progress = done / (config.epochs * num_train)
+        factor = rate_at(progress, warmup_fraction=config.warmup_fraction, final=self._settings.final_rate)
         return self._settings.learning_rate * factor
 
     def _notify_step(self) -> None:
@@ -238,7 +236,7 @@ class Loop:
             epoch=state.epoch + 1,
             step=state.step,
             train_loss=float(loss_sum / max(1, num_videos)),
-            **measured(scores),
+            **({} if scores is None else scores.metrics()),
             learning_rate=state.learning_rate,
             samples_per_second=float(num_videos / seconds) if seconds else 0.0,
             seconds=seconds,
@@ -267,9 +265,8 @@ class Loop:
         If there is no such metric, or ``select_by`` is ``loss``, the negative loss is the only value.
         """
         loss = metrics.train_loss if metrics.validation_loss is None else metrics.validation_loss
-        chosen = self._settings.optimizer.select_by
-        is_loss = chosen == "loss" or metrics.accuracy is None
-        return [-loss] if is_loss else [float(getattr(metrics, chosen)), -loss]
+        score = getattr(metrics, selected_metric(self._settings.optimizer.select_by), None)
+        return [-loss] if score is None else [float(score), -loss]
 
     def _stop_not_finite(self) -> None:
         self.state.ended = "not_finite"
@@ -279,26 +276,23 @@ class Loop:
         )
 
     @torch.no_grad()
-    def evaluate(self, each: Callable[[Window, Ints, torch.Tensor], None] | None = None) -> Scores:
-        """Measure the model on the validation videos of all workers.
+    def evaluate(self, each: Callable[[Any, Ints, torch.Tensor], None] | None = None) -> EpochScores:
+        """Measure the model on the validation samples of all workers.
 
         ``each`` is called with the window, the positions and the logits of every batch of this worker.
         """
         self.model.eval()
-        scores = Scores(self._feeder.num_labels)
+        scores = self.task.scores()
         for window in self._validation.windows():
-            lengths = [len(frames) for frames in window.frames]
-            for number, members in enumerate(by_length(lengths, batch_size=self._settings.optimizer.batch_size)):
-                positions = np.array(members, dtype=np.int64)
+            members = by_length(window.lengths, batch_size=self._settings.optimizer.batch_size)
+            for number, chosen in enumerate(members):
+                positions = np.array(chosen, dtype=np.int64)
                 seed_step(self._settings.seed, 0, number, self._workers.rank)  # hides the same frames in every epoch
-                batch = self._feeder.batch(window, positions)
-                with self._feeder.autocast():
-                    losses, logits = self._objective(self.model, batch, learning=False)
-                scores.add(losses.float(), logits, batch.labels)
+                logits = self.task.score(window, positions, scores)
                 if each is not None and logits is not None:
                     each(window, positions, logits)
         self._validation.settle(self._workers)
-        scores.totals, scores.by_label = self._workers.sum(scores.totals), self._workers.sum(scores.by_label)
+        scores.add_up(self._workers)
         return scores
 
     def _maybe_checkpoint(self) -> None:
@@ -333,7 +327,7 @@ class Loop:
         self.model.load_state_dict(dict(best.model))
 
 
-def make_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, *, weight_decay: float, betas: tuple[float, float] = BETAS) -> torch.optim.AdamW:
     """Make an AdamW optimizer for the parameters that are not frozen.
 
     Weight decay applies to matrices, but not to biases, norms and other vectors.
@@ -343,18 +337,19 @@ def make_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.Adam
         {"params": [one for one in trained if one.ndim > 1], "weight_decay": weight_decay},
         {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=_BETAS)
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas)
 
 
-def rate_at(progress: float, *, warmup_fraction: float) -> float:
-    """Return the factor (0 to 1) of the learning rate: a linear warm-up, followed by a cosine decay to 0.
+def rate_at(progress: float, *, warmup_fraction: float, final: float = 0.0) -> float:
+    """Return the factor (0 to 1) of the learning rate: a linear warm-up, followed by a cosine decay to ``final``.
 
     ``progress`` is the completed fraction of the training. Callers pass its value at the middle of a step, so that no
     step has a rate of 0.
     """
     if progress < warmup_fraction:
         return progress / warmup_fraction
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup_fraction) / (1 - warmup_fraction)))
+    cosine = 0.5 * (1 + math.cos(math.pi * (progress - warmup_fraction) / (1 - warmup_fraction)))
+    return final + (1 - final) * cosine
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

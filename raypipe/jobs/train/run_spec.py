@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from raypipe.config import ClassifierConfig, OptimizerConfig, TrainConfig
+from raypipe.config import ClassifierConfig, TrainConfig
 from raypipe.errors import CommitError, ConfigError, FingerprintError, ObjectError, WeightsError
-from raypipe.jobs.train.batches import Batch
+from raypipe.jobs.train.histories import HistorySamples
 from raypipe.jobs.train.inputs import TARGETS, TrainingSamples
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig, classification_loss
-from raypipe.models.classifier_files import ModelFiles, build_model, check_embeddings, read_config, read_model
+from raypipe.jobs.train.ranker_spec import LEARNING_RATE, RankerNetwork, ranker_network
+from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
+from raypipe.models.classifier_files import build_model, check_embeddings, read_config
 from raypipe.models.gpt2 import Gpt2, VideoModel, add_lora, freeze, resolve_gpt2
+from raypipe.models.model_files import ModelFiles, read_model
 from raypipe.storage import Folder
 from raypipe.text import one_line
 
-RUN = "run.json"
-_FREE = {"output", "checkpoint", "resources"}  # keys that may change when a training is resumed
+RUN, SELECTION = "run.json", "selection"
+_FREE = {"output", "checkpoint", "resources", "cache"}  # keys that may change when a training is resumed
 _NAMED = 3
 
 
@@ -37,6 +38,10 @@ class NetworkSpec:
     classifies: bool
     gpt2: Gpt2
     init_from: ModelFiles | None = None
+
+    @property
+    def n_embd(self) -> int:
+        return int(self.config.gpt2.n_embd)
 
 
 def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
@@ -64,74 +69,19 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
     return model
 
 
-def seed_step(*numbers: int) -> None:
-    """Seed torch's random generators, on the CPU and the GPU, with a hash of these numbers."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which asks every backend: 0.1 ms per step
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)
-
-
-class Objective:
-    """The training objective. Calling it returns the loss of each video ``[B]`` and the logits ``[B, C]``.
-
-    The logits are None if the network does not classify.
-    """
-
-    def __init__(self, config: OptimizerConfig, *, class_weights: torch.Tensor | None) -> None:
-        self._config = config
-        self._class_weights = class_weights
-
-    def __call__(self, network: nn.Module, batch: Batch, *, learning: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run the network on a batch and return the losses and the logits.
-
-        ``network`` may be wrapped in ``DistributedDataParallel``. If ``learning`` is True, frames are dropped, labels
-        are smoothed and classes are weighted, as configured.
-        """
-        if batch.labels is None:
-            hidden = hide_frames(batch.mask, self._config.masked_fraction)
-            return network(batch.frames, batch.mask, hidden).losses, None
-        mask = batch.mask
-        if learning and self._config.frame_dropout:
-            mask = drop_frames(mask, self._config.frame_dropout)
-        logits = network(batch.frames, mask).logits
-        weights = self._class_weights if learning else None
-        smoothing = self._config.label_smoothing if learning else 0.0
-        losses = classification_loss(logits, batch.labels, class_weights=weights, label_smoothing=smoothing)
-        return losses, logits.detach().float()
-
-
-def drop_frames(mask: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Return the mask ``[B, T]`` without about ``fraction`` of its frames, chosen at random.
-
-    Every video keeps at least one frame.
-    """
-    chance = torch.rand(mask.shape, device=mask.device).masked_fill(mask == 0, -1.0)
-    kept = chance >= fraction
-    kept[torch.arange(len(mask)), chance.argmax(dim=1)] = True
-    return mask * kept
-
-
-def hide_frames(mask: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Return a mask ``[B, T]`` of the frames to hide: a random choice of about ``fraction`` of the frames in ``mask``.
-
-    At least one frame of every video is hidden.
-    """
-    chance = torch.rand(mask.shape, device=mask.device).masked_fill(mask == 0, 2.0)
-    hidden = chance < fraction
-    hidden[torch.arange(len(mask)), chance.argmin(dim=1)] = True
-    return hidden
-
-
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """A training with everything that it starts from."""
+    """A training with everything that it starts from.
+
+    ``selection`` is a training that comes first: it chooses the epoch after which this one stops.
+    """
 
     config: TrainConfig
     output: Folder
-    samples: TrainingSamples
-    network: NetworkSpec
+    samples: TrainingSamples | HistorySamples
+    network: NetworkSpec | RankerNetwork
     learning_rate: float
+    selection: "RunSpec | None" = None
 
     @property
     def class_weights(self) -> list[float] | None:
@@ -150,7 +100,30 @@ class RunSpec:
         return [float(weight) for weight in weights]
 
 
-def prepare(config: TrainConfig, samples: TrainingSamples) -> RunSpec:
+def prepare(config: TrainConfig, samples: TrainingSamples | HistorySamples) -> RunSpec:
+    """Return the complete definition of a training run.
+
+    Raises:
+        ConfigError: settings contradict each other.
+        FingerprintError: ``init_from`` was trained on embeddings with other settings.
+        WeightsError: the weights cannot be found or read.
+    """
+    if isinstance(samples, HistorySamples):
+        return _prepare_ranker(config, samples)
+    return _prepare_video_model(config, samples)
+
+
+def _prepare_ranker(config: TrainConfig, samples: HistorySamples) -> RunSpec:
+    output, rate = Folder(config.output), config.optimizer.learning_rate
+    found = LEARNING_RATE if rate == "auto" else rate
+    selection = None
+    if samples.selection is not None:
+        network = ranker_network(config, samples.selection, whole=samples)
+        selection = RunSpec(config, Folder(output.child(SELECTION)), samples.selection, network, found)
+    return RunSpec(config, output, samples, ranker_network(config, samples, whole=samples), found, selection)
+
+
+def _prepare_video_model(config: TrainConfig, samples: TrainingSamples) -> RunSpec:
     """Find the weights that the training starts from, and return the complete definition of the training run.
 
     The weights are those of a pretrained GPT-2, or of an earlier model (``init_from``).
@@ -236,22 +209,32 @@ def auto_learning_rate(*, n_embd: int, pretrained: bool, lora: bool) -> float:
 
 def run_facts(spec: RunSpec) -> dict[str, Any]:
     """Return the facts that identify a run: the settings that affect its result, its samples, its initial weights."""
-    samples, gpt2, init_from = spec.samples, spec.network.gpt2, spec.network.init_from
+    samples, network = spec.samples, spec.network
     settings = {key: value for key, value in spec.config.model_dump(mode="json").items() if key not in _FREE}
     del settings["data"]["cache_bytes"]
-    weights = init_from.digest if init_from else "random"
-    if gpt2.weights:
-        sha256 = hashlib.sha256()
-        for name, tensor in sorted(gpt2.weights.items()):
-            sha256.update(name.encode() + tensor.numpy().tobytes())
-        weights = sha256.hexdigest()
     data = {
         "embeddings": samples.fingerprint,
         "samples": samples.digest,
         "num_train": samples.train.num_rows,
         "num_validation": samples.validation.num_rows,
     }
+    if isinstance(samples, HistorySamples):
+        del settings["model"], settings["ranker"]["index_version"]
+        data["index_version"] = samples.index.version
+    else:
+        del settings["ranker"]
+    weights = _initial_weights(network) if isinstance(network, NetworkSpec) else "random"
     return {"settings": settings, "data": data, "weights": weights}
+
+
+def _initial_weights(network: NetworkSpec) -> str:
+    """Return a hash of the weights that the training starts from."""
+    if network.gpt2.weights:
+        sha256 = hashlib.sha256()
+        for name, tensor in sorted(network.gpt2.weights.items()):
+            sha256.update(name.encode() + tensor.numpy().tobytes())
+        return sha256.hexdigest()
+    return network.init_from.digest if network.init_from else "random"
 
 
 def check_same_run(output: Folder, facts_now: Mapping[str, Any]) -> None:

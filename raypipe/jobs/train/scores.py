@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from raypipe.jobs.train.batches import Collective
 from raypipe.schema import LABEL_THRESHOLD
 
 _TOP = 5
@@ -65,6 +66,15 @@ class Scores:
         present = self.by_label[:2].sum(axis=0) > 0
         return float(f1(self.by_label)[present].mean()) if present.any() else 0.0
 
+    def add_up(self, workers: Collective) -> None:
+        """Add the sums of all workers."""
+        self.totals, self.by_label = workers.sum(self.totals), workers.sum(self.by_label)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the scores as keyword arguments of ``EpochMetrics``; only the loss if the model does not classify."""
+        names = ("accuracy", "top5_accuracy", "macro_f1") if self.num_labels else ()
+        return {"validation_loss": self.loss} | {name: getattr(self, name) for name in names}
+
 
 def f1(by_label: Floats) -> Floats:
     """Return the F1 of each label ``[C]``.
@@ -101,14 +111,3 @@ def predicted_sets(logits: torch.Tensor, *, multi_label: bool) -> Bools:
         several: Bools = (logits.sigmoid() >= LABEL_THRESHOLD).cpu().numpy()
         return several
     return as_sets(logits.argmax(dim=1), logits.shape[1])
-
-
-def measured(scores: Scores | None) -> dict[str, float]:
-    """Return the scores as keyword arguments of ``EpochMetrics``.
-
-    If the model does not classify, this is only the validation loss. Without scores, the result is empty.
-    """
-    if scores is None:
-        return {}
-    names = ("accuracy", "top5_accuracy", "macro_f1") if scores.num_labels else ()
-    return {"validation_loss": scores.loss} | {name: getattr(scores, name) for name in names}

@@ -1,5 +1,6 @@
 """A small grid search with Ray Tune. Each trial is a training that can be resumed. The best trial's model is kept."""
 
+import json
 import math
 import os
 import tempfile
@@ -18,7 +19,7 @@ from rich.text import Text
 from raypipe.config import TrainConfig, load_config
 from raypipe.errors import ConfigError, JobError
 from raypipe.jobs.train.events import listen, open_queue
-from raypipe.models.classifier_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS
+from raypipe.models.model_files import COMPLETE, MODEL_FOLDER
 from raypipe.records import TrainingRecord, Trial
 from raypipe.runs.actors import reason_of
 from raypipe.storage import Folder
@@ -112,6 +113,8 @@ def _describe(point: SearchPoint, record: TrainingRecord) -> str:
         return f"{what} · failed: {record.message}"
     if record.kept.accuracy is not None:
         return f"{what} · accuracy {record.kept.accuracy:.1%}, macro-F1 {record.kept.macro_f1:.3f}"
+    if record.kept.ndcg_at_10 is not None:
+        return f"{what} · NDCG@10 {record.kept.ndcg_at_10:.4f}, HR@10 {record.kept.hr_at_10:.4f}"
     return f"{what} · loss {record.kept.validation_loss or record.kept.train_loss:.4g}"
 
 
@@ -143,8 +146,10 @@ def keep_best(
         raise JobError(msg)
     chosen = records[best.name]
     source, kept = (Folder(output.child(folder)) for folder in (f"trials/{best.name}/{MODEL_FOLDER}", MODEL_FOLDER))
-    for name in (CONFIG, WEIGHTS, COMPLETE):
+    complete = source.read(COMPLETE)
+    for name in json.loads(complete)["sha256"]:
         kept.put_new(name, source.read(name))
+    kept.put_new(COMPLETE, complete)
     return replace(
         chosen,
         command=record.command,

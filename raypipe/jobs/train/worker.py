@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -14,11 +13,15 @@ from ray import train as ray_train
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
-from raypipe.jobs.train.batches import Collective, Window, WorkerSamples
+from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints, put_metrics, put_model
 from raypipe.jobs.train.inputs import Ints
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
+from raypipe.jobs.train.next_video_task import HistoriesWindow, NextVideoTask
+from raypipe.jobs.train.ranker_spec import RankerNetwork, build_ranker
 from raypipe.jobs.train.run_spec import NetworkSpec, build
+from raypipe.jobs.train.tasks import Task
+from raypipe.jobs.train.video_task import FramesWindow, VideoTask
 from raypipe.storage import Folder
 
 TRAIN, VALIDATION = "train", "validation"
@@ -27,14 +30,20 @@ _STEP_SECONDS = 0.5  # the minimum time between two steps that are reported to t
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """The settings of a worker. ``network`` refers to a ``NetworkSpec`` in Ray's object store."""
+    """The settings of a worker. ``network`` refers to a ``NetworkSpec`` or a ``RankerNetwork`` in Ray's object store.
+
+    ``model_files`` are the digests of files that the driver has added to the model. ``metrics`` are stored with the
+    model instead of its own, if another training has chosen its epoch.
+    """
 
     output_uri: str
-    network: "ray.ObjectRef[NetworkSpec]"
+    network: "ray.ObjectRef[NetworkSpec | RankerNetwork]"
     loop: LoopSettings
     cache_bytes: int
     num_threads: int
     events: Queue
+    model_files: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Any] | None = None
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
@@ -45,23 +54,37 @@ def train_worker(config: Mapping[str, Any]) -> None:
     output = Folder(settings.output_uri)
     checkpoints = Checkpoints(output)
     notify = _notifier(settings.events, output)
-    network: NetworkSpec = ray.get(settings.network)
+    network = ray.get(settings.network)
+    task = make_task(network, settings.loop, device=workers.device)
     read_validation = partial(_read, VALIDATION) if settings.loop.num_validation else list
+    empty = FramesWindow if isinstance(network, NetworkSpec) else HistoriesWindow
     loop = Loop(
-        build(network, seed=settings.loop.seed),
+        task,
         settings.loop,
-        train=WorkerSamples(partial(_read, TRAIN), cache_bytes=settings.cache_bytes),
-        validation=WorkerSamples(read_validation, cache_bytes=settings.cache_bytes),
+        train=WorkerSamples(partial(_read, TRAIN), empty=empty, cache_bytes=settings.cache_bytes),
+        validation=WorkerSamples(read_validation, empty=empty, cache_bytes=settings.cache_bytes),
         workers=workers,
         checkpoints=checkpoints,
         notify=notify,
     )
-    _start(loop, network, checkpoints, workers, notify)
+    is_trained = isinstance(network, NetworkSpec) and network.init_from is not None
+    _start(loop, checkpoints, workers, notify, is_trained=is_trained)
     state = loop.run()
     if state.ended != "not_finite":
-        _finish(loop, output, workers, notify)
+        _finish(loop, output, workers, notify, settings)
     elif workers.leads:  # a retry would end the same way
         notify("ended", {"state": state, "model_uri": "", "predictions": None})
+
+
+def make_task(network: NetworkSpec | RankerNetwork, settings: LoopSettings, *, device: torch.device) -> Task:
+    """Build the model, and return its objective."""
+    config = settings.optimizer
+    if isinstance(network, RankerNetwork):
+        ranker, catalogue = build_ranker(network, seed=settings.seed), network.catalogue()
+        return NextVideoTask(ranker, config, catalogue=catalogue, sampling=network.sampling, device=device)
+    weights = settings.class_weights
+    class_weights = None if weights is None else torch.tensor(weights, device=device)
+    return VideoTask(build(network, seed=settings.seed), config, device=device, class_weights=class_weights)
 
 
 def _read(name: str) -> Iterable[pa.Table]:
@@ -69,7 +92,7 @@ def _read(name: str) -> Iterable[pa.Table]:
     return blocks
 
 
-def _start(loop: Loop, network: NetworkSpec, checkpoints: Checkpoints, workers: Collective, notify: Notify) -> None:
+def _start(loop: Loop, checkpoints: Checkpoints, workers: Collective, notify: Notify, *, is_trained: bool) -> None:
     """Resume all workers from the newest complete checkpoint. If there is none, start from the beginning."""
     found = checkpoints.latest() if workers.leads else None
     number = workers.gather(found.number if found else None)[0]
@@ -77,7 +100,7 @@ def _start(loop: Loop, network: NetworkSpec, checkpoints: Checkpoints, workers: 
         found = checkpoints.read(number)
     if found is not None:
         loop.resume(found)
-    elif network.init_from is None:
+    elif not is_trained:
         loop.standardise()
     if workers.leads:
         parameters = list(loop.model.parameters())
@@ -92,29 +115,35 @@ def _start(loop: Loop, network: NetworkSpec, checkpoints: Checkpoints, workers: 
         notify("started", about)
 
 
-def _finish(loop: Loop, output: Folder, workers: Collective, notify: Notify) -> None:
+def _finish(loop: Loop, output: Folder, workers: Collective, notify: Notify, settings: WorkerSettings) -> None:
     """Load the weights of the best epoch, predict every validation video with them, and store the model.
 
     The predictions are reported to the driver with the event ``ended``.
     """
     state = loop.state
     loop.load_best()
-    collected: list[dict[str, Any]] = []
-
-    def collect(window: Window, positions: Ints, logits: torch.Tensor) -> None:
-        multi_label = loop.model.config.problem_type == "multi_label_classification"
-        probabilities = (logits.sigmoid() if multi_label else logits.softmax(dim=1)).cpu().numpy()
-        index, targets = ([values[at] for at in positions] for values in (window.index, window.targets))
-        collected.append({"probabilities": probabilities.astype(np.float32), "index": index, "targets": targets})
-
-    if loop.has_validation:
-        loop.evaluate(collect)
-    parts = [part for worker in workers.gather(collected) for part in worker]
+    parts = _predictions(loop, workers)
     if workers.leads:
         put_metrics(output, state.history)  # not written yet if a worker died right after its last checkpoint
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
-        model_uri = put_model(output, loop.model, metrics=best)
+        metrics = best if settings.metrics is None else settings.metrics
+        model_uri = put_model(output, loop.model, metrics=metrics, others=settings.model_files)
         notify("ended", {"state": state, "model_uri": model_uri, "predictions": parts})
+
+
+def _predictions(loop: Loop, workers: Collective) -> list[dict[str, Any]]:
+    """Return the predictions for the validation videos of all workers, if the model classifies videos."""
+    task = loop.task
+    if not isinstance(task, VideoTask):
+        return []
+    collected: list[dict[str, Any]] = []
+
+    def collect(window: FramesWindow, positions: Ints, logits: torch.Tensor) -> None:
+        collected.append(task.prediction(window, positions, logits))
+
+    if loop.has_validation:
+        loop.evaluate(collect)
+    return [part for worker in workers.gather(collected) for part in worker]
 
 
 def _notifier(events: Queue, output: Folder) -> Notify:
