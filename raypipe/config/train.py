@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from raypipe.config.load import Count, Section, Uri
+from raypipe.text import iso_seconds
 
 Objective = Literal["classify", "masked_frame", "next_video"]
 SelectBy = Literal["loss", "accuracy", "macro_f1", "ndcg", "hr"]
@@ -153,11 +153,7 @@ class RankerConfig(Section):
     @classmethod
     def _cut_is_a_time(cls, cut: str | None) -> str | None:
         if cut is not None:
-            try:
-                datetime.fromisoformat(cut)
-            except ValueError:
-                msg = "is not an ISO date or time, such as 2026-05-31 or 2026-05-31T12:00:00"
-                raise ValueError(msg) from None
+            iso_seconds(cut)
         return cut
 
     @model_validator(mode="after")
@@ -170,10 +166,7 @@ class RankerConfig(Section):
     @property
     def cut_seconds(self) -> float | None:
         """The cut as Unix time. A time without a zone is UTC."""
-        if self.cut is None:
-            return None
-        moment = datetime.fromisoformat(self.cut)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return None if self.cut is None else iso_seconds(self.cut)
 
 
 class TrainConfig(Section):

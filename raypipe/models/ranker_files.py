@@ -14,17 +14,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from raypipe import schema
 from raypipe.errors import ObjectError, ObjectMissingError, WeightsError
 from raypipe.models.model_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS
-from raypipe.search.projection import PROJECTION
+from raypipe.search.projection import PROJECTION, Projection
+from raypipe.search.tower import TowerInput, TowerWeights
 from raypipe.storage import Folder
 from raypipe.text import one_line
 
 MODEL_TYPE = "raypipe_next_video"
 VIDEOS, FITTED_EVENTS, TRAINING = "videos.parquet", "fitted_events.npy", "training.json"
+BLEND = "blend.json"  # how its scores and counted successors are combined; written after the model
 OTHER_FILES = (VIDEOS, PROJECTION, FITTED_EVENTS, TRAINING)  # in addition to the files of every model
 _FILES = (CONFIG, WEIGHTS, *OTHER_FILES)
 
@@ -68,6 +74,30 @@ class RankerFiles:
     def facts(self) -> dict[str, Any]:
         """The content of ``training.json``: the holdout, the events and the index of the training."""
         return dict(json.loads(self.files[TRAINING]))
+
+    def tower(self, video_ids: pa.Array) -> TowerInput:
+        """Return the network, and the row of each of some videos in its ID embedding.
+
+        Raises:
+            WeightsError: the weights do not fit the configuration.
+        """
+        try:
+            tensors = safetensors.numpy.load(self.weights)
+            id_vectors = tensors.pop("ids.weight").astype(np.float32)
+            about = {name: self.config[name] for name in ("n_layer", "n_head", "n_embd", "max_events")}
+            scale = float(np.exp(tensors.pop("log_scale")))
+            projection = Projection.of_bytes(self.projection)
+            if "content.weight" not in tensors:  # it does not read content: a map to zero
+                tensors["content.weight"] = np.zeros((about["n_embd"], projection.dim), np.float32)
+            weights = TowerWeights(tensors, {**about, "scale": scale})
+            if len(id_vectors) != len(self.video_ids) + 1 or weights.content_dim != projection.dim:
+                msg = f"{len(id_vectors)} ID vectors for {len(self.video_ids)} videos"
+                raise ValueError(msg)  # noqa: TRY301 - one message for all errors
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            msg = f"The ranker {self.source} does not fit its configuration: {one_line(error)}"
+            raise WeightsError(msg, key="ranker", value=self.source) from None
+        rows = pc.index_in(video_ids.cast(pa.string()), value_set=pa.array(self.video_ids, pa.string()))
+        return TowerInput(weights, projection, id_vectors, rows.fill_null(-1).to_numpy().astype(np.int64) + 1)
 
 
 def read_ranker(folder: Folder) -> RankerFiles:

@@ -114,7 +114,7 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
                 batches=rows.batches,
                 settings=config.index,
                 base=base,
-                tower=None if ranker is None else ranker.tower(joined.items),
+                tower=None if ranker is None else ranker.files.tower(joined.items[schema.VIDEO_ID].combine_chunks()),
             )
         made["embeddings"] = dict(setup.source)
         if config.history is not None:

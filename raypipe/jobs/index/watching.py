@@ -8,19 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import safetensors.numpy
 
-from raypipe import schema
 from raypipe.config.index import HistorySettings, IndexConfig
 from raypipe.errors import ConfigError, FingerprintError, ObjectError, WeightsError
 from raypipe.evaluation.holdouts import fittable
-from raypipe.models.ranker_files import RankerFiles, read_ranker
+from raypipe.models.ranker_files import BLEND, RankerFiles, read_ranker
 from raypipe.search.items import Items
-from raypipe.search.projection import Projection
 from raypipe.search.successors import EASE_MAX_ITEMS, CountKind, count_successors
-from raypipe.search.tower import TowerInput, TowerWeights
 from raypipe.search.versions import FITTED, SUCCESSORS, VIEWS
 from raypipe.search.watch_events import Events
 from raypipe.storage import Folder
@@ -29,7 +23,6 @@ from raypipe.tables.event_table import read_events
 from raypipe.tables.history import HistoryFile
 from raypipe.text import iso_seconds, one_line
 
-BLEND = "blend.json"
 _DAY_SECONDS = 86_400.0
 
 
@@ -77,32 +70,6 @@ class RankerSource:
             msg = f"The ranker {self.files.source} was trained on embeddings with fingerprint {found}, not {expected}."
             remedy = "Train it again on an index of these embeddings."
             raise FingerprintError(msg, key="ranker", value=found, expected=expected, remedy=remedy)
-
-    def tower(self, items: pa.Table) -> TowerInput:
-        """Return the network, and the row of each video in its ID embedding.
-
-        Raises:
-            WeightsError: the weights do not fit the configuration.
-        """
-        files, config = self.files, self.files.config
-        try:
-            tensors = safetensors.numpy.load(files.weights)
-            id_vectors = tensors.pop("ids.weight").astype(np.float32)
-            about = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "max_events")}
-            scale = float(np.exp(tensors.pop("log_scale")))
-            projection = Projection.of_bytes(files.projection)
-            if "content.weight" not in tensors:  # it does not read content: a map to zero
-                tensors["content.weight"] = np.zeros((about["n_embd"], projection.dim), np.float32)
-            weights = TowerWeights(tensors, {**about, "scale": scale})
-            if len(id_vectors) != len(files.video_ids) + 1 or weights.content_dim != projection.dim:
-                msg = f"{len(id_vectors)} ID vectors for {len(files.video_ids)} videos"
-                raise ValueError(msg)  # noqa: TRY301 - one message for all errors
-        except (KeyError, TypeError, ValueError) as error:
-            msg = f"The ranker {files.source} does not fit its configuration: {one_line(error)}"
-            raise WeightsError(msg, key="ranker", value=files.source) from None
-        known = pa.array(files.video_ids, pa.string())
-        rows = pc.index_in(items[schema.VIDEO_ID].combine_chunks().cast(pa.string()), value_set=known)
-        return TowerInput(weights, projection, id_vectors, rows.fill_null(-1).to_numpy().astype(np.int64) + 1)
 
 
 def history_etag(uri: str) -> str:

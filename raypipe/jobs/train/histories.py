@@ -14,13 +14,13 @@ import pyarrow as pa
 from raypipe.config import TrainConfig
 from raypipe.config.train import RankerConfig
 from raypipe.errors import ConfigError
-from raypipe.evaluation.protocols import by_time, leave_one_out
+from raypipe.evaluation.holdouts import fittable
 from raypipe.jobs.train.inputs import INDEX, Ints
 from raypipe.search.items import Items
 from raypipe.search.versions import Versions, cache_folder
-from raypipe.search.watch_events import Events, event_hashes
+from raypipe.search.watch_events import Events
 from raypipe.storage import Folder
-from raypipe.tables.event_table import SPLIT, WATCHED_AT, WatchEvents, read_events
+from raypipe.tables.event_table import WatchEvents, read_events
 
 HISTORY = "history"
 _MAX_VALIDATION_USERS, _MIN_VALIDATION_USERS = 20_000, 200
@@ -130,21 +130,9 @@ def allowed_events(found: WatchEvents, ranker: RankerConfig) -> tuple[Events, di
     Raises:
         ConfigError: the history lacks what the holdout needs.
     """
-    events, facts = found.events, {"holdout": ranker.holdout, "cut": None}
-    if ranker.holdout == "leave_one_out":
-        return leave_one_out(events).train, facts
-    if ranker.holdout == "time":
-        if events.times is None:
-            msg = f"ranker.holdout=time needs a column {WATCHED_AT!r} with dates."
-            raise ConfigError(msg, key="ranker.holdout", value="time", remedy="Use leave_one_out.")
-        split = by_time(events, cut=ranker.cut_seconds)
-        return split.train, facts | {"cut": iso_time(split.facts["cut"])}
-    if ranker.holdout == "given":
-        if found.parts is None:
-            msg = f"ranker.holdout=given needs a column {SPLIT!r} with train and test."
-            raise ConfigError(msg, key="ranker.holdout", value="given", remedy="Use leave_one_out.")
-        return events.where(found.parts == 0), facts
-    return events, facts
+    holdout, seconds = ranker.holdout, ranker.cut_seconds
+    events, cut = fittable(found.events, found.parts, holdout=holdout, cut=seconds, key="ranker.holdout")
+    return events, {"holdout": holdout, "cut": None if cut is None else iso_time(cut)}
 
 
 def validation_targets(found: WatchEvents, allowed: Events, holdout: str) -> npt.NDArray[np.bool_]:
@@ -218,9 +206,6 @@ class _Maker:
         limit = max(_MIN_VALIDATION_USERS, min(_MAX_VALIDATION_USERS, _MAX_SCORES // self.index.num_videos))
         train = training_table(fitted, max_events=self.config.ranker.max_events)
         validation = validation_table(fitted, events, is_target, max_users=limit, seed=self.config.seed)
-        videos, numbers = np.unique(fitted.items, return_inverse=True)
-        ids = [self.items.video_id(position) for position in videos.tolist()]
-        hashes = event_hashes(replace(fitted, items=numbers), self.found.user_ids, ids)
         sha256 = hashlib.sha256(self.index.version.encode())
         for table in (train, validation):
             lists = table[HISTORY].combine_chunks()
@@ -231,7 +216,7 @@ class _Maker:
             index=self.index,
             items=self.items,
             events=fitted,
-            event_hashes=hashes,
+            event_hashes=self.found.hashes(fitted, self.items),
             facts=self._facts(fitted),
             counts=self.found.counts,
             digest=sha256.hexdigest(),

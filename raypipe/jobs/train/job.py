@@ -20,6 +20,7 @@ from rich.console import Console
 
 from raypipe.config import TrainConfig
 from raypipe.errors import JobError, ObjectError, RaypipeError, SetupError
+from raypipe.jobs.train.blending import put_blend
 from raypipe.jobs.train.datasets import READ_CPUS, UnevenSplits, frames_dataset, histories_dataset
 from raypipe.jobs.train.events import SUMMARY, EventLog, earlier_record, first_record, listen, open_queue, with_events
 from raypipe.jobs.train.histories import HistorySamples, find_histories
@@ -34,7 +35,7 @@ from raypipe.records import EpochMetrics, TrainingRecord
 from raypipe.report.training_page import model_card
 from raypipe.report.write import write_training_report
 from raypipe.runs.actors import await_resources, connect, data_context, reason_of
-from raypipe.runs.progress import TrainingProgress
+from raypipe.runs.progress import TrainingProgress, status
 from raypipe.storage import Folder
 
 REPORT = "report.html"
@@ -79,8 +80,17 @@ def run_train(config: TrainConfig, *, console: Console | None = None) -> Trainin
         record = keep_best(output, record, points, records)
     else:
         record = _train_in_steps(specs[0], record, use_gpu=use_gpu, console=console)
+        _put_blend(specs[0], console)
     _write_report(output, record)
     return TrainingRun(record, output.child(REPORT))
+
+
+def _put_blend(spec: RunSpec, console: Console | None) -> None:
+    """Choose how a ranker and counted successors are combined. Models that are not rankers have nothing to combine."""
+    chosen_on = spec.selection or spec
+    if isinstance(chosen_on.samples, HistorySamples) and spec.config.ranker.loss == "softmax":
+        with status(console, "Choosing the share of counted successors"):
+            put_blend(spec.output, chosen_on.output, chosen_on.samples, seed=spec.config.seed)
 
 
 def _write_report(output: Folder, record: TrainingRecord) -> None:

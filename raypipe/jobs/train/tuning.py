@@ -20,6 +20,7 @@ from raypipe.config import TrainConfig, load_config
 from raypipe.errors import ConfigError, JobError
 from raypipe.jobs.train.events import listen, open_queue
 from raypipe.models.model_files import COMPLETE, MODEL_FOLDER
+from raypipe.models.ranker_files import BLEND
 from raypipe.records import TrainingRecord, Trial
 from raypipe.runs.actors import reason_of
 from raypipe.storage import Folder
@@ -149,6 +150,8 @@ def keep_best(
     complete = source.read(COMPLETE)
     for name in json.loads(complete)["sha256"]:
         kept.put_new(name, source.read(name))
+    if source.exists(BLEND):
+        kept.put_new(BLEND, source.read(BLEND))
     kept.put_new(COMPLETE, complete)
     return replace(
         chosen,
