@@ -28,6 +28,12 @@ def index(
     ranker: Annotated[
         str | None, typer.Option("--ranker", help="The output of train with objective next_video.")
     ] = None,
+    evaluate: Annotated[
+        str | None, typer.Option("--evaluate", help="Later events, to measure the version before it becomes current.")
+    ] = None,
+    require: Annotated[
+        str | None, typer.Option("--require", help="Keep the current version if worse: 'ndcg@10 >= transitions'.")
+    ] = None,
     output: Annotated[str | None, typer.Option("--output", help="Folder of the index and its versions.")] = None,
     append: Annotated[
         bool | None, typer.Option("--append", help="Keep what the current version has learned, if it still fits.")
@@ -46,6 +52,8 @@ def index(
         "labels": labels,
         "history": history,
         "ranker": ranker,
+        "evaluate": evaluate,
+        "require": require,
         "output": output,
         "append": append,
     }

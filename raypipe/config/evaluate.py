@@ -1,6 +1,7 @@
 """The configuration of ``raypipe evaluate``."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,14 @@ from raypipe.config.recommend import RankingConfig
 EvaluationProtocol = Literal["auto", "time", "leave_one_out", "last_k", "given"]
 METRICS = ("hr", "recall", "ndcg")
 REQUIREMENT = re.compile(r"\s*(\w+@\d+|mrr)\s*>=\s*(\w+)\s*")
+
+
+def check_requirement(text: str, *, ks: Sequence[int]) -> None:
+    """Raise ValueError unless a text is like ``ndcg@10 >= transitions``, with a metric at one of some k."""
+    names = ["mrr", *(f"{metric}@{k}" for k in ks for metric in METRICS)]
+    if (found := REQUIREMENT.fullmatch(text)) is None or found[1] not in names:
+        msg = f"require={text!r} is not like 'ndcg@10 >= transitions'; metrics: {', '.join(names)}"
+        raise ValueError(msg)
 
 
 class EvaluateConfig(Section):
@@ -34,10 +43,6 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _requirement_names_a_metric(self) -> Self:
-        if self.require is None:
-            return self
-        names = ["mrr", *(f"{metric}@{k}" for k in self.k for metric in METRICS)]
-        if (found := REQUIREMENT.fullmatch(self.require)) is None or found[1] not in names:
-            msg = f"require={self.require!r} is not like 'ndcg@10 >= transitions'; metrics: {', '.join(names)}"
-            raise ValueError(msg)
+        if self.require is not None:
+            check_requirement(self.require, ks=self.k)
         return self

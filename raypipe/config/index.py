@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from raypipe.config.evaluate import check_requirement
 from raypipe.config.load import Section, Uri
 from raypipe.text import iso_seconds
 
@@ -46,6 +47,8 @@ class IndexConfig(Section):
     labels: Uri | None = None
     history: Uri | None = None
     ranker: Uri | None = None
+    evaluate: Uri | None = None
+    require: str | None = None
     append: bool = False
     index: IndexSettings = IndexSettings()
     events: HistorySettings = HistorySettings()
@@ -55,4 +58,16 @@ class IndexConfig(Section):
         if self.ranker is not None and self.history is None:
             msg = "ranker needs history: what users watched is counted, too"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _a_requirement_needs_events(self) -> Self:
+        if self.evaluate is not None and self.history is None:
+            msg = "evaluate needs history: its events are predicted from what users watched before"
+            raise ValueError(msg)
+        if self.require is not None:
+            if self.evaluate is None:
+                msg = "require needs evaluate, a file with events to predict"
+                raise ValueError(msg)
+            check_requirement(self.require, ks=(5, 10, 20))
         return self

@@ -18,6 +18,7 @@ from raypipe.config import IndexConfig
 from raypipe.dataset.plan import job_of, plan_numbers
 from raypipe.dataset.read import embedding_dim, embeddings_manifests, sealed_manifests
 from raypipe.errors import ConfigError, FingerprintError
+from raypipe.jobs.index.gate import evaluate_version
 from raypipe.jobs.index.inputs import IndexedRows, Joined, find_rows, join, read_catalogue, read_labels
 from raypipe.jobs.index.own_vectors import OwnVectors
 from raypipe.jobs.index.watching import RankerSource, add_history, history_etag
@@ -97,7 +98,6 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
             labels = None if config.labels is None else read_labels(config.labels)
             joined = join(rows.items, catalogue=setup.catalogue, labels=labels)
         changes = None
-        ranker = setup.ranker
         if base is not None:
             before = base.manifest
             same_plans = before["embeddings"] == setup.source
@@ -106,26 +106,40 @@ def run_index(config: IndexConfig, *, console: Console | None = None) -> IndexRu
             is_same = before["settings"] == config.index.model_dump() and _same_watching(before, setup, config)
             if not changes and is_same:
                 return IndexRun(before, False, rows.num_left_out, joined, changes)  # noqa: FBT003
-        with status(console, f"Building an index of {rows.items.num_rows:,} videos"):
-            new = Path(work, "version")
-            made = build_version(
-                new,
-                items=joined.items,
-                batches=rows.batches,
-                settings=config.index,
-                base=base,
-                tower=None if ranker is None else ranker.files.tower(joined.items[schema.VIDEO_ID].combine_chunks()),
-            )
-        made["embeddings"] = dict(setup.source)
-        if config.history is not None:
-            with status(console, "Counting what users watched"):
-                made["history"] = add_history(new, config, ranker) | {"etag": setup.history_etag}
-        if ranker is not None:
-            made["ranker"] |= ranker.facts
+        new = Path(work, "version")
+        made = _make_version(new, setup, config, rows=rows, items=joined.items, base=base, console=console)
         with status(console, "Storing the version"):
             manifest = versions.put(made["id"], new, made)
             versions.set_current(manifest["id"])
     return IndexRun(manifest, True, rows.num_left_out, joined, changes)  # noqa: FBT003
+
+
+def _make_version(
+    new: Path,
+    setup: IndexSetup,
+    config: IndexConfig,
+    *,
+    rows: IndexedRows | OwnVectors,
+    items: pa.Table,
+    base: VideoIndex | None,
+    console: Console | None,
+) -> dict[str, Any]:
+    """Write the files of a version to the folder ``new``, measure it if that is configured, and return its manifest."""
+    ranker = setup.ranker
+    tower = None if ranker is None else ranker.files.tower(items[schema.VIDEO_ID].combine_chunks())
+    with status(console, f"Building an index of {items.num_rows:,} videos"):
+        made = build_version(new, items=items, batches=rows.batches, settings=config.index, base=base, tower=tower)
+    made["embeddings"] = dict(setup.source)
+    if ranker is not None:
+        made["ranker"] |= ranker.facts
+    if config.history is not None:
+        with status(console, "Counting what users watched"):
+            watching = add_history(new, config, ranker)
+        made["history"] = watching.facts | {"etag": setup.history_etag}
+        if config.evaluate is not None:
+            with status(console, "Evaluating the version"):
+                made["evaluation"] = evaluate_version(new, made, config, watching).as_json()
+    return made
 
 
 def _refuse_without_history(before: Mapping[str, Any], setup: IndexSetup) -> None:
@@ -261,6 +275,9 @@ def index_table(run: IndexRun) -> Padding:
             ("bytes per vector", f"{made['bytes_per_vector']:.0f}"),
             ("size", format_bytes(sum(file["size_bytes"] for file in made["files"].values()))),
             ("near-duplicates", plural(made["num_duplicate_groups"], "group")),
+            ("history", _history(made)),
+            ("ranker", _ranker(made)),
+            ("evaluation", made.get("evaluation", {}).get("verdict", "")),
             ("left out", _left_out(run)),
             ("dates", "; ".join(reading.summary for reading in run.joined.readings if reading.kind == "dates")),
             ("build time", format_seconds(made["build_seconds"])),
@@ -273,6 +290,21 @@ def _changes(changes: Changes | None) -> str:
         return ""
     counts = f"{changes.num_new:,} new, {changes.num_changed:,} embedded again, {changes.num_deleted:,} gone"
     return f"{counts}, other columns or labels" if changes.describes_anew else counts
+
+
+def _history(made: Mapping[str, Any]) -> str:
+    if not (about := made.get("history")):
+        return ""
+    users, events = plural(about["num_users"], "user"), plural(about["num_events"], "event")
+    counted = f"{about['counts']} of {events} of {users}, holdout {about['holdout']}"
+    left_out = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in about["left_out"].items())
+    return f"{counted}; left out: {left_out}" if left_out else counted
+
+
+def _ranker(made: Mapping[str, Any]) -> str:
+    if not (about := made.get("ranker")):
+        return ""
+    return f"{about['id']}, {1 - about['weight']:.0%} of the score; recall@10 {about['recall_at_10']:.4f}"
 
 
 def _why_left_out(run: IndexRun) -> str:

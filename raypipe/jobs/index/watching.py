@@ -19,7 +19,7 @@ from raypipe.search.versions import FITTED, SUCCESSORS, VIEWS
 from raypipe.search.watch_events import Events
 from raypipe.storage import Folder
 from raypipe.tables import table_place
-from raypipe.tables.event_table import read_events
+from raypipe.tables.event_table import WatchEvents, read_events
 from raypipe.tables.history import HistoryFile
 from raypipe.text import iso_seconds, one_line
 
@@ -83,8 +83,17 @@ def history_etag(uri: str) -> str:
     return str(file.stored.etag)
 
 
-def add_history(folder: Path, config: IndexConfig, ranker: RankerSource | None) -> dict[str, Any]:
-    """Write what the history says about the videos of a version, and return the facts for its manifest.
+@dataclass(frozen=True)
+class Watching:
+    """The events of a history, those that were fitted on, and the facts for the manifest of a version."""
+
+    found: WatchEvents
+    fitted: Events
+    facts: dict[str, Any]
+
+
+def add_history(folder: Path, config: IndexConfig, ranker: RankerSource | None) -> Watching:
+    """Write what the history says about the videos of a version.
 
     Raises:
         ConfigError: the history cannot be used.
@@ -102,7 +111,7 @@ def add_history(folder: Path, config: IndexConfig, ranker: RankerSource | None) 
     if ranker is not None:
         hashes = np.union1d(hashes, ranker.files.fitted_events)
     np.save(folder / FITTED, hashes, allow_pickle=False)
-    return {
+    facts = {
         "uri": config.history,
         "counts": kind,
         "num_pairs": len(successors.items),
@@ -113,6 +122,7 @@ def add_history(folder: Path, config: IndexConfig, ranker: RankerSource | None) 
         "left_out": found.counts,
         "settings": config.events.model_dump(mode="json"),
     }
+    return Watching(found, events, facts)
 
 
 def _settings(events: HistorySettings, ranker: RankerSource | None) -> HistorySettings:
