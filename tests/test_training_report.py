@@ -443,3 +443,45 @@ def test_metrics_read_without_false_precision() -> None:
     assert format_metric("macro_f1", 0.8421) == "0.842"
     assert format_metric("validation_loss", None) == "–"  # noqa: RUF001  the sign for no value
     assert [format_parameters(count) for count in (820, 1_234_000, 124_439_808)] == ["820", "1.23M", "124M"]
+
+
+def ranker_training(**changes: object) -> TrainingRecord:
+    metrics = [
+        losses_only(number, validation_loss=None, hr_at_10=0.1 * number, ndcg_at_10=0.0512, coverage_at_10=0.75)
+        for number in (1, 2)
+    ]
+    record = TrainingRecord(
+        objective="next_video", outcome="finished", started_at=START, finished_at=START + 60, epochs=tuple(metrics),
+        best_epoch=2, selected_by="ndcg_at_10", num_train_videos=4_321, num_validation_videos=1_234,
+        index_uri="s3://index", history_uri="s3://events.parquet", output_uri="s3://ranker",
+        history_facts={
+            "holdout": "none", "cut": None, "num_events": 98_765, "index_version": "20240531T120000-0a1b2c3d"
+        },
+        history_counts={"unknown_videos": 77}, is_refitted=True,
+    )  # fmt: skip
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+def test_a_ranker_shows_its_ranks_and_its_history() -> None:
+    shown, card = page(ranker_training()), model_card(ranker_training())
+    texts = " ".join(shown.texts)
+    for number in ("0.0512", "0.2000", "75.0%", "4,321", "1,234", "98,765", "77", "none", "20240531T120000-0a1b2c3d"):
+        assert number in texts, number
+        assert number in card or number == "75.0%", number
+    assert "s3://events.parquet" in texts
+    assert "NextVideoModel.from_pretrained" in card
+    assert not re.search(r"validation videos?\b|accuracy", card)
+    summary = json.loads(written(ranker_training())["summary.json"])
+    assert (summary["metrics"]["hr_at_10"], summary["history_counts"]) == (0.2, {"unknown_videos": 77})
+    refitted_alone = model_card(ranker_training(is_refitted=False))
+    assert card.count("2 epochs") == 1 + refitted_alone.count("2 epochs")
+
+
+def test_trials_of_a_ranker_are_ranked_by_ndcg() -> None:
+    trials = tuple(
+        Trial(name=name, settings={}, outcome="finished", best_epoch=1, metrics=losses_only(1, ndcg_at_10=value))
+        for name, value in (("a", 0.1), ("b", 0.3), ("c", 0.2))
+    )
+    best = ranker_training(trials=trials).best_trial
+    assert best is not None
+    assert best.name == "b"

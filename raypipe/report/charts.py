@@ -14,6 +14,7 @@ MAX_LABELS = 25
 WIDE, HALF, NARROW = 920, 432, 340  # phones get separate charts, so that labels keep their size
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
 _SAMPLE, _GAP, _CHAR = 16, 14, 6.8  # legend: a line sample, the space between two entries, about the width of a letter
+_CAPITAL = 9.5  # about the width of a capital letter
 _LARGEST = 1e30  # larger values are left out like NaN, and values below its inverse count as 0
 _LABEL_CHARS = 18
 _LETTER, _WIDE_LETTER = 6.6, 12.0  # about the width of a letter of a label
@@ -240,7 +241,8 @@ def _legend(series: Sequence[Series], plot: Plot) -> list[tuple[float, float, st
     """Return the positions of the sample and the name of each line, placed from right to left."""
     entries, right = [], float(plot.width - plot.right)
     for line in reversed(series):
-        sample = right - _CHAR * len(line.name) - _SAMPLE - 6
+        letters = sum(_CAPITAL if letter.isupper() or letter == "@" else _CHAR for letter in line.name)
+        sample = right - letters - _SAMPLE - 6
         entries.append((sample, right, line.name, line.kind))
         right = sample - _GAP
     return entries

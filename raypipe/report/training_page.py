@@ -26,7 +26,7 @@ _FACTS = {  # of a history, as a report shows them
     "holdout": "Events that were held out",
     "cut": "Cut",
     "num_events": "Fitted events",
-    "num_users": "Users",
+    "num_users": "Users with fitted events",
     "first_event_at": "First event",
     "last_event_at": "Last event",
     "index_version": "Version of the index",

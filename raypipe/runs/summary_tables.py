@@ -90,6 +90,7 @@ def final_table(record: RunRecord, *, report_uri: str = "") -> Padding:
 def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
     """Return the table that is printed at the end of a training: outcome, metrics, model and report."""
     held_out = f", {record.num_validation_videos:,} for validation" if record.num_validation_videos else ""
+    left_out = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in record.history_counts.items())
     kept = ""
     if record.kept is not None:
         chosen = f", the best {record.selected_name}" if record.best_epoch is not None else ""
@@ -100,6 +101,7 @@ def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
             ("kept", kept),
             *record.kept_metrics,
             (f"{record.sample_noun}s", f"{text.format_count(record.num_train_videos)} for training{held_out}"),
+            ("left out", left_out),
             ("restarts", _text(text.format_count(record.num_restarts) if record.num_restarts else "", "yellow")),
             ("wall time", text.format_seconds(record.elapsed_seconds)),
             ("model", _text(record.model_uri, "bold")),

@@ -42,6 +42,8 @@ from raypipe.text import one_line
 
 _POLL_SECONDS = 0.2
 SUMMARY = "summary.json"
+_FRAME_KEYS = {"embeddings", "labels", "labels_from", "init_from", "problem_type", "model"}  # not of next_video
+_HISTORY_KEYS = {"index", "history", "cache", "ranker"}  # of next_video alone
 Floats = npt.NDArray[np.float32]
 
 
@@ -110,7 +112,8 @@ class EventLog:
 def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> TrainingRecord:
     """Return the record of a training that has not started yet. ``started_at`` is Unix time."""
     config, samples = spec.config, spec.samples
-    settings = config.model_dump(mode="json")
+    unused = _FRAME_KEYS if config.objective == "next_video" else _HISTORY_KEYS
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in unused}
     settings["embedding_fingerprint"] = samples.fingerprint
     settings["optimizer"]["learning_rate"] = spec.learning_rate
     record = TrainingRecord(

@@ -175,6 +175,8 @@ def _run_workers(
         progress = TrainingProgress(num_epochs=num_epochs, console=console)
         try:
             with progress:
+                if chosen is not None:
+                    progress.note(f"fitting all events again, until epoch {chosen.epoch}")
                 for kind, about in listen(events, trainer.fit):
                     log.add(kind, about, progress)
         except (TrainingFailedError, RayError) as error:
