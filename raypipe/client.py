@@ -102,6 +102,10 @@ class Client:
         """Return the thumbnail of a video, as a JPEG."""
         return self._send("GET", f"/v1/videos/{_quoted(video_id)}/thumbnail")
 
+    def play(self, video_id: str) -> Answer:
+        """Return a link to the bytes of a video, as a path on this server. The link needs no token."""
+        return self._post(f"/v1/videos/{_quoted(video_id)}/play", None)
+
     def similar(self, video_id: str, *, top_k: int = 20, diversity: float = 0.0, category: str | None = None) -> Answer:
         """Return the videos that are most similar to a video of the catalogue."""
         query = {"top_k": top_k, "diversity": diversity, "category": category}
@@ -110,7 +114,7 @@ class Client:
     def recommend(self, history: Sequence[str] = (), *, top_k: int = 20, **options: object) -> Answer:
         """Return recommendations for a user who watched the videos in ``history``, newest last.
 
-        ``options`` are further options of /v1/recommend.
+        ``options`` are further options of /v1/recommend, such as ``dislikes=["a.mp4"]`` or ``strategy="content"``.
         """
         return self._post("/v1/recommend", {"history": list(history), "top_k": top_k, **options})
 

@@ -83,8 +83,9 @@ def test_the_requests_of_every_method(start: Start, tmp_path: Path) -> None:
     client.videos("日 本", category="a&b", limit=3)
     client.video("a/é #1.mp4")
     client.thumbnail("a/b")
+    client.play("a/b")
     client.similar("a/b", top_k=3)
-    client.recommend(["a"], top_k=3, diversity=0.5)
+    client.recommend(["a"], top_k=3, dislikes=["b"], strategy="content")
     client.recommend_batch([{"history": ["a"]}])
     client.embed(clip, top_k=2)
     client.embed("s3://b/x")
@@ -99,8 +100,9 @@ def test_the_requests_of_every_method(start: Start, tmp_path: Path) -> None:
         ("GET", "/v1/videos?text=%E6%97%A5+%E6%9C%AC&category=a%26b&offset=0&limit=3", b""),
         ("GET", "/v1/videos/a%2F%C3%A9%20%231.mp4", b""),
         ("GET", "/v1/videos/a%2Fb/thumbnail", b""),
+        ("POST", "/v1/videos/a%2Fb/play", b"null"),
         ("GET", "/v1/similar/a%2Fb?top_k=3&diversity=0.0", b""),
-        ("POST", "/v1/recommend", {"history": ["a"], "top_k": 3, "diversity": 0.5}),
+        ("POST", "/v1/recommend", {"history": ["a"], "top_k": 3, "dislikes": ["b"], "strategy": "content"}),
         ("POST", "/v1/recommend/batch", {"requests": [{"history": ["a"]}]}),
         ("POST", "/v1/embed?top_k=2", b"video"),
         ("POST", "/v1/embed?top_k=0", {"uri": "s3://b/x"}),
@@ -109,7 +111,7 @@ def test_the_requests_of_every_method(start: Start, tmp_path: Path) -> None:
         ("POST", "/v1/admin/rollback", b"null"),
     ]
     assert {headers["Authorization"] for _, _, headers, _ in server.asked} == {"Bearer s3cret"}
-    assert [headers.get("Content-Type") for *_, headers, _ in server.asked[7:10]] == [
+    assert [headers.get("Content-Type") for *_, headers, _ in server.asked[8:11]] == [
         "application/octet-stream",
         "application/json",
         "application/octet-stream",

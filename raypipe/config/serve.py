@@ -17,6 +17,7 @@ class LimitsConfig(Section):
     max_batch: int = Field(default=64, ge=1, le=1_000)
     max_in_flight: int = Field(default=64, ge=1)
     max_videos_in_flight: int = Field(default=8, ge=1)
+    max_streams: int = Field(default=32, ge=1)
     deadline_seconds: float = Field(default=10.0, gt=0)
     video_deadline_seconds: float = Field(default=60.0, gt=0)
 

@@ -264,6 +264,7 @@ def _serve(console: Console, *, weights: str, log: Path, keep: bool) -> None:
     port = _free_port()
     command = [sys.executable, "-m", "raypipe", "serve", "--index", _INDEX, "--model", _MODEL]
     command += ["--set", f"port={port}", "--set", f"embedder.weights={weights}"]
+    command += ["--set", f"embedder.allowed_prefixes=[{_INPUT}]"]  # so that the page plays the clips
     with _running(command, log) as server:
         client = Client(f"http://127.0.0.1:{port}")
         _await_ready(client, server, log)

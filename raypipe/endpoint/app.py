@@ -18,6 +18,7 @@ from raypipe.dataset.plan import comparable_fingerprints
 from raypipe.endpoint.http import RETRY_AFTER_SECONDS
 from raypipe.endpoint.limits import TOKEN_VARIABLE, digest_of
 from raypipe.endpoint.models import CLASSIFY_BATCH, EMBED_BATCH, Classifier, Embedder
+from raypipe.endpoint.play_links import new_play_key
 from raypipe.endpoint.replica import DEPLOYMENT, Replica, ReplicaApplication
 from raypipe.endpoint.uploads import EmbeddingSettings
 from raypipe.errors import ConfigError, IndexVersionError, SetupError
@@ -61,9 +62,11 @@ def build(config: ServeConfig, abilities: Abilities) -> Application:
         logging_config=LoggingConfig(enable_access_log=False),
         **_scaling(config.replicas, target=limits.max_in_flight / 2),
     )(serve.ingress(ReplicaApplication())(Replica))
+    token_digest = digest_of(os.environ.get(TOKEN_VARIABLE))
     return ingress.bind(
         config,
-        token_digest=digest_of(os.environ.get(TOKEN_VARIABLE)),
+        token_digest=token_digest,
+        play_secret=token_digest or new_play_key(),
         fingerprint=abilities.embeddings.fingerprint if abilities.embeddings else None,
         embedder=embedder,
         classifier=classifier,

@@ -19,12 +19,21 @@ from raypipe.errors import (
 UNLIMITED = frozenset({"healthz", "readyz", "metrics"})  # a probe must be answered even when the server is overloaded
 LOADING = frozenset({"reload", "rollback"})  # these may load an index
 LOAD_SECONDS = 900.0  # downloading a large index takes minutes
-PAGE, OTHER = "page", "other"
+PAGE, PLAY, OTHER = "page", "play", "other"
+PLAY_PATH = "/v1/play"  # its requests have a signature instead of a token
 _BATCHED = frozenset({"similar", "recommend", "embed", "classify"})
+_OF_VIDEO = {"play_link": "/play", "thumbnail": "/thumbnail"}
 _SINGLE = frozenset({"index", "videos", *_BATCHED})
-_OF_ONE = {"video", "thumbnail", PAGE, OTHER}
+_OF_ONE = {"video", "thumbnail", "play_link", PAGE, PLAY, OTHER}
 NAMES = sorted({*_SINGLE, *(f"{name}_batch" for name in _BATCHED), *_OF_ONE, *LOADING, *UNLIMITED})
 
+SECURITY_HEADERS = {  # keep other sites out of the page and its videos
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'; object-src 'none'",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 RETRY_AFTER_SECONDS = 1
 STATUSES = {  # the code for programs, and the description in OpenAPI
     400: ("invalid_request", "The request cannot be read."),
@@ -32,9 +41,10 @@ STATUSES = {  # the code for programs, and the description in OpenAPI
     403: ("forbidden", "The request is not allowed."),
     404: ("not_found", "The requested resource does not exist."),
     405: ("method_not_allowed", "The endpoint does not have this method."),
-    409: ("conflict", "The requested version of the index cannot be served."),
+    409: ("conflict", "The requested version of the index cannot be served, or the video has changed."),
     413: ("body_too_large", "The body is too large."),
     415: ("unsupported_media_type", "The endpoint does not accept this content type."),
+    416: ("range_not_satisfiable", "The range is outside the video, or the video is too long to send as a whole."),
     422: ("invalid_request", "A value is out of range, has the wrong type, or names something that does not exist."),
     429: ("overloaded", "Too many requests are in flight. Retry after the time in Retry-After."),
     500: ("internal", "The server failed."),
@@ -71,12 +81,13 @@ def endpoint_of(method: str, path: str) -> str:
         return PAGE if path == "/" or path.startswith("/page/") else OTHER
     name, _, rest = path[4:].partition("/")
     if name == "videos" and rest:
-        return "thumbnail" if rest.endswith("/thumbnail") else "video"
+        of_video = "play_link" if method == "POST" else "thumbnail"
+        return of_video if rest.endswith(_OF_VIDEO[of_video]) else "video"
     if name in _BATCHED and rest == "batch" and method == "POST":
         return f"{name}_batch"
     if name == "admin" and rest in LOADING:
         return rest
-    return name if name in _SINGLE else OTHER
+    return name if name in _SINGLE or path == PLAY_PATH else OTHER
 
 
 def is_video(endpoint: str) -> bool:

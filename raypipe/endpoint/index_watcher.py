@@ -53,6 +53,8 @@ class LoadedIndex:
             **{name: manifest.get(name) for name in names},
             "categories": self.index.items.values(CATEGORY, limit=_LISTED_VALUES),
             "labels": self.index.items.values(schema.LABEL, limit=_LISTED_VALUES),
+            "strategies": list(self.index.strategies),
+            "ranker": self.index.ranker,
         }
 
     @property
@@ -88,14 +90,26 @@ class LoadedIndex:
         return cast("Video", orjson.Fragment(orjson.dumps(video)))  # copied into responses unchanged
 
     def recommended(self, found: Recommendations) -> Recommended:
-        results = [self._result(one) for one in found.results]
-        unknown = list(found.unknown)
-        return {"results": results, "unknown": unknown, "fallback": found.fallback, "version": self.version}
+        return {
+            "results": [self._result(one) for one in found.results],
+            "unknown": list(found.unknown),
+            "fallback": found.fallback,
+            "strategy": found.strategy,
+            "ranker": found.ranker,
+            "version": self.version,
+        }
 
     def _result(self, found: Recommendation) -> Result:
         similarity = None if found.similarity is None else round(float(found.similarity), _DIGITS)
         boosts = {name: round(float(boost), _DIGITS) for name, boost in found.boosts.items()}
-        why: Why = {"closest": found.closest, "similarity": similarity, "boosts": boosts}
+        why: Why = {
+            "reason": found.reason,
+            "after": found.after,
+            "num_users": found.num_users,
+            "closest": found.closest,
+            "similarity": similarity,
+            "boosts": boosts,
+        }
         return {"video": self.video(found.position), "score": round(found.score, _DIGITS), "why": why}
 
 

@@ -17,6 +17,8 @@ from raypipe.config.serve import LimitsConfig
 from raypipe.endpoint.http import (
     LOAD_SECONDS,
     LOADING,
+    PLAY,
+    PLAY_PATH,
     UNLIMITED,
     HttpError,
     as_http_error,
@@ -29,7 +31,7 @@ from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.errors import ConfigError
 
 TOKEN_VARIABLE = "RAYPIPE_API_TOKEN"  # noqa: S105 - the name of the variable
-_OPEN = frozenset({"/", "/healthz", "/readyz", "/metrics", "/openapi.json"})
+_OPEN = frozenset({"/", "/healthz", "/readyz", "/metrics", "/openapi.json", PLAY_PATH})  # links to videos are signed
 _OPEN_FOLDER = "/page/"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _BEARER = b"bearer "
@@ -129,6 +131,7 @@ class RequestLimits:
         self._echo_request_id = echo_request_id
         self._in_flight = 0
         self._videos_in_flight = 0
+        self._streams = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -161,6 +164,9 @@ class RequestLimits:
         if endpoint in UNLIMITED:
             await self._application(exchange.scope, exchange.receive, exchange.send)
             return
+        if endpoint == PLAY:
+            await self._stream(exchange)
+            return
         self._admit(endpoint, video=video)
         try:
             # All requests that arrived together are counted before the first of them is handled.
@@ -172,10 +178,27 @@ class RequestLimits:
             self._videos_in_flight -= video
             self._metrics.ended(endpoint)
 
-    async def _within(self, deadline_seconds: float, exchange: "_Exchange") -> None:
+    async def _stream(self, exchange: "_Exchange") -> None:
+        """Answer with a part of a video. Streams have their own limit, so that slow clients do not block searches.
+
+        The deadline starts again with each chunk that the client has taken.
+        """
+        if self._streams >= self._config.max_streams:
+            what = f"{self._config.max_streams} videos are already being streamed."
+            raise overloaded(what)
+        self._streams += 1
+        self._metrics.started(PLAY)
+        try:
+            await self._within(self._config.video_deadline_seconds, exchange, restarts=True)
+        finally:
+            self._streams -= 1
+            self._metrics.ended(PLAY)
+
+    async def _within(self, deadline_seconds: float, exchange: "_Exchange", *, restarts: bool = False) -> None:
         try:
             async with asyncio.timeout(deadline_seconds) as timer:
-                await self._application(exchange.scope, exchange.receive, exchange.send)
+                send = _restarting(timer, deadline_seconds, exchange.send) if restarts else exchange.send
+                await self._application(exchange.scope, exchange.receive, send)
         except TimeoutError:
             if not timer.expired():
                 raise
@@ -195,6 +218,17 @@ class RequestLimits:
         self._in_flight += 1
         self._videos_in_flight += video
         self._metrics.started(endpoint)
+
+
+def _restarting(timer: asyncio.Timeout, seconds: float, send: Send) -> Send:
+    """Return a ``send`` that restarts the timer after each message."""
+    loop = asyncio.get_running_loop()
+
+    async def send_and_restart(message: Message) -> None:
+        await send(message)
+        timer.reschedule(loop.time() + seconds)
+
+    return send_and_restart
 
 
 class _Exchange:

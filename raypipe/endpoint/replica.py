@@ -25,6 +25,7 @@ from raypipe.endpoint.http import RETRY_AFTER_SECONDS, HttpError, overloaded
 from raypipe.endpoint.index_watcher import IndexWatcher, cache_of
 from raypipe.endpoint.limits import TOKEN_VARIABLE, Access, RequestLimits, check_host, digest_of
 from raypipe.endpoint.metrics import EndpointMetrics
+from raypipe.endpoint.play_links import PlayLinks
 from raypipe.endpoint.routes.application import build_application
 from raypipe.endpoint.service import Scheduler, Service
 from raypipe.endpoint.uploads import Prefixes
@@ -56,13 +57,17 @@ class ReplicaApplication:
 
 
 class Replica:
-    """Checks requests, searches the index in its own process, and calls the models for new videos."""
+    """Checks requests, searches the index in its own process, and calls the models for new videos.
+
+    The key that signs links to videos is derived from the token or, without a token, from ``play_secret``.
+    """
 
     def __init__(
         self,
         config: ServeConfig,
         *,
         token_digest: bytes | None,
+        play_secret: bytes,
         fingerprint: str | None,
         embedder: DeploymentHandle[Any] | None,
         classifier: DeploymentHandle[Any] | None,
@@ -83,6 +88,7 @@ class Replica:
             embed=None if embedder is None else partial(_ask, "embedder", embedder.embed, metrics),
             embed_fingerprint=fingerprint,
             classify=None if classifier is None else partial(_ask, "classifier", classifier.classify, metrics),
+            play_links=PlayLinks(token_digest or play_secret),
         )
         replica = serve.get_replica_context().replica_id.unique_id
         self._log = RequestLog(log_folder() / f"raypipe_requests_{replica}.jsonl")

@@ -42,6 +42,9 @@ class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+Strategy = Literal["ranker", "transitions", "content"]
+
+
 class Range(_Request):
     """A range of values. Either bound may be left out."""
 
@@ -69,7 +72,13 @@ class RecommendRequest(_Request):
         description="For each column: a value, a list of values, or bounds {gt, gte, lt, lte}.",
     )
     exclude: list[Text] = Field(default_factory=list, max_length=MAX_EXCLUDED, description="Ids not to recommend.")
+    dislikes: list[Text] = Field(
+        default_factory=list, max_length=MAX_EXCLUDED, description="Ids of videos that the user does not want."
+    )
     exclude_history: bool = True
+    strategy: Literal["auto"] | Strategy = Field(
+        default="auto", description="How to rank: auto, or one of the strategies that /v1/index lists."
+    )
     top_k: TopK = DEFAULT_TOP_K
     diversity: Share = 0.0
     max_per_category: int | None = Field(default=None, ge=1, le=MAX_TOP_K)
@@ -148,10 +157,15 @@ class Video(TypedDict):
 class Why(TypedDict):
     """The reasons for a recommendation.
 
-    ``closest`` is the id of the most similar watched video, and ``similarity`` is the cosine between the two videos.
-    ``boosts`` maps the name of each boost to its share of the score.
+    ``reason`` is the main one: ``num_users`` people watched this video after the watched video ``after``, the video is
+    similar to what was watched, or it is popular. ``num_users`` is null if the number is small. ``closest`` is the id
+    of the most similar watched video, and ``similarity`` is the cosine between the two videos. ``boosts`` maps the name
+    of each boost to its share of the score.
     """
 
+    reason: Literal["watched_after", "similar", "popular"]
+    after: str | None
+    num_users: int | None
     closest: str | None
     similarity: float | None
     boosts: dict[str, float]
@@ -166,11 +180,16 @@ class Result(TypedDict):
 
 
 class Recommended(TypedDict):
-    """Recommended videos, best first. ``unknown`` contains the ids of the history that are not in the index."""
+    """Recommended videos, best first. ``unknown`` contains the ids of the history that are not in the index.
+
+    ``strategy`` is the strategy that ranked them, and ``ranker`` is the id of the learned ranker, if it was used.
+    """
 
     results: list[Result]
     unknown: list[str]
     fallback: Literal["popular"] | None
+    strategy: Strategy | Literal["popular"]
+    ranker: str | None
     version: str
 
 
@@ -181,7 +200,11 @@ class RecommendedBatch(TypedDict):
 
 
 class IndexAnswer(TypedDict):
-    """The index being served, and what this server can do."""
+    """The index being served, and what this server can do.
+
+    ``strategies`` are the values of ``strategy`` in requests, in addition to auto. ``ranker`` is the id of the learned
+    ranker. ``can_play`` is false if the server may not read any videos.
+    """
 
     version: str
     num_videos: int
@@ -192,8 +215,24 @@ class IndexAnswer(TypedDict):
     columns: dict[str, str]
     categories: list[str]
     labels: list[str]
+    strategies: list[Strategy]
+    ranker: str | None
     can_embed: bool
     can_classify: bool
+    can_play: bool
+
+
+class PlayAnswer(TypedDict):
+    """A link to the bytes of one video. It needs no token, and is valid until ``expires_at``, in seconds since 1970.
+
+    If ``playable`` is false, browsers do not play videos of this format, and ``reason`` says why.
+    """
+
+    url: str
+    expires_at: int
+    media_type: str
+    playable: bool
+    reason: str | None
 
 
 class VideoList(TypedDict):

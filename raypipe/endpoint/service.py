@@ -6,7 +6,9 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
@@ -16,12 +18,14 @@ from raypipe.config.serve import LimitsConfig
 from raypipe.endpoint.http import HttpError
 from raypipe.endpoint.index_watcher import IndexWatcher, LoadedIndex
 from raypipe.endpoint.metrics import EndpointMetrics
+from raypipe.endpoint.play_links import PlayLinks, new_play_key
 from raypipe.endpoint.schemas import Recommended, RecommendRequest
 from raypipe.endpoint.uploads import OWN_VECTORS, EmbeddedUpload, Prefixes, Upload
 from raypipe.errors import QueryError
 from raypipe.search.query import Query
 
 LONG_SECONDS = 0.005
+_NUM_READERS = 8
 PER_ROUND = 4  # after each round, polling takes a tenth of the time of a short search
 _WEIGHT = 0.3  # the weight of the latest call in the moving average
 _TIMED_EVERY = 32  # time one call in 32, because reading the clock takes a tenth of a short search
@@ -52,6 +56,7 @@ class Scheduler:
         self._num_done = 0  # pieces of work in this round of the event loop
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._threads = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1), thread_name_prefix="search")
+        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="read")
 
     async def run(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work`` in the event loop or in a thread, and return its result. ``name`` is its kind of work."""
@@ -61,6 +66,15 @@ class Scheduler:
             return await loop.run_in_executor(self._threads, lambda: _sampled(kind, work, *args, **kwargs))
         await self._turn()
         return _sampled(kind, work, *args, **kwargs)
+
+    async def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``work``, which waits for a storage, in a thread. No search waits for these threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, partial(work, *args, **kwargs))
+
+    def read_later(self, work: Callable[[], object]) -> None:
+        """Run ``work`` in a thread after the reads that wait for one. Its result and its errors are dropped."""
+        with suppress(RuntimeError):  # after ``close``
+            self._readers.submit(work)
 
     async def _turn(self) -> None:
         """Wait for a later round of the event loop if this round has done its share of work.
@@ -88,7 +102,8 @@ class Scheduler:
             asyncio.get_running_loop().call_soon(self._next_round)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._readers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _sampled(kind: _Kind, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -115,6 +130,7 @@ class Service:
     embed: Embed | None = None
     embed_fingerprint: str | None = None
     classify: Classify | None = None
+    play_links: PlayLinks = field(default_factory=lambda: PlayLinks(new_play_key()))
 
     @property
     def live(self) -> LoadedIndex:
@@ -161,7 +177,7 @@ class Service:
             QueryError: the query is invalid.
             HttpError: ``must_know`` is true, and a watched video is not in the index (404).
         """
-        kind = "filtered" if query.filters or query.exclude else "plain"
+        kind = "filtered" if query.filters or query.exclude or query.dislikes else "plain"
         return await self.scheduler.run(kind, self._recommend, live, query, must_know=must_know)
 
     def _recommend(self, live: LoadedIndex, query: Query, *, must_know: bool) -> Recommended:
@@ -184,7 +200,8 @@ class Service:
         if request.weights is not None and len(request.weights) != len(request.history):
             raise HttpError(422, f"There are {len(request.weights)} weights for a history of {len(request.history)}.")
         fields: dict[str, Any] = request.model_dump(exclude_none=True, exclude={"embeddings"})
-        fields |= {name: tuple(fields[name]) for name in ("history", "weights", "exclude") if name in fields}
+        lists = ("history", "weights", "exclude", "dislikes")
+        fields |= {name: tuple(fields[name]) for name in lists if name in fields}
         return Query(embeddings=_matrix(request.embeddings), **fields)
 
     def check_length(self, name: str, values: Sequence[object], most: int) -> None:

@@ -1,4 +1,4 @@
-"""Read, decode and embed videos that callers upload or name by URI. Plain Python, without Ray.
+"""Read, decode and embed videos that callers upload or name by URI, and open videos to play. Plain Python, without Ray.
 
 A URI is only read if it is below a prefix that the configuration allows. A video is embedded exactly as
 ``raypipe embed`` embedded the videos of the index.
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from raypipe.config.embed import DecodeConfig
 from raypipe.endpoint.http import HttpError
+from raypipe.endpoint.stored_videos import BucketVideo, LocalVideo, StoredVideo
 from raypipe.errors import (
     ConfigError,
     FingerprintError,
@@ -25,7 +26,7 @@ from raypipe.errors import (
 )
 from raypipe.models.backbones import Vectors, clip_to_float16, mean_embedding
 from raypipe.status import HAS_FRAMES
-from raypipe.storage import Folder, read_object
+from raypipe.storage import Folder, StoredObject, read_object
 from raypipe.storage.folder import anonymous_file, read_uri
 from raypipe.video.decode_request import DecodeRequest, Pixels, request_of_settings
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
@@ -52,6 +53,9 @@ class Prefixes:
 
     def __init__(self, prefixes: Sequence[str]) -> None:
         self._folders = tuple(Folder(prefix).uri.rstrip("/") + "/" for prefix in prefixes)
+
+    def __bool__(self) -> bool:
+        return bool(self._folders)
 
     def allow(self, uri: str) -> AllowedUri:
         """Return the normalised URI. Raise HttpError 403 if it is not below a prefix. The storage is not contacted."""
@@ -98,20 +102,40 @@ class Prefixes:
         buffer.seek(0)
         return buffer
 
+    def open_stored(self, uri: str) -> StoredVideo:
+        """Open a video to read parts of it. The caller must close it.
+
+        Raises:
+            HttpError: the URI is not below a prefix (403).
+            ObjectError: the video is missing or unreadable, or its path contains a symbolic link.
+            StorageError: the storage denies access or cannot be reached.
+        """
+        allowed = self.allow(uri)
+        if allowed.startswith("s3://"):
+            return BucketVideo(_stat(allowed))
+        return LocalVideo(_open_beneath(*self._split(allowed)), allowed)
+
+    def _split(self, uri: AllowedUri) -> tuple[str, str]:
+        folder = next(folder for folder in self._folders if uri.startswith(folder))
+        return folder, uri[len(folder) :]
+
     def _copy(self, uri: AllowedUri, into: BinaryIO, max_size_bytes: int) -> None:
-        if not uri.startswith("s3://"):
-            folder = next(folder for folder in self._folders if uri.startswith(folder))
-            _copy_beneath(folder, uri[len(folder) :], into, max_size_bytes)
-            return
-        parent, _, name = uri.rpartition("/")
-        found = Folder(parent).stat(name)
-        if found is None:
-            raise _missing(uri)
-        read_object(uri, etag=found.etag, max_size_bytes=max_size_bytes, into=into)
+        if uri.startswith("s3://"):
+            read_object(uri, etag=_stat(uri).etag, max_size_bytes=max_size_bytes, into=into)
+        else:
+            _copy_beneath(*self._split(uri), into, max_size_bytes)
 
 
-def _copy_beneath(folder: str, name: str, into: BinaryIO, max_size_bytes: int) -> None:
-    """Copy a file below ``folder`` without following symbolic links.
+def _stat(uri: AllowedUri) -> StoredObject:
+    parent, _, name = uri.rpartition("/")
+    found = Folder(parent).stat(name)
+    if found is None:
+        raise _missing(uri)
+    return found
+
+
+def _open_beneath(folder: str, name: str) -> BinaryIO:
+    """Open a regular file below ``folder`` without following symbolic links.
 
     Each component of the path is opened relative to the previous one.
     """
@@ -128,17 +152,22 @@ def _copy_beneath(folder: str, name: str, into: BinaryIO, max_size_bytes: int) -
     except OSError as error:  # a link (ELOOP), or no permission
         msg = f"{_shown(uri)} may not be read: {error.strerror}."
         raise ObjectDeniedError(msg, key=uri) from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _missing(uri)
-    with os.fdopen(descriptor, "rb") as file:
+    return os.fdopen(descriptor, "rb")
+
+
+def _copy_beneath(folder: str, name: str, into: BinaryIO, max_size_bytes: int) -> None:
+    uri = folder + name
+    with _open_beneath(folder, name) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
         copied = 0
         while chunk := file.read(_CHUNK_BYTES):
             copied += len(chunk)
             if copied > max_size_bytes:
-                msg = f"{_shown(uri)} has {status.st_size} bytes; the limit is {max_size_bytes}."
-                raise ObjectTooLargeError(msg, key=uri, value=status.st_size, expected=max_size_bytes)
+                msg = f"{_shown(uri)} has {size_bytes} bytes; the limit is {max_size_bytes}."
+                raise ObjectTooLargeError(msg, key=uri, value=size_bytes, expected=max_size_bytes)
             into.write(chunk)
 
 

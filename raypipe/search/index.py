@@ -17,7 +17,7 @@ from raypipe.search.ann import Ann
 from raypipe.search.filters import FilterMasks
 from raypipe.search.items import BOOST_COLUMNS, Items
 from raypipe.search.projection import PROJECTION, Projection
-from raypipe.search.query import Filters, Query, Recommendation, Recommendations, Used, query_of
+from raypipe.search.query import Filters, Query, Reason, Recommendation, Recommendations, Used, query_of
 from raypipe.search.ranking import (
     Boost,
     Candidates,
@@ -178,21 +178,22 @@ class VideoIndex(Shown):
         closest, similarity = vector.closest(self.vectors, positions)
         given = {name: boost.of(positions).tolist() for name, boost in boosts.items()}
         after = self._after(vector.liked, positions) if strategy in {"ranker", "transitions"} else {}
-        rows = enumerate(zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True))
-        results = (
+        results = tuple(
             Recommendation(
-                at,
-                self.items.video_id(at),
+                position,
+                self.items.video_id(position),
                 score,
                 near,
                 cosine,
-                {k: v[row] for k, v in given.items()},
-                *after.get(at, ()),
+                {name: values[row] for name, values in given.items()},
+                *self._reason(strategy, after.get(position)),
             )
-            for row, (at, score, near, cosine) in rows
+            for row, (position, score, near, cosine) in enumerate(
+                zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True)
+            )
         )
         return Recommendations(
-            results=tuple(results),
+            results=results,
             unknown=vector.unknown,
             fallback="popular" if strategy == "popular" else None,
             num_eligible=len(self.items) if eligible is None else eligible.count,
@@ -220,6 +221,12 @@ class VideoIndex(Shown):
 
     def _known(self, video_ids: Sequence[str]) -> list[int]:
         return [position for position in self.items.positions(video_ids) if position is not None]
+
+    @staticmethod
+    def _reason(strategy: Used, after: tuple[str, int] | None) -> tuple[Reason, str | None, int | None]:
+        if after is not None:
+            return "watched_after", *after
+        return "popular" if strategy == "popular" else "similar", None, None
 
     def _after(self, history: Positions, positions: Positions) -> dict[int, tuple[str, int]]:
         """Return for videos the id of a video after which users watched them, and the number of these users."""

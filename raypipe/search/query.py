@@ -82,7 +82,8 @@ class Recommendation:
     """A recommended video, its score, and the reasons for the recommendation.
 
     ``closest`` is the id of the most similar watched video, and ``similarity`` is the cosine between the two videos.
-    ``boosts`` maps the name of each boost to its share of the score. If at least five users watched this video after
+    ``boosts`` maps the name of each boost to its share of the score. ``reason`` is the reason that people
+    understand best: ``watched_after``, ``similar`` or ``popular``. If at least five users watched this video after
     one in the history, ``after`` is the id of that one, and ``num_users`` is their number.
     """
 
@@ -92,15 +93,9 @@ class Recommendation:
     closest: str | None = None
     similarity: float | None = None
     boosts: Mapping[str, float] = field(default_factory=dict)
+    reason: Reason = "similar"
     after: str | None = None
     num_users: int | None = None
-
-    @property
-    def reason(self) -> Reason:
-        """Return the kind of the reason that people understand best."""
-        if self.after is not None:
-            return "watched_after"
-        return "popular" if self.closest is None else "similar"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

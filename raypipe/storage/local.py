@@ -82,7 +82,7 @@ def _walk(
             if (status.st_dev, status.st_ino) not in above:  # otherwise a link to a parent, and an endless loop
                 yield from _walk(entry.path, f"{key_prefix}{entry.name}/", "", above, skipped)
         elif stat_module.S_ISREG(status.st_mode) and not is_temporary:
-            yield StoredObject(entry.path, f"{key_prefix}{entry.name}", status.st_size, _etag(status))
+            yield StoredObject(entry.path, f"{key_prefix}{entry.name}", status.st_size, etag_of(status))
 
 
 def stat(uri: str) -> StoredObject | None:
@@ -90,7 +90,7 @@ def stat(uri: str) -> StoredObject | None:
     status = _status(uri, "examine")
     if status is None or not stat_module.S_ISREG(status.st_mode):
         return None
-    return StoredObject(uri, uri.rpartition("/")[2], status.st_size, _etag(status))
+    return StoredObject(uri, uri.rpartition("/")[2], status.st_size, etag_of(status))
 
 
 def read(uri: str, *, tail_bytes: int | None) -> bytes:
@@ -186,7 +186,7 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
     """
     with open_input(uri) as file:
         status = os.fstat(file.fileno())
-        check_etag(uri, _etag(status), etag)
+        check_etag(uri, etag_of(status), etag)
         check_size(uri, status.st_size, max_size_bytes)
         copied = 0
         while True:
@@ -196,7 +196,7 @@ def read_object(uri: str, *, etag: str, max_size_bytes: int, into: BinaryIO) -> 
                 break
             into.write(chunk)
             copied += len(chunk)
-        check_etag(uri, _etag(os.fstat(file.fileno())), etag)
+        check_etag(uri, etag_of(os.fstat(file.fileno())), etag)
         return copied
 
 
@@ -207,17 +207,22 @@ def read_range(uri: str, *, etag: str, start: int, stop: int) -> bytes:
         ObjectChangedError: the file has changed since it was listed.
     """
     with open_input(uri) as file:
-        check_etag(uri, _etag(os.fstat(file.fileno())), etag)
-        with _object_problems(uri):
-            data = os.pread(file.fileno(), stop - start, start)
-        check_etag(uri, _etag(os.fstat(file.fileno())), etag)
+        return read_open_range(file, uri, etag=etag, start=start, stop=stop)
+
+
+def read_open_range(file: BinaryIO, uri: str, *, etag: str, start: int, stop: int) -> bytes:
+    """Return bytes ``start`` to ``stop - 1`` of an open file. Raises the same errors as ``read_range``."""
+    check_etag(uri, etag_of(os.fstat(file.fileno())), etag)
+    with _object_problems(uri):
+        data = os.pread(file.fileno(), stop - start, start)
+    check_etag(uri, etag_of(os.fstat(file.fileno())), etag)
     if len(data) != stop - start:
         msg = f"{uri} returned {len(data)} of {stop - start} bytes at offset {start}."
         raise errors.ObjectUnreadableError(msg)
     return data
 
 
-def _etag(status: os.stat_result) -> str:
+def etag_of(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from raypipe import schema
 from raypipe.client import AnswerError
 from support.endpoints import LABELS, Endpoint
 from support.videos import make_video
@@ -129,6 +130,20 @@ def test_a_uri_that_does_not_exist_is_404(endpoint: Endpoint) -> None:
     with pytest.raises(AnswerError) as caught:
         endpoint.client.embed(f"{endpoint.source.videos.uri}/none.mp4")
     assert caught.value.status == 404
+
+
+def test_a_video_of_the_catalogue_is_played(endpoint: Endpoint) -> None:
+    video_id = endpoint.ids[2]
+    data = endpoint.source.videos.read(video_id)
+    url = endpoint.url + endpoint.client.play(video_id)["url"]
+    head, tail = (httpx.get(url, headers={"Range": one}) for one in ("bytes=0-99", "bytes=100-"))
+    assert (head.status_code, tail.status_code) == (206, 206)
+    assert head.content + tail.content == data
+    assert httpx.get(url).content == data
+    made_up = endpoint.source.items[schema.VIDEO_ID].to_pylist()[-1]
+    with pytest.raises(AnswerError) as caught:
+        endpoint.client.play(made_up)
+    assert (caught.value.status, caught.value.code) == (403, "forbidden_uri")
 
 
 def test_another_site_may_not_act(endpoint: Endpoint) -> None:

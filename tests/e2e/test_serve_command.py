@@ -1,6 +1,7 @@
 """``raypipe serve`` as a user starts it: a separate process with its own Ray, behind HAProxy."""
 
 import os
+import random
 import re
 import signal
 import socket
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = "s3cret"  # noqa: S105 - a test's
 _REPLICA = "ServeReplica:raypipe:Api"
 _MAX_IN_FLIGHT = 4
+_MAX_STREAMS = 2
 _MAX_GROWTH_BYTES = 100_000_000
 
 
@@ -72,7 +74,7 @@ class Command:
 def command(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Command, Endpoint]]:
     """Run two replicas of the index with all features, a token and small limits."""
     folder = tmp_path_factory.mktemp("serve")
-    limits = {"max_in_flight": _MAX_IN_FLIGHT}
+    limits = {"max_in_flight": _MAX_IN_FLIGHT, "max_streams": _MAX_STREAMS, "video_deadline_seconds": 10.0}
     replicas = {"min": 2, "max": 2, "num_cpus": 0.1}
     config = serve_config(source, folder / "cache", limits=limits, replicas=replicas)
     (folder / "serve.yaml").write_text(yaml.safe_dump(config.model_dump()))
@@ -163,6 +165,53 @@ def test_slow_clients_do_not_use_up_in_flight_slots(command: tuple[Command, Endp
         assert load.failures == []
         assert set(load.statuses) == {200}
         assert {one.recv(12) for one in slow} == {b"HTTP/1.1 408"}
+
+
+def test_a_video_is_played_behind_the_proxy(command: tuple[Command, Endpoint], client: Client) -> None:
+    started, endpoint = command
+    data = endpoint.source.videos.read(endpoint.ids[0])
+    url = endpoint.url + client.play(endpoint.ids[0])["url"]
+    for _ in range(4):  # by both replicas
+        response = httpx.get(url, headers={"Range": "bytes=100-"})
+        assert (response.status_code, response.content) == (206, data[100:])
+        assert response.headers["content-range"] == f"bytes 100-{len(data) - 1}/{len(data)}"
+    head = httpx.head(url)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(data)))
+    refused = httpx.get(f"{url}0")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "invalid_link")
+    assert httpx.post(f"{endpoint.url}/v1/videos/{endpoint.ids[0]}/play").status_code == 401
+    signature = url.rpartition("signature=")[2]
+    opened = [fd.readlink() for pid in started.replicas() for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    requests = [path for path in opened if path.name.startswith("raypipe_requests")]
+    assert any('"play"' in path.read_text() for path in requests)
+    logs = requests[0].parents[1]  # of this Ray
+    for path in (started.log, *filter(Path.is_file, logs.rglob("*"))):
+        text = path.read_bytes()
+        assert signature.encode() not in text, path
+        assert TOKEN.encode() not in text, path
+
+
+@pytest.mark.skipif(find_binary() is None, reason="no HAProxy, and Serve's own proxy reads streams ahead")
+def test_streams_that_nobody_reads_block_no_search(command: tuple[Command, Endpoint], client: Client) -> None:
+    started, endpoint = command
+    wait_until(lambda: len(started.replicas()) == 2, what="both replicas")
+    large = random.Random(0).randbytes(6_000_000)
+    endpoint.source.videos.put(endpoint.ids[1], large)
+    path = client.play(endpoint.ids[1])["url"]
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-\r\n\r\n".encode()
+    with ExitStack() as open_connections:
+        for _ in range(20):
+            slow = open_connections.enter_context(socket.socket())
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", endpoint.config.port))
+            slow.sendall(request)
+        with Load(endpoint.url, [get("/v1/videos?limit=10")], connections=2, token=TOKEN) as load:
+            wait_until(lambda: load.num_answered > 300, what="300 answers")
+        assert load.failures == []
+        assert set(load.statuses) == {200}
+        ask = {"url": endpoint.url + path, "headers": {"Range": "bytes=0-9"}}
+        assert httpx.get(**ask).status_code == 429
+        wait_until(lambda: httpx.get(**ask).status_code == 206, what="the end of a stream that nobody reads")
 
 
 @pytest.mark.skipif(find_binary() is None, reason="no HAProxy, and Serve ends a replica that hangs, after 100 s")

@@ -19,7 +19,9 @@ def refusal(access: Access, path: str, method: str = "GET", **headers: str) -> t
     return 200, ""
 
 
-@pytest.mark.parametrize("path", ["/v1/index", "/v1/admin/reload", "/v1", "/V1/index", "//v1/index", "/pages", "/x"])
+@pytest.mark.parametrize(
+    "path", ["/v1/index", "/v1/admin/reload", "/v1", "/V1/index", "//v1/index", "/pages", "/x", "/v1/play/"]
+)
 def test_only_the_token_opens_what_is_not_open(path: str) -> None:
     access = Access(digest_of("s3cret"))
     assert refusal(access, path) == (401, "unauthorized")
@@ -34,6 +36,12 @@ def test_only_the_token_opens_what_is_not_open(path: str) -> None:
 @pytest.mark.parametrize("path", ["/", "/page/app.js", "/healthz", "/readyz", "/metrics", "/openapi.json"])
 def test_the_page_and_the_probes_need_no_token(path: str) -> None:
     assert refusal(Access(digest_of("s3cret")), path) == (200, "")
+
+
+def test_a_link_to_a_video_needs_a_signature_instead_of_the_token() -> None:
+    access = Access(digest_of("s3cret"))
+    assert refusal(access, "/v1/play") == (200, "")  # its route checks the signature
+    assert refusal(access, "/v1/videos/a/play", "POST") == (401, "unauthorized")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from urllib.parse import quote
 import pytest
 
 from raypipe.endpoint.index_watcher import IndexWatcher
-from raypipe.search.query import Query
+from raypipe.search.query import Query, Recommendation, Recommendations
 from support.routes import Ask, answer, error
 from support.served_index import CATEGORIES
 
@@ -17,7 +17,8 @@ def test_index_says_what_is_served(ask: Ask, live_index: IndexWatcher) -> None:
     assert (found["num_videos"], found["dim"], found["kind"]) == (200, 16, "flat")
     assert found["columns"]["popularity"] == "int64"
     assert sorted(found["categories"]) == sorted(found["labels"]) == sorted(CATEGORIES)
-    assert (found["can_embed"], found["can_classify"]) == (True, True)
+    assert (found["can_embed"], found["can_classify"], found["can_play"]) == (True, True, True)
+    assert (found["strategies"], found["ranker"]) == (["content"], None)
 
 
 def test_videos_are_listed_page_by_page(ask: Ask, ids: list[str]) -> None:
@@ -105,6 +106,39 @@ def test_recommend_gives_the_answer_of_the_index(ask: Ask, ids: list[str], live_
     )
     assert found["unknown"] == ["unknown"]
     assert len(found["results"]) == 7
+
+
+def test_a_disliked_video_is_not_recommended(ask: Ask, ids: list[str]) -> None:
+    plain = answer(ask("POST", "/v1/recommend", json={"history": [ids[3]], "top_k": 5}))
+    first = plain["results"][0]["video"]["video_id"]
+    body = {"history": [ids[3]], "dislikes": [first, "unknown"], "top_k": 200}
+    found = answer(ask("POST", "/v1/recommend", json=body))
+    assert len(found["results"]) == 198
+    assert first not in [result["video"]["video_id"] for result in found["results"]]
+
+
+def test_an_answer_says_how_it_was_ranked(ask: Ask, ids: list[str]) -> None:
+    found = answer(ask("POST", "/v1/recommend", json={"history": [ids[3]], "strategy": "content"}))
+    assert (found["strategy"], found["ranker"]) == ("content", None)
+    assert {result["why"]["reason"] for result in found["results"]} == {"similar"}
+    popular = answer(ask("POST", "/v1/recommend", json={}))
+    assert popular["strategy"] == "popular"
+    assert {result["why"]["reason"] for result in popular["results"]} == {"popular"}
+    for strategy in ("ranker", "popular", "none"):  # this index has no ranker
+        assert error(ask("POST", "/v1/recommend", json={"strategy": strategy})) == (422, "invalid_request")
+
+
+def test_the_number_of_people_is_in_the_reasons(live_index: IndexWatcher) -> None:
+    assert live_index.live is not None
+    after = (
+        Recommendation(0, "a", 1.0, after="b", num_users=31),
+        Recommendation(1, "b", 0.9, after="b"),
+        Recommendation(2, "c", 0.8, closest="b", similarity=0.5),
+    )
+    found = live_index.live.recommended(Recommendations(after, strategy="ranker", ranker="r1"))
+    assert (found["strategy"], found["ranker"]) == ("ranker", "r1")
+    reasons = [(one["why"]["reason"], one["why"]["after"], one["why"]["num_users"]) for one in found["results"]]
+    assert reasons == [("watched_after", "b", 31), ("watched_after", "b", None), ("similar", None, None)]
 
 
 def test_nothing_watched_gives_popular_videos_and_says_so(ask: Ask) -> None:

@@ -50,7 +50,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_rewritten_configuration() -> None:
     text = CONFIG.format(metrics=1, front=2, stats=3)
-    changed = rewrite(text, bounds=Bounds(7, 8, 9, 10), private_ports={"1", "3"})
+    replica, fallback = "SERVE_REPLICA_raypipe-Api-1", "SERVE_PROXY_ACTOR-fallback-2"
+    changed = rewrite(text, bounds=Bounds(7, 3, 8, 9, 10), private_ports={"1", "3"})
     before, after = text.splitlines(), changed.splitlines()
     gone, new = [line for line in before if line not in after], [line for line in after if line not in before]
     assert gone == [
@@ -58,23 +59,30 @@ def test_the_rewritten_configuration() -> None:
         "    server SERVE_REPLICA_raypipe-Api-1 127.0.0.1:30000 check observe layer4 error-limit 3 on-error mark-down",
         "  bind *:3",
     ]
-    refusal = new.pop(5)
-    assert new == [
+    refusals = [line for line in new if "return status 429" in line]
+    assert [line for line in new if line not in refusals] == [
         "    option http-buffer-request",
         "    timeout http-request 8s",
         "    bind 127.0.0.1:1",
         "    http-request set-var(txn.request_id) req.hdr(x-request-id)",
         "    http-request set-var(txn.request_id) uuid if !{ req.hdr(x-request-id) -m found }",
+        "    http-request set-log-level silent if is_http-raypipe { path /v1/play }",
+        "    use_backend http-raypipe-streams if is_http-raypipe { path /v1/play }",
         "    http-request set-timeout server 8s",
         "    http-request set-timeout server 9s if { path_beg /v1/embed /v1/classify }",
         "    http-request set-timeout server 10s if { path_beg /v1/admin/ }",
         f"{gone[1]} maxconn 7",
         "  bind 127.0.0.1:3",
+        "backend http-raypipe-streams",
+        "    http-reuse always",
+        "    http-request set-timeout server 9s",
+        f"    server {replica} 127.0.0.1:30000 track http-raypipe/{replica} maxconn 3",
+        f"    server {fallback} 127.0.0.1:46745 track http-raypipe/{fallback} backup",
     ]
-    assert refusal.startswith("    http-request return status 429 ")
-    assert refusal.endswith(
-        " if is_http-raypipe !{ path /healthz /readyz /metrics } { be_conn_free(http-raypipe) eq 0 }"
-    )
+    assert [line.rpartition('" if ')[2] for line in refusals] == [
+        "is_http-raypipe !{ path /healthz /readyz /metrics } !{ path /v1/play } { be_conn_free(http-raypipe) eq 0 }",
+        "is_http-raypipe { path /v1/play } { be_conn_free(http-raypipe-streams) eq 0 }",
+    ]
 
 
 @pytest.mark.skipif(find_binary() is None, reason="no HAProxy")

@@ -48,7 +48,9 @@ def test_ray_is_the_version_that_was_checked() -> None:
 
 def test_every_line_to_rewrite_exists(written_by_ray: str) -> None:
     before = written_by_ray.splitlines()
-    after = rewrite(written_by_ray, bounds=Bounds(7, 8, 9, 10), private_ports={str(METRICS), str(STATS)}).splitlines()
+    after = rewrite(
+        written_by_ray, bounds=Bounds(7, 3, 8, 9, 10), private_ports={str(METRICS), str(STATS)}
+    ).splitlines()
     gone, new = [line.strip() for line in before if line not in after], [line for line in after if line not in before]
     replicas = [f"server SERVE_REPLICA__raypipe-Api-{n} 127.0.0.1:3000{n} check" for n in range(2)]
     expected = [f"bind :{METRICS}", *replicas, f"bind *:{STATS}"]
@@ -60,8 +62,10 @@ def test_every_line_to_rewrite_exists(written_by_ray: str) -> None:
         f"bind 127.0.0.1:{METRICS}": 1,
         f"bind 127.0.0.1:{STATS}": 1,
         "set-timeout server 8s": 1,
-        "if is_http-raypipe !{ path /healthz /readyz /metrics } { be_conn_free(http-raypipe) eq 0 }": 1,
+        "!{ path /healthz /readyz /metrics } !{ path /v1/play } { be_conn_free(http-raypipe) eq 0 }": 1,
+        "if is_http-raypipe { path /v1/play } { be_conn_free(http-raypipe-streams) eq 0 }": 1,
         " maxconn 7": 2,
+        " maxconn 3": 2,
     }.items():
         assert text.count(line) == count, f"{line}: {ADVICE}"
 
@@ -69,6 +73,6 @@ def test_every_line_to_rewrite_exists(written_by_ray: str) -> None:
 @pytest.mark.skipif((BINARY := find_binary()) is None, reason="no HAProxy")
 def test_haproxy_accepts_the_configuration(written_by_ray: str, tmp_path: Path) -> None:
     path = tmp_path / "haproxy.cfg"
-    path.write_text(rewrite(written_by_ray, bounds=Bounds(7, 8, 9, 10), private_ports={str(METRICS), str(STATS)}))
+    path.write_text(rewrite(written_by_ray, bounds=Bounds(7, 3, 8, 9, 10), private_ports={str(METRICS), str(STATS)}))
     checked = subprocess.run([str(BINARY), "-c", "-f", path], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, f"{ADVICE} {checked.stderr}"

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from raypipe.config.serve import LimitsConfig
 from raypipe.endpoint.http import NAMES, HttpError, endpoint_of
@@ -157,6 +157,53 @@ def test_a_request_over_its_deadline_ends() -> None:
     asyncio.run(run())
 
 
+def test_streams_have_their_own_limit() -> None:
+    async def run() -> None:
+        go = asyncio.Event()
+
+        async def wait(request: Request) -> Response:
+            if request.url.path == "/v1/play":
+                await go.wait()
+            return Response("done")
+
+        client, watched = limited(wait, SMALL.model_copy(update={"max_streams": 2}))
+        tasks = [asyncio.create_task(client.get("/v1/play")) for _ in range(9)]
+        refused = [await first for first in islice(asyncio.as_completed(tasks), 7)]
+        assert {error_of(response) for response in refused} == {(429, "overloaded")}
+        searches = await asyncio.gather(*(client.get("/v1/similar/a") for _ in range(3)))
+        assert [response.status_code for response in searches] == [200, 200, 200]
+        go.set()
+        assert [response.status_code for response in await asyncio.gather(*tasks)].count(200) == 2
+        assert watched.in_flight == 0
+
+    asyncio.run(run())
+
+
+def test_a_stream_ends_when_it_makes_no_progress() -> None:
+    async def run() -> None:
+        sent: list[Message] = []
+
+        async def application(_: Scope, __: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 206, "headers": []})
+            for _ in range(20):  # takes twice the deadline
+                await asyncio.sleep(0.02)
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await asyncio.Event().wait()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        watched = Watched()
+        config = SMALL.model_copy(update={"video_deadline_seconds": 0.2})
+        limits = RequestLimits(application, config=config, access=Access(None), metrics=watched, log=watched.log)  # type: ignore[arg-type]
+        scope = {"type": "http", "method": "GET", "path": "/v1/play", "headers": []}
+        await limits(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+        assert [message.get("more_body") for message in sent] == [None] + 20 * [True]
+        assert (watched.in_flight, watched.answers) == (0, [("play", 206)])
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a secret path"), TimeoutError("of something else")])
 def test_an_unexpected_error_is_500_without_details(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
@@ -233,6 +280,10 @@ def test_a_request_is_logged_under_its_id_without_its_content() -> None:
         ("GET", "/v1/videos", "videos"),
         ("GET", "/v1/videos/a/b", "video"),
         ("GET", "/v1/videos/a/b/thumbnail", "thumbnail"),
+        ("POST", "/v1/videos/a/b/play", "play_link"),
+        ("GET", "/v1/videos/a/b/play", "video"),
+        ("GET", "/v1/play", "play"),
+        ("GET", "/v1/play/a", "other"),
         ("GET", "/v1/similar/batch", "similar"),
         ("POST", "/v1/similar/batch", "similar_batch"),
         ("POST", "/v1/admin/reload", "reload"),

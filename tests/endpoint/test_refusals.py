@@ -84,7 +84,7 @@ def test_openapi_states_the_limits_of_this_server(ask: Ask) -> None:
     assert models["RecommendRequest"]["properties"]["top_k"]["maximum"] == 200
     assert models["RecommendBatch"]["properties"]["requests"]["maxItems"] == 4
     operations = [(path, method) for path, methods in described["paths"].items() for method in methods]
-    assert len(operations) == 16
+    assert len(operations) == 18
     for path, method in operations:
         assert {"200", "401", "429", "504"} <= set(described["paths"][path][method]["responses"])
     assert "VideoUri" in models

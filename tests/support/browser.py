@@ -1,9 +1,9 @@
-"""The system's browser, a check of what must not happen in a page, and a server that requires a token."""
+"""The system's browser, a check of what must not happen in a page, and a server without Ray."""
 
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from raypipe.endpoint.limits import Access, RequestLimits, digest_of
 from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.endpoint.routes.application import build_application
 from raypipe.endpoint.service import Scheduler, Service
+from raypipe.endpoint.uploads import Prefixes
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from support.processes import free_port, wait_until
@@ -80,17 +81,30 @@ def guarded_server(work: Path, token: str) -> Iterator[str]:
     """Run a server that requires a token, without Ray, whose token would apply to all processes; yield its address."""
     folder = Folder(str(work / "index"))
     put_index(folder, num_videos=20)
-    index = IndexWatcher(Versions(folder), work / "cache", reload_seconds=1e6)
+    with plain_server(folder, work / "cache", token=token) as address:
+        yield address
+
+
+@contextmanager
+def plain_server(
+    index_folder: Folder,
+    cache: Path,
+    *,
+    token: str | None = None,
+    prefixes: tuple[str, ...] = (),
+    limits: LimitsConfig = LimitsConfig(),  # noqa: B008 - it is immutable
+    log: Callable[[Mapping[str, object]], None] = lambda _: None,
+) -> Iterator[str]:
+    """Serve an index without Ray, and yield the address."""
+    index = IndexWatcher(Versions(index_folder), cache, reload_seconds=1e6)
     metrics, scheduler = EndpointMetrics(index), Scheduler()
     index.start()
+    service = Service(index=index, scheduler=scheduler, metrics=metrics, limits=limits, prefixes=Prefixes(prefixes))
     application = RequestLimits(
-        build_application(Service(index=index, scheduler=scheduler, metrics=metrics)),
-        config=LimitsConfig(),
-        access=Access(digest_of(token)),
-        metrics=metrics,
-        log=lambda _: None,
+        build_application(service), config=limits, access=Access(digest_of(token)), metrics=metrics, log=log
     )
-    config = uvicorn.Config(application, port=free_port(), log_config=None, lifespan="off", ws="none")
+    options = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}  # as Ray Serve does
+    config = uvicorn.Config(application, port=free_port(), **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -76,7 +76,8 @@ def make_source(work: Path) -> Source:
     real = np.stack([np.asarray(one, np.float32) for one in table[schema.EMBEDDING].to_pylist()])
     made_up, _ = make_items(NUM_EMBEDDED + NUM_MADE_UP)
     ids = table[schema.VIDEO_ID].to_pylist() + made_up[schema.VIDEO_ID].to_pylist()[NUM_EMBEDDED:]
-    items = made_up.set_column(0, schema.VIDEO_ID, pa.array(ids))
+    uris = [*map(videos.child, ids[:NUM_EMBEDDED]), *made_up[schema.VIDEO_URI].to_pylist()[NUM_EMBEDDED:]]
+    items = made_up.set_column(0, schema.VIDEO_ID, pa.array(ids)).set_column(1, schema.VIDEO_URI, pa.array(uris))
     chance = np.random.default_rng(0)
     others = real[chance.integers(len(real), size=NUM_MADE_UP)] + 0.05 * chance.standard_normal((NUM_MADE_UP, _DIM))
     about = {name: manifest[name] for name in ("fingerprint", "settings")} | {"uri": embeddings.uri}

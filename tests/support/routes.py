@@ -62,6 +62,7 @@ def serve(index: IndexWatcher, *, embedder: FakeEmbedder | None = None, **parts:
 
         return asyncio.run(send())
 
+    ask.application = application  # type: ignore[attr-defined]  # for tests that need single messages
     return ask
 
 

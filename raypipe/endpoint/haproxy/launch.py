@@ -29,8 +29,9 @@ _PREFIX = "RAY_SERVE_HAPROXY_"
 def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
     """Make Serve start HAProxy in front of ``host`` until the block ends. Yield whether HAProxy will be used.
 
-    HAProxy passes at most ``limits.max_in_flight`` requests to each replica at once and rejects the others itself. Its
-    timeouts, for receiving a request and for the answer of a replica, are a little longer than the replica's deadline.
+    HAProxy passes at most ``limits.max_in_flight`` requests and ``limits.max_streams`` requests for parts of videos to
+    each replica at once, and rejects the others itself. Its timeouts, for receiving a request and for the answer of a
+    replica, are a little longer than the replica's deadline.
     """
     binary = None if ":" in host or joins_ray() else find_binary()
     if binary is None or "RAY_SERVE_ENABLE_HA_PROXY" in os.environ:
@@ -74,7 +75,8 @@ def find_binary() -> str | None:
 def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]:
     metrics, stats, fallback = free_ports(3)
     deadlines = (limits.deadline_seconds, limits.video_deadline_seconds, LOAD_SECONDS)
-    bounds = Bounds(limits.max_in_flight, *(math.ceil(seconds) + _GRACE_SECONDS for seconds in deadlines))
+    timeouts = (math.ceil(seconds) + _GRACE_SECONDS for seconds in deadlines)
+    bounds = Bounds(limits.max_in_flight, limits.max_streams, *timeouts)
     program, start = str(Path(__file__).with_name("rewrite.py")), folder / "haproxy"
     command = [sys.executable, "-I", "-S", program, binary, ",".join(map(str, bounds)), f"{metrics},{stats}"]
     start.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
@@ -92,6 +94,8 @@ def _settings(binary: str, folder: Path, limits: LimitsConfig) -> dict[str, str]
         f"{_PREFIX}METRICS_PORT": str(metrics),
         f"{_PREFIX}STATS_PORT": str(stats),
         f"{_PREFIX}NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        # How long a client may not read or send. Serve's default is an hour, for which it would occupy a stream.
+        f"{_PREFIX}TIMEOUT_CLIENT_S": str(bounds.video_seconds),
         # A search is idempotent, so it is retried: if a replica dies, another one answers.
         f"{_PREFIX}RETRY_ON": "conn-failure empty-response",
         f"{_PREFIX}CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

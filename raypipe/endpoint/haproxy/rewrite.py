@@ -1,6 +1,6 @@
 """A program that rewrites the HAProxy configuration of Ray Serve, and then becomes HAProxy.
 
-Serve starts it: ``rewrite.py BINARY BOUNDS PRIVATE_PORTS HAPROXY_ARGUMENTS…``, where ``BOUNDS`` are the four numbers of
+Serve starts it: ``rewrite.py BINARY BOUNDS PRIVATE_PORTS HAPROXY_ARGUMENTS…``, where ``BOUNDS`` are the numbers of
 ``Bounds``, separated by commas. It imports nothing from raypipe, so it starts at once. Serve's configuration is not a
 public interface: ``tests/endpoint/test_haproxy_contract.py`` fails if a new version of Ray no longer writes the lines
 that this program matches.
@@ -20,8 +20,11 @@ _USE_BACKEND = re.compile(r"( *)use_backend (\S+) if (\S+)$")
 _DEFAULTS = re.compile(r"defaults\s*$")
 _BACKEND = re.compile(r"backend \S*raypipe\S*\s*$")
 _SERVER = re.compile(r" *server \S+ \S+ check(?!.* backup).*$")
+_TRACKED = re.compile(r"( *server (\S+) \S+) check\b.*?( backup)?$")
 _PROBES = "{ path /healthz /readyz /metrics }"
 _VIDEOS = "{ path_beg /v1/embed /v1/classify }"
+_PLAY = "{ path /v1/play }"
+_STREAMS = "-streams"  # the suffix of a backend
 _LOADS = "{ path_beg /v1/admin/ }"
 _BODY = (
     r"{\"error\": {\"code\": \"overloaded\", \"message\": \"All replicas are busy. Retry after 1 s.\"}, "
@@ -32,11 +35,13 @@ _BODY = (
 class Bounds(NamedTuple):
     """The limits that HAProxy enforces for each replica.
 
-    ``max_in_flight`` is the number of requests in flight. The timeouts for an answer are ``video_seconds`` for requests
-    with videos, ``load_seconds`` for requests that load an index, and ``seconds`` for all others.
+    ``max_in_flight`` is the number of requests in flight, and ``max_streams`` the number of videos that are played at
+    the same moment. The timeouts for an answer are ``video_seconds`` for requests with videos, ``load_seconds`` for
+    requests that load an index, and ``seconds`` for all others.
     """
 
     max_in_flight: int
+    max_streams: int
     seconds: int
     video_seconds: int
     load_seconds: int
@@ -50,10 +55,31 @@ def rewrite(text: str, *, bounds: Bounds | None, private_ports: set[str]) -> str
       rejection takes a replica a fifth of the time, and HAProxy a hundredth.
     - HAProxy forwards a request only when it is complete, so a slow client does not occupy a replica.
     - HAProxy times out if a replica hangs and misses its own deadline.
+    - Videos are played through a backend of their own, so that slow players do not block other requests. These requests
+      are not logged, because their addresses contain signatures.
 
     Without ``bounds``, only the private ports are changed.
     """
-    return "\n".join(line for old in text.split("\n") for line in _lines(old, bounds, private_ports))
+    lines = text.splitlines()
+    changed = [line for old in lines for line in _lines(old, bounds, private_ports)]
+    if bounds is not None:
+        changed += _stream_backends(lines, bounds)
+    return "\n".join(changed) + "\n"
+
+
+def _stream_backends(lines: list[str], bounds: Bounds) -> Iterator[str]:
+    """Yield a copy of each backend of raypipe, with the same servers, for playing videos."""
+    backend = ""
+    for line in lines:
+        if not line.startswith(" "):
+            backend = line.split()[1] if _BACKEND.match(line) else ""
+            if backend:
+                yield f"backend {backend}{_STREAMS}"
+                yield "    http-reuse always"
+                yield f"    http-request set-timeout server {bounds.video_seconds}s"
+        elif backend and (server := _TRACKED.match(line)):
+            start, name, backup = server.groups()
+            yield f"{start} track {backend}/{name}{backup or f' maxconn {bounds.max_streams}'}"
 
 
 def _lines(line: str, bounds: Bounds | None, private_ports: set[str]) -> Iterator[str]:
@@ -74,11 +100,14 @@ def _lines(line: str, bounds: Bounds | None, private_ports: set[str]) -> Iterato
         indent, backend, condition = use.groups()
         yield f"{indent}http-request set-var(txn.request_id) req.hdr(x-request-id)"
         yield f"{indent}http-request set-var(txn.request_id) uuid if !{{ req.hdr(x-request-id) -m found }}"
-        yield (
-            f"{indent}http-request return status 429 content-type application/json hdr Retry-After 1 "
-            f'hdr X-Request-Id %[var(txn.request_id)] lf-string "{_BODY}" '
-            f"if {condition} !{_PROBES} {{ be_conn_free({backend}) eq 0 }}"
-        )
+        yield f"{indent}http-request set-log-level silent if {condition} {_PLAY}"
+        for requests, used in ((f"!{_PROBES} !{_PLAY}", backend), (_PLAY, backend + _STREAMS)):
+            yield (
+                f"{indent}http-request return status 429 content-type application/json hdr Retry-After 1 "
+                f'hdr X-Request-Id %[var(txn.request_id)] lf-string "{_BODY}" '
+                f"if {condition} {requests} {{ be_conn_free({used}) eq 0 }}"
+            )
+        yield f"{indent}use_backend {backend}{_STREAMS} if {condition} {_PLAY}"
         yield line
     elif _SERVER.match(line):
         yield f"{line} maxconn {bounds.max_in_flight}"

@@ -4,14 +4,16 @@ import { askForTokensWith, getJson } from "./api.js";
 import { Catalogue } from "./catalogue.js";
 import { Detail } from "./detail.js";
 import { answer, byId, onlyLatest, plural, statusLine } from "./dom.js";
+import { KeptVideos } from "./kept_videos.js";
 import { Recommendations } from "./recommendations.js";
 import { askForToken } from "./token.js";
 import { Upload } from "./upload.js";
-import { Watched } from "./watched.js";
 
 const line = statusLine(byId("index-status"));
 const next = onlyLatest();
-const views = { watched: new Watched(), open: (video) => detail.open(video), seen };
+const watched = new KeptVideos("raypipe.watched");
+const disliked = new KeptVideos("raypipe.disliked");
+const views = { watched, disliked, open: (video) => detail.open(video), seen };
 const catalogue = new Catalogue(views);
 const recommendations = new Recommendations(views);
 const detail = new Detail(views);

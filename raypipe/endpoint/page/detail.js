@@ -1,12 +1,14 @@
-// The panel of one video: its details, and similar videos. Its address is #video=ID.
+// The panel of one video: a player, its details, and similar videos. Its address is #video=ID.
 
 import { getJson, postJson, videoPath, withQuery } from "./api.js";
 import { answer, byId, decimals, h, icon, onlyLatest, quoted, statusLine } from "./dom.js";
 import { picture } from "./pictures.js";
-import { duration, labelBars, percent, row, titleOf, watchButton } from "./videos.js";
+import { Player } from "./player.js";
+import { duration, labelBars, percent, row, similarity, titleOf, watchButton } from "./videos.js";
 
 const TOP_K = 12;
 const HASH = "#video=";
+const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const MOMENT = /^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\.\d+)?(?:Z|\+00:00)$/;
 
 export class Detail {
@@ -16,10 +18,13 @@ export class Detail {
   #about = byId("detail-about");
   #list = byId("similar");
   #line = statusLine(byId("detail-status"));
+  #player = new Player();
+  #playerLine = statusLine(byId("detail-player"));
   #next = onlyLatest();
   #nextLabels = onlyLatest();
   #views;
   #canClassify = false;
+  #canPlay = false;
 
   constructor(views) {
     this.#views = views;
@@ -32,14 +37,15 @@ export class Detail {
     addEventListener("popstate", () => this.followAddress());
   }
 
-  describe({ can_classify: canClassify }) {
+  describe({ can_classify: canClassify, can_play: canPlay }) {
     this.#canClassify = canClassify;
+    this.#canPlay = canPlay;
   }
 
   open(video) {
     const depth = this.#dialog.open ? (history.state?.depth ?? 0) + 1 : 0;
     history.pushState({ depth }, "", HASH + encodeURIComponent(video.video_id));
-    this.#show(video);
+    this.#show(video, { start: true });
   }
 
   followAddress() {
@@ -61,6 +67,8 @@ export class Detail {
 
   #reset(title) {
     this.#nextLabels();
+    this.#player.close();
+    this.#playerLine.clear();
     this.#title.replaceChildren(quoted(title));
     this.#back.hidden = !(history.state?.depth > 0);
     this.#about.replaceChildren();
@@ -71,10 +79,14 @@ export class Detail {
     this.#title.focus();
   }
 
-  #show(video) {
+  // `start`: play the video at once, because the user asked for it with a click.
+  #show(video, { start = false } = {}) {
     this.#reset(titleOf(video));
-    this.#about.append(picture(video), facts(video), this.#actions(video));
-    const because = () => null; // this video is the closest one to all of them
+    const frame = picture(video);
+    this.#about.append(frame, facts(video), this.#actions(video));
+    if (this.#canPlay && video.video_uri) {
+      this.#player.show(video, frame, { say: this.#playerLine.note, start: start && !CALM.matches });
+    }
     answer({
       signal: this.#next(),
       line: this.#line,
@@ -82,7 +94,7 @@ export class Detail {
       ask: (options) => this.#ask(video.video_id, options),
       show: ([whole, { results, version }]) => {
         this.#about.querySelector("dl").replaceWith(facts(whole));
-        this.#list.replaceChildren(...results.map((result) => row(result, { ...this.#views, because })));
+        this.#list.replaceChildren(...results.map((result) => row(result, { ...this.#views, because: similarity })));
         this.#line.say(results.length ? "" : "There are no other videos in the index.");
         this.#views.seen(version);
       },
@@ -124,6 +136,7 @@ export class Detail {
 
   #left() {
     this.#nextLabels();
+    this.#player.close();
     this.#next(); // cancel the requests in flight
     if (location.hash.startsWith(HASH)) history.pushState(null, "", location.pathname + location.search);
   }

@@ -29,7 +29,7 @@ export function icon(name) {
 // Isolate text from elsewhere, so that its writing direction does not affect the text around it.
 export const quoted = (text, properties = {}) => h("bdi", properties, String(text));
 
-export const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+export const plural = (count, noun, nouns = `${noun}s`) => `${count.toLocaleString("en")} ${count === 1 ? noun : nouns}`;
 
 export const decimals = (number) => number.toFixed(2).replace("-", "−");
 

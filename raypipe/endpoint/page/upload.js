@@ -2,7 +2,7 @@
 
 import { getJson, withQuery } from "./api.js";
 import { answer, byId, h, onlyLatest, plural, quoted, statusLine } from "./dom.js";
-import { duration, labelBars, row } from "./videos.js";
+import { duration, labelBars, row, similarity } from "./videos.js";
 
 const NEIGHBORS = 12;
 
@@ -84,9 +84,8 @@ export class Upload {
       this.#labels.append(h("h3", {}, "It looks like ", quoted(top[0].label)), labelBars(top));
     }
     if (!neighbors) return;
-    const because = () => null;
     this.#neighborsTitle.hidden = neighbors.results.length === 0;
-    this.#list.replaceChildren(...neighbors.results.map((result) => row(result, { ...this.#views, because })));
+    this.#list.replaceChildren(...neighbors.results.map((result) => row(result, { ...this.#views, because: similarity })));
     this.#views.seen(neighbors.version);
   }
 }

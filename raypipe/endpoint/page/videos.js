@@ -64,19 +64,29 @@ export function card(video, { open, watched }) {
   return h("li", { class: "card" }, show, watchButton(video, watched));
 }
 
-// A result. `because` makes the first of its reasons, or null.
-export function row({ video, score, why }, { open, watched, because }) {
+// A result. `because` makes the first of its reasons, or null. `dislike` is called if the user does not want the video.
+export function row({ video, score, why }, { open, watched, because, dislike }) {
   const name = quoted(titleOf(video), { class: "title" });
   const words = h("span", { class: "words" }, name, kinds(video), reasons(why, because));
   const show = h("button", { type: "button", class: "open" }, pictureWithDuration(video), words);
   show.addEventListener("click", () => open(video));
   const number = h("span", { class: "score", title: "score" }, h("span", { class: "unseen" }, "score "), decimals(score));
-  return h("li", { class: "row" }, show, number, watchButton(video, watched));
+  const item = h("li", { class: "row" }, show, number, watchButton(video, watched));
+  if (dislike) {
+    const label = `Not for me: ${titleOf(video)}`;
+    const button = h("button", { type: "button", class: "quiet dislike", "aria-label": label }, "Not for me");
+    button.addEventListener("click", () => dislike(video, item));
+    item.append(button);
+  }
+  return item;
 }
+
+// The reason for rows that are similar to one video, which the user sees above them.
+export const similarity = ({ similarity: cosine }) =>
+  typeof cosine === "number" ? h("span", {}, `similarity ${decimals(cosine)}`) : null;
 
 function reasons(why, because) {
   const parts = [because(why)];
-  if (typeof why.similarity === "number") parts.push(h("span", {}, `similarity ${decimals(why.similarity)}`));
   for (const [name, value] of Object.entries(why.boosts ?? {})) {
     const text = `${name} ${value < 0 ? "" : "+"}${decimals(value)}`;
     parts.push(h("span", { class: "boost" }, text));

@@ -17,22 +17,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raypipe import __version__
 from raypipe.endpoint import schemas
-from raypipe.endpoint.http import STATUSES, HttpError
+from raypipe.endpoint.http import SECURITY_HEADERS, STATUSES, HttpError
 from raypipe.endpoint.routes.catalogue import add_catalogue_routes
 from raypipe.endpoint.routes.inference import add_inference_routes
+from raypipe.endpoint.routes.playback import add_playback_routes
 from raypipe.endpoint.routes.responses import JsonResponse, add_route
 from raypipe.endpoint.schemas import ErrorAnswer, VideoUri
 from raypipe.endpoint.service import Service
 
 PAGE = Path(__file__).parents[1] / "page"
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'; object-src 'none'",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
+_PAGE_HEADERS = SECURITY_HEADERS | {"Cache-Control": "no-cache"}
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}  # independent of the system's MIME table
 _READY: dict[int | str, dict[str, Any]] = {
     200: {"model": schemas.ReadyAnswer, "description": schemas.ReadyAnswer.__doc__},
@@ -120,7 +114,7 @@ def build_application(service: Service) -> ASGIApp:
         default_response_class=JsonResponse,
         responses={status: {"model": ErrorAnswer, "description": said} for status, (_, said) in STATUSES.items()},
     )
-    for add_routes in (add_catalogue_routes, add_inference_routes, add_operations_routes):
+    for add_routes in (add_catalogue_routes, add_inference_routes, add_playback_routes, add_operations_routes):
         add_routes(described, service)
     _state_limits(described, service)
     router = AsyncExitStackMiddleware(described.router)

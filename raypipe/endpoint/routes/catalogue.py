@@ -42,7 +42,7 @@ async def index(service: Service) -> schemas.IndexAnswer:
     """Return the served version of the index, its contents, and what this server can do."""
     live = service.live
     abilities = {"can_embed": service.can_embed(live), "can_classify": service.can_classify(live)}
-    return cast("schemas.IndexAnswer", live.facts | abilities)
+    return cast("schemas.IndexAnswer", live.facts | abilities | {"can_play": bool(service.prefixes)})
 
 
 async def videos(
@@ -68,7 +68,7 @@ async def videos(
 async def video(service: Service, video_id: VideoId) -> schemas.Video:
     """Return one video of the catalogue."""
     live = service.live
-    return live.video(_position(live, video_id))
+    return live.video(known_position(live, video_id))
 
 
 async def thumbnail(service: Service, video_id: VideoId, request: Request) -> Response:
@@ -78,7 +78,7 @@ async def thumbnail(service: Service, video_id: VideoId, request: Request) -> Re
     whole = f"{video_id}/thumbnail"
     if items.position(video_id) is None and items.position(whole) is not None:
         return JsonResponse(await video(service, whole))  # the id itself ends with /thumbnail
-    data = items.thumbnail(_position(live, video_id))
+    data = items.thumbnail(known_position(live, video_id))
     if data is None:
         raise HttpError(404, f"{video_id!r} has no thumbnail.")
     tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
@@ -88,7 +88,8 @@ async def thumbnail(service: Service, video_id: VideoId, request: Request) -> Re
     return Response(data, headers=headers, media_type="image/jpeg")
 
 
-def _position(live: LoadedIndex, video_id: str) -> int:
+def known_position(live: LoadedIndex, video_id: str) -> int:
+    """Return the position of a video in the index. Raise HttpError 404 if the index does not have it."""
     position = live.index.items.position(video_id)
     if position is None:
         raise HttpError(404, f"The index has no video {video_id!r}.")
@@ -104,7 +105,7 @@ async def similar(
 ) -> schemas.Recommended:
     """Find videos similar to a video of the catalogue."""
     filters = {CATEGORY: category} if category else {}
-    query = IndexQuery(history=(video_id,), top_k=top_k, diversity=diversity, filters=filters)
+    query = IndexQuery(history=(video_id,), top_k=top_k, diversity=diversity, filters=filters, strategy="content")
     return await service.recommend(service.live, query, must_know=True)
 
 
@@ -113,7 +114,7 @@ async def similar_batch(service: Service, batch: schemas.SimilarBatch) -> schema
     live = service.live
     service.check_length("video_ids", batch.video_ids, service.limits.max_batch)
     service.metrics.batched("similar", len(batch.video_ids))
-    queries = [IndexQuery(history=(video_id,), top_k=batch.top_k) for video_id in batch.video_ids]
+    queries = [IndexQuery(history=(video_id,), top_k=batch.top_k, strategy="content") for video_id in batch.video_ids]
     return {"answers": await answer_each(service.recommend(live, query, must_know=True) for query in queries)}
 
 

@@ -135,4 +135,4 @@ async def _neighbors(
 ) -> schemas.Recommended | None:
     if not top_k:
         return None
-    return await service.recommend(live, IndexQuery(embeddings=video.embedding[None], top_k=top_k))
+    return await service.recommend(live, IndexQuery(embeddings=video.embedding[None], top_k=top_k, strategy="content"))

@@ -1,12 +1,22 @@
-// The watched videos, oldest first, on which the recommendations are based. They are kept until the tab is closed.
+// A list of videos, oldest first: the watched ones, or the disliked ones. It is kept until the tab is closed.
 
 import { readSession, writeSession } from "./session.js";
 
-const KEY = "raypipe.watched";
 const MOST = 50; // the oldest are dropped
 
-export class Watched extends EventTarget {
-  #videos = load();
+export class KeptVideos extends EventTarget {
+  #key;
+  #videos;
+
+  constructor(key) {
+    super();
+    this.#key = key;
+    this.#videos = load(key);
+  }
+
+  get ids() {
+    return this.#videos.map((video) => video.video_id);
+  }
 
   get videos() {
     return [...this.#videos];
@@ -35,18 +45,18 @@ export class Watched extends EventTarget {
 
   #set(videos) {
     this.#videos = videos;
-    writeSession(KEY, videos);
+    writeSession(this.#key, videos);
     this.dispatchEvent(new Event("change"));
   }
 }
 
-// The fields of a video that the strip shows.
-function essence({ video_id, has_thumbnail, duration_seconds, label, fields }) {
+// The fields of a video that the strip and the player need.
+function essence({ video_id, video_uri, has_thumbnail, duration_seconds, label, fields }) {
   const { title, category } = fields ?? {};
-  return { video_id, has_thumbnail, duration_seconds, label, fields: { title, category } };
+  return { video_id, video_uri, has_thumbnail, duration_seconds, label, fields: { title, category } };
 }
 
-function load() {
-  const kept = readSession(KEY, []);
+function load(key) {
+  const kept = readSession(key, []);
   return Array.isArray(kept) ? kept.filter((video) => typeof video?.video_id === "string") : [];
 }
