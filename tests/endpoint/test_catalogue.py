@@ -131,14 +131,14 @@ def test_an_answer_says_how_it_was_ranked(ask: Ask, ids: list[str]) -> None:
 def test_the_number_of_people_is_in_the_reasons(live_index: IndexWatcher) -> None:
     assert live_index.live is not None
     after = (
-        Recommendation(0, "a", 1.0, after="b", num_users=31),
-        Recommendation(1, "b", 0.9, after="b"),
+        Recommendation(0, "a", 1.0, reason="watched_after", after="b", num_users=31),
+        Recommendation(1, "b", 0.9, reason="popular"),
         Recommendation(2, "c", 0.8, closest="b", similarity=0.5),
     )
     found = live_index.live.recommended(Recommendations(after, strategy="ranker", ranker="r1"))
     assert (found["strategy"], found["ranker"]) == ("ranker", "r1")
     reasons = [(one["why"]["reason"], one["why"]["after"], one["why"]["num_users"]) for one in found["results"]]
-    assert reasons == [("watched_after", "b", 31), ("watched_after", "b", None), ("similar", None, None)]
+    assert reasons == [("watched_after", "b", 31), ("popular", None, None), ("similar", None, None)]
 
 
 def test_nothing_watched_gives_popular_videos_and_says_so(ask: Ask) -> None:
