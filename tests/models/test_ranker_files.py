@@ -8,14 +8,11 @@ import pytest
 
 from raypipe.config import TrainConfig
 from raypipe.errors import CommitError, WeightsError
-from raypipe.jobs.train.checkpoints import put_model
 from raypipe.jobs.train.histories import find_histories
-from raypipe.jobs.train.ranker_spec import RankerNetwork, build_ranker, put_ranker_files
-from raypipe.jobs.train.run_spec import prepare
 from raypipe.models.ranker_files import OTHER_FILES, RankerFiles, read_ranker
 from raypipe.search.projection import Projection
 from raypipe.storage import Folder
-from support.ranker_runs import put_inputs, ranker_config
+from support.ranker_runs import put_inputs, put_ranker, ranker_config
 from support.tiny_models import tiny_classifier
 
 
@@ -24,16 +21,6 @@ def config(tmp_path: Path) -> TrainConfig:
     place = Folder(str(tmp_path / "inputs"))
     put_inputs(place)
     return ranker_config(place, Folder(str(tmp_path / "model")))
-
-
-def put_ranker(config: TrainConfig, *, seed: int = 0) -> Folder:
-    """Write what a training without steps would write."""
-    samples = find_histories(config)
-    network, output = prepare(config, samples).network, Folder(config.output)
-    assert isinstance(network, RankerNetwork)
-    others = put_ranker_files(output, network.id_positions, samples)
-    put_model(output, build_ranker(network, seed=seed), metrics={"ndcg_at_10": 0.5, "seconds": 1.0}, others=others)
-    return output
 
 
 def test_a_ranker_has_what_its_training_knew(config: TrainConfig, tmp_path: Path) -> None:

@@ -7,6 +7,10 @@ import pyarrow as pa
 
 from raypipe.config import TrainConfig
 from raypipe.dataset.footer import parquet_bytes
+from raypipe.jobs.train.checkpoints import put_model
+from raypipe.jobs.train.histories import find_histories
+from raypipe.jobs.train.ranker_spec import RankerNetwork, build_ranker, put_ranker_files
+from raypipe.jobs.train.run_spec import prepare
 from raypipe.storage import Folder
 from support.ranker_loops import NUM_VIDEOS, walks
 from support.served_index import make_items, put_index
@@ -45,3 +49,13 @@ def ranker_config(place: Folder, output: Folder, **keys: Any) -> TrainConfig:  #
     for name, value in {**TINY, **keys}.items():
         given[name] = {**TINY.get(name, {}), **value} if isinstance(value, dict) else value
     return TrainConfig(**given)
+
+
+def put_ranker(config: TrainConfig, *, seed: int = 0) -> Folder:
+    """Write what a training without steps would write."""
+    samples = find_histories(config)
+    network, output = prepare(config, samples).network, Folder(config.output)
+    assert isinstance(network, RankerNetwork)
+    others = put_ranker_files(output, network.id_positions, samples)
+    put_model(output, build_ranker(network, seed=seed), metrics={"ndcg_at_10": 0.5, "seconds": 1.0}, others=others)
+    return output
