@@ -33,14 +33,14 @@ def evaluate_version(folder: Path, made: Mapping[str, Any], config: IndexConfig,
     uri = str(config.evaluate)
     index = VideoIndex.load(folder, {**made, "files": {path.name: {} for path in folder.iterdir()}})
     later = read_events(uri, index.items, is_ordered=config.events.ordered)
-    fitted = np.load(folder / FITTED, allow_pickle=False)
-    if num_seen := int(np.isin(later.hashes(later.events, index.items), fitted).sum()):
-        msg = f"The version was fitted on {num_seen:,} of the {len(later.events):,} events of {uri}."
-        raise ConfigError(msg, key="evaluate", value=uri, remedy="Give events that are newer than the history.")
     split = later_events(watching.found, watching.fitted, later)
     if not len(split.users):
-        msg = f"No user of {config.history} has another event in {uri}."
+        msg = f"No user of {config.history} has an event with another video in {uri}."
         raise ConfigError(msg, key="evaluate", value=uri, remedy="Give later events of the same users.")
+    fitted = np.load(folder / FITTED, allow_pickle=False)
+    if num_seen := int(np.isin(watching.found.hashes(split.targets, index.items), fitted).sum()):
+        msg = f"The ranker has learned from {num_seen:,} of the {len(split.targets):,} events to predict in {uri}."
+        raise ConfigError(msg, key="evaluate", value=uri, remedy="Give events that are newer than the ranker.")
     ranking, require = RankingConfig(top_k=_TOP_K), Requirement.parse(config.require)
     with one_search_thread():
         rankers = fit_rankers(index, split, ranking=ranking, controls=False, require=require, seed=config.index.seed)
