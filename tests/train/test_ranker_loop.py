@@ -148,11 +148,11 @@ def test_ranks_are_those_of_the_full_catalogue_without_the_history() -> None:
     for state, videos, target in zip(states, known, targets, strict=True):
         excluded = np.isin(np.arange(40), videos)
         expected += expected_ranks((vectors @ state).numpy(), excluded, np.array([target])).tolist()
-    for block_scores in (2**24, 1):  # one block, and the smallest blocks
+    for size in (1000, 7):  # one block, and several
         scores = rank_scores.RankScores(lambda videos: vectors[videos], num_videos=40)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rank_scores, "_BLOCK_SCORES", block_scores)
-            patch.setattr(rank_scores, "_MIN_BLOCK", 7)
+            patch.setattr(rank_scores, "_VIDEOS", size)
+            patch.setattr(rank_scores, "_USERS", size)
             scores.add(states, known, targets)
             ranks, listed = scores.rank()
             scores.add_up(Collective(device=CPU))

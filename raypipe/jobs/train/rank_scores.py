@@ -12,8 +12,7 @@ from raypipe.search.vectors import ROUNDING
 
 TOP = 10
 _KEPT = 2 * TOP  # videos of a user: if all of them are at least as high as the target, its mean rank is above TOP
-_BLOCK_SCORES = 2**24  # scores of users and videos at a time: 64 MiB
-_MIN_BLOCK = 256  # videos
+_VIDEOS, _USERS = 8192, 2048  # scores that are made at a time: 64 MiB; torch selects faster from long rows
 
 
 class RankScores:
@@ -54,35 +53,38 @@ class RankScores:
         states = torch.cat(self._states)
         targets = np.array(self._targets)
         wanted = (states * self._vectors(targets)).sum(dim=1, keepdim=True)
-        best = torch.full((len(targets), _KEPT), -torch.inf, device=states.device)
-        listed = torch.full((len(targets), _KEPT), -1, device=states.device)
+        values, positions = [], []
         for start, stop, users, videos in self._blocks(targets):
-            scores = states @ self._vectors(slice(start, stop)).T
-            scores[users, videos - start] = -torch.inf
-            values, at = scores.topk(min(_KEPT, stop - start), dim=1)
-            best, order = torch.cat([best, values], dim=1).topk(_KEPT, dim=1)
-            listed = torch.cat([listed, at + start], dim=1).gather(1, order)
+            vectors = self._vectors(slice(start, stop))
+            for first in range(0, len(targets), _USERS):
+                scores = states[first : first + _USERS] @ vectors.T
+                some = slice(*np.searchsorted(users, [first, first + _USERS]))
+                scores[users[some] - first, videos[some] - start] = -torch.inf
+                highest, at = scores.topk(min(_KEPT, stop - start), dim=1, sorted=False)
+                values.append(highest)
+                positions.append(at + start)
+        every = _joined(values, num_users=len(targets))
+        best, order = every.topk(min(_KEPT, every.shape[1]), dim=1)
+        listed = _joined(positions, num_users=len(targets)).gather(1, order)
         higher, equal = (best > wanted + ROUNDING).sum(dim=1), ((best - wanted).abs() <= ROUNDING).sum(dim=1)
         ranks = (1 + higher + equal / 2).cpu().numpy().astype(np.float64)
-        with_target = torch.cat([best, wanted], dim=1).topk(TOP, dim=1)
+        with_target = torch.cat([best, wanted], dim=1).topk(min(TOP, best.shape[1] + 1), dim=1)
         listed = torch.cat([listed, torch.from_numpy(targets)[:, None].to(states.device)], dim=1)
         found = listed.gather(1, with_target.indices)[with_target.values > -torch.inf]
         return np.where(ranks <= TOP, ranks, np.inf), found.unique().cpu().numpy()
 
-    def _blocks(self, targets: Ints) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    def _blocks(self, targets: Ints) -> Iterator[tuple[int, int, Ints, Ints]]:
         """Yield blocks of videos: their first and last position, and pairs of a user and a video that is not ranked.
 
-        These are the known videos and the targets, whose rank counts the other videos.
+        These are the known videos and the targets, whose rank counts the other videos. They are sorted by user.
         """
         users = np.repeat(np.arange(len(targets)), [len(known) + 1 for known in self._known])
         videos = np.concatenate([np.append(known, target) for known, target in zip(self._known, targets, strict=True)])
-        order = np.argsort(videos, kind="stable")
+        order = np.lexsort((users, videos // _VIDEOS))
         users, videos = users[order], videos[order]
-        step = max(_MIN_BLOCK, _BLOCK_SCORES // len(targets))
-        for start in range(0, self._num_videos, step):
-            stop = min(start + step, self._num_videos)
-            some = slice(*np.searchsorted(videos, [start, stop]))
-            yield start, stop, torch.from_numpy(users[some]), torch.from_numpy(videos[some])
+        for number, start in enumerate(range(0, self._num_videos, _VIDEOS)):
+            some = slice(*np.searchsorted(videos // _VIDEOS, [number, number + 1]))
+            yield start, min(start + _VIDEOS, self._num_videos), users[some], videos[some]
 
     def metrics(self) -> dict[str, float]:
         """Return the scores as keyword arguments of ``EpochMetrics``."""
@@ -93,3 +95,10 @@ class RankScores:
             "ndcg_at_10": gains / users,
             "coverage_at_10": self._num_listed / self._num_videos,
         }
+
+
+def _joined(parts: Sequence[torch.Tensor], *, num_users: int) -> torch.Tensor:
+    """Join the parts of each block of videos by users, and the blocks by videos: ``[U, …]``."""
+    per_block = -(-num_users // _USERS)
+    blocks = [torch.cat(list(parts[at : at + per_block])) for at in range(0, len(parts), per_block)]
+    return torch.cat(blocks, dim=1)
