@@ -1,4 +1,4 @@
-"""The demo, end to end: upload clips to a bucket, then embed, verify, train, classify, index and serve."""
+"""The demo, end to end: upload clips to a bucket, embed, train, classify, index, learn from viewers, and serve."""
 
 import os
 import shutil
@@ -20,9 +20,10 @@ from rich.table import Table
 
 from raypipe import schema
 from raypipe.client import Client
-from raypipe.config import ClassifyConfig, EmbedConfig, IndexConfig, TrainConfig, load_config
+from raypipe.config import ClassifyConfig, EmbedConfig, EvaluateConfig, IndexConfig, TrainConfig, load_config
 from raypipe.demo.clips import LABELS, Clip, make_catalogue, write_csv
 from raypipe.demo.s3_server import local_s3
+from raypipe.demo.viewers import NUM_VIEWERS, write_histories
 from raypipe.errors import ConfigError, JobError, RaypipeError, VerifyError, WeightsError
 from raypipe.free_ports import free_ports
 from raypipe.storage import Folder
@@ -36,7 +37,9 @@ _OUTPUT = "s3://embeddings/v1/"
 _MODEL = "s3://models/v1/"
 _PREDICTIONS = "s3://predictions/v1/"
 _INDEX = "s3://index/"
-_BUCKETS = ("videos", "embeddings", "models", "predictions", "index")
+_RANKER = "s3://models/ranker/"
+_EVALUATION = "s3://evaluations/v1/"
+_BUCKETS = ("videos", "embeddings", "models", "predictions", "index", "evaluations")
 _BACKBONE = "resnet18"
 _MARKER = ".raypipe-demo"
 _CLIPS_PER_CLASS = 16
@@ -58,32 +61,43 @@ def run_demo(folder: Path, *, keep: bool = False) -> int:
     """
     console = Console(highlight=False)
     _clear(folder)
-    console.print(f"[bold]1/8[/] Making {_CLIPS_PER_CLASS * len(LABELS)} clips in 6 classes in {folder / 'clips'}")
+    console.print(f"[bold]1/10[/] Making {_CLIPS_PER_CLASS * len(LABELS)} clips in 6 classes in {folder / 'clips'}")
     clips = make_catalogue(folder / "clips", clips_per_class=_CLIPS_PER_CLASS)
     splits = _write_labels(folder, clips)
-    console.print("[bold]2/8[/] Starting an S3 server on loopback and uploading the clips")
+    console.print("[bold]2/10[/] Starting an S3 server on loopback and uploading the clips")
     with local_s3(folder / "s3", buckets=_BUCKETS) as server, _environment(server.environment()):
         bucket = Folder(_INPUT)
         for clip in clips:
             bucket.put_new(clip.video_id, clip.path.read_bytes())
         weights = _weights(console)
-        console.print(f"[bold]3/8[/] raypipe embed --input {_INPUT} --output {_OUTPUT} --set backbone.name={_BACKBONE}")
+        console.print(
+            f"[bold]3/10[/] raypipe embed --input {_INPUT} --output {_OUTPUT} --set backbone.name={_BACKBONE}"
+        )
         reports = [_embed(console, folder, weights)]
-        console.print(f"[bold]4/8[/] raypipe verify {_OUTPUT}")
+        console.print(f"[bold]4/10[/] raypipe verify {_OUTPUT}")
         _verify(console)
         labels = folder / "labels.csv"
-        console.print(f"[bold]5/8[/] raypipe train --embeddings {_OUTPUT} --labels {labels} --output {_MODEL}")
+        console.print(f"[bold]5/10[/] raypipe train --embeddings {_OUTPUT} --labels {labels} --output {_MODEL}")
         reports.append(_train(console, folder, labels))
-        console.print(f"[bold]6/8[/] raypipe classify --embeddings {_OUTPUT} --model {_MODEL} --output {_PREDICTIONS}")
+        console.print(f"[bold]6/10[/] raypipe classify --embeddings {_OUTPUT} --model {_MODEL} --output {_PREDICTIONS}")
         reports.append(_classify(console, folder))
         _compare(console, splits, weights)
         catalogue = _write_catalogue(folder, clips)
         options = f"--embeddings {_OUTPUT} --catalogue {catalogue} --labels {_PREDICTIONS} --output {_INDEX}"
-        console.print(f"[bold]7/8[/] raypipe index {options}")
-        _index(console, catalogue)
+        console.print(f"[bold]7/10[/] raypipe index {options}")
+        index = {"embeddings": _OUTPUT, "catalogue": str(catalogue), "labels": _PREDICTIONS, "output": _INDEX}
+        _index(console, index)
+        history = folder / "history.csv"
+        write_histories(history, clips)
+        options = f"--index {_INDEX} --history {history} --output {_RANKER}"
+        console.print(f"[bold]8/10[/] raypipe train --set objective=next_video {options}")
+        reports.append(_train_ranker(console, folder, history))
+        console.print(f"[bold]9/10[/] raypipe index … --history {history} --ranker {_RANKER}; raypipe evaluate")
+        _index(console, {**index, "history": str(history), "ranker": _RANKER})
+        reports.append(_evaluate(console, folder, history))
         for report in reports:
             console.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)
-        console.print(f"[bold]8/8[/] raypipe serve --index {_INDEX} --model {_MODEL}")
+        console.print(f"[bold]10/10[/] raypipe serve --index {_INDEX} --model {_MODEL}")
         _serve(console, weights=weights, log=folder / "serve.log", keep=keep)
     return 0
 
@@ -166,11 +180,30 @@ def _classify(console: Console, folder: Path) -> Path:
     return _fetch(run.report_uri, _PREDICTIONS, folder / "classify.html")
 
 
-def _index(console: Console, catalogue: Path) -> None:
+def _train_ranker(console: Console, folder: Path, history: Path) -> Path:
+    from raypipe.jobs.train.job import run_train  # noqa: PLC0415
+    from raypipe.runs.summary_tables import training_table  # noqa: PLC0415
+
+    values = {"objective": "next_video", "index": _INDEX, "history": str(history), "output": _RANKER}
+    run = run_train(load_config(TrainConfig, values=values, overrides=("optimizer.epochs=30",)), console=console)
+    console.print(training_table(run.record, report_uri=run.report_uri))
+    return _fetch(run.report_uri, _RANKER, folder / "train_ranker.html")
+
+
+def _evaluate(console: Console, folder: Path, history: Path) -> Path:
+    from raypipe.jobs.evaluate.job import evaluation_table, run_evaluate  # noqa: PLC0415
+
+    values = {"index": _INDEX, "history": str(history), "output": _EVALUATION, "protocol": "leave_one_out"}
+    run = run_evaluate(load_config(EvaluateConfig, values=values), console=console)
+    console.print(f"{NUM_VIEWERS} synthetic viewers; the last clip of each is predicted from the earlier ones:")
+    console.print(evaluation_table(run))
+    return _fetch(run.report_uri, _EVALUATION, folder / "evaluate.html")
+
+
+def _index(console: Console, values: Mapping[str, str]) -> None:
     from raypipe.jobs.index.job import index_table, run_index  # noqa: PLC0415
 
-    values = {"embeddings": _OUTPUT, "catalogue": str(catalogue), "labels": _PREDICTIONS, "output": _INDEX}
-    run = run_index(load_config(IndexConfig, values=values), console=console)
+    run = run_index(load_config(IndexConfig, values=dict(values)), console=console)
     console.print(index_table(run))
 
 
@@ -280,11 +313,13 @@ def _recommend(console: Console, client: Client) -> None:
     """Print the recommendations for a user who watched two clips."""
     watched = {video["video_id"]: _title(video) for video in client.videos(limit=2)["videos"]}
     answer = client.recommend(list(watched), top_k=_NUM_SHOWN, diversity=0.3)
-    table = Table("recommended", "score", "because of", "similarity")
+    table = Table("recommended", "score", "why")
     for result in answer["results"]:
         why = result["why"]
-        closest = watched.get(why["closest"], "")
-        table.add_row(_title(result["video"]), f"{result['score']:.2f}", closest, f"{why['similarity']:.2f}")
+        reason = f"similar to {watched.get(why['closest'], '')} ({why['similarity']:.2f})"
+        if why["reason"] == "watched_after":
+            reason = f"watched after {watched.get(why['after'], '')} by {why['num_users']} viewers"
+        table.add_row(_title(result["video"]), f"{result['score']:.2f}", reason)
     console.print(f"For a user who watched {' and '.join(repr(title) for title in watched.values())}:")
     console.print(table)
 
