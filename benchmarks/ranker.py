@@ -1,6 +1,7 @@
 """Evaluate recommendations on public sets of interactions, with every baseline.
 
     python benchmarks/ranker.py [--interactions FOLDER] [--ml-100k FOLDER] [--quick]
+    python benchmarks/ranker.py --events 10000000 [--quick]
 
 Each set becomes an index of own vectors and a history, for ``raypipe evaluate``; the table shows its rankers with the
 metrics of publications on the set. A set whose files are missing is skipped with a sentence.
@@ -9,8 +10,11 @@ metrics of publications on the set. A set whose files are missing is skipped wit
 - TikTok (from the code of DiffMM): the given split, unordered. The vectors are image features of the videos.
 - MovieLens 100K: leave one out, and a split by time. The vectors are random: it has no content. The folder is
   ``recbole/dataset_example/ml-100k`` of the wheel of recbole 1.2.1.
+
+With ``--events``, generated watch events are counted instead, in one process and on Ray.
 """
 
+import argparse
 import csv
 import datetime as dt
 import json
@@ -30,9 +34,11 @@ from rich.console import Console
 
 import raypipe
 from support import describe_machine, make_parser, print_table, scratch_folder
+from support.watching import compare_counting, count_once
 
 _SHARED = Path(__file__).parents[2] / "shared" / "assets" / "interactions"
 _SVD_DIM = 128
+_STORES = (4_000_000_000, 500_000_000)
 PUBLISHED = {
     "Toys": "SASRec .0675/.0374, TIGER .0712/.0432, SASRec with sampled softmax .0970/.0580 (HR@10/NDCG@10)",
     "TikTok": "LightGCN .0653, BM3 .0957, DiffMM .1129 (recall@20)",
@@ -134,8 +140,19 @@ def main() -> int:
     parser = make_parser(__doc__, quick="evaluate 1,000 users of each set")
     parser.add_argument("--interactions", type=Path, default=_SHARED, help="the folder with Toys and TikTok")
     parser.add_argument("--ml-100k", type=Path, help="the folder with ml-100k.inter")
+    parser.add_argument("--events", type=int, help="count this number of generated events instead")
+    parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--store-bytes", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.count is not None:
+        count_once(options.count, options.store_bytes)
+        return 0
     print(describe_machine())
+    if options.events is not None:
+        num_events = min(options.events, 1_000_000) if options.quick else options.events
+        with scratch_folder() as work:
+            compare_counting(num_events, work, script=__file__, stores=_STORES)
+        return 0
     sets = [
         ("Toys", options.interactions / "Toys_and_Games.txt", partial(toys, options.interactions)),
         ("TikTok", options.interactions / "tiktok", partial(tiktok, options.interactions / "tiktok")),

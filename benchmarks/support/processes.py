@@ -55,9 +55,9 @@ def family_cpu_seconds() -> float:
     )
 
 
-def peak_bytes() -> int:
-    """Return the peak memory of this process."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def peak_bytes(pid: int | None = None) -> int:
+    """Return the peak memory of a process, by default of this one; 0 if the process has ended."""
+    found = re.search(rb"VmHWM:\s+(\d+) kB", _read_proc(pid or os.getpid(), "status"))
     return int(found[1]) * 1024 if found else 0
 
 
@@ -120,6 +120,20 @@ def watching_memory() -> Iterator[Peak]:
 
     with _polling(poll, _MEMORY_POLL_SECONDS):
         yield peak
+
+
+@contextmanager
+def watching_peaks(title: str) -> Iterator[dict[int, int]]:
+    """Keep the peak memory of each descendant whose command line starts with this title, in bytes by PID."""
+    peaks: dict[int, int] = {}
+
+    def poll() -> None:
+        for pid in _descendants():
+            if _read_proc(pid, "cmdline").startswith(title.encode()):
+                peaks[pid] = max(peaks.get(pid, 0), peak_bytes(pid))
+
+    with _polling(poll, _MEMORY_POLL_SECONDS):
+        yield peaks
 
 
 @contextmanager

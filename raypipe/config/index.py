@@ -29,6 +29,7 @@ class HistorySettings(Section):
     counts: Literal["auto", "transitions", "item_knn", "ease"] = "auto"
     popular_days: float = Field(default=7.0, gt=0)
     ordered: bool = True
+    in_process: int = Field(default=5_000_000, ge=0)
 
     @field_validator("cut")
     @classmethod

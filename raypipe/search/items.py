@@ -189,6 +189,22 @@ class Items:
         """Return the position of each video, or None if it is not in the index."""
         return self._lookup.positions(ids)
 
+    def find(self, ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """Return the position of each video, or -1 if it is not in the index. Much faster than ``positions``."""
+        encoded = ids.combine_chunks().dictionary_encode()
+        found = self._lookup.find(encoded.dictionary.cast(pa.large_string()))
+        positions: npt.NDArray[np.int64] = np.append(found, -1)[encoded.indices.fill_null(-1).to_numpy()]
+        return positions
+
+    def only_ids(self) -> "Items":
+        """Return the same items without their other columns."""
+        return Items(pa.table({schema.VIDEO_ID: self._ids}), None)
+
+    @property
+    def video_ids(self) -> pa.LargeStringArray:
+        """The id of each item."""
+        return self._ids
+
     def video_id(self, position: int) -> str:
         return str(self._ids[position].as_py())
 
@@ -325,6 +341,26 @@ class _Lookup:
         wanted = np.fromiter((_hash(text) for text in texts), np.uint64, len(texts))
         starts = np.searchsorted(self._hashes, wanted)
         return [self._find(text, at, key) for text, at, key in zip(texts, starts.tolist(), wanted, strict=True)]
+
+    def find(self, texts: pa.LargeStringArray) -> npt.NDArray[np.int64]:
+        """Return the position of each id, or -1 if it is unknown."""
+        pieces = range(0, len(texts) if len(self._hashes) else 0, _HASH_ROWS)
+        found = [self._find_rows(texts.slice(at, _HASH_ROWS)) for at in pieces]
+        return np.concatenate(found) if found else np.full(len(texts), -1, np.int64)
+
+    def _find_rows(self, texts: pa.LargeStringArray) -> npt.NDArray[np.int64]:
+        wanted = _hash_rows(texts)
+        starts = np.searchsorted(self._hashes, wanted)
+        at = np.minimum(starts, len(self._hashes) - 1)
+        is_candidate = self._hashes[at] == wanted
+        positions = self._positions[at].astype(np.int64)
+        is_equal = pc.equal(texts, self._texts.take(pa.array(positions))).fill_null(False)  # noqa: FBT003 - Arrow's signature
+        is_found = is_candidate & is_equal.to_numpy(zero_copy_only=False)
+        positions[~is_found] = -1
+        for row in np.flatnonzero(is_candidate & ~is_found).tolist():  # another id has the same hash
+            found = self._find(texts[row].as_py(), int(starts[row]), wanted[row])
+            positions[row] = -1 if found is None else found
+        return positions
 
     def _find(self, text: str, at: int, key: np.uint64) -> int | None:
         """Return the position of an id, or None if it is unknown. Compare all ids with the same hash, usually one."""

@@ -21,6 +21,7 @@ from raypipe.text import one_line
 
 CountKind = Literal["transitions", "item_knn", "ease"]
 WINDOW, HISTORY_DECAY, NUM_SUCCESSORS = 5, 0.6, 100
+_UNIT = 60  # a multiple of all distances: weights are counted in whole sixtieths, so that their sums are exact
 EASE_MAX_ITEMS, EASE_REGULARIZATION = 20_000, 100.0
 MIN_USERS = 5  # how many people must have watched a video after another one before their number is shown
 _LAST_WATCHED = 50
@@ -56,6 +57,70 @@ class Pairs:
         return cls(firsts[kept], seconds[kept], weights[kept], users[kept])
 
 
+@dataclass(frozen=True, slots=True)
+class TransitionCounts:
+    """How often users watched a video soon after another one.
+
+    Counts of parts of the users can be added. They are whole numbers, so that the order of adding does not matter.
+
+    Attributes:
+        num_items: The number of videos, N.
+        keys: first * N + second of each pair of videos, ascending, [P].
+        sixtieths: 60 times the weight of each pair, [P].
+        users: How many users are behind each pair, [P].
+    """
+
+    num_items: int
+    keys: Ints
+    sixtieths: npt.NDArray[np.int32] | Ints
+    users: npt.NDArray[np.int32] | Ints
+
+    @classmethod
+    def of(cls, events: Events, num_items: int) -> Self:
+        """Count pairs within 5 events. A pair weighs 1 / distance."""
+        users, found, lengths = events.users, [], []
+        for distance in range(1, WINDOW + 1):
+            is_pair = users[:-distance] == users[distance:]
+            found.append(events.items[:-distance][is_pair] * num_items + events.items[distance:][is_pair])
+            lengths.append(len(found[-1]))
+        weights = np.repeat(np.array([_UNIT // distance for distance in range(1, WINDOW + 1)], np.int32), lengths)
+        return cls._added(num_items, np.concatenate(found), weights, np.ones(len(weights), np.int32))
+
+    @classmethod
+    def sum(cls, parts: Sequence["TransitionCounts"]) -> Self:
+        """Add the counts of parts of the users."""
+        return cls._added(
+            parts[0].num_items,
+            np.concatenate([part.keys for part in parts]),
+            np.concatenate([part.sixtieths for part in parts]),
+            np.concatenate([part.users for part in parts]),
+        )
+
+    @classmethod
+    def _added(cls, num_items: int, keys: Ints, *counts: npt.NDArray[np.int32] | Ints) -> Self:
+        order = np.argsort(keys)
+        keys = keys[order]
+        starts = np.flatnonzero(np.diff(keys, prepend=-1))
+        sixtieths, users = (np.add.reduceat(count[order], starts, dtype=np.int64) for count in counts)
+        return cls(num_items, keys[starts], sixtieths, users)
+
+    def between(self, first: int, stop: int) -> "TransitionCounts":
+        """Return the pairs whose first video is at a position from ``first`` to ``stop - 1``, in a compact form."""
+        start, end = np.searchsorted(self.keys, (first * self.num_items, stop * self.num_items))
+        counts = (count[start:end].astype(np.int32) for count in (self.sixtieths, self.users))
+        return TransitionCounts(self.num_items, self.keys[start:end].copy(), *counts)
+
+    def pairs(self) -> Pairs:
+        """Return the pairs with their weights."""
+        firsts, seconds = np.divmod(self.keys, self.num_items)
+        return Pairs(firsts, seconds, self.sixtieths / _UNIT, self.users.astype(np.int64))
+
+    def largest(self) -> Pairs:
+        """Return the 100 pairs with the largest weights of each first video. Of equal weights, the first video wins."""
+        found = self.pairs()
+        return Pairs.largest(found.firsts, found.seconds, found.weights, found.users)
+
+
 @dataclass(frozen=True)
 class Successors:
     """The successors of N videos.
@@ -84,6 +149,13 @@ class Successors:
             pairs.weights.astype(np.float32),
             pairs.users.astype(np.int32),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Successors"]) -> Self:
+        """Return one table of the tables of consecutive ranges of videos."""
+        counts = np.concatenate([np.diff(part.starts) for part in parts])
+        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS)
+        return cls(parts[0].kind, np.append(0, np.cumsum(counts)), *columns)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -120,7 +192,7 @@ class Successors:
     def after(self, history: Ints, positions: Positions) -> dict[int, tuple[int, int]]:
         """Return for videos the watched video that adds most to their score, and how many users are behind that.
 
-        A watched video counts only if at least 5 users are behind it. A video without one is left out.
+        A watched video counts only if at least 5 users watched the pair. A video without one is left out.
         """
         rows, watched, weights = self._of(history)
         kept = np.flatnonzero((self.users[rows] >= MIN_USERS) & np.isin(self.items[rows], positions))
@@ -176,25 +248,11 @@ def transitions(events: Events, num_items: int) -> Pairs:
 
     A pair weighs 1 / distance. The result has each pair once.
     """
-    found = []
-    users = events.users
-    for distance in range(1, WINDOW + 1):
-        is_pair = users[:-distance] == users[distance:]
-        keys = events.items[:-distance][is_pair] * num_items + events.items[distance:][is_pair]
-        found.append((keys, np.full(len(keys), 1 / distance)))
-    keys = np.concatenate([keys for keys, _ in found])
-    return _summed(keys, np.concatenate([weights for _, weights in found]), num_items)
-
-
-def _summed(keys: Ints, weights: Numbers, num_items: int) -> Pairs:
-    distinct, at, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    firsts, seconds = np.divmod(distinct, num_items)
-    return Pairs(firsts, seconds, np.bincount(at, weights, minlength=len(distinct)).astype(np.float64), counts)
+    return TransitionCounts.of(events, num_items).pairs()
 
 
 def _transitions(events: Events, num_items: int) -> Pairs:
-    found = transitions(events, num_items)
-    return Pairs.largest(found.firsts, found.seconds, found.weights, found.users)
+    return TransitionCounts.of(events, num_items).largest()
 
 
 def _item_knn(events: Events, num_items: int) -> Pairs:

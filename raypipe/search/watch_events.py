@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
+Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Events:
         return Events(self.items[is_kept], np.append(0, np.cumsum(counts)), times, self.is_ordered)
 
 
-def event_hashes(events: Events, user_ids: Sequence[str], video_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+def event_hashes(events: Events, user_ids: Sequence[str], video_ids: Sequence[str]) -> Hashes:
     """Return a hash of the user id and the video id of each event, sorted, [E].
 
     They tell later whether something was fitted on an event, without storing the ids.
@@ -81,18 +82,24 @@ def event_hashes(events: Events, user_ids: Sequence[str], video_ids: Sequence[st
         user_ids: The id of each user, [U].
         video_ids: The id of each video of the index, or of each video that occurs, by position.
     """
-    users, items = _hashed(user_ids), {int(item): video_ids[item] for item in np.unique(events.items).tolist()}
+    items = {int(item): video_ids[item] for item in np.unique(events.items).tolist()}
     videos = np.zeros(max(items, default=-1) + 1, np.uint64)
-    videos[list(items)] = _hashed(list(items.values()))
+    videos[list(items)] = hashed(list(items.values()))
+    return combined_hashes(events, hashed(user_ids), videos)
+
+
+def combined_hashes(events: Events, users: Hashes, videos: Hashes) -> Hashes:
+    """Return what ``event_hashes`` returns, from the hash of each user, [U], and of each video by position."""
     return np.sort(_mixed(_mixed(users[events.users]) ^ videos[events.items]))
 
 
-def _hashed(ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+def hashed(ids: Sequence[str]) -> Hashes:
+    """Return a hash of each id, which is the same in every process."""
     digests = b"".join(hashlib.blake2b(one.encode(errors="surrogatepass"), digest_size=8).digest() for one in ids)
     return np.frombuffer(digests, np.uint64)
 
 
-def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _mixed(numbers: Hashes) -> Hashes:
     """Spread the bits of each number over all its bits (the finalizer of SplitMix64, Steele et al. 2014)."""
     mixed = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

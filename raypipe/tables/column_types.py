@@ -261,6 +261,14 @@ def _timestamps(column: Column) -> Column:
     return column.cast(pa.timestamp("us", tz=zone), safe=not is_fine).cast(TIMESTAMP)
 
 
+def plausible_times(column: Column) -> Column:
+    """Convert dates or timestamps to timestamps in UTC. Those that are not plausible become null."""
+    microseconds = _timestamps(column).combine_chunks().cast(pa.int64())
+    values = np.asarray(microseconds.fill_null(0), np.int64)
+    is_date = np.asarray(pc.is_valid(microseconds), np.bool_) & is_plausible(values)
+    return pa.chunked_array([pa.array(values, pa.int64(), mask=~is_date).cast(TIMESTAMP)])
+
+
 def _whole_numbers(column: Column) -> Column:
     """Return decimals as int64, or as text if any of them needs more than 64 bits."""
     try:

@@ -1,7 +1,7 @@
 """Read watch events from a table with one row per event or one row per user."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from raypipe.errors import ConfigError
 from raypipe.schema import USER_ID, VIDEO_ID
 from raypipe.search.items import Items
-from raypipe.search.watch_events import Events, Ints, event_hashes
+from raypipe.search.watch_events import Events, Ints, Numbers, event_hashes
 from raypipe.tables import TypedTable, read_table, table_place
 from raypipe.tables.history import HISTORY, HistoryFile, parse, watched
 
@@ -45,6 +45,54 @@ class WatchEvents:
         return event_hashes(Events(numbers, events.starts), self.user_ids, ids)
 
 
+@dataclass(frozen=True, slots=True)
+class EventRows:
+    """Rows with one event each, in the order of the file, without the rows that cannot be used.
+
+    Attributes:
+        users: The user ids, dictionary-encoded, [E].
+        items: The position of each watched video in the index, [E].
+        times: The time of each event in seconds, [E]; None without a column of times.
+        parts: As in ``WatchEvents``.
+        counts: How many rows were left out, by reason.
+    """
+
+    users: pa.DictionaryArray
+    items: Ints
+    times: Numbers | None
+    parts: Ints | None
+    counts: dict[str, int]
+
+    @classmethod
+    def of(cls, table: pa.Table, items: Items, *, uri: str, now: float) -> "EventRows":
+        """Select the rows with a user, a video of the index and, if there is a column of times, a time until now.
+
+        Raises:
+            ConfigError: the column ``split`` has an unknown value.
+        """
+        counts: dict[str, int] = {}
+
+        def keep(is_kept: npt.NDArray[np.bool_], reason: str) -> None:
+            nonlocal table
+            counts[reason] = int((~is_kept).sum())
+            table = table.filter(pa.array(is_kept))
+
+        keep(_is_text(table[USER_ID]) & _is_text(table[VIDEO_ID]), "without_user_or_video")
+        has_times = WATCHED_AT in table.column_names
+        if has_times:
+            keep(table[WATCHED_AT].is_valid().to_numpy(), "without_time")
+            keep(_seconds(table[WATCHED_AT]) <= now + _DAY_SECONDS, "in_future")
+        positions = items.find(table[VIDEO_ID])
+        keep(positions >= 0, "unknown_videos")
+        return cls(
+            table[USER_ID].combine_chunks().dictionary_encode(),
+            positions[positions >= 0],
+            _seconds(table[WATCHED_AT]) if has_times else None,
+            _parts(table[SPLIT], uri) if SPLIT in table.column_names else None,
+            counts,
+        )
+
+
 def read_events(uri: str, items: Items, *, is_ordered: bool = True) -> WatchEvents:
     """Read a table with one row per event (``user_id``, ``video_id``) or per user (``user_id``, ``history``).
 
@@ -59,10 +107,15 @@ def read_events(uri: str, items: Items, *, is_ordered: bool = True) -> WatchEven
         if has_histories
         else _of_rows(uri, items, is_ordered=is_ordered)
     )
-    if not len(found.events):
+    refuse_empty(uri, num_events=len(found.events))
+    return found
+
+
+def refuse_empty(uri: str, *, num_events: int) -> None:
+    """Raise ConfigError if a history has no events that can be used."""
+    if not num_events:
         msg = f"{uri} has no event of a video that the index has."
         raise ConfigError(msg, key="history", value=uri, remedy="Check the ids.")
-    return found
 
 
 def _of_histories(file: HistoryFile, items: Items, *, is_ordered: bool) -> WatchEvents:
@@ -86,7 +139,7 @@ def _of_histories(file: HistoryFile, items: Items, *, is_ordered: bool) -> Watch
                 counts["empty_histories"] += not positions
                 counts["unknown_videos"] += len(positions) - len(known)
                 counts["repeated_events"] += len(known) - len(histories[-1])
-    return WatchEvents(Events.of_histories(histories, is_ordered=is_ordered), user_ids, _nonzero(counts))
+    return WatchEvents(Events.of_histories(histories, is_ordered=is_ordered), user_ids, nonzero(counts))
 
 
 def _of_rows(uri: str, items: Items, *, is_ordered: bool) -> WatchEvents:
@@ -97,31 +150,15 @@ def _of_rows(uri: str, items: Items, *, is_ordered: bool) -> WatchEvents:
         what="history",
         expected={WATCHED_AT: "dates"},
     )
-    table, counts = read.table, dict[str, int]()
-    has_times = _has_times(read, uri)
-
-    def keep(is_kept: npt.NDArray[np.bool_], reason: str) -> None:
-        nonlocal table
-        counts[reason] = int((~is_kept).sum())
-        table = table.filter(pa.array(is_kept))
-
-    keep(_is_text(table[USER_ID]) & _is_text(table[VIDEO_ID]), "without_user_or_video")
-    if has_times:
-        keep(table[WATCHED_AT].is_valid().to_numpy(), "without_time")
-        seconds = _seconds(table[WATCHED_AT])
-        keep(seconds <= time.time() + _DAY_SECONDS, "in_future")
-    positions = items.positions(table[VIDEO_ID].to_pylist())
-    keep(np.array([position is not None for position in positions], np.bool_), "unknown_videos")
-    known = np.array([position for position in positions if position is not None], np.int64)
-    encoded = table[USER_ID].combine_chunks().dictionary_encode()
-    users = encoded.indices.to_numpy().astype(np.int64)
-    times = _seconds(table[WATCHED_AT]) if has_times else None
-    events, kept, ids = Events.of_rows(users, known, times)
-    events = replace(events, is_ordered=has_times or is_ordered)
-    counts["repeated_events"] = len(users) - len(events)
-    parts = _parts(table[SPLIT], uri)[kept] if SPLIT in table.column_names else None
-    names = encoded.dictionary.to_pylist()
-    return WatchEvents(events, [names[number] for number in ids], _nonzero(counts), parts)
+    table = read.table if _has_times(read, uri) else _without_times(read.table)
+    rows = EventRows.of(table, items, uri=uri, now=time.time())
+    users = rows.users.indices.to_numpy().astype(np.int64)
+    events, kept, ids = Events.of_rows(users, rows.items, rows.times)
+    events = replace(events, is_ordered=rows.times is not None or is_ordered)
+    counts = {**rows.counts, "repeated_events": len(users) - len(events)}
+    names = rows.users.dictionary.to_pylist()
+    parts = None if rows.parts is None else rows.parts[kept]
+    return WatchEvents(events, [names[number] for number in ids], nonzero(counts), parts)
 
 
 def _has_times(read: TypedTable, uri: str) -> bool:
@@ -142,23 +179,30 @@ def _has_times(read: TypedTable, uri: str) -> bool:
     return True
 
 
+def _without_times(table: pa.Table) -> pa.Table:
+    return table.drop_columns([WATCHED_AT]) if WATCHED_AT in table.column_names else table
+
+
 def _is_text(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     is_text: npt.NDArray[np.bool_] = pc.not_equal(column, "").fill_null(False).to_numpy()  # noqa: FBT003 - Arrow's signature
     return is_text
 
 
-def _seconds(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    seconds: npt.NDArray[np.float64] = column.cast(pa.int64()).to_numpy().astype(np.float64) / 1e6
+def _seconds(column: pa.ChunkedArray) -> Numbers:
+    seconds: Numbers = column.cast(pa.int64()).to_numpy().astype(np.float64) / 1e6
     return seconds
 
 
 def _parts(column: pa.ChunkedArray, uri: str) -> Ints:
-    names = [str(name).strip().lower() for name in column.to_pylist()]
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    names = [str(name).strip().lower() for name in encoded.dictionary.to_pylist()]
     if wrong := sorted({name for name in names if name not in _PARTS}):
         msg = f"The column {SPLIT!r} of {uri} contains {wrong[0]!r}."
         raise ConfigError(msg, key=SPLIT, value=wrong[0], choices=_PARTS)
-    return np.array([_PARTS[name] for name in names], np.int64)
+    parts: Ints = np.array([_PARTS[name] for name in names], np.int64)[encoded.indices.to_numpy()]
+    return parts
 
 
-def _nonzero(counts: dict[str, int]) -> dict[str, int]:
+def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the counts that are not 0."""
     return {name: count for name, count in counts.items() if count}

@@ -86,7 +86,7 @@ class HistoryFile:
 
 def _parquet_blocks(source: BinaryIO, uri: str, columns: list[str], num_rows: int) -> Iterator[pa.Table]:
     file = pq.ParquetFile(source)
-    _check_columns(uri, file.schema_arrow.names)
+    check_history_columns(uri, file.schema_arrow.names)
     for batch in file.iter_batches(batch_size=num_rows, columns=columns):  # across row groups
         yield pa.Table.from_batches([batch])
 
@@ -99,7 +99,7 @@ def _csv_blocks(source: BinaryIO, uri: str, num_rows: int) -> Iterator[pa.Table]
         names = [name.strip() for name in first.fields]
         if any(_utf8(name) != name for name in names):
             raise ValueError(not_utf8(first.first_line))
-        _check_columns(uri, names)
+        check_history_columns(uri, names)
         users = _csv_users(rows, names)
         while block := list(islice(users, num_rows)):
             columns = dict(zip((USER_ID, HISTORY, ERROR), zip(*block, strict=True), strict=True))
@@ -139,7 +139,7 @@ def _json_blocks(source: BinaryIO, num_rows: int) -> Iterator[pa.Table]:
         yield pa.table({LINE_NUMBER: pa.array(numbers, pa.int64()), LINE: pa.array(texts, pa.large_binary())})
 
 
-def _check_columns(uri: str, names: list[str]) -> None:
+def check_history_columns(uri: str, names: list[str]) -> None:
     for name in (USER_ID, HISTORY):
         if (count := names.count(name)) != 1:
             found = ", ".join(names) or "none"

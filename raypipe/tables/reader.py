@@ -252,7 +252,7 @@ def read_text_columns(
     """
     with unreadable(folder.child(name), what):
         table, _ = _parse(folder, name, columns, only_text=True)
-        _check_columns(folder.child(name), table.column_names, used=columns, required=required)
+        check_columns(folder.child(name), table.column_names, used=columns, required=required)
         names = [column for column in columns if column in table.column_names]
         return table.select(names).cast(pa.schema([(column, pa.string()) for column in names]))
 
@@ -283,7 +283,7 @@ def read_table(
     """
     with unreadable(folder.child(name), what):
         table, untyped = _parse(folder, name, text, only_text=False)
-        _check_columns(folder.child(name), table.column_names, used=table.column_names, required=required)
+        check_columns(folder.child(name), table.column_names, used=table.column_names, required=required)
         columns, readings = {}, []
         for column in table.column_names:
             if column in text:
@@ -332,7 +332,7 @@ def refuse_changed(folder: Folder, stored: StoredObject, what: str) -> None:
         raise ConfigError(msg, key=stored.uri, value=etag, expected=stored.etag, remedy=remedy)
 
 
-def _check_columns(uri: str, names: Sequence[str], *, used: Sequence[str], required: Sequence[str]) -> None:
+def check_columns(uri: str, names: Sequence[str], *, used: Sequence[str], required: Sequence[str]) -> None:
     if repeated := [column for at, column in enumerate(names) if column in used and column in names[:at]]:
         msg, count = f"{uri} has two columns {repeated[0]!r}.", names.count(repeated[0])
         raise ConfigError(msg, key=repeated[0], value=count, expected=1, remedy="Rename one of them.")

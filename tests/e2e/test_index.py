@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from raypipe import cli
+from raypipe.dataset.footer import parquet_bytes
 from raypipe.demo.s3_server import S3Server
 from raypipe.search.index import VideoIndex
 from raypipe.search.versions import Versions
@@ -95,19 +97,26 @@ def test_the_command(
     assert num_videos(output, tmp_path) == 24
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "manifest.json", "CURRENT"])
-def test_a_killed_build_leaves_the_index_as_it_was(bucket: str, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["vectors.npy", "manifest.json", "CURRENT", "successors.arrow"])
+def test_a_killed_build_leaves_the_index_as_it_was(
+    bucket: str, tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
     place = Folder(bucket)
     embeddings, output = Folder(place.child("embeddings")), Folder(place.child("index"))
     embed_all(embeddings, video_ids(24))
-    arguments = ("--embeddings", embeddings.uri, "--output", output.uri)
+    arguments, address = ["--embeddings", embeddings.uri, "--output", output.uri], ""
+    if name == "successors.arrow":  # a history that is counted on Ray
+        address = request.getfixturevalue("ray_address")
+        rows = pa.table({"user_id": ["a", "b"], "history": [video_ids(24)[:9], video_ids(24)[5:]]})
+        place.put("history.parquet", parquet_bytes(rows, {}))
+        arguments += ["--history", place.child("history.parquet"), "--set", "events.in_process=0"]
     assert run("index", *arguments) == 0
     first = Versions(output).current()
     embed_all(embeddings, video_ids(30)[24:])
     (tmp_path / "work").mkdir()
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, name, *arguments],
-        env={**os.environ, "TMPDIR": str(tmp_path / "work")},
+        env={**os.environ, "TMPDIR": str(tmp_path / "work"), "RAY_ADDRESS": address},
         capture_output=True,
         text=True,
         check=False,

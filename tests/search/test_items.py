@@ -25,6 +25,8 @@ def test_positions_are_those_of_a_dict(ids: list[str], others: list[str]) -> Non
     asked = [*others, *ids, *others]
     assert items.positions(asked) == [places.get(video_id) for video_id in asked]
     assert [items.position(video_id) for video_id in asked] == items.positions(asked)
+    column = pa.chunked_array([pa.array([*asked, None], pa.string()), pa.array([], pa.string())])
+    assert items.find(column).tolist() == [*(places.get(video_id, -1) for video_id in asked), -1]
     assert [items.video_id(position) for position in range(len(items))] == ids
 
 
@@ -34,7 +36,9 @@ def test_ids_of_equal_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> No
     )  # the hash is the sum of the bytes plus the length
     ids = ["abc", "acb", "x", "bca", "cab", "bb", "ac"]
     items = Items(pa.table({"video_id": ids}), None)
-    assert items.positions(["cab", "acb", "abc", "cba", "ac", "ca"]) == [4, 1, 0, None, 6, None]
+    asked = ["cab", "acb", "abc", "cba", "ac", "ca"]
+    assert items.positions(asked) == [4, 1, 0, None, 6, None]
+    assert items.find(pa.chunked_array([asked])).tolist() == [4, 1, 0, -1, 6, -1]
 
 
 def test_ids_longer_than_the_weights_and_in_several_pieces_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from raypipe.errors import ConfigError, JobError
 from raypipe.evaluation.compare import Evaluation, compare
 from raypipe.evaluation.protocols import Split
 from raypipe.evaluation.rankers import Requirement, fit_rankers, one_search_thread
-from raypipe.jobs.index.watching import Watching
+from raypipe.jobs.index.watching import HistoryEvents
 from raypipe.search.index import VideoIndex
 from raypipe.search.versions import FITTED
 from raypipe.search.watch_events import Events
@@ -22,7 +22,7 @@ _KS = (5, 10, 20)
 _TOP_K = 200
 
 
-def evaluate_version(folder: Path, made: Mapping[str, Any], config: IndexConfig, watching: Watching) -> Evaluation:
+def evaluate_version(folder: Path, made: Mapping[str, Any], config: IndexConfig, history: HistoryEvents) -> Evaluation:
     """Predict the events of ``config.evaluate`` from the history that the version was built with.
 
     Raises:
@@ -33,12 +33,12 @@ def evaluate_version(folder: Path, made: Mapping[str, Any], config: IndexConfig,
     uri = str(config.evaluate)
     index = VideoIndex.load(folder, {**made, "files": {path.name: {} for path in folder.iterdir()}})
     later = read_events(uri, index.items, is_ordered=config.events.ordered)
-    split = later_events(watching.found, watching.fitted, later)
+    split = later_events(history.found, history.fitted, later)
     if not len(split.users):
         msg = f"No user of {config.history} has an event with another video in {uri}."
         raise ConfigError(msg, key="evaluate", value=uri, remedy="Give later events of the same users.")
     fitted = np.load(folder / FITTED, allow_pickle=False)
-    if num_seen := int(np.isin(watching.found.hashes(split.targets, index.items), fitted).sum()):
+    if num_seen := int(np.isin(history.found.hashes(split.targets, index.items), fitted).sum()):
         msg = f"The ranker has learned from {num_seen:,} of the {len(split.targets):,} events to predict in {uri}."
         raise ConfigError(msg, key="evaluate", value=uri, remedy="Give events that are newer than the ranker.")
     ranking, require = RankingConfig(top_k=_TOP_K), Requirement.parse(config.require)

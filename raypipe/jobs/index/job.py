@@ -21,7 +21,7 @@ from raypipe.errors import ConfigError, FingerprintError
 from raypipe.jobs.index.gate import evaluate_version
 from raypipe.jobs.index.inputs import IndexedRows, Joined, find_rows, join, read_catalogue, read_labels
 from raypipe.jobs.index.own_vectors import OwnVectors
-from raypipe.jobs.index.watching import RankerSource, add_history, history_etag
+from raypipe.jobs.index.watching import RankerSource, WatchHistory, add_history, counting_settings
 from raypipe.runs.progress import status
 from raypipe.runs.summary_tables import summary_table
 from raypipe.search.build import build_version
@@ -43,7 +43,12 @@ class IndexSetup:
     find_rows: Callable[[], IndexedRows | OwnVectors]
     catalogue: TypedTable | None
     ranker: RankerSource | None = None
-    history_etag: str | None = None  # the version of the history file
+    history: WatchHistory | None = None
+
+    @property
+    def history_etag(self) -> str | None:
+        """The version of the history file."""
+        return None if self.history is None else self.history.file.stored.etag
 
     @property
     def fingerprint(self) -> str:
@@ -132,13 +137,13 @@ def _make_version(
     made["embeddings"] = dict(setup.source)
     if ranker is not None:
         made["ranker"] |= ranker.facts
-    if config.history is not None:
+    if setup.history is not None:
         with status(console, "Counting what users watched"):
-            watching = add_history(new, config, ranker)
+            watching = add_history(new, config, setup.history, ranker)
         made["history"] = watching.facts | {"etag": setup.history_etag}
-        if config.evaluate is not None:
+        if config.evaluate is not None and watching.events is not None:
             with status(console, "Evaluating the version"):
-                made["evaluation"] = evaluate_version(new, made, config, watching).as_json()
+                made["evaluation"] = evaluate_version(new, made, config, watching.events).as_json()
     return made
 
 
@@ -158,7 +163,7 @@ def _same_watching(before: Mapping[str, Any], setup: IndexSetup, config: IndexCo
     given = None if setup.ranker is None else setup.ranker.files.digest[:16]
     if (history.get("etag"), ranker.get("id")) != (setup.history_etag, given):
         return False
-    return not history or history["settings"] == config.events.model_dump(mode="json")
+    return not history or history["settings"] == counting_settings(config.events)
 
 
 def prepare(config: IndexConfig) -> IndexSetup:
@@ -183,8 +188,8 @@ def prepare(config: IndexConfig) -> IndexSetup:
     ranker = None if config.ranker is None else RankerSource.read(config.ranker)
     if ranker is not None:
         ranker.check(source)
-    etag = None if config.history is None else history_etag(config.history)
-    setup = IndexSetup(embeddings, output, source, rows, catalogue, ranker, etag)
+    history = None if config.history is None else WatchHistory.find(config)
+    setup = IndexSetup(embeddings, output, source, rows, catalogue, ranker, history)
     if config.labels is not None:
         _check_labels(Folder(config.labels), setup)
     return setup

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from raypipe.config.index import HistorySettings, IndexConfig
 from raypipe.errors import ConfigError, FingerprintError, ObjectError, WeightsError
 from raypipe.evaluation.holdouts import fittable
+from raypipe.jobs.index.counting import DAY_SECONDS, Fitting, WatchCounts, check_holdout, count_in_parts, views_of
 from raypipe.models.ranker_files import BLEND, RankerFiles, read_ranker
 from raypipe.search.items import Items
 from raypipe.search.successors import EASE_MAX_ITEMS, CountKind, count_successors
@@ -19,11 +20,11 @@ from raypipe.search.versions import FITTED, SUCCESSORS, VIEWS
 from raypipe.search.watch_events import Events
 from raypipe.storage import Folder
 from raypipe.tables import table_place
+from raypipe.tables.event_groups import EventGroups
 from raypipe.tables.event_table import WatchEvents, read_events
-from raypipe.tables.history import HistoryFile
+from raypipe.tables.history import HISTORY, HistoryFile
+from raypipe.tables.reader import refuse_changed
 from raypipe.text import iso_seconds, one_line
-
-_DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -72,57 +73,125 @@ class RankerSource:
             raise FingerprintError(msg, key="ranker", value=found, expected=expected, remedy=remedy)
 
 
-def history_etag(uri: str) -> str:
-    """Return the version of a history file. Its rows are read later, when the videos are known.
+@dataclass(frozen=True, slots=True)
+class WatchHistory:
+    """A history file. ``large`` is given if it must be counted in parts, on Ray."""
 
-    Raises:
-        ConfigError: the file does not exist, or its columns cannot be read.
-    """
-    file = HistoryFile.find(*table_place(uri, what="history"))
-    file.columns()
-    return str(file.stored.etag)
+    file: HistoryFile
+    large: EventGroups | None
+
+    @classmethod
+    def find(cls, config: IndexConfig) -> "WatchHistory":
+        """Find the history of a configuration. Its rows are read later, when the videos are known.
+
+        Raises:
+            ConfigError: the file does not exist, its columns cannot be read, or it is too large for an evaluation.
+        """
+        file = HistoryFile.find(*table_place(str(config.history), what="history"))
+        file.columns()
+        groups, most = EventGroups.find(file), config.events.in_process
+        if groups is None or groups.num_events <= most:
+            return cls(file, None)
+        if config.evaluate is not None:
+            msg = (
+                f"The history has {groups.num_events:,} events; evaluate needs all of them in memory, at most {most:,}."
+            )
+            remedy = "Omit evaluate, or raise events.in_process."
+            raise ConfigError(msg, key="events.in_process", value=most, expected=groups.num_events, remedy=remedy)
+        return cls(file, groups)
+
+
+@dataclass(frozen=True)
+class HistoryEvents:
+    """The events of a history in memory, and those of them that were fitted on, of the same users."""
+
+    found: WatchEvents
+    fitted: Events
 
 
 @dataclass(frozen=True)
 class Watching:
-    """The events of a history, those that were fitted on, and the facts for the manifest of a version."""
+    """The facts for the manifest of a version, and the events unless they were counted on Ray."""
 
-    found: WatchEvents
-    fitted: Events
     facts: dict[str, Any]
+    events: HistoryEvents | None
 
 
-def add_history(folder: Path, config: IndexConfig, ranker: RankerSource | None) -> Watching:
+def add_history(folder: Path, config: IndexConfig, history: WatchHistory, ranker: RankerSource | None) -> Watching:
     """Write what the history says about the videos of a version.
 
     Raises:
-        ConfigError: the history cannot be used.
+        ConfigError: the history cannot be used, or has changed since it was found.
+        JobError: the history is counted on Ray, which cannot continue.
     """
     items, settings = Items.open(folder), _settings(config.events, ranker)
-    found = read_events(str(config.history), items, is_ordered=settings.ordered)
     seconds = None if settings.cut is None else iso_seconds(settings.cut)
     key = "events.holdout" if ranker is None else "the ranker's holdout"
-    events, cut = fittable(found.events, found.parts, holdout=settings.holdout, cut=seconds, key=key)
-    kind = _kind(settings, events, num_videos=len(items))
-    successors = count_successors(kind, events, num_items=len(items))
-    successors.save(folder / SUCCESSORS)
-    np.save(folder / VIEWS, views(events, len(items), days=settings.popular_days), allow_pickle=False)
-    hashes = found.hashes(events, items)
-    if ranker is not None:
-        hashes = np.union1d(hashes, ranker.files.fitted_events)
+    fitting = Fitting(settings.holdout, seconds, key, settings.ordered, settings.popular_days)
+    refuse_changed(history.file.folder, history.file.stored, HISTORY)
+    events = None
+    if history.large is None:
+        counts, events = count_here(str(config.history), items, settings, fitting)
+    else:
+        counts = count_on_ray(history.large, items, settings, fitting)
+    counts.successors.save(folder / SUCCESSORS)
+    np.save(folder / VIEWS, counts.views, allow_pickle=False)
+    hashes = counts.hashes if ranker is None else np.union1d(counts.hashes, ranker.files.fitted_events)
     np.save(folder / FITTED, hashes, allow_pickle=False)
     facts = {
         "uri": config.history,
-        "counts": kind,
-        "num_pairs": len(successors.items),
-        "num_events": len(events),
-        "num_users": int((np.diff(events.starts) > 0).sum()),
+        "counts": counts.successors.kind,
+        "num_pairs": len(counts.successors.items),
+        "num_events": len(counts.hashes),
+        "num_users": counts.num_users,
         "holdout": settings.holdout,
-        "cut_seconds": cut,
-        "left_out": found.counts,
-        "settings": config.events.model_dump(mode="json"),
+        "cut_seconds": counts.cut,
+        "left_out": counts.left_out,
+        "settings": counting_settings(config.events),
     }
-    return Watching(found, events, facts)
+    return Watching(facts, events)
+
+
+def counting_settings(events: HistorySettings) -> dict[str, Any]:
+    """Return the settings that decide the result of counting."""
+    return events.model_dump(mode="json", exclude={"in_process"})
+
+
+def count_here(
+    uri: str, items: Items, settings: HistorySettings, fitting: Fitting
+) -> tuple[WatchCounts, HistoryEvents]:
+    """Count a history in this process. Raises ConfigError if it cannot be used."""
+    found = read_events(uri, items, is_ordered=fitting.is_ordered)
+    events, cut = fittable(found.events, found.parts, holdout=fitting.holdout, cut=fitting.cut, key=fitting.key)
+    kind = _kind(settings, is_ordered=events.is_ordered, num_videos=len(items))
+    counts = WatchCounts(
+        count_successors(kind, events, num_items=len(items)),
+        _views(events, len(items), days=fitting.popular_days),
+        found.hashes(events, items),
+        num_users=int((np.diff(events.starts) > 0).sum()),
+        cut=cut,
+        left_out=found.counts,
+    )
+    return counts, HistoryEvents(found, events)
+
+
+def count_on_ray(groups: EventGroups, items: Items, settings: HistorySettings, fitting: Fitting) -> WatchCounts:
+    """Count a history on Ray.
+
+    Raises:
+        ConfigError: the history cannot be used, or its counts need all events at once.
+        JobError: Ray cannot continue.
+    """
+    from raypipe.runs.ray_tasks import RayTasks  # noqa: PLC0415 - Ray takes a second to import, and few histories need it
+
+    kind = _kind(settings, is_ordered=groups.has_times or fitting.is_ordered, num_videos=len(items))
+    if kind != "transitions":
+        events, most = groups.num_events, settings.in_process
+        msg = f"The history has {events:,} events; events.counts={kind} needs all of them in memory, at most {most:,}."
+        remedy = "Use transitions, or raise events.in_process."
+        raise ConfigError(msg, key="events.in_process", value=most, expected=events, remedy=remedy)
+    check_holdout(groups, fitting)
+    return count_in_parts(groups, items, fitting, RayTasks())
 
 
 def _settings(events: HistorySettings, ranker: RankerSource | None) -> HistorySettings:
@@ -133,23 +202,19 @@ def _settings(events: HistorySettings, ranker: RankerSource | None) -> HistorySe
     return events.model_copy(update=chosen)
 
 
-def _kind(settings: HistorySettings, events: Events, *, num_videos: int) -> CountKind:
-    kind: CountKind = "transitions" if events.is_ordered else "item_knn"
+def _kind(settings: HistorySettings, *, is_ordered: bool, num_videos: int) -> CountKind:
+    kind: CountKind = "transitions" if is_ordered else "item_knn"
     if settings.counts == "ease" and num_videos > EASE_MAX_ITEMS:
         msg = f"events.counts=ease needs a matrix of all pairs; the index has {num_videos:,} videos."
         raise ConfigError(msg, key="events.counts", value="ease", choices=("transitions", "item_knn"))
     return kind if settings.counts == "auto" else settings.counts
 
 
-def views(events: Events, num_videos: int, *, days: float) -> npt.NDArray[np.float32]:
-    """Return how many users watched each video in the last days before the newest event, ``[N]``.
-
-    Of videos with equal views, those with more views in all get a little more. Without times, all events count.
-    """
+def _views(events: Events, num_videos: int, *, days: float) -> npt.NDArray[np.float32]:
+    """Count the views in the last days before the newest event; without times, all of them."""
     total = np.bincount(events.items, minlength=num_videos)
     recent = total
     if events.times is not None and len(events):
-        is_recent = events.times > events.times.max() - days * _DAY_SECONDS
+        is_recent = events.times > events.times.max() - days * DAY_SECONDS
         recent = np.bincount(events.items[is_recent], minlength=num_videos)
-    found: npt.NDArray[np.float32] = (recent + total / (total.max(initial=0) + 1)).astype(np.float32)
-    return found
+    return views_of(total, recent)
