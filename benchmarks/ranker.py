@@ -1,10 +1,11 @@
-"""Evaluate recommendations on public sets of interactions, with every baseline.
+"""Train a ranker on public sets of interactions, and evaluate the recommendations against every baseline.
 
-    python benchmarks/ranker.py [--interactions FOLDER] [--ml-100k FOLDER] [--quick]
+    python benchmarks/ranker.py [--interactions FOLDER] [--ml-100k FOLDER] [--seeds 3] [--quick]
     python benchmarks/ranker.py --events 10000000 [--quick]
 
-Each set becomes an index of own vectors and a history, for ``raypipe evaluate``; the table shows its rankers with the
-metrics of publications on the set. A set whose files are missing is skipped with a sentence.
+Each set becomes an index of own vectors and a history, for ``raypipe train``, ``index`` and ``evaluate``. The table shows
+the rankers of the first seed, with the metrics of publications on the set; ``served`` is what the endpoint would answer.
+A set whose files are missing is skipped with a sentence.
 
 - Toys (Amazon, from the code of S3-Rec): leave one out. The vectors are a truncated SVD of the items' attributes.
 - TikTok (from the code of DiffMM): the given split, unordered. The vectors are image features of the videos.
@@ -21,7 +22,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 import raypipe
+from raypipe.config import RankingConfig
+from raypipe.evaluation.baselines import Popular, Random
+from raypipe.evaluation.compare import Evaluation, Ranker, compare
+from raypipe.evaluation.protocols import Split
+from raypipe.evaluation.rankers import Served, TowerAlone
+from raypipe.search.index import VideoIndex
+from raypipe.search.watch_events import Events
 from support import describe_machine, make_parser, print_table, scratch_folder
 from support.watching import compare_counting, count_once
 
@@ -99,27 +107,74 @@ def movielens(folder: Path, protocol: str) -> InteractionSet:
     return InteractionSet(f"ML-100K, {protocol}", ids, vectors, history, {"protocol": protocol})
 
 
-def evaluate(data: InteractionSet, work: Path, *, max_users: int | None) -> None:
-    """Index the vectors, evaluate the history, and print the table."""
+def put_inputs(data: InteractionSet, work: Path) -> dict[str, Path]:
+    """Write the vectors and the history, and return the folders of a run."""
     work.mkdir()
-    kind = pa.list_(pa.float32())
-    pq.write_table(
-        pa.table({"video_id": data.ids, "embedding": pa.array(list(data.vectors), kind)}), work / "v.parquet"
-    )
+    vectors = pa.array(list(data.vectors), pa.list_(pa.float32()))
+    pq.write_table(pa.table({"video_id": data.ids, "embedding": vectors}), work / "v.parquet")
     pq.write_table(data.history, work / "history.parquet")
-    start = time.monotonic()
-    raypipe.index(work / "v.parquet", work / "index", console=Console(quiet=True))
-    indexed = time.monotonic()
-    result = raypipe.evaluate(
-        work / "index", work / "history.parquet", work / "out", max_users=max_users, **data.settings
+    return {name: work / name for name in ("v.parquet", "history.parquet", "index", "ranker", "out")}
+
+
+def learn(data: InteractionSet, places: Mapping[str, Path], *, seed: int, epochs: int) -> tuple[float, float]:
+    """Train a ranker and put it into an index; return the seconds of both."""
+    quiet, start = Console(quiet=True), time.monotonic()
+    holdout = data.settings["protocol"]
+    ordered = data.settings.get("history_ordered", True)
+    raypipe.train(
+        output=places["ranker"],
+        objective="next_video",
+        index=str(places["index"]),
+        history=str(places["history.parquet"]),
+        ranker={"holdout": holdout, "history_ordered": ordered},
+        optimizer={"epochs": epochs},
+        seed=seed,
+        console=quiet,
     )
-    seconds = time.monotonic() - indexed
-    found, first = result.record, data.metrics[0]
+    trained = time.monotonic()
+    raypipe.index(
+        places["v.parquet"],
+        places["index"],
+        history=str(places["history.parquet"]),
+        ranker=str(places["ranker"]),
+        events={"ordered": ordered},
+        console=quiet,
+    )
+    return trained - start, time.monotonic() - trained
+
+
+def evaluate(data: InteractionSet, work: Path, *, max_users: int | None, seeds: int, epochs: int) -> None:
+    """Train, index and evaluate with each seed, and print the table of the first seed and the mean of all."""
+    first, served = data.metrics[0], []
+    for seed in range(seeds):
+        places = put_inputs(data, work / str(seed))
+        raypipe.index(places["v.parquet"], places["index"], console=Console(quiet=True))
+        training, indexing = learn(data, places, seed=seed, epochs=epochs)
+        start = time.monotonic()
+        settings = {**data.settings, "max_users": max_users, "controls": seed == 0, "seed": seed}
+        found = raypipe.evaluate(places["index"], places["history.parquet"], places["out"], **settings).record
+        seconds = time.monotonic() - start
+        if seed == 0:
+            _print_rankers(data, found)
+        served.append({metric: found.rankers["served"][metric].value for metric in data.metrics})
+        blend = json.loads((places["ranker"] / "model" / "blend.json").read_text())
+        best = found.best_baseline[found.metric]
+        difference = found.against[found.metric][best]
+        print(
+            f"Seed {seed}: {', '.join(f'{name} {value:.4f}' for name, value in served[-1].items())}; minus {best}: "
+            f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] {found.metric}; "
+            f"{blend['counts']}, weight {blend['weight']}; training {training:.0f} s, index {indexing:.0f} s, "
+            f"evaluation {seconds:.0f} s"
+        )
+    means = {metric: sum(one[metric] for one in served) / len(served) for metric in data.metrics}
+    print(f"Mean of {seeds} seeds, {first} first: {', '.join(f'{name} {value:.4f}' for name, value in means.items())}")
+
+
+def _print_rankers(data: InteractionSet, found: Evaluation) -> None:
+    first, k = data.metrics[0], found.metric.partition("@")[2]
     ordered = sorted(found.rankers, key=lambda name: -found.rankers[name][first].value)
-    k = found.metric.partition("@")[2]
-    print(
-        f"\n{data.name}: {found.facts['num_users']:,} users, {len(data.ids):,} videos; {PUBLISHED.get(data.name, '')}"
-    )
+    users, videos = f"{found.facts['num_users']:,} users", f"{len(data.ids):,} videos"
+    print(f"\n{data.name}: {users}, {videos}; {PUBLISHED.get(data.name, '')}")
     print_table(
         ["ranker", *data.metrics, "95 % interval", f"coverage@{k}"],
         [
@@ -132,14 +187,46 @@ def evaluate(data: InteractionSet, work: Path, *, max_users: int | None) -> None
             for name in ordered
         ],
     )
-    print(f"{found.verdict} Index: {indexed - start:.0f} s; evaluation: {seconds:.0f} s.")
+    print(found.verdict, *found.notes)
+
+
+def evaluate_cold(data: InteractionSet, work: Path, *, epochs: int) -> None:
+    """Hide a tenth of the videos from the training, and predict the users whose last video is one of them."""
+    random = np.random.default_rng(0)
+    hidden = {data.ids[at] for at in random.permutation(len(data.ids))[: len(data.ids) // 10].tolist()}
+    whole: list[list[str]] = data.history["history"].to_pylist()
+    seen = [[item for item in items if item not in hidden] for items in whole]
+    history = pa.table({"user_id": data.history["user_id"], "history": pa.array(seen, pa.list_(pa.string()))})
+    warm = replace(data, history=history)
+    places = put_inputs(warm, work)
+    raypipe.index(places["v.parquet"], places["index"], console=Console(quiet=True))
+    learn(warm, places, seed=0, epochs=epochs)
+    index = VideoIndex.open(places["index"])
+    at = {video_id: index.items.position(video_id) or 0 for video_id in data.ids}
+    known = Events.of_histories([[at[item] for item in items] for items in seen])
+    is_cold = [items[-1] in hidden and len(rest) > 0 for items, rest in zip(whole, seen, strict=True)]
+    targets = Events.of_histories([[at[items[-1]]] if cold else [] for items, cold in zip(whole, is_cold, strict=True)])
+    split = Split(known, known, targets, np.flatnonzero(is_cold), {"protocol": "cold"})
+    rankers: dict[str, Ranker] = {"served": Served(index, RankingConfig(top_k=200)), "random": Random(len(index))}
+    if index.watched.tower is not None:
+        rankers["tower"] = TowerAlone(index.watched.tower)
+        rankers["popular"] = Popular(known, len(index))
+    found = compare(split, rankers, num_items=len(index), ks=[10])
+    print(f"\n{data.name}, cold: {len(hidden):,} hidden videos, {len(split.users):,} users whose last video is hidden")
+    rows = [
+        [name, f"{metrics['hr@10'].value:.4f}", f"{metrics['hr@10'].low:.4f} to {metrics['hr@10'].high:.4f}"]
+        for name, metrics in found.rankers.items()
+    ]
+    print_table(["ranker", "hr@10", "95 % interval"], rows)
+    print(f"Five times random: {50 / len(index):.4f}")
 
 
 def main() -> int:
     """Evaluate the sets that are there."""
-    parser = make_parser(__doc__, quick="evaluate 1,000 users of each set")
+    parser = make_parser(__doc__, quick="train 5 epochs once, and evaluate 1,000 users of each set")
     parser.add_argument("--interactions", type=Path, default=_SHARED, help="the folder with Toys and TikTok")
     parser.add_argument("--ml-100k", type=Path, help="the folder with ml-100k.inter")
+    parser.add_argument("--seeds", type=int, default=3, help="how often to train on each set")
     parser.add_argument("--events", type=int, help="count this number of generated events instead")
     parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--store-bytes", type=int, help=argparse.SUPPRESS)
@@ -167,7 +254,12 @@ def main() -> int:
     with scratch_folder() as work:
         for number, (name, needed, read) in enumerate(sets):
             if needed.exists():
-                evaluate(read(), work / str(number), max_users=1_000 if options.quick else None)
+                data, folder, epochs = read(), work / str(number), 5 if options.quick else 60
+                folder.mkdir()
+                max_users, seeds = (1_000, 1) if options.quick else (None, options.seeds)
+                evaluate(data, folder, max_users=max_users, seeds=seeds, epochs=epochs)
+                if name == "Toys":
+                    evaluate_cold(data, folder / "cold", epochs=epochs)
             else:
                 print(f"{name} is skipped: there is no {needed}.")
     return 0
