@@ -68,7 +68,8 @@ class Served:
         """Return the positions of the recommended videos, best first."""
         ids = tuple(map(self._index.items.video_id, history.tolist()))
         query = replace(query_of(self._ranking, ids), exact=self._exact)
-        return [found.position for found in self._index.recommend(query)]
+        positions: list[int] = self._index.rank(query).positions.tolist()
+        return positions
 
     def scores(self, histories: Sequence[Ints]) -> npt.NDArray[np.float32]:
         """Return one score per position in the list of each history, and -inf for videos that are not in the list."""

@@ -1,13 +1,13 @@
 """Score videos by what users watched next: a learned ranker, counted successors, or both."""
 
 import numpy as np
-import numpy.typing as npt
 
 from raypipe.search.filters import Eligible
 from raypipe.search.ranking import Nearest
 from raypipe.search.successors import Successors
 from raypipe.search.tower import Tower
 from raypipe.search.vectors import Floats, Positions, Ranked, best
+from raypipe.search.watch_events import Numbers
 
 _POOL = 200  # how many videos the ranker proposes at least
 _NEW = 50  # how many neighbors of the history are candidates too, so that videos without events are
@@ -43,22 +43,26 @@ class Blend:
         empty = np.empty(0, np.int64), np.empty(0, np.float32)
         self._next, self._counts = successors.score(history) if successors is not None and self._weight else empty
         self._size, self._eligible = max(5 * top_k, _POOL), eligible
-        self._first = pool = self._pool(self._size, eligible)
-        self._log_total = _log_sum(self._logits(pool))
-        self._total = float(self._shares(pool).sum()) or 1.0
-        self._highest = float(self._probabilities(pool).max(initial=0)) or 1.0
+        self._first = self._pool(self._size, eligible)
+        logits, shares = self._logits(self._first), self._shares(self._first)
+        self._log_total, self._total = _log_sum(logits), float(shares.sum()) or 1.0
+        self._first_probabilities = self._blended(self._first, logits, shares)
+        self._highest = float(self._first_probabilities.max(initial=0)) or 1.0
 
     def draw(self, count: int, eligible: Eligible | None) -> Ranked:
         """Return the scores and positions of at least ``count`` eligible videos, or of all, most relevant first."""
-        is_first = count <= self._size and eligible is self._eligible
-        pool = self._first if is_first else self._pool(max(count, self._size), eligible)
+        if count <= self._size and eligible is self._eligible:
+            return best(self._scores(self._first, self._first_probabilities), self._first, len(self._first))
+        pool = self._pool(max(count, self._size), eligible)
         return best(self.score(pool), pool, len(pool))
 
     def score(self, positions: Positions) -> Floats:
         """Return the scores of some videos, which do not depend on each other."""
-        probabilities = np.maximum(self._probabilities(positions) / self._highest, _NOTHING)
-        scores = (1 + np.log10(probabilities) / _DECADES).astype(np.float32)
-        return self._content.adjusted(scores, positions)
+        return self._scores(positions, self._blended(positions, self._logits(positions), self._shares(positions)))
+
+    def _scores(self, positions: Positions, probabilities: Numbers) -> Floats:
+        relative = np.maximum(probabilities / self._highest, _NOTHING)
+        return self._content.adjusted((1 + np.log10(relative) / _DECADES).astype(np.float32), positions)
 
     def _pool(self, count: int, eligible: Eligible | None) -> Positions:
         """Return the candidates: at least ``count`` eligible videos, or all."""
@@ -71,27 +75,27 @@ class Blend:
         parts += self._content.boosted_first(count, eligible)
         return np.unique(np.concatenate(parts))
 
-    def _logits(self, positions: Positions) -> npt.NDArray[np.float64]:
+    def _logits(self, positions: Positions) -> Numbers:
         if self._tower is None or self._state is None or self._weight == 1:
             return np.full(len(positions), -np.inf)
         return self._tower.logits(positions, self._state).astype(np.float64)
 
-    def _shares(self, positions: Positions) -> npt.NDArray[np.float64]:
-        """Return the counts of the successors at some positions; 0 for a video that is none."""
+    def _shares(self, positions: Positions) -> Numbers:
+        """Return the counts of the successors at some positions; 0 for a video that nobody watched next."""
         if not len(self._next):
             return np.zeros(len(positions))
         at = np.minimum(np.searchsorted(self._next, positions), len(self._next) - 1)
         return np.where(self._next[at] == positions, self._counts[at], 0).astype(np.float64)
 
-    def _probabilities(self, positions: Positions) -> npt.NDArray[np.float64]:
-        learned = np.exp(self._logits(positions) - self._log_total) if self._weight < 1 else 0.0
-        counted = self._shares(positions) / self._total
-        near = (1 + self._content.cosines(positions).astype(np.float64)) / 2
-        found: npt.NDArray[np.float64] = (1 - self._weight) * learned + self._weight * counted + _TIE * near
+    def _blended(self, positions: Positions, logits: Numbers, shares: Numbers) -> Numbers:
+        """Return the probabilities of videos with these logits and shares, plus a little for their content."""
+        near = (1 + self._content.cosines(positions, num_interests=1).astype(np.float64)) / 2
+        learned = np.exp(logits - self._log_total)
+        found: Numbers = (1 - self._weight) * learned + self._weight / self._total * shares + _TIE * near
         return found
 
 
-def _log_sum(logits: npt.NDArray[np.float64]) -> float:
+def _log_sum(logits: Numbers) -> float:
     """Return the logarithm of the sum of the exponentials; 0 without any."""
     highest = float(logits.max(initial=-np.inf))
     return highest + float(np.log(np.exp(logits - highest).sum())) if np.isfinite(highest) else 0.0

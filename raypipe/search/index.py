@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +31,7 @@ from raypipe.search.ranking import (
     percentile_rank,
     pick,
 )
-from raypipe.search.vectors import Positions, Vectors, open_vectors, widen
+from raypipe.search.vectors import Floats, Positions, Vectors, open_vectors, widen
 from raypipe.search.versions import MANIFEST, SEARCH, VECTORS, Versions, cache_folder
 from raypipe.search.watched import Watched
 from raypipe.storage import Folder
@@ -38,6 +39,18 @@ from raypipe.text import one_line
 
 _REBUILD = "Build the index again."
 _MISSING = {"ranker": "a ranker", "transitions": "a history"}
+
+
+@dataclass(frozen=True)
+class RankedVideos:
+    """The videos that a query gets, best first, and what they were ranked by."""
+
+    positions: Positions
+    scores: Floats
+    strategy: Used
+    vector: HistoryVector
+    boosts: Mapping[str, Boost]
+    num_eligible: int
 
 
 class VideoIndex(Shown):
@@ -147,6 +160,39 @@ class VideoIndex(Shown):
             QueryError: a column is missing, or a number is out of range.
         """
         query = history if isinstance(history, Query) else Query(history=tuple(history), **options)
+        found = self.rank(query)
+        vector, positions = found.vector, found.positions
+        closest, similarity = vector.closest(self.vectors, positions)
+        boosts = {name: boost.of(positions).tolist() for name, boost in found.boosts.items()}
+        after = self._after(vector.liked, positions) if found.strategy in {"ranker", "transitions"} else {}
+        rows = zip(positions.tolist(), found.scores.tolist(), closest, similarity, strict=True)
+        results = tuple(
+            Recommendation(
+                position,
+                self.items.video_id(position),
+                score,
+                near,
+                cosine,
+                {name: values[row] for name, values in boosts.items()},
+                *_reason(found.strategy, after.get(position)),
+            )
+            for row, (position, score, near, cosine) in enumerate(rows)
+        )
+        return Recommendations(
+            results=results,
+            unknown=vector.unknown,
+            fallback="popular" if found.strategy == "popular" else None,
+            num_eligible=found.num_eligible,
+            strategy=found.strategy,
+            ranker=self.ranker if found.strategy == "ranker" else None,
+        )
+
+    def rank(self, query: Query) -> RankedVideos:
+        """Return the videos that ``recommend`` recommends, without reasons and metadata.
+
+        Raises:
+            QueryError: a column is missing, or a number is out of range.
+        """
         query.check()
         strategy = self._strategy(query.strategy)
         caps, boosts = self._caps(query), self._boosts(query)
@@ -175,31 +221,8 @@ class VideoIndex(Shown):
         scores, positions = pick(
             candidates, self.vectors, top_k=query.top_k, eligible=eligible, caps=caps, diversity=query.diversity
         )
-        closest, similarity = vector.closest(self.vectors, positions)
-        given = {name: boost.of(positions).tolist() for name, boost in boosts.items()}
-        after = self._after(vector.liked, positions) if strategy in {"ranker", "transitions"} else {}
-        results = tuple(
-            Recommendation(
-                position,
-                self.items.video_id(position),
-                score,
-                near,
-                cosine,
-                {name: values[row] for name, values in given.items()},
-                *self._reason(strategy, after.get(position)),
-            )
-            for row, (position, score, near, cosine) in enumerate(
-                zip(positions.tolist(), scores.tolist(), closest, similarity, strict=True)
-            )
-        )
-        return Recommendations(
-            results=results,
-            unknown=vector.unknown,
-            fallback="popular" if strategy == "popular" else None,
-            num_eligible=len(self.items) if eligible is None else eligible.count,
-            strategy=strategy,
-            ranker=self.ranker if strategy == "ranker" else None,
-        )
+        count = len(self.items) if eligible is None else eligible.count
+        return RankedVideos(positions, scores, strategy, vector, boosts, count)
 
     @property
     def ranker(self) -> str | None:
@@ -221,12 +244,6 @@ class VideoIndex(Shown):
 
     def _known(self, video_ids: Sequence[str]) -> list[int]:
         return [position for position in self.items.positions(video_ids) if position is not None]
-
-    @staticmethod
-    def _reason(strategy: Used, after: tuple[str, int] | None) -> tuple[Reason, str | None, int | None]:
-        if after is not None:
-            return "watched_after", *after
-        return "popular" if strategy == "popular" else "similar", None, None
 
     def _after(self, history: Positions, positions: Positions) -> dict[int, tuple[str, int]]:
         """Return for videos the id of a video after which users watched them, and the number of these users."""
@@ -318,6 +335,12 @@ class VideoIndex(Shown):
             raise QueryError(msg, key="category_column", value=column, choices=sorted(self.items.columns))
         groups = self.items.duplicate_groups if query.one_per_duplicate_group else None
         return Caps(categories, groups, query.max_per_category or 1)
+
+
+def _reason(strategy: Used, after: tuple[str, int] | None) -> tuple[Reason, str | None, int | None]:
+    if after is not None:
+        return "watched_after", *after
+    return "popular" if strategy == "popular" else "similar", None, None
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -388,9 +388,13 @@ class Nearest:
             np.concatenate([search(direction)[1] for direction in self._interests.directions[:num_interests]])
         )
 
-    def cosines(self, positions: Positions) -> Floats:
-        """Return the largest of the cosines with the interests, times the strength of each, ``[P]``."""
-        directions, strengths = self._interests.directions, self._interests.strengths
+    def cosines(self, positions: Positions, *, num_interests: int = MAX_INTERESTS) -> Floats:
+        """Return the largest of the cosines with the interests, times the strength of each, ``[P]``.
+
+        With ``num_interests``, only that many interests count, the newest ones.
+        """
+        directions = self._interests.directions[:num_interests]
+        strengths = self._interests.strengths[:num_interests]
         scores = [
             strength * dots(self._vectors, positions, direction)
             for direction, strength in zip(directions, strengths, strict=True)
