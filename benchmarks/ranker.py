@@ -3,9 +3,9 @@
     python benchmarks/ranker.py [--interactions FOLDER] [--ml-100k FOLDER] [--seeds 3] [--quick]
     python benchmarks/ranker.py --events 10000000 [--quick]
 
-Each set becomes an index of own vectors and a history, for ``raypipe train``, ``index`` and ``evaluate``. The table shows
-the rankers of the first seed, with the metrics of publications on the set; ``served`` is what the endpoint would answer.
-A set whose files are missing is skipped with a sentence.
+Each set becomes an index of own vectors and a history, for ``raypipe train``, ``index`` and ``evaluate``. The table
+shows the rankers of the first seed, with the metrics of publications on the set; ``served`` is what the endpoint would
+answer. A set whose files are missing is skipped with a sentence.
 
 - Toys (Amazon, from the code of S3-Rec): leave one out. The vectors are a truncated SVD of the items' attributes.
 - TikTok (from the code of DiffMM): the given split, unordered. The vectors are image features of the videos.
