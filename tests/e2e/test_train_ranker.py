@@ -24,6 +24,7 @@ from support.train_runs import history
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # each training starts Ray Train
 _FILES = (
     "README.md",
+    "blend.json",
     "complete.json",
     "config.json",
     "fitted_events.npy",
@@ -99,7 +100,8 @@ def test_a_ranker_is_refitted_on_all_events_and_resumes(
     assert driver.wait() == 0, driver.log.read_text()
     whole, resumed = (safetensors.torch.load(output.read("model/model.safetensors")) for output in (first, cut))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert cut.read("model/complete.json") == first.read("model/complete.json")
+    for name in ("complete.json", "blend.json"):
+        assert cut.read(f"model/{name}") == first.read(f"model/{name}")
 
 
 def wait_for_checkpoint(driver: Driver, output: Folder, number: int) -> None:
