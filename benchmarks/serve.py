@@ -1,6 +1,7 @@
 """Compare the endpoint under load with the pattern in Ray Serve's documentation.
 
     python benchmarks/serve.py [--videos 100000] [--seconds 8] [--connections 1 16 64] [--quick]
+    python benchmarks/serve.py --strategies [--videos 100000] [--seconds 8] [--quick]
 
 The pattern is a FastAPI ingress that passes each request to a deployment, which searches with faiss in batches
 (``@serve.batch``). It has two replicas in total, at Serve's defaults except for ``max_ongoing_requests``: batches do
@@ -9,6 +10,9 @@ Python proxy and, if the binary is installed, behind HAProxy. All search the sam
 10 nearest neighbors of a random video; ``recommend`` sends a history of 10 and a category, and requests 20. ``wrk``
 (``apt-get install wrk``) generates the load on this machine, so it takes CPU time from each way alike. raypipe returns
 the videos' fields and the reason for each; the pattern returns ids and scores.
+
+With ``--strategies``, raypipe's ``recommend`` with the strategies transitions and ranker is compared with content, at
+16 connections, in turns. The ranker and the successors are random: their sizes decide the speed, not their values.
 """
 
 import argparse
@@ -32,15 +36,20 @@ from ray import serve
 from raypipe.config import IndexSettings
 from raypipe.endpoint.haproxy.launch import find_binary
 from raypipe.free_ports import free_ports
+from raypipe.models.next_video import NextVideoConfig, NextVideoModel
 from raypipe.search.build import build_version
 from raypipe.search.index import VideoIndex
-from raypipe.search.versions import Versions
+from raypipe.search.projection import Projection
+from raypipe.search.successors import NUM_SUCCESSORS, Pairs, Successors
+from raypipe.search.tower import TowerInput, TowerWeights
+from raypipe.search.versions import SUCCESSORS, Versions
 from raypipe.storage import Folder
 from support import describe_machine, make_parser, print_table, scratch_folder
 
 DIM, CATEGORIES, CLUSTERS = 256, 20, 400
 PATTERN = "documented pattern"
 TARGETS = {"similar": 10.0, "recommend": 5.0}
+STRATEGIES, ROUNDS = ("content", "transitions", "ranker"), 3
 _BATCH = 8192
 
 _SIMILAR = """
@@ -63,7 +72,19 @@ end
 """
 
 
-def write_index(folder: Path, count: int) -> None:
+_BY_STRATEGY = """
+math.randomseed(7)
+local headers = {{["Content-Type"] = "application/json"}}
+request = function()
+  local ids = {{}}
+  for n = 1, 10 do ids[n] = string.format('"video-%07d"', math.random(0, {videos} - 1)) end
+  local body = string.format('{{"history": [%s], "strategy": "{strategy}", "top_k": 20}}', table.concat(ids, ","))
+  return wrk.format("POST", "{path}", headers, body)
+end
+"""
+
+
+def write_index(folder: Path, count: int, *, has_ranker: bool = False) -> None:
     """Write a version of an index of clustered vectors, as ``raypipe index`` would."""
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, DIM), dtype=np.float32)
 
@@ -89,12 +110,34 @@ def write_index(folder: Path, count: int) -> None:
         }
     )
     with scratch_folder() as work:
-        manifest = build_version(work, items=items, batches=batches, settings=IndexSettings(), base=None)
+        tower = random_ranker(count) if has_ranker else None
+        manifest = build_version(work, items=items, batches=batches, settings=IndexSettings(), base=None, tower=tower)
+        if has_ranker:
+            random_successors(count).save(work / SUCCESSORS)
+            manifest["ranker"] |= {"id": "random", "weight": 0.7}
         print(f"index: {manifest['kind']}, recall@10 {manifest['recall_at_10']:.3f}, {manifest['num_videos']} videos")
         embeddings = {"uri": "nowhere", "fingerprint": "0", "settings": {}}
         versions = Versions(Folder(str(folder)))
         versions.put(manifest["id"], work, {**manifest, "previous": None, "embeddings": embeddings})
         versions.set_current(manifest["id"])
+
+
+def random_ranker(count: int) -> TowerInput:
+    """Return a ranker with random weights and an ID embedding for every video, of the size for many videos."""
+    config = NextVideoConfig(num_ids=count, content_dim=DIM, n_embd=128)
+    tensors = {name: tensor.numpy() for name, tensor in NextVideoModel(config).state_dict().items()}
+    ids = tensors.pop("ids.weight")
+    about = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "max_events")}
+    identity = Projection(np.zeros(DIM, np.float32), np.eye(DIM, dtype=np.float32))
+    return TowerInput(TowerWeights(tensors, {**about, "scale": 20.0}), identity, ids, np.arange(1, count + 1))
+
+
+def random_successors(count: int) -> Successors:
+    """Return 100 random successors for each video."""
+    random = np.random.default_rng(3)
+    users = random.integers(1, 50, count * NUM_SUCCESSORS)
+    firsts, seconds = np.repeat(np.arange(count), NUM_SUCCESSORS), random.integers(0, count, len(users))
+    return Successors.of("transitions", Pairs(firsts, seconds, users / 2, users), num_items=count)
 
 
 def serve_pattern(index: str, port: str) -> None:
@@ -210,6 +253,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=100_000)
     parser.add_argument("--seconds", type=int, default=8)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--strategies", action="store_true", help="compare the strategies of raypipe instead")
     options = parser.parse_args()
     if options.quick:
         options.videos, options.seconds, options.connections = 20_000, 2, [16]
@@ -217,8 +261,32 @@ def main() -> None:
         print("wrk is not installed. Install it with apt-get install wrk.")
         raise SystemExit(0 if options.quick else 1)
     with scratch_folder() as scratch:
-        write_index(scratch / "index", options.videos)
-        report(scratch, options)
+        write_index(scratch / "index", options.videos, has_ranker=options.strategies)
+        (report_strategies if options.strategies else report)(scratch, options)
+
+
+def report_strategies(scratch: Path, options: argparse.Namespace) -> None:
+    """Measure ``recommend`` by strategy in three rounds, and print medians."""
+    way, command, environment, prefix, port = list(ways(scratch / "index"))[-1]
+    measured: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in STRATEGIES}
+    with serving(command, environment, scratch / "serve.log", port):
+        for number in range(ROUNDS + 1):  # the first one warms up
+            for strategy in STRATEGIES:
+                script = scratch / f"{strategy}.lua"
+                body = _BY_STRATEGY.format(path=f"{prefix}/recommend", videos=options.videos, strategy=strategy)
+                script.write_text(body)
+                found = load(script, port, 16, options.seconds if number else 3)
+                measured[strategy] += [found] if number else []
+    print(describe_machine())
+    print(f"{options.videos} videos x {DIM}, {way}, 16 connections, medians of {ROUNDS} rounds\n")
+    medians = {name: np.median(np.array(rounds), axis=0) for name, rounds in measured.items()}
+    rows = [
+        (name, f"{speed:.0f}", f"{p50:.1f}", f"{p99:.1f}", f"{errors:.0f}", f"{speed / medians['content'][0]:.2f}")
+        for name, (speed, p50, p99, errors) in medians.items()
+    ]
+    print_table(("strategy", "requests/s", "p50 ms", "p99 ms", "errors", "requests/s over content"), rows)
+    ratio = medians["ranker"][2] / medians["content"][2]
+    print(f"p99 of ranker over content: {ratio:.2f} (targets: requests/s >= 0.75 x, p99 <= 1.3 x)")
 
 
 def report(scratch: Path, options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from raypipe.search.vectors import Floats, Positions, Ranked, best
 from raypipe.search.watch_events import Numbers
 
 _POOL = 200  # how many videos the ranker proposes at least
-_NEW = 50  # how many neighbors of the history are candidates too, so that videos without events are
+_NEW = 50  # how many neighbors by content are candidates, too, if the ranker knows nothing of new videos
 _DECADES = 3.0  # a video with a thousandth of the probability of the best one scores 0
 _TIE = 1e-6  # the weight of the content, which decides where the rest is equal
 _NOTHING = np.float64(np.finfo(np.float64).tiny)
@@ -70,8 +70,9 @@ class Blend:
         parts = [following]
         if self._tower is not None and self._state is not None and self._weight < 1:
             parts.append(self._tower.nearest(self._state, count, eligible))
-            count = _NEW
-        parts.append(self._content.near(count, eligible, num_interests=1))
+            count = 0 if self._tower.reads_content else _NEW
+        if count:
+            parts.append(self._content.near(count, eligible, num_interests=1))
         parts += self._content.boosted_first(count, eligible)
         return np.unique(np.concatenate(parts))
 

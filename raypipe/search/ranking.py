@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
@@ -377,16 +376,27 @@ class Nearest:
         return best(self.score(pool), pool, len(pool))
 
     def near(self, count: int, eligible: Eligible | None, *, num_interests: int = MAX_INTERESTS) -> Positions:
-        """Return the positions of the ``count`` eligible videos nearest to each interest, or of all, ascending.
+        """Return the positions of at least ``count`` eligible videos, or of all, ascending.
 
-        With ``num_interests``, only that many interests count, the newest ones. With ``exact``, return all.
+        They include those that are nearest to an interest, in terms of ``cosines``. With ``num_interests``, only that
+        many interests count, the newest ones. With ``exact``, return all.
         """
         if self.exact:
             return np.arange(len(self._vectors)) if eligible is None else eligible.positions()
-        search = partial(self._ann.nearest, top_k=count, eligible=eligible)
-        return np.unique(
-            np.concatenate([search(direction)[1] for direction in self._interests.directions[:num_interests]])
-        )
+        directions, strengths = self._interests.directions, self._interests.strengths
+        positions, scores = np.empty(0, np.int64), np.empty(0, np.float32)  # a lower bound of each score
+        least = np.float32(-np.inf)  # of the ``count`` best so far
+        for number in np.argsort(-strengths[:num_interests], kind="stable").tolist():
+            if strengths[number] < least:
+                break  # no video of a weaker interest can be better: a cosine is at most 1
+            cosines, found = self._ann.nearest(directions[number], top_k=count, eligible=eligible)
+            both, place = np.unique(np.concatenate([positions, found]), return_inverse=True)
+            known = np.full(len(both), -np.inf, np.float32)
+            np.maximum.at(known, place, np.concatenate([scores, strengths[number] * cosines]))
+            positions, scores = both, known
+            if len(scores) >= count > 0:
+                least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        return positions
 
     def cosines(self, positions: Positions, *, num_interests: int = MAX_INTERESTS) -> Floats:
         """Return the largest of the cosines with the interests, times the strength of each, ``[P]``.

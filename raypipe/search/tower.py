@@ -37,6 +37,7 @@ class Tower:
         lengths: The length of each vector before it was scaled to 1, ``[N]``: the network reads unscaled vectors.
         scale: The factor of the cosines in the logits.
         max_events: How many events of a history are read, the newest ones.
+        reads_content: Whether it knows something about videos without an ID embedding.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Tower:
         self.ann = ann
         self.scale = weights.scale
         self.max_events = weights.max_events
+        self.reads_content = bool(weights.content.any())
 
     @classmethod
     def open(cls, folder: Path, manifest: Mapping[str, Any]) -> Self:
