@@ -110,7 +110,8 @@ class NextVideoModel(PreTrainedModel):
 
         Histories are padded at their ends, where ``mask`` ``[B, T]`` is 0.
         """
-        states = self.gpt2(inputs_embeds=vectors, attention_mask=mask).last_hidden_state
+        inputs = vectors * self.config.n_embd**0.5  # as in the Transformer, so that the video outweighs its position
+        states = self.gpt2(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
         return self.compared(cast("torch.Tensor", states))
 
     def forward(

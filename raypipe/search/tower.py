@@ -148,7 +148,7 @@ class TowerWeights:
 
     def last_state(self, inputs: Array) -> Array:
         """Return the state of GPT-2 ``[d]`` after the last of T input vectors ``[T, d]``."""
-        states = inputs + self._positions[: len(inputs)]
+        states = inputs * np.float32(self.width**0.5) + self._positions[: len(inputs)]
         for number in range(self.num_layers):
             states = self._block(number, states, only_last=number == self.num_layers - 1)
         last: Array = self._norm("gpt2.ln_f", states)[-1]
