@@ -60,7 +60,7 @@ class RankerSource:
     def facts(self) -> dict[str, Any]:
         """Return what a version's manifest says about the ranker."""
         training = self.files.facts
-        names = ("holdout", "cut", "num_events", "last_event_at", "trained_at")
+        names = ("holdout", "cut", "num_events", "last_event_at")
         about = {name: training.get(name) for name in names}
         return {"id": self.files.digest[:16], "uri": self.files.source, "weight": self.weight, **about}
 
