@@ -196,7 +196,8 @@ def test_the_index_answers_as_before(golden: Golden) -> None:
     assert answers.keys() == meant.keys() == {"nearest", "filtered", "popular"}
     for name, results in meant.items():
         assert [video_id for video_id, _ in answers[name]] == [video_id for video_id, _ in results], name
-        assert [score for _, score in answers[name]] == pytest.approx([score for _, score in results], abs=1e-3)
+        # A newer video of a history counts more than in that version, which moves scores a little.
+        assert [score for _, score in answers[name]] == pytest.approx([score for _, score in results], abs=5e-3)
 
 
 def test_an_index_is_appended_to(golden: Golden, bucket: str) -> None:
