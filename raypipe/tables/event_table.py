@@ -96,6 +96,9 @@ class EventRows:
 def read_events(uri: str, items: Items, *, is_ordered: bool = True) -> WatchEvents:
     """Read a table with one row per event (``user_id``, ``video_id``) or per user (``user_id``, ``history``).
 
+    Without times and without ``is_ordered``, the events of each user are put into a random order, always the same one:
+    the order of the file may be that of the ids, from which a ranker would learn what it cannot know later.
+
     Raises:
         ConfigError: the file cannot be read, lacks a column, or has no event of a video of the index.
     """
@@ -108,7 +111,14 @@ def read_events(uri: str, items: Items, *, is_ordered: bool = True) -> WatchEven
         else _of_rows(uri, items, is_ordered=is_ordered)
     )
     refuse_empty(uri, num_events=len(found.events))
-    return found
+    return found if found.events.is_ordered else _shuffled(found)
+
+
+def _shuffled(found: WatchEvents) -> WatchEvents:
+    events = found.events
+    order = np.lexsort((np.random.default_rng(0).random(len(events)), events.users))
+    shuffled = Events(events.items[order], events.starts, is_ordered=False)
+    return replace(found, events=shuffled, parts=None if found.parts is None else found.parts[order])
 
 
 def refuse_empty(uri: str, *, num_events: int) -> None:

@@ -269,3 +269,22 @@ def test_a_history_of_other_videos_is_refused(index: str, tmp_path: Path) -> Non
     with pytest.raises(raypipe.ConfigError) as caught:
         raypipe.evaluate(index, history, tmp_path / "out")
     assert caught.value.key == "history"
+
+
+def test_the_order_of_a_file_without_order_is_not_used(items: VideoIndex, tmp_path: Path) -> None:
+    """A file that is sorted by id gives each user's events in an order that depends on nothing in the file."""
+    rows = [(f"u{user}", IDS[item], "train" if item < 90 else "test") for user in range(5) for item in range(100)]
+    table = pa.table(dict(zip(("user_id", "video_id", "split"), zip(*rows, strict=True), strict=True)))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    ordered = read_events(str(tmp_path / "rows.parquet"), items.items)
+    found = read_events(str(tmp_path / "rows.parquet"), items.items, is_ordered=False)
+    assert found.parts is not None
+    for user in range(5):
+        watched = found.events.history(user)
+        assert sorted(watched.tolist()) == sorted(ordered.events.history(user).tolist())
+        assert abs(np.corrcoef(watched, np.arange(100))[0, 1]) < 0.4
+        parts = found.parts[found.events.starts[user] : found.events.starts[user + 1]]
+        last = {items.items.position(IDS[item]) for item in range(90, 100)}
+        assert {int(position) for position in watched[parts == 2]} == last
+    again = read_events(str(tmp_path / "rows.parquet"), items.items, is_ordered=False)
+    assert np.array_equal(again.events.items, found.events.items)
