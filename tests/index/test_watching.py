@@ -164,6 +164,8 @@ def test_an_evaluation_on_fitted_events_is_refused(inputs: dict[str, Any], ranke
     found = run_evaluate(EvaluateConfig(**keys, protocol="leave_one_out")).evaluation
     assert {"served", "tower", "transitions", "served_exact"} <= set(found.rankers)
     assert found.rankers["served_exact"]["ndcg@10"].value == found.rankers["served"]["ndcg@10"].value
+    # An evaluation that was interrupted is run again, with the same result.
+    assert run_evaluate(EvaluateConfig(**keys, protocol="leave_one_out")).evaluation.as_json() == found.as_json()
     with pytest.raises(ConfigError):
         run_evaluate(EvaluateConfig(**keys, protocol="last_k", num_targets=3))
 
