@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypipe.config import EvaluateConfig, IndexConfig, TrainConfig
+from raypipe.config import EvaluateConfig, IndexConfig, RecommendConfig, TrainConfig
 from raypipe.errors import ConfigError, FingerprintError, IndexVersionError, JobError, WeightsError
 from raypipe.jobs.evaluate.job import run_evaluate
 from raypipe.jobs.index.job import run_index
+from raypipe.jobs.recommend.job import RecommendJob
 from raypipe.jobs.train.blending import put_blend
 from raypipe.jobs.train.histories import find_histories
 from raypipe.search.index import VideoIndex
@@ -121,6 +122,22 @@ def test_a_ranker_is_in_the_version_with_its_blend(inputs: dict[str, Any], ranke
     answer = index.recommend(Query(history=("v1", "v2"), top_k=5))
     assert (answer.strategy, answer.ranker) == ("ranker", made["ranker"]["id"])
     assert len(answer) == 5
+
+
+@pytest.mark.parametrize(("days", "warns"), [(30.0, True), (1e6, False)])
+def test_recommend_warns_of_an_old_ranker(
+    inputs: dict[str, Any], ranker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, days: float, *, warns: bool
+) -> None:
+    build(inputs, ranker=ranker)
+    Folder(str(tmp_path)).put("users.jsonl", b'{"user_id": "u1", "history": ["v1", "v2"]}\n')
+    config = RecommendConfig(
+        index=inputs["output"],
+        history=str(tmp_path / "users.jsonl"),
+        output=str(tmp_path / "lists"),
+        max_ranker_days=days,
+    )
+    RecommendJob(config).prepare()
+    assert bool(caplog.records) == warns
 
 
 def test_a_ranker_is_checked_before_the_build(inputs: dict[str, Any], ranker: str, tmp_path: Path) -> None:
