@@ -123,10 +123,15 @@ def write_index(folder: Path, count: int, *, has_ranker: bool = False) -> None:
 
 
 def random_ranker(count: int) -> TowerInput:
-    """Return a ranker with random weights and an ID embedding for every video, of the size for many videos."""
+    """Return a ranker of the size for many videos, with random weights and clustered ID embeddings."""
     config = NextVideoConfig(num_ids=count, content_dim=DIM, n_embd=128)
     tensors = {name: tensor.numpy() for name, tensor in NextVideoModel(config).state_dict().items()}
-    ids = tensors.pop("ids.weight")
+    tensors.pop("ids.weight")
+    random = np.random.default_rng(4)
+    tensors["content.weight"] = 0.01 * random.standard_normal((config.n_embd, DIM), dtype=np.float32)
+    centres = random.standard_normal((CLUSTERS, config.n_embd), dtype=np.float32)
+    noise = random.standard_normal((count + 1, config.n_embd), dtype=np.float32)
+    ids = 0.02 * (centres[random.integers(0, CLUSTERS, count + 1)] + 0.8 * noise)
     about = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "max_events")}
     identity = Projection(np.zeros(DIM, np.float32), np.eye(DIM, dtype=np.float32))
     return TowerInput(TowerWeights(tensors, {**about, "scale": 20.0}), identity, ids, np.arange(1, count + 1))

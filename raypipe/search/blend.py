@@ -39,15 +39,27 @@ class Blend:
         """Take the history, and the share of the successors, ``weight``, from 0 to 1. Without a tower, it is 1."""
         self._content, self._tower, self._state = content, tower, state
         self._weight = weight if tower is not None else 1.0
+        self._tells_apart = tower is not None and tower.reads_content and self._weight < 1
         self.boosted = content.boosted
-        empty = np.empty(0, np.int64), np.empty(0, np.float32)
-        self._next, self._counts = successors.score(history) if successors is not None and self._weight else empty
         self._size, self._eligible = max(5 * top_k, _POOL), eligible
+        self._next, self._counts = np.empty(0, np.int64), np.empty(0, np.float32)
+        if successors is not None and self._weight:
+            self._next, self._counts = self._most_counted(*successors.score(history))
         self._first = self._pool(self._size, eligible)
         logits, shares = self._logits(self._first), self._shares(self._first)
         self._log_total, self._total = _log_sum(logits), float(shares.sum()) or 1.0
         self._first_probabilities = self._blended(self._first, logits, shares)
         self._highest = float(self._first_probabilities.max(initial=0)) or 1.0
+
+    def _most_counted(self, following: Positions, counts: Floats) -> tuple[Positions, Floats]:
+        """Return the eligible successors with the largest counts, by position; all of them in exact search."""
+        if self._eligible is not None:
+            is_eligible = self._eligible.contains(following)
+            following, counts = following[is_eligible], counts[is_eligible]
+        if len(following) <= self._size or self._content.exact:
+            return following, counts
+        kept = np.sort(np.argpartition(-counts, self._size)[: self._size])
+        return following[kept], counts[kept]
 
     def draw(self, count: int, eligible: Eligible | None) -> Ranked:
         """Return the scores and positions of at least ``count`` eligible videos, or of all, most relevant first."""
@@ -70,7 +82,7 @@ class Blend:
         parts = [following]
         if self._tower is not None and self._state is not None and self._weight < 1:
             parts.append(self._tower.nearest(self._state, count, eligible))
-            count = 0 if self._tower.reads_content else _NEW
+            count = 0 if self._tells_apart else _NEW
         if count:
             parts.append(self._content.near(count, eligible, num_interests=1))
         parts += self._content.boosted_first(count, eligible)
@@ -89,10 +101,14 @@ class Blend:
         return np.where(self._next[at] == positions, self._counts[at], 0).astype(np.float64)
 
     def _blended(self, positions: Positions, logits: Numbers, shares: Numbers) -> Numbers:
-        """Return the probabilities of videos with these logits and shares, plus a little for their content."""
-        near = (1 + self._content.cosines(positions, num_interests=1).astype(np.float64)) / 2
+        """Return the probabilities of videos with these logits and shares.
+
+        Content adds a little, which decides between videos that the ranker and the successors cannot tell apart.
+        """
         learned = np.exp(logits - self._log_total)
-        found: Numbers = (1 - self._weight) * learned + self._weight / self._total * shares + _TIE * near
+        found: Numbers = (1 - self._weight) * learned + self._weight / self._total * shares
+        if not self._tells_apart:
+            found += _TIE * (1 + self._content.cosines(positions, num_interests=1).astype(np.float64)) / 2
         return found
 
 
