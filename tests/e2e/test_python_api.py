@@ -38,7 +38,8 @@ async def main():
     assert "num_frames" in caught.choices, caught.choices
     row = {{row["video_id"]: row for row in table.to_pylist()}}["cats/1.mp4"]
     np.testing.assert_allclose(video.embedding, row["embedding"], atol=1e-5)
-    assert not raypipe.index("~/embeddings", "~/index", labels="~/predictions", append=True).is_new
+    same = {{"labels": "~/predictions", "history": "~/history.csv", "events": {{"holdout": "leave_one_out"}}}}
+    assert not raypipe.index("~/embeddings", "~/index", **same, append=True).is_new
 
 asyncio.run(main())
 """
