@@ -99,7 +99,7 @@ class TowerAlone:
         self._tower = tower
 
     def scores(self, histories: Sequence[Ints]) -> npt.NDArray[np.float32]:
-        """Return the cosines with the state after each history; zeros for an empty one."""
+        """Return the logits of all videos after each history; zeros for an empty one."""
         scores = np.zeros((len(histories), len(self._tower.vectors)), np.float32)
         everything = np.arange(len(self._tower.vectors))
         for row, history in zip(scores, histories, strict=True):
