@@ -14,7 +14,7 @@ answer. A set whose files are missing is skipped with a sentence.
   ``recbole/dataset_example/ml-100k`` of the wheel of recbole 1.2.1.
 
 With ``--sasrec``, the ranker is trained as SASRec (Kang and McAuley 2018) on Toys: IDs alone, two blocks, one negative.
-The exit code is 1 if its HR@10 is not within 10 % of the published one. With ``--events``, generated watch events are
+The exit code is 1 if its HR@10 is more than 10 % below the published one. With ``--events``, generated watch events are
 counted instead, in one process and on Ray.
 """
 
@@ -238,7 +238,7 @@ def evaluate_cold(data: InteractionSet, work: Path, *, epochs: int) -> None:
 
 
 def reproduce_sasrec(data: InteractionSet, work: Path, *, epochs: int) -> bool:
-    """Train at the settings of SASRec, and return whether HR@10 is within 10 % of what others have published."""
+    """Train at the settings of SASRec, and return whether HR@10 is at most 10 % below what others have published."""
     places, start = put_inputs(data, work), time.monotonic()
     raypipe.index(places["v.parquet"], places["index"], console=Console(quiet=True))
     raypipe.train(
@@ -266,7 +266,7 @@ def reproduce_sasrec(data: InteractionSet, work: Path, *, epochs: int) -> bool:
             num_users += 1
     found = hits / num_users
     print(f"SASRec's settings on Toys: HR@10 {found:.4f}, published {SASREC_HR}; {time.monotonic() - start:.0f} s")
-    return abs(found / SASREC_HR - 1) <= SASREC_TOLERANCE
+    return found / SASREC_HR >= 1 - SASREC_TOLERANCE
 
 
 def main() -> int:
