@@ -39,7 +39,7 @@ class Blend:
         """Take the history, and the share of the successors, ``weight``, from 0 to 1. Without a tower, it is 1."""
         self._content, self._tower, self._state = content, tower, state
         self._weight = weight if tower is not None else 1.0
-        self._tells_apart = tower is not None and tower.reads_content and self._weight < 1
+        self._tells_apart = tower is not None and tower.reads_content
         self.boosted = content.boosted
         self._size, self._eligible = max(5 * top_k, _POOL), eligible
         self._next, self._counts = np.empty(0, np.int64), np.empty(0, np.float32)
@@ -80,7 +80,7 @@ class Blend:
         """Return the candidates: at least ``count`` eligible videos, or all."""
         following = self._next if eligible is None else self._next[eligible.contains(self._next)]
         parts = [following]
-        if self._tower is not None and self._state is not None and self._weight < 1:
+        if self._tower is not None and self._state is not None:
             parts.append(self._tower.nearest(self._state, count, eligible))
             count = 0 if self._tells_apart else _NEW
         if count:
@@ -89,7 +89,7 @@ class Blend:
         return np.unique(np.concatenate(parts))
 
     def _logits(self, positions: Positions) -> Numbers:
-        if self._tower is None or self._state is None or self._weight == 1:
+        if self._tower is None or self._state is None:
             return np.full(len(positions), -np.inf)
         return self._tower.logits(positions, self._state).astype(np.float64)
 

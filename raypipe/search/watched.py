@@ -81,7 +81,7 @@ class Watched:
         eligible: Eligible | None,
     ) -> Blend:
         """Return a source of candidates for a history, ``[H]`` positions and embeddings ``[M, D]`` that are newer."""
-        tower = self.tower if is_learned else None
+        tower = self.tower if is_learned and self.weight < 1 else None
         state = None if tower is None else tower.state(history, embeddings)
         return Blend(
             content,
