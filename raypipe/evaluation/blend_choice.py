@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.search.projection import unit_length
 from raypipe.search.successors import EASE_MAX_ITEMS, CountKind, Successors, count_successors
-from raypipe.search.tower import TowerWeights
+from raypipe.search.tower import TowerInput, TowerWeights
 from raypipe.search.vectors import Floats, Vectors, neighbors, widen
 from raypipe.search.watch_events import Events, Ints
 
@@ -52,21 +51,20 @@ class ItemVectors:
     lengths: Floats
 
     @classmethod
-    def of(cls, weights: TowerWeights, content: Vectors, id_vectors: Floats, rows: Ints) -> "ItemVectors":
-        """Compute the vectors from content vectors ``[N, D]`` and the rows ``[N]`` in the ID embeddings."""
-        unit = np.empty((len(content), weights.width), np.float16)
+    def of(cls, ranker: TowerInput, content: Vectors) -> "ItemVectors":
+        """Compute the vectors from content vectors ``[N, D]``."""
+        unit = np.empty((len(content), ranker.weights.width), np.float16)
         lengths = np.empty(len(content), np.float32)
         for start in range(0, len(content), _ROWS_AT_ONCE):
             some = slice(start, start + _ROWS_AT_ONCE)
-            vectors = widen(content[some]) @ weights.content + id_vectors[rows[some]]
-            unit[some], lengths[some] = unit_length(vectors), np.linalg.norm(vectors, axis=1)
+            unit[some], lengths[some] = ranker.vectors(widen(content[some]), ranker.rows[some])
         return cls(unit, lengths)
 
     def states(self, weights: TowerWeights, histories: Sequence[Ints]) -> Floats:
         """Return the state of length 1 after each history, ``[B, d]``."""
         kept = [history[-weights.max_events :] for history in histories]
         inputs = (widen(self.unit[history]) * self.lengths[history, None] for history in kept)
-        return unit_length(np.stack([weights.last_state(rows) for rows in inputs]))
+        return np.stack([weights.state(rows) for rows in inputs])
 
 
 def choose_blend(

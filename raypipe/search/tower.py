@@ -86,8 +86,7 @@ class Tower:
         if embeddings is not None and len(embeddings):
             content = self._projection.apply(embeddings).astype(np.float16).astype(np.float32)
             inputs = np.concatenate([inputs, content @ self._weights.content])[-self.max_events :]
-        state: Array = unit_length(self._weights.last_state(inputs)[None])[0]
-        return state
+        return self._weights.state(inputs)
 
     def nearest(self, state: Array, count: int, eligible: Eligible | None) -> Positions:
         """Return the positions of the ``count`` eligible videos that are most likely next, or of all."""
@@ -145,6 +144,11 @@ class TowerWeights:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             msg = f"Cannot read the ranker {path}: {one_line(error)}"
             raise IndexVersionError(msg, key=str(path), remedy=_REBUILD) from None
+
+    def state(self, inputs: Array) -> Array:
+        """Return the state of length 1 after the last of T input vectors ``[T, d]``, which is compared with videos."""
+        state: Array = unit_length(self.last_state(inputs)[None])[0]
+        return state
 
     def last_state(self, inputs: Array) -> Array:
         """Return the state of GPT-2 ``[d]`` after the last of T input vectors ``[T, d]``."""
@@ -210,6 +214,16 @@ class TowerInput:
     id_vectors: Array
     rows: Positions
 
+    def vectors(self, content: Array, rows: Positions) -> tuple[Array, Array]:
+        """Return the vectors of length 1 ``[n, d]`` of some videos, and their lengths before ``[n]``.
+
+        Args:
+            content: The content vectors, ``[n, D]``.
+            rows: The rows in the ID embeddings, ``[n]``.
+        """
+        vectors = content @ self.weights.content + self.id_vectors[rows]
+        return unit_length(vectors), np.linalg.norm(vectors, axis=1).astype(np.float32)
+
 
 class TowerWriter:
     """Writes the vectors of a ranker for the videos of a version, batch by batch."""
@@ -234,9 +248,9 @@ class TowerWriter:
         rows = given.rows[self._num_added : self._num_added + len(embeddings)][is_usable]
         self._num_added += len(embeddings)
         content = given.projection.apply(embeddings[is_usable]).astype(np.float16).astype(np.float32)  # as in training
-        vectors = content @ given.weights.content + given.id_vectors[rows]
-        self._vectors.add(unit_length(vectors))
-        self._lengths.append(np.linalg.norm(vectors, axis=1).astype(np.float32))
+        unit, lengths = given.vectors(content, rows)
+        self._vectors.add(unit)
+        self._lengths.append(lengths)
 
     def finish(self, settings: IndexSettings) -> Ann:
         """Write the other files, and return the search structure."""

@@ -27,7 +27,7 @@ def put_blend(output: Folder, trained: Folder, samples: HistorySamples, *, seed:
     files = read_ranker(trained)
     ids = pa.array([samples.items.video_id(position) for position in range(len(samples.items))], pa.string())
     tower = files.tower(ids)
-    vectors = ItemVectors.of(tower.weights, open_vectors(samples.index.folder / VECTORS), tower.id_vectors, tower.rows)
+    vectors = ItemVectors.of(tower, open_vectors(samples.index.folder / VECTORS))
     histories = [np.array(history, np.int64) for history in samples.validation[HISTORY].to_pylist()]
     choice = choose_blend(
         tower.weights,
