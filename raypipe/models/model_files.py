@@ -56,9 +56,14 @@ def _check_complete(source: Folder, files: Mapping[str, bytes]) -> None:
     except (ObjectError, KeyError, TypeError, ValueError):
         said = {}
     for name, data in files.items():
-        if said.get(name) != hashlib.sha256(data).hexdigest():
-            msg = f"{source.child(name)} does not have the digest in {COMPLETE}."
-            raise WeightsError(msg, key=source.child(name), remedy="Train again, or restore it.")
+        check_digest(source, name, data, expected=said.get(name))
+
+
+def check_digest(source: Folder, name: str, data: bytes, *, expected: object) -> None:
+    """Raise WeightsError unless the content of a file has the digest that ``complete.json`` says."""
+    if hashlib.sha256(data).hexdigest() != expected:
+        msg = f"{source.child(name)} does not have the digest in {COMPLETE}."
+        raise WeightsError(msg, key=source.child(name), remedy="Train again, or restore it.")
 
 
 def digests(files: Mapping[str, bytes], *, others: Mapping[str, str] | None = None) -> bytes:

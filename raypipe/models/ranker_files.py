@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from raypipe import schema
 from raypipe.errors import ObjectError, ObjectMissingError, WeightsError
-from raypipe.models.model_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS
+from raypipe.models.model_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS, check_digest
 from raypipe.search.projection import PROJECTION, Projection
 from raypipe.search.tower import TowerInput, TowerWeights
 from raypipe.storage import Folder
@@ -133,7 +133,5 @@ def _read(source: Folder, name: str, expected: object) -> bytes:
     except ObjectError as error:
         msg = f"Cannot read the ranker in {source}: {error}"
         raise WeightsError(msg, key=source.child(name)) from None
-    if hashlib.sha256(data).hexdigest() != expected:
-        msg = f"{source.child(name)} does not have the digest in {COMPLETE}."
-        raise WeightsError(msg, key=source.child(name), remedy="Train again, or restore it.")
+    check_digest(source, name, data, expected=expected)
     return data
