@@ -173,6 +173,15 @@ def _video_hashes(items: Items) -> Hashes:
     return np.concatenate([hashed(piece.to_pylist()) for piece in pieces])
 
 
+def count_views(events: Events, num_items: int, *, recent_from: float | None) -> Ints:
+    """Return how many users watched each video at all and lately, [2, N].
+
+    Events after ``recent_from`` are recent; without it or without times, all are.
+    """
+    is_recent = slice(None) if recent_from is None or events.times is None else events.times > recent_from
+    return np.stack([np.bincount(items, minlength=num_items) for items in (events.items, events.items[is_recent])])
+
+
 def views_of(total: Ints, recent: Ints) -> npt.NDArray[np.float32]:
     """Return how often each video was watched lately; of equal videos, those with more views in all get a little more.
 
@@ -236,11 +245,10 @@ def count(
         transitions of each range.
     """
     events, num_items = found.events, len(videos)
-    is_recent = slice(None) if recent_from is None or events.times is None else events.times > recent_from
-    views = [np.bincount(items, minlength=num_items) for items in (events.items, events.items[is_recent])]
+    views = count_views(events, num_items, recent_from=recent_from)
     pairs = TransitionCounts.of(events, num_items)
     ranges = (pairs.between(start, stop) for start, stop in itertools.pairwise(bounds))
-    return [combined_hashes(events, found.users, videos), np.stack(views).astype(np.int32), *ranges]
+    return [combined_hashes(events, found.users, videos), views.astype(np.int32), *ranges]
 
 
 def largest(num_firsts: int, start: int, *pairs: TransitionCounts) -> Successors:

@@ -12,7 +12,15 @@ import numpy.typing as npt
 from raypipe.config.index import HistorySettings, IndexConfig
 from raypipe.errors import ConfigError, FingerprintError, ObjectError, WeightsError
 from raypipe.evaluation.holdouts import fittable
-from raypipe.jobs.index.counting import DAY_SECONDS, Fitting, WatchCounts, check_holdout, count_in_parts, views_of
+from raypipe.jobs.index.counting import (
+    DAY_SECONDS,
+    Fitting,
+    WatchCounts,
+    check_holdout,
+    count_in_parts,
+    count_views,
+    views_of,
+)
 from raypipe.models.ranker_files import BLEND, RankerFiles, read_ranker
 from raypipe.search.items import Items
 from raypipe.search.successors import EASE_MAX_ITEMS, CountKind, count_successors
@@ -212,9 +220,6 @@ def _kind(settings: HistorySettings, *, is_ordered: bool, num_videos: int) -> Co
 
 def _views(events: Events, num_videos: int, *, days: float) -> npt.NDArray[np.float32]:
     """Count the views in the last days before the newest event; without times, all of them."""
-    total = np.bincount(events.items, minlength=num_videos)
-    recent = total
-    if events.times is not None and len(events):
-        is_recent = events.times > events.times.max() - days * DAY_SECONDS
-        recent = np.bincount(events.items[is_recent], minlength=num_videos)
-    return views_of(total, recent)
+    newest = None if events.times is None or not len(events) else float(events.times.max())
+    recent_from = None if newest is None else newest - days * DAY_SECONDS
+    return views_of(*count_views(events, num_videos, recent_from=recent_from))
