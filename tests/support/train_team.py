@@ -34,11 +34,8 @@ class Cut(BaseException):
     """Stops both workers."""
 
 
-def one_step(folder: Path, share: range, *, classifies: bool) -> dict[str, list[float]]:
-    """Return the gradients that a worker's optimizer gets in a step over all 12 samples; float64 except the loss."""
-    model = loops.shaken(loops.make_model(classifies=classifies)).double()
-    settings = loops.settings_of(12, 0, batch_size=12, max_grad_norm=1e9, masked_fraction=0.999)
-    loop = loops.make_loop(settings, folder, train=TRAIN, share=share, model=model)
+def gradients(loop: Loop) -> dict[str, list[float]]:
+    """Run an epoch of one step, and return the gradients that the optimizer gets."""
     found: dict[str, list[float]] = {}
 
     def keep(*_: object) -> None:
@@ -49,6 +46,14 @@ def one_step(folder: Path, share: range, *, classifies: bool) -> dict[str, list[
     loop._optimizer.register_step_pre_hook(keep)
     loop._run_epoch()
     return found
+
+
+def one_step(folder: Path, share: range, *, classifies: bool) -> dict[str, list[float]]:
+    """Return the gradients that a worker's optimizer gets in a step over all 12 samples; float64 except the loss."""
+    model = loops.shaken(loops.make_model(classifies=classifies)).double()
+    settings = loops.settings_of(12, 0, batch_size=12, max_grad_norm=1e9, masked_fraction=0.999)
+    loop = loops.make_loop(settings, folder, train=TRAIN, share=share, model=model)
+    return gradients(loop)
 
 
 def training(folder: Path, case: dict[str, Any], rank: int, **options: Any) -> Loop:  # noqa: ANN401 - passed on
@@ -126,16 +131,7 @@ def ranker_step(folder: Path, share: range | None) -> dict[str, list[float]]:
     network = network_of(WALKS, sampling=sampling, dropout=0.0, id_dropout=0.0)
     options: dict[str, Any] = {"batch_size": 64, "max_grad_norm": 1e9}
     loop = ranker_loop(folder, WALKS, network=network, shares=(share, None), **options)
-    found: dict[str, list[float]] = {}
-
-    def keep(*_: object) -> None:
-        for name, parameter in loop.model.named_parameters():
-            if parameter.grad is not None:
-                found[name] = parameter.grad.flatten().tolist()
-
-    loop._optimizer.register_step_pre_hook(keep)
-    loop._run_epoch()
-    return found
+    return gradients(loop)
 
 
 def ranker_scores(folder: Path, share: range | None) -> dict[str, float]:
