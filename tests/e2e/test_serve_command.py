@@ -183,7 +183,7 @@ def test_a_video_is_played_behind_the_proxy(command: tuple[Command, Endpoint], c
     signature = url.rpartition("signature=")[2]
     opened = [fd.readlink() for pid in started.replicas() for fd in Path(f"/proc/{pid}/fd").iterdir()]
     requests = [path for path in opened if path.name.startswith("raypipe_requests")]
-    assert any('"play"' in path.read_text() for path in requests)
+    wait_until(lambda: any('"play"' in path.read_text() for path in requests), what="the line of a played video")
     logs = requests[0].parents[1]  # of this Ray
     for path in (started.log, *filter(Path.is_file, logs.rglob("*"))):
         text = path.read_bytes()
@@ -195,11 +195,12 @@ def test_a_video_is_played_behind_the_proxy(command: tuple[Command, Endpoint], c
 def test_streams_that_nobody_reads_block_no_search(command: tuple[Command, Endpoint], client: Client) -> None:
     started, endpoint = command
     wait_until(lambda: len(started.replicas()) == 2, what="both replicas")
-    large = random.Random(0).randbytes(6_000_000)
-    endpoint.source.videos.put(endpoint.ids[1], large)
-    path = client.play(endpoint.ids[1])["url"]
-    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-\r\n\r\n".encode()
+    videos, video_id = endpoint.source.videos, endpoint.ids[1]
     with ExitStack() as open_connections:
+        open_connections.callback(videos.put, video_id, videos.read(video_id))  # other tests embed it
+        videos.put(video_id, random.Random(0).randbytes(6_000_000))
+        path = client.play(video_id)["url"]
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-\r\n\r\n".encode()
         for _ in range(20):
             slow = open_connections.enter_context(socket.socket())
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -224,9 +225,10 @@ def test_a_hung_replica_blocks_no_request_for_long(command: tuple[Command, Endpo
         os.kill(min(before), signal.SIGSTOP)
         after = load.num_answered
         wait_until(lambda: load.num_answered > after + 2000, what="2000 answers of the other")
-    # HAProxy answers the requests that the hung replica held. Status 0 would be a client's own timeout, or an idle
-    # connection that HAProxy closes on a reload, which happens when a replica that another test killed is back.
-    closed = [problem for problem in load.failures if "RemoteDisconnected" in problem]
+    # HAProxy answers the requests that the hung replica held, and cuts an answer that it had begun. Status 0 would be a
+    # client's own timeout, or an idle connection that HAProxy closes on a reload, which happens when a replica that
+    # another test killed is back.
+    closed = [problem for problem in load.failures if "RemoteDisconnected" in problem or "IncompleteRead" in problem]
     assert load.statuses[0] == len(closed) <= _MAX_IN_FLIGHT, load.failures[:10]
     assert set(load.statuses) <= {0, 200, 500}
     assert load.statuses[500] <= _MAX_IN_FLIGHT
