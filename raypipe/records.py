@@ -305,7 +305,9 @@ class EpochMetrics:
 
     Values that were not measured are None. For ``masked_frame``, only the losses are measured. Without validation
     videos, only the training loss is measured. ``accuracy`` is the fraction of validation videos that are predicted
-    correctly. If a video may have several labels, all of its labels must be correct.
+    correctly. If a video may have several labels, all of its labels must be correct. Epoch 0 is the probe of a
+    classifier. ``probe_gain`` is the difference between its validation loss and that of this epoch, with the standard
+    error ``probe_gain_error``.
 
     For ``next_video``, every video that a user has not watched is ranked. ``hr_at_10`` and ``ndcg_at_10`` say how high
     the next video is, and ``coverage_at_10`` is the fraction of all videos that are among the first ten of some user.
@@ -321,6 +323,8 @@ class EpochMetrics:
     hr_at_10: float | None = None
     ndcg_at_10: float | None = None
     coverage_at_10: float | None = None
+    probe_gain: float | None = None
+    probe_gain_error: float | None = None
     learning_rate: float
     samples_per_second: float
     seconds: float

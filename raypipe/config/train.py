@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from raypipe.config.load import Count, Section, Uri
 from raypipe.text import iso_seconds
 
+Head = Literal["auto", "probe", "gpt2"]
 Objective = Literal["classify", "masked_frame", "next_video"]
 SelectBy = Literal["loss", "accuracy", "macro_f1", "ndcg", "hr"]
 Holdout = Literal["leave_one_out", "time", "given", "none"]
@@ -56,6 +57,7 @@ class LoraConfig(Section):
 class ClassifierConfig(Section):
     """The network that reads the frame embeddings of a video."""
 
+    head: Head = "auto"
     gpt2: str | Gpt2Size = Gpt2Size()
     freeze: str = "none"
     lora: LoraConfig = LoraConfig()
@@ -196,11 +198,14 @@ class TrainConfig(Section):
     def _auto_depends_on_the_objective(cls, tree: Any) -> Any:  # noqa: ANN401 - anything
         if not isinstance(tree, Mapping):
             return tree
-        given = tree.get("optimizer", {})
+        given, model = tree.get("optimizer", {}), tree.get("model", {})
         given = given.model_dump(exclude_unset=True) if isinstance(given, OptimizerConfig) else given
         if not isinstance(given, Mapping):
             return tree
+        head = model.get("head", "auto") if isinstance(model, Mapping) else getattr(model, "head", "auto")
         values = _NEXT_VIDEO if tree.get("objective") == "next_video" else {}
+        if tree.get("objective", "classify") == "classify" and head != "gpt2":
+            values = {"select_by": "loss"}
         settled = {key: value for key, value in given.items() if key not in _NEXT_VIDEO or value != "auto"}
         return {**tree, "optimizer": {**values, **settled}}
 

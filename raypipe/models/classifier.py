@@ -1,4 +1,4 @@
-"""The classifier: GPT-2 over the frame embeddings of a video, as a ``transformers`` model.
+"""The classifier of the frame embeddings of a video, as a ``transformers`` model: a linear probe, GPT-2, or both.
 
 ``VideoClassifier.from_pretrained(FOLDER)`` loads a model that ``raypipe train`` saved. Once this module is imported,
 ``AutoConfig`` and ``AutoModel`` load it too. Ray is not needed. All models here take frame embeddings ``[B, T, D]``
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from raypipe.models.probe import FrameProbe, ProbeFeatures
 from raypipe.models.weights import prepare_torchvision
 
 prepare_torchvision()  # transformers imports torchvision if it is installed
@@ -31,6 +32,9 @@ class VideoClassifierConfig(PreTrainedConfig):
     ``gpt2`` holds the sizes of the GPT-2 inside. Videos with more than ``max_frames`` frames are thinned evenly.
     ``embedding_fingerprint`` identifies the settings with which the embeddings were made. Embeddings that were made
     with other settings are not comparable. ``metrics`` holds the metrics of the epoch that the weights come from.
+
+    The logits of a classifier are the sum of those of a linear probe on the frame statistics ``probe``, and of GPT-2.
+    Models of older versions have no probe. Probabilities are computed from the logits divided by ``temperature``.
     """
 
     model_type: ClassVar[str] = "raypipe_video_classifier"
@@ -42,6 +46,9 @@ class VideoClassifierConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     embedding_fingerprint: str | None = None
     metrics: Any = None
+    probe: str | None = None
+    has_gpt2: bool = True
+    temperature: float | int = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
         """Convert ``gpt2`` to a ``GPT2Config`` without a vocabulary.
@@ -56,6 +63,11 @@ class VideoClassifierConfig(PreTrainedConfig):
             msg = f"max_frames {self.max_frames} is more than GPT-2's {self.gpt2.n_positions} positions."
             raise ValueError(msg)
         super().__post_init__(**kwargs)
+
+    @property
+    def multi_label(self) -> bool:
+        """Return whether a video may have several labels."""
+        return str(self.problem_type) == "multi_label_classification"
 
     @property
     def label_names(self) -> list[str]:
@@ -83,6 +95,7 @@ class Predictions:
 
     probabilities: Array  # [V, C]; with one label per video, each row adds up to 1
     frame_scores: list[Array] | None  # one array [T] per video
+    order_scores: list[Array] | None  # one array [T] per video
 
 
 class VideoEncoder(nn.Module):
@@ -144,16 +157,22 @@ class _VideoModel(PreTrainedModel):
 
 
 class VideoClassifier(_VideoModel):
-    """A video classifier with GPT-2 over the frame embeddings.
+    """A video classifier. Its logits are those of a linear probe, of GPT-2, or the sum of both.
 
-    A linear layer maps the mean of GPT-2's states over all unpadded frames to the logits.
+    The probe is a linear model on statistics of the frames over time. GPT-2's logits are a linear function of the mean
+    of its states over all unpadded frames. Next to a probe, it adds what the order of the frames tells.
     """
 
     def __init__(self, config: VideoClassifierConfig) -> None:
         super().__init__(config)
-        self.encoder = VideoEncoder(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.gpt2.n_embd, len(config.label_names))
+        num_labels = len(config.label_names)
+        if config.probe is not None:
+            features = cast("ProbeFeatures", config.probe)
+            self.probe = FrameProbe(features, embedding_dim=config.embedding_dim, num_labels=num_labels)
+        if config.has_gpt2:
+            self.encoder = VideoEncoder(config)
+            self.dropout = nn.Dropout(config.dropout)
+            self.head = nn.Linear(config.gpt2.n_embd, num_labels)
         self.post_init()
 
     def forward(
@@ -161,51 +180,82 @@ class VideoClassifier(_VideoModel):
         frame_embeddings: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        *,
+        probe_logits: torch.Tensor | None = None,
         **_: Any,  # noqa: ANN401 - what transformers' callers add
     ) -> VideoOutput:
         """Classify videos, and compute the loss if ``labels`` is given.
 
         ``labels`` holds class numbers ``[B]``. For a multi-label classifier, it holds 0 or 1 for each label:
-        ``[B, num_labels]``.
+        ``[B, num_labels]``. ``probe_logits`` ``[B, num_labels]`` replace the logits of the probe.
         """
         if attention_mask is None:
             attention_mask = frame_embeddings.new_ones(frame_embeddings.shape[:2], dtype=torch.long)
-        return self.from_standardised(self.encoder.standardise(frame_embeddings), attention_mask, labels)
-
-    def from_standardised(
-        self, standardised: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
-    ) -> VideoOutput:
-        """Classify videos whose embeddings are already standardised."""
-        states = self.encoder(standardised, attention_mask)
-        logits = self.head(self.dropout(masked_mean(states, attention_mask)))
+        parts = []
+        if self.config.probe is not None:
+            parts.append(self.probe(frame_embeddings, attention_mask) if probe_logits is None else probe_logits)
+        if self.config.has_gpt2:
+            parts.append(self.order_logits(frame_embeddings, attention_mask))
+        logits = sum(parts[1:], parts[0])
         loss = None if labels is None else classification_loss(logits, labels).mean()
         return VideoOutput(loss=loss, logits=logits)
+
+    def order_logits(self, frame_embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``[B, C]`` of GPT-2 alone."""
+        states = self.encoder(self.encoder.standardise(frame_embeddings), attention_mask)
+        logits: torch.Tensor = self.head(self.dropout(masked_mean(states, attention_mask)))
+        return logits
+
+    def drop_gpt2(self) -> None:
+        """Remove GPT-2, so that the probe alone is left."""
+        self.config.has_gpt2 = False
+        del self.encoder, self.dropout, self.head
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return probabilities ``[B, C]``. With one label per video, each row adds up to 1."""
+        scaled: torch.Tensor = logits.float() / self.config.temperature
+        return scaled.sigmoid() if self.config.multi_label else scaled.softmax(dim=1)
 
     def classify(self, videos: Sequence[Frames], *, frame_scores: bool = False, batch_size: int = 64) -> Predictions:
         """Classify videos by their frame embeddings, each ``[T, D]`` with its own T ≥ 1.
 
-        This puts the model into evaluation mode. If ``frame_scores`` is true, also return how much each frame
-        contributed to the logit of the best label. The score is gradient x input (Shrikumar et al. 2016,
-        arXiv:1605.01713) on the standardised embedding, summed over D. So the average frame of the training videos has
-        score 0, and a frame that counts against the label has a negative score. A frame that was left out because of
-        ``max_frames`` has score 0. The scores do not add up to the logit.
+        This puts the model into evaluation mode. If ``frame_scores`` is true, also return what each frame adds to the
+        logit of the most likely label: ``frame_scores`` for the probe, which add up to the probe's logit, and
+        ``order_scores`` for GPT-2, which are the differences that leaving out the frame makes. A frame that was left
+        out because of ``max_frames`` has scores of 0, and so have the frames of a model without that part.
         """
         self.eval()
         probabilities = torch.empty((len(videos), len(self.config.label_names)))
-        scores: list[Array] = [np.zeros(0, dtype=np.float32)] * len(videos)
+        no_scores = [np.zeros(0, dtype=np.float32)] * len(videos)
+        scores, order_scores = no_scores.copy(), no_scores.copy()
         for batch in by_length([len(video) for video in videos], batch_size=batch_size):
             padded = pad_frames([videos[at] for at in batch], max_frames=self.config.max_frames).to(self.device)
-            inputs = self.encoder.standardise(padded.frames).requires_grad_(frame_scores)
-            with torch.set_grad_enabled(frame_scores):
-                logits = cast("torch.Tensor", self.from_standardised(inputs, padded.mask).logits).float()
+            with torch.inference_mode():
+                logits = cast("torch.Tensor", self(padded.frames, padded.mask).logits).float()
+                probabilities[batch] = self.probabilities(logits).cpu()
                 if frame_scores:
-                    (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), inputs)
-                    contributions = (gradient * inputs).sum(dim=-1).detach().float().cpu().numpy()
-                    for at, contribution in zip(batch, padded.spread(contributions), strict=True):
-                        scores[at] = contribution
-            multi_label = self.config.problem_type == "multi_label_classification"
-            probabilities[batch] = (logits.sigmoid() if multi_label else logits.softmax(dim=1)).detach().cpu()
-        return Predictions(probabilities.numpy(), scores if frame_scores else None)
+                    found = self._frame_scores(padded, logits.argmax(dim=1))
+                    for at, of_probe, of_order in zip(batch, *(padded.spread(part) for part in found), strict=True):
+                        scores[at], order_scores[at] = of_probe, of_order
+        if not frame_scores:
+            return Predictions(probabilities.numpy(), None, None)
+        return Predictions(probabilities.numpy(), scores, order_scores)
+
+    def _frame_scores(self, padded: "PaddedFrames", labels: torch.Tensor) -> tuple[Array, Array]:
+        """Return the scores of the probe and of GPT-2 for one label per video, ``[B, T]`` each."""
+        frames, mask = padded.frames, padded.mask
+        of_probe = of_order = torch.zeros(mask.shape)
+        if self.config.probe is not None:
+            of_probe = self.probe.contributions(frames, mask, labels)
+        if self.config.has_gpt2:
+            every, columns = torch.arange(len(mask), device=mask.device), []
+            whole = self.order_logits(frames, mask)[every, labels]
+            for at in range(mask.shape[1]):
+                without = mask.clone()
+                without[:, at] = 0
+                columns.append((whole - self.order_logits(frames, without)[every, labels]) * mask[:, at])
+            of_order = torch.stack(columns, dim=1)
+        return of_probe.float().cpu().numpy(), of_order.float().cpu().numpy()
 
 
 class MaskedFrameModel(_VideoModel):

@@ -26,6 +26,7 @@ from raypipe.jobs.train.events import SUMMARY, EventLog, earlier_record, first_r
 from raypipe.jobs.train.histories import HistorySamples, find_histories
 from raypipe.jobs.train.inputs import find_samples
 from raypipe.jobs.train.loop import LoopSettings
+from raypipe.jobs.train.probing import LabelSpace, find_probe
 from raypipe.jobs.train.ranker_spec import BETAS, FINAL_RATE, RankerNetwork, put_ranker_files
 from raypipe.jobs.train.run_spec import RunSpec, check_same_run, prepare, run_facts
 from raypipe.jobs.train.tuning import grid, keep_best, search_grid
@@ -149,6 +150,7 @@ def _train(
     ``chosen`` is the epoch of another training after which this one stops.
     """
     log = EventLog()
+    spec = with_probe(spec, console)
     try:
         _run_workers(spec, log, use_gpu=use_gpu, console=console, chosen=chosen)
     except RaypipeError as error:
@@ -157,6 +159,24 @@ def _train(
             write_training_report(failed, spec.output.put)
         raise
     return with_events(record, spec, log, outcome="finished")
+
+
+def with_probe(spec: RunSpec, console: Console | None) -> RunSpec:
+    """Return the run with its fitted probe, if the model has one."""
+    samples, network = spec.samples, spec.network
+    if not spec.has_probe or isinstance(samples, HistorySamples) or isinstance(network, RankerNetwork):
+        return spec
+    weights = spec.class_weights
+    class_weights = None if weights is None else tuple(weights)
+    with status(console, "Fitting a linear probe"):
+        probe = find_probe(
+            spec.output,
+            samples.train,
+            embeddings_uri=spec.config.embeddings_uri,
+            space=LabelSpace(len(samples.label_names), samples.multi_label, class_weights),
+            max_frames=network.config.max_frames,
+        )
+    return replace(spec, network=replace(network, probe=probe))
 
 
 def _run_workers(
@@ -171,7 +191,8 @@ def _run_workers(
     with tempfile.TemporaryDirectory() as scratch:
         with data_context():
             trainer = make_trainer(spec, events, scratch=Path(scratch), use_gpu=use_gpu, chosen=chosen)
-        num_epochs = spec.config.optimizer.epochs if chosen is None else chosen.epoch
+        stop_epoch = spec.stop_epoch if chosen is None else chosen.epoch
+        num_epochs = spec.config.optimizer.epochs if stop_epoch is None else stop_epoch
         progress = TrainingProgress(num_epochs=num_epochs, console=console)
         try:
             with progress:
@@ -234,6 +255,7 @@ def make_trainer(
         num_train=samples.train.num_rows,
         num_validation=samples.validation.num_rows,
         class_weights=spec.class_weights,
+        stop_epoch=spec.stop_epoch,
     )
     model_files = {}
     if isinstance(samples, HistorySamples) and isinstance(spec.network, RankerNetwork):

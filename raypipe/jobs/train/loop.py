@@ -131,13 +131,16 @@ class Loop:
         Raises:
             StorageError: a checkpoint cannot be stored.
         """
+        if self.task.start_loss is not None and not self.state.history:
+            self._end_epoch(0, train_loss=self.task.start_loss)
         while self.state.ended == "running":
             if self.state.epoch >= self._settings.num_epochs:
                 self.state.ended = "finished"
                 break
             self._run_epoch()
             if self.state.ended == "running":
-                self._end_epoch()
+                loss_sum, num_videos = self._workers.sum([self.state.loss_sum, self.state.num_videos])
+                self._end_epoch(self.state.epoch + 1, train_loss=float(loss_sum / max(1, num_videos)))
         return self.state
 
     def _run_epoch(self) -> None:
@@ -228,32 +231,32 @@ class Loop:
             about = {"epoch": state.epoch + 1, "step": state.step, "loss": loss, "samples_per_second": speed}
             self._notify("step", about)
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, epoch: int, *, train_loss: float) -> None:
+        """Measure the model, and store a checkpoint. Epoch 0 is the model before its first step."""
         state, seconds = self.state, self._workers.max(self.state.seconds)
-        loss_sum, num_videos = self._workers.sum([state.loss_sum, state.num_videos])
         scores = self.evaluate() if self.has_validation else None
         metrics = EpochMetrics(
-            epoch=state.epoch + 1,
+            epoch=epoch,
             step=state.step,
-            train_loss=float(loss_sum / max(1, num_videos)),
+            train_loss=train_loss,
             **({} if scores is None else scores.metrics()),
             learning_rate=state.learning_rate,
-            samples_per_second=float(num_videos / seconds) if seconds else 0.0,
+            samples_per_second=float(state.num_done / seconds) if seconds else 0.0,
             seconds=seconds,
         )
         value = self._value(metrics)
         if not np.isfinite(value).all():
             self._stop_not_finite()
             return
-        state.epoch += 1
+        state.epoch = epoch
         state.loss_sum, state.num_videos, state.num_done, state.seconds = 0.0, 0, 0, 0.0
         self._seen[:] = False
         state.history.append(asdict(metrics))
         is_best = not state.best_value or value > state.best_value or scores is None
         if is_best:
-            state.best_epoch, state.best_value = state.epoch, value
+            state.best_epoch, state.best_value = epoch, value
         patience = self._settings.optimizer.early_stop_epochs
-        if patience and scores is not None and state.epoch - (state.best_epoch or 0) >= patience:
+        if patience and scores is not None and epoch - (state.best_epoch or 0) >= patience:
             state.ended = "stopped_early"
         self._checkpoint(is_best=is_best)
         if self._workers.leads:
@@ -262,11 +265,16 @@ class Loop:
     def _value(self, metrics: EpochMetrics) -> list[float]:
         """Return the values that rank an epoch (higher is better): the metric of ``select_by``, then the negative loss.
 
-        If there is no such metric, or ``select_by`` is ``loss``, the negative loss is the only value.
+        If there is no such metric, or ``select_by`` is ``loss``, the negative loss is the only value. An epoch whose
+        loss is not below that of epoch 0, the probe alone, by more than a standard error ranks below epoch 0.
         """
         loss = metrics.train_loss if metrics.validation_loss is None else metrics.validation_loss
         score = getattr(metrics, selected_metric(self._settings.optimizer.select_by), None)
-        return [-loss] if score is None else [float(score), -loss]
+        value = [-loss] if score is None else [float(score), -loss]
+        if metrics.probe_gain is None or metrics.probe_gain_error is None:
+            return value
+        rank = 0.5 if metrics.epoch == 0 else float(metrics.probe_gain > metrics.probe_gain_error)
+        return [rank, *value]
 
     def _stop_not_finite(self) -> None:
         self.state.ended = "not_finite"

@@ -81,6 +81,8 @@ class Sampling:
 class NextVideoTask:
     """Learns to predict the next video. The seed of a step also draws the videos that its targets are compared with."""
 
+    start_loss: float | None = None
+
     def __init__(
         self,
         model: NextVideoModel,

@@ -13,6 +13,7 @@ from raypipe.config import ClassifierConfig, TrainConfig
 from raypipe.errors import CommitError, ConfigError, FingerprintError, ObjectError, WeightsError
 from raypipe.jobs.train.histories import HistorySamples
 from raypipe.jobs.train.inputs import TARGETS, TrainingSamples
+from raypipe.jobs.train.probing import TrainedProbe
 from raypipe.jobs.train.ranker_spec import LEARNING_RATE, RankerNetwork, ranker_network
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
 from raypipe.models.classifier_files import build_model, check_embeddings, read_config
@@ -31,6 +32,7 @@ class NetworkSpec:
     """The architecture and the initial weights of a network.
 
     The weights come from ``gpt2`` or, if ``init_from`` is set, from the encoder of an earlier training's model.
+    ``probe`` is set once it is fitted, if the network has one.
     """
 
     config: VideoClassifierConfig
@@ -38,6 +40,7 @@ class NetworkSpec:
     classifies: bool
     gpt2: Gpt2
     init_from: ModelFiles | None = None
+    probe: TrainedProbe | None = None
 
     @property
     def n_embd(self) -> int:
@@ -51,7 +54,9 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
         WeightsError: the initial weights do not fit the network.
     """
     torch.manual_seed(seed)
-    model: VideoModel = VideoClassifier(spec.config) if spec.classifies else MaskedFrameModel(spec.config)
+    features = None if spec.probe is None else spec.probe.features
+    config = VideoClassifierConfig.from_dict(spec.config.to_dict() | {"probe": features})
+    model: VideoModel = VideoClassifier(config) if spec.classifies else MaskedFrameModel(config)
     try:
         if spec.init_from is not None:
             model.encoder.load_state_dict(build_model(spec.init_from).encoder.state_dict())
@@ -64,6 +69,10 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
     if spec.model.lora.rank:
         add_lora(model, **spec.model.lora.model_dump())
     freeze(model, spec.model.freeze)
+    if spec.probe is not None and isinstance(model, VideoClassifier):
+        model.probe.load_state_dict(dict(spec.probe.weights))
+        torch.nn.init.zeros_(model.head.weight)  # so that the model starts as the probe
+        torch.nn.init.zeros_(model.head.bias)
     if spec.classifies:
         model.encoder.hidden_frame.requires_grad_(False)  # noqa: FBT003 - only masked-frame training hides frames
     return model
@@ -82,6 +91,17 @@ class RunSpec:
     network: NetworkSpec | RankerNetwork
     learning_rate: float
     selection: "RunSpec | None" = None
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether GPT-2 is added to a probe, or left out."""
+        return self.config.objective == "classify" and self.config.model.head != "gpt2"
+
+    @property
+    def stop_epoch(self) -> int | None:
+        """Return 0 if only the probe is wanted, or if no validation videos could show that GPT-2 helps."""
+        without_gpt2 = self.config.model.head == "probe" or not self.samples.validation.num_rows
+        return 0 if self.has_probe and without_gpt2 else None
 
     @property
     def class_weights(self) -> list[float] | None:

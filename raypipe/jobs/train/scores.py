@@ -18,14 +18,17 @@ Bools = npt.NDArray[np.bool_]
 class Scores:
     """Sums over the videos that were evaluated.
 
-    ``totals`` holds four sums. ``by_label`` counts for each of the C labels the videos that have it (support), the
+    ``totals`` holds four sums. ``gains`` holds two: by how much the loss of the probe alone is higher, and the squares
+    of that. ``by_label`` counts for each of the C labels the videos that have it (support), the
     videos for which it is predicted (predicted), and the videos for which both are true (both).
     """
 
     num_labels: int
+    has_probe: bool = False
     totals: Floats = field(
         init=False, default_factory=lambda: np.zeros(4)
     )  # loss, videos, correct, correct within the top five
+    gains: Floats = field(init=False, default_factory=lambda: np.zeros(2))
     by_label: Floats = field(init=False)  # [3, C]: support, predicted, both
 
     def __post_init__(self) -> None:
@@ -44,6 +47,23 @@ class Scores:
         among = np.take_along_axis(truth, best, axis=1).any(axis=1)
         self.totals[2:] += (truth == given).all(axis=1).sum(), among.sum()
         self.by_label += label_sums(truth, given)
+
+    def add_gains(self, gains: torch.Tensor) -> None:
+        """Add by how much the loss of the probe alone is higher than that of the model, for each video ``[B]``."""
+        values = gains.double()
+        self.gains += float(values.sum()), float(values.square().sum())
+
+    @property
+    def probe_gain(self) -> float:
+        """By how much the mean loss is lower than that of the probe alone."""
+        return float(self.gains[0] / self.totals[1])
+
+    @property
+    def probe_gain_error(self) -> float:
+        """The standard error of ``probe_gain``, from the differences of each video."""
+        num_videos = self.totals[1]
+        variance = max(0.0, self.gains[1] / num_videos - self.probe_gain**2)
+        return float((variance / max(1, num_videos - 1)) ** 0.5)
 
     @property
     def loss(self) -> float:
@@ -68,11 +88,13 @@ class Scores:
 
     def add_up(self, workers: Collective) -> None:
         """Add the sums of all workers."""
-        self.totals, self.by_label = workers.sum(self.totals), workers.sum(self.by_label)
+        self.totals, self.gains = workers.sum(self.totals), workers.sum(self.gains)
+        self.by_label = workers.sum(self.by_label)
 
     def metrics(self) -> dict[str, float]:
         """Return the scores as keyword arguments of ``EpochMetrics``; only the loss if the model does not classify."""
-        names = ("accuracy", "top5_accuracy", "macro_f1") if self.num_labels else ()
+        names = ["accuracy", "top5_accuracy", "macro_f1"] if self.num_labels else []
+        names += ["probe_gain", "probe_gain_error"] if self.has_probe else []
         return {"validation_loss": self.loss} | {name: getattr(self, name) for name in names}
 
 

@@ -28,6 +28,7 @@ class Task(Protocol):
     """An objective with its model. The window of a method holds samples of this objective."""
 
     model: Any
+    start_loss: float | None  # of a model that predicts before its first step, for training samples it has not seen
 
     def standardise(self, samples: WorkerSamples[Any], workers: Collective) -> None:
         """Adapt a model with random weights to the training samples of all workers."""

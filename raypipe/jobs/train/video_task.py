@@ -1,5 +1,6 @@
 """The objectives that read the frames of videos: classify, and masked_frame, which predicts hidden frames."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,6 +19,7 @@ from raypipe.jobs.train.scores import Scores
 from raypipe.jobs.train.tasks import autocast, is_native_bfloat16
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, classification_loss, pad_frames
 from raypipe.models.gpt2 import VideoModel
+from raypipe.models.probe import FrameProbe
 
 Half = npt.NDArray[np.float16]
 
@@ -53,12 +55,34 @@ class FramesWindow:
 class FramesBatch:
     """Videos padded to the same length, as frames ``[B, T, D]`` and a mask ``[B, T]`` of the real frames.
 
-    ``labels`` holds class numbers ``[B]`` or, for multi-label training, zeros and ones ``[B, C]``.
+    ``labels`` holds class numbers ``[B]`` or, for multi-label training, zeros and ones ``[B, C]``. ``index`` ``[B]``
+    holds the sample numbers.
     """
 
     frames: torch.Tensor
     mask: torch.Tensor
     labels: torch.Tensor | None
+    index: torch.Tensor
+
+
+class UnseenLogits:
+    """The logits of a probe for training videos that it was not fitted to.
+
+    Out-of-fold logits ``[N, C]`` exist for the videos whose number is a multiple of ``stride``. The probe was not
+    fitted to the others, so that it predicts them itself.
+    """
+
+    def __init__(self, out_of_fold: torch.Tensor, *, stride: int, loss: float) -> None:
+        self.loss = loss  # the mean out-of-fold loss
+        self._out_of_fold, self._stride = out_of_fold, stride
+
+    def of(self, batch: FramesBatch, probe: FrameProbe) -> torch.Tensor:
+        """Return the logits ``[B, C]`` of a batch of training videos."""
+        stored = self._out_of_fold.to(batch.frames.device)[batch.index // self._stride]
+        if self._stride == 1:
+            return stored
+        is_stored = (batch.index % self._stride == 0)[:, None]
+        return torch.where(is_stored, stored, probe(batch.frames, batch.mask))
 
 
 class VideoTask:
@@ -71,13 +95,16 @@ class VideoTask:
         *,
         device: torch.device,
         class_weights: torch.Tensor | None = None,
+        unseen: UnseenLogits | None = None,
     ) -> None:
         self.model: VideoModel = model.to(device)  # type: ignore[arg-type]
+        self.start_loss = None if unseen is None else unseen.loss
         self.num_labels = len(model.config.label_names) if isinstance(model, VideoClassifier) else 0
         self._sizes = cast("VideoClassifierConfig", model.config)
         self._config = config
         self._device = device
         self._class_weights = class_weights
+        self._unseen = unseen
         self._bfloat16 = is_native_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
 
     def standardise(self, samples: WorkerSamples[FramesWindow], workers: Collective) -> None:
@@ -98,21 +125,15 @@ class VideoTask:
         """Return a batch of the videos at these positions; without positions, of one video of zeros."""
         videos = [window.frames[at] for at in positions]
         targets = [window.targets[at] for at in positions]
+        index = [window.index[at] for at in positions]
         if not videos:
             videos = [np.zeros((1, self._sizes.embedding_dim), dtype=np.float16)]
-            targets = [np.zeros(min(1, self.num_labels), dtype=np.int64)]
+            targets, index = [np.zeros(min(1, self.num_labels), dtype=np.int64)], [0]
         padded = pad_frames(videos, max_frames=self._sizes.max_frames).to(self._device)
-        return FramesBatch(padded.frames, padded.mask, self._labels(targets))
-
-    def _labels(self, targets: list[Ints]) -> torch.Tensor | None:
-        if not all(len(target) for target in targets):
-            return None
-        if self._sizes.problem_type != "multi_label_classification":
-            return torch.from_numpy(np.concatenate(targets)).to(self._device)
-        several = np.zeros((len(targets), self.num_labels), dtype=np.float32)
-        for row, target in enumerate(targets):
-            several[row, target] = 1
-        return torch.from_numpy(several).to(self._device)
+        labels = None
+        if all(len(target) for target in targets):
+            labels = label_tensor(targets, self.num_labels, multi_label=self._sizes.multi_label).to(self._device)
+        return FramesBatch(padded.frames, padded.mask, labels, torch.tensor(index, device=self._device))
 
     def losses(self, network: nn.Module, batch: FramesBatch) -> torch.Tensor:
         """Return the losses ``[B]``. Frames are dropped, labels smoothed and classes weighted, as configured."""
@@ -123,7 +144,8 @@ class VideoTask:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run the network on a batch and return the losses ``[B]`` and the logits ``[B, C]``.
 
-        The logits are None if the network does not classify.
+        The logits are None if the network does not classify. While learning, GPT-2 is added to what a probe predicts
+        for videos that it has not seen.
         """
         if batch.labels is None:
             hidden = hide_frames(batch.mask, self._config.masked_fraction)
@@ -131,31 +153,47 @@ class VideoTask:
         mask = batch.mask
         if learning and self._config.frame_dropout:
             mask = drop_frames(mask, self._config.frame_dropout)
-        logits = network(batch.frames, mask).logits
+        unseen = self._unseen.of(batch, self._probe) if learning and self._unseen is not None else None
+        logits = network(batch.frames, mask, probe_logits=unseen).logits
         weights = self._class_weights if learning else None
         smoothing = self._config.label_smoothing if learning else 0.0
         losses = classification_loss(logits, batch.labels, class_weights=weights, label_smoothing=smoothing)
         return losses, logits.detach().float()
 
+    @property
+    def _probe(self) -> FrameProbe:
+        return cast("VideoClassifier", self.model).probe
+
     def scores(self) -> Scores:
-        return Scores(self.num_labels)
+        return Scores(self.num_labels, has_probe=self._unseen is not None)
 
     def score(self, window: FramesWindow, positions: Ints, scores: Scores) -> torch.Tensor | None:
         batch = self.batch(window, positions)
         with self.autocast():
             losses, logits = self.run(self.model, batch, learning=False)
         scores.add(losses.float(), logits, batch.labels)
+        if self._unseen is not None and batch.labels is not None:
+            of_probe = classification_loss(self._probe(batch.frames, batch.mask), batch.labels)
+            scores.add_gains(of_probe - losses)
         return logits
 
     def prediction(self, window: FramesWindow, positions: Ints, logits: torch.Tensor) -> dict[str, Any]:
-        """Return the probabilities of the videos at these positions, their sample numbers and their label numbers."""
-        multi_label = self._sizes.problem_type == "multi_label_classification"
-        probabilities = (logits.sigmoid() if multi_label else logits.softmax(dim=1)).cpu().numpy()
+        """Return the logits of the videos at these positions, their sample numbers and their label numbers."""
         index, targets = ([values[at] for at in positions] for values in (window.index, window.targets))
-        return {"probabilities": probabilities.astype(np.float32), "index": index, "targets": targets}
+        return {"logits": logits.cpu().numpy().astype(np.float32), "index": index, "targets": targets}
 
     def autocast(self) -> AbstractContextManager[None]:
         return autocast(self._device, bfloat16=self._bfloat16)
+
+
+def label_tensor(targets: Sequence[Ints], num_labels: int, *, multi_label: bool) -> torch.Tensor:
+    """Return the class numbers ``[V]`` of videos with one label or, with ``multi_label``, zeros and ones ``[V, C]``."""
+    if not multi_label:
+        return torch.from_numpy(np.concatenate(targets))
+    several = torch.zeros(len(targets), num_labels)
+    for row, target in enumerate(targets):
+        several[row, target] = 1
+    return several
 
 
 def moments(samples: WorkerSamples[FramesWindow], embedding_dim: int) -> tuple[npt.NDArray[np.float64], int]:

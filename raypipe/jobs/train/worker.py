@@ -1,11 +1,12 @@
 """The function that Ray Train runs on every worker: read the samples, train or resume, and store the model."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -13,6 +14,7 @@ from ray import train as ray_train
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
+from raypipe.evaluation.calibration import fit_temperature
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints, put_metrics, put_model
 from raypipe.jobs.train.inputs import Ints
@@ -21,7 +23,8 @@ from raypipe.jobs.train.next_video_task import HistoriesWindow, NextVideoTask
 from raypipe.jobs.train.ranker_spec import RankerNetwork, build_ranker
 from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.jobs.train.tasks import Task
-from raypipe.jobs.train.video_task import FramesWindow, VideoTask
+from raypipe.jobs.train.video_task import FramesWindow, UnseenLogits, VideoTask
+from raypipe.models.classifier import VideoClassifier
 from raypipe.storage import Folder
 
 TRAIN, VALIDATION = "train", "validation"
@@ -84,7 +87,11 @@ def make_task(network: NetworkSpec | RankerNetwork, settings: LoopSettings, *, d
         return NextVideoTask(ranker, config, catalogue=catalogue, sampling=network.sampling, device=device)
     weights = settings.class_weights
     class_weights = None if weights is None else torch.tensor(weights, device=device)
-    return VideoTask(build(network, seed=settings.seed), config, device=device, class_weights=class_weights)
+    unseen, probe = None, network.probe
+    if probe is not None:
+        unseen = UnseenLogits(probe.out_of_fold, stride=probe.stride, loss=probe.loss)
+    model = build(network, seed=settings.seed)
+    return VideoTask(model, config, device=device, class_weights=class_weights, unseen=unseen)
 
 
 def _read(name: str) -> Iterable[pa.Table]:
@@ -118,12 +125,17 @@ def _start(loop: Loop, checkpoints: Checkpoints, workers: Collective, notify: No
 def _finish(loop: Loop, output: Folder, workers: Collective, notify: Notify, settings: WorkerSettings) -> None:
     """Load the weights of the best epoch, predict every validation video with them, and store the model.
 
-    The predictions are reported to the driver with the event ``ended``.
+    The predictions are reported to the driver with the event ``ended``. They also tell the temperature of a classifier.
+    GPT-2 is left out of the model if the best epoch is the probe.
     """
     state = loop.state
     loop.load_best()
     parts = _predictions(loop, workers)
     if workers.leads:
+        if isinstance(loop.task, VideoTask) and isinstance(loop.model, VideoClassifier):
+            calibrate(loop.model, parts)
+            if state.best_epoch == 0:
+                loop.model.drop_gpt2()
         put_metrics(output, state.history)  # not written yet if a worker died right after its last checkpoint
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
         metrics = best if settings.metrics is None else settings.metrics
@@ -144,6 +156,18 @@ def _predictions(loop: Loop, workers: Collective) -> list[dict[str, Any]]:
     if loop.has_validation:
         loop.evaluate(collect)
     return [part for worker in workers.gather(collected) for part in worker]
+
+
+def calibrate(model: VideoClassifier, predictions: Sequence[dict[str, Any]]) -> None:
+    """Set the temperature of a classifier, and add the probabilities ``[V, C]`` to its predictions."""
+    if predictions:
+        logits = np.concatenate([part["logits"] for part in predictions])
+        truth = np.zeros(logits.shape, dtype=bool)
+        for row, target in enumerate(target for part in predictions for target in part["targets"]):
+            truth[row, target] = True
+        model.config.temperature = fit_temperature(logits, truth, multi_label=model.config.multi_label)
+    for part in predictions:
+        part["probabilities"] = model.probabilities(torch.from_numpy(part["logits"])).numpy()
 
 
 def _notifier(events: Queue, output: Folder) -> Notify:

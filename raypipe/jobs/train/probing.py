@@ -1,0 +1,152 @@
+"""The probe of a classifier: fitted to all training videos before GPT-2 learns what the probe gets wrong."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from raypipe.dataset.read import frame_embeddings
+from raypipe.errors import CommitError
+from raypipe.jobs.train.datasets import frames_dataset
+from raypipe.jobs.train.inputs import INDEX, TARGETS
+from raypipe.jobs.train.video_task import label_tensor
+from raypipe.models.classifier import pad_frames
+from raypipe.models.linear_fit import LinearFit, VideoLosses, blocked_folds, fit_linear
+from raypipe.models.probe import NUM_STATISTICS, ProbeFeatures, frame_statistics
+from raypipe.runs.actors import data_context
+from raypipe.storage import Folder
+from raypipe.text import one_line
+
+PROBE = "probe.safetensors"
+MAX_VIDEOS = 200_000  # that a probe is fitted to; their statistics are in the driver's memory
+_AT_ONCE = 64
+_OUT_OF_FOLD, _FACTS = "out_of_fold", "facts"
+
+
+@dataclass(frozen=True, slots=True)
+class PooledVideos:
+    """The statistics of N videos over time, and their labels.
+
+    ``labels`` holds class numbers ``[N]`` or, for multi-label training, zeros and ones ``[N, C]``.
+    """
+
+    statistics: torch.Tensor  # [N, 3, D]
+    labels: torch.Tensor
+
+    def inputs(self, features: ProbeFeatures) -> torch.Tensor:
+        """Return the inputs ``[N, F]`` of a probe."""
+        return self.statistics[:, : NUM_STATISTICS[features]].flatten(start_dim=1)
+
+    @property
+    def first_labels(self) -> torch.Tensor:
+        """Return one class number per video ``[N]``: of several labels, the first."""
+        return self.labels if self.labels.ndim == 1 else self.labels.argmax(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedProbe:
+    """A fitted probe, and what it predicts for training videos that it has not seen.
+
+    ``out_of_fold`` ``[N, C]`` has the logits of the training videos with the numbers 0, ``stride``, 2 ``stride`` and so
+    on. The probe was not fitted to the others.
+    """
+
+    features: ProbeFeatures
+    weights: Mapping[str, torch.Tensor]  # of a FrameProbe
+    out_of_fold: torch.Tensor
+    loss: float  # the mean loss of out_of_fold
+    penalty: float
+    stride: int
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the file that holds the probe."""
+        facts = torch.tensor([NUM_STATISTICS[self.features], self.loss, self.penalty, self.stride], dtype=torch.float64)
+        return safetensors.torch.save({**self.weights, _OUT_OF_FOLD: self.out_of_fold, _FACTS: facts})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TrainedProbe":
+        """Read the content of a file. Raises SafetensorError, KeyError or ValueError if it is not that of a probe."""
+        tensors = safetensors.torch.load(data)
+        out_of_fold, (num_statistics, loss, penalty, stride) = tensors.pop(_OUT_OF_FOLD), tensors.pop(_FACTS).tolist()
+        features: ProbeFeatures = "mean" if num_statistics == 1 else "mean_slope_std"
+        return cls(features, tensors, out_of_fold, loss, penalty, int(stride))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSpace:
+    """The labels of a training, and how much each counts."""
+
+    num_labels: int
+    multi_label: bool
+    class_weights: tuple[float, ...] | None = None
+
+    def losses(self, labels: torch.Tensor) -> VideoLosses:
+        """Return the losses of videos with these labels."""
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
+        return VideoLosses(labels, self.num_labels, class_weights=weights)
+
+
+def find_probe(
+    output: Folder, samples: pa.Table, *, embeddings_uri: str, space: LabelSpace, max_frames: int
+) -> TrainedProbe:
+    """Return the probe in the output of a training. If there is none yet, fit it to the training videos, and store it.
+
+    Raises:
+        CommitError: the stored probe cannot be read.
+    """
+    if not output.exists(PROBE):
+        stride = -(-samples.num_rows // MAX_VIDEOS)
+        chosen = samples.take(pa.array(np.arange(0, samples.num_rows, stride)))
+        pooled = pool_videos(chosen, embeddings_uri=embeddings_uri, space=space, max_frames=max_frames)
+        output.put_new(PROBE, fit_probe(pooled, space, stride=stride).to_bytes())
+    try:
+        return TrainedProbe.from_bytes(output.read(PROBE))
+    except (SafetensorError, KeyError, ValueError) as error:
+        msg = f"{output.child(PROBE)} is not the probe of a training: {one_line(error)}."
+        raise CommitError(msg, key=output.child(PROBE), remedy="Choose another output.") from None
+
+
+def pool_videos(samples: pa.Table, *, embeddings_uri: str, space: LabelSpace, max_frames: int) -> PooledVideos:
+    """Read the frames of videos in parallel, and return their statistics in the order of the samples."""
+    numbers: list[int] = []
+    statistics, targets = [], []
+    with data_context():
+        dataset = frames_dataset(samples, embeddings_uri=embeddings_uri, num_workers=1, seed=0)
+    blocks: Iterable[pa.Table] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    for block in blocks:
+        videos = frame_embeddings(block)
+        for at in range(0, len(videos), _AT_ONCE):
+            padded = pad_frames(videos[at : at + _AT_ONCE], max_frames=max_frames)
+            statistics.append(frame_statistics(padded.frames, padded.mask))
+        numbers += block[INDEX].to_pylist()
+        targets += [np.array(each, dtype=np.int64) for each in block[TARGETS].to_pylist()]
+    order = np.argsort(numbers, kind="stable")
+    labels = label_tensor([targets[at] for at in order], space.num_labels, multi_label=space.multi_label)
+    return PooledVideos(torch.cat(statistics)[torch.from_numpy(order)], labels)
+
+
+def fit_probe(pooled: PooledVideos, space: LabelSpace, *, stride: int = 1) -> TrainedProbe:
+    """Fit a probe. It reads the mean alone unless slope and deviation help by more than a standard error.
+
+    Both are compared by the difference of their out-of-fold losses on the same videos.
+    """
+    losses, folds = space.losses(pooled.labels), blocked_folds(pooled.first_labels)
+    mean, whole = (fit_linear(pooled.inputs(features), losses, folds) for features in ("mean", "mean_slope_std"))
+    gains = (losses(mean.out_of_fold) - losses(whole.out_of_fold)).double()
+    helps = float(gains.mean()) > standard_error(gains)
+    return _trained(whole if helps else mean, "mean_slope_std" if helps else "mean", losses, stride=stride)
+
+
+def standard_error(values: torch.Tensor) -> float:
+    """Return the standard error of the mean of values ``[N]``; infinity for fewer than two."""
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
+
+
+def _trained(fit: LinearFit, features: ProbeFeatures, losses: VideoLosses, *, stride: int) -> TrainedProbe:
+    weights = {"mean": fit.mean, "std": fit.std, "linear.weight": fit.weight, "linear.bias": fit.bias}
+    loss = float(losses(fit.out_of_fold).mean())
+    return TrainedProbe(features, weights, fit.out_of_fold, loss, fit.penalty, stride)
