@@ -366,6 +366,27 @@ class Mistake:
     thumbnail: bytes | None = None  # JPEG
 
 
+# The names of models in a comparison.
+THIS_MODEL, GPT2_ALONE, MAJORITY, NEAREST = "this model", "GPT-2 alone", "majority", "1-NN on mean"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerMetrics:
+    """How well one model classifies the validation videos, and how much better the trained model is.
+
+    ``difference`` is the accuracy of the trained model minus that of this one, with a paired 95 % bootstrap interval.
+    ``log_loss`` and ``calibration_error`` are None for a model that gives no probabilities.
+    """
+
+    name: str
+    accuracy: float
+    log_loss: float | None
+    calibration_error: float | None
+    difference: float
+    difference_low: float
+    difference_high: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """One training in a hyperparameter search: the settings that it changed, and the metrics of its best epoch."""
@@ -425,6 +446,7 @@ class TrainingRecord:
     confusion: Sequence[Sequence[int]] | None = None
     classes: tuple[ClassMetrics, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
+    peers: tuple[PeerMetrics, ...] = ()
     trials: tuple[Trial, ...] = ()
 
     @property

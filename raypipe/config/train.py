@@ -58,6 +58,7 @@ class ClassifierConfig(Section):
     """The network that reads the frame embeddings of a video."""
 
     head: Head = "auto"
+    compare_gpt2: Literal["auto"] | bool = "auto"
     gpt2: str | Gpt2Size = Gpt2Size()
     freeze: str = "none"
     lora: LoraConfig = LoraConfig()

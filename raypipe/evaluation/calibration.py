@@ -29,7 +29,7 @@ def fit_temperature(logits: Floats, truth: Bools, *, multi_label: bool) -> float
 
 
 def log_losses(logits: Floats, truth: Bools, *, multi_label: bool) -> npt.NDArray[np.float64]:
-    """Return the loss of each video ``[V]``: the cross-entropy or, with ``multi_label``, the mean binary cross-entropy."""
+    """Return the loss of each video ``[V]``: the cross-entropy or, with ``multi_label``, the mean binary one."""
     values = logits.astype(np.float64)
     if multi_label:
         return np.asarray(np.logaddexp(0, np.where(truth, -values, values)).mean(axis=1))

@@ -34,7 +34,8 @@ class VideoClassifierConfig(PreTrainedConfig):
     with other settings are not comparable. ``metrics`` holds the metrics of the epoch that the weights come from.
 
     The logits of a classifier are the sum of those of a linear probe on the frame statistics ``probe``, and of GPT-2.
-    Models of older versions have no probe. Probabilities are computed from the logits divided by ``temperature``.
+    Models of older versions have no probe. GPT-2 reads ``frames`` or, next to a probe, their ``changes``. Probabilities
+    are computed from the logits divided by ``temperature``.
     """
 
     model_type: ClassVar[str] = "raypipe_video_classifier"
@@ -48,6 +49,7 @@ class VideoClassifierConfig(PreTrainedConfig):
     metrics: Any = None
     probe: str | None = None
     has_gpt2: bool = True
+    gpt2_reads: str = "frames"
     temperature: float | int = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
@@ -103,6 +105,10 @@ class VideoEncoder(nn.Module):
 
     Embeddings are standardised, projected to GPT-2's width, and passed through GPT-2 without its vocabulary. ``mean``
     and ``std`` ``[D]`` are computed from the frames of the training videos, and are saved with the weights.
+
+    If ``gpt2_reads`` is ``changes``, the differences to the video's mean frame and to the previous frame are projected
+    instead, and normalised. What stays the same in a video, such as its background, is then left to the probe. GPT-2 needs far fewer
+    videos to learn what happens.
     """
 
     mean: torch.Tensor
@@ -113,7 +119,10 @@ class VideoEncoder(nn.Module):
         width = config.gpt2.n_embd
         self.register_buffer("mean", torch.zeros(config.embedding_dim))
         self.register_buffer("std", torch.ones(config.embedding_dim))
-        self.projection = nn.Linear(config.embedding_dim, width)
+        self.reads_changes = config.gpt2_reads == "changes"
+        self.projection = nn.Linear(config.embedding_dim * (2 if self.reads_changes else 1), width)
+        if self.reads_changes:
+            self.norm = nn.LayerNorm(width)
         self.hidden_frame = nn.Parameter(torch.zeros(width))  # replaces each frame that a masked-frame model hides
         self.gpt2 = GPT2Model(config.gpt2)
         # The inputs are inputs_embeds, so the token embeddings would never be read.
@@ -124,10 +133,24 @@ class VideoEncoder(nn.Module):
         return (frame_embeddings.float() - self.mean) / self.std
 
     def forward(
-        self, standardised: torch.Tensor, attention_mask: torch.Tensor, hidden: torch.Tensor | None = None
+        self,
+        standardised: torch.Tensor,
+        attention_mask: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+        *,
+        dropped: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Encode standardised embeddings. Frames where ``hidden`` ``[B, T]`` is true are hidden from the model."""
-        inputs = self.projection(standardised.to(self.projection.weight.dtype))
+        """Encode standardised embeddings.
+
+        Frames where ``hidden`` ``[B, T]`` is true are hidden from the model. Where ``dropped`` is true, GPT-2 has no
+        token for the frame, but changes are still differences to it.
+        """
+        read = frame_changes(standardised, attention_mask) if self.reads_changes else standardised
+        inputs = self.projection(read.to(self.projection.weight.dtype))
+        if self.reads_changes:
+            inputs = self.norm(inputs)
+        if dropped is not None:
+            attention_mask = attention_mask * ~dropped
         if hidden is not None:
             inputs = torch.where(hidden[..., None], self.hidden_frame.to(inputs.dtype), inputs)
         states = self.gpt2(inputs_embeds=inputs, attention_mask=attention_mask).last_hidden_state
@@ -182,12 +205,14 @@ class VideoClassifier(_VideoModel):
         labels: torch.Tensor | None = None,
         *,
         probe_logits: torch.Tensor | None = None,
+        dropped: torch.Tensor | None = None,
         **_: Any,  # noqa: ANN401 - what transformers' callers add
     ) -> VideoOutput:
         """Classify videos, and compute the loss if ``labels`` is given.
 
         ``labels`` holds class numbers ``[B]``. For a multi-label classifier, it holds 0 or 1 for each label:
-        ``[B, num_labels]``. ``probe_logits`` ``[B, num_labels]`` replace the logits of the probe.
+        ``[B, num_labels]``. ``probe_logits`` ``[B, num_labels]`` replace the logits of the probe. GPT-2 gets no token for
+        frames where ``dropped`` ``[B, T]`` is true.
         """
         if attention_mask is None:
             attention_mask = frame_embeddings.new_ones(frame_embeddings.shape[:2], dtype=torch.long)
@@ -195,15 +220,18 @@ class VideoClassifier(_VideoModel):
         if self.config.probe is not None:
             parts.append(self.probe(frame_embeddings, attention_mask) if probe_logits is None else probe_logits)
         if self.config.has_gpt2:
-            parts.append(self.order_logits(frame_embeddings, attention_mask))
+            parts.append(self.order_logits(frame_embeddings, attention_mask, dropped=dropped))
         logits = sum(parts[1:], parts[0])
         loss = None if labels is None else classification_loss(logits, labels).mean()
         return VideoOutput(loss=loss, logits=logits)
 
-    def order_logits(self, frame_embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def order_logits(
+        self, frame_embeddings: torch.Tensor, attention_mask: torch.Tensor, *, dropped: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the logits ``[B, C]`` of GPT-2 alone."""
-        states = self.encoder(self.encoder.standardise(frame_embeddings), attention_mask)
-        logits: torch.Tensor = self.head(self.dropout(masked_mean(states, attention_mask)))
+        states = self.encoder(self.encoder.standardise(frame_embeddings), attention_mask, dropped=dropped)
+        kept = attention_mask if dropped is None else attention_mask * ~dropped
+        logits: torch.Tensor = self.head(self.dropout(masked_mean(states, kept)))
         return logits
 
     def drop_gpt2(self) -> None:
@@ -293,6 +321,19 @@ def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
     weights = mask[..., None].to(states.dtype)
     return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def frame_changes(frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the difference of each frame to the mean frame and to the previous unmasked frame, ``[B, T, 2 D]``.
+
+    The first unmasked frame has no previous one: that difference is 0.
+    """
+    numbers = torch.arange(frames.shape[1], device=frames.device).expand(mask.shape)
+    latest = torch.where(mask > 0, numbers, -1).cummax(dim=1).values
+    previous = nn.functional.pad(latest[:, :-1], (1, 0), value=-1)
+    before = frames.gather(1, previous.clamp(min=0)[..., None].expand_as(frames))
+    steps = (frames - before) * (previous >= 0)[..., None]
+    return torch.cat([frames - masked_mean(frames, mask)[:, None], steps], dim=2)
 
 
 def classification_loss(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from raypipe import text
-from raypipe.records import MAX_MISTAKES, EpochMetrics, TrainingRecord, confused_pairs, is_thumbnail
+from raypipe.records import MAX_MISTAKES, THIS_MODEL, EpochMetrics, TrainingRecord, confused_pairs, is_thumbnail
 from raypipe.report.charts import HALF, MAX_LABELS, NARROW, WIDE, Chart, Heatmap, Series, epoch_chart, thinned
 from raypipe.report.templating import Tile, leaves, render, render_page
 
@@ -74,6 +74,8 @@ def training_page(record: TrainingRecord) -> str:
         classes=_classes(record),
         mistakes=sorted(record.mistakes, key=lambda mistake: -text.finite(mistake.score))[:MAX_MISTAKES],
         is_thumbnail=is_thumbnail,
+        advice=which_to_trust(record),
+        this_model=THIS_MODEL,
         trial_metrics=[name for name in _TRIAL_METRICS if any(getattr(m, name, None) is not None for m in trials)],
     )
 
@@ -95,6 +97,26 @@ def headline(record: TrainingRecord) -> str:
     if kept.validation_loss is not None:
         return f"Loss {text.format_loss(kept.validation_loss)} on {videos}"
     return f"Training loss {text.format_loss(kept.train_loss)}, with no validation {record.sample_noun}s"
+
+
+def which_to_trust(record: TrainingRecord) -> str:
+    """Say in one sentence whether the trained model beats the best simple model. Empty without a comparison."""
+    others = [peer for peer in record.peers if peer.name != THIS_MODEL]
+    if not others or record.kept is None:
+        return ""
+    best = max(others, key=lambda peer: peer.accuracy)
+    points = (
+        f"{100 * best.difference:+.1f} points [{100 * best.difference_low:+.1f}, {100 * best.difference_high:+.1f}]"
+    )
+    kept = "The linear probe alone was kept" if record.best_epoch == 0 else "GPT-2 lowers the loss of the linear probe"
+    if record.selected_by != "loss" or record.kept.probe_gain is None:
+        kept = "Compared on the same validation videos"
+    if best.difference_low > 0:
+        return f"{kept}: trust this model, which is better than {best.name} ({points} accuracy)."
+    if best.difference_high < 0:
+        return f"{kept}, but {best.name} is better ({points} accuracy): use it, or add labels."
+    more = f"with {text.plural(record.num_validation_videos, 'validation video')}, {best.name} is not distinguishable"
+    return f"{kept}; {more} from it ({points} accuracy)."
 
 
 def most_common_label(record: TrainingRecord) -> tuple[str, float] | None:
@@ -265,6 +287,7 @@ def model_card(record: TrainingRecord) -> str:
         facts=history_rows(record),
         worst=seen[:_WORST],
         num_seen=len(seen),
+        advice=which_to_trust(record),
         num_unseen=len(record.classes) - len(seen),
         fingerprint=str(record.settings.get("embedding_fingerprint") or ""),
     )

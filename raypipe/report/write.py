@@ -10,7 +10,7 @@ from raypipe import records, text
 from raypipe.records import MAX_MISTAKES, Point, RunRecord, TrainingRecord, confused_pairs
 from raypipe.report.charts import HALF, NARROW, WIDE, Chart, rate_chart
 from raypipe.report.templating import Tile, render_page
-from raypipe.report.training_page import training_page
+from raypipe.report.training_page import training_page, which_to_trust
 from raypipe.status import NOT_FAILED_IN_ANY_JOB
 
 _CHARTS = (
@@ -204,14 +204,17 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
     - ``history_facts`` (next_video: the content of the model's ``training.json``), ``history_counts`` (events that were
       left out, by reason), ``is_refitted``
     - ``epochs``: each with ``epoch``, ``step``, ``train_loss``, ``validation_loss``, ``accuracy``, ``top5_accuracy``,
-      ``macro_f1``, ``hr_at_10``, ``ndcg_at_10``, ``coverage_at_10``, ``learning_rate``, ``samples_per_second``,
-      ``seconds``. Values that were not measured, NaN and infinity are null
+      ``macro_f1``, ``probe_gain``, ``probe_gain_error``, ``hr_at_10``, ``ndcg_at_10``, ``coverage_at_10``,
+      ``learning_rate``, ``samples_per_second``, ``seconds``. Values that were not measured, NaN and infinity are null
     - ``best_epoch``, ``selected_by``, ``metrics`` (of the kept epoch; null if no epoch has ended)
     - ``confusion``: rows are true labels, columns are predicted labels; null for a multi-label model, or for more than
       100 labels
     - ``confused_pairs``: at most 100, each with ``label``, ``predicted``, ``num_videos``
     - ``classes``: each with ``label``, ``support``, ``predicted``, ``precision``, ``recall``, ``f1``
     - ``mistakes``: each with ``video_id``, ``label``, ``predicted``, ``score``, ``label_score``
+    - ``peers``: the models of the comparison on the validation videos, each with ``name``, ``accuracy``, ``log_loss``,
+      ``calibration_error``, and ``difference``, ``difference_low``, ``difference_high``: the trained model's accuracy
+      minus this one's, with a paired 95 % interval. ``advice`` says in one sentence which model to trust
     - ``trials``: each with ``name``, ``settings``, ``outcome``, ``best_epoch``, ``metrics``, ``is_best``
     - ``settings``, ``versions``, ``machine``
     """
@@ -238,6 +241,8 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
         ],
         "classes": [_numbers(metrics) for metrics in record.classes],
         "mistakes": [_numbers(mistake) for mistake in record.mistakes[:MAX_MISTAKES]],
+        "peers": [_numbers(metrics) for metrics in record.peers],
+        "advice": which_to_trust(record),
         "trials": [
             {
                 **_named(trial, "name", "settings", "outcome", "best_epoch"),
@@ -266,7 +271,9 @@ def _utc(unix_seconds: float) -> str:
     return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds")
 
 
-def _numbers(row: records.EpochMetrics | records.ClassMetrics | records.Mistake | None) -> dict[str, object] | None:
+def _numbers(
+    row: records.EpochMetrics | records.ClassMetrics | records.Mistake | records.PeerMetrics | None,
+) -> dict[str, object] | None:
     """Return the fields of a row without its thumbnail. NaN and infinity, which JSON lacks, become None."""
     if row is None:
         return None

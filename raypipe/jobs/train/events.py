@@ -31,6 +31,7 @@ from raypipe.records import (
     EpochMetrics,
     Mistake,
     Outcome,
+    PeerMetrics,
     TrainingRecord,
     selected_metric,
     versions,
@@ -105,6 +106,8 @@ class EventLog:
             metrics = EpochMetrics(**about["metrics"])
             self.epochs = [*(epoch for epoch in self.epochs if epoch.epoch < metrics.epoch), metrics]
             progress.epoch(metrics, about["is_best"])
+        elif kind == "note":
+            progress.note(about["line"])
         elif kind == "ended":
             self.ended = about
 
@@ -188,6 +191,7 @@ def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
             epochs=tuple(EpochMetrics(**epoch) for epoch in said["epochs"]),
             classes=tuple(ClassMetrics(**metrics) for metrics in said["classes"]),
             mistakes=tuple(Mistake(**mistake) for mistake in said["mistakes"]),
+            peers=tuple(PeerMetrics(**metrics) for metrics in said.get("peers", ())),
             model_uri=output.child(MODEL_FOLDER),
             is_refitted=said.get("is_refitted", False),
             **{key: said[key] for key in known},

@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,13 +27,14 @@ from raypipe.jobs.train.events import SUMMARY, EventLog, earlier_record, first_r
 from raypipe.jobs.train.histories import HistorySamples, find_histories
 from raypipe.jobs.train.inputs import find_samples
 from raypipe.jobs.train.loop import LoopSettings
-from raypipe.jobs.train.probing import LabelSpace, find_probe
+from raypipe.jobs.train.peers import compare_with_peers, in_order
+from raypipe.jobs.train.probing import find_probe
 from raypipe.jobs.train.ranker_spec import BETAS, FINAL_RATE, RankerNetwork, put_ranker_files
-from raypipe.jobs.train.run_spec import RunSpec, check_same_run, prepare, run_facts
+from raypipe.jobs.train.run_spec import NetworkSpec, RunSpec, check_same_run, prepare, run_facts
 from raypipe.jobs.train.tuning import grid, keep_best, search_grid
 from raypipe.jobs.train.worker import TRAIN, VALIDATION, WorkerSettings, train_worker
 from raypipe.models.model_files import COMPLETE, MODEL_FOLDER
-from raypipe.records import EpochMetrics, TrainingRecord
+from raypipe.records import GPT2_ALONE, THIS_MODEL, EpochMetrics, PeerMetrics, TrainingRecord
 from raypipe.report.training_page import model_card
 from raypipe.report.write import write_training_report
 from raypipe.runs.actors import await_resources, connect, data_context, reason_of
@@ -158,7 +160,24 @@ def _train(
         with suppress(RaypipeError):  # the report may fail for the same reason; raise the first error
             write_training_report(failed, spec.output.put)
         raise
-    return with_events(record, spec, log, outcome="finished")
+    record = with_events(record, spec, log, outcome="finished")
+    with status(console, "Comparing with simple models"):
+        return replace(record, peers=_peers(spec, log.ended or {}))
+
+
+def _peers(spec: RunSpec, ended: Mapping[str, Any]) -> tuple[PeerMetrics, ...]:
+    """Compare a classifier with simple models, and with GPT-2 alone if it was trained as well."""
+    samples, network = spec.samples, spec.network
+    if isinstance(samples, HistorySamples) or not isinstance(network, NetworkSpec) or not ended.get("predictions"):
+        return ()
+    predicted = {GPT2_ALONE: ended["peer_predictions"], THIS_MODEL: ended["predictions"]}
+    return compare_with_peers(
+        samples,
+        {name: in_order(parts) for name, parts in predicted.items() if parts},
+        embeddings_uri=spec.config.embeddings_uri,
+        space=spec.label_space,
+        max_frames=network.config.max_frames,
+    )
 
 
 def with_probe(spec: RunSpec, console: Console | None) -> RunSpec:
@@ -166,14 +185,12 @@ def with_probe(spec: RunSpec, console: Console | None) -> RunSpec:
     samples, network = spec.samples, spec.network
     if not spec.has_probe or isinstance(samples, HistorySamples) or isinstance(network, RankerNetwork):
         return spec
-    weights = spec.class_weights
-    class_weights = None if weights is None else tuple(weights)
     with status(console, "Fitting a linear probe"):
         probe = find_probe(
             spec.output,
             samples.train,
             embeddings_uri=spec.config.embeddings_uri,
-            space=LabelSpace(len(samples.label_names), samples.multi_label, class_weights),
+            space=spec.label_space,
             max_frames=network.config.max_frames,
         )
     return replace(spec, network=replace(network, probe=probe))
@@ -257,7 +274,8 @@ def make_trainer(
         class_weights=spec.class_weights,
         stop_epoch=spec.stop_epoch,
     )
-    model_files = {}
+    model_files: Mapping[str, str] = {}
+    peer = replace(spec.network, probe=None) if isinstance(spec.network, NetworkSpec) and spec.compares_gpt2 else None
     if isinstance(samples, HistorySamples) and isinstance(spec.network, RankerNetwork):
         stop_epoch = None if chosen is None else chosen.epoch
         loop = replace(loop, betas=BETAS, final_rate=FINAL_RATE, stop_epoch=stop_epoch)
@@ -271,6 +289,7 @@ def make_trainer(
         events=events,
         model_files=model_files,
         metrics=None if chosen is None else asdict(chosen),
+        peer=None if peer is None else ray.put(peer),
     )
     datasets: dict[str, Any] = {
         name: _dataset(config, part)

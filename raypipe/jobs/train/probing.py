@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from raypipe.text import one_line
 
 PROBE = "probe.safetensors"
 MAX_VIDEOS = 200_000  # that a probe is fitted to; their statistics are in the driver's memory
-_AT_ONCE = 64
+_AT_ONCE, _NUM_KEPT = 64, 16
 _OUT_OF_FOLD, _FACTS = "out_of_fold", "facts"
 
 
@@ -36,9 +37,12 @@ class PooledVideos:
 
     statistics: torch.Tensor  # [N, 3, D]
     labels: torch.Tensor
+    frames: torch.Tensor | None = None  # [N, 16, D]: evenly chosen frames, if they were asked for
 
-    def inputs(self, features: ProbeFeatures) -> torch.Tensor:
-        """Return the inputs ``[N, F]`` of a probe."""
+    def inputs(self, features: str) -> torch.Tensor:
+        """Return the inputs ``[N, F]`` of a linear model: of a probe, or ``frames``."""
+        if features == "frames":
+            return cast("torch.Tensor", self.frames).float().flatten(start_dim=1)
         return self.statistics[:, : NUM_STATISTICS[features]].flatten(start_dim=1)
 
     @property
@@ -84,6 +88,10 @@ class LabelSpace:
     multi_label: bool
     class_weights: tuple[float, ...] | None = None
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return probabilities ``[V, C]`` for logits."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
     def losses(self, labels: torch.Tensor) -> VideoLosses:
         """Return the losses of videos with these labels."""
         weights = None if self.class_weights is None else torch.tensor(self.class_weights)
@@ -110,10 +118,12 @@ def find_probe(
         raise CommitError(msg, key=output.child(PROBE), remedy="Choose another output.") from None
 
 
-def pool_videos(samples: pa.Table, *, embeddings_uri: str, space: LabelSpace, max_frames: int) -> PooledVideos:
+def pool_videos(
+    samples: pa.Table, *, embeddings_uri: str, space: LabelSpace, max_frames: int, keep_frames: bool = False
+) -> PooledVideos:
     """Read the frames of videos in parallel, and return their statistics in the order of the samples."""
     numbers: list[int] = []
-    statistics, targets = [], []
+    statistics, targets, kept = [], [], []
     with data_context():
         dataset = frames_dataset(samples, embeddings_uri=embeddings_uri, num_workers=1, seed=0)
     blocks: Iterable[pa.Table] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -122,11 +132,14 @@ def pool_videos(samples: pa.Table, *, embeddings_uri: str, space: LabelSpace, ma
         for at in range(0, len(videos), _AT_ONCE):
             padded = pad_frames(videos[at : at + _AT_ONCE], max_frames=max_frames)
             statistics.append(frame_statistics(padded.frames, padded.mask))
+        if keep_frames:
+            kept += [video[np.linspace(0, len(video) - 1, _NUM_KEPT).round().astype(np.int64)] for video in videos]
         numbers += block[INDEX].to_pylist()
         targets += [np.array(each, dtype=np.int64) for each in block[TARGETS].to_pylist()]
     order = np.argsort(numbers, kind="stable")
     labels = label_tensor([targets[at] for at in order], space.num_labels, multi_label=space.multi_label)
-    return PooledVideos(torch.cat(statistics)[torch.from_numpy(order)], labels)
+    frames = torch.from_numpy(np.stack([kept[at] for at in order])) if keep_frames else None
+    return PooledVideos(torch.cat(statistics)[torch.from_numpy(order)], labels, frames)
 
 
 def fit_probe(pooled: PooledVideos, space: LabelSpace, *, stride: int = 1) -> TrainedProbe:

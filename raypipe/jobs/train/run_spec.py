@@ -13,7 +13,7 @@ from raypipe.config import ClassifierConfig, TrainConfig
 from raypipe.errors import CommitError, ConfigError, FingerprintError, ObjectError, WeightsError
 from raypipe.jobs.train.histories import HistorySamples
 from raypipe.jobs.train.inputs import TARGETS, TrainingSamples
-from raypipe.jobs.train.probing import TrainedProbe
+from raypipe.jobs.train.probing import LabelSpace, TrainedProbe
 from raypipe.jobs.train.ranker_spec import LEARNING_RATE, RankerNetwork, ranker_network
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
 from raypipe.models.classifier_files import build_model, check_embeddings, read_config
@@ -25,6 +25,7 @@ from raypipe.text import one_line
 RUN, SELECTION = "run.json", "selection"
 _FREE = {"output", "checkpoint", "resources", "cache"}  # keys that may change when a training is resumed
 _NAMED = 3
+_MAX_COMPARED_VIDEOS = 2_000  # of a training whose model is compared with GPT-2 alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
         WeightsError: the initial weights do not fit the network.
     """
     torch.manual_seed(seed)
-    features = None if spec.probe is None else spec.probe.features
-    config = VideoClassifierConfig.from_dict(spec.config.to_dict() | {"probe": features})
+    probe = {} if spec.probe is None else {"probe": spec.probe.features, "gpt2_reads": "changes"}
+    config = VideoClassifierConfig.from_dict(spec.config.to_dict() | probe)
     model: VideoModel = VideoClassifier(config) if spec.classifies else MaskedFrameModel(config)
     try:
         if spec.init_from is not None:
@@ -98,10 +99,24 @@ class RunSpec:
         return self.config.objective == "classify" and self.config.model.head != "gpt2"
 
     @property
+    def compares_gpt2(self) -> bool:
+        """Whether GPT-2 without a probe is trained as well, to compare with."""
+        wanted, samples = self.config.model.compare_gpt2, self.samples
+        is_small = self.config.model.head == "auto" and samples.train.num_rows <= _MAX_COMPARED_VIDEOS
+        return self.has_probe and samples.validation.num_rows > 0 and (is_small if wanted == "auto" else wanted)
+
+    @property
     def stop_epoch(self) -> int | None:
         """Return 0 if only the probe is wanted, or if no validation videos could show that GPT-2 helps."""
         without_gpt2 = self.config.model.head == "probe" or not self.samples.validation.num_rows
         return 0 if self.has_probe and without_gpt2 else None
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The labels of a training that classifies, and how much each counts."""
+        weights = self.class_weights
+        several = isinstance(self.samples, TrainingSamples) and self.samples.multi_label
+        return LabelSpace(len(self.samples.label_names), several, None if weights is None else tuple(weights))
 
     @property
     def class_weights(self) -> list[float] | None:

@@ -150,11 +150,11 @@ class VideoTask:
         if batch.labels is None:
             hidden = hide_frames(batch.mask, self._config.masked_fraction)
             return network(batch.frames, batch.mask, hidden).losses, None
-        mask = batch.mask
+        dropped = None
         if learning and self._config.frame_dropout:
-            mask = drop_frames(mask, self._config.frame_dropout)
+            dropped = drop_frames(batch.mask, self._config.frame_dropout) < batch.mask
         unseen = self._unseen.of(batch, self._probe) if learning and self._unseen is not None else None
-        logits = network(batch.frames, mask, probe_logits=unseen).logits
+        logits = network(batch.frames, batch.mask, probe_logits=unseen, dropped=dropped).logits
         weights = self._class_weights if learning else None
         smoothing = self._config.label_smoothing if learning else 0.0
         losses = classification_loss(logits, batch.labels, class_weights=weights, label_smoothing=smoothing)

@@ -1,8 +1,8 @@
 """The function that Ray Train runs on every worker: read the samples, train or resume, and store the model."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from raypipe.models.classifier import VideoClassifier
 from raypipe.storage import Folder
 
 TRAIN, VALIDATION = "train", "validation"
+PEER = "peer"  # the folder in the output where a model to compare with is trained
 _STEP_SECONDS = 0.5  # the minimum time between two steps that are reported to the driver
 
 
@@ -36,7 +37,8 @@ class WorkerSettings:
     """The settings of a worker. ``network`` refers to a ``NetworkSpec`` or a ``RankerNetwork`` in Ray's object store.
 
     ``model_files`` are the digests of files that the driver has added to the model. ``metrics`` are stored with the
-    model instead of its own, if another training has chosen its epoch.
+    model instead of its own, if another training has chosen its epoch. ``peer`` is a network that is trained only to
+    compare with; it has no checkpoints in common with the model.
     """
 
     output_uri: str
@@ -47,6 +49,7 @@ class WorkerSettings:
     events: Queue
     model_files: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
+    peer: "ray.ObjectRef[NetworkSpec] | None" = None
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
@@ -61,22 +64,40 @@ def train_worker(config: Mapping[str, Any]) -> None:
     task = make_task(network, settings.loop, device=workers.device)
     read_validation = partial(_read, VALIDATION) if settings.loop.num_validation else list
     empty = FramesWindow if isinstance(network, NetworkSpec) else HistoriesWindow
-    loop = Loop(
-        task,
-        settings.loop,
-        train=WorkerSamples(partial(_read, TRAIN), empty=empty, cache_bytes=settings.cache_bytes),
-        validation=WorkerSamples(read_validation, empty=empty, cache_bytes=settings.cache_bytes),
-        workers=workers,
-        checkpoints=checkpoints,
-        notify=notify,
-    )
+    train = WorkerSamples(partial(_read, TRAIN), empty=empty, cache_bytes=settings.cache_bytes)
+    validation = WorkerSamples(read_validation, empty=empty, cache_bytes=settings.cache_bytes)
+    make_loop = partial(Loop, train=train, validation=validation, workers=workers)
+    loop = make_loop(task, settings.loop, checkpoints=checkpoints, notify=notify)
     is_trained = isinstance(network, NetworkSpec) and network.init_from is not None
     _start(loop, checkpoints, workers, notify, is_trained=is_trained)
     state = loop.run()
     if state.ended != "not_finite":
-        _finish(loop, output, workers, notify, settings)
+        peer = [] if settings.peer is None else _train_peer(ray.get(settings.peer), settings, make_loop, notify)
+        _finish(loop, output, workers, notify, settings, peer=peer)
     elif workers.leads:  # a retry would end the same way
-        notify("ended", {"state": state, "model_uri": "", "predictions": None})
+        notify("ended", {"state": state, "model_uri": "", "predictions": None, "peer_predictions": []})
+
+
+def _train_peer(
+    network: NetworkSpec, settings: WorkerSettings, make_loop: Callable[..., Loop], notify: Notify
+) -> list[dict[str, Any]]:
+    """Train a network to compare with, and return its predictions for the validation videos of all workers."""
+    workers = Collective(device=get_device())
+    checkpoints = Checkpoints(Folder(Folder(settings.output_uri).child(PEER)))
+    task = make_task(network, settings.loop, device=workers.device)
+    loop = make_loop(
+        task, replace(settings.loop, stop_epoch=None), checkpoints=checkpoints, notify=lambda _kind, _about: None
+    )
+    if workers.leads:
+        notify("note", {"line": "training GPT-2 alone, for the comparison in the report"})
+    _resume(loop, checkpoints, workers, is_trained=network.init_from is not None)
+    if loop.run().ended == "not_finite":
+        return []
+    loop.load_best()
+    parts = _predictions(loop, workers)
+    if workers.leads and isinstance(loop.model, VideoClassifier):
+        calibrate(loop.model, parts)
+    return parts
 
 
 def make_task(network: NetworkSpec | RankerNetwork, settings: LoopSettings, *, device: torch.device) -> Task:
@@ -100,15 +121,8 @@ def _read(name: str) -> Iterable[pa.Table]:
 
 
 def _start(loop: Loop, checkpoints: Checkpoints, workers: Collective, notify: Notify, *, is_trained: bool) -> None:
-    """Resume all workers from the newest complete checkpoint. If there is none, start from the beginning."""
-    found = checkpoints.latest() if workers.leads else None
-    number = workers.gather(found.number if found else None)[0]
-    if number is not None and found is None:
-        found = checkpoints.read(number)
-    if found is not None:
-        loop.resume(found)
-    elif not is_trained:
-        loop.standardise()
+    """Start or resume all workers, and report it."""
+    number = _resume(loop, checkpoints, workers, is_trained=is_trained)
     if workers.leads:
         parameters = list(loop.model.parameters())
         about = {
@@ -122,7 +136,31 @@ def _start(loop: Loop, checkpoints: Checkpoints, workers: Collective, notify: No
         notify("started", about)
 
 
-def _finish(loop: Loop, output: Folder, workers: Collective, notify: Notify, settings: WorkerSettings) -> None:
+def _resume(loop: Loop, checkpoints: Checkpoints, workers: Collective, *, is_trained: bool) -> int | None:
+    """Resume all workers from the newest complete checkpoint, and return its number.
+
+    If there is none, start from the beginning.
+    """
+    found = checkpoints.latest() if workers.leads else None
+    number: int | None = workers.gather(found.number if found else None)[0]
+    if number is not None and found is None:
+        found = checkpoints.read(number)
+    if found is not None:
+        loop.resume(found)
+    elif not is_trained:
+        loop.standardise()
+    return number
+
+
+def _finish(
+    loop: Loop,
+    output: Folder,
+    workers: Collective,
+    notify: Notify,
+    settings: WorkerSettings,
+    *,
+    peer: list[dict[str, Any]],
+) -> None:
     """Load the weights of the best epoch, predict every validation video with them, and store the model.
 
     The predictions are reported to the driver with the event ``ended``. They also tell the temperature of a classifier.
@@ -140,7 +178,8 @@ def _finish(loop: Loop, output: Folder, workers: Collective, notify: Notify, set
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
         metrics = best if settings.metrics is None else settings.metrics
         model_uri = put_model(output, loop.model, metrics=metrics, others=settings.model_files)
-        notify("ended", {"state": state, "model_uri": model_uri, "predictions": parts})
+        ended = {"state": state, "model_uri": model_uri, "predictions": parts, "peer_predictions": peer}
+        notify("ended", ended)
 
 
 def _predictions(loop: Loop, workers: Collective) -> list[dict[str, Any]]:

@@ -1,0 +1,77 @@
+"""Simple models to compare a classifier with, on the same training and validation videos."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from raypipe.evaluation.classifiers import compare_classifiers
+from raypipe.jobs.train.inputs import TrainingSamples
+from raypipe.jobs.train.probing import LabelSpace, PooledVideos, pool_videos
+from raypipe.models.linear_fit import blocked_folds, fit_linear
+from raypipe.records import MAJORITY, NEAREST, THIS_MODEL, PeerMetrics
+
+_MAX_VIDEOS = 5_000  # of each split; of more, some are chosen evenly
+_LINEAR = {"mean": "linear on mean", "mean_slope_std": "linear on mean, slope, std", "frames": "linear on 16 frames"}
+Floats = npt.NDArray[np.float32]
+
+
+def compare_with_peers(
+    samples: TrainingSamples,
+    predicted: Mapping[str, Floats],
+    *,
+    embeddings_uri: str,
+    space: LabelSpace,
+    max_frames: int,
+) -> tuple[PeerMetrics, ...]:
+    """Return how well the trained model and simpler models classify the validation videos.
+
+    ``predicted`` holds the probabilities ``[V, C]`` of ``THIS_MODEL`` and others for the validation videos.
+    """
+    pool = partial(pool_videos, embeddings_uri=embeddings_uri, space=space, max_frames=max_frames, keep_frames=True)
+    train, held_out = (
+        np.arange(0, size, max(1, -(-size // _MAX_VIDEOS))) for size in map(len, (samples.train, samples.validation))
+    )
+    found = {name: probabilities[held_out] for name, probabilities in predicted.items()}
+    pooled = pool(samples.train.take(pa.array(train)))
+    return peer_metrics(pooled, pool(samples.validation.take(pa.array(held_out))), space, found)
+
+
+def peer_metrics(
+    train: PooledVideos, validation: PooledVideos, space: LabelSpace, predicted: Mapping[str, Floats]
+) -> tuple[PeerMetrics, ...]:
+    """Fit the simple models to ``train``, and return their metrics and those of ``predicted`` on ``validation``."""
+    losses, folds = space.losses(train.labels), blocked_folds(train.first_labels)
+    known = one_hot(train.labels, space)
+    found = {
+        MAJORITY: known.mean(dim=0).expand(len(validation.labels), -1).numpy(),
+        NEAREST: known[_nearest(train.statistics[:, 0], validation.statistics[:, 0])].numpy(),
+    }
+    for features, name in _LINEAR.items():
+        fit = fit_linear(train.inputs(features), losses, folds)
+        found[name] = space.probabilities(fit.logits(validation.inputs(features))).numpy()
+    found |= predicted
+    truth = one_hot(validation.labels, space).bool().numpy()
+    return compare_classifiers(found, truth, main=THIS_MODEL, multi_label=space.multi_label, hard=(NEAREST,))
+
+
+def in_order(parts: Sequence[Mapping[str, Any]]) -> Floats:
+    """Return the probabilities ``[V, C]`` of the validation videos in the order of their sample numbers."""
+    index = np.concatenate([np.asarray(part["index"], dtype=np.int64) for part in parts])
+    probabilities: Floats = np.concatenate([part["probabilities"] for part in parts])
+    return probabilities[np.argsort(index, kind="stable")]
+
+
+def one_hot(labels: torch.Tensor, space: LabelSpace) -> torch.Tensor:
+    """Return zeros and ones ``[V, C]`` for class numbers ``[V]``, or for labels that are zeros and ones already."""
+    return labels if labels.ndim > 1 else torch.nn.functional.one_hot(labels, space.num_labels).float()
+
+
+def _nearest(known: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """Return for each vector in ``asked`` the position of the known vector with the highest cosine."""
+    unit = torch.nn.functional.normalize(known, dim=1)
+    return (torch.nn.functional.normalize(asked, dim=1) @ unit.T).argmax(dim=1)
