@@ -17,7 +17,7 @@ import numpy as np
 
 from support import describe_machine, learning, print_table, scratch_folder
 
-FINE_TUNING = ("data.validation_fraction=0", "optimizer.epochs=60")
+FINE_TUNING = ("model.head=gpt2", "data.validation_fraction=0", "optimizer.epochs=60")
 
 
 def choose(truth: learning.Labels, *, per_label: int, seed: int) -> list[tuple[str, str]]:

@@ -3,23 +3,35 @@
 import argparse
 import csv
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from rich.console import Console
-from torch.nn.functional import cross_entropy, normalize
 
 from raypipe import schema
 from raypipe.config import TrainConfig, load_config
 from raypipe.dataset.read import read_embeddings
 from raypipe.jobs.embed.job import run_embed
-from raypipe.jobs.train.inputs import find_samples
+from raypipe.jobs.train.batches import Collective, WorkerSamples
+from raypipe.jobs.train.checkpoints import Checkpoints
+from raypipe.jobs.train.inputs import INDEX, TARGETS, TrainingSamples, find_samples
 from raypipe.jobs.train.job import run_train
-from raypipe.models.classifier import VideoClassifier
+from raypipe.jobs.train.loop import Loop, LoopSettings
+from raypipe.jobs.train.peers import simple_probabilities
+from raypipe.jobs.train.probing import LabelSpace, PooledVideos, fit_probe, some_frames
+from raypipe.jobs.train.run_spec import NetworkSpec, prepare
+from raypipe.jobs.train.video_task import FramesWindow
+from raypipe.jobs.train.worker import load_best_model, make_task
+from raypipe.models.classifier import VideoClassifier, pad_frames
+from raypipe.models.probe import frame_statistics
 from raypipe.records import TrainingRecord
 from raypipe.storage import Folder
 from support import make_parser
@@ -29,8 +41,6 @@ WEIGHTS = Path(__file__).parents[3] / "shared/assets/weights/resnet18_imagenet.s
 MOTIONS = ("right", "left", "down", "up")
 _SIZE, _NUM_FRAMES, _FPS = 224, 32, 16
 _TRAIN_SEED, _HELD_OUT_SEED = 1, 2
-_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # factor of half the squared weights, added to the mean loss
-_MAX_STEPS = 300
 Frames = Mapping[str, npt.NDArray[np.float32]]  # [T, D] by video ID
 Labels = Mapping[str, str]  # by video ID
 
@@ -164,60 +174,101 @@ def accuracy(given: Labels, truth: Labels) -> float:
     return statistics.fmean(label == truth[video_id] for video_id, label in given.items())
 
 
-# --- simpler models, on the mean of a video's frames
+# --- training in this process, without Ray
 
 
-def linear_probe(
-    frames: Frames, truth: Labels, *, train: Sequence[str], validation: Sequence[str], test: Sequence[str]
-) -> Labels:
-    """Return the labels that logistic regression (full-batch L-BFGS) gives to ``test``.
+@dataclass(frozen=True)
+class Split:
+    """The videos that a classifier learns from and is tested on."""
 
-    It learns from ``train``; ``validation`` chooses the penalty, as it chooses a classifier's epoch.
+    train: Sequence[str]
+    validation: Sequence[str]
+    test: Sequence[str]
+
+
+def fit(frames: Frames, truth: Labels, split: Split, output: Path, *overrides: str) -> VideoClassifier:
+    """Train a classifier as ``raypipe train`` does, by the same loop."""
+    names = sorted({truth[video_id] for video_id in split.train})
+    config = train_config(output, output / "labels.csv", output, *overrides)
+    tables = [_samples(ids, truth, names) for ids in (split.train, split.validation)]
+    samples = TrainingSamples(
+        train=tables[0],
+        validation=tables[1],
+        label_names=tuple(names),
+        multi_label=False,
+        embedding_dim=frames[split.train[0]].shape[1],
+        fingerprint="",
+        comparable_fingerprints=frozenset(),
+        num_unknown=0,
+        num_without_frames=0,
+        digest="",
+    )
+    spec = prepare(config, samples)
+    network = cast("NetworkSpec", spec.network)
+    if spec.has_probe:
+        network = replace(network, probe=fit_probe(pool(frames, truth, split.train, names), spec.label_space))
+    settings = LoopSettings(
+        optimizer=config.optimizer,
+        checkpoint=config.checkpoint,
+        learning_rate=spec.learning_rate,
+        seed=config.seed,
+        num_train=len(split.train),
+        num_validation=len(split.validation),
+        stop_epoch=spec.stop_epoch,
+    )
+    torch.set_num_threads(1)
+    workers = Collective(device=torch.device("cpu"))
+    readers = [
+        WorkerSamples(partial(_blocks, frames, table), empty=FramesWindow, cache_bytes=2**33) for table in tables
+    ]
+    loop = Loop(
+        make_task(network, settings, device=workers.device),
+        settings,
+        train=readers[0],
+        validation=readers[1],
+        workers=workers,
+        checkpoints=Checkpoints(Folder(str(output))),
+        notify=lambda _kind, _about: None,
+    )
+    loop.standardise()
+    loop.run()
+    load_best_model(loop, workers)
+    return cast("VideoClassifier", loop.model)
+
+
+def _samples(ids: Sequence[str], truth: Labels, names: Sequence[str]) -> pa.Table:
+    targets = pa.array([[names.index(truth[video_id])] for video_id in ids], pa.list_(pa.int32()))
+    return pa.table({schema.VIDEO_ID: list(ids), TARGETS: targets, INDEX: np.arange(len(ids))})
+
+
+def _blocks(frames: Frames, table: pa.Table) -> Iterator[pa.Table]:
+    vectors = [frames[video_id].astype(np.float16) for video_id in table[schema.VIDEO_ID].to_pylist()]
+    flat = pa.array(np.concatenate(vectors).reshape(-1))
+    stops = pa.array(np.cumsum([0, *map(len, vectors)]), pa.int32())
+    lists = pa.ListArray.from_arrays(stops, pa.FixedSizeListArray.from_arrays(flat, vectors[0].shape[1]))
+    yield table.append_column(schema.FRAME_EMBEDDINGS, lists)
+
+
+def pool(frames: Frames, truth: Labels, ids: Sequence[str], names: Sequence[str]) -> PooledVideos:
+    """Return what simple models read of some videos."""
+    videos = [frames[video_id] for video_id in ids]
+    padded = pad_frames(videos, max_frames=256)
+    return PooledVideos(
+        frame_statistics(padded.frames, padded.mask),
+        torch.tensor([names.index(truth[video_id]) for video_id in ids]),
+        torch.from_numpy(np.stack([some_frames(video) for video in videos])),
+    )
+
+
+def probabilities(
+    frames: Frames, truth: Labels, split: Split, models: Mapping[str, VideoClassifier]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the probabilities ``[V, C]`` that simple models and trained models give the test videos.
+
+    Simple models learn from training and validation videos; their penalty is chosen by cross-validation.
     """
-    names = sorted({truth[video_id] for video_id in train})
-    fits = {penalty: _fit(frames, truth, train, names, penalty=penalty) for penalty in _PENALTIES}
-    expected = _numbers(truth, validation, names)
-
-    def score(penalty: float) -> tuple[float, float]:
-        logits = fits[penalty](validation)
-        return float((logits.argmax(dim=1) == expected).double().mean()), -float(cross_entropy(logits, expected))
-
-    logits = fits[max(_PENALTIES, key=score)](test)
-    return {video_id: names[number] for video_id, number in zip(test, logits.argmax(dim=1), strict=True)}
-
-
-def nearest_neighbour(frames: Frames, truth: Labels, *, train: Sequence[str], test: Sequence[str]) -> Labels:
-    """Return for each video in ``test`` the label of the training video with the highest cosine."""
-    known, asked = (normalize(_means(frames, ids), dim=1) for ids in (train, test))
-    nearest = (asked @ known.T).argmax(dim=1).tolist()
-    return {video_id: truth[train[at]] for video_id, at in zip(test, nearest, strict=True)}
-
-
-def _fit(
-    frames: Frames, truth: Labels, ids: Sequence[str], names: Sequence[str], *, penalty: float
-) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Fit a linear model to some videos; return a function from other videos to their logits ``[V, C]``."""
-    inputs, targets = _means(frames, ids), _numbers(truth, ids, names)
-    mean, std = inputs.mean(dim=0), inputs.std(dim=0).clamp(min=1e-4)
-    inputs = (inputs - mean) / std
-    layer = torch.nn.Linear(inputs.shape[1], len(names), dtype=torch.float64)
-    torch.nn.init.zeros_(layer.weight)
-    torch.nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=_MAX_STEPS, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = cross_entropy(layer(inputs), targets) + penalty / 2 * layer.weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return lambda others: layer((_means(frames, others) - mean) / std).detach()
-
-
-def _means(frames: Frames, ids: Sequence[str]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([frames[video_id].mean(axis=0, dtype=np.float64) for video_id in ids]))
-
-
-def _numbers(truth: Labels, ids: Sequence[str], names: Sequence[str]) -> torch.Tensor:
-    return torch.tensor([names.index(truth[video_id]) for video_id in ids])
+    names = sorted({truth[video_id] for video_id in split.train})
+    known, asked = (pool(frames, truth, ids, names) for ids in ([*split.train, *split.validation], split.test))
+    videos = [frames[video_id].astype(np.float16) for video_id in split.test]
+    trained = {name: model.classify(videos).probabilities for name, model in models.items()}
+    return {**simple_probabilities(known, asked, LabelSpace(len(names), multi_label=False)), **trained}

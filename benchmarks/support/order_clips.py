@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 SIDE, NUM_SLOTS, _FRAMES_PER_SLOT, _FPS = 128, 16, 2, 16
 DIRECTIONS = ("right", "left", "down", "up")
+_ARM, _HOLE = 0.3, 0.6  # half the width of a cross's arms, the radius of a ring's hole
 _OTHERS = ("ring", "triangle", "bars")
 _PERMUTED = {"-".join(order): order for order in permutations(("disc", "stripes", "cross"))}
 Image = npt.NDArray[np.uint8]  # [SIDE, SIDE, 3]
@@ -98,11 +99,10 @@ def _mask(shape: str, side: int) -> Shape:
     radius = np.hypot(x, y)
     masks: Mapping[str, Shape] = {
         "disc": radius <= 1,
-        "square": np.ones((side, side), dtype=bool),
         "stripes": np.floor((y + 1) * 4.5) % 2 == 0,
         "bars": np.floor((x + 1) * 4.5) % 2 == 0,
-        "cross": (np.abs(x) < 0.3) | (np.abs(y) < 0.3),
-        "ring": (radius <= 1) & (radius > 0.6),
+        "cross": np.minimum(np.abs(x), np.abs(y)) < _ARM,
+        "ring": (radius <= 1) & (radius > _HOLE),
         "triangle": np.abs(x) <= (y + 1) / 2,
     }
     return masks[shape]

@@ -104,7 +104,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(default=0.05, ge=0, json_schema_extra=_or_auto)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, json_schema_extra=_or_auto)
     max_grad_norm: float = Field(default=1.0, gt=0, json_schema_extra=_or_auto)
-    frame_dropout: float = Field(default=0.3, ge=0, lt=1)
+    frame_dropout: float = Field(default=0.1, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
     masked_fraction: float = Field(default=0.3, gt=0, lt=1)

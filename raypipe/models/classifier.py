@@ -107,8 +107,8 @@ class VideoEncoder(nn.Module):
     and ``std`` ``[D]`` are computed from the frames of the training videos, and are saved with the weights.
 
     If ``gpt2_reads`` is ``changes``, the differences to the video's mean frame and to the previous frame are projected
-    instead, and normalised. What stays the same in a video, such as its background, is then left to the probe. GPT-2 needs far fewer
-    videos to learn what happens.
+    instead, and normalised. What stays the same in a video, such as its background, is then left to the probe, and
+    GPT-2 learns what happens from far fewer videos.
     """
 
     mean: torch.Tensor
@@ -211,8 +211,8 @@ class VideoClassifier(_VideoModel):
         """Classify videos, and compute the loss if ``labels`` is given.
 
         ``labels`` holds class numbers ``[B]``. For a multi-label classifier, it holds 0 or 1 for each label:
-        ``[B, num_labels]``. ``probe_logits`` ``[B, num_labels]`` replace the logits of the probe. GPT-2 gets no token for
-        frames where ``dropped`` ``[B, T]`` is true.
+        ``[B, num_labels]``. ``probe_logits`` ``[B, num_labels]`` replace the logits of the probe. GPT-2 gets no token
+        for frames where ``dropped`` ``[B, T]`` is true.
         """
         if attention_mask is None:
             attention_mask = frame_embeddings.new_ones(frame_embeddings.shape[:2], dtype=torch.long)

@@ -45,6 +45,13 @@ def peer_metrics(
     train: PooledVideos, validation: PooledVideos, space: LabelSpace, predicted: Mapping[str, Floats]
 ) -> tuple[PeerMetrics, ...]:
     """Fit the simple models to ``train``, and return their metrics and those of ``predicted`` on ``validation``."""
+    found = {**simple_probabilities(train, validation, space), **predicted}
+    truth = one_hot(validation.labels, space).bool().numpy()
+    return compare_classifiers(found, truth, main=THIS_MODEL, multi_label=space.multi_label, hard=(NEAREST,))
+
+
+def simple_probabilities(train: PooledVideos, validation: PooledVideos, space: LabelSpace) -> dict[str, Floats]:
+    """Fit the simple models to ``train``, and return their probabilities ``[V, C]`` for ``validation``."""
     losses, folds = space.losses(train.labels), blocked_folds(train.first_labels)
     known = one_hot(train.labels, space)
     found = {
@@ -54,9 +61,7 @@ def peer_metrics(
     for features, name in _LINEAR.items():
         fit = fit_linear(train.inputs(features), losses, folds)
         found[name] = space.probabilities(fit.logits(validation.inputs(features))).numpy()
-    found |= predicted
-    truth = one_hot(validation.labels, space).bool().numpy()
-    return compare_classifiers(found, truth, main=THIS_MODEL, multi_label=space.multi_label, hard=(NEAREST,))
+    return found
 
 
 def in_order(parts: Sequence[Mapping[str, Any]]) -> Floats:

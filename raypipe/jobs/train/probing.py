@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import safetensors.torch
 import torch
@@ -133,13 +134,19 @@ def pool_videos(
             padded = pad_frames(videos[at : at + _AT_ONCE], max_frames=max_frames)
             statistics.append(frame_statistics(padded.frames, padded.mask))
         if keep_frames:
-            kept += [video[np.linspace(0, len(video) - 1, _NUM_KEPT).round().astype(np.int64)] for video in videos]
+            kept += [some_frames(video) for video in videos]
         numbers += block[INDEX].to_pylist()
         targets += [np.array(each, dtype=np.int64) for each in block[TARGETS].to_pylist()]
     order = np.argsort(numbers, kind="stable")
     labels = label_tensor([targets[at] for at in order], space.num_labels, multi_label=space.multi_label)
     frames = torch.from_numpy(np.stack([kept[at] for at in order])) if keep_frames else None
     return PooledVideos(torch.cat(statistics)[torch.from_numpy(order)], labels, frames)
+
+
+def some_frames(video: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return 16 evenly chosen frames ``[16, D]`` of a video ``[T, D]``. Frames of a shorter one repeat."""
+    rows = np.linspace(0, len(video) - 1, _NUM_KEPT).round().astype(np.int64)
+    return np.asarray(video[rows])
 
 
 def fit_probe(pooled: PooledVideos, space: LabelSpace, *, stride: int = 1) -> TrainedProbe:

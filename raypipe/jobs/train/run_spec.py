@@ -55,7 +55,10 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
         WeightsError: the initial weights do not fit the network.
     """
     torch.manual_seed(seed)
-    probe = {} if spec.probe is None else {"probe": spec.probe.features, "gpt2_reads": "changes"}
+    probe: dict[str, object] = {}
+    if spec.probe is not None:
+        reads = "changes" if spec.init_from is None else read_config(spec.init_from).gpt2_reads
+        probe = {"probe": spec.probe.features, "gpt2_reads": reads}
     config = VideoClassifierConfig.from_dict(spec.config.to_dict() | probe)
     model: VideoModel = VideoClassifier(config) if spec.classifies else MaskedFrameModel(config)
     try:
@@ -96,7 +99,7 @@ class RunSpec:
     @property
     def has_probe(self) -> bool:
         """Whether GPT-2 is added to a probe, or left out."""
-        return self.config.objective == "classify" and self.config.model.head != "gpt2"
+        return _has_probe(self.config)
 
     @property
     def compares_gpt2(self) -> bool:
@@ -133,6 +136,10 @@ class RunSpec:
         several = self.samples.multi_label
         weights = ((num_videos - counts) / counts).clip(0.1, 100) if several else num_videos / (len(counts) * counts)
         return [float(weight) for weight in weights]
+
+
+def _has_probe(config: TrainConfig) -> bool:
+    return config.objective == "classify" and config.model.head != "gpt2"
 
 
 def prepare(config: TrainConfig, samples: TrainingSamples | HistorySamples) -> RunSpec:
@@ -188,7 +195,12 @@ def _prepare_video_model(config: TrainConfig, samples: TrainingSamples) -> RunSp
     rate = config.optimizer.learning_rate
     if rate == "auto":
         lora = config.model.lora.rank > 0
-        rate = auto_learning_rate(n_embd=gpt2.config["n_embd"], pretrained=bool(gpt2.weights), lora=lora)
+        rate = auto_learning_rate(
+            n_embd=gpt2.config["n_embd"],
+            pretrained=bool(gpt2.weights),
+            lora=lora,
+            reads_changes=_has_probe(config) and init_from is None,
+        )
     return RunSpec(config, Folder(config.output), samples, network, rate)
 
 
@@ -230,16 +242,18 @@ def classifier_config(
     )
 
 
-def auto_learning_rate(*, n_embd: int, pretrained: bool, lora: bool) -> float:
+def auto_learning_rate(*, n_embd: int, pretrained: bool, lora: bool, reads_changes: bool = False) -> float:
     """Return the learning rate for ``auto``.
 
     For random weights, the rate was measured at a width of 128 and is inversely proportional to the width, as Yang et
-    al. (2022, arXiv:2203.03466) recommend for AdamW. The rates for LoRA and for pretrained weights are common for
-    fine-tuning GPT-2 (Hu et al. 2021, arXiv:2106.09685).
+    al. (2022, arXiv:2203.03466) recommend for AdamW. It is higher for changes, which are normalised. The rates for LoRA
+    and for pretrained weights are common for fine-tuning GPT-2 (Hu et al. 2021, arXiv:2106.09685).
     """
     if lora:
         return 1e-3
-    return 1e-4 if pretrained else 3e-3 * 128 / n_embd
+    if pretrained:
+        return 1e-4
+    return (6e-3 if reads_changes else 3e-3) * 128 / n_embd
 
 
 def run_facts(spec: RunSpec) -> dict[str, Any]:

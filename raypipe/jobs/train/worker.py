@@ -93,11 +93,7 @@ def _train_peer(
     _resume(loop, checkpoints, workers, is_trained=network.init_from is not None)
     if loop.run().ended == "not_finite":
         return []
-    loop.load_best()
-    parts = _predictions(loop, workers)
-    if workers.leads and isinstance(loop.model, VideoClassifier):
-        calibrate(loop.model, parts)
-    return parts
+    return load_best_model(loop, workers)
 
 
 def make_task(network: NetworkSpec | RankerNetwork, settings: LoopSettings, *, device: torch.device) -> Task:
@@ -161,25 +157,30 @@ def _finish(
     *,
     peer: list[dict[str, Any]],
 ) -> None:
-    """Load the weights of the best epoch, predict every validation video with them, and store the model.
-
-    The predictions are reported to the driver with the event ``ended``. They also tell the temperature of a classifier.
-    GPT-2 is left out of the model if the best epoch is the probe.
-    """
+    """Report the predictions of the best epoch for every validation video, and store the model."""
     state = loop.state
-    loop.load_best()
-    parts = _predictions(loop, workers)
+    parts = load_best_model(loop, workers)
     if workers.leads:
-        if isinstance(loop.task, VideoTask) and isinstance(loop.model, VideoClassifier):
-            calibrate(loop.model, parts)
-            if state.best_epoch == 0:
-                loop.model.drop_gpt2()
         put_metrics(output, state.history)  # not written yet if a worker died right after its last checkpoint
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
         metrics = best if settings.metrics is None else settings.metrics
         model_uri = put_model(output, loop.model, metrics=metrics, others=settings.model_files)
         ended = {"state": state, "model_uri": model_uri, "predictions": parts, "peer_predictions": peer}
         notify("ended", ended)
+
+
+def load_best_model(loop: Loop, workers: Collective) -> list[dict[str, Any]]:
+    """Load the weights of the best epoch, and return their predictions for the validation videos of all workers.
+
+    The predictions set the temperature of a classifier. GPT-2 is removed if the best epoch is the probe.
+    """
+    loop.load_best()
+    parts = _predictions(loop, workers)
+    if isinstance(loop.task, VideoTask) and isinstance(loop.model, VideoClassifier):
+        calibrate(loop.model, parts)
+        if loop.state.best_epoch == 0:
+            loop.model.drop_gpt2()
+    return parts
 
 
 def _predictions(loop: Loop, workers: Collective) -> list[dict[str, Any]]:
