@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from raypipe.models.probe import FrameProbe, ProbeFeatures
+from raypipe.models.probe import NUM_STATISTICS, FrameProbe, ProbeFeatures
 from raypipe.models.weights import prepare_torchvision
 
 prepare_torchvision()  # transformers imports torchvision if it is installed
@@ -56,8 +56,11 @@ class VideoClassifierConfig(PreTrainedConfig):
         """Convert ``gpt2`` to a ``GPT2Config`` without a vocabulary.
 
         Raises:
-            ValueError: the GPT-2 has fewer than ``max_frames`` positions.
+            ValueError: the GPT-2 has fewer than ``max_frames`` positions, or the probe is unknown or missing.
         """
+        if self.probe not in NUM_STATISTICS and not (self.probe is None and self.has_gpt2):
+            msg = f"There is no model with probe {self.probe!r} and has_gpt2 {self.has_gpt2}."
+            raise ValueError(msg)
         given = self.gpt2.to_dict() if isinstance(self.gpt2, GPT2Config) else dict(self.gpt2 or {})
         no_vocabulary = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "use_cache": False}
         self.gpt2 = GPT2Config(**{"n_positions": self.max_frames, **given, **no_vocabulary})

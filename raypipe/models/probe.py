@@ -54,7 +54,10 @@ class _Parts:
 
 
 class FrameProbe(nn.Module):
-    """A linear model on standardised statistics of the frames. It is fitted on its own, never by gradient descent."""
+    """A linear model on standardised statistics of the frames. It is fitted on its own, never by gradient descent.
+
+    It computes in float32, even under autocast and in a model of another dtype, so its logits are always the same.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -70,13 +73,10 @@ class FrameProbe(nn.Module):
 
     def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the logits ``[B, C]``."""
-        return self.from_statistics(frame_statistics(frames, mask))
-
-    def from_statistics(self, statistics: torch.Tensor) -> torch.Tensor:
-        """Return the logits ``[B, C]`` for ``frame_statistics`` ``[B, 3, D]``."""
-        inputs = statistics[:, : self.num_statistics].flatten(start_dim=1)
-        logits: torch.Tensor = self.linear((inputs - self.mean) / self.std)
-        return logits
+        with torch.autocast(frames.device.type, enabled=False):
+            inputs = frame_statistics(frames, mask)[:, : self.num_statistics].flatten(start_dim=1)
+            scaled = (inputs - self.mean.float()) / self.std.float()
+            return nn.functional.linear(scaled, self.linear.weight.float(), self.linear.bias.float())
 
     def contributions(self, frames: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return how much each frame adds to the logit of one label per video, ``[B, T]``. They add up to the logit.
@@ -85,8 +85,9 @@ class FrameProbe(nn.Module):
         over the frames x. What does not depend on a frame, the bias and the standardisation, is divided evenly.
         """
         parts = _Parts.of(frames.float(), mask)
-        weights = (self.linear.weight / self.std)[labels].reshape(len(frames), self.num_statistics, -1)
-        constant = self.linear.bias[labels] - (self.linear.weight[labels] * (self.mean / self.std)).sum(dim=1)
+        of_label = self.linear.weight[labels].float() / self.std.float()
+        weights = of_label.reshape(len(frames), self.num_statistics, -1)
+        constant = self.linear.bias[labels].float() - (of_label * self.mean.float()).sum(dim=1)
         each = frames.float() @ weights[:, 0, :, None]
         if self.num_statistics > 1:
             deviation = (parts.weights[..., None] * parts.centred.square()).sum(dim=1).sqrt().clamp(min=_EPS)

@@ -33,6 +33,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 CLASSIFIER = tiny_classifier()
+KINDS = {
+    "gpt2": CLASSIFIER,
+    "probe": tiny_classifier(probe="mean_slope_std", has_gpt2=False),
+    "probe of means": tiny_classifier(probe="mean", has_gpt2=False),
+    "both": tiny_classifier(probe="mean_slope_std"),
+}
 
 
 def logits_of(model: VideoClassifier, videos: list[npt.NDArray[np.float16]]) -> torch.Tensor:
@@ -48,11 +54,33 @@ def alone(model: VideoClassifier, video: npt.NDArray[np.float16]) -> torch.Tenso
 
 
 @settings(max_examples=examples(40))
-@given(lengths=LENGTHS, seed=st.integers(0, 9))
-def test_padding_never_changes_a_logit(lengths: list[int], seed: int) -> None:
-    videos = random_videos(lengths, seed=seed)
-    one_by_one = torch.stack([alone(CLASSIFIER, video) for video in videos])
-    torch.testing.assert_close(logits_of(CLASSIFIER, videos), one_by_one, rtol=0, atol=1e-5)
+@given(lengths=LENGTHS, seed=st.integers(0, 9), kind=st.sampled_from(sorted(KINDS)))
+def test_padding_never_changes_a_logit(lengths: list[int], seed: int, kind: str) -> None:
+    model, videos = KINDS[kind], random_videos(lengths, seed=seed)
+    one_by_one = torch.stack([alone(model, video) for video in videos])
+    torch.testing.assert_close(logits_of(model, videos), one_by_one, rtol=0, atol=1e-5)
+
+
+def test_the_logits_of_the_probe_and_of_gpt2_are_added() -> None:
+    model, (video,) = KINDS["both"], random_videos([5])
+    whole, frames = alone(model, video), torch.from_numpy(video)[None]
+    with torch.no_grad():
+        order = model.order_logits(frames, torch.ones(1, 5))[0]
+        given = model(frames, probe_logits=torch.full((1, len(NAMES)), 7.0)).logits[0]
+    torch.testing.assert_close(whole, probe_logits(model, video) + order, rtol=0, atol=1e-5)
+    torch.testing.assert_close(given, 7 + order, rtol=0, atol=1e-5)
+    probe = tiny_classifier(probe="mean_slope_std")
+    probe.drop_gpt2()
+    assert not any("encoder" in name or "head" in name for name in probe.state_dict())
+    assert torch.equal(alone(probe, video), probe_logits(model, video))
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_temperature_divides_the_logits(*, multi_label: bool) -> None:
+    model, (video,) = tiny_classifier(probe="mean", temperature=2.5, multi_label=multi_label), random_videos([4])
+    scaled = alone(model, video) / 2.5
+    expected = scaled.sigmoid() if multi_label else scaled.softmax(dim=0)
+    np.testing.assert_allclose(model.classify([video]).probabilities[0], expected, atol=1e-6)
 
 
 def test_the_content_of_the_padding_does_not_matter() -> None:
@@ -87,40 +115,96 @@ def test_a_mask_may_leave_out_any_frames() -> None:
         torch.testing.assert_close(logits, others, rtol=0, atol=1e-5)
 
 
-@settings(max_examples=examples(25))
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=examples(20))
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=9), batch_size=st.integers(1, 4), data=st.data())
 def test_classify_gives_each_video_the_result_it_has_alone(
-    lengths: list[int], batch_size: int, data: st.DataObject
+    kind: str, lengths: list[int], batch_size: int, data: st.DataObject
 ) -> None:
-    videos = random_videos(lengths)
-    whole = CLASSIFIER.classify(videos, frame_scores=True, batch_size=batch_size)
+    model, videos = KINDS[kind], random_videos(lengths)
+    whole = model.classify(videos, frame_scores=True, batch_size=batch_size)
     order = data.draw(st.permutations(range(len(videos))))
-    shuffled = CLASSIFIER.classify([videos[at] for at in order], frame_scores=True)
-    assert whole.frame_scores is not None
-    assert shuffled.frame_scores is not None
+    shuffled = model.classify([videos[at] for at in order], frame_scores=True)
     for at, video in enumerate(videos):
-        kept = thin(len(video), max_frames=16)
-        expected = alone(CLASSIFIER, video[kept]).softmax(dim=0).numpy()
+        expected = alone(model, thinned(video)).softmax(dim=0).numpy()
         np.testing.assert_allclose(whole.probabilities[at], expected, atol=1e-5)
         np.testing.assert_allclose(shuffled.probabilities[order.index(at)], expected, atol=1e-5)
-        scores = whole.frame_scores[at]
-        assert scores.shape == (len(video),)
-        assert not scores[np.setdiff1d(np.arange(len(video)), kept)].any()
-        assert scores[kept].all()
-        np.testing.assert_allclose(shuffled.frame_scores[order.index(at)], scores, atol=1e-4)
+        for name in ("frame_scores", "order_scores"):
+            scores, again = getattr(whole, name)[at], getattr(shuffled, name)[order.index(at)]
+            assert scores.shape == (len(video),)
+            np.testing.assert_allclose(again, scores, atol=1e-4)
+
+
+@settings(max_examples=examples(20))
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    seed=st.integers(0, 9),
+    kind=st.sampled_from(sorted(KINDS)),
+)
+def test_scores_explain_the_logit_of_the_most_likely_label(lengths: list[int], seed: int, kind: str) -> None:
+    model, videos = KINDS[kind], random_videos(lengths, seed=seed)
+    found = model.classify(videos, frame_scores=True)
+    assert found.frame_scores is not None
+    assert found.order_scores is not None
+    for video, probabilities, scores, order in zip(
+        videos, found.probabilities, found.frame_scores, found.order_scores, strict=True
+    ):
+        best, kept = int(probabilities.argmax()), thin(len(video), max_frames=model.config.max_frames)
+        left_out = np.setdiff1d(np.arange(len(video)), kept)
+        assert not scores[left_out].any()
+        assert not order[left_out].any()
+        of_probe = probe_logits(model, video[kept])[best]
+        assert scores.sum() == pytest.approx(float(of_probe), abs=1e-4)
+        assert scores[kept].all() == (model.config.probe is not None)
+        np.testing.assert_allclose(order[kept], differences(model, video[kept], best), atol=1e-4)
+        assert order[kept].all() == model.config.has_gpt2
+
+
+def thinned(video: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+    """Return the frames of a video that a model reads."""
+    return video[thin(len(video), max_frames=CLASSIFIER.config.max_frames)]
+
+
+def probe_logits(model: VideoClassifier, video: npt.NDArray[np.float16]) -> torch.Tensor:
+    """Return the logits of a model's probe; zeros if it has none."""
+    if model.config.probe is None:
+        return torch.zeros(len(NAMES))
+    with torch.no_grad():
+        return cast("torch.Tensor", model.probe(torch.from_numpy(video)[None], torch.ones(1, len(video))))[0]
+
+
+def differences(model: VideoClassifier, video: npt.NDArray[np.float16], label: int) -> list[float]:
+    """Return by how much the logit of GPT-2 falls for a mask without one of the frames, for each frame."""
+    if not model.config.has_gpt2:
+        return [0.0] * len(video)
+    masks = torch.cat([torch.ones(1, len(video)), 1 - torch.eye(len(video))])
+    with torch.no_grad():
+        logits = model.order_logits(torch.from_numpy(video).expand(len(masks), *video.shape), masks)[:, label]
+    return cast("list[float]", (logits[0] - logits[1:]).tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_only_frame_has_the_whole_logit(kind: str) -> None:
+    model, (video,) = KINDS[kind], random_videos([1])
+    found = model.classify([video], frame_scores=True)
+    assert found.frame_scores is not None
+    assert found.order_scores is not None
+    best = int(found.probabilities[0].argmax())
+    assert found.frame_scores[0].tolist() == pytest.approx([float(probe_logits(model, video)[best])], abs=1e-5)
+    assert np.isfinite(found.order_scores[0]).all()
 
 
 def test_classify_without_scores_gives_the_same_probabilities_and_none() -> None:
     videos = random_videos([3, 5])
     found = CLASSIFIER.classify(videos)
-    assert found.frame_scores is None
+    assert (found.frame_scores, found.order_scores) == (None, None)
     np.testing.assert_array_equal(found.probabilities, CLASSIFIER.classify(videos, frame_scores=True).probabilities)
 
 
 def test_classify_of_no_videos_is_empty() -> None:
     found = CLASSIFIER.classify([], frame_scores=True)
     assert found.probabilities.shape == (0, len(NAMES))
-    assert found.frame_scores == []
+    assert (found.frame_scores, found.order_scores) == ([], [])
 
 
 def test_classify_ends_training_mode() -> None:
@@ -170,7 +254,7 @@ def test_the_mean_is_over_the_frames_there_are() -> None:
 
 
 def test_a_configuration_is_saved_completely() -> None:
-    config = tiny_config(embedding_fingerprint="abc", metrics={"epoch": 3}, dropout=0.25)
+    config = tiny_config(embedding_fingerprint="abc", metrics={"epoch": 3}, dropout=0.25, probe="mean", temperature=1.5)
     tree = json.loads(config.to_json_string(use_diff=False))
     again = VideoClassifierConfig.from_dict(tree)
     assert again.to_dict() == config.to_dict()
@@ -179,6 +263,7 @@ def test_a_configuration_is_saved_completely() -> None:
     assert (again.gpt2.n_layer, again.gpt2.n_embd, again.gpt2.n_positions, again.gpt2.resid_pdrop) == (2, 16, 16, 0.25)
     assert (again.embedding_dim, again.max_frames, again.dropout) == (DIM, 16, 0.25)
     assert (again.embedding_fingerprint, again.metrics) == ("abc", {"epoch": 3})
+    assert (again.probe, again.has_gpt2, again.temperature) == ("mean", True, 1.5)
 
 
 def test_labels_of_more_than_ten_keep_their_numbers() -> None:
@@ -193,11 +278,12 @@ def test_more_frames_than_positions_are_refused() -> None:
     assert {"17", "16"} <= set(str(caught.value).split())
 
 
-def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
-    CLASSIFIER.save_pretrained(tmp_path)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_gives_the_same_logits(tmp_path: Path, kind: str) -> None:
+    KINDS[kind].save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     videos = random_videos([2, 7])
-    expected = logits_of(CLASSIFIER, videos)
+    expected = logits_of(KINDS[kind], videos)
     for loaded in (VideoClassifier.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert isinstance(loaded, VideoClassifier)
         assert torch.equal(logits_of(loaded, videos), expected)
@@ -292,29 +378,6 @@ def test_a_hidden_frame_is_not_seen() -> None:
     assert not torch.allclose(before[hidden], other[hidden], atol=1e-3)
 
 
-def linear_classifier() -> VideoClassifier:
-    """Return a classifier whose blocks add nothing, so its logits are linear in the standardised frames."""
-    model = tiny_classifier()
-    for block in model.encoder.gpt2.h:
-        for matrix in (block.attn.c_proj, block.mlp.c_proj):
-            nn.init.zeros_(matrix.weight)
-            nn.init.zeros_(matrix.bias)
-    model.encoder.gpt2.ln_f = nn.Identity()
-    return model
-
-
-def test_the_scores_of_a_linear_model_add_up_to_the_logit_above_the_baseline() -> None:
-    model, videos = linear_classifier(), random_videos([1, 4, 9])
-    found = model.classify(videos, frame_scores=True)
-    assert found.frame_scores is not None
-    for video, probabilities, scores in zip(videos, found.probabilities, found.frame_scores, strict=True):
-        best = int(probabilities.argmax())
-        average = model.encoder.mean.expand(1, len(video), DIM)  # every frame is the average frame
-        with torch.no_grad():
-            baseline = model(average).logits[0, best]
-        assert scores.sum() == pytest.approx(float(alone(model, video)[best] - baseline), abs=1e-4)
-
-
 def trained_to_find_one_frame() -> tuple[VideoClassifier, list[npt.NDArray[np.float16]]]:
     """Train a model that recognises labels by one frame of each video; return it and videos it has not seen."""
     random = np.random.default_rng(3)
@@ -343,9 +406,9 @@ def trained_to_find_one_frame() -> tuple[VideoClassifier, list[npt.NDArray[np.fl
 def test_without_the_frame_of_the_highest_score_a_trained_model_is_less_sure() -> None:
     model, videos = trained_to_find_one_frame()
     found = model.classify(videos, frame_scores=True)
-    assert found.frame_scores is not None
+    assert found.order_scores is not None
     drops = []
-    for video, probabilities, scores in zip(videos, found.probabilities, found.frame_scores, strict=True):
+    for video, probabilities, scores in zip(videos, found.probabilities, found.order_scores, strict=True):
         best, whole = int(probabilities.argmax()), alone(model, video)
         for frame in (scores.argmax(), scores.argmin()):
             without = video.copy()
@@ -391,11 +454,30 @@ def test_a_script_without_ray_gives_the_same_logits(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == pytest.approx(alone(CLASSIFIER, video).tolist(), rel=1e-5)
 
 
-def test_a_model_loaded_in_bfloat16_gives_nearly_the_same_result(tmp_path: Path) -> None:
-    model = tiny_classifier().eval()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_loaded_in_bfloat16_gives_nearly_the_same_result(tmp_path: Path, kind: str) -> None:
+    model = KINDS[kind]
     model.save_pretrained(tmp_path)
     half = VideoClassifier.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    frames = torch.randn(3, 4, model.config.embedding_dim, generator=torch.Generator().manual_seed(0))
-    logits = half(frames).logits
-    assert logits.dtype == torch.bfloat16
-    assert torch.allclose(logits.float(), model(frames).logits, atol=0.05)
+    videos = random_videos([4, 3])
+    logits = logits_of(half, videos)
+    assert logits.dtype == (torch.bfloat16 if model.config.probe is None else torch.float32)
+    torch.testing.assert_close(logits.float(), logits_of(model, videos), rtol=0, atol=0.05)
+    found, expected = (one.classify(videos, frame_scores=True) for one in (half, model))
+    for name in ("frame_scores", "order_scores"):
+        for scores, meant in zip(getattr(found, name), getattr(expected, name), strict=True):
+            np.testing.assert_allclose(scores, meant, atol=0.1)
+
+
+def test_a_probe_computes_in_float32_under_autocast() -> None:
+    model, (video,) = KINDS["both"], random_videos([5])
+    frames, mask = torch.from_numpy(video)[None], torch.ones(1, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.probe(frames, mask)
+    assert torch.equal(found, model.probe(frames, mask))
+
+
+@pytest.mark.parametrize("given", [{"probe": "median"}, {"has_gpt2": False}, {"probe": None, "has_gpt2": False}])
+def test_a_configuration_of_no_classifier_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="probe"):
+        tiny_config(**given)

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
+from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig, VideoEncoder
 from raypipe.models.gpt2 import VideoModel
+from raypipe.models.probe import FrameProbe
 
 Half = npt.NDArray[np.float16]
 DIM = 8
@@ -44,7 +45,9 @@ def shake(model: VideoModel, *, seed: int = 0) -> None:
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.add_(0.2 * torch.randn(tensor.shape, generator=random))
-    model.encoder.std.abs_().add_(0.5)
+    for module in model.modules():
+        if isinstance(module, VideoEncoder | FrameProbe):
+            module.std.abs_().add_(0.5)
     model.eval()
 
 
