@@ -165,6 +165,7 @@ def test_the_checkpoint_goes_into_the_model_of_its_training(golden: Golden) -> N
     load_optimizer(model, optimizer, checkpoint.optimizer)
     assert {int(moments["step"]) for moments in optimizer.state.values()} == {6}
 
+    assert not model.config.probe
     finished = build_classifier(read_model(golden.folder("model")))
     frames = torch.from_numpy(np.stack([one for _, one in frame_vectors(golden.folder("embed")) if len(one) == 2]))
     with torch.inference_mode():
@@ -173,12 +174,14 @@ def test_the_checkpoint_goes_into_the_model_of_its_training(golden: Golden) -> N
 
 
 def test_the_same_training_continues_and_another_is_refused(golden: Golden) -> None:
-    config = golden.config(TrainConfig, "train")
+    config = load_config(TrainConfig, golden.config(TrainConfig, "train"), overrides=["model.head=gpt2"])
     samples = find_samples(config)
     check_same_run(golden.folder("model"), run_facts(prepare(config, samples)))
-    other = config.model_copy(update={"seed": 1})
-    with pytest.raises(FingerprintError):
-        check_same_run(golden.folder("model"), run_facts(prepare(other, samples)))
+    for key, before, now in (("model.head", "gpt2", "auto"), ("seed", 0, 1)):
+        other = load_config(TrainConfig, config, overrides=[f"{key}={now}"])
+        with pytest.raises(FingerprintError) as caught:
+            check_same_run(golden.folder("model"), run_facts(prepare(other, samples)))
+        assert (caught.value.key, caught.value.expected, caught.value.value) == (key, before, now)
 
 
 def test_the_summary_of_the_training(golden: Golden) -> None:

@@ -1,5 +1,6 @@
 """A training is fully specified before it starts, and compared with the run in its output."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,38 @@ def test_a_training_begins_with_a_model_of_the_same_embeddings(tmp_path: Path) -
     assert problem(f"init_from={tmp_path}/none", kind=WeightsError).key == f"{tmp_path}/none"
 
 
+def test_a_training_cannot_begin_with_a_probe_alone(tmp_path: Path) -> None:
+    probe = tiny_classifier(embedding_fingerprint=MARK, probe="mean", has_gpt2=False)
+    put_model(Folder(str(tmp_path)), probe, metrics={})
+    for objective in (["objective=classify"], ["objective=masked_frame", "labels=null"]):
+        error = problem(f"init_from={tmp_path}", *objective, kind=WeightsError)
+        assert (error.key, error.value) == ("init_from", f"{tmp_path}/model")
+        assert "model.head=gpt2" in error.remedy
+    both = tiny_classifier(embedding_fingerprint=MARK, probe="mean")
+    put_model(Folder(str(tmp_path / "both")), both, metrics={})
+    built = build(spec(f"init_from={tmp_path}/both").network, seed=0)
+    assert torch.equal(built.encoder.projection.weight, both.encoder.projection.weight)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_validation", "has_probe", "stop_epoch"),
+    [
+        (["model.head=auto"], 2, True, None),
+        (["model.head=auto"], 1, True, 0),  # with one video, there is no standard error
+        (["model.head=auto"], 0, True, 0),
+        (["model.head=probe"], 2, True, 0),
+        (["model.head=gpt2"], 0, False, None),
+        (["objective=masked_frame", "labels=null"], 0, False, None),
+    ],
+)
+def test_gpt2_is_trained_if_videos_can_show_that_it_helps(
+    overrides: list[str], num_validation: int, stop_epoch: int | None, *, has_probe: bool
+) -> None:
+    videos = samples()
+    found = prepare(configure(*overrides), replace(videos, validation=videos.train.slice(0, num_validation)))
+    assert (found.has_probe, found.stop_epoch) == (has_probe, stop_epoch)
+
+
 def facts_of(*overrides: str, **keys: Any) -> dict[str, Any]:  # noqa: ANN401 - passed on
     return run_facts(spec(*overrides, **keys))
 
@@ -202,6 +235,7 @@ def test_keys_that_change_no_outcome_may_change(tmp_path: Path, override: str) -
         ("optimizer.epochs", 60, 7),
         ("optimizer.learning_rate", "auto", 0.5),
         ("model.gpt2.n_layer", 2, 1),
+        ("model.head", "auto", "probe"),
         ("seed", 0, 1),
         ("data.validation_fraction", 0.1, 0.2),
         ("problem_type", "auto", "multi_label"),
@@ -216,6 +250,20 @@ def test_another_run_is_refused_with_the_keys_that_differ(
     error = caught.value
     assert (error.key, error.expected, error.value) == (key, before, now)
     assert all(token in str(error) for token in (folder.uri, key, repr(before), repr(now)))
+
+
+def test_a_head_of_an_older_version_is_gpt2(tmp_path: Path) -> None:
+    older = facts_of("model.head=gpt2")
+    assert "head" not in older["settings"]["model"]
+    check_same_run(Folder(str(tmp_path)), older)
+    with pytest.raises(FingerprintError) as caught:
+        check_same_run(Folder(str(tmp_path)), facts_of("optimizer.select_by=accuracy"))
+    assert (caught.value.key, caught.value.expected, caught.value.value) == ("model.head", "gpt2", "auto")
+
+
+def test_the_head_makes_no_difference_without_labels() -> None:
+    masked = ("objective=masked_frame", "labels=null")
+    assert facts_of(*masked) == facts_of(*masked, "model.head=probe")
 
 
 def test_of_many_keys_three_are_named(tmp_path: Path) -> None:

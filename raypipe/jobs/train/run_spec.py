@@ -26,6 +26,11 @@ RUN, SELECTION = "run.json", "selection"
 _FREE = {"output", "checkpoint", "resources", "cache"}  # keys that may change when a training is resumed
 _NAMED = 3
 _MAX_COMPARED_VIDEOS = 2_000  # of a training whose model is compared with GPT-2 alone
+_MIN_COMPARED = 2  # a standard error needs this many videos
+_BEFORE: Mapping[str, Any] = {  # what older versions did, which stored no such keys
+    "settings.model.head": "gpt2",
+    "settings.model.compare_gpt2": "auto",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +115,8 @@ class RunSpec:
 
     @property
     def stop_epoch(self) -> int | None:
-        """Return 0 if only the probe is wanted, or if no validation videos could show that GPT-2 helps."""
-        without_gpt2 = self.config.model.head == "probe" or not self.samples.validation.num_rows
+        """Return 0 if only the probe is wanted, or if too few validation videos could show that GPT-2 helps."""
+        without_gpt2 = self.config.model.head == "probe" or self.samples.validation.num_rows < _MIN_COMPARED
         return 0 if self.has_probe and without_gpt2 else None
 
     @property
@@ -183,6 +188,7 @@ def _prepare_video_model(config: TrainConfig, samples: TrainingSamples) -> RunSp
         comparable = samples.comparable_fingerprints
         check_embeddings(init_from, samples.fingerprint, samples.embedding_dim, comparable=comparable)
         learned = read_config(init_from)
+        _check_has_gpt2(init_from, learned)
         gpt2, max_frames = Gpt2(learned.gpt2.to_dict()), learned.max_frames
     _check_freeze(config, gpt2)
     network = NetworkSpec(
@@ -202,6 +208,13 @@ def _prepare_video_model(config: TrainConfig, samples: TrainingSamples) -> RunSp
             reads_changes=_has_probe(config) and init_from is None,
         )
     return RunSpec(config, Folder(config.output), samples, network, rate)
+
+
+def _check_has_gpt2(init_from: ModelFiles, learned: VideoClassifierConfig) -> None:
+    if not learned.has_gpt2:
+        msg = f"{init_from.source} has no GPT-2: only a linear probe was kept."
+        remedy = "Choose a training with objective masked_frame, or with model.head=gpt2."
+        raise WeightsError(msg, key="init_from", value=init_from.source, remedy=remedy)
 
 
 def _check_freeze(config: TrainConfig, gpt2: Gpt2) -> None:
@@ -272,6 +285,8 @@ def run_facts(spec: RunSpec) -> dict[str, Any]:
         data["index_version"] = samples.index.version
     else:
         del settings["ranker"]
+        if not spec.has_probe:
+            del settings["model"]["head"]
     weights = _initial_weights(network) if isinstance(network, NetworkSpec) else "random"
     return {"settings": settings, "data": data, "weights": weights}
 
@@ -301,6 +316,7 @@ def check_same_run(output: Folder, facts_now: Mapping[str, Any]) -> None:
     except (ObjectError, AttributeError, TypeError, ValueError) as error:
         msg = f"{output.child(RUN)} is not the run.json of a training: {one_line(error)}."
         raise CommitError(msg, key=output.child(RUN), remedy="Choose another output.") from None
+    before, now = _BEFORE | before, _BEFORE | now
     differ = [
         (key.partition(".")[2] or key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
