@@ -22,7 +22,7 @@ AUTO = {  # for classify, and for next_video
     "warmup_fraction": (0.1, 0.01),
     "max_grad_norm": (1.0, 5.0),
     "early_stop_epochs": (30, 10),
-    "select_by": ("accuracy", "ndcg"),
+    "select_by": ("loss", "ndcg"),
 }
 TRAIN_EXAMPLE = EXAMPLE.with_name("train.yaml")
 REQUIRED = {"input": "videos", "output": "embeddings"}
@@ -195,6 +195,25 @@ def test_auto_is_a_value_for_the_objective() -> None:
     assert load_config(TrainConfig, ranker) == ranker
     given = load_config(TrainConfig, values=NEXT_VIDEO, overrides=["optimizer.batch_size=7"]).optimizer
     assert (given.batch_size, given.weight_decay) == (7, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.head=auto"], "loss"),
+        (["model.head=probe"], "loss"),
+        (["model.head=gpt2"], "accuracy"),
+        (["model.head=gpt2", "optimizer.select_by=loss"], "loss"),
+        (["model.head=probe", "optimizer.select_by=macro_f1"], "macro_f1"),
+        (["objective=masked_frame", "labels=null"], "accuracy"),  # is not measured, so the loss decides
+    ],
+)
+def test_a_probe_is_selected_by_loss(overrides: list[str], expected: str) -> None:
+    values = {"embeddings": "e", "labels": "l", "output": "o", "optimizer": {"select_by": "auto"}}
+    config = load_config(TrainConfig, values=values, overrides=overrides)
+    assert config.optimizer.select_by == expected
+    assert load_config(TrainConfig, config) == config == TrainConfig.model_validate_json(config.model_dump_json())
+    assert TrainConfig(**{key: getattr(config, key) for key in config.model_fields_set}) == config
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ LABELS = ("cat", "dog", "fish", "horse")
 NUM_VIDEOS = 96
 NOISE = 1.0
 TINY: Mapping[str, Any] = {
-    "model": {"gpt2": {"n_layer": 1, "n_head": 2, "n_embd": 16}},
+    "model": {"head": "gpt2", "gpt2": {"n_layer": 1, "n_head": 2, "n_embd": 16}},
     "data": {"validation_fraction": 0.25},
     "optimizer": {"epochs": 4, "batch_size": 2, "early_stop_epochs": 0},
     "resources": {"use_gpu": False},

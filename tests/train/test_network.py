@@ -65,7 +65,8 @@ def test_every_frame_of_a_short_video_may_be_the_one_that_is_kept_or_hidden() ->
 
 
 def batch_of(model: VideoModel, videos: list[Half], targets: list[list[int]]) -> FramesBatch:
-    window = FramesWindow(targets=[np.array(target, dtype=np.int64) for target in targets], frames=videos)
+    numbers = [np.array(target, dtype=np.int64) for target in targets]
+    window = FramesWindow(index=list(range(len(videos))), targets=numbers, frames=videos)
     return VideoTask(model, OptimizerConfig(), device=CPU).batch(window, np.arange(len(videos)))
 
 
