@@ -173,7 +173,7 @@ def refuse_other_settings(before: Mapping[str, Any], now: Mapping[str, Any], *, 
         key=keys[0],
         value={key: is_now.get(key) for key in keys},
         expected={key: was.get(key) for key in keys},
-        remedy="Choose another output, or use those settings.",
+        remedy="Choose another output." if "format" in keys else "Choose another output, or use those settings.",
     )
 
 

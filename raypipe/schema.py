@@ -51,9 +51,11 @@ LABELS = "labels"
 TOP_LABELS = "top_labels"
 TOP_SCORES = "top_scores"
 FRAME_SCORES = "frame_scores"
+ORDER_SCORES = "order_scores"
 
 ROW_FORMAT = 2  # of embed's rows: their columns and decoding rules. It is part of the fingerprint
 _ADDED_BY_FORMAT_2 = (NUM_CORRUPT_FRAMES, INTERLACED, TIMELINE_REPAIRED)
+PREDICTIONS_FORMAT = 2  # of classify's rows: their columns, and what they mean. It is part of the fingerprint
 
 LABEL_THRESHOLD = 0.5  # a multi-label model assigns every label with at least this probability
 
@@ -117,15 +119,20 @@ def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT) -> pa
     return pa.schema([field for field in fields if field.name not in _ADDED_BY_FORMAT_2])
 
 
-def predictions_schema() -> pa.Schema:
+def predictions_schema(*, row_format: int = PREDICTIONS_FORMAT) -> pa.Schema:
     """Return the schema of a file that ``raypipe classify`` writes, with one row per video.
 
     If a video has no frames, ``label`` and all columns after it are null. ``etag`` consists of the generation and the
     etag of the video's row in the embeddings, such as ``3-d41d8…``. It identifies one embedding of a video.
     ``generation`` counts the classifications. With a multi-label model, ``labels`` contains all labels with a
-    probability of at least 0.5. Otherwise, it contains only the best label. ``frame_scores`` is null unless requested.
+    probability of at least 0.5. Otherwise, it contains only the best label.
+
+    ``frame_scores`` and ``order_scores`` are null unless requested. They say what each frame adds to the logit of
+    ``label``. The ``frame_scores`` of the probe add up to its logit. An ``order_score`` says by how much the logit of
+    GPT-2 falls if GPT-2 does not see the frame. Row format 1 lacks ``order_scores``, and its ``frame_scores`` are
+    GPT-2's gradients times inputs.
     """
-    return pa.schema(
+    fields = pa.schema(
         [
             (VIDEO_ID, pa.string()),
             (VIDEO_URI, pa.string()),
@@ -140,8 +147,10 @@ def predictions_schema() -> pa.Schema:
             (TOP_LABELS, pa.list_(pa.string())),
             (TOP_SCORES, pa.list_(pa.float32())),
             (FRAME_SCORES, pa.list_(pa.float32())),
+            (ORDER_SCORES, pa.list_(pa.float32())),
         ]
     )
+    return fields if row_format >= PREDICTIONS_FORMAT else fields.remove(fields.get_field_index(ORDER_SCORES))
 
 
 def recommendations_schema() -> pa.Schema:

@@ -246,15 +246,14 @@ def test_other_settings_need_another_output(golden: Golden, embed_setup: embed.E
     assert plan_numbers(golden.folder("embed")) == [0, 1]
 
 
-def test_only_new_embeddings_are_classified(golden: Golden, bucket: str) -> None:
+def test_predictions_of_format_1_are_not_continued(golden: Golden, bucket: str) -> None:
     output = golden.copy("predictions", Folder(bucket))
     config = golden.config(ClassifyConfig, "classify").model_copy(update={"output": output.uri})
-    classify.plan_new(setup := classify.prepare(config), StoredPlans(setup.output), num_slots=1)
+    setup = classify.prepare(config)
+    with pytest.raises(FingerprintError) as caught:
+        classify.plan_new(setup, StoredPlans(output), num_slots=1)
+    assert (caught.value.expected, caught.value.value) == ({"format": 1}, {"format": 2})
     assert plan_numbers(output) == [0]
-    with pytest.raises(FingerprintError):
-        classify.plan_new(
-            setup := classify.prepare(config.model_copy(update={"top_k": 1})), StoredPlans(setup.output), num_slots=1
-        )
 
 
 def test_videos_gone_from_an_old_output_are_marked(

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raypipe import schema
 from raypipe.config import ClassifyConfig
 from raypipe.dataset.commit import missing_shards
 from raypipe.dataset.plan import PlannedVideo, StoredPlans, fingerprint, plan_numbers, read_plan
@@ -34,7 +35,7 @@ def test_the_fingerprint_depends_on_model_and_embeddings(embeddings: Folder, tmp
     setup = prepare(configured(embeddings, model))
     assert setup.settings == {
         "job": "classify",
-        "format": 1,
+        "format": schema.PREDICTIONS_FORMAT,
         "model": setup.files.digest,
         "embeddings": MARK,
         "top_k": 5,
@@ -135,4 +136,8 @@ def test_the_rows_hold_the_models_predictions(embeddings: Folder, tmp_path: Path
                 best = int(alone.probabilities[0].argmax())
                 assert row["label"] == model.config.label_names[best]
                 assert row["score"] == pytest.approx(alone.probabilities[0, best], abs=1e-5)
-                assert len(row["frame_scores"]) == embedded["num_frames"]
+                assert alone.frame_scores is not None
+                assert alone.order_scores is not None
+                assert len(row["frame_scores"]) == len(row["order_scores"]) == embedded["num_frames"]
+                assert row["frame_scores"] == pytest.approx(alone.frame_scores[0], abs=1e-5)
+                assert row["order_scores"] == pytest.approx(alone.order_scores[0], abs=1e-5)

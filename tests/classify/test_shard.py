@@ -73,11 +73,11 @@ def test_every_row_becomes_one_row_with_its_own_label(folder: Folder) -> None:
             assert row[schema.TOP_LABELS] == [NAMES[number] for number in order[:3]]
             assert row[schema.TOP_SCORES] == pytest.approx(probabilities[order[:3]])
             assert (row[schema.LABEL], row[schema.LABELS]) == (NAMES[order[0]], [NAMES[order[0]]])
-            assert len(row[schema.FRAME_SCORES]) == row[schema.NUM_FRAMES] == 3
+            assert row[schema.NUM_FRAMES] == 3
+            assert (row[schema.FRAME_SCORES], row[schema.ORDER_SCORES]) == ([0.5] * 3, [0, 1, 2])
         else:
-            assert [row[name] for name in (schema.LABEL, schema.SCORE, schema.LABELS, schema.FRAME_SCORES)] == [
-                None
-            ] * 4
+            names = (schema.LABEL, schema.SCORE, schema.LABELS, schema.FRAME_SCORES, schema.ORDER_SCORES)
+            assert [row[name] for name in names] == [None] * 5
 
 
 @settings(max_examples=examples(25))
@@ -151,7 +151,7 @@ def test_a_model_of_few_labels_and_no_frame_scores(folder: Folder) -> None:
     rows, embeddings = one_shard(folder, {"a.mp4": content()})
     options = work.ClassifyOptions(top_k=5, frame_scores=False, batch_size=OPTIONS.batch_size)
     made = classified_rows(rows, embeddings, FakeModel(label_names=("yes", "no")), options)
-    assert made[schema.FRAME_SCORES].to_pylist() == [None]
+    assert [made[name].to_pylist() for name in (schema.FRAME_SCORES, schema.ORDER_SCORES)] == [[None]] * 2
     assert sorted(made[schema.TOP_LABELS][0].as_py()) == ["no", "yes"]
     assert output_rows(made, schema.predictions_schema()).schema == schema.predictions_schema()
 
@@ -181,6 +181,21 @@ def test_invalid_probabilities_fail_the_shard(folder: Folder, monkeypatch: pytes
     with pytest.raises(JobError) as caught:
         classified_rows(rows, embeddings, FakeModel())
     assert caught.value.key == schema.SCORE
+
+
+@pytest.mark.parametrize("name", ["frame_scores", "order_scores"])
+def test_invalid_scores_of_frames_fail_the_shard(folder: Folder, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    rows, embeddings = one_shard(folder, {"a.mp4": content()})
+    classify = FakeModel.classify
+
+    def invalid(*videos: Any, **options: Any) -> Any:  # noqa: ANN401
+        said = classify(*videos, **options)
+        getattr(said, name)[0][1] = np.inf
+        return said
+
+    monkeypatch.setattr(FakeModel, "classify", invalid)
+    with pytest.raises(JobError):
+        classified_rows(rows, embeddings, FakeModel())
 
 
 def test_a_file_changed_since_the_seal_is_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from raypipe.storage import Folder
 from support.embed_outputs import DIM, VERSIONS
 
 NAMES = ["cat", "dog", "fish", "horse"]
-SETTINGS = {"job": "classify", "format": 1, "model": "m"}
+SETTINGS = {"job": "classify", "format": schema.PREDICTIONS_FORMAT, "model": "m"}
 OPTIONS = work.ClassifyOptions(top_k=3, frame_scores=True, batch_size=2)
 
 
@@ -52,7 +52,8 @@ class FakeModel:
         if self.problem_type == "single_label_classification":
             probabilities /= probabilities.sum(axis=1, keepdims=True)
         scores = [np.full(len(video), 0.5, np.float32) for video in videos] if frame_scores else None
-        return SimpleNamespace(probabilities=probabilities.astype(np.float32), frame_scores=scores)
+        order = [np.arange(len(video), dtype=np.float32) for video in videos] if frame_scores else None
+        return SimpleNamespace(probabilities=probabilities.astype(np.float32), frame_scores=scores, order_scores=order)
 
     def logits(self, video: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
         assert video.shape[1:] == (DIM,)

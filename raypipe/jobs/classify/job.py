@@ -22,8 +22,6 @@ from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
 
-_FORMAT = 1  # the row format: increased by every change that makes old rows incompatible
-
 
 @dataclass(frozen=True, slots=True)
 class ClassifySetup:
@@ -41,7 +39,7 @@ class ClassifySetup:
         """Return all settings that affect the content of a row."""
         return {
             "job": "classify",
-            "format": _FORMAT,
+            "format": schema.PREDICTIONS_FORMAT,
             "model": self.files.digest,
             "embeddings": self.manifests[0]["fingerprint"],
             "top_k": self.config.top_k,

@@ -33,6 +33,7 @@ NUM_VECTOR_BYTES = "num_vector_bytes"
 READ_SECONDS = "read_seconds"
 CLASSIFY_SECONDS = "classify_seconds"
 Vectors = npt.NDArray[np.float16]
+Scores = npt.NDArray[np.float32]
 _OF_THE_FILE = (schema.STATUS, schema.ERROR, schema.NUM_FRAMES, schema.FRAME_EMBEDDINGS)
 _FLOAT16_BYTES = 2
 
@@ -41,7 +42,8 @@ _FLOAT16_BYTES = 2
 class ClassifyOptions:
     """How to run the model.
 
-    ``top_k`` is the number of labels to store per video. ``frame_scores`` says whether to score each frame as well.
+    ``top_k`` is the number of labels to store per video. ``frame_scores`` says whether to score each frame as well: its
+    part in the probe and, as ``order_scores``, in GPT-2.
     ``batch_size`` is the number of videos per batch.
     """
 
@@ -117,11 +119,13 @@ def _answers(
 ) -> dict[str, pa.Array]:
     names = model.config.label_names
     probabilities = np.empty((0, len(names)), np.float32)
-    frame_scores: list[npt.NDArray[np.float32]] | None = None
+    frame_scores: list[Scores] | None = None
+    order_scores: list[Scores] | None = None
     if vectors:
         said = model.classify(vectors, frame_scores=options.frame_scores, batch_size=options.batch_size)
-        probabilities, frame_scores = said.probabilities, said.frame_scores
-    if not all(np.isfinite(numbers).all() for numbers in (probabilities, *(frame_scores or ()))):
+        probabilities, frame_scores, order_scores = said.probabilities, said.frame_scores, said.order_scores
+    scores = (probabilities, *(frame_scores or ()), *(order_scores or ()))
+    if not all(np.isfinite(numbers).all() for numbers in scores):
         msg = "The model returned scores that are not finite."
         raise JobError(msg, key=schema.SCORE, remedy="Train it again with a lower learning rate.")
     ranked = np.argsort(-probabilities, axis=1, kind="stable")
@@ -140,10 +144,16 @@ def _answers(
         schema.LABELS: labels,
         schema.TOP_LABELS: top_labels,
         schema.TOP_SCORES: top_scores.tolist(),
-        schema.FRAME_SCORES: [None] * len(vectors) if frame_scores is None else [one.tolist() for one in frame_scores],
+        schema.FRAME_SCORES: _of_frames(frame_scores, num_videos=len(vectors)),
+        schema.ORDER_SCORES: _of_frames(order_scores, num_videos=len(vectors)),
     }
     wanted = schema.predictions_schema()
     return {name: _spread(values, has_frames, wanted.field(name).type) for name, values in made.items()}
+
+
+def _of_frames(scores: Sequence[Scores] | None, *, num_videos: int) -> Sequence[object]:
+    """Return one list of scores per video, or one None if there are no scores."""
+    return [None] * num_videos if scores is None else [each.tolist() for each in scores]
 
 
 def _spread(values: Sequence[object], has_frames: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
