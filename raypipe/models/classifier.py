@@ -35,7 +35,8 @@ class VideoClassifierConfig(PreTrainedConfig):
 
     The logits of a classifier are the sum of those of a linear probe on the frame statistics ``probe``, and of GPT-2.
     Models of older versions have no probe. GPT-2 reads ``frames`` or, next to a probe, their ``changes``. Probabilities
-    are computed from the logits divided by ``temperature``.
+    are computed from the logits divided by ``temperature``. ``frame_scores_help`` says whether the scores of frames
+    passed the deletion test; None if it was not run.
     """
 
     model_type: ClassVar[str] = "raypipe_video_classifier"
@@ -51,6 +52,7 @@ class VideoClassifierConfig(PreTrainedConfig):
     has_gpt2: bool = True
     gpt2_reads: str = "frames"
     temperature: float | int = 1.0
+    frame_scores_help: bool | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
         """Convert ``gpt2`` to a ``GPT2Config`` without a vocabulary.

@@ -92,6 +92,24 @@ def test_a_mismatch_is_one_line_and_exit_code_2(embeddings: Folder, tmp_path: Pa
     assert not Path(f"{embeddings.uri}-labels").exists()
 
 
+@pytest.mark.parametrize(
+    ("help_is", "asked", "warns"), [(False, True, 1), (False, False, 0), (True, True, 0), (None, True, 0)]
+)
+def test_frame_scores_that_do_not_help_are_warned_of(
+    embeddings: Folder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    help_is: bool | None,
+    asked: bool,
+    warns: int,
+) -> None:
+    model = save_model(tmp_path / "model", frame_scores_help=help_is)
+    setup = prepare(configured(embeddings, model, frame_scores=asked))
+    assert build_classifier(setup.files).config.frame_scores_help is help_is
+    assert sum(model.name in record.getMessage() for record in caplog.records) == warns
+
+
 def test_two_ids_of_one_object_are_two_videos(tmp_path: Path) -> None:
     """The manifest renamed an object whose content changed: both rows count."""
     embeddings = Folder(str(tmp_path / "embeddings"))

@@ -61,9 +61,15 @@ class FakeModel:
 
 
 def save_model(
-    folder: Path, *, dim: int = DIM, mark: str | None = None, names: Sequence[str] = NAMES, seed: int = 0
+    folder: Path,
+    *,
+    dim: int = DIM,
+    mark: str | None = None,
+    names: Sequence[str] = NAMES,
+    seed: int = 0,
+    **keys: object,
 ) -> Path:
-    """Save a tiny classifier with random weights, like ``save_pretrained``."""
+    """Save a tiny classifier with random weights, like ``save_pretrained``. ``keys`` are added to its configuration."""
     torch.manual_seed(seed)
     config = VideoClassifierConfig(
         embedding_dim=dim,
@@ -73,6 +79,7 @@ def save_model(
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
         problem_type="single_label_classification",
+        **keys,
     )
     VideoClassifier(config).save_pretrained(folder)
     return folder

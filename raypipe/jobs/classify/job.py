@@ -1,5 +1,6 @@
 """The classify job, from a configuration to a sealed output."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from raypipe.runs.actors import Executor, Needs, Placement
 from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,12 @@ def prepare(config: ClassifyConfig) -> ClassifySetup:
         raise ConfigError(msg, key="output", value=str(output), remedy="Choose another output.")
     manifests = embeddings_manifests(embeddings)
     files = read_model(Folder(config.model))
-    build_classifier(files)
+    model_config = build_classifier(files).config
+    if config.frame_scores and model_config.frame_scores_help is False:
+        _logger.warning(
+            "The frame_scores of %s are no better than random ones at naming the frames that its labels depend on.",
+            files.source,
+        )
     setup = ClassifySetup(config, embeddings, output, manifests, embedding_dim(embeddings, manifests), files)
     check_embeddings(
         files,
