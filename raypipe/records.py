@@ -388,6 +388,29 @@ class PeerMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionCurve:
+    """The mean probability of the predicted label after a fraction of the frames was removed.
+
+    ``by_score`` and ``at_random`` have one entry per entry of ``fractions``: after the removal of the frames with the
+    highest scores, and of random frames. ``difference`` is the area between the two curves, as the mean over the videos
+    with its 95 % interval.
+    """
+
+    fractions: tuple[float, ...]
+    by_score: tuple[float, ...]
+    at_random: tuple[float, ...]
+    difference: float
+    difference_low: float
+    difference_high: float
+    num_videos: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether removing frames by score is measurably better than removing random frames."""
+        return self.difference_low > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """One training in a hyperparameter search: the settings that it changed, and the metrics of its best epoch."""
 
@@ -447,6 +470,7 @@ class TrainingRecord:
     classes: tuple[ClassMetrics, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
     peers: tuple[PeerMetrics, ...] = ()
+    deletion: DeletionCurve | None = None
     trials: tuple[Trial, ...] = ()
 
     @property

@@ -5,13 +5,13 @@ the predicted label falls faster than if random frames are removed (Petsiuk et a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.evaluation.ranking_metrics import Interval, intervals
+from raypipe.evaluation.ranking_metrics import intervals
+from raypipe.records import DeletionCurve
 
 if TYPE_CHECKING:
     from raypipe.models.classifier import Frames, VideoClassifier
@@ -23,27 +23,6 @@ FRACTIONS = tuple(step / 10 for step in range(10))  # of a video's frames that a
 MIN_VIDEOS, MAX_VIDEOS, MAX_FRAMES = 10, 200, 32
 _NUM_RANDOM_ORDERS = 3
 _BATCH_VIDEOS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class DeletionCurve:
-    """The mean probability of the predicted label after a fraction of the frames was removed.
-
-    ``by_score`` and ``at_random`` have one entry per entry of ``fractions``: after the removal of the frames with the
-    highest scores, and of random frames. ``difference`` is the area between the two curves, as the mean over the videos
-    with its 95 % interval.
-    """
-
-    fractions: tuple[float, ...]
-    by_score: tuple[float, ...]
-    at_random: tuple[float, ...]
-    difference: Interval
-    num_videos: int
-
-    @property
-    def is_better(self) -> bool:
-        """Return whether removing frames by score is measurably better than removing random frames."""
-        return self.difference.low > 0
 
 
 def deletion_curve(scores: Sequence[Floats], probabilities: Probabilities, *, seed: int = 0) -> DeletionCurve:
@@ -64,7 +43,16 @@ def deletion_curve(scores: Sequence[Floats], probabilities: Probabilities, *, se
     curves = [np.column_stack([whole, each]).astype(np.float64) for each in (by_score, at_random)]
     areas = np.asarray(np.trapezoid(curves[1] - curves[0], FRACTIONS, axis=1))
     means = [tuple(map(float, each.mean(axis=0))) for each in curves]
-    return DeletionCurve(FRACTIONS, means[0], means[1], intervals({"area": areas}, seed=seed)["area"], len(scores))
+    area = intervals({"area": areas}, seed=seed)["area"]
+    return DeletionCurve(
+        fractions=FRACTIONS,
+        by_score=means[0],
+        at_random=means[1],
+        difference=area.value,
+        difference_low=area.low,
+        difference_high=area.high,
+        num_videos=len(scores),
+    )
 
 
 def _kept(orders: Sequence[npt.NDArray[np.integer]], fraction: float) -> list[Bools]:

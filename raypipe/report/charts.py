@@ -139,10 +139,11 @@ def epoch_chart(
     marked: int | None,
     show: Callable[[float], str],
     bounds: tuple[float, float] | None = None,
+    noun: str = "epoch",
     width: int,
     height: int,
 ) -> Chart:
-    """Draw lines over one or more ascending ``epochs``.
+    """Draw lines over one or more ascending ``epochs``, or other whole numbers that ``noun`` names.
 
     ``marked`` is the epoch to mark with a dashed line. ``show`` formats a value for its tooltip.
     """
@@ -157,10 +158,10 @@ def epoch_chart(
     return Chart(
         plot=plot,
         title=title,
-        label=f"{title} over {len(epochs)} epochs: {', '.join(line.name for line in series)}",
+        label=f"{title} over {len(epochs)} {noun}s: {', '.join(line.name for line in series)}",
         ticks=[(plot.x(epoch), str(epoch)) for epoch in _epoch_ticks(plot, epochs)],
         strips=[
-            (start, end - start, f"epoch {epoch}: {tooltip}")
+            (start, end - start, f"{noun} {epoch}: {tooltip}")
             for (start, end), epoch, tooltip in zip(
                 pairwise([plot.left, *middles, plot.left + plot.inner_width]), epochs, tooltips, strict=True
             )

@@ -70,6 +70,7 @@ def training_page(record: TrainingRecord) -> str:
         loss_trouble=_loss_trouble(record),
         curves=_curves(record),
         facts=history_rows(record),
+        deletion=_deletion(record),
         confusion=_confusion(record),
         classes=_classes(record),
         mistakes=sorted(record.mistakes, key=lambda mistake: -text.finite(mistake.score))[:MAX_MISTAKES],
@@ -240,8 +241,37 @@ def _chart(curves: _Curves, epochs: Sequence[EpochMetrics], marked: int | None, 
     present = [name for name in values if any(value is not None for value in values[name])]
     series = [Series(curves.names[name], "main" if name == present[-1] else "other", values[name]) for name in present]
     numbers, (title, _, show, bounds, height) = [metrics.epoch for metrics in epochs], curves
-    size = {"width": width, "height": height}
-    return epoch_chart(numbers, series, title=title, marked=marked, show=show, bounds=bounds, **size)
+    return epoch_chart(
+        numbers, series, title=title, marked=marked, show=show, bounds=bounds, width=width, height=height
+    )
+
+
+def _deletion(record: TrainingRecord) -> Mapping[str, object] | None:
+    """Return the chart of the deletion test, and what it found. Return None if it was not run."""
+    found = record.deletion
+    if found is None:
+        return None
+    percents = [round(100 * fraction) for fraction in found.fractions]
+    series = [Series("random frames", "other", found.at_random), Series("highest scores", "main", found.by_score)]
+    charts = [
+        epoch_chart(
+            percents,
+            series,
+            title="Probability of the predicted label",
+            marked=None,
+            show=text.format_score,
+            bounds=(0.0, 1.0),
+            noun="percent of frames",
+            width=width,
+            height=190,
+        )
+        for width in (WIDE, NARROW)
+    ]
+    verdict = "they name the frames that a prediction depends on" if found.is_better else "do not rely on them"
+    interval = f"[{found.difference_low:+.3f}, {found.difference_high:+.3f}]"
+    videos = text.plural(found.num_videos, "validation video")
+    note = f"Area between the curves {found.difference:+.3f} {interval}, on {videos}: {verdict}."
+    return {"charts": [[charts]], "note": note}
 
 
 def _confusion(record: TrainingRecord) -> Mapping[str, object] | None:

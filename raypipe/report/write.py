@@ -215,6 +215,9 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
     - ``peers``: the models of the comparison on the validation videos, each with ``name``, ``accuracy``, ``log_loss``,
       ``calibration_error``, and ``difference``, ``difference_low``, ``difference_high``: the trained model's accuracy
       minus this one's, with a paired 95 % interval. ``advice`` says in one sentence which model to trust
+    - ``deletion``: what happens to the probability of the predicted label when frames are removed: ``fractions`` of the
+      frames, ``by_score`` and ``at_random``, ``difference`` with ``difference_low`` and ``difference_high``, the area
+      between both, and ``num_videos``. Null if it was not measured
     - ``trials``: each with ``name``, ``settings``, ``outcome``, ``best_epoch``, ``metrics``, ``is_best``
     - ``settings``, ``versions``, ``machine``
     """
@@ -243,6 +246,7 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
         "mistakes": [_numbers(mistake) for mistake in record.mistakes[:MAX_MISTAKES]],
         "peers": [_numbers(metrics) for metrics in record.peers],
         "advice": which_to_trust(record),
+        "deletion": None if record.deletion is None else asdict(record.deletion),
         "trials": [
             {
                 **_named(trial, "name", "settings", "outcome", "best_epoch"),

@@ -28,6 +28,7 @@ from raypipe.models.model_files import MODEL_FOLDER
 from raypipe.records import (
     MAX_MISTAKES,
     ClassMetrics,
+    DeletionCurve,
     EpochMetrics,
     Mistake,
     Outcome,
@@ -170,6 +171,7 @@ def with_events(
         num_parameters=about.get("num_parameters", 0),
         num_trainable_parameters=about.get("num_trainable_parameters", 0),
         num_restarts=max(0, len(log.starts) - 1),
+        deletion=log.ended["deletion"] if log.ended else None,
     )
     return with_evaluation(record, spec, log.ended["predictions"] if log.ended else None)
 
@@ -192,6 +194,7 @@ def earlier_record(output: Folder, record: TrainingRecord) -> TrainingRecord:
             classes=tuple(ClassMetrics(**metrics) for metrics in said["classes"]),
             mistakes=tuple(Mistake(**mistake) for mistake in said["mistakes"]),
             peers=tuple(PeerMetrics(**metrics) for metrics in said.get("peers", ())),
+            deletion=DeletionCurve(**said["deletion"]) if said.get("deletion") else None,
             model_uri=output.child(MODEL_FOLDER),
             is_refitted=said.get("is_refitted", False),
             **{key: said[key] for key in known},

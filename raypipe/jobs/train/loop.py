@@ -103,6 +103,7 @@ class Loop:
         if workers.size > 1:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
             self._network = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+        self.num_validation = settings.num_validation
         self.has_validation = settings.num_validation > 0  # True on all workers or on none
         self.state = TrainingState()
         self._seen = np.zeros(settings.num_train, dtype=bool)
@@ -302,6 +303,11 @@ class Loop:
         self._validation.settle(self._workers)
         scores.add_up(self._workers)
         return scores
+
+    def validation_windows(self) -> Iterator[Any]:
+        """Yield the validation samples of this worker. All workers must read all of them."""
+        yield from self._validation.windows()
+        self._validation.settle(self._workers)
 
     def _maybe_checkpoint(self) -> None:
         if self._workers.size > 1 and self.state.step % _AGREE_STEPS:

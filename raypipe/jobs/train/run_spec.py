@@ -316,7 +316,7 @@ def check_same_run(output: Folder, facts_now: Mapping[str, Any]) -> None:
     except (ObjectError, AttributeError, TypeError, ValueError) as error:
         msg = f"{output.child(RUN)} is not the run.json of a training: {one_line(error)}."
         raise CommitError(msg, key=output.child(RUN), remedy="Choose another output.") from None
-    before, now = _BEFORE | before, _BEFORE | now
+    before, now = {**_BEFORE, **before}, {**_BEFORE, **now}
     differ = [
         (key.partition(".")[2] or key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from raypipe.evaluation.calibration import fit_temperature
+from raypipe.evaluation.deletion import MAX_VIDEOS, measure_deletion
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints, put_metrics, put_model
 from raypipe.jobs.train.inputs import Ints
@@ -23,7 +25,7 @@ from raypipe.jobs.train.next_video_task import HistoriesWindow, NextVideoTask
 from raypipe.jobs.train.ranker_spec import RankerNetwork, build_ranker
 from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.jobs.train.tasks import Task
-from raypipe.jobs.train.video_task import FramesWindow, UnseenLogits, VideoTask
+from raypipe.jobs.train.video_task import FramesWindow, Half, UnseenLogits, VideoTask
 from raypipe.models.classifier import VideoClassifier
 from raypipe.storage import Folder
 
@@ -75,7 +77,8 @@ def train_worker(config: Mapping[str, Any]) -> None:
         peer = [] if settings.peer is None else _train_peer(ray.get(settings.peer), settings, make_loop, notify)
         _finish(loop, output, workers, notify, settings, peer=peer)
     elif workers.leads:  # a retry would end the same way
-        notify("ended", {"state": state, "model_uri": "", "predictions": None, "peer_predictions": []})
+        nothing: dict[str, Any] = {"predictions": None, "peer_predictions": [], "deletion": None}
+        notify("ended", {"state": state, "model_uri": "", **nothing})
 
 
 def _train_peer(
@@ -160,13 +163,18 @@ def _finish(
     """Report the predictions of the best epoch for every validation video, and store the model."""
     state = loop.state
     parts = load_best_model(loop, workers)
+    some = _some_videos(loop, workers)
     if workers.leads:
+        deletion = None
+        if some and isinstance(loop.model, VideoClassifier):
+            deletion = measure_deletion(loop.model, some)
+            loop.model.config.frame_scores_help = None if deletion is None else deletion.is_better
         put_metrics(output, state.history)  # not written yet if a worker died right after its last checkpoint
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
         metrics = best if settings.metrics is None else settings.metrics
         model_uri = put_model(output, loop.model, metrics=metrics, others=settings.model_files)
-        ended = {"state": state, "model_uri": model_uri, "predictions": parts, "peer_predictions": peer}
-        notify("ended", ended)
+        about = {"predictions": parts, "peer_predictions": peer, "deletion": deletion}
+        notify("ended", {"state": state, "model_uri": model_uri, **about})
 
 
 def load_best_model(loop: Loop, workers: Collective) -> list[dict[str, Any]]:
@@ -196,6 +204,21 @@ def _predictions(loop: Loop, workers: Collective) -> list[dict[str, Any]]:
     if loop.has_validation:
         loop.evaluate(collect)
     return [part for worker in workers.gather(collected) for part in worker]
+
+
+def _some_videos(loop: Loop, workers: Collective) -> list[Half]:
+    """Return the frames of evenly chosen validation videos of all workers, if the model classifies videos."""
+    if not isinstance(loop.model, VideoClassifier) or not loop.has_validation:
+        return []
+    stride = max(1, loop.num_validation // MAX_VIDEOS)
+    chosen = [
+        (number, frames)
+        for window in loop.validation_windows()
+        for number, frames in zip(window.index, window.frames, strict=True)
+        if number % stride == 0
+    ]
+    gathered = sorted((one for worker in workers.gather(chosen) for one in worker), key=itemgetter(0))
+    return [frames for _, frames in gathered]
 
 
 def calibrate(model: VideoClassifier, predictions: Sequence[dict[str, Any]]) -> None:
