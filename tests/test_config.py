@@ -205,7 +205,7 @@ def test_auto_is_a_value_for_the_objective() -> None:
         (["model.head=gpt2"], "accuracy"),
         (["model.head=gpt2", "optimizer.select_by=loss"], "loss"),
         (["model.head=probe", "optimizer.select_by=macro_f1"], "macro_f1"),
-        (["objective=masked_frame", "labels=null"], "accuracy"),  # is not measured, so the loss decides
+        (["objective=masked_frame", "labels=null"], "loss"),
     ],
 )
 def test_a_probe_is_selected_by_loss(overrides: list[str], expected: str) -> None:

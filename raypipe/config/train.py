@@ -109,7 +109,7 @@ class OptimizerConfig(Section):
     class_weights: Literal["none", "balanced"] = "none"
     masked_fraction: float = Field(default=0.3, gt=0, lt=1)
     early_stop_epochs: int = Field(default=30, ge=0, json_schema_extra=_or_auto)
-    select_by: SelectBy = Field(default="accuracy", json_schema_extra=_or_auto)
+    select_by: SelectBy = Field(default="loss", json_schema_extra=_or_auto)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -205,8 +205,8 @@ class TrainConfig(Section):
             return tree
         head = model.get("head", "auto") if isinstance(model, Mapping) else getattr(model, "head", "auto")
         values = _NEXT_VIDEO if tree.get("objective") == "next_video" else {}
-        if tree.get("objective", "classify") == "classify" and head != "gpt2":
-            values = {"select_by": "loss"}
+        if tree.get("objective", "classify") == "classify" and head == "gpt2":
+            values = {"select_by": "accuracy"}
         settled = {key: value for key, value in given.items() if key not in _NEXT_VIDEO or value != "auto"}
         return {**tree, "optimizer": {**values, **settled}}
 

@@ -97,7 +97,8 @@ def test_a_pretrained_gpt2_limits_the_positions(gpt2: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "pretrained", "expected"),
     [
-        ((), False, 3e-3 * 128 / 16),
+        ((), False, 6e-3 * 128 / 16),
+        (("model.head=gpt2",), False, 3e-3 * 128 / 16),
         ((), True, 1e-4),
         (("model.lora.rank=2",), True, 1e-3),
         (("optimizer.learning_rate=0.5",), False, 0.5),
