@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from raypipe.models.classifier_files import (
 )
 from raypipe.storage import Folder
 from support.embed_outputs import replace_object
-from support.tiny_models import DIM, NAMES, tiny_classifier, tiny_masked_frame
+from support.tiny_models import DIM, NAMES, random_videos, tiny_classifier, tiny_masked_frame
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,6 +64,44 @@ def test_an_output_and_a_saved_folder_give_the_same_model(folder: Folder, tmp_pa
         assert model.config.label_names == list(NAMES)
     assert read_model(output).digest == read_model(inner).digest
     assert build_model(read_model(output)).config.metrics == {"epoch": 2, "accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    "config", [{"probe": "mean", "has_gpt2": False}, {"probe": "mean_slope_std"}], ids=["probe", "both"]
+)
+def test_a_model_with_a_probe_is_built_and_classifies(tmp_path: Path, config: dict[str, object]) -> None:
+    model = tiny_classifier(**config, temperature=1.5)
+    put_model(Folder(str(tmp_path)), model, metrics={})
+    built = build_classifier(read_model(Folder(str(tmp_path))))
+    assert built.state_dict().keys() == model.state_dict().keys()
+    videos = random_videos([1, 3, 20])
+    found, expected = (one.classify(videos, frame_scores=True) for one in (built, model))
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    assert found.frame_scores is not None
+    assert expected.frame_scores is not None
+    for scores, meant in zip(found.frame_scores, expected.frame_scores, strict=True):
+        np.testing.assert_array_equal(scores, meant)
+
+
+def test_a_model_without_the_keys_of_later_versions_is_built(tmp_path: Path) -> None:
+    folder = saved(Folder(str(tmp_path / "model")), tmp_path)
+    tree = json.loads(folder.read(CONFIG))
+    older = {key: value for key, value in tree.items() if key not in {"probe", "has_gpt2", "temperature"}}
+    replace_object(folder, CONFIG, json.dumps(older).encode())
+    model = build_classifier(read_model(folder))
+    assert (model.config.probe, model.config.has_gpt2, model.config.temperature) == (None, True, 1)
+    videos = random_videos([1, 3, 20])
+    found, expected = (one.classify(videos, frame_scores=True) for one in (model, MODEL))
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+
+
+def test_a_probe_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    folder = saved(Folder(str(tmp_path / "model")), tmp_path)
+    tree = json.loads(folder.read(CONFIG)) | {"probe": "median"}
+    replace_object(folder, CONFIG, json.dumps(tree).encode())
+    error = problem(lambda: build_model(read_model(folder)))
+    assert error.key == folder.child(CONFIG)
+    assert "'median'" in str(error)
 
 
 def test_a_digest_tells_models_apart(tmp_path: Path) -> None:
