@@ -42,9 +42,11 @@ def calibration_error(confidences: Floats, is_right: Bools, *, num_bins: int = N
     """Return the expected calibration error of predictions ``[N]``, in bins of equally many predictions.
 
     This is the mean difference between the confidence and the fraction of right predictions in a bin. Fewer
-    predictions than bins give one bin each.
+    predictions than bins give one bin each. Without predictions, the error is NaN.
     """
+    if not len(confidences):
+        return float("nan")
     order = np.argsort(confidences, kind="stable")
     bins = np.array_split(order, min(num_bins, len(order)))
-    gaps = [abs(confidences[rows].mean() - is_right[rows].mean()) * len(rows) for rows in bins if len(rows)]
-    return float(sum(gaps) / len(order)) if len(order) else float("nan")
+    gaps = [abs(confidences[rows].mean() - is_right[rows].mean()) * len(rows) for rows in bins]
+    return float(sum(gaps) / len(order))

@@ -9,7 +9,7 @@ from raypipe.models.classifier import classification_loss
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # half the squared weights times this is added to the mean loss
 NUM_FOLDS = 5
 _MAX_CHOICE_VIDEOS, _MAX_STEPS = 5_000, 200
-_MIN_STD = 1e-6
+_MIN_STD = 1e-4  # embeddings are float16: below its resolution, an input is constant
 
 
 @dataclass(frozen=True, slots=True)
