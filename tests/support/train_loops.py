@@ -8,14 +8,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raypipe.config import CheckpointConfig, OptimizerConfig
+from raypipe.config import CheckpointConfig, ClassifierConfig, OptimizerConfig
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints
 from raypipe.jobs.train.inputs import INDEX, TARGETS
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
-from raypipe.jobs.train.video_task import FramesWindow, VideoTask
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
-from raypipe.models.gpt2 import VideoModel
+from raypipe.jobs.train.probing import LabelSpace, PooledVideos, TrainedProbe, fit_probe
+from raypipe.jobs.train.run_spec import NetworkSpec, build
+from raypipe.jobs.train.video_task import FramesWindow, UnseenLogits, VideoTask
+from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
+from raypipe.models.gpt2 import Gpt2, VideoModel
+from raypipe.models.probe import frame_statistics
 from raypipe.schema import FRAME_EMBEDDINGS
 from raypipe.storage import Folder
 from support.tiny_models import DIM, NAMES, Half, shake, tiny_config
@@ -95,6 +98,31 @@ def make_model(*, classifies: bool = True, seed: int = 0, **config: Any) -> Vide
     return model
 
 
+def pooled(videos: Sequence[Half], labels: Sequence[int]) -> PooledVideos:
+    """Return the statistics of videos with one label each."""
+    padded = pad_frames(videos, max_frames=16)
+    return PooledVideos(frame_statistics(padded.frames, padded.mask), torch.tensor(labels))
+
+
+def probe_of(videos: Sequence[Half], *, stride: int = 1) -> TrainedProbe:
+    """Return a probe that is fitted to every ``stride``-th video. The label of a video is its number modulo 3."""
+    chosen = range(0, len(videos), stride)
+    space = LabelSpace(len(NAMES), multi_label=False)
+    labels = [number % len(NAMES) for number in chosen]
+    return fit_probe(pooled([videos[number] for number in chosen], labels), space, stride=stride)
+
+
+def unseen_of(probe: TrainedProbe) -> UnseenLogits:
+    """Return what a probe predicts for videos that it has not seen."""
+    return UnseenLogits(probe.out_of_fold, stride=probe.stride, loss=probe.loss)
+
+
+def probed_model(probe: TrainedProbe, *, seed: int = 0, **config: Any) -> VideoModel:  # noqa: ANN401 - passed on
+    """Return an untrained GPT-2 next to a probe, as train builds it."""
+    spec = NetworkSpec(tiny_config(**config), ClassifierConfig(), classifies=True, gpt2=Gpt2({}), probe=probe)
+    return build(spec, seed=seed)
+
+
 def make_loop(
     settings: LoopSettings,
     folder: str | Path,
@@ -104,12 +132,14 @@ def make_loop(
     share: Sequence[int] | None = None,
     validation_share: Sequence[int] | None = None,
     model: VideoModel | None = None,
+    probe: TrainedProbe | None = None,
     cache_bytes: int = 10**6,
     rows: int = 4,
     notify: Notify = lambda _kind, _about: None,
 ) -> Loop:
-    """Return the loop of one worker that has a share of the samples, or all."""
-    model = make_model() if model is None else model
+    """Return the loop of one worker that has a share of the samples, or all. With a probe, GPT-2 is added to it."""
+    if model is None:
+        model = make_model() if probe is None else probed_model(probe)
     unlabelled = isinstance(model, MaskedFrameModel)
     read = [
         read_of(videos, numbers=numbers, rows=rows, unlabelled=unlabelled)
@@ -117,8 +147,9 @@ def make_loop(
     ]
     weights = settings.class_weights
     class_weights = None if weights is None else torch.tensor(weights)
+    unseen = None if probe is None else unseen_of(probe)
     return Loop(
-        VideoTask(model, settings.optimizer, device=CPU, class_weights=class_weights),
+        VideoTask(model, settings.optimizer, device=CPU, class_weights=class_weights, unseen=unseen),
         settings,
         train=WorkerSamples(read[0], empty=FramesWindow, cache_bytes=cache_bytes),
         validation=WorkerSamples(read[1], empty=FramesWindow, cache_bytes=cache_bytes),

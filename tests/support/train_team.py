@@ -22,12 +22,17 @@ from support.ranker_loops import network_of, ranker_loop, walks
 
 WALKS = walks(40)
 TRAIN, VALIDATION = loops.labelled_videos(29), loops.labelled_videos(11, seed=1)
+PROBE = loops.probe_of(TRAIN)
 CASES: dict[str, dict[str, Any]] = {
     "cached": {"shares": [range(20), range(20, 29)], "cache_bytes": [10**6, 10**6]},
     "streamed": {"shares": [range(20), range(20, 29)], "cache_bytes": [200, 200]},  # differently many windows
     "mixed": {"shares": [range(9), range(9, 29)], "cache_bytes": [10**6, 300]},
     "idle": {"shares": [range(0), range(29)], "cache_bytes": [10**6, 10**6]},
 }
+
+
+UNEQUAL, EMPTY = (range(8), range(8, 12)), (range(12), range(0))
+STEPS = {"unequal": UNEQUAL, "empty": EMPTY, "masked_frame": UNEQUAL, "probe": UNEQUAL}
 
 
 class Cut(BaseException):
@@ -48,12 +53,22 @@ def gradients(loop: Loop) -> dict[str, list[float]]:
     return found
 
 
-def one_step(folder: Path, share: range, *, classifies: bool) -> dict[str, list[float]]:
+def one_step(folder: Path, share: range, *, case: str) -> dict[str, list[float]]:
     """Return the gradients that a worker's optimizer gets in a step over all 12 samples; float64 except the loss."""
-    model = loops.shaken(loops.make_model(classifies=classifies)).double()
+    probe = PROBE if case == "probe" else None
+    model = loops.probed_model(probe) if probe else loops.make_model(classifies=case != "masked_frame")
     settings = loops.settings_of(12, 0, batch_size=12, max_grad_norm=1e9, masked_fraction=0.999)
-    loop = loops.make_loop(settings, folder, train=TRAIN, share=share, model=model)
-    return gradients(loop)
+    shaken = loops.shaken(model).double()
+    return gradients(loops.make_loop(settings, folder, train=TRAIN, share=share, model=shaken, probe=probe))
+
+
+def probe_scores(folder: Path, share: range | None) -> dict[str, float]:
+    """Return the scores of a GPT-2 next to a probe, as compared with the probe alone."""
+    settings = loops.settings_of(len(TRAIN), len(VALIDATION))
+    model = loops.probed_model(PROBE)
+    torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"validation": VALIDATION, "validation_share": share, "model": model, "probe": PROBE}
+    return loops.make_loop(settings, folder, train=TRAIN, **options).evaluate().metrics()
 
 
 def training(folder: Path, case: dict[str, Any], rank: int, **options: Any) -> Loop:  # noqa: ANN401 - passed on
@@ -144,10 +159,9 @@ def work(rank: int, folder: Path) -> None:
     """Run one of the two processes."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found: dict[str, Any] = {
-        "gradient unequal": one_step(folder, [range(8), range(8, 12)][rank], classifies=True),
-        "gradient empty": one_step(folder, [range(12), range(0)][rank], classifies=True),
-        "gradient masked_frame": one_step(folder, [range(8), range(8, 12)][rank], classifies=False),
+        f"gradient {case}": one_step(folder, shares[rank], case=case) for case, shares in STEPS.items()
     }
+    found["scores probe"] = probe_scores(folder, [range(7), range(7, 11)][rank])
     found["gradient next_video"] = ranker_step(folder, [range(20), range(20, 40)][rank])
     found["scores next_video"] = ranker_scores(folder, [range(30), range(30, 40)][rank])
     for name, case in CASES.items():
@@ -164,14 +178,15 @@ def main(folder: Path) -> None:
     multiprocessing.start_processes(work, args=(folder,), nprocs=2, start_method="fork")
     first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2))
     found: dict[str, Any] = {"resumed": first["resumed"]}
-    for case, classifies in (("unequal", True), ("empty", True), ("masked_frame", False)):
-        alone = one_step(folder, range(12), classifies=classifies)
+    for case in STEPS:
+        alone = one_step(folder, range(12), case=case)
         found[f"gradient {case}"] = [alone, first[f"gradient {case}"], second[f"gradient {case}"]]
     found["gradient next_video"] = [
         ranker_step(folder, None),
         first["gradient next_video"],
         second["gradient next_video"],
     ]
+    found["scores probe"] = [first["scores probe"], second["scores probe"], probe_scores(folder, None)]
     found["scores next_video"] = [first["scores next_video"], second["scores next_video"], ranker_scores(folder, None)]
     for name in CASES:
         found[f"seen {name}"] = [a + b for a, b in zip(first[name]["seen"], second[name]["seen"], strict=True)]

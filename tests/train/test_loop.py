@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from raypipe.config import OptimizerConfig
 from raypipe.errors import JobError
 from raypipe.jobs.train.checkpoints import Checkpoints, put_model
 from raypipe.jobs.train.loop import Loop
+from raypipe.jobs.train.probing import TrainedProbe
 from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.jobs.train.video_task import FramesWindow, VideoTask
 from raypipe.models.classifier import VideoClassifier, pad_frames
@@ -31,6 +33,8 @@ from support.train_loops import (
     labelled_videos,
     make_loop,
     make_model,
+    probe_of,
+    probed_model,
     settings_of,
     shaken,
     untimed,
@@ -69,10 +73,19 @@ def watch(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[
     return fed
 
 
-def begin(folder: Path, *, cache_bytes: int = 10**6, minutes: float = EVERY_STEP, classifies: bool = True) -> Loop:
+@cache
+def some_probe() -> TrainedProbe:
+    """Return a probe that is fitted to half of the training videos."""
+    return probe_of(TRAIN, stride=2)
+
+
+def begin(folder: Path, *, kind: str = "gpt2", minutes: float = EVERY_STEP, cache_bytes: int = 10**6) -> Loop:
+    """Return a loop that trains a masked-frame model, or a GPT-2, alone or next to a probe."""
     settings = settings_of(len(TRAIN), len(VALIDATION), minutes=minutes, **REGULAR)
-    model = make_model(classifies=classifies, dropout=0.2)
-    return make_loop(settings, folder, train=TRAIN, validation=VALIDATION, model=model, cache_bytes=cache_bytes, rows=2)
+    probe = some_probe() if kind == "probe" else None
+    model = probed_model(probe, dropout=0.2) if probe else make_model(classifies=kind == "gpt2", dropout=0.2)
+    videos = {"train": TRAIN, "validation": VALIDATION}
+    return make_loop(settings, folder, **videos, model=model, probe=probe, cache_bytes=cache_bytes, rows=2)
 
 
 def go_on(folder: Path, **options: Any) -> Loop:  # noqa: ANN401 - passed on
@@ -86,22 +99,24 @@ def go_on(folder: Path, **options: Any) -> Loop:  # noqa: ANN401 - passed on
 
 
 @pytest.mark.parametrize("cache_bytes", [10**6, 300], ids=["cached", "streamed"])
-@pytest.mark.parametrize("classifies", [True, False], ids=["classify", "masked_frame"])
+@pytest.mark.parametrize("kind", ["gpt2", "masked_frame", "probe"])
 def test_a_training_that_is_cut_off_at_any_step_ends_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cache_bytes: int, classifies: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cache_bytes: int, kind: str
 ) -> None:
-    options: dict[str, Any] = {"cache_bytes": cache_bytes, "classifies": classifies}
+    options: dict[str, Any] = {"cache_bytes": cache_bytes, "kind": kind}
     whole = begin(tmp_path / "whole", **options)
     fed = watch(whole, monkeypatch)
     whole.standardise()
     state = whole.run()
     assert state.ended == "finished"
     assert_each_once_an_epoch(fed, epochs=3)
-    steps, per_epoch = state.step, state.step // 3
-    for number in (0, per_epoch - 1, per_epoch, per_epoch + 2, steps + 1):  # one per step, and one after each epoch
+    steps, per_epoch, probes = state.step, state.step // 3, int(kind == "probe")
+    # There is one checkpoint per step, and one after each epoch. A probe is epoch 0.
+    for number in (0, *(probes + after for after in (0, per_epoch - 1, per_epoch, per_epoch + 2, steps + 1))):
         found = whole._checkpoints.read(number)
         assert found is not None
-        assert found.state["step"] == number + 1 - found.state["epoch"]
+        assert found.state["step"] == number + 1 - found.state["epoch"] - probes
+        assert len(found.state["history"]) == found.state["epoch"] + probes
         again = begin(tmp_path / f"cut-{number}", minutes=1e9, **options)
         torch.manual_seed(12345)  # the result must not depend on earlier random numbers
         again.resume(found)
@@ -122,17 +137,17 @@ def assert_each_once_an_epoch(fed: list[tuple[int, tuple[int, ...]]], *, epochs:
         assert numbers == list(range(len(TRAIN)))
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_a_training_interrupted_between_epochs_resumes(tmp_path: Path, epoch: int) -> None:
-    whole = begin(tmp_path / "whole", minutes=1e9)
+@pytest.mark.parametrize(("kind", "epoch"), [("gpt2", 1), ("gpt2", 3), ("probe", 0)])
+def test_a_training_interrupted_between_epochs_resumes(tmp_path: Path, kind: str, epoch: int) -> None:
+    whole = begin(tmp_path / "whole", minutes=1e9, kind=kind)
     whole.standardise()
     expected = whole.run()
-    first = begin(tmp_path / "cut", minutes=1e9)
+    first = begin(tmp_path / "cut", minutes=1e9, kind=kind)
     first._notify = kill_at_epoch(epoch)
     first.standardise()
     with pytest.raises(Killed):
         first.run()
-    again = go_on(tmp_path / "cut", minutes=1e9)
+    again = go_on(tmp_path / "cut", minutes=1e9, kind=kind)
     assert again.state.epoch == epoch
     found = again.run()
     assert untimed(found.history) == [pytest.approx(one, rel=0, abs=1e-6) for one in untimed(expected.history)]
@@ -422,7 +437,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("case", ["unequal", "empty", "masked_frame", "next_video"])
+@pytest.mark.parametrize("case", ["unequal", "empty", "masked_frame", "probe", "next_video"])
 def test_two_workers_have_the_gradient_of_one_with_all_samples(of_two: dict[str, Any], case: str) -> None:
     alone, first, second = of_two[f"gradient {case}"]
     assert first.keys() == second.keys() == alone.keys()
@@ -435,6 +450,12 @@ def test_two_workers_rank_as_one_would(of_two: dict[str, Any]) -> None:
     first, second, alone = of_two["scores next_video"]
     assert first == second == pytest.approx(alone, abs=1e-9)
     assert 0 < first["coverage_at_10"] <= 1
+
+
+def test_two_workers_compare_with_the_probe_as_one_would(of_two: dict[str, Any]) -> None:
+    first, second, alone = of_two["scores probe"]
+    assert first == second == pytest.approx(alone, abs=1e-6)
+    assert first["probe_gain"] != 0 < first["probe_gain_error"]
 
 
 @pytest.mark.parametrize("case", ["cached", "streamed", "mixed", "idle"])

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from raypipe.dataset.read import frame_embeddings
-from raypipe.errors import CommitError
+from raypipe.errors import CommitError, JobError
 from raypipe.jobs.train.datasets import frames_dataset
 from raypipe.jobs.train.inputs import INDEX, TARGETS
 from raypipe.jobs.train.video_task import label_tensor
@@ -20,6 +20,7 @@ from raypipe.models.classifier import pad_frames
 from raypipe.models.linear_fit import LinearFit, VideoLosses, blocked_folds, fit_linear
 from raypipe.models.probe import NUM_STATISTICS, ProbeFeatures, frame_statistics
 from raypipe.runs.actors import data_context
+from raypipe.schema import VIDEO_ID
 from raypipe.storage import Folder
 from raypipe.text import one_line
 
@@ -106,11 +107,13 @@ def find_probe(
 
     Raises:
         CommitError: the stored probe cannot be read.
+        JobError: embeddings are not finite.
     """
     if not output.exists(PROBE):
         stride = -(-samples.num_rows // MAX_VIDEOS)
         chosen = samples.take(pa.array(np.arange(0, samples.num_rows, stride)))
         pooled = pool_videos(chosen, embeddings_uri=embeddings_uri, space=space, max_frames=max_frames)
+        check_finite(pooled, chosen)
         output.put_new(PROBE, fit_probe(pooled, space, stride=stride).to_bytes())
     try:
         return TrainedProbe.from_bytes(output.read(PROBE))
@@ -147,6 +150,19 @@ def some_frames(video: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return 16 evenly chosen frames ``[16, D]`` of a video ``[T, D]``. Frames of a shorter one repeat."""
     rows = np.linspace(0, len(video) - 1, _NUM_KEPT).round().astype(np.int64)
     return np.asarray(video[rows])
+
+
+def check_finite(pooled: PooledVideos, samples: pa.Table) -> None:
+    """Check the statistics of the samples, in the same order.
+
+    Raises:
+        JobError: the embeddings of a video are not finite.
+    """
+    wrong = (~pooled.statistics.isfinite().flatten(start_dim=1).all(dim=1)).nonzero()[:, 0].tolist()
+    if wrong:
+        video_id = samples[VIDEO_ID][wrong[0]].as_py()
+        msg = f"The embeddings of {len(wrong)} training videos are not finite, {video_id!r} first."
+        raise JobError(msg, key=VIDEO_ID, value=video_id, remedy="Embed these videos again, or remove their labels.")
 
 
 def fit_probe(pooled: PooledVideos, space: LabelSpace, *, stride: int = 1) -> TrainedProbe:

@@ -68,8 +68,8 @@ class FramesBatch:
 class UnseenLogits:
     """The logits of a probe for training videos that it was not fitted to.
 
-    Out-of-fold logits ``[N, C]`` exist for the videos whose number is a multiple of ``stride``. The probe was not
-    fitted to the others, so that it predicts them itself.
+    Out-of-fold logits ``[N, C]``, on the model's device, exist for the videos whose number is a multiple of ``stride``.
+    The probe was not fitted to the others, so that it predicts them itself.
     """
 
     def __init__(self, out_of_fold: torch.Tensor, *, stride: int, loss: float) -> None:
@@ -78,7 +78,7 @@ class UnseenLogits:
 
     def of(self, batch: FramesBatch, probe: FrameProbe) -> torch.Tensor:
         """Return the logits ``[B, C]`` of a batch of training videos."""
-        stored = self._out_of_fold.to(batch.frames.device)[batch.index // self._stride]
+        stored = self._out_of_fold[batch.index // self._stride]
         if self._stride == 1:
             return stored
         is_stored = (batch.index % self._stride == 0)[:, None]

@@ -31,6 +31,7 @@ from raypipe.storage import Folder
 
 TRAIN, VALIDATION = "train", "validation"
 PEER = "peer"  # the folder in the output where a model to compare with is trained
+_TEMPERATURE_DIGITS = 4
 _STEP_SECONDS = 0.5  # the minimum time between two steps that are reported to the driver
 
 
@@ -109,7 +110,7 @@ def make_task(network: NetworkSpec | RankerNetwork, settings: LoopSettings, *, d
     class_weights = None if weights is None else torch.tensor(weights, device=device)
     unseen, probe = None, network.probe
     if probe is not None:
-        unseen = UnseenLogits(probe.out_of_fold, stride=probe.stride, loss=probe.loss)
+        unseen = UnseenLogits(probe.out_of_fold.to(device), stride=probe.stride, loss=probe.loss)
     model = build(network, seed=settings.seed)
     return VideoTask(model, config, device=device, class_weights=class_weights, unseen=unseen)
 
@@ -222,13 +223,17 @@ def _some_videos(loop: Loop, workers: Collective) -> list[Half]:
 
 
 def calibrate(model: VideoClassifier, predictions: Sequence[dict[str, Any]]) -> None:
-    """Set the temperature of a classifier, and add the probabilities ``[V, C]`` to its predictions."""
+    """Set the temperature of a classifier, and add the probabilities ``[V, C]`` to its predictions.
+
+    The temperature is rounded, so that workers which are restarted after this store the same model again.
+    """
     if predictions:
         logits = np.concatenate([part["logits"] for part in predictions])
         truth = np.zeros(logits.shape, dtype=bool)
         for row, target in enumerate(target for part in predictions for target in part["targets"]):
             truth[row, target] = True
-        model.config.temperature = fit_temperature(logits, truth, multi_label=model.config.multi_label)
+        temperature = fit_temperature(logits, truth, multi_label=model.config.multi_label)
+        model.config.temperature = round(temperature, _TEMPERATURE_DIGITS)
     for part in predictions:
         part["probabilities"] = model.probabilities(torch.from_numpy(part["logits"])).numpy()
 
