@@ -24,6 +24,7 @@ from transformers.utils.generic import ModelOutput  # noqa: E402
 
 Frames = npt.NDArray[np.float16] | npt.NDArray[np.float32]  # [T, D]
 Array = npt.NDArray[np.float32]
+GPT2_READS = ("frames", "changes")
 
 
 class VideoClassifierConfig(PreTrainedConfig):
@@ -58,8 +59,11 @@ class VideoClassifierConfig(PreTrainedConfig):
         """Convert ``gpt2`` to a ``GPT2Config`` without a vocabulary.
 
         Raises:
-            ValueError: the GPT-2 has fewer than ``max_frames`` positions, or the probe is unknown or missing.
+            ValueError: the GPT-2 has fewer than ``max_frames`` positions, or there is no such model.
         """
+        if self.gpt2_reads not in GPT2_READS:
+            msg = f"gpt2_reads is {self.gpt2_reads!r}, not one of {', '.join(GPT2_READS)}."
+            raise ValueError(msg)
         if self.probe not in NUM_STATISTICS and not (self.probe is None and self.has_gpt2):
             msg = f"There is no model with probe {self.probe!r} and has_gpt2 {self.has_gpt2}."
             raise ValueError(msg)

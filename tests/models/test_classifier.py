@@ -22,6 +22,7 @@ from raypipe.models.classifier import (
     VideoClassifierConfig,
     by_length,
     classification_loss,
+    frame_changes,
     masked_mean,
     pad_frames,
     thin,
@@ -31,6 +32,11 @@ from support.tiny_models import DIM, NAMES, random_videos, tiny_classifier, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+MASKS = st.integers(1, 8).flatmap(  # of a few videos, each with at least one frame anywhere
+    lambda longest: st.lists(
+        st.lists(st.booleans(), min_size=longest, max_size=longest).filter(any), min_size=1, max_size=4
+    )
+)
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 CLASSIFIER = tiny_classifier()
 KINDS = {
@@ -38,6 +44,7 @@ KINDS = {
     "probe": tiny_classifier(probe="mean_slope_std", has_gpt2=False),
     "probe of means": tiny_classifier(probe="mean", has_gpt2=False),
     "both": tiny_classifier(probe="mean_slope_std"),
+    "changes": tiny_classifier(probe="mean_slope_std", gpt2_reads="changes"),
 }
 
 
@@ -253,8 +260,47 @@ def test_the_mean_is_over_the_frames_there_are() -> None:
     assert masked_mean(states, mask).tolist() == [[3.0], [0.0]]
 
 
+@given(masks=MASKS, seed=st.integers(0, 99))
+def test_changes_are_differences_to_the_mean_and_the_previous_frame(masks: list[list[bool]], seed: int) -> None:
+    mask = torch.tensor(masks)
+    frames = torch.randn(*mask.shape, 2, generator=torch.Generator().manual_seed(seed))
+    found = frame_changes(torch.where(mask[..., None], frames, 1e4), mask.long())
+    for video, kept, changes in zip(frames.numpy(), mask.numpy(), found.numpy(), strict=True):
+        chosen = video[kept]
+        steps = np.diff(chosen, axis=0, prepend=chosen[:1])
+        expected = np.concatenate([chosen - chosen.mean(axis=0), steps], axis=1)
+        np.testing.assert_allclose(changes[kept], expected, atol=1e-5)
+
+
+def test_what_stays_the_same_in_a_video_is_not_a_change() -> None:
+    model, (video,) = KINDS["changes"], random_videos([6])
+    moved = video.astype(np.float32) + 5 * np.arange(DIM, dtype=np.float32)
+    before, after = (model.order_logits(torch.from_numpy(frames)[None], torch.ones(1, 6)) for frames in (video, moved))
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-4)
+
+
+def test_gpt2_has_no_token_for_a_dropped_frame() -> None:
+    frames, mask = torch.from_numpy(random_videos([5])[0])[None], torch.ones(1, 5)
+    dropped = torch.tensor([[False, True, False, True, False]])
+    with torch.no_grad():
+        found = CLASSIFIER(frames, mask, dropped=dropped).logits
+        torch.testing.assert_close(found, CLASSIFIER(frames, mask * ~dropped).logits, rtol=0, atol=1e-5)
+        model = KINDS["changes"]
+        found = model.order_logits(frames, mask, dropped=dropped)
+        whole, without = (model.order_logits(frames, kept) for kept in (mask, mask * ~dropped))
+    assert not torch.allclose(found, whole, atol=1e-3)
+    assert not torch.allclose(found, without, atol=1e-3)  # changes are differences to dropped frames as well
+
+
 def test_a_configuration_is_saved_completely() -> None:
-    config = tiny_config(embedding_fingerprint="abc", metrics={"epoch": 3}, dropout=0.25, probe="mean", temperature=1.5)
+    config = tiny_config(
+        embedding_fingerprint="abc",
+        metrics={"epoch": 3},
+        dropout=0.25,
+        probe="mean",
+        temperature=1.5,
+        gpt2_reads="changes",
+    )
     tree = json.loads(config.to_json_string(use_diff=False))
     again = VideoClassifierConfig.from_dict(tree)
     assert again.to_dict() == config.to_dict()
@@ -263,7 +309,7 @@ def test_a_configuration_is_saved_completely() -> None:
     assert (again.gpt2.n_layer, again.gpt2.n_embd, again.gpt2.n_positions, again.gpt2.resid_pdrop) == (2, 16, 16, 0.25)
     assert (again.embedding_dim, again.max_frames, again.dropout) == (DIM, 16, 0.25)
     assert (again.embedding_fingerprint, again.metrics) == ("abc", {"epoch": 3})
-    assert (again.probe, again.has_gpt2, again.temperature) == ("mean", True, 1.5)
+    assert (again.probe, again.has_gpt2, again.temperature, again.gpt2_reads) == ("mean", True, 1.5, "changes")
 
 
 def test_labels_of_more_than_ten_keep_their_numbers() -> None:
@@ -477,7 +523,7 @@ def test_a_probe_computes_in_float32_under_autocast() -> None:
     assert torch.equal(found, model.probe(frames, mask))
 
 
-@pytest.mark.parametrize("given", [{"probe": "median"}, {"has_gpt2": False}, {"probe": None, "has_gpt2": False}])
+@pytest.mark.parametrize("given", [{"probe": "median"}, {"has_gpt2": False}, {"gpt2_reads": "words"}])
 def test_a_configuration_of_no_classifier_is_refused(given: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="probe"):
+    with pytest.raises(ValueError, match=next(iter(given))):
         tiny_config(**given)

@@ -1,5 +1,8 @@
 """The content of a batch, which of its frames are dropped or hidden, and the loss of each video."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +15,12 @@ from raypipe.errors import WeightsError
 from raypipe.jobs.train.checkpoints import put_model
 from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.jobs.train.video_task import FramesBatch, FramesWindow, VideoTask, drop_frames, hide_frames
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
+from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
 from raypipe.models.classifier_files import ModelFiles, read_model
 from raypipe.models.gpt2 import Gpt2, VideoModel
 from raypipe.storage import Folder
-from support.tiny_models import GPT2, Half, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
+from support.tiny_models import GPT2, NAMES, Half, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
+from support.train_loops import labelled_videos, probe_of
 
 CPU = torch.device("cpu")
 MASKS = st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.floats(0.01, 0.99), st.integers(0, 999))
@@ -118,8 +122,10 @@ def test_without_labels_hidden_frames_are_predicted() -> None:
     assert (losses > 0).all()
 
 
-def spec_of(*, classifies: bool = True, init_from: ModelFiles | None = None) -> NetworkSpec:
-    config = tiny_config(names=["a", "b"], dropout=0.2)
+def spec_of(
+    *, classifies: bool = True, init_from: ModelFiles | None = None, names: Sequence[str] = ("a", "b")
+) -> NetworkSpec:
+    config = tiny_config(names=names, dropout=0.2)
     return NetworkSpec(config, ClassifierConfig(), classifies=classifies, gpt2=Gpt2(GPT2), init_from=init_from)
 
 
@@ -145,6 +151,31 @@ def test_a_model_begins_with_the_encoder_of_another(tmp_path: object) -> None:
     expected = learned.encoder.state_dict()
     assert built.keys() == expected.keys()
     assert all(torch.equal(built[name], expected[name]) for name in built)
+
+
+@pytest.mark.parametrize("reads", ["frames", "changes"])
+def test_a_classifier_reads_what_the_model_before_it_read(tmp_path: object, reads: str) -> None:
+    folder, probe = Folder(str(tmp_path)), probe_of(labelled_videos(12))
+    learned = tiny_classifier(probe="mean", gpt2_reads=reads)
+    put_model(folder, learned, metrics={})
+    files = read_model(folder)
+    for spec in (spec_of(init_from=files), replace(spec_of(init_from=files, names=NAMES), probe=probe)):
+        built = build(spec, seed=0)
+        assert built.config.gpt2_reads == reads
+        assert torch.equal(built.encoder.projection.weight, learned.encoder.projection.weight)
+    assert build(spec_of(), seed=0).config.gpt2_reads == "frames"
+    assert build(replace(spec_of(names=NAMES), probe=probe), seed=0).config.gpt2_reads == "changes"
+
+
+def test_gpt2_starts_from_the_probe() -> None:
+    videos = labelled_videos(12)
+    probe = probe_of(videos)
+    built = build(replace(spec_of(names=NAMES), probe=probe), seed=0)
+    assert isinstance(built, VideoClassifier)
+    assert not any(parameter.requires_grad for parameter in built.probe.parameters())
+    padded = pad_frames(videos, max_frames=16)
+    assert torch.equal(built(padded.frames, padded.mask).logits, built.probe(padded.frames, padded.mask))
+    assert torch.equal(built.probe.linear.weight, probe.weights["linear.weight"])
 
 
 def test_an_encoder_of_other_sizes_is_refused(tmp_path: object) -> None:

@@ -99,6 +99,7 @@ def test_a_pretrained_gpt2_limits_the_positions(gpt2: Path) -> None:
     [
         ((), False, 6e-3 * 128 / 16),
         (("model.head=gpt2",), False, 3e-3 * 128 / 16),
+        (("objective=masked_frame", "labels=null"), False, 3e-3 * 128 / 16),
         ((), True, 1e-4),
         (("model.lora.rank=2",), True, 1e-3),
         (("optimizer.learning_rate=0.5",), False, 0.5),
@@ -115,6 +116,7 @@ def test_auto_is_a_rate_for_what_is_trained(
 def test_auto_is_a_rate_for_each_way_to_begin() -> None:
     assert auto_learning_rate(n_embd=128, pretrained=False, lora=False) == 3e-3
     assert auto_learning_rate(n_embd=256, pretrained=False, lora=False) == 1.5e-3
+    assert auto_learning_rate(n_embd=256, pretrained=False, lora=False, reads_changes=True) == 3e-3
     assert auto_learning_rate(n_embd=768, pretrained=True, lora=False) == 1e-4
     assert auto_learning_rate(n_embd=768, pretrained=True, lora=True) == 1e-3
 

@@ -62,8 +62,9 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
     torch.manual_seed(seed)
     probe: dict[str, object] = {}
     if spec.probe is not None:
-        reads = "changes" if spec.init_from is None else read_config(spec.init_from).gpt2_reads
-        probe = {"probe": spec.probe.features, "gpt2_reads": reads}
+        probe = {"probe": spec.probe.features, "gpt2_reads": "changes"}
+    if spec.init_from is not None and spec.classifies:
+        probe["gpt2_reads"] = read_config(spec.init_from).gpt2_reads
     config = VideoClassifierConfig.from_dict(spec.config.to_dict() | probe)
     model: VideoModel = VideoClassifier(config) if spec.classifies else MaskedFrameModel(config)
     try:
