@@ -109,24 +109,31 @@ def test_a_gpt2_that_does_not_help_is_left_out(tmp_path: Path, precision: str) -
         assert [target.tolist() for target in part["targets"]] == [[at % len(NAMES)] for at in part["index"]]
 
 
+def moving_videos(count: int, *, seed: int) -> list[Half]:
+    """Return videos in which a number rises (label 0), falls (label 1) or stays the same (label 2)."""
+    videos = 0.3 * np.random.default_rng(seed).standard_normal((count, 3, DIM))
+    for number, video in enumerate(videos):
+        video[:, 0] += (1, -1, 0)[number % len(NAMES)] * np.array([-2, 0, 2])
+    return [video.astype(np.float16) for video in videos]
+
+
 def test_a_gpt2_that_helps_is_added_to_the_probe(tmp_path: Path, probe: TrainedProbe) -> None:
-    weights = {name: torch.zeros_like(tensor) for name, tensor in probe.weights.items() if name != "std"}
-    knows_nothing = replace(
-        probe, weights={**probe.weights, **weights}, out_of_fold=torch.zeros(30, 3), loss=float(np.log(3))
-    )
-    settings = settings_of(len(TRAIN), len(VALIDATION), epochs=6, select_by="loss")
-    loop = make_loop(settings, tmp_path, train=TRAIN, validation=VALIDATION, probe=knows_nothing)
+    train, validation = moving_videos(60, seed=0), moving_videos(45, seed=1)
+    nothing = {"linear.weight": torch.zeros(len(NAMES), DIM), "linear.bias": torch.zeros(len(NAMES))}
+    knows_nothing = replace(probe, weights={**probe.weights, **nothing}, out_of_fold=torch.zeros(60, len(NAMES)))
+    settings = settings_of(len(train), len(validation), epochs=5, select_by="loss")
+    loop = make_loop(settings, tmp_path, train=train, validation=validation, probe=knows_nothing)
     loop.standardise()
     state = loop.run()
-    assert state.history[0]["validation_loss"] == pytest.approx(np.log(3))
+    assert state.history[0]["validation_loss"] == pytest.approx(np.log(len(NAMES)))
     best = state.history[state.best_epoch or 0]
     assert best["epoch"] > 0
     assert best["probe_gain"] > best["probe_gain_error"] > 0
     model, _ = finish(loop, Folder(str(tmp_path)))
     assert model.config.has_gpt2
     assert model.config.metrics["epoch"] == best["epoch"]
-    labels = torch.arange(len(VALIDATION)) % len(NAMES)
-    loss = torch.nn.functional.cross_entropy(raw_logits(model, VALIDATION), labels)
+    labels = torch.arange(len(validation)) % len(NAMES)
+    loss = torch.nn.functional.cross_entropy(raw_logits(model, validation), labels)
     assert float(loss) == pytest.approx(best["validation_loss"], abs=1e-5)
 
 
