@@ -25,6 +25,7 @@ from transformers.utils.generic import ModelOutput  # noqa: E402
 Frames = npt.NDArray[np.float16] | npt.NDArray[np.float32]  # [T, D]
 Array = npt.NDArray[np.float32]
 GPT2_READS = ("frames", "changes")
+MAX_LEFT_OUT = 64  # times that GPT-2 runs to score the frames of a video
 
 
 class VideoClassifierConfig(PreTrainedConfig):
@@ -259,7 +260,8 @@ class VideoClassifier(_VideoModel):
         This puts the model into evaluation mode. If ``frame_scores`` is true, also return what each frame adds to the
         logit of the most likely label: ``frame_scores`` for the probe, which add up to the probe's logit, and
         ``order_scores`` for GPT-2, which are the differences that leaving out the frame makes. A frame that was left
-        out because of ``max_frames`` has scores of 0, and so have the frames of a model without that part.
+        out because of ``max_frames`` has scores of 0, and so have the frames of a model without that part. In a video
+        with more than ``MAX_LEFT_OUT`` frames, neighboring frames are left out together and share the difference.
         """
         self.eval()
         probabilities = torch.empty((len(videos), len(self.config.label_names)))
@@ -285,14 +287,20 @@ class VideoClassifier(_VideoModel):
         if self.config.probe is not None:
             of_probe = self.probe.contributions(frames, mask, labels)
         if self.config.has_gpt2:
-            every, columns = torch.arange(len(mask), device=mask.device), []
-            whole = self.order_logits(frames, mask)[every, labels]
-            for at in range(mask.shape[1]):
-                without = mask.clone()
-                without[:, at] = 0
-                columns.append((whole - self.order_logits(frames, without)[every, labels]) * mask[:, at])
-            of_order = torch.stack(columns, dim=1)
+            of_order = self._order_scores(frames, mask, labels)
         return of_probe.float().cpu().numpy(), of_order.float().cpu().numpy()
+
+    def _order_scores(self, frames: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return by how much the logit of one label per video falls without each frame, ``[B, T]``."""
+        every, scores = torch.arange(len(mask), device=mask.device), torch.zeros(mask.shape, device=mask.device)
+        whole = self.order_logits(frames, mask)[every, labels]
+        block_size = (mask.sum(dim=1, keepdim=True) / MAX_LEFT_OUT).ceil().clamp(min=1)
+        blocks = torch.arange(mask.shape[1], device=mask.device) // block_size
+        for block in range(min(MAX_LEFT_OUT, mask.shape[1])):
+            left_out = mask * (blocks == block)
+            differences = whole - self.order_logits(frames, mask - left_out)[every, labels]
+            scores += left_out * (differences / left_out.sum(dim=1).clamp(min=1))[:, None]
+        return scores
 
 
 class MaskedFrameModel(_VideoModel):
