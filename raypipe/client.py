@@ -130,12 +130,14 @@ class Client:
         """
         return self._post_video("/v1/embed", video, {"top_k": top_k})
 
-    def classify(self, video: Path | str, *, top_k: int = 5, neighbors: int = 0) -> Answer:
+    def classify(self, video: Path | str, *, top_k: int = 5, neighbors: int = 0, frame_scores: bool = False) -> Answer:
         """Return the labels of a video, and as many similar videos as ``neighbors`` says.
 
-        A file given as a ``Path`` is uploaded. A URI given as a ``str`` is read by the server.
+        A file given as a ``Path`` is uploaded. A URI given as a ``str`` is read by the server. With ``frame_scores``,
+        the answer also says what each frame adds to the best label.
         """
-        return self._post_video("/v1/classify", video, {"top_k": top_k, "neighbors": neighbors})
+        query = {"top_k": top_k, "neighbors": neighbors, "frame_scores": "true" if frame_scores else None}
+        return self._post_video("/v1/classify", video, query)
 
     def reload(self) -> Answer:
         """Make the server load the current version of its index now instead of at the next check."""

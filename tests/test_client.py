@@ -90,6 +90,7 @@ def test_the_requests_of_every_method(start: Start, tmp_path: Path) -> None:
     client.embed(clip, top_k=2)
     client.embed("s3://b/x")
     client.classify(clip)
+    client.classify("s3://b/x", top_k=1, frame_scores=True)
     client.reload()
     client.rollback()
     asked = [
@@ -107,6 +108,7 @@ def test_the_requests_of_every_method(start: Start, tmp_path: Path) -> None:
         ("POST", "/v1/embed?top_k=2", b"video"),
         ("POST", "/v1/embed?top_k=0", {"uri": "s3://b/x"}),
         ("POST", "/v1/classify?top_k=5&neighbors=0", b"video"),
+        ("POST", "/v1/classify?top_k=1&neighbors=0&frame_scores=true", {"uri": "s3://b/x"}),
         ("POST", "/v1/admin/reload", b"null"),
         ("POST", "/v1/admin/rollback", b"null"),
     ]

@@ -2,8 +2,10 @@
 
 import asyncio
 import queue
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, cast
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from ray import serve
@@ -11,14 +13,25 @@ from ray import serve
 from raypipe.config import ServeConfig
 from raypipe.endpoint.http import HttpError, as_http_error
 from raypipe.endpoint.schemas import MAX_LABELS
-from raypipe.endpoint.uploads import EmbeddedUpload, EmbeddingSettings, Half, Prefixes, Upload, embed_videos
+from raypipe.endpoint.uploads import (
+    ClassifiedUpload,
+    EmbeddedUpload,
+    EmbeddingSettings,
+    Half,
+    Prefixes,
+    Upload,
+    embed_videos,
+)
 from raypipe.errors import RaypipeError
 from raypipe.models.backbones import Vectors
 from raypipe.storage import Folder
 from raypipe.video.decode_request import Pixels
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
-EMBED_BATCH, CLASSIFY_BATCH = 8, 32  # videos
+if TYPE_CHECKING:
+    from raypipe.models.classifier import VideoClassifier
+
+EMBED_BATCH, CLASSIFY_BATCH, SCORE_BATCH = 8, 32, 4  # videos
 _BATCH_WAIT_SECONDS = 0.005
 
 
@@ -51,7 +64,10 @@ class Embedder:
         except (RaypipeError, HttpError) as error:
             return as_http_error(error)
         status = cast("Literal['ok', 'partial']", str(video.status))  # videos of any other status have no frames
-        return EmbeddedUpload(status, video.duration_seconds or None, embedding, frame_embeddings), batch_size
+        embedded = EmbeddedUpload(
+            status, video.duration_seconds or None, embedding, frame_embeddings, video.pts_seconds
+        )
+        return embedded, batch_size
 
     def _decode(self, upload: Upload) -> DecodedVideo:
         sandbox = self._sandboxes.get()
@@ -76,7 +92,10 @@ class Embedder:
 
 
 class Classifier:
-    """Classifies videos by the embeddings of their frames, several videos in one batch."""
+    """Classifies videos by the embeddings of their frames, several videos in one batch.
+
+    Videos whose frames are scored have batches of their own, which do not delay the others: GPT-2 runs up to 64 times.
+    """
 
     def __init__(self, config: ServeConfig) -> None:
         from torch import nn  # noqa: PLC0415 - takes seconds, which the other deployments need not spend
@@ -87,25 +106,46 @@ class Classifier:
         self._model = build_classifier(read_model(Folder(config.model or "")))
         nn.Module.to(self._model, device)
 
-    async def classify(self, frame_embeddings: Half) -> tuple[list[tuple[str, float]], int] | HttpError:
-        """Return the best labels of a video with their probabilities and the size of its batch, or an error."""
-        labels, batch_size = await self._classify(frame_embeddings)
-        if not np.isfinite([score for _, score in labels]).all():
+    async def classify(
+        self, frame_embeddings: Half, *, frame_scores: bool = False
+    ) -> tuple[ClassifiedUpload, int] | HttpError:
+        """Return the best labels of a video and the size of its batch, or the error to send to the caller.
+
+        With ``frame_scores``, also score its frames, unless the model's scores are known not to help.
+        """
+        scores_help = self._model.config.frame_scores_help is not False
+        classify = self._classify_and_score if frame_scores and scores_help else self._classify
+        found, batch_size = await classify(frame_embeddings)
+        numbers = [[score for _, score in found.labels], *(found.scored_frames or ())]
+        if not all(np.isfinite(each).all() for each in numbers):
             return HttpError(500, "The model returned NaN or infinite scores. Train it again.")
-        return labels, batch_size
+        return found, batch_size
 
     @serve.batch(max_batch_size=CLASSIFY_BATCH, batch_wait_timeout_s=_BATCH_WAIT_SECONDS)
     async def _classify(self, videos: list[Half]) -> list[Any]:
-        predictions = await asyncio.to_thread(self._model.classify, videos, batch_size=CLASSIFY_BATCH)
-        names = self._model.config.label_names
-        best = np.argsort(-predictions.probabilities, axis=1, kind="stable")[:, :MAX_LABELS]
-        return [
-            ([(names[number], float(row[number])) for number in numbers], len(videos))
-            for numbers, row in zip(best, predictions.probabilities, strict=True)
-        ]
+        return await asyncio.to_thread(classify_videos, videos, self._model, frame_scores=False)
+
+    @serve.batch(max_batch_size=SCORE_BATCH, batch_wait_timeout_s=_BATCH_WAIT_SECONDS)
+    async def _classify_and_score(self, videos: list[Half]) -> list[Any]:
+        return await asyncio.to_thread(classify_videos, videos, self._model, frame_scores=True)
 
     async def check_health(self) -> None:
         await self._classify(np.zeros((1, self._model.config.embedding_dim), np.float16))
+
+
+def classify_videos(
+    videos: Sequence[Half], model: "VideoClassifier", *, frame_scores: bool
+) -> list[tuple[ClassifiedUpload, int]]:
+    """Classify several videos in one batch. Return the result for each and the size of the batch."""
+    names = model.config.label_names
+    found = model.classify(videos, frame_scores=frame_scores, batch_size=CLASSIFY_BATCH)
+    best = np.argsort(-found.probabilities, axis=1, kind="stable")[:, :MAX_LABELS]
+    labels = [
+        [(names[number], float(row[number])) for number in numbers]
+        for numbers, row in zip(best, found.probabilities, strict=True)
+    ]
+    scored = zip(found.frame_scores or (), found.order_scores or (), strict=True) if frame_scores else repeat(None)
+    return [(ClassifiedUpload(*each), len(videos)) for each in zip(labels, scored, strict=False)]
 
 
 def _place(config: ServeConfig) -> tuple[str, int]:

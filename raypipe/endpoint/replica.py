@@ -117,14 +117,14 @@ class Replica:
             self._log.close()
 
 
-async def _ask(what: str, method: Any, metrics: EndpointMetrics, video: object) -> Any:  # noqa: ANN401 - Serve's handles are not typed by method
+async def _ask(what: str, method: Any, metrics: EndpointMetrics, video: object, **options: object) -> Any:  # noqa: ANN401 - Serve's handles are not typed by method
     """Call a model deployment for one video, and return its result.
 
     Raises:
         HttpError: the error that the model returned as a value. Also 429 if too many requests wait, 500 for an
             unexpected error, and 503 if no replica is available.
     """
-    response = method.remote(video)
+    response = method.remote(video, **options)
     try:
         answer = await response
     except asyncio.CancelledError:

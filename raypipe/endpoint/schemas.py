@@ -265,13 +265,34 @@ class LabelScore(TypedDict):
     score: float
 
 
+class FrameScore(TypedDict):
+    """What one frame adds to the logit of the best label. A negative number counts against the label.
+
+    The numbers ``probe`` of all frames add up to the logit of the linear probe. ``order`` is by how much the logit of
+    GPT-2 falls without the frame. Either is 0 if the model lacks that part. ``pts_seconds`` is the time since the first
+    frame.
+    """
+
+    pts_seconds: float
+    probe: float
+    order: float
+
+
+class FrameScores(TypedDict):
+    """The scores of a video's frames, in their order. If there are none, ``reason`` says why."""
+
+    frames: list[FrameScore]
+    reason: str | None
+
+
 class ClassifyAnswer(TypedDict):
-    """The best label of a video, and the top labels."""
+    """The best label of a video, and the top labels. ``frame_scores`` is null unless requested."""
 
     label: str
     score: float
     top: list[LabelScore]
     num_frames: int
+    frame_scores: FrameScores | None
     neighbors: Recommended | None
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from raypipe.endpoint.index_watcher import IndexWatcher, LoadedIndex
 from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.endpoint.play_links import PlayLinks, new_play_key
 from raypipe.endpoint.schemas import Recommended, RecommendRequest
-from raypipe.endpoint.uploads import OWN_VECTORS, EmbeddedUpload, Prefixes, Upload
+from raypipe.endpoint.uploads import OWN_VECTORS, ClassifiedUpload, EmbeddedUpload, Prefixes, Upload
 from raypipe.errors import QueryError
 from raypipe.search.query import Query
 
@@ -32,7 +32,14 @@ _TIMED_EVERY = 32  # time one call in 32, because reading the clock takes a tent
 P = ParamSpec("P")
 T = TypeVar("T")
 Embed: TypeAlias = Callable[[Upload], Awaitable[EmbeddedUpload]]  # raises HttpError
-Classify: TypeAlias = Callable[[npt.NDArray[np.float16]], Awaitable[list[tuple[str, float]]]]  # labels, best first
+
+
+class Classify(Protocol):
+    """Classifies a video by the embeddings [T, D] of its frames, and scores its frames if asked. Raises HttpError."""
+
+    def __call__(
+        self, frame_embeddings: npt.NDArray[np.float16], *, frame_scores: bool
+    ) -> Awaitable[ClassifiedUpload]: ...
 
 
 @dataclass(slots=True)

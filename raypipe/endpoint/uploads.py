@@ -238,12 +238,28 @@ class EmbeddingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedUpload:
-    """A video embedded like the videos of the index: its embedding [D], and the embeddings [T, D] of its T frames."""
+    """A video embedded like the videos of the index: its embedding [D], and the embeddings [T, D] of its T frames.
+
+    ``pts_seconds`` [T] is the time of each frame since the first one.
+    """
 
     status: Literal["ok", "partial"]
     duration_seconds: float | None
     embedding: Vectors
     frame_embeddings: Half
+    pts_seconds: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifiedUpload:
+    """The best labels of a video with their probabilities, best first.
+
+    ``scored_frames`` holds what each of the T frames adds to the logit of the best label: [T] for the probe, and [T]
+    for GPT-2. It is None if the scores were not requested, or if the scores of this model do not help.
+    """
+
+    labels: Sequence[tuple[str, float]]
+    scored_frames: tuple[Vectors, Vectors] | None = None
 
 
 def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors, Half] | HttpError]:  # noqa: ANN401 - importing its type takes seconds

@@ -77,7 +77,11 @@ def test_a_video_is_labelled(endpoint: Endpoint, clip: Path) -> None:
     assert found["top"][0]["label"] == found["label"]
     assert len(found["top"]) == 3
     assert len(found["neighbors"]["results"]) == 12
-    named = client.classify(f"{endpoint.source.videos.uri}/{endpoint.ids[0]}")
+    assert found["frame_scores"] is None
+    named = client.classify(f"{endpoint.source.videos.uri}/{endpoint.ids[0]}", frame_scores=True)
+    frames = named["frame_scores"]["frames"]
+    assert [frame["pts_seconds"] for frame in frames] == sorted({frame["pts_seconds"] for frame in frames})
+    assert [len(frames), any(frame["order"] for frame in frames)] == [named["num_frames"], True]
     assert sum(one["score"] for one in named["top"]) == pytest.approx(1, abs=1e-4)
 
 

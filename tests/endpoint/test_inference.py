@@ -4,6 +4,7 @@ import pytest
 
 from raypipe.endpoint.http import HttpError
 from raypipe.endpoint.index_watcher import IndexWatcher
+from raypipe.endpoint.uploads import ClassifiedUpload
 from support.routes import VIDEO, Ask, FakeEmbedder, answer, error, fake_classify, serve
 from support.served_index import DIM
 
@@ -27,10 +28,39 @@ def test_a_video_is_classified(ask: Ask) -> None:
         "score": 0.7,
         "top": [{"label": "music", "score": 0.7}, {"label": "news", "score": 0.2}],
         "num_frames": 4,
+        "frame_scores": None,
         "neighbors": None,
     }
     found = answer(ask("POST", "/v1/classify?neighbors=12", content=VIDEO, headers=headers))
     assert (len(found["top"]), len(found["neighbors"]["results"])) == (3, 12)
+
+
+def test_the_frames_of_a_video_are_scored_on_request(ask: Ask, live_index: IndexWatcher) -> None:
+    headers = {"Content-Type": "video/mp4"}
+    path = "/v1/classify?frame_scores=true"
+    found = answer(ask("POST", path, content=VIDEO, headers=headers))["frame_scores"]
+    assert found == {
+        "frames": [
+            {"pts_seconds": 0.0, "probe": 0.5, "order": 0.0},
+            {"pts_seconds": 0.5, "probe": 0.1, "order": 0.125},
+            {"pts_seconds": 1.0, "probe": -0.25, "order": 0.0},
+            {"pts_seconds": 2.0, "probe": 0.0, "order": 0.333333},
+        ],
+        "reason": None,
+    }
+    assert error(ask("POST", "/v1/classify?frame_scores=some", content=VIDEO, headers=headers)) == (
+        422,
+        "invalid_request",
+    )
+
+    async def unscored(_: object, *, frame_scores: bool) -> ClassifiedUpload:
+        assert frame_scores
+        return ClassifiedUpload([("music", 0.7)])
+
+    other = serve(live_index, embedder=FakeEmbedder(), classify=unscored)
+    found = answer(other("POST", path, content=VIDEO, headers=headers))["frame_scores"]
+    assert found["frames"] == []
+    assert found["reason"]
 
 
 def test_batches_of_videos(ask: Ask) -> None:

@@ -15,7 +15,7 @@ from raypipe.endpoint.limits import Access, RequestLimits
 from raypipe.endpoint.metrics import EndpointMetrics
 from raypipe.endpoint.routes.application import build_application
 from raypipe.endpoint.service import Scheduler, Service
-from raypipe.endpoint.uploads import EmbeddedUpload, Upload
+from raypipe.endpoint.uploads import ClassifiedUpload, EmbeddedUpload, Upload
 from support.served_index import DIM, EMBEDDINGS, make_items
 
 VIDEO = b"\0\0\0\x18ftyp of a video"
@@ -36,13 +36,15 @@ class FakeEmbedder:
         if self.error is not None:
             raise self.error
         vector = make_items(200)[1][3]
-        return EmbeddedUpload("ok", 2.5, vector / np.linalg.norm(vector), np.ones((4, DIM), np.float16))
+        frames, pts_seconds = np.ones((4, DIM), np.float16), np.array([0, 0.5, 1, 2.0])
+        return EmbeddedUpload("ok", 2.5, vector / np.linalg.norm(vector), frames, pts_seconds)
 
 
-async def fake_classify(frame_embeddings: npt.NDArray[np.float16]) -> list[tuple[str, float]]:
-    """Return three fixed labels."""
+async def fake_classify(frame_embeddings: npt.NDArray[np.float16], *, frame_scores: bool) -> ClassifiedUpload:
+    """Return three fixed labels and, if asked, fixed scores of four frames."""
     assert frame_embeddings.shape == (4, DIM)
-    return [("music", 0.7), ("news", 0.2), ("sport", 0.1)]
+    scored = (np.float32([0.5, 0.1, -0.25, 0]), np.float32([0, 0.125, 0, 1 / 3]))
+    return ClassifiedUpload([("music", 0.7), ("news", 0.2), ("sport", 0.1)], scored if frame_scores else None)
 
 
 def serve(index: IndexWatcher, *, embedder: FakeEmbedder | None = None, **parts: Any) -> Ask:  # noqa: ANN401 - fields of Service

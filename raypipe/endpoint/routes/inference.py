@@ -14,7 +14,7 @@ from raypipe.endpoint.http import HttpError
 from raypipe.endpoint.index_watcher import LoadedIndex
 from raypipe.endpoint.routes.responses import add_route, answer_each
 from raypipe.endpoint.service import Service
-from raypipe.endpoint.uploads import EmbeddedUpload, Upload
+from raypipe.endpoint.uploads import ClassifiedUpload, EmbeddedUpload, Upload
 from raypipe.search.query import Query as IndexQuery
 
 T = TypeVar("T")
@@ -59,18 +59,24 @@ async def classify(
     request: Request,
     top_k: Annotated[int, Query(ge=1, le=schemas.MAX_LABELS)] = 5,
     neighbors: Neighbors = 0,
+    *,
+    frame_scores: bool = False,
 ) -> schemas.ClassifyAnswer:
-    """Return a video's best labels, and find the videos of the catalogue that are nearest to it."""
+    """Return a video's best labels, and find the videos of the catalogue that are nearest to it.
+
+    With ``frame_scores``, also return what each frame adds to the best label. GPT-2 then runs up to 64 more times.
+    """
     live = service.live
     service.classifier_of(live)
-    return await _classify(service, live, await _upload(service, request), top_k, neighbors)
+    upload = await _upload(service, request)
+    return await _classify(service, live, upload, top_k=top_k, neighbors=neighbors, frame_scores=frame_scores)
 
 
 async def classify_batch(service: Service, batch: schemas.ClassifyBatch) -> schemas.ClassifyBatchAnswer:
     """Classify several videos by URI."""
     live = service.live
     service.classifier_of(live)
-    answer = partial(_classify, service, live, top_k=batch.top_k, neighbors=0)
+    answer = partial(_classify, service, live, top_k=batch.top_k, neighbors=0, frame_scores=False)
     return {"answers": await _each(service, "classify", batch.uris, answer)}
 
 
@@ -121,13 +127,29 @@ async def _embed(service: Service, live: LoadedIndex, upload: Upload, top_k: int
 
 
 async def _classify(
-    service: Service, live: LoadedIndex, upload: Upload, top_k: int, neighbors: int
+    service: Service, live: LoadedIndex, upload: Upload, *, top_k: int, neighbors: int, frame_scores: bool
 ) -> schemas.ClassifyAnswer:
     video = await service.embedder_of(live)(upload)
-    labels = await service.classifier_of(live)(video.frame_embeddings)
-    top = [schemas.LabelScore(label=label, score=round(score, _DIGITS)) for label, score in labels[:top_k]]
-    nearest = await _neighbors(service, live, video, neighbors)
-    return {**top[0], "top": top, "num_frames": len(video.frame_embeddings), "neighbors": nearest}
+    found = await service.classifier_of(live)(video.frame_embeddings, frame_scores=frame_scores)
+    top = [schemas.LabelScore(label=label, score=round(score, _DIGITS)) for label, score in found.labels[:top_k]]
+    return {
+        **top[0],
+        "top": top,
+        "num_frames": len(video.frame_embeddings),
+        "frame_scores": _frame_scores(video, found) if frame_scores else None,
+        "neighbors": await _neighbors(service, live, video, neighbors),
+    }
+
+
+def _frame_scores(video: EmbeddedUpload, found: ClassifiedUpload) -> schemas.FrameScores:
+    if found.scored_frames is None:
+        return {"frames": [], "reason": "The scores of this model are no better than random ones."}
+    columns = np.stack([video.pts_seconds, *found.scored_frames], axis=1, dtype=np.float64)
+    frames = [
+        schemas.FrameScore(pts_seconds=pts_seconds, probe=probe, order=order)
+        for pts_seconds, probe, order in columns.round(_DIGITS).tolist()
+    ]
+    return {"frames": frames, "reason": None}
 
 
 async def _neighbors(
