@@ -30,7 +30,6 @@ from raypipe.storage import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import torch
 
 _INPUT = "s3://videos/clips/"
 _OUTPUT = "s3://embeddings/v1/"
@@ -227,7 +226,7 @@ def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str)
     num_right = sum(predicted[one] == splits[one][0] for one in tested)
     num_probed_right = sum(numbers[one] == found for one, found in zip(tested, probed.tolist(), strict=True))
     table = Table("on clips that training never saw", "accuracy")
-    table.add_row("GPT-2 over the frames", f"{num_right}/{len(tested)}")
+    table.add_row("the trained model", f"{num_right}/{len(tested)}")
     table.add_row("linear model on the mean of the frames", f"{num_probed_right}/{len(tested)}")
     console.print(table)
     said = "random weights, which say little about the content" if weights == "random" else "ImageNet weights"
@@ -240,31 +239,16 @@ def _by_id(tables: "Iterable[pa.Table]") -> dict[str, Any]:
 
 
 def _linear_probe(
-    train: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], others: npt.NDArray[np.float32], decay: float = 1e-2
+    train: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], others: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64]:
-    """Fit a logistic regression to the vectors ``train``, and return the class of each of the vectors ``others``.
-
-    The shapes are ``[N, D]`` for ``train``, ``[N]`` for ``labels``, ``[M, D]`` for ``others`` and ``[M]`` for the
-    result. All vectors are standardised with the mean and standard deviation of ``train``. ``decay`` is the factor of
-    the squared weights in the loss.
-    """
+    """Fit a linear model to vectors ``[N, D]`` with labels ``[N]``, and return the classes of ``others`` ``[M, D]``."""
     import torch  # noqa: PLC0415
 
-    mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
-    inputs, targets = torch.from_numpy((train - mean) / std).float(), torch.from_numpy(labels)
-    layer = torch.nn.Linear(inputs.shape[1], int(labels.max()) + 1)
-    torch.nn.init.zeros_(layer.weight)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    from raypipe.models.linear_fit import VideoLosses, blocked_folds, fit_linear  # noqa: PLC0415 - imports torch
 
-    def loss() -> "torch.Tensor":
-        optimizer.zero_grad()
-        value = torch.nn.functional.cross_entropy(layer(inputs), targets) + decay * layer.weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        found: npt.NDArray[np.int64] = layer(torch.from_numpy((others - mean) / std).float()).argmax(dim=1).numpy()
+    targets = torch.from_numpy(labels)
+    fit = fit_linear(torch.from_numpy(train), VideoLosses(targets, len(LABELS)), blocked_folds(targets))
+    found: npt.NDArray[np.int64] = fit.logits(torch.from_numpy(others)).argmax(dim=1).numpy()
     return found
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from raypipe import text
 from raypipe.records import EPOCH_METRICS, EpochMetrics, RunRecord, TrainingRecord
+from raypipe.report.training_page import which_to_trust
 from raypipe.status import Status
 
 _SHORT_NAMES = {"train_loss": "train loss", "validation_loss": "val loss", "top5_accuracy": "top-5"}
@@ -100,6 +101,7 @@ def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
             *_outcome(record),
             ("kept", kept),
             *record.kept_metrics,
+            ("advice", which_to_trust(record)),
             (f"{record.sample_noun}s", f"{text.format_count(record.num_train_videos)} for training{held_out}"),
             ("left out", left_out),
             ("restarts", _text(text.format_count(record.num_restarts) if record.num_restarts else "", "yellow")),
