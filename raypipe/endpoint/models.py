@@ -21,6 +21,7 @@ from raypipe.endpoint.uploads import (
     Prefixes,
     Upload,
     embed_videos,
+    frame_pictures,
 )
 from raypipe.errors import RaypipeError
 from raypipe.models.backbones import Vectors
@@ -55,17 +56,21 @@ class Embedder:
             self._sandboxes.put(settings.sandbox(decode))
         self._decoding = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
-    async def embed(self, upload: Upload) -> tuple[EmbeddedUpload, int] | HttpError:
-        """Return the embedding of a video and the size of its batch, or the error to send to the caller."""
+    async def embed(self, upload: Upload, *, pictures: bool = False) -> tuple[EmbeddedUpload, int] | HttpError:
+        """Return the embedding of a video and the size of its batch, or the error to send to the caller.
+
+        With ``pictures``, also return the frames as small JPEGs, if there are not too many.
+        """
         loop = asyncio.get_running_loop()
         try:
             video = await loop.run_in_executor(self._decoding, self._decode, upload)
             (embedding, frame_embeddings), batch_size = await self._embed_one(video.frames)
+            jpegs = await loop.run_in_executor(self._decoding, frame_pictures, video.frames) if pictures else []
         except (RaypipeError, HttpError) as error:
             return as_http_error(error)
         status = cast("Literal['ok', 'partial']", str(video.status))  # videos of any other status have no frames
         embedded = EmbeddedUpload(
-            status, video.duration_seconds or None, embedding, frame_embeddings, video.pts_seconds
+            status, video.duration_seconds or None, embedding, frame_embeddings, video.pts_seconds, jpegs
         )
         return embedded, batch_size
 

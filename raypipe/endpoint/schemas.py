@@ -270,12 +270,13 @@ class FrameScore(TypedDict):
 
     The numbers ``probe`` of all frames add up to the logit of the linear probe. ``order`` is by how much the logit of
     GPT-2 falls without the frame. Either is 0 if the model lacks that part. ``pts_seconds`` is the time since the first
-    frame.
+    frame. ``picture`` is the frame as a small JPEG in base64; it is null if the video has more than 32 frames.
     """
 
     pts_seconds: float
     probe: float
     order: float
+    picture: str | None
 
 
 class FrameScores(TypedDict):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,12 @@ _WEIGHT = 0.3  # the weight of the latest call in the moving average
 _TIMED_EVERY = 32  # time one call in 32, because reading the clock takes a tenth of a short search
 P = ParamSpec("P")
 T = TypeVar("T")
-Embed: TypeAlias = Callable[[Upload], Awaitable[EmbeddedUpload]]  # raises HttpError
+
+
+class Embed(Protocol):
+    """Embeds a video, and returns pictures of its frames if asked. Raises HttpError."""
+
+    def __call__(self, upload: Upload, *, pictures: bool = False) -> Awaitable[EmbeddedUpload]: ...
 
 
 class Classify(Protocol):

@@ -4,6 +4,7 @@ A URI is only read if it is below a prefix that the configuration allows. A vide
 ``raypipe embed`` embedded the videos of the index.
 """
 
+import io
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NewType, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from raypipe.config.embed import DecodeConfig
 from raypipe.endpoint.http import HttpError
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 AllowedUri = NewType("AllowedUri", str)  # only Prefixes creates one
 Upload: TypeAlias = bytes | AllowedUri
 Half: TypeAlias = npt.NDArray[np.float16]
+MAX_PICTURES, _PICTURE_SIZE = 32, 96
 _CHUNK_BYTES = 1_048_576
 _IN_MEMORY_BYTES = 1024**3
 _CONTROL = frozenset(map(chr, [*range(32), 127]))
@@ -240,7 +243,8 @@ class EmbeddingSettings:
 class EmbeddedUpload:
     """A video embedded like the videos of the index: its embedding [D], and the embeddings [T, D] of its T frames.
 
-    ``pts_seconds`` [T] is the time of each frame since the first one.
+    ``pts_seconds`` [T] is the time of each frame since the first one. ``pictures`` are the frames as small JPEGs. They
+    are empty if they were not requested or if there are too many.
     """
 
     status: Literal["ok", "partial"]
@@ -248,6 +252,7 @@ class EmbeddedUpload:
     embedding: Vectors
     frame_embeddings: Half
     pts_seconds: npt.NDArray[np.float64]
+    pictures: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +265,19 @@ class ClassifiedUpload:
 
     labels: Sequence[tuple[str, float]]
     scored_frames: tuple[Vectors, Vectors] | None = None
+
+
+def frame_pictures(frames: Pixels) -> list[bytes]:
+    """Return frames [T, height, width, 3] as small JPEGs of 2 to 3 kB. Many frames give no pictures."""
+    if len(frames) > MAX_PICTURES:
+        return []
+    pictures = []
+    for frame in frames:
+        jpeg = io.BytesIO()
+        small = Image.fromarray(frame).resize((_PICTURE_SIZE, _PICTURE_SIZE), Image.Resampling.BILINEAR, reducing_gap=2)
+        small.save(jpeg, "JPEG", quality=70)
+        pictures.append(jpeg.getvalue())
+    return pictures
 
 
 def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors, Half] | HttpError]:  # noqa: ANN401 - importing its type takes seconds

@@ -237,6 +237,7 @@ def test_uploaded_clip_gets_labels_and_neighbors(opened: Page, watch: Watch, tmp
     expect(panel.get_by_role("status")).to_have_text(re.compile(rf"^{re.escape(clip.name)}: .*frames? read\.$"))
     expect(panel.locator("#clip-neighbors .row")).not_to_have_count(0)
     expect(panel.locator("#clip-labels .meter")).not_to_have_count(0)
+    expect(panel.locator("#clip-labels .frames img")).to_have_count(2)
     opened.screenshot(path=tmp_path / "clip.png")
 
     watch.allowed = {422}

@@ -1,6 +1,7 @@
 """The application on a real Ray Serve over real HTTP: every endpoint, real videos, real models."""
 
 import asyncio
+import base64
 import json
 import random
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_a_video_is_labelled(endpoint: Endpoint, clip: Path) -> None:
     named = client.classify(f"{endpoint.source.videos.uri}/{endpoint.ids[0]}", frame_scores=True)
     frames = named["frame_scores"]["frames"]
     assert [frame["pts_seconds"] for frame in frames] == sorted({frame["pts_seconds"] for frame in frames})
+    assert all(base64.b64decode(frame["picture"]).startswith(b"\xff\xd8") for frame in frames)
     assert [len(frames), any(frame["order"] for frame in frames)] == [named["num_frames"], True]
     assert sum(one["score"] for one in named["top"]) == pytest.approx(1, abs=1e-4)
 

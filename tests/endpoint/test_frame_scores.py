@@ -1,16 +1,18 @@
 """What the classifier's deployment computes, without Serve: labels, and the scores of frames on request."""
 
 import asyncio
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from raypipe.config import ServeConfig
 from raypipe.endpoint.http import HttpError
 from raypipe.endpoint.models import Classifier, classify_videos
-from raypipe.endpoint.uploads import ClassifiedUpload
+from raypipe.endpoint.uploads import MAX_PICTURES, ClassifiedUpload, frame_pictures
 from support.classify_outputs import DIM, save_model
 from support.tiny_models import random_videos, tiny_classifier
 
@@ -51,6 +53,14 @@ def test_a_score_that_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pyt
     answer = served(tmp_path, monkeypatch, (SCORED[0], np.float32([0, np.nan])), frame_scores=True)
     assert isinstance(answer, HttpError)
     assert answer.status == 500
+
+
+def test_few_frames_become_small_pictures() -> None:
+    frames = np.repeat(7 * np.arange(MAX_PICTURES), 224 * 224 * 3).reshape(-1, 224, 224, 3).astype(np.uint8)
+    pictures = [Image.open(io.BytesIO(jpeg)) for jpeg in frame_pictures(frames)]
+    for shade, picture in enumerate(pictures):
+        assert picture.getpixel((5, 5)) == pytest.approx([7 * shade] * 3, abs=2)
+    assert frame_pictures(np.concatenate([frames, frames[:1]])) == []
 
 
 def served(folder: Path, monkeypatch: pytest.MonkeyPatch, scored: object, *, frame_scores: bool, **keys: object) -> Any:  # noqa: ANN401

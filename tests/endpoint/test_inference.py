@@ -41,10 +41,10 @@ def test_the_frames_of_a_video_are_scored_on_request(ask: Ask, live_index: Index
     found = answer(ask("POST", path, content=VIDEO, headers=headers))["frame_scores"]
     assert found == {
         "frames": [
-            {"pts_seconds": 0.0, "probe": 0.5, "order": 0.0},
-            {"pts_seconds": 0.5, "probe": 0.1, "order": 0.125},
-            {"pts_seconds": 1.0, "probe": -0.25, "order": 0.0},
-            {"pts_seconds": 2.0, "probe": 0.0, "order": 0.333333},
+            {"pts_seconds": 0.0, "probe": 0.5, "order": 0.0, "picture": "b25l"},
+            {"pts_seconds": 0.5, "probe": 0.1, "order": 0.125, "picture": "dHdv"},
+            {"pts_seconds": 1.0, "probe": -0.25, "order": 0.0, "picture": "dGhyZWU="},
+            {"pts_seconds": 2.0, "probe": 0.0, "order": 0.333333, "picture": "Zm91cg=="},
         ],
         "reason": None,
     }

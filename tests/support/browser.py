@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -94,12 +95,15 @@ def plain_server(
     prefixes: tuple[str, ...] = (),
     limits: LimitsConfig = LimitsConfig(),  # noqa: B008 - it is immutable
     log: Callable[[Mapping[str, object]], None] = lambda _: None,
+    **models: Any,  # noqa: ANN401 - fields of Service
 ) -> Iterator[str]:
     """Serve an index without Ray, and yield the address."""
     index = IndexWatcher(Versions(index_folder), cache, reload_seconds=1e6)
     metrics, scheduler = EndpointMetrics(index), Scheduler()
     index.start()
-    service = Service(index=index, scheduler=scheduler, metrics=metrics, limits=limits, prefixes=Prefixes(prefixes))
+    service = Service(
+        index=index, scheduler=scheduler, metrics=metrics, limits=limits, prefixes=Prefixes(prefixes), **models
+    )
     application = RequestLimits(
         build_application(service), config=limits, access=Access(digest_of(token)), metrics=metrics, log=log
     )

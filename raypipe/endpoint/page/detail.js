@@ -2,6 +2,7 @@
 
 import { getJson, postJson, videoPath, withQuery } from "./api.js";
 import { answer, byId, decimals, h, icon, onlyLatest, quoted, statusLine } from "./dom.js";
+import { frameStrip } from "./frames.js";
 import { picture } from "./pictures.js";
 import { Player } from "./player.js";
 import { duration, labelBars, percent, row, similarity, titleOf, watchButton } from "./videos.js";
@@ -123,11 +124,11 @@ export class Detail {
       signal: this.#nextLabels(),
       line: this.#line,
       busy: button,
-      ask: (options) => postJson(withQuery("v1/classify", { top_k: 5 }), { uri: video.video_uri }, options),
-      show: ({ top }) => {
+      ask: (options) => postJson(withQuery("v1/classify", { top_k: 5, frame_scores: true }), { uri: video.video_uri }, options),
+      show: ({ top, frame_scores: scores }) => {
         this.#line.clear();
         button.remove();
-        actions.after(labelBars(top));
+        actions.after(...[labelBars(top), frameStrip(top[0].label, scores)].filter(Boolean));
         this.#title.focus(); // the button that had the focus is gone
       },
       retry: () => this.#classify(video, actions, button),

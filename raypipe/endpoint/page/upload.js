@@ -2,6 +2,7 @@
 
 import { getJson, withQuery } from "./api.js";
 import { answer, byId, h, onlyLatest, plural, quoted, statusLine } from "./dom.js";
+import { frameStrip } from "./frames.js";
 import { duration, labelBars, row, similarity } from "./videos.js";
 
 const NEIGHBORS = 12;
@@ -64,7 +65,7 @@ export class Upload {
     this.#neighborsTitle.hidden = true;
     this.#line.say(`Reading ${file.name}, ${megabytes(file.size)}…`);
     const path = this.#index.can_classify
-      ? withQuery("v1/classify", { top_k: 5, neighbors: NEIGHBORS })
+      ? withQuery("v1/classify", { top_k: 5, neighbors: NEIGHBORS, frame_scores: true })
       : withQuery("v1/embed", { top_k: NEIGHBORS });
     const type = file.type.startsWith("video/") ? file.type : "application/octet-stream";
     answer({
@@ -77,11 +78,12 @@ export class Upload {
     });
   }
 
-  #show(name, { top, num_frames: numFrames, duration_seconds: seconds, neighbors }) {
+  #show(name, { top, frame_scores: scores, num_frames: numFrames, duration_seconds: seconds, neighbors }) {
     const length = typeof seconds === "number" ? `${duration(seconds)}, ` : "";
     this.#line.say(`${name}: ${length}${plural(numFrames, "frame")} read.`);
     if (top?.length) {
-      this.#labels.append(h("h3", {}, "It looks like ", quoted(top[0].label)), labelBars(top));
+      const parts = [h("h3", {}, "It looks like ", quoted(top[0].label)), labelBars(top), frameStrip(top[0].label, scores)];
+      this.#labels.append(...parts.filter(Boolean));
     }
     if (!neighbors) return;
     this.#neighborsTitle.hidden = neighbors.results.length === 0;

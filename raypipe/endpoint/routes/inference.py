@@ -1,6 +1,7 @@
 """Routes for videos outside the catalogue: an upload, or a URI below an allowed prefix."""
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -129,7 +130,7 @@ async def _embed(service: Service, live: LoadedIndex, upload: Upload, top_k: int
 async def _classify(
     service: Service, live: LoadedIndex, upload: Upload, *, top_k: int, neighbors: int, frame_scores: bool
 ) -> schemas.ClassifyAnswer:
-    video = await service.embedder_of(live)(upload)
+    video = await service.embedder_of(live)(upload, pictures=frame_scores)
     found = await service.classifier_of(live)(video.frame_embeddings, frame_scores=frame_scores)
     top = [schemas.LabelScore(label=label, score=round(score, _DIGITS)) for label, score in found.labels[:top_k]]
     return {
@@ -144,10 +145,11 @@ async def _classify(
 def _frame_scores(video: EmbeddedUpload, found: ClassifiedUpload) -> schemas.FrameScores:
     if found.scored_frames is None:
         return {"frames": [], "reason": "The scores of this model are no better than random ones."}
-    columns = np.stack([video.pts_seconds, *found.scored_frames], axis=1, dtype=np.float64)
+    numbers = np.stack([video.pts_seconds, *found.scored_frames], axis=1, dtype=np.float64).round(_DIGITS).tolist()
+    pictures: list[str | None] = [base64.b64encode(jpeg).decode() for jpeg in video.pictures]
     frames = [
-        schemas.FrameScore(pts_seconds=pts_seconds, probe=probe, order=order)
-        for pts_seconds, probe, order in columns.round(_DIGITS).tolist()
+        schemas.FrameScore(pts_seconds=pts_seconds, probe=probe, order=order, picture=picture)
+        for (pts_seconds, probe, order), picture in zip(numbers, pictures or [None] * len(numbers), strict=True)
     ]
     return {"frames": frames, "reason": None}
 
