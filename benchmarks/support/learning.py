@@ -31,7 +31,7 @@ from raypipe.jobs.train.run_spec import NetworkSpec, prepare
 from raypipe.jobs.train.video_task import FramesWindow
 from raypipe.jobs.train.worker import load_best_model, make_task
 from raypipe.models.classifier import VideoClassifier, pad_frames
-from raypipe.models.probe import frame_statistics
+from raypipe.models.frame_probe import frame_statistics
 from raypipe.records import TrainingRecord
 from raypipe.storage import Folder
 from support import make_parser

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from raypipe.models.probe import NUM_STATISTICS, FrameProbe, ProbeFeatures
+from raypipe.models.frame_probe import NUM_STATISTICS, FrameProbe, ProbeFeatures
 from raypipe.models.weights import prepare_torchvision
 
 prepare_torchvision()  # transformers imports torchvision if it is installed

@@ -1,5 +1,7 @@
 """Fit linear models with cross-validation. The penalty is the one whose out-of-fold loss is the lowest."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ from raypipe.models.classifier import classification_loss
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # half the squared weights times this is added to the mean loss
 NUM_FOLDS = 5
 _MAX_CHOICE_VIDEOS, _MAX_STEPS = 5_000, 200
+_MIN_PARALLEL = 2**24  # numbers in the inputs of a fit that several threads speed up
 _MIN_STD = 1e-4  # embeddings are float16: below its resolution, an input is constant
 
 
@@ -49,6 +52,11 @@ def fit_linear(inputs: torch.Tensor, loss: "VideoLosses", folds: torch.Tensor) -
 
     With many videos, the penalty is chosen on some of them.
     """
+    with _threads(inputs):
+        return _fit_linear(inputs, loss, folds)
+
+
+def _fit_linear(inputs: torch.Tensor, loss: "VideoLosses", folds: torch.Tensor) -> LinearFit:
     mean, std = inputs.mean(dim=0), inputs.std(dim=0, correction=0).clamp(min=_MIN_STD)
     scaled = (inputs - mean) / std
     every = torch.arange(len(inputs))
@@ -60,6 +68,17 @@ def fit_linear(inputs: torch.Tensor, loss: "VideoLosses", folds: torch.Tensor) -
     out_of_fold = tried[penalty] if whole else _out_of_fold(scaled, loss, folds, (penalty,))[penalty]
     weight, bias = _fit_path(scaled, loss, path if whole else (penalty,))[penalty]
     return LinearFit(mean, std, weight, bias, penalty, out_of_fold)
+
+
+@contextmanager
+def _threads(inputs: torch.Tensor) -> Iterator[None]:
+    """Use one thread for small inputs: then several are slower, and much slower if the CPUs are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if inputs.numel() < _MIN_PARALLEL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class VideoLosses:

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig, VideoEncoder
+from raypipe.models.frame_probe import FrameProbe
 from raypipe.models.gpt2 import VideoModel
-from raypipe.models.probe import FrameProbe
 
 Half = npt.NDArray[np.float16]
 DIM = 8

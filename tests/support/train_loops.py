@@ -17,8 +17,8 @@ from raypipe.jobs.train.probing import LabelSpace, PooledVideos, TrainedProbe, f
 from raypipe.jobs.train.run_spec import NetworkSpec, build
 from raypipe.jobs.train.video_task import FramesWindow, UnseenLogits, VideoTask
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
+from raypipe.models.frame_probe import frame_statistics
 from raypipe.models.gpt2 import Gpt2, VideoModel
-from raypipe.models.probe import frame_statistics
 from raypipe.schema import FRAME_EMBEDDINGS
 from raypipe.storage import Folder
 from support.tiny_models import DIM, NAMES, Half, shake, tiny_config

@@ -16,7 +16,7 @@ from raypipe.jobs.train.loop import Loop
 from raypipe.jobs.train.probing import TrainedProbe
 from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.classifier_files import build_classifier, read_model
-from raypipe.models.probe import FrameProbe
+from raypipe.models.frame_probe import FrameProbe
 from raypipe.storage import Folder
 from support.tiny_models import DIM, NAMES, Half
 from support.train_loops import copy_weights, labelled_videos, make_loop, probe_of, settings_of

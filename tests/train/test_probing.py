@@ -20,7 +20,7 @@ from raypipe.jobs.train.probing import (
 )
 from raypipe.jobs.train.video_task import FramesWindow, UnseenLogits, VideoTask
 from raypipe.models.classifier import VideoClassifier
-from raypipe.models.probe import FrameProbe
+from raypipe.models.frame_probe import FrameProbe
 from raypipe.storage import Folder
 from support.embed_outputs import replace_object
 from support.tiny_models import DIM, NAMES, Half

@@ -17,8 +17,8 @@ from raypipe.jobs.train.datasets import frames_dataset
 from raypipe.jobs.train.inputs import INDEX, TARGETS
 from raypipe.jobs.train.video_task import label_tensor
 from raypipe.models.classifier import pad_frames
+from raypipe.models.frame_probe import NUM_STATISTICS, ProbeFeatures, frame_statistics
 from raypipe.models.linear_fit import LinearFit, VideoLosses, blocked_folds, fit_linear
-from raypipe.models.probe import NUM_STATISTICS, ProbeFeatures, frame_statistics
 from raypipe.runs.actors import data_context
 from raypipe.schema import VIDEO_ID
 from raypipe.storage import Folder

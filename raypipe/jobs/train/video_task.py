@@ -18,8 +18,8 @@ from raypipe.jobs.train.inputs import INDEX, TARGETS, Ints
 from raypipe.jobs.train.scores import Scores
 from raypipe.jobs.train.tasks import autocast, is_native_bfloat16
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, classification_loss, pad_frames
+from raypipe.models.frame_probe import FrameProbe
 from raypipe.models.gpt2 import VideoModel
-from raypipe.models.probe import FrameProbe
 
 Half = npt.NDArray[np.float16]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.models.probe import NUM_STATISTICS, FrameProbe, ProbeFeatures, frame_statistics
+from raypipe.models.frame_probe import NUM_STATISTICS, FrameProbe, ProbeFeatures, frame_statistics
 from support.properties import examples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
