@@ -25,8 +25,11 @@ from raypipe.config import ClassifyConfig, TrainConfig
 from raypipe.dataset.read import read_rows
 from raypipe.jobs.classify.job import run_classify
 from raypipe.jobs.classify.verify import verify
+from raypipe.jobs.train.inputs import TARGETS, find_samples
 from raypipe.jobs.train.job import run_train
-from raypipe.models.classifier_files import build_model, read_model
+from raypipe.jobs.train.probing import PROBE, TrainedProbe
+from raypipe.models.classifier_files import build_classifier, build_model, read_model
+from raypipe.records import GPT2_ALONE, MAJORITY, THIS_MODEL
 from raypipe.storage import Folder
 from support.folders import keys
 from support.train_runs import LABELS, NUM_VIDEOS, Trained, embed_all, frames_of, history, train_config, video_ids
@@ -159,6 +162,29 @@ def test_a_trained_model_labels_the_catalogue(trained: Trained, bucket: str, tmp
         assert [said[LABELS.index(label)] for label in row[schema.TOP_LABELS]] == pytest.approx(
             row[schema.TOP_SCORES], abs=1e-5
         )
+
+
+def test_a_training_with_a_probe(trained: Trained, bucket: str) -> None:
+    output = Folder(f"{bucket}/model")
+    head = {"head": "auto", "compare_gpt2": True}
+    config = train_config(trained.embeddings, output, model=head, optimizer={"epochs": 2})
+    record = run_train(config).record
+    probe = TrainedProbe.from_bytes(output.read(PROBE))
+    targets = find_samples(config).train[TARGETS].to_pylist()
+    is_right = probe.out_of_fold.argmax(dim=1) == torch.tensor(targets)[:, 0]
+    assert is_right.float().mean() > 0.8  # so the rows have the order of the samples
+
+    first, *others = history(output)
+    assert [epoch["epoch"] for epoch in others] == [1, 2]
+    assert (first["epoch"], first["step"], first["train_loss"]) == (0, 0, pytest.approx(probe.loss))
+    assert first["accuracy"] > 0.8
+    model = build_classifier(read_model(output))
+    assert model.config.has_gpt2 == (record.best_epoch != 0)
+    videos = [frames_of(video_id).astype(np.float16) for video_id in video_ids()]
+    labels = np.arange(NUM_VIDEOS) % len(LABELS)
+    assert (model.classify(videos).probabilities.argmax(axis=1) == labels).mean() > 0.8
+    assert {THIS_MODEL, GPT2_ALONE, MAJORITY} <= {peer.name for peer in record.peers}
+    assert not run_train(config).is_new
 
 
 @pytest.mark.nightly  # two trainings; train/test_loop.py tests the loop of a masked-frame model
