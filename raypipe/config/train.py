@@ -23,6 +23,7 @@ _NEXT_VIDEO: Mapping[
     "early_stop_epochs": 10,
     "select_by": "ndcg",
 }
+_WITHOUT_PROBE: Mapping[str, Any] = {"frame_dropout": 0.3, "select_by": "accuracy"}
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     "classify": ("embeddings",),
     "masked_frame": ("embeddings",),
@@ -104,7 +105,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(default=0.05, ge=0, json_schema_extra=_or_auto)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, json_schema_extra=_or_auto)
     max_grad_norm: float = Field(default=1.0, gt=0, json_schema_extra=_or_auto)
-    frame_dropout: float = Field(default=0.1, ge=0, lt=1)
+    frame_dropout: float = Field(default=0.1, ge=0, lt=1, json_schema_extra=_or_auto)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
     masked_fraction: float = Field(default=0.3, gt=0, lt=1)
@@ -204,10 +205,12 @@ class TrainConfig(Section):
         if not isinstance(given, Mapping):
             return tree
         head = model.get("head", "auto") if isinstance(model, Mapping) else getattr(model, "head", "auto")
-        values = _NEXT_VIDEO if tree.get("objective") == "next_video" else {}
-        if tree.get("objective", "classify") == "classify" and head == "gpt2":
-            values = {"select_by": "accuracy"}
-        settled = {key: value for key, value in given.items() if key not in _NEXT_VIDEO or value != "auto"}
+        objective = tree.get("objective", "classify")
+        values = _NEXT_VIDEO if objective == "next_video" else {}
+        if objective == "masked_frame" or head == "gpt2":
+            values = {**_WITHOUT_PROBE, **values}
+        keys = {*_NEXT_VIDEO, *_WITHOUT_PROBE}
+        settled = {key: value for key, value in given.items() if key not in keys or value != "auto"}
         return {**tree, "optimizer": {**values, **settled}}
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # half the squared weights times this
 NUM_FOLDS = 5
 _MAX_CHOICE_VIDEOS, _MAX_STEPS = 5_000, 200
 _MIN_PARALLEL = 2**24  # numbers in the inputs of a fit that several threads speed up
+_BIAS_PENALTY = 1e-3  # bounds the bias of a label that is in no video of a fold
 _MIN_STD = 1e-4  # embeddings are float16: below its resolution, an input is constant
 
 
@@ -133,6 +134,7 @@ def _fit(
     def value() -> torch.Tensor:
         optimizer.zero_grad()
         total = loss(inputs @ weight.T + bias).mean() + penalty / 2 * weight.square().sum()
+        total = total + _BIAS_PENALTY / 2 * bias.square().sum()
         total.backward()  # type: ignore[no-untyped-call]
         return total
 

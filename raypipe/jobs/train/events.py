@@ -160,6 +160,7 @@ def with_events(
 ) -> TrainingRecord:
     """Return the record of a training that has ended, completed with the events of the workers."""
     about = log.starts[-1] if log.starts else {}
+    num_parameters = (log.ended or about).get("num_parameters", about.get("num_parameters", 0))
     record = replace(
         record,
         outcome=outcome,
@@ -168,8 +169,8 @@ def with_events(
         epochs=tuple(log.epochs),
         best_epoch=log.ended["state"]["best_epoch"] if log.ended else None,
         model_uri=log.ended["model_uri"] if log.ended else "",
-        num_parameters=about.get("num_parameters", 0),
-        num_trainable_parameters=about.get("num_trainable_parameters", 0),
+        num_parameters=num_parameters,
+        num_trainable_parameters=min(num_parameters, about.get("num_trainable_parameters", 0)),
         num_restarts=max(0, len(log.starts) - 1),
         deletion=log.ended["deletion"] if log.ended else None,
     )

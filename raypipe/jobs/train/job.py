@@ -152,8 +152,8 @@ def _train(
     ``chosen`` is the epoch of another training after which this one stops.
     """
     log = EventLog()
-    spec = with_probe(spec, console)
     try:
+        spec = with_probe(spec, console)
         _run_workers(spec, log, use_gpu=use_gpu, console=console, chosen=chosen)
     except RaypipeError as error:
         failed = with_events(record, spec, log, outcome="failed", message=str(error))
@@ -275,7 +275,6 @@ def make_trainer(
         stop_epoch=spec.stop_epoch,
     )
     model_files: Mapping[str, str] = {}
-    peer = replace(spec.network, probe=None) if isinstance(spec.network, NetworkSpec) and spec.compares_gpt2 else None
     if isinstance(samples, HistorySamples) and isinstance(spec.network, RankerNetwork):
         stop_epoch = None if chosen is None else chosen.epoch
         loop = replace(loop, betas=BETAS, final_rate=FINAL_RATE, stop_epoch=stop_epoch)
@@ -289,7 +288,7 @@ def make_trainer(
         events=events,
         model_files=model_files,
         metrics=None if chosen is None else asdict(chosen),
-        peer=None if peer is None else ray.put(peer),
+        peer=None if spec.peer is None else ray.put(spec.peer),
     )
     datasets: dict[str, Any] = {
         name: _dataset(config, part)

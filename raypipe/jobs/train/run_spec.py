@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from raypipe.config import ClassifierConfig, TrainConfig
+from raypipe.config import ClassifierConfig, OptimizerConfig, TrainConfig
 from raypipe.errors import CommitError, ConfigError, FingerprintError, ObjectError, WeightsError
 from raypipe.jobs.train.histories import HistorySamples
 from raypipe.jobs.train.inputs import TARGETS, TrainingSamples
@@ -108,11 +108,15 @@ class RunSpec:
         return _has_probe(self.config)
 
     @property
-    def compares_gpt2(self) -> bool:
-        """Whether GPT-2 without a probe is trained as well, to compare with."""
-        wanted, samples = self.config.model.compare_gpt2, self.samples
+    def peer(self) -> tuple[NetworkSpec, float] | None:
+        """GPT-2 without a probe and its learning rate, if it is trained as well to compare with."""
+        wanted, samples, network = self.config.model.compare_gpt2, self.samples, self.network
         is_small = self.config.model.head == "auto" and samples.train.num_rows <= _MAX_COMPARED_VIDEOS
-        return self.has_probe and samples.validation.num_rows > 0 and (is_small if wanted == "auto" else wanted)
+        is_compared = self.has_probe and samples.validation.num_rows > 0 and (is_small if wanted == "auto" else wanted)
+        if not is_compared or not isinstance(network, NetworkSpec):
+            return None
+        alone = replace(network, probe=None)
+        return alone, _learning_rate(alone, self.config.optimizer, reads_changes=False)
 
     @property
     def stop_epoch(self) -> int | None:
@@ -199,16 +203,19 @@ def _prepare_video_model(config: TrainConfig, samples: TrainingSamples) -> RunSp
         gpt2=gpt2,
         init_from=init_from,
     )
-    rate = config.optimizer.learning_rate
-    if rate == "auto":
-        lora = config.model.lora.rank > 0
-        rate = auto_learning_rate(
-            n_embd=gpt2.config["n_embd"],
-            pretrained=bool(gpt2.weights),
-            lora=lora,
-            reads_changes=_has_probe(config) and init_from is None,
-        )
+    rate = _learning_rate(network, config.optimizer, reads_changes=_has_probe(config) and init_from is None)
     return RunSpec(config, Folder(config.output), samples, network, rate)
+
+
+def _learning_rate(network: NetworkSpec, config: OptimizerConfig, *, reads_changes: bool) -> float:
+    if config.learning_rate != "auto":
+        return config.learning_rate
+    return auto_learning_rate(
+        n_embd=network.n_embd,
+        pretrained=bool(network.gpt2.weights),
+        lora=network.model.lora.rank > 0,
+        reads_changes=reads_changes,
+    )
 
 
 def _check_has_gpt2(init_from: ModelFiles, learned: VideoClassifierConfig) -> None:

@@ -41,7 +41,7 @@ class WorkerSettings:
 
     ``model_files`` are the digests of files that the driver has added to the model. ``metrics`` are stored with the
     model instead of its own, if another training has chosen its epoch. ``peer`` is a network that is trained only to
-    compare with; it has no checkpoints in common with the model.
+    compare with, and its learning rate. It has its own checkpoints.
     """
 
     output_uri: str
@@ -52,7 +52,7 @@ class WorkerSettings:
     events: Queue
     model_files: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
-    peer: "ray.ObjectRef[NetworkSpec] | None" = None
+    peer: "ray.ObjectRef[tuple[NetworkSpec, float]] | None" = None
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
     _start(loop, checkpoints, workers, notify, is_trained=is_trained)
     state = loop.run()
     if state.ended != "not_finite":
-        peer = [] if settings.peer is None else _train_peer(ray.get(settings.peer), settings, make_loop, notify)
+        peer = [] if settings.peer is None else _train_peer(*ray.get(settings.peer), settings, make_loop, notify)
         _finish(loop, output, workers, notify, settings, peer=peer)
     elif workers.leads:  # a retry would end the same way
         nothing: dict[str, Any] = {"predictions": None, "peer_predictions": [], "deletion": None}
@@ -83,14 +83,17 @@ def train_worker(config: Mapping[str, Any]) -> None:
 
 
 def _train_peer(
-    network: NetworkSpec, settings: WorkerSettings, make_loop: Callable[..., Loop], notify: Notify
+    network: NetworkSpec, learning_rate: float, settings: WorkerSettings, make_loop: Callable[..., Loop], notify: Notify
 ) -> list[dict[str, Any]]:
     """Train a network to compare with, and return its predictions for the validation videos of all workers."""
     workers = Collective(device=get_device())
     checkpoints = Checkpoints(Folder(Folder(settings.output_uri).child(PEER)))
     task = make_task(network, settings.loop, device=workers.device)
     loop = make_loop(
-        task, replace(settings.loop, stop_epoch=None), checkpoints=checkpoints, notify=lambda _kind, _about: None
+        task,
+        replace(settings.loop, stop_epoch=None, learning_rate=learning_rate),
+        checkpoints=checkpoints,
+        notify=lambda _kind, _about: None,
     )
     if workers.leads:
         notify("note", {"line": "training GPT-2 alone, for the comparison in the report"})
@@ -174,7 +177,8 @@ def _finish(
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
         metrics = best if settings.metrics is None else settings.metrics
         model_uri = put_model(output, loop.model, metrics=metrics, others=settings.model_files)
-        about = {"predictions": parts, "peer_predictions": peer, "deletion": deletion}
+        num_parameters = sum(one.numel() for one in loop.model.parameters())
+        about = {"predictions": parts, "peer_predictions": peer, "deletion": deletion, "num_parameters": num_parameters}
         notify("ended", {"state": state, "model_uri": model_uri, **about})
 
 
