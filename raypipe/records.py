@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from raypipe import __version__
 from raypipe.status import NOT_FAILED_IN_ANY_JOB, Status
-from raypipe.text import error_kind, finite, format_metric, metric_name, redact, shorten
+from raypipe.text import error_kind, finite, format_metric, metric_name, plural, redact, shorten
 
 Outcome = Literal["running", "finished", "failed", "interrupted"]
 Objective = Literal["classify", "masked_frame", "next_video"]
@@ -481,6 +481,41 @@ class TrainingRecord:
         """
         chosen = [metrics for metrics in self.epochs if metrics.epoch == self.best_epoch] or self.epochs
         return chosen[-1] if chosen else None
+
+    @property
+    def kept_what(self) -> str:
+        """Describe the kept epoch: ``epoch 7 of 30, the best accuracy``. Empty if no epoch has ended."""
+        if self.kept is None:
+            return ""
+        last = self.epochs[-1].epoch
+        if self.kept.epoch == 0:
+            return "the linear probe" + (f", because GPT-2 did not help in {plural(last, 'epoch')}" if last else "")
+        chosen = f", the best {self.selected_name}" if self.best_epoch is not None else ""
+        return f"epoch {self.kept.epoch} of {last}{chosen}"
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether the classifier has a linear probe. Its epoch 0 is measured."""
+        return any(metrics.epoch == 0 for metrics in self.epochs)
+
+    @property
+    def advice(self) -> str:
+        """One sentence that says whether the trained model beats the best simple model. Empty without a comparison."""
+        others = [peer for peer in self.peers if peer.name != THIS_MODEL]
+        if not others or self.kept is None:
+            return ""
+        best = max(others, key=lambda peer: peer.accuracy)
+        found, low, high = (100 * value for value in (best.difference, best.difference_low, best.difference_high))
+        points = f"{found:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        kept = "GPT-2 alone was trained"
+        if self.has_probe:
+            kept = "GPT-2 helps" if self.best_epoch else "The linear probe is enough"
+        if best.difference_low > 0:
+            return f"{kept}. Trust this model: it is better than {best.name}, by {points} of accuracy."
+        if best.difference_high < 0:
+            return f"{kept}, but {best.name} is better: {points} of accuracy. Use that, or add labels."
+        videos = plural(self.num_validation_videos, "validation video")
+        return f"{kept}. On {videos}, this model and {best.name} are not distinguishable: {points} of accuracy."
 
     @property
     def elapsed_seconds(self) -> float:

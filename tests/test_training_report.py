@@ -416,7 +416,7 @@ def test_the_card_has_the_metrics_for_the_hub() -> None:
         "Accuracy": 0.842,
         "Macro-F1": 0.811,
     }
-    assert card.text.startswith("\n# GPT-2 over video frames\n")
+    assert card.text.startswith("\n# Video classifier\n")
     for record in (masked(), training(epochs=(), best_epoch=None), training(num_validation_videos=0)):
         assert "model-index" not in yaml.safe_load(model_card(record).split("---\n")[1])
 

@@ -13,7 +13,7 @@ _MAX_PAIRS = 25
 _LABEL_CHARS = 24
 _TRIAL_METRICS = ("ndcg_at_10", "hr_at_10", "accuracy", "macro_f1", "validation_loss", "train_loss")
 _MODEL_NAMES = {
-    "classify": "GPT-2 over video frames",
+    "classify": "Video classifier",
     "masked_frame": "GPT-2 over video frames, masked frames",
     "next_video": "GPT-2 over watched videos",
 }
@@ -75,7 +75,6 @@ def training_page(record: TrainingRecord) -> str:
         classes=_classes(record),
         mistakes=sorted(record.mistakes, key=lambda mistake: -text.finite(mistake.score))[:MAX_MISTAKES],
         is_thumbnail=is_thumbnail,
-        advice=which_to_trust(record),
         this_model=THIS_MODEL,
         trial_metrics=[name for name in _TRIAL_METRICS if any(getattr(m, name, None) is not None for m in trials)],
     )
@@ -98,26 +97,6 @@ def headline(record: TrainingRecord) -> str:
     if kept.validation_loss is not None:
         return f"Loss {text.format_loss(kept.validation_loss)} on {videos}"
     return f"Training loss {text.format_loss(kept.train_loss)}, with no validation {record.sample_noun}s"
-
-
-def which_to_trust(record: TrainingRecord) -> str:
-    """Say in one sentence whether the trained model beats the best simple model. Empty without a comparison."""
-    others = [peer for peer in record.peers if peer.name != THIS_MODEL]
-    if not others or record.kept is None:
-        return ""
-    best = max(others, key=lambda peer: peer.accuracy)
-    points = (
-        f"{100 * best.difference:+.1f} points [{100 * best.difference_low:+.1f}, {100 * best.difference_high:+.1f}]"
-    )
-    kept = "The linear probe alone was kept" if record.best_epoch == 0 else "GPT-2 lowers the loss of the linear probe"
-    if record.selected_by != "loss" or record.kept.probe_gain is None:
-        kept = "Compared on the same validation videos"
-    if best.difference_low > 0:
-        return f"{kept}: trust this model, which is better than {best.name} ({points} accuracy)."
-    if best.difference_high < 0:
-        return f"{kept}, but {best.name} is better ({points} accuracy): use it, or add labels."
-    more = f"with {text.plural(record.num_validation_videos, 'validation video')}, {best.name} is not distinguishable"
-    return f"{kept}; {more} from it ({points} accuracy)."
 
 
 def most_common_label(record: TrainingRecord) -> tuple[str, float] | None:
@@ -200,6 +179,11 @@ def _score_tiles(record: TrainingRecord) -> list[Tile]:
         notes["accuracy"] = "videos with all labels correct"
     tiles = [(text.heading(name), number, notes.get(name, "")) for name, number in record.kept_metrics]
     last = record.epochs[-1].epoch
+    if kept.epoch == 0:
+        return [
+            *tiles,
+            ("Kept", "probe", f"GPT-2 did not help in {text.plural(last, 'epoch')}" if last else "as asked"),
+        ]
     chosen = f"the best {record.selected_name}" if record.best_epoch is not None else "the last one"
     return [*tiles, ("Kept epoch", f"{kept.epoch} of {last}" if last > 1 else f"{kept.epoch}", chosen)]
 
@@ -317,7 +301,6 @@ def model_card(record: TrainingRecord) -> str:
         facts=history_rows(record),
         worst=seen[:_WORST],
         num_seen=len(seen),
-        advice=which_to_trust(record),
         num_unseen=len(record.classes) - len(seen),
         fingerprint=str(record.settings.get("embedding_fingerprint") or ""),
     )

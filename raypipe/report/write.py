@@ -10,7 +10,7 @@ from raypipe import records, text
 from raypipe.records import MAX_MISTAKES, Point, RunRecord, TrainingRecord, confused_pairs
 from raypipe.report.charts import HALF, NARROW, WIDE, Chart, rate_chart
 from raypipe.report.templating import Tile, render_page
-from raypipe.report.training_page import training_page, which_to_trust
+from raypipe.report.training_page import training_page
 from raypipe.status import NOT_FAILED_IN_ANY_JOB
 
 _CHARTS = (
@@ -245,7 +245,7 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
         "classes": [_numbers(metrics) for metrics in record.classes],
         "mistakes": [_numbers(mistake) for mistake in record.mistakes[:MAX_MISTAKES]],
         "peers": [_numbers(metrics) for metrics in record.peers],
-        "advice": which_to_trust(record),
+        "advice": record.advice,
         "deletion": None if record.deletion is None else asdict(record.deletion),
         "trials": [
             {

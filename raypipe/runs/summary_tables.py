@@ -12,7 +12,6 @@ from rich.text import Text
 
 from raypipe import text
 from raypipe.records import EPOCH_METRICS, EpochMetrics, RunRecord, TrainingRecord
-from raypipe.report.training_page import which_to_trust
 from raypipe.status import Status
 
 _SHORT_NAMES = {"train_loss": "train loss", "validation_loss": "val loss", "top5_accuracy": "top-5"}
@@ -92,16 +91,12 @@ def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
     """Return the table that is printed at the end of a training: outcome, metrics, model and report."""
     held_out = f", {record.num_validation_videos:,} for validation" if record.num_validation_videos else ""
     left_out = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in record.history_counts.items())
-    kept = ""
-    if record.kept is not None:
-        chosen = f", the best {record.selected_name}" if record.best_epoch is not None else ""
-        kept = f"epoch {record.kept.epoch} of {record.epochs[-1].epoch}{chosen}"
     return summary_table(
         [
             *_outcome(record),
-            ("kept", kept),
+            ("kept", record.kept_what),
             *record.kept_metrics,
-            ("advice", which_to_trust(record)),
+            ("advice", record.advice),
             (f"{record.sample_noun}s", f"{text.format_count(record.num_train_videos)} for training{held_out}"),
             ("left out", left_out),
             ("restarts", _text(text.format_count(record.num_restarts) if record.num_restarts else "", "yellow")),
