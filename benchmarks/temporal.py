@@ -17,7 +17,7 @@ of auto minus that of the best other model, with a paired 95 % bootstrap interva
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +44,22 @@ class Outcome:
     def __init__(self) -> None:
         self.rights: dict[str, list[npt.NDArray[np.float64]]] = {}
         self.confidences: list[npt.NDArray[np.float64]] = []
+        self.is_right: list[npt.NDArray[np.bool_]] = []
         self.num_kept, self.num_trained = 0, 0
 
-    def add(self, found: Probabilities, truth: npt.NDArray[np.int64], model: VideoClassifier) -> None:
-        """Add what models predict for some clips. The trained model is named ``auto``."""
+    def add(
+        self, found: Probabilities, truth: npt.NDArray[np.int64], model: VideoClassifier, *, clips: Sequence[str]
+    ) -> None:
+        """Add what models predict for some videos. The trained model is named ``auto``.
+
+        Videos with equal names in ``clips`` are one observation: their mean.
+        """
+        _, members = np.unique(clips, return_inverse=True)
+        sizes = np.bincount(members)
         for name, each in found.items():
-            self.rights.setdefault(name, []).append((each.argmax(axis=1) == truth).astype(np.float64))
+            right = (each.argmax(axis=1) == truth).astype(np.float64)
+            self.rights.setdefault(name, []).append(np.bincount(members, weights=right) / sizes)
+        self.is_right.append(found["auto"].argmax(axis=1) == truth)
         self.confidences.append(found["auto"].max(axis=1).astype(np.float64))
         self.num_kept += model.config.has_gpt2
         self.num_trained += 1
@@ -64,7 +74,7 @@ class Outcome:
         }
         best = max((name for name in each if name != "auto"), key=lambda name: float(each[name].mean()))
         found = intervals({"difference": each["auto"] - each[best]})["difference"]
-        error = calibration_error(np.concatenate(self.confidences), np.concatenate(self.rights["auto"]) > 0)
+        error = calibration_error(np.concatenate(self.confidences), np.concatenate(self.is_right))
         parts = [f"{each[name].mean():.3f}" for name in COLUMNS]
         seeds = [
             np.concatenate(self.rights["auto"][at : at + num_parts]).mean()
@@ -121,7 +131,7 @@ def run_task(task: str, options: argparse.Namespace, scratch: Path) -> tuple[str
         if alone is None:
             alone = learning.fit(frames, truth, split, scratch / f"{task}-gpt2", f"seed={seed}", "model.head=gpt2")
         models[GPT2_ALONE] = alone
-        outcome.add(learning.probabilities(frames, truth, split, models), expected, models["auto"])
+        outcome.add(learning.probabilities(frames, truth, split, models), expected, models["auto"], clips=split.test)
     return (task, *outcome.row(num_parts=1))
 
 
@@ -162,7 +172,9 @@ def run_folds(clips: RealClips, options: argparse.Namespace, scratch: Path) -> t
             models[GPT2_ALONE] = learning.fit(
                 frames, truth, split, Path(f"{folder}-gpt2"), f"seed={seed}", "model.head=gpt2"
             )
-            outcome.add(learning.probabilities(frames, truth, split, models), expected, models["auto"])
+            clips = [video_id.partition("|")[0] for video_id in split.test]  # both directions of a clip are one
+            found = learning.probabilities(frames, truth, split, models)
+            outcome.add(found, expected, models["auto"], clips=clips)
     return (name, *outcome.row(num_parts=BLOCKS))
 
 

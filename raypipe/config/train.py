@@ -59,7 +59,7 @@ class ClassifierConfig(Section):
     """The network that reads the frame embeddings of a video."""
 
     head: Head = "auto"
-    compare_gpt2: Literal["auto"] | bool = "auto"
+    compare: Literal["auto", "all", "simple", "none"] = "auto"
     gpt2: str | Gpt2Size = Gpt2Size()
     freeze: str = "none"
     lora: LoraConfig = LoraConfig()

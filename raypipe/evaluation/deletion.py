@@ -66,8 +66,8 @@ def _kept(orders: Sequence[npt.NDArray[np.integer]], fraction: float) -> list[Bo
 def measure_deletion(model: "VideoClassifier", videos: Sequence["Frames"]) -> DeletionCurve | None:
     """Measure how well ``frame_scores + order_scores`` of a classifier name the frames that its labels depend on.
 
-    At most ``MAX_VIDEOS`` videos and ``MAX_FRAMES`` frames of each are used, evenly spread. Removed frames are masked,
-    as in training. Return None if fewer than ``MIN_VIDEOS`` videos have at least two frames.
+    At most ``MAX_VIDEOS`` videos and ``MAX_FRAMES`` frames of each are used, evenly spread. Removed frames are
+    masked. Return None if fewer than ``MIN_VIDEOS`` videos have at least two frames.
     """
     import torch  # noqa: PLC0415 - takes seconds
 

@@ -5,6 +5,7 @@
 with an attention mask ``[B, T]`` that is 0 where a shorter video is padded at its end.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -60,13 +61,16 @@ class VideoClassifierConfig(PreTrainedConfig):
         """Convert ``gpt2`` to a ``GPT2Config`` without a vocabulary.
 
         Raises:
-            ValueError: the GPT-2 has fewer than ``max_frames`` positions, or there is no such model.
+            ValueError: the GPT-2 has fewer than ``max_frames`` positions, or another value is not possible.
         """
         if self.gpt2_reads not in GPT2_READS:
             msg = f"gpt2_reads is {self.gpt2_reads!r}, not one of {', '.join(GPT2_READS)}."
             raise ValueError(msg)
         if self.probe not in NUM_STATISTICS and not (self.probe is None and self.has_gpt2):
             msg = f"There is no model with probe {self.probe!r} and has_gpt2 {self.has_gpt2}."
+            raise ValueError(msg)
+        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
+            msg = f"temperature is {self.temperature!r}, not a number above 0."
             raise ValueError(msg)
         given = self.gpt2.to_dict() if isinstance(self.gpt2, GPT2Config) else dict(self.gpt2 or {})
         no_vocabulary = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "use_cache": False}

@@ -12,7 +12,7 @@ PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)  # half the squared weights times this
 NUM_FOLDS = 5
 _MAX_CHOICE_VIDEOS, _MAX_STEPS = 5_000, 200
 _MIN_PARALLEL = 2**24  # numbers in the inputs of a fit that several threads speed up
-_BIAS_PENALTY = 1e-3  # bounds the bias of a label that is in no video of a fold
+_BIAS_PENALTY = 1e-3  # of the difference to the prior: bounds the bias of a label that is in no video of a fold
 _MIN_STD = 1e-4  # embeddings are float16: below its resolution, an input is constant
 
 
@@ -44,7 +44,8 @@ def blocked_folds(labels: torch.Tensor) -> torch.Tensor:
     folds = torch.zeros(len(labels), dtype=torch.long)
     for label in torch.unique(labels):
         members = (labels == label).nonzero()[:, 0]
-        folds[members] = torch.arange(len(members)) * NUM_FOLDS // len(members)
+        blocks = torch.arange(len(members)) * NUM_FOLDS // len(members)
+        folds[members] = (blocks + label) % NUM_FOLDS  # so that labels with few videos are not all in one fold
     return folds
 
 
@@ -88,6 +89,15 @@ class VideoLosses:
     def __init__(self, labels: torch.Tensor, num_labels: int, *, class_weights: torch.Tensor | None = None) -> None:
         self.labels, self.num_labels, self._class_weights = labels, num_labels, class_weights
 
+    @property
+    def prior(self) -> torch.Tensor:
+        """The logits ``[C]`` of the labels' frequencies, with half a video more and less of each."""
+        if self.labels.ndim > 1:
+            rates = (self.labels.sum(dim=0) + 0.5) / (len(self.labels) + 1)
+            return rates.logit()
+        counts = torch.bincount(self.labels, minlength=self.num_labels) + 0.5
+        return (counts / counts.sum()).log().float()
+
     def take(self, rows: torch.Tensor) -> "VideoLosses":
         """Return the losses of some videos."""
         return VideoLosses(self.labels[rows], self.num_labels, class_weights=self._class_weights)
@@ -114,7 +124,7 @@ def _fit_path(
     inputs: torch.Tensor, loss: VideoLosses, penalties: tuple[float, ...]
 ) -> dict[float, tuple[torch.Tensor, torch.Tensor]]:
     """Return the weights and biases for each penalty. Each fit starts from the one before it."""
-    weight, bias = torch.zeros(loss.num_labels, inputs.shape[1]), torch.zeros(loss.num_labels)
+    weight, bias = torch.zeros(loss.num_labels, inputs.shape[1]), loss.prior
     fits = {}
     for penalty in penalties:
         if len(inputs):
@@ -126,6 +136,8 @@ def _fit_path(
 def _fit(
     inputs: torch.Tensor, loss: VideoLosses, weight: torch.Tensor, bias: torch.Tensor, *, penalty: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    # The loss of several labels is their mean. Each label is a separate fit, with the same penalty.
+    scale, prior = loss.num_labels if loss.labels.ndim > 1 else 1, loss.prior
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=_MAX_STEPS, line_search_fn="strong_wolfe", tolerance_grad=1e-5, tolerance_change=1e-7
@@ -133,8 +145,8 @@ def _fit(
 
     def value() -> torch.Tensor:
         optimizer.zero_grad()
-        total = loss(inputs @ weight.T + bias).mean() + penalty / 2 * weight.square().sum()
-        total = total + _BIAS_PENALTY / 2 * bias.square().sum()
+        total = scale * loss(inputs @ weight.T + bias).mean() + penalty / 2 * weight.square().sum()
+        total = total + _BIAS_PENALTY / 2 * (bias - prior).square().sum()
         total.backward()  # type: ignore[no-untyped-call]
         return total
 

@@ -166,7 +166,7 @@ def test_a_trained_model_labels_the_catalogue(trained: Trained, bucket: str, tmp
 
 def test_a_training_with_a_probe(trained: Trained, bucket: str) -> None:
     output = Folder(f"{bucket}/model")
-    head = {"head": "auto", "compare_gpt2": True}
+    head = {"head": "auto", "compare": "all"}
     config = train_config(trained.embeddings, output, model=head, optimizer={"epochs": 2})
     record = run_train(config).record
     probe = TrainedProbe.from_bytes(output.read(PROBE))

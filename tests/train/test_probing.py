@@ -37,13 +37,13 @@ def probe() -> TrainedProbe:
 
 def find(output: Folder) -> TrainedProbe:
     """Return the probe in an output, where it must be found: there are no samples to fit one to."""
-    return find_probe(output, pa.table({}), embeddings_uri="", space=SPACE, max_frames=16)
+    return find_probe(output, pa.table({}), embeddings_uri="", space=SPACE, max_frames=16, embedding_dim=DIM)
 
 
 def test_a_stored_probe_is_found_as_it_was(folder: Folder, probe: TrainedProbe) -> None:
     assert folder.put_new(PROBE, probe.to_bytes())
     found = find(folder)
-    for name in ("features", "loss", "penalty", "stride"):
+    for name in ("features", "loss", "stride"):
         assert getattr(found, name) == getattr(probe, name), name
     assert torch.equal(found.out_of_fold, probe.out_of_fold)
     assert found.weights.keys() == probe.weights.keys()
@@ -54,9 +54,9 @@ def test_a_stored_probe_is_found_as_it_was(folder: Folder, probe: TrainedProbe) 
 @pytest.mark.parametrize("features", ["mean", "mean_slope_std"])
 def test_a_stored_probe_goes_into_a_model(features: str, stride: int) -> None:
     model = FrameProbe(features, embedding_dim=DIM, num_labels=2)  # type: ignore[arg-type]
-    probe = TrainedProbe(features, model.state_dict(), torch.zeros(4, 2), 0.1, 1e-3, stride)  # type: ignore[arg-type]
+    probe = TrainedProbe(features, model.state_dict(), torch.zeros(4, 2), 0.1, stride)  # type: ignore[arg-type]
     found = TrainedProbe.from_bytes(probe.to_bytes())
-    assert (found.features, found.loss, found.penalty, found.stride) == (features, 0.1, 1e-3, stride)
+    assert (found.features, found.loss, found.stride) == (features, 0.1, stride)
     model.load_state_dict(dict(found.weights))
 
 

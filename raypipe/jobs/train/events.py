@@ -23,7 +23,7 @@ from raypipe.errors import CommitError, ObjectError
 from raypipe.jobs.train.histories import HistorySamples
 from raypipe.jobs.train.inputs import FILE, TrainingSamples
 from raypipe.jobs.train.run_spec import RunSpec
-from raypipe.jobs.train.scores import Bools, f1, label_sums
+from raypipe.jobs.train.scores import Bools, f1, label_mask, label_sums
 from raypipe.models.model_files import MODEL_FOLDER
 from raypipe.records import (
     MAX_MISTAKES,
@@ -217,9 +217,7 @@ def with_evaluation(record: TrainingRecord, spec: RunSpec, predictions: list[dic
     names = samples.label_names
     index = np.concatenate([np.asarray(part["index"], dtype=np.int64) for part in predictions])
     probabilities: Floats = np.concatenate([part["probabilities"] for part in predictions])
-    truth: Bools = np.zeros(probabilities.shape, dtype=bool)
-    for row, target in enumerate(target for part in predictions for target in part["targets"]):
-        truth[row, target] = True
+    truth = label_mask([target for part in predictions for target in part["targets"]], probabilities.shape[1])
     best = probabilities.argmax(axis=1)
     several = samples.multi_label
     given: Bools = probabilities >= schema.LABEL_THRESHOLD if several else np.eye(len(names), dtype=bool)[best]

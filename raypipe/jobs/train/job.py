@@ -1,6 +1,7 @@
 """The train job: produce a model, its model card and a report from a configuration, by one training or a small grid."""
 
 import json
+import logging
 import tempfile
 import time
 import uuid
@@ -44,6 +45,7 @@ from raypipe.storage import Folder
 REPORT = "report.html"
 _WIDTH_PER_THREAD = 128
 _WORKER_CPUS = 0.5  # reserved in Ray per worker; less than 1, so that the readers fit on the same node
+_logger = logging.getLogger(__name__)
 _CONTINUES = "The same command continues from the last checkpoint."
 
 
@@ -161,14 +163,18 @@ def _train(
             write_training_report(failed, spec.output.put)
         raise
     record = with_events(record, spec, log, outcome="finished")
-    with status(console, "Comparing with simple models"):
-        return replace(record, peers=_peers(spec, log.ended or {}))
+    try:
+        with status(console, "Comparing with simple models"):
+            return replace(record, peers=_peers(spec, log.ended or {}))
+    except RaypipeError as error:  # the model is stored, and its report must not be missing
+        _logger.warning("The model is not compared with simple models: %s", error)
+        return record
 
 
 def _peers(spec: RunSpec, ended: Mapping[str, Any]) -> tuple[PeerMetrics, ...]:
     """Compare a classifier with simple models, and with GPT-2 alone if it was trained as well."""
     samples, network = spec.samples, spec.network
-    if isinstance(samples, HistorySamples) or not isinstance(network, NetworkSpec) or not ended.get("predictions"):
+    if isinstance(samples, HistorySamples) or not isinstance(network, NetworkSpec) or not spec.is_compared:
         return ()
     predicted = {GPT2_ALONE: ended["peer_predictions"], THIS_MODEL: ended["predictions"]}
     return compare_with_peers(
@@ -192,6 +198,7 @@ def with_probe(spec: RunSpec, console: Console | None) -> RunSpec:
             embeddings_uri=spec.config.embeddings_uri,
             space=spec.label_space,
             max_frames=network.config.max_frames,
+            embedding_dim=samples.embedding_dim,
         )
     return replace(spec, network=replace(network, probe=probe))
 

@@ -103,6 +103,7 @@ class Loop:
         if workers.size > 1:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
             self._network = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+        self.num_epochs = settings.num_epochs
         self.num_validation = settings.num_validation
         self.has_validation = settings.num_validation > 0  # True on all workers or on none
         self.state = TrainingState()

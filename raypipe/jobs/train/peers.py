@@ -11,11 +11,12 @@ import torch
 
 from raypipe.evaluation.classifiers import compare_classifiers
 from raypipe.jobs.train.inputs import TrainingSamples
-from raypipe.jobs.train.probing import LabelSpace, PooledVideos, pool_videos
+from raypipe.jobs.train.probing import NUM_KEPT, LabelSpace, PooledVideos, pool_videos
 from raypipe.models.linear_fit import blocked_folds, fit_linear
 from raypipe.records import MAJORITY, NEAREST, THIS_MODEL, PeerMetrics
 
-_MAX_VIDEOS = 5_000  # of each split; of more, some are chosen evenly
+_MIN_VIDEOS, _MAX_VIDEOS = 500, 5_000  # of each split; of more, some are chosen evenly
+_MAX_PRODUCTS = 2e9  # of the largest linear model in one step, with more videos than _MIN_VIDEOS
 _LINEAR = {"mean": "linear on mean", "mean_slope_std": "linear on mean, slope, std", "frames": "linear on 16 frames"}
 Floats = npt.NDArray[np.float32]
 
@@ -33,9 +34,10 @@ def compare_with_peers(
     ``predicted`` holds the probabilities ``[V, C]`` of ``THIS_MODEL`` and others for the validation videos.
     """
     pool = partial(pool_videos, embeddings_uri=embeddings_uri, space=space, max_frames=max_frames, keep_frames=True)
-    train, held_out = (
-        np.arange(0, size, max(1, -(-size // _MAX_VIDEOS))) for size in map(len, (samples.train, samples.validation))
-    )
+    products = NUM_KEPT * samples.embedding_dim * space.num_labels
+    limit = int(np.clip(_MAX_PRODUCTS // products, _MIN_VIDEOS, _MAX_VIDEOS))
+    sizes = (samples.train.num_rows, samples.validation.num_rows)
+    train, held_out = (np.arange(0, size, max(1, -(-size // limit))) for size in sizes)
     found = {name: probabilities[held_out] for name, probabilities in predicted.items()}
     pooled = pool(samples.train.take(pa.array(train)))
     return peer_metrics(pooled, pool(samples.validation.take(pa.array(held_out))), space, found)

@@ -25,8 +25,9 @@ from raypipe.storage import Folder
 from raypipe.text import one_line
 
 PROBE = "probe.safetensors"
-MAX_VIDEOS = 200_000  # that a probe is fitted to; their statistics are in the driver's memory
-_AT_ONCE, _NUM_KEPT = 64, 16
+_MAX_VIDEOS = 200_000  # that a probe is fitted to
+_MAX_NUMBERS = 1e9  # of their statistics and logits, which are in the driver's memory
+_AT_ONCE, NUM_KEPT = 64, 16
 _OUT_OF_FOLD, _FACTS = "out_of_fold", "facts"
 
 
@@ -65,21 +66,20 @@ class TrainedProbe:
     weights: Mapping[str, torch.Tensor]  # of a FrameProbe
     out_of_fold: torch.Tensor
     loss: float  # the mean loss of out_of_fold
-    penalty: float
     stride: int
 
     def to_bytes(self) -> bytes:
         """Return the content of the file that holds the probe."""
-        facts = torch.tensor([NUM_STATISTICS[self.features], self.loss, self.penalty, self.stride], dtype=torch.float64)
+        facts = torch.tensor([NUM_STATISTICS[self.features], self.loss, self.stride], dtype=torch.float64)
         return safetensors.torch.save({**self.weights, _OUT_OF_FOLD: self.out_of_fold, _FACTS: facts})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "TrainedProbe":
         """Read the content of a file. Raises SafetensorError, KeyError or ValueError if it is not that of a probe."""
         tensors = safetensors.torch.load(data)
-        out_of_fold, (num_statistics, loss, penalty, stride) = tensors.pop(_OUT_OF_FOLD), tensors.pop(_FACTS).tolist()
+        out_of_fold, (num_statistics, loss, stride) = tensors.pop(_OUT_OF_FOLD), tensors.pop(_FACTS).tolist()
         features: ProbeFeatures = "mean" if num_statistics == 1 else "mean_slope_std"
-        return cls(features, tensors, out_of_fold, loss, penalty, int(stride))
+        return cls(features, tensors, out_of_fold, loss, int(stride))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,14 @@ class LabelSpace:
         return VideoLosses(labels, self.num_labels, class_weights=weights)
 
 
+def probe_stride(num_videos: int, *, embedding_dim: int, num_labels: int) -> int:
+    """Return the stride of the training videos that the probe is fitted to."""
+    limit = min(_MAX_VIDEOS, int(_MAX_NUMBERS / (3 * embedding_dim + 2 * num_labels)))
+    return max(1, -(-num_videos // limit))
+
+
 def find_probe(
-    output: Folder, samples: pa.Table, *, embeddings_uri: str, space: LabelSpace, max_frames: int
+    output: Folder, samples: pa.Table, *, embeddings_uri: str, space: LabelSpace, max_frames: int, embedding_dim: int
 ) -> TrainedProbe:
     """Return the probe in the output of a training. If there is none yet, fit it to the training videos, and store it.
 
@@ -110,10 +116,9 @@ def find_probe(
         JobError: embeddings are not finite.
     """
     if not output.exists(PROBE):
-        stride = -(-samples.num_rows // MAX_VIDEOS)
+        stride = probe_stride(samples.num_rows, embedding_dim=embedding_dim, num_labels=space.num_labels)
         chosen = samples.take(pa.array(np.arange(0, samples.num_rows, stride)))
         pooled = pool_videos(chosen, embeddings_uri=embeddings_uri, space=space, max_frames=max_frames)
-        check_finite(pooled, chosen)
         output.put_new(PROBE, fit_probe(pooled, space, stride=stride).to_bytes())
     try:
         return TrainedProbe.from_bytes(output.read(PROBE))
@@ -125,7 +130,11 @@ def find_probe(
 def pool_videos(
     samples: pa.Table, *, embeddings_uri: str, space: LabelSpace, max_frames: int, keep_frames: bool = False
 ) -> PooledVideos:
-    """Read the frames of videos in parallel, and return their statistics in the order of the samples."""
+    """Read the frames of videos in parallel, and return their statistics in the order of the samples.
+
+    Raises:
+        JobError: the embeddings of a video are not finite.
+    """
     numbers: list[int] = []
     statistics, targets, kept = [], [], []
     with data_context():
@@ -143,12 +152,14 @@ def pool_videos(
     order = np.argsort(numbers, kind="stable")
     labels = label_tensor([targets[at] for at in order], space.num_labels, multi_label=space.multi_label)
     frames = torch.from_numpy(np.stack([kept[at] for at in order])) if keep_frames else None
-    return PooledVideos(torch.cat(statistics)[torch.from_numpy(order)], labels, frames)
+    pooled = PooledVideos(torch.cat(statistics)[torch.from_numpy(order)], labels, frames)
+    check_finite(pooled, samples)
+    return pooled
 
 
 def some_frames(video: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return 16 evenly chosen frames ``[16, D]`` of a video ``[T, D]``. Frames of a shorter one repeat."""
-    rows = np.linspace(0, len(video) - 1, _NUM_KEPT).round().astype(np.int64)
+    rows = np.linspace(0, len(video) - 1, NUM_KEPT).round().astype(np.int64)
     return np.asarray(video[rows])
 
 
@@ -161,7 +172,7 @@ def check_finite(pooled: PooledVideos, samples: pa.Table) -> None:
     wrong = (~pooled.statistics.isfinite().flatten(start_dim=1).all(dim=1)).nonzero()[:, 0].tolist()
     if wrong:
         video_id = samples[VIDEO_ID][wrong[0]].as_py()
-        msg = f"The embeddings of {len(wrong)} training videos are not finite, {video_id!r} first."
+        msg = f"The embeddings of {len(wrong)} videos are not finite, {video_id!r} first."
         raise JobError(msg, key=VIDEO_ID, value=video_id, remedy="Embed these videos again, or remove their labels.")
 
 
@@ -185,4 +196,4 @@ def standard_error(values: torch.Tensor) -> float:
 def _trained(fit: LinearFit, features: ProbeFeatures, losses: VideoLosses, *, stride: int) -> TrainedProbe:
     weights = {"mean": fit.mean, "std": fit.std, "linear.weight": fit.weight, "linear.bias": fit.bias}
     loss = float(losses(fit.out_of_fold).mean())
-    return TrainedProbe(features, weights, fit.out_of_fold, loss, fit.penalty, stride)
+    return TrainedProbe(features, weights, fit.out_of_fold, loss, stride)

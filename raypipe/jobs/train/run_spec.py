@@ -29,7 +29,6 @@ _MAX_COMPARED_VIDEOS = 2_000  # of a training whose model is compared with GPT-2
 _MIN_COMPARED = 2  # a standard error needs this many videos
 _BEFORE: Mapping[str, Any] = {  # what older versions did, which stored no such keys
     "settings.model.head": "gpt2",
-    "settings.model.compare_gpt2": "auto",
 }
 
 
@@ -108,12 +107,19 @@ class RunSpec:
         return _has_probe(self.config)
 
     @property
+    def is_compared(self) -> bool:
+        """Whether the model is compared with simpler ones on the validation videos."""
+        is_measured = self.config.objective == "classify" and self.samples.validation.num_rows >= _MIN_COMPARED
+        return is_measured and self.config.model.compare != "none"
+
+    @property
     def peer(self) -> tuple[NetworkSpec, float] | None:
         """GPT-2 without a probe and its learning rate, if it is trained as well to compare with."""
-        wanted, samples, network = self.config.model.compare_gpt2, self.samples, self.network
-        is_small = self.config.model.head == "auto" and samples.train.num_rows <= _MAX_COMPARED_VIDEOS
-        is_compared = self.has_probe and samples.validation.num_rows > 0 and (is_small if wanted == "auto" else wanted)
-        if not is_compared or not isinstance(network, NetworkSpec):
+        network, wanted = self.network, self.config.model.compare
+        if wanted == "auto":
+            is_small = self.config.model.head == "auto" and self.samples.train.num_rows <= _MAX_COMPARED_VIDEOS
+            wanted = "all" if is_small else "simple"
+        if wanted != "all" or not self.is_compared or not self.has_probe or not isinstance(network, NetworkSpec):
             return None
         alone = replace(network, probe=None)
         return alone, _learning_rate(alone, self.config.optimizer, reads_changes=False)
@@ -292,7 +298,7 @@ def run_facts(spec: RunSpec) -> dict[str, Any]:
         del settings["model"], settings["ranker"]["index_version"]
         data["index_version"] = samples.index.version
     else:
-        del settings["ranker"]
+        del settings["ranker"], settings["model"]["compare"]
         if not spec.has_probe:
             del settings["model"]["head"]
     weights = _initial_weights(network) if isinstance(network, NetworkSpec) else "random"

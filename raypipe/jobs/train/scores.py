@@ -1,5 +1,6 @@
 """Scores of predictions, kept as sums over videos, so that batches and workers can be added up."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -115,6 +116,14 @@ def label_sums(truth: Bools, given: Bools) -> Floats:
     """
     sums: Floats = np.stack([truth.sum(axis=0), given.sum(axis=0), (truth & given).sum(axis=0)]).astype(np.float64)
     return sums
+
+
+def label_mask(targets: Sequence[Sequence[int] | npt.NDArray[np.int64]], num_labels: int) -> Bools:
+    """Return a mask ``[V, C]`` of each video's labels, given its label numbers."""
+    mask = np.zeros((len(targets), num_labels), dtype=np.bool_)
+    for row, target in zip(mask, targets, strict=True):
+        row[np.asarray(target, dtype=np.int64)] = True
+    return mask
 
 
 def as_sets(labels: torch.Tensor, num_labels: int) -> Bools:

@@ -54,6 +54,8 @@ def grid(config: TrainConfig) -> list[SearchPoint]:
     for number, choices in enumerate(product(*config.search.values())):
         settings = dict(zip(config.search, choices, strict=True))
         tree = config.model_dump() | {"search": {}, "output": Folder(config.output).child(f"trials/{number:03d}")}
+        if config.objective != "next_video":
+            tree["model"]["compare"] = "none"  # each point would fit the same simple models
         for key, value in settings.items():
             *sections, leaf = key.split(".")
             node = tree

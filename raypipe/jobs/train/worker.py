@@ -16,7 +16,7 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from raypipe.evaluation.calibration import fit_temperature
-from raypipe.evaluation.deletion import MAX_VIDEOS, measure_deletion
+from raypipe.evaluation.deletion import MAX_FRAMES, MAX_VIDEOS, measure_deletion
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints, put_metrics, put_model
 from raypipe.jobs.train.inputs import Ints
@@ -24,14 +24,19 @@ from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
 from raypipe.jobs.train.next_video_task import HistoriesWindow, NextVideoTask
 from raypipe.jobs.train.ranker_spec import RankerNetwork, build_ranker
 from raypipe.jobs.train.run_spec import NetworkSpec, build
+from raypipe.jobs.train.scores import label_mask
 from raypipe.jobs.train.tasks import Task
 from raypipe.jobs.train.video_task import FramesWindow, Half, UnseenLogits, VideoTask
-from raypipe.models.classifier import VideoClassifier
+from raypipe.models.classifier import VideoClassifier, thin
+from raypipe.models.classifier_files import read_config
+from raypipe.models.model_files import COMPLETE, MODEL_FOLDER, read_model
+from raypipe.records import DeletionCurve
 from raypipe.storage import Folder
 
 TRAIN, VALIDATION = "train", "validation"
 PEER = "peer"  # the folder in the output where a model to compare with is trained
 _TEMPERATURE_DIGITS = 4
+_MAX_CALIBRATION_VIDEOS = 50_000
 _STEP_SECONDS = 0.5  # the minimum time between two steps that are reported to the driver
 
 
@@ -75,8 +80,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
     _start(loop, checkpoints, workers, notify, is_trained=is_trained)
     state = loop.run()
     if state.ended != "not_finite":
-        peer = [] if settings.peer is None else _train_peer(*ray.get(settings.peer), settings, make_loop, notify)
-        _finish(loop, output, workers, notify, settings, peer=peer)
+        _finish(loop, workers, notify, settings, make_loop)
     elif workers.leads:  # a retry would end the same way
         nothing: dict[str, Any] = {"predictions": None, "peer_predictions": [], "deletion": None}
         notify("ended", {"state": state, "model_uri": "", **nothing})
@@ -100,7 +104,9 @@ def _train_peer(
     _resume(loop, checkpoints, workers, is_trained=network.init_from is not None)
     if loop.run().ended == "not_finite":
         return []
-    return load_best_model(loop, workers)
+    parts = load_best_model(loop, workers)
+    _add_probabilities(loop.model, parts)
+    return parts
 
 
 def make_task(network: NetworkSpec | RankerNetwork, settings: LoopSettings, *, device: torch.device) -> Task:
@@ -150,36 +156,45 @@ def _resume(loop: Loop, checkpoints: Checkpoints, workers: Collective, *, is_tra
         found = checkpoints.read(number)
     if found is not None:
         loop.resume(found)
-    elif not is_trained:
+    elif not is_trained and loop.num_epochs:
         loop.standardise()
     return number
 
 
 def _finish(
-    loop: Loop,
-    output: Folder,
-    workers: Collective,
-    notify: Notify,
-    settings: WorkerSettings,
-    *,
-    peer: list[dict[str, Any]],
+    loop: Loop, workers: Collective, notify: Notify, settings: WorkerSettings, make_loop: Callable[..., Loop]
 ) -> None:
-    """Report the predictions of the best epoch for every validation video, and store the model."""
-    state = loop.state
+    """Store the model of the best epoch, then train the network to compare with, and report the predictions of both."""
+    state, output = loop.state, Folder(settings.output_uri)
     parts = load_best_model(loop, workers)
     some = _some_videos(loop, workers)
+    ended: dict[str, Any] = {"state": state, "predictions": parts, "deletion": None}
     if workers.leads:
-        deletion = None
         if some and isinstance(loop.model, VideoClassifier):
-            deletion = measure_deletion(loop.model, some)
-            loop.model.config.frame_scores_help = None if deletion is None else deletion.is_better
+            ended["deletion"] = measure_deletion(loop.model, some)
+            _settle(loop.model, output, ended["deletion"])
+        _add_probabilities(loop.model, parts)
         put_metrics(output, state.history)  # not written yet if a worker died right after its last checkpoint
         best = next((epoch for epoch in state.history if epoch["epoch"] == state.best_epoch), {})
         metrics = best if settings.metrics is None else settings.metrics
-        model_uri = put_model(output, loop.model, metrics=metrics, others=settings.model_files)
-        num_parameters = sum(one.numel() for one in loop.model.parameters())
-        about = {"predictions": parts, "peer_predictions": peer, "deletion": deletion, "num_parameters": num_parameters}
-        notify("ended", {"state": state, "model_uri": model_uri, **about})
+        ended["model_uri"] = put_model(output, loop.model, metrics=metrics, others=settings.model_files)
+        ended["num_parameters"] = sum(one.numel() for one in loop.model.parameters())
+    peer = [] if settings.peer is None else _train_peer(*ray.get(settings.peer), settings, make_loop, notify)
+    if workers.leads:
+        notify("ended", {**ended, "peer_predictions": peer})
+
+
+def _settle(model: VideoClassifier, output: Folder, deletion: DeletionCurve | None) -> None:
+    """Store in the configuration what was measured on validation videos.
+
+    If an earlier run has stored the model, keep its numbers: another device may round differently.
+    """
+    folder = Folder(output.child(MODEL_FOLDER))
+    if folder.exists(COMPLETE):
+        stored = read_config(read_model(folder))
+        model.config.temperature, model.config.frame_scores_help = stored.temperature, stored.frame_scores_help
+    else:
+        model.config.frame_scores_help = None if deletion is None else deletion.is_better
 
 
 def load_best_model(loop: Loop, workers: Collective) -> list[dict[str, Any]]:
@@ -215,9 +230,9 @@ def _some_videos(loop: Loop, workers: Collective) -> list[Half]:
     """Return the frames of evenly chosen validation videos of all workers, if the model classifies videos."""
     if not isinstance(loop.model, VideoClassifier) or not loop.has_validation:
         return []
-    stride = max(1, loop.num_validation // MAX_VIDEOS)
+    stride = max(1, -(-loop.num_validation // MAX_VIDEOS))
     chosen = [
-        (number, frames)
+        (number, frames[thin(len(frames), max_frames=MAX_FRAMES)])
         for window in loop.validation_windows()
         for number, frames in zip(window.index, window.frames, strict=True)
         if number % stride == 0
@@ -226,20 +241,20 @@ def _some_videos(loop: Loop, workers: Collective) -> list[Half]:
     return [frames for _, frames in gathered]
 
 
-def calibrate(model: VideoClassifier, predictions: Sequence[dict[str, Any]]) -> None:
-    """Set the temperature of a classifier, and add the probabilities ``[V, C]`` to its predictions.
-
-    The temperature is rounded, so that workers which are restarted after this store the same model again.
-    """
+def calibrate(model: VideoClassifier, predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Set the temperature of a classifier by its predictions."""
     if predictions:
         logits = np.concatenate([part["logits"] for part in predictions])
-        truth = np.zeros(logits.shape, dtype=bool)
-        for row, target in enumerate(target for part in predictions for target in part["targets"]):
-            truth[row, target] = True
-        temperature = fit_temperature(logits, truth, multi_label=model.config.multi_label)
-        model.config.temperature = round(temperature, _TEMPERATURE_DIGITS)
+        truth = label_mask([target for part in predictions for target in part["targets"]], logits.shape[1])
+        some = np.arange(0, len(logits), -(-len(logits) // _MAX_CALIBRATION_VIDEOS))
+        temperature = fit_temperature(logits[some], truth[some], multi_label=model.config.multi_label)
+        model.config.temperature = round(temperature, _TEMPERATURE_DIGITS)  # sums of other batches differ in the last
+
+
+def _add_probabilities(model: Any, predictions: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401 - any model
+    """Replace the logits of a classifier's predictions by probabilities ``[V, C]``."""
     for part in predictions:
-        part["probabilities"] = model.probabilities(torch.from_numpy(part["logits"])).numpy()
+        part["probabilities"] = model.probabilities(torch.from_numpy(part.pop("logits"))).numpy()
 
 
 def _notifier(events: Queue, output: Folder) -> Notify:
