@@ -69,7 +69,7 @@ class VideoClassifierConfig(PreTrainedConfig):
         if self.probe not in NUM_STATISTICS and not (self.probe is None and self.has_gpt2):
             msg = f"There is no model with probe {self.probe!r} and has_gpt2 {self.has_gpt2}."
             raise ValueError(msg)
-        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
+        if not 0 < float(self.temperature) < math.inf:
             msg = f"temperature is {self.temperature!r}, not a number above 0."
             raise ValueError(msg)
         given = self.gpt2.to_dict() if isinstance(self.gpt2, GPT2Config) else dict(self.gpt2 or {})

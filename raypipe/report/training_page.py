@@ -158,8 +158,8 @@ def _tiles(record: TrainingRecord) -> list[Tile]:
         everything = record.num_trainable_parameters == record.num_parameters
         trained = "all" if everything else text.format_parameters(record.num_trainable_parameters)
         tiles.append(("Parameters", text.format_parameters(record.num_parameters), f"{trained} trained"))
-    if trained := [metrics for metrics in record.epochs if metrics.epoch]:
-        speeds = sorted(text.finite(metrics.samples_per_second) for metrics in trained)
+    if steps := [metrics for metrics in record.epochs if metrics.epoch]:
+        speeds = sorted(text.finite(metrics.samples_per_second) for metrics in steps)
         tiles.append(("Samples per second", text.format_speed(speeds[len(speeds) // 2]), "median over epochs"))
     restarts = f", {text.plural(record.num_restarts, 'restart')}" if record.num_restarts else ""
     workers = f"on {text.plural(record.num_workers, 'worker')}{restarts}"

@@ -41,8 +41,8 @@ def logits_of(probe: TrainedProbe, videos: Sequence[Half]) -> torch.Tensor:
 def finish(loop: Loop, output: Folder) -> tuple[VideoClassifier, Mapping[str, Any]]:
     """Store the model of a loop that has ended; return the stored model and the last event."""
     events: list[tuple[str, Mapping[str, Any]]] = []
-    settings: Any = SimpleNamespace(metrics=None, model_files={})
-    worker._finish(loop, output, loop._workers, lambda *event: events.append(event), settings, peer=[])
+    settings: Any = SimpleNamespace(metrics=None, model_files={}, output_uri=output.uri, peer=None)
+    worker._finish(loop, loop._workers, lambda *event: events.append(event), settings, make_loop=lambda: loop)
     ((kind, about),) = events
     assert kind == "ended"
     return build_classifier(read_model(output)), about
