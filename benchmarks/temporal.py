@@ -6,7 +6,7 @@
 
 The first command generates 400 clips to learn from and 400 to test on for each task of ``support/order_clips.py``, and
 embeds them with ResNet-18. Each seed holds out other clips for validation. "auto" is the default, ``model.head=auto``,
-and "GPT-2 alone" is ``model.head=gpt2``, trained once.
+and "GPT-2 alone" is ``model.head=gpt2``.
 
 The other commands use real clips in 5 folds. A fold tests on one block of consecutive clips of each class, validates on
 the next block, and trains on the others. With ``--drone``, the labels are the four classes; afterwards, and with
@@ -123,14 +123,13 @@ def run_task(task: str, options: argparse.Namespace, scratch: Path) -> tuple[str
         learning.embed(kept / name, kept / f"emb-{name}")
     frames = {**learning.read_frames(kept / "emb-train"), **learning.read_frames(kept / "emb-test")}
     names = sorted(set(truth.values()))
-    outcome, alone = Outcome(), None
+    outcome = Outcome()
     for seed in options.seeds:
         split = split_of(truth, seed=seed)
         expected = np.array([names.index(truth[video_id]) for video_id in split.test])
         models = {"auto": learning.fit(frames, truth, split, scratch / f"{task}-{seed}", f"seed={seed}")}
-        if alone is None:
-            alone = learning.fit(frames, truth, split, scratch / f"{task}-gpt2", f"seed={seed}", "model.head=gpt2")
-        models[GPT2_ALONE] = alone
+        folder = scratch / f"{task}-{seed}-gpt2"
+        models[GPT2_ALONE] = learning.fit(frames, truth, split, folder, f"seed={seed}", "model.head=gpt2")
         outcome.add(learning.probabilities(frames, truth, split, models), expected, models["auto"], clips=split.test)
     return (task, *outcome.row(num_parts=1))
 

@@ -206,7 +206,8 @@ def fit(frames: Frames, truth: Labels, split: Split, output: Path, *overrides: s
     spec = prepare(config, samples)
     network = cast("NetworkSpec", spec.network)
     if spec.has_probe:
-        network = replace(network, probe=fit_probe(pool(frames, truth, split.train, names), spec.label_space))
+        pooled = [pool(frames, truth, ids, names) if ids else None for ids in (split.train, split.validation)]
+        network = replace(network, probe=fit_probe(pooled[0], spec.label_space, validation=pooled[1]))
     settings = LoopSettings(
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
@@ -232,7 +233,7 @@ def fit(frames: Frames, truth: Labels, split: Split, output: Path, *overrides: s
     )
     loop.standardise()
     loop.run()
-    load_best_model(loop, workers)
+    load_best_model(loop, workers, refitted=network.probe and network.probe.refitted)
     return cast("VideoClassifier", loop.model)
 
 

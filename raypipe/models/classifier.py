@@ -96,11 +96,12 @@ class VideoClassifierConfig(PreTrainedConfig):
 class VideoOutput(ModelOutput):
     """The output of a model.
 
-    A classifier sets ``logits`` [B, C]. A masked-frame model sets ``frames`` [B, T, D] and ``losses`` [B].
+    A classifier sets ``logits`` [B, C], and ``order_logits`` [B, C] to GPT-2's part of them. A masked-frame model sets ``frames`` [B, T, D] and ``losses`` [B].
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    order_logits: torch.Tensor | None = None
     losses: torch.Tensor | None = None
     frames: torch.Tensor | None = None
 
@@ -230,14 +231,15 @@ class VideoClassifier(_VideoModel):
         """
         if attention_mask is None:
             attention_mask = frame_embeddings.new_ones(frame_embeddings.shape[:2], dtype=torch.long)
-        parts = []
+        parts, of_order = [], None
         if self.config.probe is not None:
             parts.append(self.probe(frame_embeddings, attention_mask) if probe_logits is None else probe_logits)
         if self.config.has_gpt2:
-            parts.append(self.order_logits(frame_embeddings, attention_mask, dropped=dropped))
+            of_order = self.order_logits(frame_embeddings, attention_mask, dropped=dropped)
+            parts.append(of_order)
         logits = sum(parts[1:], parts[0])
         loss = None if labels is None else classification_loss(logits, labels).mean()
-        return VideoOutput(loss=loss, logits=logits)
+        return VideoOutput(loss=loss, logits=logits, order_logits=of_order)
 
     def order_logits(
         self, frame_embeddings: torch.Tensor, attention_mask: torch.Tensor, *, dropped: torch.Tensor | None = None

@@ -37,7 +37,7 @@ def probe() -> TrainedProbe:
 
 def find(output: Folder) -> TrainedProbe:
     """Return the probe in an output, where it must be found: there are no samples to fit one to."""
-    return find_probe(output, pa.table({}), embeddings_uri="", space=SPACE, max_frames=16, embedding_dim=DIM)
+    return find_probe(output, NOTHING, embeddings_uri="", space=SPACE, max_frames=16)
 
 
 def test_a_stored_probe_is_found_as_it_was(folder: Folder, probe: TrainedProbe) -> None:

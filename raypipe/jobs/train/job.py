@@ -194,11 +194,10 @@ def with_probe(spec: RunSpec, console: Console | None) -> RunSpec:
     with status(console, "Fitting a linear probe"):
         probe = find_probe(
             spec.output,
-            samples.train,
+            samples,
             embeddings_uri=spec.config.embeddings_uri,
             space=spec.label_space,
             max_frames=network.config.max_frames,
-            embedding_dim=samples.embedding_dim,
         )
     return replace(spec, network=replace(network, probe=probe))
 
@@ -296,6 +295,7 @@ def make_trainer(
         model_files=model_files,
         metrics=None if chosen is None else asdict(chosen),
         peer=None if spec.peer is None else ray.put(spec.peer),
+        refitted=spec.network.probe.refitted if isinstance(spec.network, NetworkSpec) and spec.network.probe else None,
     )
     datasets: dict[str, Any] = {
         name: _dataset(config, part)

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
 from raypipe.evaluation.classifiers import compare_classifiers
 from raypipe.jobs.train.inputs import TrainingSamples
-from raypipe.jobs.train.probing import NUM_KEPT, LabelSpace, PooledVideos, pool_videos
+from raypipe.jobs.train.probing import NUM_KEPT, LabelSpace, PooledVideos, every_nth, pool_videos
 from raypipe.models.linear_fit import blocked_folds, fit_linear
 from raypipe.records import MAJORITY, NEAREST, THIS_MODEL, PeerMetrics
 
@@ -37,10 +36,13 @@ def compare_with_peers(
     products = NUM_KEPT * samples.embedding_dim * space.num_labels
     limit = int(np.clip(_MAX_PRODUCTS // products, _MIN_VIDEOS, _MAX_VIDEOS))
     sizes = (samples.train.num_rows, samples.validation.num_rows)
-    train, held_out = (np.arange(0, size, max(1, -(-size // limit))) for size in sizes)
-    found = {name: probabilities[held_out] for name, probabilities in predicted.items()}
-    pooled = pool(samples.train.take(pa.array(train)))
-    return peer_metrics(pooled, pool(samples.validation.take(pa.array(held_out))), space, found)
+    strides = [max(1, -(-size // limit)) for size in sizes]
+    found = {name: probabilities[:: strides[1]] for name, probabilities in predicted.items()}
+    train, validation = (
+        pool(every_nth(split, stride))
+        for split, stride in zip((samples.train, samples.validation), strides, strict=True)
+    )
+    return peer_metrics(train, validation, space, found)
 
 
 def peer_metrics(

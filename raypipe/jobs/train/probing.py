@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from raypipe.dataset.read import frame_embeddings
 from raypipe.errors import CommitError, JobError
 from raypipe.jobs.train.datasets import frames_dataset
-from raypipe.jobs.train.inputs import INDEX, TARGETS
+from raypipe.jobs.train.inputs import INDEX, TARGETS, TrainingSamples
 from raypipe.jobs.train.video_task import label_tensor
 from raypipe.models.classifier import pad_frames
 from raypipe.models.frame_probe import NUM_STATISTICS, ProbeFeatures, frame_statistics
@@ -28,7 +29,10 @@ PROBE = "probe.safetensors"
 _MAX_VIDEOS = 200_000  # that a probe is fitted to
 _MAX_NUMBERS = 1e9  # of their statistics and logits, which are in the driver's memory
 _AT_ONCE, NUM_KEPT = 64, 16
-_OUT_OF_FOLD, _FACTS = "out_of_fold", "facts"
+_FEATURES: tuple[ProbeFeatures, ProbeFeatures] = ("mean", "mean_slope_std")
+_OUT_OF_FOLD, _FACTS, _REFITTED = "out_of_fold", "facts", "refitted."
+_MAX_REFITTED_VIDEOS = 1_000  # with more, the validation videos would change little
+_MAX_VALIDATION_VIDEOS = 5_000  # that choose what the probe reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ class TrainedProbe:
     """A fitted probe, and what it predicts for training videos that it has not seen.
 
     ``out_of_fold`` ``[N, C]`` has the logits of the training videos with the numbers 0, ``stride``, 2 ``stride`` and so
-    on. The probe was not fitted to the others.
+    on. The probe was not fitted to the others. ``refitted`` are the weights after a fit to training and validation
+    videos, if there are few: they replace the others once the validation videos have chosen the model.
     """
 
     features: ProbeFeatures
@@ -67,11 +72,13 @@ class TrainedProbe:
     out_of_fold: torch.Tensor
     loss: float  # the mean loss of out_of_fold
     stride: int
+    refitted: Mapping[str, torch.Tensor] | None = None
 
     def to_bytes(self) -> bytes:
         """Return the content of the file that holds the probe."""
         facts = torch.tensor([NUM_STATISTICS[self.features], self.loss, self.stride], dtype=torch.float64)
-        return safetensors.torch.save({**self.weights, _OUT_OF_FOLD: self.out_of_fold, _FACTS: facts})
+        again = {f"{_REFITTED}{name}": tensor for name, tensor in (self.refitted or {}).items()}
+        return safetensors.torch.save({**self.weights, **again, _OUT_OF_FOLD: self.out_of_fold, _FACTS: facts})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "TrainedProbe":
@@ -79,7 +86,9 @@ class TrainedProbe:
         tensors = safetensors.torch.load(data)
         out_of_fold, (num_statistics, loss, stride) = tensors.pop(_OUT_OF_FOLD), tensors.pop(_FACTS).tolist()
         features: ProbeFeatures = "mean" if num_statistics == 1 else "mean_slope_std"
-        return cls(features, tensors, out_of_fold, loss, int(stride))
+        names = [name for name in tensors if name.startswith(_REFITTED)]
+        refitted = {name.removeprefix(_REFITTED): tensors.pop(name) for name in names}
+        return cls(features, tensors, out_of_fold, loss, int(stride), refitted or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ def probe_stride(num_videos: int, *, embedding_dim: int, num_labels: int) -> int
 
 
 def find_probe(
-    output: Folder, samples: pa.Table, *, embeddings_uri: str, space: LabelSpace, max_frames: int, embedding_dim: int
+    output: Folder, samples: TrainingSamples, *, embeddings_uri: str, space: LabelSpace, max_frames: int
 ) -> TrainedProbe:
     """Return the probe in the output of a training. If there is none yet, fit it to the training videos, and store it.
 
@@ -116,15 +125,24 @@ def find_probe(
         JobError: embeddings are not finite.
     """
     if not output.exists(PROBE):
-        stride = probe_stride(samples.num_rows, embedding_dim=embedding_dim, num_labels=space.num_labels)
-        chosen = samples.take(pa.array(np.arange(0, samples.num_rows, stride)))
-        pooled = pool_videos(chosen, embeddings_uri=embeddings_uri, space=space, max_frames=max_frames)
-        output.put_new(PROBE, fit_probe(pooled, space, stride=stride).to_bytes())
+        sizes = {"embedding_dim": samples.embedding_dim, "num_labels": space.num_labels}
+        stride = probe_stride(samples.train.num_rows, **sizes)
+        pool = partial(pool_videos, embeddings_uri=embeddings_uri, space=space, max_frames=max_frames)
+        train, validation = pool(every_nth(samples.train, stride)), None
+        if samples.validation.num_rows:
+            few = -(-samples.validation.num_rows // _MAX_VALIDATION_VIDEOS)
+            validation = pool(every_nth(samples.validation, few))
+        output.put_new(PROBE, fit_probe(train, space, validation=validation, stride=stride).to_bytes())
     try:
         return TrainedProbe.from_bytes(output.read(PROBE))
     except (SafetensorError, KeyError, ValueError) as error:
         msg = f"{output.child(PROBE)} is not the probe of a training: {one_line(error)}."
         raise CommitError(msg, key=output.child(PROBE), remedy="Choose another output.") from None
+
+
+def every_nth(samples: pa.Table, stride: int) -> pa.Table:
+    """Return the samples with the numbers 0, ``stride``, 2 ``stride`` and so on."""
+    return samples.take(pa.array(np.arange(0, samples.num_rows, stride)))
 
 
 def pool_videos(
@@ -176,16 +194,36 @@ def check_finite(pooled: PooledVideos, samples: pa.Table) -> None:
         raise JobError(msg, key=VIDEO_ID, value=video_id, remedy="Embed these videos again, or remove their labels.")
 
 
-def fit_probe(pooled: PooledVideos, space: LabelSpace, *, stride: int = 1) -> TrainedProbe:
+def fit_probe(
+    train: PooledVideos, space: LabelSpace, *, validation: PooledVideos | None = None, stride: int = 1
+) -> TrainedProbe:
     """Fit a probe. It reads the mean alone unless slope and deviation help by more than a standard error.
 
-    Both are compared by the difference of their out-of-fold losses on the same videos.
+    Both are compared by the difference of their losses on the same videos: out of fold, and on validation videos.
     """
-    losses, folds = space.losses(pooled.labels), blocked_folds(pooled.first_labels)
-    mean, whole = (fit_linear(pooled.inputs(features), losses, folds) for features in ("mean", "mean_slope_std"))
-    gains = (losses(mean.out_of_fold) - losses(whole.out_of_fold)).double()
-    helps = float(gains.mean()) > standard_error(gains)
-    return _trained(whole if helps else mean, "mean_slope_std" if helps else "mean", losses, stride=stride)
+    losses, folds = space.losses(train.labels), blocked_folds(train.first_labels)
+    fits = {features: fit_linear(train.inputs(features), losses, folds) for features in _FEATURES}
+    mean, whole = (_unseen_losses(fits[features], features, losses, space, validation) for features in _FEATURES)
+    gains = (mean - whole).double()
+    features = _FEATURES[float(gains.mean()) > standard_error(gains)]
+    fit, refitted = fits[features], None
+    if validation is not None and len(train.labels) + len(validation.labels) <= _MAX_REFITTED_VIDEOS:
+        inputs = torch.cat([train.inputs(features), validation.inputs(features)])
+        labels = torch.cat([train.labels, validation.labels])
+        first = torch.cat([train.first_labels, validation.first_labels])
+        refitted = _weights(fit_linear(inputs, space.losses(labels), blocked_folds(first)))
+    loss = float(losses(fit.out_of_fold).mean())
+    return TrainedProbe(features, _weights(fit), fit.out_of_fold, loss, stride, refitted)
+
+
+def _unseen_losses(
+    fit: LinearFit, features: ProbeFeatures, losses: VideoLosses, space: LabelSpace, validation: PooledVideos | None
+) -> torch.Tensor:
+    """Return the losses of training videos, out of fold, and of validation videos."""
+    out_of_fold = losses(fit.out_of_fold)
+    if validation is None:
+        return out_of_fold
+    return torch.cat([out_of_fold, space.losses(validation.labels)(fit.logits(validation.inputs(features)))])
 
 
 def standard_error(values: torch.Tensor) -> float:
@@ -193,7 +231,6 @@ def standard_error(values: torch.Tensor) -> float:
     return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
 
 
-def _trained(fit: LinearFit, features: ProbeFeatures, losses: VideoLosses, *, stride: int) -> TrainedProbe:
-    weights = {"mean": fit.mean, "std": fit.std, "linear.weight": fit.weight, "linear.bias": fit.bias}
-    loss = float(losses(fit.out_of_fold).mean())
-    return TrainedProbe(features, weights, fit.out_of_fold, loss, stride)
+def _weights(fit: LinearFit) -> dict[str, torch.Tensor]:
+    """Return the weights of a FrameProbe."""
+    return {"mean": fit.mean, "std": fit.std, "linear.weight": fit.weight, "linear.bias": fit.bias}

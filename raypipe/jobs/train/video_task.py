@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -145,7 +146,8 @@ class VideoTask:
         """Run the network on a batch and return the losses ``[B]`` and the logits ``[B, C]``.
 
         The logits are None if the network does not classify. While learning, GPT-2 is added to what a probe predicts
-        for videos that it has not seen.
+        for videos that it has not seen. The loss is then the mean of two: of the sum, and of GPT-2 alone, which would
+        otherwise learn little from videos that the probe gets right.
         """
         if batch.labels is None:
             hidden = hide_frames(batch.mask, self._config.masked_fraction)
@@ -154,11 +156,14 @@ class VideoTask:
         if learning and self._config.frame_dropout:
             dropped = drop_frames(batch.mask, self._config.frame_dropout) < batch.mask
         unseen = self._unseen.of(batch, self._probe) if learning and self._unseen is not None else None
-        logits = network(batch.frames, batch.mask, probe_logits=unseen, dropped=dropped).logits
+        found = network(batch.frames, batch.mask, probe_logits=unseen, dropped=dropped)
         weights = self._class_weights if learning else None
         smoothing = self._config.label_smoothing if learning else 0.0
-        losses = classification_loss(logits, batch.labels, class_weights=weights, label_smoothing=smoothing)
-        return losses, logits.detach().float()
+        losses_of = partial(classification_loss, labels=batch.labels, class_weights=weights, label_smoothing=smoothing)
+        losses = losses_of(found.logits)
+        if unseen is not None:
+            losses = (losses + losses_of(found.order_logits)) / 2
+        return losses, found.logits.detach().float()
 
     @property
     def _probe(self) -> FrameProbe:

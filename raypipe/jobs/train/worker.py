@@ -46,7 +46,8 @@ class WorkerSettings:
 
     ``model_files`` are the digests of files that the driver has added to the model. ``metrics`` are stored with the
     model instead of its own, if another training has chosen its epoch. ``peer`` is a network that is trained only to
-    compare with, and its learning rate. It has its own checkpoints.
+    compare with, and its learning rate. It has its own checkpoints. ``refitted``
+    are the weights of the probe after a fit to training and validation videos.
     """
 
     output_uri: str
@@ -58,6 +59,7 @@ class WorkerSettings:
     model_files: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
     peer: "ray.ObjectRef[tuple[NetworkSpec, float]] | None" = None
+    refitted: Mapping[str, torch.Tensor] | None = None
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
@@ -166,7 +168,7 @@ def _finish(
 ) -> None:
     """Store the model of the best epoch, then train the network to compare with, and report the predictions of both."""
     state, output = loop.state, Folder(settings.output_uri)
-    parts = load_best_model(loop, workers)
+    parts = load_best_model(loop, workers, refitted=settings.refitted)
     some = _some_videos(loop, workers)
     ended: dict[str, Any] = {"state": state, "predictions": parts, "deletion": None}
     if workers.leads:
@@ -197,10 +199,13 @@ def _settle(model: VideoClassifier, output: Folder, deletion: DeletionCurve | No
         model.config.frame_scores_help = None if deletion is None else deletion.is_better
 
 
-def load_best_model(loop: Loop, workers: Collective) -> list[dict[str, Any]]:
+def load_best_model(
+    loop: Loop, workers: Collective, *, refitted: Mapping[str, torch.Tensor] | None = None
+) -> list[dict[str, Any]]:
     """Load the weights of the best epoch, and return their predictions for the validation videos of all workers.
 
-    The predictions set the temperature of a classifier. GPT-2 is removed if the best epoch is the probe.
+    The predictions set the temperature of a classifier. GPT-2 is removed if the best epoch is the probe. Afterwards,
+    the weights of the probe are replaced by ``refitted``.
     """
     loop.load_best()
     parts = _predictions(loop, workers)
@@ -208,6 +213,8 @@ def load_best_model(loop: Loop, workers: Collective) -> list[dict[str, Any]]:
         calibrate(loop.model, parts)
         if loop.state.best_epoch == 0:
             loop.model.drop_gpt2()
+        if refitted is not None:
+            loop.model.probe.load_state_dict(dict(refitted))
     return parts
 
 
