@@ -96,7 +96,8 @@ class VideoClassifierConfig(PreTrainedConfig):
 class VideoOutput(ModelOutput):
     """The output of a model.
 
-    A classifier sets ``logits`` [B, C], and ``order_logits`` [B, C] to GPT-2's part of them. A masked-frame model sets ``frames`` [B, T, D] and ``losses`` [B].
+    A classifier sets ``logits`` [B, C], and ``order_logits`` [B, C] to GPT-2's part of them. A masked-frame model sets
+    ``frames`` [B, T, D] and ``losses`` [B].
     """
 
     loss: torch.Tensor | None = None

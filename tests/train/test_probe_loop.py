@@ -38,10 +38,12 @@ def logits_of(probe: TrainedProbe, videos: Sequence[Half]) -> torch.Tensor:
     return model(padded.frames, padded.mask)
 
 
-def finish(loop: Loop, output: Folder) -> tuple[VideoClassifier, Mapping[str, Any]]:
+def finish(
+    loop: Loop, output: Folder, *, refitted: Mapping[str, torch.Tensor] | None = None
+) -> tuple[VideoClassifier, Mapping[str, Any]]:
     """Store the model of a loop that has ended; return the stored model and the last event."""
     events: list[tuple[str, Mapping[str, Any]]] = []
-    settings: Any = SimpleNamespace(metrics=None, model_files={}, output_uri=output.uri, peer=None)
+    settings: Any = SimpleNamespace(metrics=None, model_files={}, output_uri=output.uri, peer=None, refitted=refitted)
     worker._finish(loop, loop._workers, lambda *event: events.append(event), settings, make_loop=lambda: loop)
     ((kind, about),) = events
     assert kind == "ended"
@@ -83,6 +85,18 @@ def test_a_probe_alone_takes_no_step(tmp_path: Path, probe: TrainedProbe, num_va
     assert torch.equal(raw_logits(model, VALIDATION), logits_of(probe, VALIDATION))
     assert sum(len(part["index"]) for part in about["predictions"]) == num_validation
     assert (model.config.temperature == 1) == (num_validation == 0)
+
+
+def test_the_refitted_probe_is_stored_but_not_measured(tmp_path: Path, probe: TrainedProbe) -> None:
+    settings = replace(settings_of(len(TRAIN), len(VALIDATION)), stop_epoch=0)
+    loop = make_loop(settings, tmp_path, train=TRAIN, validation=VALIDATION, probe=probe)
+    loop.run()
+    other = probe_of(VALIDATION)
+    model, about = finish(loop, Folder(str(tmp_path)), refitted=other.weights)
+    assert torch.equal(raw_logits(model, VALIDATION), logits_of(other, VALIDATION))
+    measured = (logits_of(probe, VALIDATION) / model.config.temperature).softmax(dim=1)
+    for part in about["predictions"]:
+        np.testing.assert_allclose(part["probabilities"], measured[part["index"]], atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -1,6 +1,7 @@
 """The probe of a training: which statistics it reads, how it is stored, and what it predicts for unseen videos."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,10 @@ from support.embed_outputs import replace_object
 from support.tiny_models import DIM, NAMES, Half
 from support.train_loops import CPU, labelled_videos, pooled, probe_of, probed_model
 
+if TYPE_CHECKING:
+    from raypipe.jobs.train.inputs import TrainingSamples
+
+NOTHING = cast("TrainingSamples", None)
 SPACE = LabelSpace(len(NAMES), multi_label=False)
 TRAIN = labelled_videos(30)
 
@@ -92,6 +97,27 @@ def rising(count: int, *, slope: float) -> list[Half]:
         video[:, 0] += slope * (-1) ** number * np.linspace(-1, 1, 6)
         videos.append(video.astype(np.float16))
     return videos
+
+
+def test_slopes_that_mislead_on_validation_videos_are_not_read() -> None:
+    labels = [number % 2 for number in range(60)]
+    space, videos = LabelSpace(2, multi_label=False), rising(60, slope=3.0)
+    found = fit_probe(pooled(videos, labels), space, validation=pooled(videos, [1 - label for label in labels]))
+    assert found.features == "mean"
+
+
+def test_few_videos_are_fitted_again_with_the_validation_videos() -> None:
+    labels = [number % 2 for number in range(60)]
+    space, videos = LabelSpace(2, multi_label=False), pooled(rising(60, slope=3.0), labels)
+    once, again = fit_probe(videos, space), fit_probe(videos, space, validation=videos)
+    assert once.refitted is None
+    assert again.refitted is not None
+    assert again.refitted.keys() == again.weights.keys()
+    assert torch.equal(again.weights["linear.weight"], once.weights["linear.weight"])
+    assert not torch.equal(again.refitted["linear.weight"], once.weights["linear.weight"])
+    restored = TrainedProbe.from_bytes(again.to_bytes())
+    assert restored.refitted is not None
+    assert all(torch.equal(restored.refitted[name], tensor) for name, tensor in again.refitted.items())
 
 
 def test_slopes_are_read_if_they_help() -> None:

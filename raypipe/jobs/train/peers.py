@@ -38,10 +38,7 @@ def compare_with_peers(
     sizes = (samples.train.num_rows, samples.validation.num_rows)
     strides = [max(1, -(-size // limit)) for size in sizes]
     found = {name: probabilities[:: strides[1]] for name, probabilities in predicted.items()}
-    train, validation = (
-        pool(every_nth(split, stride))
-        for split, stride in zip((samples.train, samples.validation), strides, strict=True)
-    )
+    train, validation = pool(every_nth(samples.train, strides[0])), pool(every_nth(samples.validation, strides[1]))
     return peer_metrics(train, validation, space, found)
 
 
