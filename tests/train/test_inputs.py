@@ -223,7 +223,8 @@ def test_a_single_label_is_refused(tmp_path: Path) -> None:
 
 
 def test_folders_are_labels(tmp_path: Path) -> None:
-    output = embedded(tmp_path, {"x/a": "ok", "x/b": "ok", "deep/y/a": "ok", "deep/y/b": "ok", "z/a": "crashed"})
+    others = {"z/a": "crashed", "LICENSE": "no_video_stream"}  # the second is in no folder, and is no video
+    output = embedded(tmp_path, {"x/a": "ok", "x/b": "ok", "deep/y/a": "ok", "deep/y/b": "ok", **others})
     samples = find(output, None, labels_from="folder")
     assert targets_of(samples) == {"x/a": ["x"], "x/b": ["x"], "deep/y/a": ["y"], "deep/y/b": ["y"]}
     assert (samples.num_unknown, samples.num_without_frames) == (0, 1)

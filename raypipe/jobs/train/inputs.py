@@ -176,7 +176,8 @@ def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> 
     the split ``test`` are left out.
     """
     if config.labels is None:
-        labels = folder_labels(catalogue[schema.VIDEO_ID])
+        is_usable = pc.or_(catalogue[schema.STATUS], pc.match_substring(catalogue[schema.VIDEO_ID], "/"))
+        labels = folder_labels(catalogue[schema.VIDEO_ID].filter(is_usable))  # a README is no video, and has no label
     else:
         labels = read_labels(config.labels, split_column=config.data.split_column)
         labels = labels.filter(pc.invert(pc.is_in(labels[schema.VIDEO_ID], value_set=gone)))
