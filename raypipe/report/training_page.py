@@ -236,12 +236,12 @@ def _deletion(record: TrainingRecord) -> Mapping[str, object] | None:
     if found is None:
         return None
     percents = [round(100 * fraction) for fraction in found.fractions]
-    series = [Series("random frames", "other", found.at_random), Series("highest scores", "main", found.by_score)]
+    series = [Series("random", "other", found.at_random), Series("by score", "main", found.by_score)]
     charts = [
         epoch_chart(
             percents,
             series,
-            title="Probability of the predicted label",
+            title="Probability of the label",
             marked=None,
             show=text.format_score,
             bounds=(0.0, 1.0),
