@@ -5,8 +5,8 @@
 The data are 400 generated clips of four classes that differ only in the order of their frames, and 80 held-out clips of
 another seed. A GPT-2 learns to predict hidden frames of all 400 without labels (``objective=masked_frame``, once, at
 the defaults). One training starts from it with 5 labels per class; another starts from random weights with the same
-labels. A seed also chooses which clips are labelled. With so few labels, none is held out for validation: both train
-for the same number of epochs and keep the last.
+labels, and a third is ``raypipe train`` at its defaults. A seed also chooses which clips are labelled. With so few
+labels, none is held out for validation: GPT-2 is trained for the same number of epochs, and the last is kept.
 """
 
 import argparse
@@ -36,7 +36,11 @@ def compare(options: argparse.Namespace, scratch: Path) -> None:
     frames = learning.read_frames(kept / "emb-held")
     pretrained = scratch / "pretrained"
     record = learning.train(learning.train_config(kept / "emb-train", None, pretrained, "objective=masked_frame"))
-    ways = {"from random weights": (), "from masked frames": (f"init_from={pretrained}",)}
+    ways = {
+        "GPT-2 from random weights": (),
+        "GPT-2 from masked frames": (f"init_from={pretrained}",),
+        "the default, a linear probe": ("model.head=auto",),
+    }
     results: dict[str, list[float]] = {way: [] for way in ways}
     for seed in options.seeds:
         chosen = choose(truth, per_label=options.per_label, seed=seed)
@@ -51,7 +55,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> None:
         print(f"pre-training kept epoch {best.epoch} of {len(record.epochs)}: loss {best.validation_loss:.3f}\n")
     rows = [(way, *(f"{value:.3f}" for value in values), f"{fmean(values):.3f}") for way, values in results.items()]
     print_table(("fine-tuned", *(f"seed {seed}" for seed in options.seeds), "mean"), rows)
-    before, after = map(fmean, results.values())
+    before, after, _ = map(fmean, results.values())
     print(f"\nPre-training gains {after - before:+.3f}; chance is {1 / len(learning.MOTIONS)}.")
 
 
