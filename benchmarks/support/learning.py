@@ -22,13 +22,13 @@ from raypipe.dataset.read import read_embeddings
 from raypipe.jobs.embed.job import run_embed
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints
+from raypipe.jobs.train.classifier.peers import simple_probabilities
+from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, fit_probe, some_frames
+from raypipe.jobs.train.classifier.video_task import FramesWindow
 from raypipe.jobs.train.inputs import INDEX, TARGETS, TrainingSamples, find_samples
 from raypipe.jobs.train.job import run_train
 from raypipe.jobs.train.loop import Loop, LoopSettings
-from raypipe.jobs.train.peers import simple_probabilities
-from raypipe.jobs.train.probing import LabelSpace, PooledVideos, fit_probe, some_frames
 from raypipe.jobs.train.run_spec import NetworkSpec, prepare
-from raypipe.jobs.train.video_task import FramesWindow
 from raypipe.jobs.train.worker import load_best_model, make_task
 from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.frame_probe import frame_statistics

@@ -25,9 +25,9 @@ from raypipe.config import ClassifyConfig, TrainConfig
 from raypipe.dataset.read import read_rows
 from raypipe.jobs.classify.job import run_classify
 from raypipe.jobs.classify.verify import verify
+from raypipe.jobs.train.classifier.probing import PROBE, TrainedProbe
 from raypipe.jobs.train.inputs import TARGETS, find_samples
 from raypipe.jobs.train.job import run_train
-from raypipe.jobs.train.probing import PROBE, TrainedProbe
 from raypipe.models.classifier_files import build_classifier, build_model, read_model
 from raypipe.records import GPT2_ALONE, MAJORITY, THIS_MODEL
 from raypipe.storage import Folder

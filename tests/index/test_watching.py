@@ -15,8 +15,8 @@ from raypipe.errors import ConfigError, FingerprintError, IndexVersionError, Job
 from raypipe.jobs.evaluate.job import run_evaluate
 from raypipe.jobs.index.job import run_index
 from raypipe.jobs.recommend.job import RecommendJob
-from raypipe.jobs.train.blending import put_blend
-from raypipe.jobs.train.histories import find_histories
+from raypipe.jobs.train.ranker.blending import put_blend
+from raypipe.jobs.train.ranker.histories import find_histories
 from raypipe.search.index import VideoIndex
 from raypipe.search.query import Query
 from raypipe.search.versions import Versions

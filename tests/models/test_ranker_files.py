@@ -9,7 +9,7 @@ import pytest
 from raypipe.config import TrainConfig
 from raypipe.errors import CommitError, WeightsError
 from raypipe.jobs.train.checkpoints import put_model
-from raypipe.jobs.train.histories import find_histories
+from raypipe.jobs.train.ranker.histories import find_histories
 from raypipe.models.ranker_files import OTHER_FILES, RankerFiles, read_ranker
 from raypipe.search.projection import Projection
 from raypipe.storage import Folder

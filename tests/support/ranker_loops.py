@@ -10,10 +10,10 @@ import torch
 
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints
-from raypipe.jobs.train.histories import last_events, training_table, validation_table
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
-from raypipe.jobs.train.next_video_task import HistoriesWindow, NextVideoTask, Sampling, WatchedCatalogue
-from raypipe.jobs.train.ranker_spec import BETAS, FINAL_RATE, RankerNetwork, build_ranker
+from raypipe.jobs.train.ranker.histories import last_events, training_table, validation_table
+from raypipe.jobs.train.ranker.next_video_task import HistoriesWindow, NextVideoTask, Sampling, WatchedCatalogue
+from raypipe.jobs.train.ranker.ranker_spec import BETAS, FINAL_RATE, RankerNetwork, build_ranker
 from raypipe.models.next_video import NextVideoConfig
 from raypipe.search.vectors import Vectors
 from raypipe.search.watch_events import Events

@@ -8,8 +8,8 @@ import pyarrow as pa
 from raypipe.config import TrainConfig
 from raypipe.dataset.footer import parquet_bytes
 from raypipe.jobs.train.checkpoints import put_model
-from raypipe.jobs.train.histories import find_histories
-from raypipe.jobs.train.ranker_spec import RankerNetwork, build_ranker, put_ranker_files
+from raypipe.jobs.train.ranker.histories import find_histories
+from raypipe.jobs.train.ranker.ranker_spec import RankerNetwork, build_ranker, put_ranker_files
 from raypipe.jobs.train.run_spec import prepare
 from raypipe.storage import Folder
 from support.ranker_loops import NUM_VIDEOS, walks

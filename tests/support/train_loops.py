@@ -11,11 +11,11 @@ import torch
 from raypipe.config import CheckpointConfig, ClassifierConfig, OptimizerConfig
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints
+from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, TrainedProbe, fit_probe
+from raypipe.jobs.train.classifier.video_task import FramesWindow, UnseenLogits, VideoTask
 from raypipe.jobs.train.inputs import INDEX, TARGETS
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
-from raypipe.jobs.train.probing import LabelSpace, PooledVideos, TrainedProbe, fit_probe
 from raypipe.jobs.train.run_spec import NetworkSpec, build
-from raypipe.jobs.train.video_task import FramesWindow, UnseenLogits, VideoTask
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
 from raypipe.models.frame_probe import frame_statistics
 from raypipe.models.gpt2 import Gpt2, VideoModel

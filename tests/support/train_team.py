@@ -16,7 +16,7 @@ from torch import distributed, multiprocessing
 
 import support.train_loops as loops
 from raypipe.jobs.train.loop import Loop
-from raypipe.jobs.train.next_video_task import Sampling
+from raypipe.jobs.train.ranker.next_video_task import Sampling
 from raypipe.models.classifier_files import digests
 from support.ranker_loops import network_of, ranker_loop, walks
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.jobs.train.batches import Collective, WorkerSamples, epoch_batches
-from raypipe.jobs.train.video_task import FramesWindow, moments
+from raypipe.jobs.train.classifier.video_task import FramesWindow, moments
 from support.properties import examples
 from support.tiny_models import DIM, random_videos
 from support.train_loops import block_of, read_of

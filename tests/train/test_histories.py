@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raypipe.config import TrainConfig
 from raypipe.config.train import RankerConfig
 from raypipe.errors import ConfigError, IndexVersionError
-from raypipe.jobs.train.histories import (
+from raypipe.jobs.train.ranker.histories import (
     HISTORY,
     HistorySamples,
     allowed_events,

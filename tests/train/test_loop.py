@@ -17,10 +17,10 @@ import torch
 from raypipe.config import OptimizerConfig
 from raypipe.errors import JobError
 from raypipe.jobs.train.checkpoints import Checkpoints, put_model
+from raypipe.jobs.train.classifier.probing import TrainedProbe
+from raypipe.jobs.train.classifier.video_task import FramesWindow, VideoTask
 from raypipe.jobs.train.loop import Loop
-from raypipe.jobs.train.probing import TrainedProbe
 from raypipe.jobs.train.run_spec import NetworkSpec, build
-from raypipe.jobs.train.video_task import FramesWindow, VideoTask
 from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.classifier_files import read_model
 from raypipe.models.gpt2 import freeze

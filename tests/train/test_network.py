@@ -13,8 +13,8 @@ from torch import nn
 from raypipe.config import ClassifierConfig, OptimizerConfig
 from raypipe.errors import WeightsError
 from raypipe.jobs.train.checkpoints import put_model
+from raypipe.jobs.train.classifier.video_task import FramesBatch, FramesWindow, VideoTask, drop_frames, hide_frames
 from raypipe.jobs.train.run_spec import NetworkSpec, build
-from raypipe.jobs.train.video_task import FramesBatch, FramesWindow, VideoTask, drop_frames, hide_frames
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
 from raypipe.models.classifier_files import ModelFiles, read_model
 from raypipe.models.gpt2 import Gpt2, VideoModel

@@ -12,8 +12,8 @@ import torch
 
 from raypipe.evaluation.calibration import fit_temperature
 from raypipe.jobs.train import worker
+from raypipe.jobs.train.classifier.probing import TrainedProbe
 from raypipe.jobs.train.loop import Loop
-from raypipe.jobs.train.probing import TrainedProbe
 from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.classifier_files import build_classifier, read_model
 from raypipe.models.frame_probe import FrameProbe

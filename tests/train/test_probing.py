@@ -10,7 +10,7 @@ import torch
 
 from raypipe.config import OptimizerConfig
 from raypipe.errors import CommitError, JobError
-from raypipe.jobs.train.probing import (
+from raypipe.jobs.train.classifier.probing import (
     PROBE,
     LabelSpace,
     PooledVideos,
@@ -19,7 +19,7 @@ from raypipe.jobs.train.probing import (
     find_probe,
     fit_probe,
 )
-from raypipe.jobs.train.video_task import FramesWindow, UnseenLogits, VideoTask
+from raypipe.jobs.train.classifier.video_task import FramesWindow, UnseenLogits, VideoTask
 from raypipe.models.classifier import VideoClassifier
 from raypipe.models.frame_probe import FrameProbe
 from raypipe.storage import Folder

@@ -11,8 +11,8 @@ from raypipe.config import OptimizerConfig
 from raypipe.evaluation.ranking_metrics import expected_ranks
 from raypipe.jobs.train import rank_scores
 from raypipe.jobs.train.batches import Collective
-from raypipe.jobs.train.next_video_task import HistoriesWindow, NextVideoTask, Sampling, WatchedCatalogue
-from raypipe.jobs.train.ranker_spec import build_ranker, id_positions
+from raypipe.jobs.train.ranker.next_video_task import HistoriesWindow, NextVideoTask, Sampling, WatchedCatalogue
+from raypipe.jobs.train.ranker.ranker_spec import build_ranker, id_positions
 from raypipe.jobs.train.tasks import seed_step
 from raypipe.models.next_video import NO_ID
 from support.ranker_loops import NUM_VIDEOS, content_of, network_of, ranker_loop, walks

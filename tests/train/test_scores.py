@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.jobs.train.scores import Scores, f1, predicted_sets
+from raypipe.jobs.train.classifier.scores import Scores, f1, predicted_sets
 
 
 def plain_f1(truth: list[set[int]], given: list[set[int]], label: int) -> float | None:

@@ -20,10 +20,10 @@ from raypipe import schema
 from raypipe.config.load import command_line
 from raypipe.dataset.footer import read_parquet
 from raypipe.errors import CommitError, ObjectError
-from raypipe.jobs.train.histories import HistorySamples
+from raypipe.jobs.train.classifier.scores import Bools, f1, label_mask, label_sums
 from raypipe.jobs.train.inputs import FILE, TrainingSamples
+from raypipe.jobs.train.ranker.histories import HistorySamples
 from raypipe.jobs.train.run_spec import RunSpec
-from raypipe.jobs.train.scores import Bools, f1, label_mask, label_sums
 from raypipe.models.model_files import MODEL_FOLDER
 from raypipe.records import (
     MAX_MISTAKES,

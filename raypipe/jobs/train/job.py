@@ -22,15 +22,15 @@ from rich.console import Console
 
 from raypipe.config import TrainConfig
 from raypipe.errors import JobError, ObjectError, RaypipeError, SetupError
-from raypipe.jobs.train.blending import put_blend
+from raypipe.jobs.train.classifier.peers import compare_with_peers, in_order
+from raypipe.jobs.train.classifier.probing import find_probe
 from raypipe.jobs.train.datasets import READ_CPUS, UnevenSplits, frames_dataset, histories_dataset
 from raypipe.jobs.train.events import SUMMARY, EventLog, earlier_record, first_record, listen, open_queue, with_events
-from raypipe.jobs.train.histories import HistorySamples, find_histories
 from raypipe.jobs.train.inputs import find_samples
 from raypipe.jobs.train.loop import LoopSettings
-from raypipe.jobs.train.peers import compare_with_peers, in_order
-from raypipe.jobs.train.probing import find_probe
-from raypipe.jobs.train.ranker_spec import BETAS, FINAL_RATE, RankerNetwork, put_ranker_files
+from raypipe.jobs.train.ranker.blending import put_blend
+from raypipe.jobs.train.ranker.histories import HistorySamples, find_histories
+from raypipe.jobs.train.ranker.ranker_spec import BETAS, FINAL_RATE, RankerNetwork, put_ranker_files
 from raypipe.jobs.train.run_spec import NetworkSpec, RunSpec, check_same_run, prepare, run_facts
 from raypipe.jobs.train.tuning import grid, keep_best, search_grid
 from raypipe.jobs.train.worker import TRAIN, VALIDATION, WorkerSettings, train_worker

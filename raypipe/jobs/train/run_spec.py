@@ -11,10 +11,10 @@ import torch
 
 from raypipe.config import ClassifierConfig, OptimizerConfig, TrainConfig
 from raypipe.errors import CommitError, ConfigError, FingerprintError, ObjectError, WeightsError
-from raypipe.jobs.train.histories import HistorySamples
+from raypipe.jobs.train.classifier.probing import LabelSpace, TrainedProbe
 from raypipe.jobs.train.inputs import TARGETS, TrainingSamples
-from raypipe.jobs.train.probing import LabelSpace, TrainedProbe
-from raypipe.jobs.train.ranker_spec import LEARNING_RATE, RankerNetwork, ranker_network
+from raypipe.jobs.train.ranker.histories import HistorySamples
+from raypipe.jobs.train.ranker.ranker_spec import LEARNING_RATE, RankerNetwork, ranker_network
 from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
 from raypipe.models.classifier_files import build_model, check_embeddings, read_config
 from raypipe.models.gpt2 import Gpt2, VideoModel, add_lora, freeze, resolve_gpt2

@@ -19,14 +19,14 @@ from raypipe.evaluation.calibration import fit_temperature
 from raypipe.evaluation.deletion import MAX_FRAMES, MAX_VIDEOS, measure_deletion
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints, put_metrics, put_model
+from raypipe.jobs.train.classifier.scores import label_mask
+from raypipe.jobs.train.classifier.video_task import FramesWindow, Half, UnseenLogits, VideoTask
 from raypipe.jobs.train.inputs import Ints
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
-from raypipe.jobs.train.next_video_task import HistoriesWindow, NextVideoTask
-from raypipe.jobs.train.ranker_spec import RankerNetwork, build_ranker
+from raypipe.jobs.train.ranker.next_video_task import HistoriesWindow, NextVideoTask
+from raypipe.jobs.train.ranker.ranker_spec import RankerNetwork, build_ranker
 from raypipe.jobs.train.run_spec import NetworkSpec, build
-from raypipe.jobs.train.scores import label_mask
 from raypipe.jobs.train.tasks import Task
-from raypipe.jobs.train.video_task import FramesWindow, Half, UnseenLogits, VideoTask
 from raypipe.models.classifier import VideoClassifier, thin
 from raypipe.models.classifier_files import read_config
 from raypipe.models.model_files import COMPLETE, MODEL_FOLDER, read_model

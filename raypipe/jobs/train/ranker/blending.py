@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.evaluation.blend_choice import BlendChoice, ItemVectors, choose_blend
-from raypipe.jobs.train.histories import HISTORY, HistorySamples
+from raypipe.jobs.train.ranker.histories import HISTORY, HistorySamples
 from raypipe.models.model_files import MODEL_FOLDER
 from raypipe.models.ranker_files import BLEND, read_ranker
 from raypipe.search.vectors import open_vectors

@@ -13,9 +13,9 @@ from raypipe import schema
 from raypipe.config import TrainConfig
 from raypipe.dataset.footer import parquet_bytes
 from raypipe.errors import CommitError, ConfigError
-from raypipe.jobs.train.histories import HISTORY, HistorySamples
 from raypipe.jobs.train.inputs import Ints
-from raypipe.jobs.train.next_video_task import Sampling, WatchedCatalogue
+from raypipe.jobs.train.ranker.histories import HISTORY, HistorySamples
+from raypipe.jobs.train.ranker.next_video_task import Sampling, WatchedCatalogue
 from raypipe.models.model_files import MODEL_FOLDER
 from raypipe.models.next_video import NextVideoConfig, NextVideoModel
 from raypipe.models.ranker_files import FITTED_EVENTS, TRAINING, VIDEOS

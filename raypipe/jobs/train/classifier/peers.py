@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from raypipe.evaluation.classifiers import compare_classifiers
+from raypipe.jobs.train.classifier.probing import NUM_KEPT, LabelSpace, PooledVideos, every_nth, pool_videos
 from raypipe.jobs.train.inputs import TrainingSamples
-from raypipe.jobs.train.probing import NUM_KEPT, LabelSpace, PooledVideos, every_nth, pool_videos
 from raypipe.models.linear_fit import blocked_folds, fit_linear
 from raypipe.records import MAJORITY, NEAREST, THIS_MODEL, PeerMetrics
 

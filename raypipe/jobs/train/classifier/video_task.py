@@ -15,8 +15,8 @@ from torch import nn
 from raypipe.config import OptimizerConfig
 from raypipe.dataset.read import frame_embeddings
 from raypipe.jobs.train.batches import Collective, WorkerSamples
+from raypipe.jobs.train.classifier.scores import Scores
 from raypipe.jobs.train.inputs import INDEX, TARGETS, Ints
-from raypipe.jobs.train.scores import Scores
 from raypipe.jobs.train.tasks import autocast, is_native_bfloat16
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, classification_loss, pad_frames
 from raypipe.models.frame_probe import FrameProbe

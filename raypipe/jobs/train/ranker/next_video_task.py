@@ -13,9 +13,9 @@ from torch import nn
 
 from raypipe.config import OptimizerConfig
 from raypipe.jobs.train.batches import Collective, WorkerSamples
-from raypipe.jobs.train.histories import HISTORY
 from raypipe.jobs.train.inputs import INDEX, Ints
-from raypipe.jobs.train.rank_scores import RankScores
+from raypipe.jobs.train.ranker.histories import HISTORY
+from raypipe.jobs.train.ranker.rank_scores import RankScores
 from raypipe.jobs.train.tasks import autocast
 from raypipe.models.next_video import NO_ID, NextVideoModel
 from raypipe.search.vectors import Vectors, widen

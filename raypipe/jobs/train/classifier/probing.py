@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 
 from raypipe.dataset.read import frame_embeddings
 from raypipe.errors import CommitError, JobError
+from raypipe.jobs.train.classifier.video_task import label_tensor
 from raypipe.jobs.train.datasets import frames_dataset
 from raypipe.jobs.train.inputs import INDEX, TARGETS, TrainingSamples
-from raypipe.jobs.train.video_task import label_tensor
 from raypipe.models.classifier import pad_frames
 from raypipe.models.frame_probe import NUM_STATISTICS, ProbeFeatures, frame_statistics
 from raypipe.models.linear_fit import LinearFit, VideoLosses, blocked_folds, fit_linear

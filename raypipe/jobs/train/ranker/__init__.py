@@ -1,0 +1,1 @@
+"""Objective next_video: train a ranker on watch histories."""
