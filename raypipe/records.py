@@ -13,10 +13,20 @@ from typing import Any, Literal
 
 from raypipe import __version__
 from raypipe.status import NOT_FAILED_IN_ANY_JOB, Status
-from raypipe.text import error_kind, finite, format_metric, metric_name, plural, redact, shorten
+from raypipe.text import (
+    error_kind,
+    finite,
+    format_count,
+    format_metric,
+    format_share,
+    metric_name,
+    plural,
+    redact,
+    shorten,
+)
 
 Outcome = Literal["running", "finished", "failed", "interrupted"]
-Objective = Literal["classify", "masked_frame", "next_video"]
+Objective = Literal["classify", "self_train", "masked_frame", "next_video"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
 
 MAX_SLOWEST = 20
@@ -368,6 +378,7 @@ class Mistake:
 
 # The names of models in a comparison.
 THIS_MODEL, GPT2_ALONE, MAJORITY, NEAREST = "this model", "GPT-2 alone", "majority", "1-NN on mean"
+LABEL_SPREADING = "label spreading on mean"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,6 +432,23 @@ class Trial:
     metrics: EpochMetrics | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SelfTraining:
+    """How many videos had no label, how many of them were given one, and by which model.
+
+    ``accuracy`` is that of this model on labelled videos whose labels it was not given.
+    """
+
+    num_unlabelled: int
+    num_given: int
+    teacher: str
+    accuracy: float
+
+    def __str__(self) -> str:
+        given = f"{format_count(self.num_given)} of {plural(self.num_unlabelled, 'video')} without one"
+        return f"{given}, by {self.teacher} ({format_share(self.accuracy)} right)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
     """Everything that a report shows about one training.
@@ -459,6 +487,7 @@ class TrainingRecord:
     history_facts: Mapping[str, Any] = field(default_factory=dict)
     history_counts: Mapping[str, int] = field(default_factory=dict)
     is_refitted: bool = False
+    self_training: SelfTraining | None = None
     num_parameters: int = 0
     num_trainable_parameters: int = 0
     num_workers: int = 1

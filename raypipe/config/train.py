@@ -10,7 +10,7 @@ from raypipe.config.load import Count, Section, Uri
 from raypipe.text import iso_seconds
 
 Head = Literal["auto", "probe", "gpt2"]
-Objective = Literal["classify", "masked_frame", "next_video"]
+Objective = Literal["classify", "self_train", "masked_frame", "next_video"]
 SelectBy = Literal["loss", "accuracy", "macro_f1", "ndcg", "hr"]
 Holdout = Literal["leave_one_out", "time", "given", "none"]
 _NEXT_VIDEO: Mapping[
@@ -26,6 +26,7 @@ _NEXT_VIDEO: Mapping[
 _WITHOUT_PROBE: Mapping[str, Any] = {"frame_dropout": 0.3, "select_by": "accuracy"}
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     "classify": ("embeddings",),
+    "self_train": ("embeddings",),
     "masked_frame": ("embeddings",),
     "next_video": ("index", "history"),
 }
@@ -73,6 +74,13 @@ class ClassifierConfig(Section):
             msg = "choose one of none, gpt2, all_but_last_K (all of GPT-2 but its last K blocks)"
             raise ValueError(msg)
         return freeze
+
+
+class SelfTrainConfig(Section):
+    """Which videos without a label a self-training learns from."""
+
+    min_probability: float = Field(default=0.8, gt=0, lt=1)
+    max_videos: int = Field(default=20_000, ge=1)
 
 
 class DataConfig(Section):
@@ -188,6 +196,7 @@ class TrainConfig(Section):
     problem_type: Literal["auto", "single_label", "multi_label"] = "auto"
     model: ClassifierConfig = ClassifierConfig()
     ranker: RankerConfig = RankerConfig()
+    self_train: SelfTrainConfig = SelfTrainConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -221,6 +230,8 @@ class TrainConfig(Section):
             others |= {"labels", "labels_from", "init_from", "problem_type", "model"}
         else:
             others.add("ranker")
+        if self.objective != "self_train":
+            others.add("self_train")
         missing = [name for name in needed if getattr(self, name) is None]
         fields = type(self).model_fields
         unused = [name for name in fields if name in others and getattr(self, name) != fields[name].default]
@@ -243,7 +254,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _labels_come_from_one_place(self) -> Self:
         given = [name for name in ("labels", "labels_from") if getattr(self, name) is not None]
-        if self.objective == "classify" and len(given) != 1:
+        if self.classifies and len(given) != 1:
             have = " and ".join(given) or "neither"
             msg = f"give one of --labels FILE and --labels-from folder; got {have}"
             raise ValueError(msg)
@@ -260,6 +271,11 @@ class TrainConfig(Section):
                 msg = f"{key!r} cannot be searched; choose keys of model, optimizer, ranker, or seed"
                 raise ValueError(msg)
         return search
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model gives videos labels."""
+        return self.objective in {"classify", "self_train"}
 
     @property
     def embeddings_uri(self) -> str:

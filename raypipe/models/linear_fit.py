@@ -13,7 +13,7 @@ NUM_FOLDS = 5
 _MAX_CHOICE_VIDEOS, _MAX_STEPS = 5_000, 200
 _MIN_PARALLEL = 2**24  # numbers in the inputs of a fit that several threads speed up
 _BIAS_PENALTY = 1e-3  # of the difference to the prior: bounds the bias of a label that is in no video of a fold
-_MIN_STD = 1e-4  # embeddings are float16: below its resolution, an input is constant
+MIN_STD = 1e-4  # embeddings are float16: below its resolution, an input is constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def fit_linear(inputs: torch.Tensor, loss: "VideoLosses", folds: torch.Tensor) -
 
 
 def _fit_linear(inputs: torch.Tensor, loss: "VideoLosses", folds: torch.Tensor) -> LinearFit:
-    mean, std = inputs.mean(dim=0), inputs.std(dim=0, correction=0).clamp(min=_MIN_STD)
+    mean, std = inputs.mean(dim=0), inputs.std(dim=0, correction=0).clamp(min=MIN_STD)
     scaled = (inputs - mean) / std
     every = torch.arange(len(inputs))
     some = every[:: -(-len(inputs) // _MAX_CHOICE_VIDEOS)]

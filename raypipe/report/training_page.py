@@ -14,13 +14,23 @@ _LABEL_CHARS = 24
 _TRIAL_METRICS = ("ndcg_at_10", "hr_at_10", "accuracy", "macro_f1", "validation_loss", "train_loss")
 _MODEL_NAMES = {
     "classify": "Video classifier",
+    "self_train": "Video classifier, self-trained",
     "masked_frame": "GPT-2 over video frames, masked frames",
     "next_video": "GPT-2 over watched videos",
 }
 _WORST = 10
 _TAGS = {"next_video": ["recommendation", "video"]}
 _MAX_SETTINGS = 40
-_SETTINGS = ("objective", "init_from", "problem_type", "model", "data", "optimizer", "seed")  # shown on the model card
+_SETTINGS = (  # shown on the model card
+    "objective",
+    "init_from",
+    "problem_type",
+    "model",
+    "self_train",
+    "data",
+    "optimizer",
+    "seed",
+)
 _RANKER_SETTINGS = ("objective", "ranker", "optimizer", "seed")
 _FACTS = {  # of a history, as a report shows them
     "holdout": "Events that were held out",
@@ -69,7 +79,7 @@ def training_page(record: TrainingRecord) -> str:
         run={"objective": record.objective} | run,
         loss_trouble=_loss_trouble(record),
         curves=_curves(record),
-        facts=history_rows(record),
+        facts=learned_from(record),
         deletion=_deletion(record),
         confusion=_confusion(record),
         classes=_classes(record),
@@ -117,8 +127,10 @@ def left_out(record: TrainingRecord) -> str:
     return ", ".join(f"{text.format_count(count)} without {what}" for what, count in counts.items() if count)
 
 
-def history_rows(record: TrainingRecord) -> list[tuple[str, str]]:
-    """Return what was learned from, and how many events were left out, as pairs of texts."""
+def learned_from(record: TrainingRecord) -> list[tuple[str, str]]:
+    """Return what was learned from besides labelled videos, and how many events were left out, as pairs of texts."""
+    if record.self_training is not None:
+        return [("Given labels", str(record.self_training))]
     facts = {
         _FACTS[name]: value for name, value in record.history_facts.items() if name in _FACTS and value is not None
     }
@@ -298,7 +310,7 @@ def model_card(record: TrainingRecord) -> str:
         left_out=left_out(record),
         most_common_label=most_common_label(record),
         settings=list(leaves(settings))[:_MAX_SETTINGS],
-        facts=history_rows(record),
+        facts=learned_from(record),
         worst=seen[:_WORST],
         num_seen=len(seen),
         num_unseen=len(record.classes) - len(seen),

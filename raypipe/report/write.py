@@ -203,6 +203,8 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
       ``num_workers``, ``num_restarts``
     - ``history_facts`` (next_video: the content of the model's ``training.json``), ``history_counts`` (events that were
       left out, by reason), ``is_refitted``
+    - ``self_training`` (self_train, else null): ``num_unlabelled`` videos had no label, ``num_given`` of them were
+      given one by the model ``teacher``, whose ``accuracy`` on labelled videos was measured without their labels
     - ``epochs``: each with ``epoch``, ``step``, ``train_loss``, ``validation_loss``, ``accuracy``, ``top5_accuracy``,
       ``macro_f1``, ``probe_gain``, ``probe_gain_error``, ``hr_at_10``, ``ndcg_at_10``, ``coverage_at_10``,
       ``learning_rate``, ``samples_per_second``, ``seconds``. Values that were not measured, NaN and infinity are null
@@ -235,6 +237,7 @@ def summarize_training(record: TrainingRecord) -> dict[str, object]:
         **_named(record, "num_train_videos", "num_validation_videos", "num_unknown_labels", "num_without_frames"),
         **_named(record, "num_parameters", "num_trainable_parameters", "num_workers", "num_restarts"),
         **_named(record, "history_facts", "history_counts", "is_refitted"),
+        "self_training": None if record.self_training is None else asdict(record.self_training),
         "epochs": [_numbers(metrics) for metrics in record.epochs],
         **_named(record, "best_epoch", "selected_by"),
         "metrics": _numbers(record.kept),

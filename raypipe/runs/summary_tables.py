@@ -98,6 +98,7 @@ def training_table(record: TrainingRecord, *, report_uri: str = "") -> Padding:
             *record.kept_metrics,
             ("advice", record.advice),
             (f"{record.sample_noun}s", f"{text.format_count(record.num_train_videos)} for training{held_out}"),
+            ("given labels", "" if record.self_training is None else str(record.self_training)),
             ("left out", left_out),
             ("restarts", _text(text.format_count(record.num_restarts) if record.num_restarts else "", "yellow")),
             ("wall time", text.format_seconds(record.elapsed_seconds)),

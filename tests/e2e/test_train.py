@@ -26,10 +26,11 @@ from raypipe.dataset.read import read_rows
 from raypipe.jobs.classify.job import run_classify
 from raypipe.jobs.classify.verify import verify
 from raypipe.jobs.train.classifier.probing import PROBE, TrainedProbe
+from raypipe.jobs.train.classifier.self_training import PSEUDO_LABELS
 from raypipe.jobs.train.inputs import TARGETS, find_samples
 from raypipe.jobs.train.job import run_train
 from raypipe.models.classifier_files import build_classifier, build_model, read_model
-from raypipe.records import GPT2_ALONE, MAJORITY, THIS_MODEL
+from raypipe.records import GPT2_ALONE, LABEL_SPREADING, MAJORITY, THIS_MODEL
 from raypipe.storage import Folder
 from support.folders import keys
 from support.train_runs import LABELS, NUM_VIDEOS, Trained, embed_all, frames_of, history, train_config, video_ids
@@ -184,6 +185,29 @@ def test_a_training_with_a_probe(trained: Trained, bucket: str) -> None:
     labels = np.arange(NUM_VIDEOS) % len(LABELS)
     assert (model.classify(videos).probabilities.argmax(axis=1) == labels).mean() > 0.8
     assert {THIS_MODEL, GPT2_ALONE, MAJORITY} <= {peer.name for peer in record.peers}
+    assert not run_train(config).is_new
+
+
+def test_a_self_training_learns_from_videos_without_a_label(trained: Trained, bucket: str) -> None:
+    output, labels = Folder(f"{bucket}/self-trained"), Folder(f"{bucket}/few")
+    some = [*video_ids()[:16], *video_ids()[-16:]]
+    lines = [json.dumps({"video_id": name, "label": name.partition("/")[0]}) for name in some]
+    assert labels.put_new("labels.jsonl", "\n".join(lines).encode())
+    head = {"head": "probe", "compare": "simple"}
+    config = train_config(
+        trained.embeddings, output, objective="self_train", labels=labels.child("labels.jsonl"), model=head
+    )
+    record = run_train(config).record
+    found = record.self_training
+    assert found is not None
+    assert found.num_unlabelled == NUM_VIDEOS - len(some)
+    assert 0 < found.num_given <= found.num_unlabelled
+    assert found.accuracy > 0.8
+    given = pq.read_table(io.BytesIO(output.read(PSEUDO_LABELS))).to_pylist()
+    assert len(given) == found.num_unlabelled
+    assert np.mean([row["label"] == row["video_id"].partition("/")[0] for row in given]) > 0.8
+    assert json.loads(output.read("summary.json"))["self_training"]["num_given"] == found.num_given
+    assert {THIS_MODEL, LABEL_SPREADING} <= {peer.name for peer in record.peers}
     assert not run_train(config).is_new
 
 

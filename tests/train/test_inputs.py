@@ -259,6 +259,23 @@ def test_without_labels_every_video_with_frames_is_a_sample(tmp_path: Path) -> N
     assert (samples.train.num_rows, samples.validation.num_rows) == (3, 1)
 
 
+def test_a_self_training_has_the_videos_without_a_label_as_well(tmp_path: Path) -> None:
+    output = embedded(tmp_path, {**FOUR, "e": "ok", "f": "ok", "g": "crashed", "h": "ok"})
+    keys = {"objective": "self_train"}
+    samples = find(output, "a,x,train\nb,y,train\nc,x,val\nd,y,test", **keys)
+    assert (samples.train["video_id"].to_pylist(), samples.validation["video_id"].to_pylist()) == (["a", "b"], ["c"])
+    assert samples.unlabelled["video_id"].to_pylist() == ["e", "f", "h"]  # not d, which is kept for a test
+    assert samples.unlabelled[TARGETS].to_pylist() == [[], [], []]
+    fewer = find(output, "a,x,train\nb,y,train\nc,x,val\nd,y,test", "self_train.max_videos=2", **keys)
+    assert fewer.unlabelled["video_id"].to_pylist() == ["e", "h"]
+    assert fewer.digest != samples.digest
+    assert find(output, ABCD).unlabelled.num_rows == 0
+    error = problem(output, ABCD + "\ne,x\nf,y\nh,x", **keys)
+    assert (error.key, error.value) == ("objective", "self_train")
+    error = problem(output, ABCD + "\na,y", **keys)
+    assert (error.key, error.value) == ("objective", "self_train")
+
+
 def test_one_video_without_labels_is_enough(tmp_path: Path) -> None:
     samples = find(embedded(tmp_path, ok("a")), None, objective="masked_frame")
     assert (samples.train.num_rows, samples.validation.num_rows) == (1, 0)

@@ -117,6 +117,8 @@ def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> Training
     """Return the record of a training that has not started yet. ``started_at`` is Unix time."""
     config, samples = spec.config, spec.samples
     unused = _FRAME_KEYS if config.objective == "next_video" else _HISTORY_KEYS
+    if config.objective != "self_train":
+        unused = {*unused, "self_train"}
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in unused}
     settings["embedding_fingerprint"] = samples.fingerprint
     settings["optimizer"]["learning_rate"] = spec.learning_rate

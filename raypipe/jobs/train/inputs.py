@@ -5,7 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", 
 _READS_AT_ONCE = 16
 _NAMED = 3
 _logger = logging.getLogger(__name__)
+_EMPTY = pa.table({name: pa.array([], kind) for name, kind in ((FILE, pa.string()), (schema.VIDEO_ID, pa.string()))})
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
@@ -51,12 +52,15 @@ class TrainingSamples:
     num_unknown: int  # labelled videos that are not in the embeddings
     num_without_frames: int  # labelled videos that could not be embedded
     digest: str  # a hash of the videos, their labels and their split
+    # videos without a label, for objective self_train; their targets are empty
+    unlabelled: pa.Table = field(default_factory=lambda: _no_targets(_EMPTY))
 
 
 class _Chosen(NamedTuple):
     """The videos that were chosen for a training.
 
     ``rows`` are rows of the catalogue with two more columns: ``targets``, and ``split``, which is True for validation.
+    ``unlabelled`` are rows of the catalogue.
     """
 
     rows: pa.Table
@@ -64,6 +68,7 @@ class _Chosen(NamedTuple):
     label_names: tuple[str, ...] = ()
     multi_label: bool = False
     num_unknown: int = 0
+    unlabelled: pa.Table = _EMPTY
 
 
 def find_samples(config: TrainConfig) -> TrainingSamples:
@@ -82,9 +87,12 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
     digest = hashlib.sha256(repr(chosen.label_names).encode())
     for batch in rows.select([FILE, schema.VIDEO_ID, SPLIT, TARGETS]).to_batches(max_chunksize=65_536):
         digest.update(repr(batch.to_pydict()).encode())
+    unlabelled = _evenly(chosen.unlabelled.sort_by(schema.VIDEO_ID), config.self_train.max_videos)
+    for batch in unlabelled.select([FILE, schema.VIDEO_ID]).to_batches(max_chunksize=65_536):
+        digest.update(repr(batch.to_pydict()).encode())
     return TrainingSamples(
-        train=_numbered(rows.filter(pc.invert(rows[SPLIT]))),
-        validation=_numbered(rows.filter(rows[SPLIT])),
+        train=numbered(rows.filter(pc.invert(rows[SPLIT]))),
+        validation=numbered(rows.filter(rows[SPLIT])),
         label_names=chosen.label_names,
         multi_label=chosen.multi_label,
         embedding_dim=embedding_dim(output, manifests),
@@ -93,10 +101,17 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
         num_unknown=chosen.num_unknown,
         num_without_frames=chosen.num_without_frames,
         digest=digest.hexdigest(),
+        unlabelled=numbered(_no_targets(unlabelled)),
     )
 
 
-def _numbered(rows: pa.Table) -> pa.Table:
+def _evenly(rows: pa.Table, limit: int) -> pa.Table:
+    """Return at most ``limit`` evenly chosen rows."""
+    return rows.take(pa.array(np.arange(0, rows.num_rows, max(1, -(-rows.num_rows // limit)))))
+
+
+def numbered(rows: pa.Table) -> pa.Table:
+    """Return the columns of samples, with ``index`` counting from 0."""
     return rows.select([FILE, schema.VIDEO_ID, TARGETS]).append_column(INDEX, pa.array(np.arange(rows.num_rows)))
 
 
@@ -110,14 +125,17 @@ def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
     videos = np.arange(rows.num_rows)
     fraction = config.data.validation_fraction if rows.num_rows > 1 else 0.0
     held_out = stratified(videos, np.zeros_like(videos), fraction=fraction, seed=config.seed, names=["video"])
-    no_targets = pa.array([[]] * rows.num_rows, pa.list_(pa.int32()))
-    rows = rows.append_column(TARGETS, no_targets).append_column(SPLIT, pa.array(held_out))
+    rows = _no_targets(rows).append_column(SPLIT, pa.array(held_out))
     return _Chosen(rows, catalogue.num_rows - rows.num_rows)
+
+
+def _no_targets(rows: pa.Table) -> pa.Table:
+    return rows.append_column(TARGETS, pa.array([[]] * rows.num_rows, pa.list_(pa.int32())))
 
 
 def _choose_labelled(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> _Chosen:
     """Choose every video that has frames and a label. Its ``targets`` are the numbers of its labels."""
-    labels, num_unknown, num_without_frames = _usable_labels(config, catalogue, gone)
+    labels, num_unknown, num_without_frames, labelled = _usable_labels(config, catalogue, gone)
     label_names = tuple(sorted(pc.unique(labels[schema.LABEL]).to_pylist()))
     numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names)).to_numpy().astype(np.int64)
     at_unique, videos = np.unique(labels["at"].to_numpy(), return_inverse=True)
@@ -131,7 +149,25 @@ def _choose_labelled(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -
     ordered = pa.array(numbers[np.lexsort((numbers, videos))], pa.int32())
     targets = pa.ListArray.from_arrays(pa.array([0, *stops], pa.int32()), ordered)
     rows = catalogue.take(pa.array(at_unique)).append_column(TARGETS, targets).append_column(SPLIT, pa.array(held_out))
-    return _Chosen(rows, num_without_frames, label_names, multi_label, num_unknown)
+    chosen = _Chosen(rows, num_without_frames, label_names, multi_label, num_unknown)
+    if config.objective != "self_train":
+        return chosen
+    return chosen._replace(unlabelled=_unlabelled(config, catalogue, labelled, multi_label=multi_label))
+
+
+def _unlabelled(config: TrainConfig, catalogue: pa.Table, labelled: pa.Array, *, multi_label: bool) -> pa.Table:
+    """Return the videos that have frames and no label, not even one that is left out, as in the split ``test``."""
+    if multi_label:
+        msg = "objective=self_train needs one label per video, and these labels are multi_label."
+        raise ConfigError(msg, key="objective", value="self_train", remedy="Choose classify.")
+    rows = catalogue.filter(
+        pc.and_(catalogue[schema.STATUS], pc.invert(pc.is_in(catalogue[schema.VIDEO_ID], labelled)))
+    )
+    if not rows.num_rows:
+        uri = Folder(config.embeddings_uri).uri
+        msg = f"objective=self_train learns from videos without a label, and every video in {uri} has one."
+        raise ConfigError(msg, key="objective", value="self_train", remedy="Choose classify, or embed more videos.")
+    return rows
 
 
 def _catalogue(output: Folder, manifests: list[dict[str, Any]]) -> tuple[pa.Table, pa.Array]:
@@ -169,8 +205,10 @@ def _with_frames(output: Folder, names: list[str]) -> set[str]:
         return {video_id for ids in pool.map(read, names) for video_id in ids}
 
 
-def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> tuple[pa.Table, int, int]:
+def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> tuple[pa.Table, int, int, pa.Array]:
     """Return the labels of videos with frames, the number of unknown labelled videos, and the number without frames.
+
+    The last value is the ids of all videos that have a label, even one that is left out.
 
     The column ``at`` of the labels is the position of the video in the catalogue. Videos that are gone and videos in
     the split ``test`` are left out.
@@ -181,6 +219,7 @@ def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> 
     else:
         labels = read_labels(config.labels, split_column=config.data.split_column)
         labels = labels.filter(pc.invert(pc.is_in(labels[schema.VIDEO_ID], value_set=gone)))
+    labelled = pc.unique(labels[schema.VIDEO_ID])
     at = pc.index_in(labels[schema.VIDEO_ID], catalogue[schema.VIDEO_ID]).combine_chunks()
     num_unknown = _check_known(config, labels, at)
     labels = labels.append_column("at", at).filter(pc.is_valid(at))
@@ -194,7 +233,7 @@ def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> 
             f"No labelled video of {config.labels or 'the folders'} has embeddings in {Folder(config.embeddings_uri)}."
         )
         raise ConfigError(msg, key="labels", value=config.labels)
-    return labels, num_unknown, num_without_frames
+    return labels, num_unknown, num_without_frames, labelled
 
 
 def _check_known(config: TrainConfig, labels: pa.Table, at: pa.Array) -> int:

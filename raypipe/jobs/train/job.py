@@ -24,6 +24,7 @@ from raypipe.config import TrainConfig
 from raypipe.errors import JobError, ObjectError, RaypipeError, SetupError
 from raypipe.jobs.train.classifier.peers import compare_with_peers, in_order
 from raypipe.jobs.train.classifier.probing import find_probe
+from raypipe.jobs.train.classifier.self_training import add_pseudo_labels
 from raypipe.jobs.train.datasets import READ_CPUS, UnevenSplits, frames_dataset, histories_dataset
 from raypipe.jobs.train.events import SUMMARY, EventLog, earlier_record, first_record, listen, open_queue, with_events
 from raypipe.jobs.train.inputs import find_samples
@@ -35,7 +36,7 @@ from raypipe.jobs.train.run_spec import NetworkSpec, RunSpec, check_same_run, pr
 from raypipe.jobs.train.tuning import grid, keep_best, search_grid
 from raypipe.jobs.train.worker import TRAIN, VALIDATION, WorkerSettings, train_worker
 from raypipe.models.model_files import COMPLETE, MODEL_FOLDER
-from raypipe.records import GPT2_ALONE, THIS_MODEL, EpochMetrics, PeerMetrics, TrainingRecord
+from raypipe.records import GPT2_ALONE, THIS_MODEL, EpochMetrics, PeerMetrics, SelfTraining, TrainingRecord
 from raypipe.report.training_page import model_card
 from raypipe.report.write import write_training_report
 from raypipe.runs.actors import await_resources, connect, data_context, reason_of
@@ -154,7 +155,10 @@ def _train(
     ``chosen`` is the epoch of another training after which this one stops.
     """
     log = EventLog()
+    labelled = spec
     try:
+        spec, self_training = with_pseudo_labels(spec, console)
+        record = replace(record, self_training=self_training)
         spec = with_probe(spec, console)
         _run_workers(spec, log, use_gpu=use_gpu, console=console, chosen=chosen)
     except RaypipeError as error:
@@ -165,7 +169,7 @@ def _train(
     record = with_events(record, spec, log, outcome="finished")
     try:
         with status(console, "Comparing with simple models"):
-            return replace(record, peers=_peers(spec, log.ended or {}))
+            return replace(record, peers=_peers(labelled, log.ended or {}))
     except RaypipeError as error:  # the model is stored, and its report must not be missing
         _logger.warning("The model is not compared with simple models: %s", error)
         return record
@@ -184,6 +188,23 @@ def _peers(spec: RunSpec, ended: Mapping[str, Any]) -> tuple[PeerMetrics, ...]:
         space=spec.label_space,
         max_frames=network.config.max_frames,
     )
+
+
+def with_pseudo_labels(spec: RunSpec, console: Console | None) -> tuple[RunSpec, SelfTraining | None]:
+    """Return the run with more training videos if it is a self-training, and how many were given a label."""
+    samples, network, config = spec.samples, spec.network, spec.config
+    if config.objective != "self_train" or isinstance(samples, HistorySamples) or isinstance(network, RankerNetwork):
+        return spec, None
+    with status(console, "Labelling the videos that have no label"):
+        more, found = add_pseudo_labels(
+            samples,
+            spec.output,
+            embeddings_uri=config.embeddings_uri,
+            space=spec.label_space,
+            max_frames=network.config.max_frames,
+            min_probability=config.self_train.min_probability,
+        )
+    return replace(spec, samples=more), found
 
 
 def with_probe(spec: RunSpec, console: Console | None) -> RunSpec:

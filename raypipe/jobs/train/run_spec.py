@@ -109,7 +109,7 @@ class RunSpec:
     @property
     def is_compared(self) -> bool:
         """Whether the model is compared with simpler ones on the validation videos."""
-        is_measured = self.config.objective == "classify" and self.samples.validation.num_rows >= _MIN_COMPARED
+        is_measured = self.config.classifies and self.samples.validation.num_rows >= _MIN_COMPARED
         return is_measured and self.config.model.compare != "none"
 
     @property
@@ -155,7 +155,7 @@ class RunSpec:
 
 
 def _has_probe(config: TrainConfig) -> bool:
-    return config.objective == "classify" and config.model.head != "gpt2"
+    return config.classifies and config.model.head != "gpt2"
 
 
 def prepare(config: TrainConfig, samples: TrainingSamples | HistorySamples) -> RunSpec:
@@ -205,7 +205,7 @@ def _prepare_video_model(config: TrainConfig, samples: TrainingSamples) -> RunSp
     network = NetworkSpec(
         config=classifier_config(config, samples, gpt2, max_frames=max_frames),
         model=config.model,
-        classifies=config.objective == "classify",
+        classifies=config.classifies,
         gpt2=gpt2,
         init_from=init_from,
     )
@@ -295,10 +295,12 @@ def run_facts(spec: RunSpec) -> dict[str, Any]:
         "num_validation": samples.validation.num_rows,
     }
     if isinstance(samples, HistorySamples):
-        del settings["model"], settings["ranker"]["index_version"]
+        del settings["model"], settings["self_train"], settings["ranker"]["index_version"]
         data["index_version"] = samples.index.version
     else:
         del settings["ranker"], settings["model"]["compare"]
+        if spec.config.objective != "self_train":
+            del settings["self_train"]
         if not spec.has_probe:
             del settings["model"]["head"]
     weights = _initial_weights(network) if isinstance(network, NetworkSpec) else "random"

@@ -11,8 +11,9 @@ import torch
 from raypipe.evaluation.classifiers import compare_classifiers
 from raypipe.jobs.train.classifier.probing import NUM_KEPT, LabelSpace, PooledVideos, every_nth, pool_videos
 from raypipe.jobs.train.inputs import TrainingSamples
+from raypipe.models.label_spreading import neighbor_graph, spread_labels
 from raypipe.models.linear_fit import blocked_folds, fit_linear
-from raypipe.records import MAJORITY, NEAREST, THIS_MODEL, PeerMetrics
+from raypipe.records import LABEL_SPREADING, MAJORITY, NEAREST, THIS_MODEL, PeerMetrics
 
 _MIN_VIDEOS, _MAX_VIDEOS = 500, 5_000  # of each split; of more, some are chosen evenly
 _MAX_PRODUCTS = 2e9  # of the largest linear model in one step, with more videos than _MIN_VIDEOS
@@ -39,6 +40,9 @@ def compare_with_peers(
     strides = [max(1, -(-size // limit)) for size in sizes]
     found = {name: probabilities[:: strides[1]] for name, probabilities in predicted.items()}
     train, validation = pool(every_nth(samples.train, strides[0])), pool(every_nth(samples.validation, strides[1]))
+    if samples.unlabelled.num_rows:
+        unlabelled = pool(every_nth(samples.unlabelled, max(1, -(-samples.unlabelled.num_rows // _MAX_VIDEOS))))
+        found[LABEL_SPREADING] = spread_probabilities(train, validation, unlabelled, space)
     return peer_metrics(train, validation, space, found)
 
 
@@ -47,14 +51,14 @@ def peer_metrics(
 ) -> tuple[PeerMetrics, ...]:
     """Fit the simple models to ``train``, and return their metrics and those of ``predicted`` on ``validation``."""
     found = {**simple_probabilities(train, validation, space), **predicted}
-    truth = one_hot(validation.labels, space).bool().numpy()
+    truth = space.one_hot(validation.labels).bool().numpy()
     return compare_classifiers(found, truth, main=THIS_MODEL, multi_label=space.multi_label, hard=(NEAREST,))
 
 
 def simple_probabilities(train: PooledVideos, validation: PooledVideos, space: LabelSpace) -> dict[str, Floats]:
     """Fit the simple models to ``train``, and return their probabilities ``[V, C]`` for ``validation``."""
     losses, folds = space.losses(train.labels), blocked_folds(train.first_labels)
-    known = one_hot(train.labels, space)
+    known = space.one_hot(train.labels)
     found = {
         MAJORITY: known.mean(dim=0).expand(len(validation.labels), -1).numpy(),
         NEAREST: known[_nearest(train.statistics[:, 0], validation.statistics[:, 0])].numpy(),
@@ -65,16 +69,23 @@ def simple_probabilities(train: PooledVideos, validation: PooledVideos, space: L
     return found
 
 
+def spread_probabilities(
+    train: PooledVideos, validation: PooledVideos, unlabelled: PooledVideos, space: LabelSpace
+) -> Floats:
+    """Return the probabilities ``[V, C]`` that label spreading gives ``validation``, on a graph of the mean frames."""
+    means = torch.cat([part.statistics[:, 0] for part in (validation, train, unlabelled)])
+    labels = torch.full((len(means),), -1)
+    size = len(validation.labels)
+    labels[size : size + len(train.labels)] = train.labels
+    graph = neighbor_graph(means - means.mean(dim=0))
+    return spread_labels(graph, labels, num_labels=space.num_labels)[:size].numpy()
+
+
 def in_order(parts: Sequence[Mapping[str, Any]]) -> Floats:
     """Return the probabilities ``[V, C]`` of the validation videos in the order of their sample numbers."""
     index = np.concatenate([np.asarray(part["index"], dtype=np.int64) for part in parts])
     probabilities: Floats = np.concatenate([part["probabilities"] for part in parts])
     return probabilities[np.argsort(index, kind="stable")]
-
-
-def one_hot(labels: torch.Tensor, space: LabelSpace) -> torch.Tensor:
-    """Return zeros and ones ``[V, C]`` for class numbers ``[V]``, or for labels that are zeros and ones already."""
-    return labels if labels.ndim > 1 else torch.nn.functional.one_hot(labels, space.num_labels).float()
 
 
 def _nearest(known: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:

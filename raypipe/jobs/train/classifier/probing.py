@@ -1,6 +1,6 @@
 """The probe of a classifier: fitted to all training videos before GPT-2 learns what the probe gets wrong."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -29,7 +29,15 @@ PROBE = "probe.safetensors"
 _MAX_VIDEOS = 200_000  # that a probe is fitted to
 _MAX_NUMBERS = 1e9  # of their statistics and logits, which are in the driver's memory
 _AT_ONCE, NUM_KEPT = 64, 16
-_FEATURES: tuple[ProbeFeatures, ProbeFeatures] = ("mean", "mean_slope_std")
+_NO_LABEL = (-1,)
+_MEAN, _ALL = (0,), (0, 1, 2)
+STATISTICS: Mapping[tuple[int, ...], str] = {  # what a probe may read, by the numbers of the statistics
+    _MEAN: "mean",
+    (1,): "slope",
+    (1, 2): "slope, std",
+    _ALL: "mean, slope, std",
+}
+_MAX_TRIED_VIDEOS = 5_000  # with more, weights close to zero are learned, and only _MEAN and _ALL are tried
 _OUT_OF_FOLD, _FACTS, _REFITTED = "out_of_fold", "facts", "refitted."
 _MAX_REFITTED_VIDEOS = 1_000  # with more, the validation videos would change little
 _MAX_VALIDATION_VIDEOS = 5_000  # that choose what the probe reads
@@ -39,7 +47,8 @@ _MAX_VALIDATION_VIDEOS = 5_000  # that choose what the probe reads
 class PooledVideos:
     """The statistics of N videos over time, and their labels.
 
-    ``labels`` holds class numbers ``[N]`` or, for multi-label training, zeros and ones ``[N, C]``.
+    ``labels`` holds class numbers ``[N]``, -1 if there is no label, or, for multi-label training, zeros and ones
+    ``[N, C]``.
     """
 
     statistics: torch.Tensor  # [N, 3, D]
@@ -51,6 +60,10 @@ class PooledVideos:
         if features == "frames":
             return cast("torch.Tensor", self.frames).float().flatten(start_dim=1)
         return self.statistics[:, : NUM_STATISTICS[features]].flatten(start_dim=1)
+
+    def some_statistics(self, reads: Sequence[int]) -> torch.Tensor:
+        """Return the statistics with these numbers, ``[N, F]``."""
+        return self.statistics[:, list(reads)].flatten(start_dim=1)
 
     @property
     def first_labels(self) -> torch.Tensor:
@@ -102,6 +115,10 @@ class LabelSpace:
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return probabilities ``[V, C]`` for logits."""
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
+    def one_hot(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return zeros and ones ``[V, C]`` for class numbers ``[V]``, or for labels that are zeros and ones already."""
+        return labels if labels.ndim > 1 else torch.nn.functional.one_hot(labels, self.num_labels).float()
 
     def losses(self, labels: torch.Tensor) -> VideoLosses:
         """Return the losses of videos with these labels."""
@@ -166,7 +183,7 @@ def pool_videos(
         if keep_frames:
             kept += [some_frames(video) for video in videos]
         numbers += block[INDEX].to_pylist()
-        targets += [np.array(each, dtype=np.int64) for each in block[TARGETS].to_pylist()]
+        targets += [np.array(each or _NO_LABEL, dtype=np.int64) for each in block[TARGETS].to_pylist()]
     order = np.argsort(numbers, kind="stable")
     labels = label_tensor([targets[at] for at in order], space.num_labels, multi_label=space.multi_label)
     frames = torch.from_numpy(np.stack([kept[at] for at in order])) if keep_frames else None
@@ -197,33 +214,36 @@ def check_finite(pooled: PooledVideos, samples: pa.Table) -> None:
 def fit_probe(
     train: PooledVideos, space: LabelSpace, *, validation: PooledVideos | None = None, stride: int = 1
 ) -> TrainedProbe:
-    """Fit a probe. It reads the mean alone unless slope and deviation help by more than a standard error.
+    """Fit a probe. It reads the mean alone unless other statistics help by more than a standard error.
 
     Both are compared by the difference of their losses on the same videos: out of fold, and on validation videos.
     """
     losses, folds = space.losses(train.labels), blocked_folds(train.first_labels)
-    fits = {features: fit_linear(train.inputs(features), losses, folds) for features in _FEATURES}
-    mean, whole = (_unseen_losses(fits[features], features, losses, space, validation) for features in _FEATURES)
-    gains = (mean - whole).double()
-    features = _FEATURES[float(gains.mean()) > standard_error(gains)]
-    fit, refitted = fits[features], None
+    tried = tuple(STATISTICS) if len(train.labels) <= _MAX_TRIED_VIDEOS else (_MEAN, _ALL)
+    fits = {reads: fit_linear(train.some_statistics(reads), losses, folds) for reads in tried}
+    unseen = {reads: _unseen_losses(fit, reads, losses, space, validation) for reads, fit in fits.items()}
+    best = min(tried[1:], key=lambda reads: float(unseen[reads].mean()))
+    gains = (unseen[_MEAN] - unseen[best]).double()
+    reads = best if float(gains.mean()) > standard_error(gains) else _MEAN
+    fit, refitted = fits[reads], None
     if validation is not None and len(train.labels) + len(validation.labels) <= _MAX_REFITTED_VIDEOS:
-        inputs = torch.cat([train.inputs(features), validation.inputs(features)])
+        inputs = torch.cat([train.some_statistics(reads), validation.some_statistics(reads)])
         labels = torch.cat([train.labels, validation.labels])
         first = torch.cat([train.first_labels, validation.first_labels])
-        refitted = _weights(fit_linear(inputs, space.losses(labels), blocked_folds(first)))
+        refitted = _weights(fit_linear(inputs, space.losses(labels), blocked_folds(first)), reads)
     loss = float(losses(fit.out_of_fold).mean())
-    return TrainedProbe(features, _weights(fit), fit.out_of_fold, loss, stride, refitted)
+    features: ProbeFeatures = "mean" if reads == _MEAN else "mean_slope_std"
+    return TrainedProbe(features, _weights(fit, reads), fit.out_of_fold, loss, stride, refitted)
 
 
 def _unseen_losses(
-    fit: LinearFit, features: ProbeFeatures, losses: VideoLosses, space: LabelSpace, validation: PooledVideos | None
+    fit: LinearFit, reads: Sequence[int], losses: VideoLosses, space: LabelSpace, validation: PooledVideos | None
 ) -> torch.Tensor:
     """Return the losses of training videos, out of fold, and of validation videos."""
     out_of_fold = losses(fit.out_of_fold)
     if validation is None:
         return out_of_fold
-    return torch.cat([out_of_fold, space.losses(validation.labels)(fit.logits(validation.inputs(features)))])
+    return torch.cat([out_of_fold, space.losses(validation.labels)(fit.logits(validation.some_statistics(reads)))])
 
 
 def standard_error(values: torch.Tensor) -> float:
@@ -231,6 +251,12 @@ def standard_error(values: torch.Tensor) -> float:
     return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
 
 
-def _weights(fit: LinearFit) -> dict[str, torch.Tensor]:
-    """Return the weights of a FrameProbe."""
-    return {"mean": fit.mean, "std": fit.std, "linear.weight": fit.weight, "linear.bias": fit.bias}
+def _weights(fit: LinearFit, reads: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return the weights of a FrameProbe. Those of statistics that it does not read are zero."""
+    shape = (3, len(fit.mean) // len(reads)) if tuple(reads) != _MEAN else (1, len(fit.mean))
+    rows = list(reads)
+    mean, std = torch.zeros(shape), torch.ones(shape)
+    weight = torch.zeros(len(fit.bias), *shape)
+    mean[rows], std[rows] = fit.mean.view(len(rows), -1), fit.std.view(len(rows), -1)
+    weight[:, rows] = fit.weight.view(len(fit.bias), len(rows), -1)
+    return {"mean": mean.flatten(), "std": std.flatten(), "linear.weight": weight.flatten(1), "linear.bias": fit.bias}
