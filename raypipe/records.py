@@ -26,7 +26,7 @@ from raypipe.text import (
 )
 
 Outcome = Literal["running", "finished", "failed", "interrupted"]
-Objective = Literal["classify", "self_train", "masked_frame", "next_video"]
+Objective = Literal["classify", "self_train", "masked_frame", "frame_order", "next_video"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
 
 MAX_SLOWEST = 20
@@ -313,7 +313,7 @@ def is_thumbnail(jpeg: bytes) -> bool:
 class EpochMetrics:
     """The metrics of one epoch. Epochs count from 1. ``step`` counts optimizer steps since the start of the training.
 
-    Values that were not measured are None. For ``masked_frame``, only the losses are measured. Without validation
+    Values that were not measured are None. Without labels, only the losses are measured. Without validation
     videos, only the training loss is measured. ``accuracy`` is the fraction of validation videos that are predicted
     correctly. If a video may have several labels, all of its labels must be correct. Epoch 0 is the probe of a
     classifier. ``probe_gain`` is the difference between its validation loss and that of this epoch, with the standard

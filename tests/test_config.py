@@ -146,7 +146,7 @@ def test_what_train_cannot_do_is_refused_in_one_line(override: str, value: objec
         ("optimizer.select_by=f1", "f1", ("loss", "accuracy", "macro_f1", "ndcg", "hr")),
         ("optimizer.precision=half", "half", ("auto", "float32", "bfloat16")),
         ("optimizer.class_weights=on", True, ("none", "balanced")),
-        ("objective=masked", "masked", ("classify", "self_train", "masked_frame", "next_video")),
+        ("objective=masked", "masked", ("classify", "self_train", "masked_frame", "frame_order", "next_video")),
         ("labels_from=csv", "csv", ("folder",)),
     ],
 )

@@ -10,7 +10,7 @@ from raypipe.config.load import Count, Section, Uri
 from raypipe.text import iso_seconds
 
 Head = Literal["auto", "probe", "gpt2"]
-Objective = Literal["classify", "self_train", "masked_frame", "next_video"]
+Objective = Literal["classify", "self_train", "masked_frame", "frame_order", "next_video"]
 SelectBy = Literal["loss", "accuracy", "macro_f1", "ndcg", "hr"]
 Holdout = Literal["leave_one_out", "time", "given", "none"]
 _NEXT_VIDEO: Mapping[
@@ -28,8 +28,10 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "classify": ("embeddings",),
     "self_train": ("embeddings",),
     "masked_frame": ("embeddings",),
+    "frame_order": ("embeddings",),
     "next_video": ("index", "history"),
 }
+_PRETRAINING = {"masked_frame", "frame_order"}  # without labels
 _RANKING_SCORES, _LABEL_SCORES = {"ndcg", "hr"}, {"accuracy", "macro_f1"}
 
 
@@ -216,7 +218,7 @@ class TrainConfig(Section):
         head = model.get("head", "auto") if isinstance(model, Mapping) else getattr(model, "head", "auto")
         objective = tree.get("objective", "classify")
         values = _NEXT_VIDEO if objective == "next_video" else {}
-        if objective == "masked_frame" or head == "gpt2":
+        if objective in _PRETRAINING or head == "gpt2":
             values = {**_WITHOUT_PROBE, **values}
         keys = {*_NEXT_VIDEO, *_WITHOUT_PROBE}
         settled = {key: value for key, value in given.items() if key not in keys or value != "auto"}
@@ -276,6 +278,11 @@ class TrainConfig(Section):
     def classifies(self) -> bool:
         """Whether the model gives videos labels."""
         return self.objective in {"classify", "self_train"}
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether the model learns from the videos alone, without labels."""
+        return self.objective in _PRETRAINING
 
     @property
     def embeddings_uri(self) -> str:

@@ -173,8 +173,8 @@ class VideoEncoder(nn.Module):
         return cast("torch.Tensor", states)
 
 
-class _VideoModel(PreTrainedModel):
-    """The base class of both models. It defines their configuration, their encoder, and how weights are initialised."""
+class VideoPreTrainedModel(PreTrainedModel):
+    """The base class of models that read frames. It defines their configuration and how weights are initialised."""
 
     config_class = VideoClassifierConfig
     base_model_prefix = "encoder"
@@ -195,7 +195,7 @@ class _VideoModel(PreTrainedModel):
             nn.init.ones_(module.std)
 
 
-class VideoClassifier(_VideoModel):
+class VideoClassifier(VideoPreTrainedModel):
     """A video classifier. Its logits are those of a linear probe, of GPT-2, or the sum of both.
 
     The probe is a linear model on statistics of the frames over time. GPT-2's logits are a linear function of the mean
@@ -308,34 +308,6 @@ class VideoClassifier(_VideoModel):
             differences = whole - self.order_logits(frames, mask - left_out)[every, labels]
             scores += left_out * (differences / left_out.sum(dim=1).clamp(min=1))[:, None]
         return scores
-
-
-class MaskedFrameModel(_VideoModel):
-    """A GPT-2 that predicts the embeddings of hidden frames. Training it is self-supervised pretraining."""
-
-    def __init__(self, config: VideoClassifierConfig) -> None:
-        super().__init__(config)
-        self.encoder = VideoEncoder(config)
-        self.decoder = nn.Linear(config.gpt2.n_embd, config.embedding_dim)
-        self.post_init()
-
-    def forward(
-        self,
-        frame_embeddings: torch.Tensor,
-        attention_mask: torch.Tensor,
-        hidden: torch.Tensor,
-        **_: Any,  # noqa: ANN401 - what transformers' callers add
-    ) -> VideoOutput:
-        """Predict the standardised embeddings of all frames.
-
-        ``hidden`` ``[B, T]`` is true for hidden frames. A video's loss is the mean squared error over its hidden
-        frames.
-        """
-        target = self.encoder.standardise(frame_embeddings)
-        frames = self.decoder(self.encoder(target, attention_mask, hidden))
-        errors = (frames.float() - target).square().mean(dim=-1, keepdim=True)
-        losses = masked_mean(errors, hidden).squeeze(dim=1)
-        return VideoOutput(loss=losses.mean(), losses=losses, frames=frames)
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

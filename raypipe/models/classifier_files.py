@@ -8,9 +8,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from raypipe.errors import FingerprintError, WeightsError
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
+from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig
 from raypipe.models.gpt2 import VideoModel
 from raypipe.models.model_files import COMPLETE, CONFIG, MODEL_FOLDER, WEIGHTS, ModelFiles, digests, read_model
+from raypipe.models.pretraining import FrameOrderModel, MaskedFrameModel
 from raypipe.text import one_line
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "read_config",
     "read_model",
 ]
-_KINDS: Mapping[str, type[VideoModel]] = {kind.__name__: kind for kind in (VideoClassifier, MaskedFrameModel)}
+_KINDS: Mapping[str, type[VideoModel]] = {
+    kind.__name__: kind for kind in (VideoClassifier, MaskedFrameModel, FrameOrderModel)
+}
 
 
 def build_model(files: ModelFiles) -> VideoModel:
@@ -59,9 +62,10 @@ def build_classifier(files: ModelFiles) -> VideoClassifier:
     """
     model = build_model(files)
     if not isinstance(model, VideoClassifier):
-        msg = f"{files.source} was trained without labels (objective masked_frame)."
+        kind, expected = type(model).__name__, VideoClassifier.__name__
+        msg = f"{files.source} is a {kind}, which was trained without labels, not a {expected}."
         remedy = f"Train with init_from={files.source!r}."
-        raise WeightsError(msg, key="objective", value="masked_frame", expected="classify", remedy=remedy)
+        raise WeightsError(msg, key="architectures", value=kind, expected=expected, remedy=remedy)
     return model
 
 

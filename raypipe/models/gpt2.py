@@ -12,7 +12,8 @@ from torch import nn
 
 from raypipe.config import Gpt2Size
 from raypipe.errors import ConfigError, SetupError, WeightsError
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier
+from raypipe.models.classifier import VideoClassifier
+from raypipe.models.pretraining import FrameOrderModel, MaskedFrameModel
 from raypipe.models.weights import prepare_torchvision
 from raypipe.text import one_line
 
@@ -25,7 +26,7 @@ HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 _CONFIG = "config.json"
 _ADVICE = f"Give a folder of save_pretrained: {_CONFIG} and model.safetensors of a GPT-2."
 _VOCABULARY = "wte."  # the inputs are embeddings, so token embeddings are never read
-VideoModel = VideoClassifier | MaskedFrameModel
+VideoModel = VideoClassifier | MaskedFrameModel | FrameOrderModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ _MODEL_NAMES = {
     "classify": "Video classifier",
     "self_train": "Video classifier, self-trained",
     "masked_frame": "GPT-2 over video frames, masked frames",
+    "frame_order": "GPT-2 over video frames, frame order",
     "next_video": "GPT-2 over watched videos",
 }
 _WORST = 10
@@ -324,7 +325,7 @@ def _header(record: TrainingRecord, name: str) -> str:
     # This import is slow, and only trainings write a card.
     from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415
 
-    classifies = record.objective == "classify"
+    classifies = bool(record.label_names)
     kind = "multi-label" if record.several_labels else "video"
     measured = classifies and record.num_validation_videos
     results = [

@@ -7,8 +7,9 @@ import torch
 
 from raypipe.jobs.train.checkpoints import put_model
 from raypipe.jobs.train.loop import make_optimizer, set_rate
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
+from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.gpt2 import VideoModel, add_lora, freeze, merge_lora
+from raypipe.models.pretraining import MaskedFrameModel
 from raypipe.storage import Folder
 from support.tiny_models import DIM, random_videos, tiny_classifier, tiny_masked_frame
 

@@ -17,7 +17,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, GPT2Config
 
 from raypipe.models.classifier import (
-    MaskedFrameModel,
     VideoClassifier,
     VideoClassifierConfig,
     by_length,
@@ -27,6 +26,7 @@ from raypipe.models.classifier import (
     pad_frames,
     thin,
 )
+from raypipe.models.pretraining import MaskedFrameModel
 from support.properties import examples
 from support.tiny_models import DIM, NAMES, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig, VideoEncoder
+from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, VideoEncoder
 from raypipe.models.frame_probe import FrameProbe
 from raypipe.models.gpt2 import VideoModel
+from raypipe.models.pretraining import MaskedFrameModel
 
 Half = npt.NDArray[np.float16]
 DIM = 8

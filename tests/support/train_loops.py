@@ -16,9 +16,10 @@ from raypipe.jobs.train.classifier.video_task import FramesWindow, UnseenLogits,
 from raypipe.jobs.train.inputs import INDEX, TARGETS
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
 from raypipe.jobs.train.run_spec import NetworkSpec, build
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
+from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.frame_probe import frame_statistics
 from raypipe.models.gpt2 import Gpt2, VideoModel
+from raypipe.models.pretraining import MaskedFrameModel
 from raypipe.schema import FRAME_EMBEDDINGS
 from raypipe.storage import Folder
 from support.tiny_models import DIM, NAMES, Half, shake, tiny_config

@@ -354,7 +354,7 @@ def test_classifying_starts_from_a_masked_frame_model(tmp_path: Path) -> None:
     from raypipe.config import ClassifierConfig  # noqa: PLC0415
     from raypipe.models.gpt2 import Gpt2  # noqa: PLC0415
 
-    spec = NetworkSpec(template.config, ClassifierConfig(), classifies=True, gpt2=Gpt2({}), init_from=files)
+    spec = NetworkSpec(template.config, ClassifierConfig(), objective="classify", gpt2=Gpt2({}), init_from=files)
     model = build(spec, seed=1)
     assert isinstance(model, VideoClassifier)
     for name, tensor in first.model.encoder.state_dict().items():

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raypipe.config import ClassifierConfig, OptimizerConfig
+from raypipe.config.train import Objective
 from raypipe.errors import WeightsError
 from raypipe.jobs.train.checkpoints import put_model
 from raypipe.jobs.train.classifier.video_task import FramesBatch, FramesWindow, VideoTask, drop_frames, hide_frames
 from raypipe.jobs.train.run_spec import NetworkSpec, build
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, pad_frames
+from raypipe.models.classifier import VideoClassifier, pad_frames
 from raypipe.models.classifier_files import ModelFiles, read_model
 from raypipe.models.gpt2 import Gpt2, VideoModel
+from raypipe.models.pretraining import MaskedFrameModel
 from raypipe.storage import Folder
 from support.tiny_models import GPT2, NAMES, Half, random_videos, tiny_classifier, tiny_config, tiny_masked_frame
 from support.train_loops import labelled_videos, probe_of
@@ -123,10 +125,10 @@ def test_without_labels_hidden_frames_are_predicted() -> None:
 
 
 def spec_of(
-    *, classifies: bool = True, init_from: ModelFiles | None = None, names: Sequence[str] = ("a", "b")
+    *, objective: Objective = "classify", init_from: ModelFiles | None = None, names: Sequence[str] = ("a", "b")
 ) -> NetworkSpec:
     config = tiny_config(names=names, dropout=0.2)
-    return NetworkSpec(config, ClassifierConfig(), classifies=classifies, gpt2=Gpt2(GPT2), init_from=init_from)
+    return NetworkSpec(config, ClassifierConfig(), objective=objective, gpt2=Gpt2(GPT2), init_from=init_from)
 
 
 def test_the_same_seed_builds_the_same_model() -> None:
@@ -137,7 +139,7 @@ def test_the_same_seed_builds_the_same_model() -> None:
 
 def test_nothing_is_hidden_from_a_classifier() -> None:
     assert isinstance(build(spec_of(), seed=0), VideoClassifier)
-    masked = build(spec_of(classifies=False), seed=0)
+    masked = build(spec_of(objective="masked_frame"), seed=0)
     assert isinstance(masked, MaskedFrameModel)
     assert masked.encoder.hidden_frame.requires_grad
     assert not build(spec_of(), seed=0).encoder.hidden_frame.requires_grad

@@ -134,7 +134,7 @@ def first_record(spec: RunSpec, started_at: float, *, use_gpu: bool) -> Training
         num_train_videos=samples.train.num_rows,
         num_validation_videos=samples.validation.num_rows,
         num_workers=config.resources.num_workers,
-        selected_by="loss" if config.objective == "masked_frame" else selected_metric(config.optimizer.select_by),
+        selected_by="loss" if config.is_pretraining else selected_metric(config.optimizer.select_by),
     )
     if isinstance(samples, HistorySamples):
         sizes = {name: getattr(spec.network.config, name) for name in ("n_embd", "n_layer", "num_ids")}

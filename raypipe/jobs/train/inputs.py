@@ -81,8 +81,7 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
     output = Folder(config.embeddings_uri)
     manifests = embeddings_manifests(output)
     catalogue, gone = _catalogue(output, manifests)
-    is_masked = config.objective == "masked_frame"
-    chosen = _choose_all(config, catalogue) if is_masked else _choose_labelled(config, catalogue, gone)
+    chosen = _choose_all(config, catalogue) if config.is_pretraining else _choose_labelled(config, catalogue, gone)
     rows = chosen.rows.sort_by(schema.VIDEO_ID)  # independent of the order of the plans
     digest = hashlib.sha256(repr(chosen.label_names).encode())
     for batch in rows.select([FILE, schema.VIDEO_ID, SPLIT, TARGETS]).to_batches(max_chunksize=65_536):

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 
 from raypipe.config import ClassifierConfig, OptimizerConfig, TrainConfig
+from raypipe.config.train import Objective
 from raypipe.errors import CommitError, ConfigError, FingerprintError, ObjectError, WeightsError
 from raypipe.jobs.train.classifier.probing import LabelSpace, TrainedProbe
 from raypipe.jobs.train.inputs import TARGETS, TrainingSamples
 from raypipe.jobs.train.ranker.histories import HistorySamples
 from raypipe.jobs.train.ranker.ranker_spec import LEARNING_RATE, RankerNetwork, ranker_network
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifier, VideoClassifierConfig
+from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig
 from raypipe.models.classifier_files import build_model, check_embeddings, read_config
 from raypipe.models.gpt2 import Gpt2, VideoModel, add_lora, freeze, resolve_gpt2
 from raypipe.models.model_files import ModelFiles, read_model
+from raypipe.models.pretraining import FrameOrderModel, MaskedFrameModel
 from raypipe.storage import Folder
 from raypipe.text import one_line
 
@@ -27,6 +29,7 @@ _FREE = {"output", "checkpoint", "resources", "cache"}  # keys that may change w
 _NAMED = 3
 _MAX_COMPARED_VIDEOS = 2_000  # of a training whose model is compared with GPT-2 alone
 _MIN_COMPARED = 2  # a standard error needs this many videos
+_PRETRAINED: Mapping[str, type[VideoModel]] = {"masked_frame": MaskedFrameModel, "frame_order": FrameOrderModel}
 _BEFORE: Mapping[str, Any] = {  # what older versions did, which stored no such keys
     "settings.model.head": "gpt2",
 }
@@ -42,7 +45,7 @@ class NetworkSpec:
 
     config: VideoClassifierConfig
     model: ClassifierConfig
-    classifies: bool
+    objective: Objective
     gpt2: Gpt2
     init_from: ModelFiles | None = None
     probe: TrainedProbe | None = None
@@ -59,13 +62,15 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
         WeightsError: the initial weights do not fit the network.
     """
     torch.manual_seed(seed)
-    probe: dict[str, object] = {}
+    reads: dict[str, object] = {}
     if spec.probe is not None:
-        probe = {"probe": spec.probe.features, "gpt2_reads": "changes"}
-    if spec.init_from is not None and spec.classifies:
-        probe["gpt2_reads"] = read_config(spec.init_from).gpt2_reads
-    config = VideoClassifierConfig.from_dict(spec.config.to_dict() | probe)
-    model: VideoModel = VideoClassifier(config) if spec.classifies else MaskedFrameModel(config)
+        reads = {"probe": spec.probe.features, "gpt2_reads": "changes"}
+    if spec.objective == "frame_order":
+        reads["gpt2_reads"] = "changes"
+    if spec.init_from is not None:
+        reads["gpt2_reads"] = read_config(spec.init_from).gpt2_reads
+    config = VideoClassifierConfig.from_dict(spec.config.to_dict() | reads)
+    model: VideoModel = _PRETRAINED.get(spec.objective, VideoClassifier)(config)
     try:
         if spec.init_from is not None:
             model.encoder.load_state_dict(build_model(spec.init_from).encoder.state_dict())
@@ -82,7 +87,7 @@ def build(spec: NetworkSpec, *, seed: int) -> VideoModel:
         model.probe.load_state_dict(dict(spec.probe.weights))
         torch.nn.init.zeros_(model.head.weight)  # so that the model starts as the probe
         torch.nn.init.zeros_(model.head.bias)
-    if spec.classifies:
+    if not isinstance(model, MaskedFrameModel):
         model.encoder.hidden_frame.requires_grad_(False)  # noqa: FBT003 - only masked-frame training hides frames
     return model
 
@@ -205,7 +210,7 @@ def _prepare_video_model(config: TrainConfig, samples: TrainingSamples) -> RunSp
     network = NetworkSpec(
         config=classifier_config(config, samples, gpt2, max_frames=max_frames),
         model=config.model,
-        classifies=config.classifies,
+        objective=config.objective,
         gpt2=gpt2,
         init_from=init_from,
     )
@@ -227,7 +232,7 @@ def _learning_rate(network: NetworkSpec, config: OptimizerConfig, *, reads_chang
 def _check_has_gpt2(init_from: ModelFiles, learned: VideoClassifierConfig) -> None:
     if not learned.has_gpt2:
         msg = f"{init_from.source} has no GPT-2: only a linear probe was kept."
-        remedy = "Choose a training with objective masked_frame, or with model.head=gpt2."
+        remedy = "Choose a training with objective masked_frame or frame_order, or with model.head=gpt2."
         raise WeightsError(msg, key="init_from", value=init_from.source, remedy=remedy)
 
 

@@ -1,1 +1,1 @@
-"""Objectives classify and masked_frame: train models of the frames of a video."""
+"""Objectives classify, self_train, masked_frame and frame_order: train models of the frames of a video."""

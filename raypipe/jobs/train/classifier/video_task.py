@@ -1,4 +1,4 @@
-"""The objectives that read the frames of videos: classify, and masked_frame, which predicts hidden frames."""
+"""The objectives that read the frames of videos: with labels, or masked_frame and frame_order, which need none."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +21,7 @@ from raypipe.jobs.train.tasks import autocast, is_native_bfloat16
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig, classification_loss, pad_frames
 from raypipe.models.frame_probe import FrameProbe
 from raypipe.models.gpt2 import VideoModel
+from raypipe.models.pretraining import FrameOrderModel
 
 Half = npt.NDArray[np.float16]
 
@@ -87,7 +88,7 @@ class UnseenLogits:
 
 
 class VideoTask:
-    """Classifies videos or, with a masked-frame model, predicts hidden frames."""
+    """Classifies videos or, with a model of ``models.pretraining``, predicts something of their frames."""
 
     def __init__(
         self,
@@ -150,7 +151,8 @@ class VideoTask:
         otherwise learn little from videos that the probe gets right.
         """
         if batch.labels is None:
-            hidden = hide_frames(batch.mask, self._config.masked_fraction)
+            is_order = isinstance(self.model, FrameOrderModel)
+            hidden = hide_frames(batch.mask, 0.5 if is_order else self._config.masked_fraction)
             return network(batch.frames, batch.mask, hidden).losses, None
         dropped = None
         if learning and self._config.frame_dropout:
