@@ -56,5 +56,4 @@ def test_the_direction_of_time_is_learned() -> None:
         loss.backward()
         optimizer.step()
         history.append(float(loss.detach()))
-    assert history[0] > 1.0
-    assert history[-1] < 0.3
+    assert sum(history[-10:]) / 10 < history[0] / 3
