@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raypipe import schema
 from raypipe.dataset.commit import missing_shards
+from raypipe.dataset.embedded import read_shard
 from raypipe.dataset.plan import StoredPlans
 from raypipe.dataset.read import read_embeddings, read_rows
 from raypipe.errors import CommitError, JobError
@@ -203,20 +204,20 @@ def test_a_file_changed_since_the_seal_is_named(tmp_path: Path) -> None:
     name = rows[schema.EMBEDDINGS_FILE][0].as_py()
     uri = embeddings.child(name)
     with pytest.raises(CommitError) as caught:
-        work.read_shard(rows, embeddings, embedding_dim=9)
+        read_shard(rows, embeddings, embedding_dim=9)
     assert (caught.value.key, caught.value.value, caught.value.expected) == (uri, 8, 9)
     at = rows.schema.get_field_index(schema.ETAG)
     other = rows.set_column(at, schema.ETAG, pa.array(["0-x"] * rows.num_rows))
     with pytest.raises(CommitError) as caught:
-        work.read_shard(other, embeddings, embedding_dim=DIM)
+        read_shard(other, embeddings, embedding_dim=DIM)
     assert (caught.value.key, caught.value.expected) == (uri, "0-x")
     assert f"raypipe verify {embeddings}" in caught.value.remedy
     at = rows.schema.get_field_index(schema.VIDEO_ID)
     stranger = rows.set_column(at, schema.VIDEO_ID, pa.array(["z"] * rows.num_rows))
     with pytest.raises(CommitError, match="'z'") as caught:
-        work.read_shard(stranger, embeddings, embedding_dim=DIM)
+        read_shard(stranger, embeddings, embedding_dim=DIM)
     assert (caught.value.key, caught.value.expected) == (uri, rows[schema.ETAG][0].as_py())
     replace_object(embeddings, name, b"PAR1")
     with pytest.raises(CommitError) as caught:
-        work.read_shard(rows, embeddings, embedding_dim=DIM)
+        read_shard(rows, embeddings, embedding_dim=DIM)
     assert (caught.value.key, caught.value.expected) == (uri, None)

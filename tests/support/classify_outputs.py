@@ -12,11 +12,11 @@ import pyarrow as pa
 import torch
 
 from raypipe import schema
+from raypipe.dataset import embedded
 from raypipe.dataset.commit import describe_shard, missing_shards, put_shard, seal, unsealed_plans
 from raypipe.dataset.plan import StoredPlans, fingerprint
 from raypipe.dataset.planner import Planner
 from raypipe.dataset.read import embeddings_manifests
-from raypipe.jobs.classify import inputs
 from raypipe.jobs.classify import shard as work
 from raypipe.models.classifier import VideoClassifier, VideoClassifierConfig
 from raypipe.runs.stages import output_rows
@@ -90,10 +90,10 @@ def plan_new(embeddings: Folder, output: Folder, *, max_videos: int = 4, setting
     manifests = embeddings_manifests(embeddings)
     planner = Planner(StoredPlans(output), settings, embeddings.uri, key="video_id")
     planner.load()
-    found = inputs.find_embedded(embeddings, manifests)
+    found = embedded.find_embedded(embeddings, manifests)
 
-    def pack(videos: list[inputs.VideoToClassify]) -> pa.Table:
-        return inputs.pack(videos, max_videos=max_videos, max_frames=1000, frames_per_video=3, slots=1)
+    def pack(videos: list[embedded.StoredEmbedding]) -> pa.Table:
+        return embedded.pack(videos, max_videos=max_videos, max_frames=1000, frames_per_video=3, slots=1)
 
     return planner.store(planner.new_videos(found), pack=pack)
 
@@ -105,7 +105,7 @@ def classified_rows(
     options: work.ClassifyOptions = OPTIONS,
 ) -> pa.Table:
     """Classify one shard of a plan, and return its final rows."""
-    read = work.read_shard(rows, embeddings, embedding_dim=DIM)
+    read = embedded.read_shard(rows, embeddings, embedding_dim=DIM)
     return work.classify_shard(read, model, options)
 
 

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from raypipe import schema
 from raypipe.config import ClassifyConfig
+from raypipe.dataset.embedded import ReadEmbeddings, ReadSettings, find_embedded, frames_per_video, pack
 from raypipe.dataset.plan import StoredPlans, comparable_fingerprints
 from raypipe.dataset.planner import Planner
 from raypipe.dataset.read import embedding_dim, embeddings_manifests
 from raypipe.errors import ConfigError
-from raypipe.jobs.classify import inputs, shard
-from raypipe.jobs.classify.shard import ClassifyOptions, ClassifyVideos, ModelSettings, ReadEmbeddings, ReadSettings
+from raypipe.jobs.classify import shard
+from raypipe.jobs.classify.shard import ClassifyOptions, ClassifyVideos, ModelSettings
 from raypipe.models.classifier_files import ModelFiles, build_classifier, check_embeddings, read_model
 from raypipe.runs.actors import Executor, Needs, Placement
 from raypipe.runs.job import BatchRun, Job, run_job
@@ -154,10 +155,10 @@ def plan_new(setup: ClassifySetup, plans: StoredPlans, *, num_slots: int) -> Non
     planner = Planner(plans, setup.settings, setup.embeddings.uri, key="video_id")
     planner.load()
     packing = partial(
-        inputs.pack,
+        pack,
         max_videos=setup.config.shard.max_videos,
         max_frames=setup.config.shard.max_frames,
-        frames_per_video=inputs.frames_per_video(setup.manifests),
+        frames_per_video=frames_per_video(setup.manifests),
         slots=num_slots,
     )
-    planner.store(planner.new_videos(inputs.find_embedded(setup.embeddings, setup.manifests)), pack=packing)
+    planner.store(planner.new_videos(find_embedded(setup.embeddings, setup.manifests)), pack=packing)

@@ -7,35 +7,26 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raypipe import schema
-from raypipe.dataset.footer import not_sealed, read_parquet
+from raypipe.dataset.embedded import NUM_VECTOR_BYTES, READ_SECONDS
 from raypipe.dataset.read import frame_embeddings
 from raypipe.errors import JobError
-from raypipe.jobs.classify.inputs import row_version
 from raypipe.records import ShardSummary, VideoNote
 from raypipe.runs.stages import Shared, identity
 from raypipe.status import HAS_FRAMES, NOT_FAILED
-from raypipe.storage import Folder
-from raypipe.text import one_line
 
 if TYPE_CHECKING:
     from raypipe.models.classifier import VideoClassifier
 
-NUM_VECTOR_BYTES = "num_vector_bytes"
-READ_SECONDS = "read_seconds"
 CLASSIFY_SECONDS = "classify_seconds"
 Vectors = npt.NDArray[np.float16]
 Scores = npt.NDArray[np.float32]
-_OF_THE_FILE = (schema.STATUS, schema.ERROR, schema.NUM_FRAMES, schema.FRAME_EMBEDDINGS)
-_FLOAT16_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,51 +41,6 @@ class ClassifyOptions:
     top_k: int
     frame_scores: bool
     batch_size: int
-
-
-def read_shard(rows: pa.Table, embeddings: Folder, *, embedding_dim: int) -> pa.Table:
-    """Add the status, error and frame embeddings of each video to the planned rows.
-
-    Each embeddings file is read once, and only the columns that are needed.
-
-    Raises:
-        CommitError: an embeddings file lacks rows that its sealed plan promises.
-    """
-    start = time.perf_counter()
-    names = rows[schema.EMBEDDINGS_FILE].to_pylist()
-    at, parts = 0, []
-    for name, group in groupby(names):
-        planned = rows.slice(at, len(list(group)))
-        parts.append(_read_rows(planned, embeddings, name, embedding_dim=embedding_dim))
-        at += planned.num_rows
-    found = pa.concat_tables(parts)
-    for column in _OF_THE_FILE:
-        rows = rows.append_column(column, found[column])
-    seconds = (time.perf_counter() - start) / len(names)
-    num_bytes = pc.multiply(rows[schema.NUM_FRAMES].cast(pa.int64()), embedding_dim * _FLOAT16_BYTES)
-    rows = rows.append_column(NUM_VECTOR_BYTES, num_bytes)
-    return rows.append_column(READ_SECONDS, pa.repeat(pa.scalar(seconds), rows.num_rows))
-
-
-def _read_rows(planned: pa.Table, embeddings: Folder, name: str, *, embedding_dim: int) -> pa.Table:
-    """Return the rows of one embeddings file that were planned, in the order of the plan."""
-    columns = [schema.VIDEO_ID, schema.GENERATION, schema.ETAG, *_OF_THE_FILE]
-    table = read_parquet(embeddings, name, columns=columns)
-    try:
-        positions = pc.index_in(planned[schema.VIDEO_ID], value_set=table[schema.VIDEO_ID].combine_chunks())
-        found = table.take(positions)
-        versions = list(map(row_version, found[schema.GENERATION].to_pylist(), found[schema.ETAG].to_pylist()))
-        dim = found.schema.field(schema.FRAME_EMBEDDINGS).type.value_type.list_size
-    except (pa.ArrowException, AttributeError, ValueError) as error:
-        raise not_sealed(embeddings, name, one_line(error)) from None
-    if dim != embedding_dim:
-        reason = f"its vectors have {dim} dimensions, not {embedding_dim}"
-        raise not_sealed(embeddings, name, reason, value=dim, expected=embedding_dim)
-    names = (schema.VIDEO_ID, schema.ETAG)
-    for version, video_id, wanted in zip(versions, *(planned[name].to_pylist() for name in names), strict=True):
-        if version != wanted:
-            raise not_sealed(embeddings, name, f"it has no version {wanted!r} of {video_id!r}", expected=wanted)
-    return found
 
 
 def classify_shard(read: pa.Table, model: "VideoClassifier", options: ClassifyOptions) -> pa.Table:
@@ -182,32 +128,12 @@ def summarize(classified: pa.Table) -> ShardSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadSettings:
-    """Where the embeddings are stored, and their dimension."""
-
-    embeddings_uri: str
-    embedding_dim: int
-
-
-@dataclass(frozen=True, slots=True)
 class ModelSettings:
     """The settings of ``ClassifyVideos``. Calling ``files`` returns the model's files."""
 
     files: Shared
     options: ClassifyOptions
     device: str
-
-
-class ReadEmbeddings:
-    """A step that adds the frame embeddings to the planned rows of a shard."""
-
-    def __init__(self, settings: ReadSettings) -> None:
-        self._embeddings = Folder(settings.embeddings_uri)
-        self._embedding_dim = settings.embedding_dim
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Read one shard."""
-        return read_shard(rows, self._embeddings, embedding_dim=self._embedding_dim)
 
 
 class ClassifyVideos:

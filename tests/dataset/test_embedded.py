@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import schema
+from raypipe.dataset.embedded import StoredEmbedding, find_embedded, frames_per_video, pack
 from raypipe.dataset.read import embedding_dim, embeddings_manifests
 from raypipe.errors import CommitError, ConfigError, FingerprintError, JobError
-from raypipe.jobs.classify.inputs import VideoToClassify, find_embedded, frames_per_video, pack
 from raypipe.storage import Folder
 from support.classify_outputs import plan_new
 from support.embed_outputs import DIM, content, embed_all, make_output, places, replace_object, upload
@@ -24,7 +24,7 @@ LIMITS = {"max_videos": st.integers(1, 9), "max_frames": st.integers(1, 60), "fr
 @given(files=FILES, limits=st.fixed_dictionaries({**LIMITS, "slots": st.integers(1, 4)}))
 def test_a_file_is_cut_only_at_the_limits(files: dict[str, int], limits: dict[str, int]) -> None:
     videos = [
-        VideoToClassify(f"{file}-{number}", f"s3://v/{file}-{number}", "0-e", 1, file)
+        StoredEmbedding(f"{file}-{number}", f"s3://v/{file}-{number}", "0-e", 1, file)
         for file, count in files.items()
         for number in range(count)
     ]
