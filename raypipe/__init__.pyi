@@ -1,4 +1,5 @@
 from raypipe.api import Dataset as Dataset
+from raypipe.api import anomalies as anomalies
 from raypipe.api import classify as classify
 from raypipe.api import embed as embed
 from raypipe.api import embed_video as embed_video
@@ -12,6 +13,7 @@ from raypipe.api import verify as verify
 from raypipe.client import AnswerError as AnswerError
 from raypipe.client import Client as Client
 from raypipe.client import ClientError as ClientError
+from raypipe.config import AnomaliesConfig as AnomaliesConfig
 from raypipe.config import ClassifyConfig as ClassifyConfig
 from raypipe.config import EmbedConfig as EmbedConfig
 from raypipe.config import EvaluateConfig as EvaluateConfig

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from pydantic import BaseModel
 
 from raypipe.config import (
+    AnomaliesConfig,
     ClassifyConfig,
     EmbedConfig,
     EvaluateConfig,
@@ -141,6 +142,55 @@ def recommend(
     return _result_of(run, counts, table)
 
 
+def anomalies(
+    index: Location | None = None,
+    embeddings: Location | None = None,
+    output: Location | None = None,
+    *,
+    config: Source[AnomaliesConfig] = None,
+    console: "Console | None" = None,
+    **settings: Any,  # noqa: ANN401 - the keys of the configuration
+) -> JobResult:
+    """Find the embedded videos that are unlike everything in an index.
+
+    A second call resumes an interrupted run, or scores only what is new. The anomalies are marked among all videos of
+    the output, in ``anomalies.parquet`` and a report; the counts in the result describe them.
+
+    Args:
+        index: The output folder of ``index``: the catalogue.
+        embeddings: The output folder of ``embed``. Videos whose ids are in the index are skipped.
+        output: The folder of the scores.
+        config: A YAML file, a mapping or an ``AnomaliesConfig``. The other arguments override it.
+        console: Where progress is shown. The default is standard output.
+        settings: Keys of the configuration, such as ``model="~/model"`` or ``false_discovery_rate=0.1``.
+
+    Raises:
+        SetupError: something is wrong before the work starts.
+        JobError: some shards could not be finished. Call again to resume.
+    """
+    settled = _configured(AnomaliesConfig, config, index=index, embeddings=embeddings, output=output, **settings)
+    from raypipe.jobs.anomalies.job import anomalies_table, run_anomalies
+
+    run = run_anomalies(settled, console=console)
+    found, record = run.findings.metrics, run.batch.record
+    drift = found["drift"] or {}
+    return JobResult(
+        job="anomalies",
+        output=record.output_uri,
+        counts={
+            "videos": found["num_videos"],
+            "anomalies": found["num_anomalies"],
+            "already_in_index": found["num_already_in_index"],
+            "drift_since": drift.get("since"),
+        },
+        seconds=record.elapsed_seconds if record.plans else 0.0,
+        report=run.findings.report_uri,
+        is_new=bool(record.plans),
+        record=found,
+        table=anomalies_table(run),
+    )
+
+
 def train(
     embeddings: Location | None = None,
     labels: Location | None = None,
@@ -266,7 +316,7 @@ def evaluate(
 
 
 def verify(output: Location) -> "Verification":
-    """Verify the integrity of a stored output of ``embed``, ``classify`` or ``recommend``.
+    """Verify the integrity of a stored output of ``embed``, ``classify``, ``recommend`` or ``anomalies``.
 
     The result lists the violations. Only the stored output is read, not the inputs of the job.
 
@@ -275,6 +325,7 @@ def verify(output: Location) -> "Verification":
         StorageError: the output cannot be listed.
     """
     from raypipe.dataset.verify import stored_job
+    from raypipe.jobs.anomalies.verify import verify as verify_anomalies
     from raypipe.jobs.classify.verify import verify as verify_predictions
     from raypipe.jobs.embed.verify import verify as verify_embeddings
     from raypipe.jobs.recommend.verify import refuse_format_1
@@ -282,7 +333,12 @@ def verify(output: Location) -> "Verification":
 
     folder = _folder(output)
     refuse_format_1(folder)
-    of_job = {"embed": verify_embeddings, "classify": verify_predictions, "recommend": verify_recommendations}
+    of_job = {
+        "anomalies": verify_anomalies,
+        "classify": verify_predictions,
+        "embed": verify_embeddings,
+        "recommend": verify_recommendations,
+    }
     return of_job.get(stored_job(folder), verify_embeddings)(folder)  # if no plan names the job, apply embed's rules
 
 

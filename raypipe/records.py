@@ -650,6 +650,52 @@ class EvaluationRecord:
         return max(0.0, self.finished_at - self.started_at)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrangeVideo:
+    """One of the strangest videos in the report of anomalies, with the nearest video of the catalogue.
+
+    ``frame_scores`` has one entry per frame; None where a frame was not scored. It is empty if no frame was.
+    """
+
+    video: ListedVideo
+    p_value: float
+    q_value: float
+    is_anomaly: bool
+    neighbor_distance: float
+    mahalanobis_length: float
+    closest: ListedVideo
+    strangest_seconds: float | None
+    frame_scores: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnomalyRecord:
+    """Everything that a report shows about the anomalies of an output.
+
+    ``metrics`` is the content of ``anomalies.json``, and ``cusum`` has one value per scored video, in their order.
+    Times are Unix times.
+    """
+
+    command: str
+    index_uri: str
+    embeddings_uri: str
+    output_uri: str
+    settings: Mapping[str, object]
+    versions: Mapping[str, str]
+    started_at: float
+    finished_at: float
+    metrics: Mapping[str, Any]
+    cusum: Sequence[float]
+    videos: tuple[StrangeVideo, ...] = ()
+    outcome: Outcome = "finished"
+    machine: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Return the wall time of the last step, which reads all scores."""
+        return max(0.0, self.finished_at - self.started_at)
+
+
 def confused_pairs(record: TrainingRecord) -> list[tuple[str, str, int, int]]:
     """Return the pairs of labels that were confused, most frequent first.
 

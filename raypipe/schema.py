@@ -52,6 +52,11 @@ TOP_LABELS = "top_labels"
 TOP_SCORES = "top_scores"
 FRAME_SCORES = "frame_scores"
 ORDER_SCORES = "order_scores"
+P_VALUE = "p_value"
+NEIGHBOR_DISTANCE = "neighbor_distance"
+MAHALANOBIS_LENGTH = "mahalanobis_length"
+CLOSEST_VIDEO = "closest_video"
+STRANGEST_SECONDS = "strangest_seconds"
 
 ROW_FORMAT = 2  # of embed's rows: their columns and decoding rules. It is part of the fingerprint
 _ADDED_BY_FORMAT_2 = (NUM_CORRUPT_FRAMES, INTERLACED, TIMELINE_REPAIRED)
@@ -184,5 +189,38 @@ def recommendations_schema() -> pa.Schema:
             (STRATEGY, pa.string()),
             (RANKER, pa.string()),
             (UNKNOWN, pa.list_(pa.string())),
+        ]
+    )
+
+
+def anomalies_schema() -> pa.Schema:
+    """Return the schema of a file that ``raypipe anomalies`` writes, with one row per video outside the catalogue.
+
+    All columns after ``num_frames`` are null if the video has no frames, or if its embedding is zero. ``etag`` is as in
+    ``predictions_schema``.
+
+    - ``p_value``: the fraction of the catalogue that is at least as strange. It is uniform for a video like those of
+      the catalogue.
+    - ``neighbor_distance``: one minus the mean cosine to the nearest videos of the catalogue.
+    - ``mahalanobis_length``: the distance to the mean of the catalogue, in units of its spread.
+    - ``closest_video``: the id of the nearest video of the catalogue.
+    - ``frame_scores``: how strange each frame is. It is null unless requested, and a frame that was left out is null.
+    - ``strangest_seconds``: the time of the strangest frame.
+    """
+    return pa.schema(
+        [
+            (VIDEO_ID, pa.string()),
+            (VIDEO_URI, pa.string()),
+            (ETAG, pa.string()),
+            (STATUS, pa.string()),
+            (ERROR, pa.string()),
+            (GENERATION, pa.int32()),
+            (NUM_FRAMES, pa.int32()),
+            (P_VALUE, pa.float64()),
+            (NEIGHBOR_DISTANCE, pa.float32()),
+            (MAHALANOBIS_LENGTH, pa.float32()),
+            (CLOSEST_VIDEO, pa.string()),
+            (FRAME_SCORES, pa.list_(pa.float32())),
+            (STRANGEST_SECONDS, pa.float32()),
         ]
     )

@@ -10,7 +10,7 @@ from raypipe.cli.app import START, command
 @command(START)
 def init(
     job: Annotated[
-        Literal["embed", "train", "classify", "index", "recommend", "evaluate", "serve"],
+        Literal["embed", "train", "classify", "index", "recommend", "evaluate", "anomalies", "serve"],
         typer.Argument(help="The command that reads the configuration."),
     ],
     *,

@@ -9,7 +9,7 @@ from raypipe.cli.app import CHECKS, command, say
 
 @command(CHECKS)
 def verify(
-    output: Annotated[str, typer.Argument(help="The output folder of embed, classify or recommend.")],
+    output: Annotated[str, typer.Argument(help="The output folder of embed, classify, recommend or anomalies.")],
     *,
     inputs: Annotated[
         bool,

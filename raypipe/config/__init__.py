@@ -1,5 +1,6 @@
 """The configuration of each command, as frozen pydantic models that reject unknown keys."""
 
+from raypipe.config.anomalies import AnomaliesConfig
 from raypipe.config.classify import ClassifyConfig, ClassifyResourcesConfig
 from raypipe.config.embed import DecodeConfig, EmbedConfig, ResourcesConfig, Retry, SamplingConfig
 from raypipe.config.evaluate import EvaluateConfig
@@ -17,6 +18,7 @@ from raypipe.config.train import (
 )
 
 __all__ = [
+    "AnomaliesConfig",
     "CheckpointConfig",
     "ClassifierConfig",
     "ClassifyConfig",

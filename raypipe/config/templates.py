@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from raypipe.config import (
+    AnomaliesConfig,
     ClassifyConfig,
     EmbedConfig,
     EvaluateConfig,
@@ -23,6 +24,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "index": IndexConfig,
     "recommend": RecommendConfig,
     "evaluate": EvaluateConfig,
+    "anomalies": AnomaliesConfig,
     "serve": ServeConfig,
 }
 _ARGS = "    args:\n"

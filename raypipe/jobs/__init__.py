@@ -1,1 +1,1 @@
-"""One package per command that runs on Ray: embed, classify, index, recommend, train."""
+"""One package per command that runs on Ray: embed, classify, index, recommend, train, anomalies."""

@@ -21,6 +21,7 @@ __all__ = [
     "WEIGHTS",
     "ModelFiles",
     "build_classifier",
+    "build_masked_frame_model",
     "build_model",
     "check_embeddings",
     "digests",
@@ -65,6 +66,21 @@ def build_classifier(files: ModelFiles) -> VideoClassifier:
         kind, expected = type(model).__name__, VideoClassifier.__name__
         msg = f"{files.source} is a {kind}, which was trained without labels, not a {expected}."
         remedy = f"Train with init_from={files.source!r}."
+        raise WeightsError(msg, key="architectures", value=kind, expected=expected, remedy=remedy)
+    return model
+
+
+def build_masked_frame_model(files: ModelFiles) -> MaskedFrameModel:
+    """Build a masked-frame model from its files, like ``build_model``.
+
+    Raises:
+        WeightsError: the files do not hold a model of raypipe or are corrupt, or the model was trained with labels.
+    """
+    model = build_model(files)
+    if not isinstance(model, MaskedFrameModel):
+        kind, expected = type(model).__name__, MaskedFrameModel.__name__
+        msg = f"{files.source} is a {kind}, not a {expected}."
+        remedy = "Train with objective=masked_frame."
         raise WeightsError(msg, key="architectures", value=kind, expected=expected, remedy=remedy)
     return model
 

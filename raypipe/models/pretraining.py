@@ -3,17 +3,23 @@
 All take frame embeddings ``[B, T, D]``, an attention mask ``[B, T]``, and the frames ``[B, T]`` that are hidden.
 """
 
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from raypipe.models.classifier import (
+    MAX_LEFT_OUT,
+    Array,
+    Frames,
     VideoClassifierConfig,
     VideoEncoder,
     VideoOutput,
     VideoPreTrainedModel,
     masked_mean,
+    pad_frames,
+    thin,
 )
 
 _TEMPERATURE = 0.1  # of the cosines
@@ -45,6 +51,24 @@ class MaskedFrameModel(VideoPreTrainedModel):
         errors = (frames.float() - target).square().mean(dim=-1, keepdim=True)
         losses = masked_mean(errors, hidden).squeeze(dim=1)
         return VideoOutput(loss=losses.mean(), losses=losses, frames=frames)
+
+    def frame_errors(self, video: Frames) -> Array:
+        """Return for each frame ``[T, D]`` of a video the error of its prediction while it alone is hidden, ``[T]``.
+
+        Evenly spread frames are scored if there are more than ``MAX_LEFT_OUT``, and the others get NaN.
+        """
+        self.eval()
+        padded = pad_frames([video], max_frames=self.config.max_frames).to(self.device)
+        length = padded.frames.shape[1]
+        scored = torch.from_numpy(thin(length, max_frames=MAX_LEFT_OUT)).to(self.device)
+        hidden = torch.zeros((len(scored), length), dtype=torch.bool, device=self.device)
+        hidden[torch.arange(len(scored)), scored] = True
+        frames, mask = padded.frames.expand(len(scored), -1, -1), padded.mask.expand(len(scored), -1)
+        with torch.inference_mode():
+            losses = cast("torch.Tensor", self(frames, mask, hidden).losses).float().cpu().numpy()
+        errors = np.full(len(video), np.nan, np.float32)
+        errors[padded.kept[0][scored.cpu().numpy()]] = losses
+        return errors
 
 
 class FrameOrderModel(VideoPreTrainedModel):

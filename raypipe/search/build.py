@@ -19,16 +19,17 @@ from raypipe.errors import JobError
 from raypipe.search.ann import Ann, kind_for
 from raypipe.search.index import VideoIndex
 from raypipe.search.items import DUPLICATE_GROUP, ITEMS, THUMBNAILS, Items, ThumbnailWriter
-from raypipe.search.projection import PROJECTION, Moments, Projection, is_usable
+from raypipe.search.projection import PROJECTION, Moments, Projection, is_usable, unit_length
 from raypipe.search.tower import TowerInput, TowerWriter
 from raypipe.search.vectors import Positions, Vectors, VectorWriter, widen
-from raypipe.search.versions import FORMAT, SEARCH, VECTORS, new_version_id
+from raypipe.search.versions import EMBEDDINGS, FORMAT, SEARCH, VECTORS, new_version_id
 
 Batch: TypeAlias = tuple[npt.NDArray[np.float32], list[bytes | None]]  # embeddings [n, D], and a thumbnail per video
 Batches: TypeAlias = Callable[[], Iterator[Batch]]
 
 LEARN_FROM = 65_536  # fit the projection to about this many random embeddings: more take longer and do not improve it
 GROWTH = 2  # train again if an index has more than this many times the videos that it was trained on
+EMBEDDINGS_BELOW = 10_000  # an index of fewer videos also holds their embeddings: novelty.py says why
 _COMPARED_ROWS = 2_048  # rows to compare at a time with at most as many others
 
 
@@ -152,10 +153,14 @@ def _write(
 ) -> npt.NDArray[np.bool_]:
     """Write the vectors and thumbnails of the usable embeddings, and return a mask of these embeddings."""
     usable = []
+    whole = None
+    if num_videos < EMBEDDINGS_BELOW:
+        whole = VectorWriter(work / EMBEDDINGS, projection.embedding_dim)
     with (
         VectorWriter(work / VECTORS, projection.dim) as vectors,
         ThumbnailWriter(work / THUMBNAILS) as thumbnails,
         tower or nullcontext(),
+        whole or nullcontext(),
     ):
         for embeddings, pictures in batches():
             if (found := embeddings.shape[1]) != (expected := projection.embedding_dim):
@@ -164,6 +169,8 @@ def _write(
                 raise JobError(msg, key=schema.EMBEDDING, value=found, expected=expected, remedy=remedy)
             usable.append(is_usable(embeddings))
             vectors.add(projection.apply(embeddings[usable[-1]]))
+            if whole is not None:
+                whole.add(unit_length(embeddings[usable[-1]]))
             if tower is not None:
                 tower.add(embeddings, usable[-1])
             thumbnails.add([one for one, use in zip(pictures, usable[-1], strict=True) if use])

@@ -32,7 +32,7 @@ from raypipe.search.ranking import (
     pick,
 )
 from raypipe.search.vectors import Floats, Positions, Vectors, open_vectors, widen
-from raypipe.search.versions import MANIFEST, SEARCH, VECTORS, Versions, cache_folder
+from raypipe.search.versions import EMBEDDINGS, MANIFEST, SEARCH, VECTORS, Versions, cache_folder
 from raypipe.search.watched import Watched
 from raypipe.storage import Folder
 from raypipe.text import one_line
@@ -65,6 +65,7 @@ class VideoIndex(Shown):
         projection: Projection,
         ann: Ann,
         watched: Watched | None = None,
+        embeddings: Vectors | None = None,
     ) -> None:
         self.manifest = manifest
         self.items = items
@@ -72,6 +73,7 @@ class VideoIndex(Shown):
         self.projection = projection
         self.ann = ann
         self.watched = watched or Watched()
+        self.embeddings = embeddings  # float16 [N, D] of unit length, in an index of few videos
         self.filters = FilterMasks(items)
         self._rankings: dict[str, Ranking | None] = {}
 
@@ -122,7 +124,20 @@ class VideoIndex(Shown):
             raise IndexVersionError(msg, key=str(folder / MANIFEST), remedy=_REBUILD) from None
         ann = Ann.open(folder / SEARCH, vectors, nprobe=nprobe, recall_at_10=recall)
         watched = Watched.open(folder, manifest, num_videos=len(vectors))
-        return cls(manifest=manifest, items=items, vectors=vectors, projection=projection, ann=ann, watched=watched)
+        embeddings = open_vectors(folder / EMBEDDINGS) if EMBEDDINGS in manifest.get("files", ()) else None
+        expected = len(vectors), projection.embedding_dim
+        if embeddings is not None and embeddings.shape != expected:
+            msg = f"The files of {folder} do not match: embeddings {embeddings.shape}, not {expected}."
+            raise IndexVersionError(msg, key=EMBEDDINGS, value=embeddings.shape, expected=expected, remedy=_REBUILD)
+        return cls(
+            manifest=manifest,
+            items=items,
+            vectors=vectors,
+            projection=projection,
+            ann=ann,
+            watched=watched,
+            embeddings=embeddings,
+        )
 
     @property
     def version(self) -> str:

@@ -162,15 +162,23 @@ def _eigen(matrix: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], np
 
 
 def _shrunk(variances: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
-    """Shrink the eigenvalues of ``count`` videos towards their mean. Fewer videos mean more shrinkage.
+    """Shrink the eigenvalues of ``count`` videos towards their mean, by ``shrinkage``.
 
-    Without it, whitening makes all videos equidistant if there are about as many videos as dimensions. The formula is
-    OAS, equation 23 of Chen, Wiesel, Eldar and Hero, "Shrinkage algorithms for MMSE covariance estimation", 2010.
+    Without it, whitening makes all videos equidistant if there are about as many videos as dimensions.
+    """
+    weight = shrinkage(variances, count)
+    return np.asarray((1 - weight) * variances + weight * variances.mean(), np.float64)
+
+
+def shrinkage(variances: npt.NDArray[np.float64], count: int) -> float:
+    """Return how far to shrink the eigenvalues of a covariance of ``count`` videos towards their mean, from 0 to 1.
+
+    Fewer videos mean more shrinkage. The formula is OAS, equation 23 of Chen, Wiesel, Eldar and Hero, "Shrinkage
+    algorithms for MMSE covariance estimation", 2010.
     """
     size, trace, squares = len(variances), variances.sum(), np.square(variances).sum()
     spread = (count + 1 - 2 / size) * (squares - trace**2 / size)
-    weight = min(1.0, ((1 - 2 / size) * squares + trace**2) / spread) if spread > 0 else 1.0
-    return np.asarray((1 - weight) * variances + weight * trace / size, np.float64)
+    return float(min(1.0, ((1 - 2 / size) * squares + trace**2) / spread)) if spread > 0 else 1.0
 
 
 def is_usable(embeddings: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:

@@ -25,12 +25,13 @@ from raypipe.text import one_line
 
 CURRENT, VERSIONS, MANIFEST = "CURRENT", "versions", "manifest.json"
 SEARCH, VECTORS = "index.faiss", "vectors.npy"
+EMBEDDINGS = "embeddings.npy"
 VIEWS, SUCCESSORS = "views.npy", "successors.arrow"
 TOWER, TOWER_VECTORS, TOWER_LENGTHS = "ranker.safetensors", "ranker.npy", "ranker_lengths.npy"
 TOWER_SEARCH, TOWER_PROJECTION = "ranker.faiss", "ranker_projection.safetensors"
 FILES = (SEARCH, VECTORS, PROJECTION, ITEMS, THUMBNAILS)
-# of versions that were built with a history or a ranker
-OPTIONAL_FILES = (VIEWS, SUCCESSORS, TOWER, TOWER_VECTORS, TOWER_LENGTHS, TOWER_SEARCH, TOWER_PROJECTION)
+# of versions of few videos, and of versions that were built with a history or a ranker
+OPTIONAL_FILES = (EMBEDDINGS, VIEWS, SUCCESSORS, TOWER, TOWER_VECTORS, TOWER_LENGTHS, TOWER_SEARCH, TOWER_PROJECTION)
 FITTED = "fitted_events.npy"  # hashes of events, which only evaluate reads
 FORMAT = 1
 REMEDY = "Roll back, or build the index again."

@@ -19,7 +19,7 @@ from raypipe.search.build import Batch, build_version
 from raypipe.search.index import VideoIndex
 from raypipe.search.items import Items
 from raypipe.search.projection import Projection, unit_length
-from raypipe.search.versions import FILES, Versions
+from raypipe.search.versions import EMBEDDINGS, FILES, Versions
 from raypipe.storage import Folder
 from support.catalogues import Catalogue, make_catalogue
 from support.properties import examples
@@ -60,7 +60,7 @@ def check_rows(work: Path, catalogue: Catalogue) -> None:
 
 def test_a_build_writes_every_file_and_its_manifest(catalogue: Catalogue, tmp_path: Path) -> None:
     said = build(tmp_path, catalogue)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, EMBEDDINGS])
     check_rows(tmp_path, catalogue)
     assert json.loads(json.dumps(said, allow_nan=False)) == said
     assert said["columns"] == {

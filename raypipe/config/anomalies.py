@@ -1,0 +1,30 @@
+"""The configuration of ``raypipe anomalies``."""
+
+from pydantic import Field
+
+from raypipe.config.load import Count, Section, Uri
+
+
+class AnomalyShardConfig(Section):
+    """The maximum size of a shard. A shard is the unit of work and of commit, and is redone if its worker dies."""
+
+    max_videos: int = Field(default=1024, ge=1)
+    max_frames: int = Field(default=65_536, ge=1)
+
+
+class AnomaliesConfig(Section):
+    """The whole configuration of ``raypipe anomalies``."""
+
+    index: Uri
+    embeddings: Uri
+    output: Uri
+    model: Uri | None = None
+    times: Uri | None = None
+    neighbors: int = Field(default=1, ge=1, le=100)
+    calibration_videos: int = Field(default=10_000, ge=20)
+    false_discovery_rate: float = Field(default=0.05, gt=0, lt=1)
+    false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
+    frame_scores: bool = True
+    cache: str | None = None
+    concurrency: Count = "auto"
+    shard: AnomalyShardConfig = AnomalyShardConfig()
