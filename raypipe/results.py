@@ -41,7 +41,7 @@ class JobResult(Shown):
     """The result of a job. The entries of ``counts`` are also attributes: ``result.ok`` is ``result.counts["ok"]``.
 
     Attributes:
-        job: The job: embed, train, classify, index or recommend.
+        job: The job, such as embed or train.
         output: The output folder.
         counts: What the job did: number of videos or users by status, metrics of a model, or the version of an index.
         seconds: The wall time of the run.

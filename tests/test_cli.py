@@ -24,6 +24,7 @@ COMMANDS = (
         "classify",
         "index",
         "recommend",
+        "anomalies",
         "plan",
         "verify",
         "doctor",

@@ -10,12 +10,16 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from raypipe import schema
-from raypipe.endpoint.schemas import Broken, Recommended, Result, Video, Why
+from raypipe.endpoint.schemas import Anomaly, Broken, Recommended, Result, Video, Why
 from raypipe.errors import IndexVersionError, ObjectError, RaypipeError, StorageError
 from raypipe.search.index import VideoIndex
+from raypipe.search.novelty import MIN_VIDEOS, Novelty
+from raypipe.search.projection import is_usable
 from raypipe.search.query import Query, Recommendation, Recommendations
 from raypipe.search.versions import Versions, cache_folder
 from raypipe.text import one_line
@@ -28,6 +32,7 @@ _OWN = (schema.VIDEO_ID, schema.VIDEO_URI, schema.DURATION_SECONDS, schema.LABEL
 _HIDDEN = (*_OWN, schema.ETAG, schema.GENERATION)
 _VERSIONS_KEPT = 3  # the live one, one to roll back to, and one that another replica may still be loading
 _OLDER_TRIED = 3
+_COMPARED = 1_000  # videos that p-values are estimated from: more would delay the loading of a version
 _CLOSE_SECONDS = 5.0  # the storage may not respond; the thread ends with the process
 _logger = logging.getLogger(__name__)
 OnLoad: TypeAlias = Callable[["LoadedIndex"], None]
@@ -70,6 +75,30 @@ class LoadedIndex:
     def fingerprint(self) -> str:
         """The fingerprint of the settings with which the videos were embedded."""
         return str((self.index.manifest.get("embeddings") or {}).get("fingerprint", ""))
+
+    @cached_property
+    def novelty(self) -> Novelty | None:
+        """What scores how unlike the catalogue a video is. None if the catalogue has too few videos.
+
+        The scores are those of ``raypipe anomalies`` with its default ``neighbors``, calibrated on fewer videos.
+        """
+        if len(self.index) < MIN_VIDEOS:
+            return None
+        return Novelty.fit(self.index, num_neighbors=1, max_scores=_COMPARED)
+
+    def anomaly(self, embedding: npt.NDArray[np.floating]) -> Anomaly | None:
+        """Return how unlike the catalogue a video with this embedding ``[D]`` is. None if that is unknown."""
+        novelty, embeddings = self.novelty, embedding[None]
+        if novelty is None or not is_usable(embeddings)[0]:
+            return None
+        scores = novelty.score(embeddings)
+        return {
+            "p_value": round(float(novelty.calibration.p_values(scores)[0]), _DIGITS),
+            "neighbor_distance": round(float(scores.distances[0]), _DIGITS),
+            "mahalanobis_length": round(float(scores.lengths[0]), _DIGITS),
+            "closest": self.index.items.video_id(int(scores.closest[0])),
+            "num_compared": len(novelty.calibration),
+        }
 
     def warm(self) -> None:
         """Answer a few queries, so that no request has to wait for lazy initialization."""
@@ -122,7 +151,8 @@ class IndexWatcher:
     block while a version is loaded.
     """
 
-    def __init__(self, versions: Versions, cache: Path, *, reload_seconds: float) -> None:
+    def __init__(self, versions: Versions, cache: Path, *, reload_seconds: float, calibrates: bool = False) -> None:
+        """Follow the versions of an index. With ``calibrates``, be ready to say how unlike them new videos are."""
         self.live: LoadedIndex | None = None
         self.broken: Broken | None = None  # a version that CURRENT names but that cannot be served
         self.num_failed_polls = 0
@@ -130,6 +160,7 @@ class IndexWatcher:
         self._versions = versions
         self._cache = cache
         self._reload_seconds = reload_seconds
+        self._calibrates = calibrates
         self._loading = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -251,6 +282,8 @@ class IndexWatcher:
             manifest = self._versions.read_manifest(version)
             loaded = LoadedIndex(VideoIndex.load(self._versions.fetch(version, self._cache), manifest))
             loaded.warm()
+            if self._calibrates:
+                _ = loaded.novelty
         except (StorageError, ObjectError):
             raise  # a storage error says nothing about the version
         except Exception as error:

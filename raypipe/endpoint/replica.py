@@ -77,7 +77,12 @@ class Replica:
         token_digest = token_digest or digest_of(own_token)
         check_host(_listening_host(config.host), own_token, is_known=token_digest is not None)
         folder = Folder(config.index)
-        index = IndexWatcher(Versions(folder), cache_of(folder.uri, config.cache), reload_seconds=config.reload_seconds)
+        index = IndexWatcher(
+            Versions(folder),
+            cache_of(folder.uri, config.cache),
+            reload_seconds=config.reload_seconds,
+            calibrates=embedder is not None,
+        )
         metrics = EndpointMetrics(index)
         self._service = Service(
             index=index,

@@ -242,14 +242,33 @@ class VideoList(TypedDict):
     total: int
 
 
+class Anomaly(TypedDict):
+    """How unlike the catalogue a video is.
+
+    ``p_value`` is the fraction of the catalogue that is at least as strange: it was estimated from ``num_compared``
+    videos, so it is at least 1 / (``num_compared`` + 1). ``neighbor_distance`` is one minus the cosine to the nearest
+    video, and ``mahalanobis_length`` is the distance to the mean of the catalogue in units of its spread.
+    """
+
+    p_value: float
+    neighbor_distance: float
+    mahalanobis_length: float
+    closest: str
+    num_compared: int
+
+
 class EmbedAnswer(TypedDict):
-    """A video's embedding. ``status`` is partial if the video has fewer frames than requested, or corrupt frames."""
+    """A video's embedding. ``status`` is partial if the video has fewer frames than requested, or corrupt frames.
+
+    ``anomaly`` is null if the catalogue has too few videos to say what is unlike them.
+    """
 
     embedding: list[float]
     num_frames: int
     status: Literal["ok", "partial"]
     duration_seconds: float | None
     neighbors: Recommended | None
+    anomaly: Anomaly | None
 
 
 class EmbedBatchAnswer(TypedDict):

@@ -75,9 +75,10 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     found, size = metrics["num_anomalies"], metrics["num_videos"]
     if not size:
         return "No video was scored"
+    drifts = ", but as a whole they differ from it" if metrics["drift"]["alarm"] is not None else ""
     if not found:
-        return f"None of {plural(size, 'new video')} is marked as unlike the catalogue"
-    return f"{format_count(found)} of {plural(size, 'new video')} are unlike the catalogue"
+        return f"None of {plural(size, 'new video')} is marked as unlike the catalogue{drifts}"
+    return f"{format_count(found)} of {plural(size, 'new video')} {'is' if found == 1 else 'are'} unlike the catalogue"
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[Tile]:

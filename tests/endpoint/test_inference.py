@@ -1,5 +1,6 @@
 """The endpoints for videos outside the catalogue, with fake models whose answers are known."""
 
+import numpy as np
 import pytest
 
 from raypipe.endpoint.http import HttpError
@@ -13,11 +14,26 @@ def test_a_video_is_embedded_from_a_body_or_a_uri(ask: Ask, ids: list[str], embe
     found = answer(ask("POST", "/v1/embed", content=VIDEO, headers={"Content-Type": "video/mp4"}))
     assert (len(found["embedding"]), found["num_frames"], found["status"]) == (DIM, 4, "ok")
     assert (found["duration_seconds"], found["neighbors"]) == (2.5, None)
+    assert found["anomaly"]["closest"] == ids[3]
+    assert (found["anomaly"]["p_value"], found["anomaly"]["num_compared"]) == (1.0, 200)
     named = answer(ask("POST", "/v1/embed?top_k=3", json={"uri": "s3://videos/open/a.mp4"}))
     assert named["neighbors"]["results"][0]["video"]["video_id"] == ids[3]
     assert embedder.given == [VIDEO, "s3://videos/open/a.mp4"]
     again = answer(ask("POST", "/v1/recommend", json={"embeddings": [found["embedding"]], "top_k": 3}))
     assert again["results"] == named["neighbors"]["results"]
+
+
+def test_a_video_unlike_the_catalogue_has_a_small_p_value(ask: Ask, embedder: FakeEmbedder) -> None:
+    found = {}
+    for sign in (1, -1):
+        embedder.vector = sign * embedder.vector
+        said = answer(ask("POST", "/v1/embed", content=VIDEO, headers={"Content-Type": "video/mp4"}))
+        found[sign] = said["anomaly"]
+    assert found[-1]["p_value"] == round(1 / 201, 6)
+    assert found[-1]["neighbor_distance"] > 1 > found[1]["neighbor_distance"]
+    assert found[-1]["mahalanobis_length"] > found[1]["mahalanobis_length"] > 0
+    embedder.vector = np.zeros(DIM)
+    assert answer(ask("POST", "/v1/embed", content=VIDEO, headers={"Content-Type": "video/mp4"}))["anomaly"] is None
 
 
 def test_a_video_is_classified(ask: Ask) -> None:

@@ -30,12 +30,13 @@ class FakeEmbedder:
     def __init__(self) -> None:
         self.given: list[Upload] = []
         self.error: Exception | None = None
+        self.vector = make_items(200)[1][3]
 
     async def embed(self, upload: Upload, *, pictures: bool = False) -> EmbeddedUpload:
         self.given.append(upload)
         if self.error is not None:
             raise self.error
-        vector = make_items(200)[1][3]
+        vector = self.vector
         frames, pts_seconds = np.ones((4, DIM), np.float16), np.array([0, 0.5, 1, 2.0])
         jpegs = [b"one", b"two", b"three", b"four"] if pictures else []
         return EmbeddedUpload("ok", 2.5, vector / np.linalg.norm(vector), frames, pts_seconds, jpegs)

@@ -41,7 +41,7 @@ def add_inference_routes(application: FastAPI, service: Service) -> None:
 
 
 async def embed(service: Service, request: Request, top_k: Neighbors = 0) -> schemas.EmbedAnswer:
-    """Embed a video, and find the ``top_k`` videos of the catalogue that are nearest to it."""
+    """Embed a video, say how unlike the catalogue it is, and find the ``top_k`` videos nearest to it."""
     live = service.live
     service.embedder_of(live)
     return await _embed(service, live, await _upload(service, request), top_k)
@@ -124,6 +124,7 @@ async def _embed(service: Service, live: LoadedIndex, upload: Upload, top_k: int
         "status": video.status,
         "duration_seconds": video.duration_seconds,
         "neighbors": await _neighbors(service, live, video, top_k),
+        "anomaly": await service.scheduler.run("anomaly", live.anomaly, video.embedding),
     }
 
 
