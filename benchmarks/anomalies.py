@@ -40,6 +40,7 @@ from support import describe_machine, learning, make_parser, print_table, scratc
 Floats = npt.NDArray[np.float32]
 Strangeness = Mapping[str, npt.NDArray[np.float64]]  # of each clip, by method: higher is stranger
 BLOCKS, RATE, NUM_RESAMPLES = 5, 0.05, 1_000
+_MAX_SCORES = 2_000  # videos of a generated catalogue that are compared
 OURS, FOREST = "raypipe", "isolation forest"
 _PARTS = ("rates", "drift", "load")
 _SETTINGS = IndexSettings()
@@ -212,14 +213,14 @@ def print_rates(options: argparse.Namespace, _: Path) -> None:
         rows.append(_rates_row(EMBEDDINGS_BELOW, draws=10, dim=512, num_known=450, num_strange=50))
     print(f"\nError rates: generated catalogues, marked at a false-discovery rate of {RATE}\n")
     heads = ("catalogue", "draws", "known + strange", "false among marked", "strange found", "known marked at all")
-    print_table((*heads, "p ≤ .05 | .1 | .2 | .5 of known", "largest gap above uniform"), rows)
+    print_table((*heads, "known with p ≤ .05, .1, .2, .5", "largest gap above uniform"), rows)
 
 
 def _rates_row(size: int, *, draws: int, dim: int, num_known: int, num_strange: int) -> tuple[str, ...]:
     false, found, any_false, known_p = [], [], [], []
     for seed in range(draws):
         source = Source(seed, dim=dim)
-        novelty = Novelty.fit(index_of(source.draw(size)), num_neighbors=1, max_scores=10_000)
+        novelty = Novelty.fit(index_of(source.draw(size)), num_neighbors=1, max_scores=_MAX_SCORES)
         new = np.concatenate([source.draw(num_known), source.draw(num_strange, strange=True)])
         p_values = novelty.calibration.p_values(novelty.score(new))
         marked = q_values(p_values) <= RATE
@@ -229,7 +230,7 @@ def _rates_row(size: int, *, draws: int, dim: int, num_known: int, num_strange: 
         known_p.append(p_values[:num_known])
     error = 1.96 * np.std(false) / np.sqrt(draws)
     p = np.concatenate(known_p)
-    levels = " | ".join(f"{np.mean(p <= level):.3f}" for level in (0.05, 0.1, 0.2, 0.5))
+    levels = ", ".join(f"{np.mean(p <= level):.3f}" for level in (0.05, 0.1, 0.2, 0.5))
     grid = np.arange(1, 100) / 100
     gap = max(float(np.mean(p <= level) - level) for level in grid)
     known_and_strange = f"{num_known} + {num_strange}"
@@ -247,10 +248,10 @@ def print_drift(options: argparse.Namespace, _: Path) -> None:
         off = [abs(since - _SHIFT_AT) for alarm, since in found if since is not None and alarm >= _SHIFT_AT]
         early = np.mean([alarm is not None for alarm, _ in quiet])
         noticed = f"{len(delays) / streams:.3f}"
-        delay = f"{np.median(delays) + 1:.0f} | {np.quantile(delays, 0.9) + 1:.0f}" if delays else ""
+        delay = f"{np.median(delays) + 1:.0f}, {np.quantile(delays, 0.9) + 1:.0f}" if delays else ""
         rows.append((f"{size:,}", f"{early:.3f}", f"{shift:g}", noticed, delay, f"{np.median(off):.0f}" if off else ""))
     print(f"\nDrift: {streams} streams of {_STREAM} videos; the shift begins at video {_SHIFT_AT}\n")
-    heads = ("calibration", "false alarm", "shift, sd", "noticed", "delay, median | p90", "error of since, median")
+    heads = ("calibration", "false alarm", "shift, sd", "noticed", "delay, median and p90", "error of since, median")
     print_table(heads, rows)
 
 

@@ -53,7 +53,7 @@ def read_order(uri: str) -> pa.Table:
     """
     folder, name = table_place(uri, what="times")
     found = read_table(
-        folder, name, text=(schema.VIDEO_ID,), required=(schema.VIDEO_ID, TIME), what="times", expected={TIME: "dates"}
+        folder, name, text=(schema.VIDEO_ID,), required=(schema.VIDEO_ID, TIME), what="times"
     ).table.select([schema.VIDEO_ID, TIME])
     kind = found[TIME].type
     if pa.types.is_timestamp(kind):
