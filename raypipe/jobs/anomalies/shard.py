@@ -143,15 +143,13 @@ def _moments(read: pa.Table, novelty: Novelty, model: "MaskedFrameModel | None")
         found = [novelty.frame_distances(each.astype(np.float32)) for each in frames]
     else:
         found = [model.frame_errors(each) for each in frames]
-    first = 0 if model is None else 1  # the model predicts the first frame from nothing, and so always badly
-    return [(scores, _strangest(scores, pts, first=first)) for scores, pts in zip(found, times, strict=True)]
+        for errors in found:
+            errors[0] = np.nan  # the model predicts the first frame from nothing, and so always badly
+    return [(scores, _strangest(scores, pts)) for scores, pts in zip(found, times, strict=True)]
 
 
-def _strangest(scores: Floats, pts_seconds: Sequence[float], *, first: int) -> float | None:
-    first = min(first, len(scores) - 1)
-    if not np.isfinite(scores[first:]).any():
-        return None
-    return float(pts_seconds[first + int(np.nanargmax(scores[first:]))])
+def _strangest(scores: Floats, pts_seconds: Sequence[float]) -> float | None:
+    return float(pts_seconds[int(np.nanargmax(scores))]) if np.isfinite(scores).any() else None
 
 
 def _with_nulls(scores: Floats) -> list[float | None]:
