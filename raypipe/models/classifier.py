@@ -23,6 +23,9 @@ prepare_torchvision()  # transformers imports torchvision if it is installed
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model, PreTrainedConfig, PreTrainedModel  # noqa: E402
 from transformers.utils.generic import ModelOutput  # noqa: E402
 
+from raypipe.models.int8 import quantize  # noqa: E402
+from raypipe.models.pruning import shape_heads  # noqa: E402
+
 Frames = npt.NDArray[np.float16] | npt.NDArray[np.float32]  # [T, D]
 Array = npt.NDArray[np.float32]
 GPT2_READS = ("frames", "changes")
@@ -40,6 +43,9 @@ class VideoClassifierConfig(PreTrainedConfig):
     Models of older versions have no probe. GPT-2 reads ``frames`` or, next to a probe, their ``changes``. Probabilities
     are computed from the logits divided by ``temperature``. ``frame_scores_help`` says whether the scores of frames
     passed the deletion test; None if it was not run.
+
+    ``raypipe compress`` sets ``gpt2_heads``, the number of heads of each block if some were removed, and ``int8`` if
+    GPT-2 and the projection before it have int8 weights.
     """
 
     model_type: ClassVar[str] = "raypipe_video_classifier"
@@ -56,6 +62,8 @@ class VideoClassifierConfig(PreTrainedConfig):
     gpt2_reads: str = "frames"
     temperature: float | int = 1.0
     frame_scores_help: bool | None = None
+    gpt2_heads: Any = None
+    int8: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own signature
         """Convert ``gpt2`` to a ``GPT2Config`` without a vocabulary.
@@ -143,6 +151,10 @@ class VideoEncoder(nn.Module):
         self.gpt2 = GPT2Model(config.gpt2)
         # The inputs are inputs_embeds, so the token embeddings would never be read.
         self.gpt2.wte = nn.Identity()  # type: ignore[assignment]
+        if config.gpt2_heads is not None:
+            shape_heads(self.gpt2, config.gpt2_heads)
+        if config.int8:
+            quantize(self)
 
     def standardise(self, frame_embeddings: torch.Tensor) -> torch.Tensor:
         """Centre and scale each embedding dimension by the mean and std of the training videos."""
@@ -162,7 +174,7 @@ class VideoEncoder(nn.Module):
         token for the frame, but changes are still differences to it.
         """
         read = frame_changes(standardised, attention_mask) if self.reads_changes else standardised
-        inputs = self.projection(read.to(self.projection.weight.dtype))
+        inputs = self.projection(read.to(self.hidden_frame.dtype))
         if self.reads_changes:
             inputs = self.norm(inputs)
         if dropped is not None:
