@@ -696,6 +696,71 @@ class AnomalyRecord:
         return max(0.0, self.finished_at - self.started_at)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateMetrics:
+    """One candidate of a compression, measured on the validation samples.
+
+    ``score`` is the accuracy or the NDCG@10, and None without labels. ``loss`` is the score of the original model minus
+    that of the candidate or, without labels, the share of videos with another answer, with a paired 95 % bootstrap
+    interval. ``agreement`` is the share of samples with the answer of the original model. ``speedup`` is the median of
+    paired measurements on one core. ``others`` are further scores by name.
+    """
+
+    name: str
+    num_blocks: int
+    num_heads: int
+    int8: bool
+    num_parameters: int
+    size_bytes: int
+    samples_per_second: float
+    speedup: float
+    score: float | None
+    loss: float
+    loss_low: float
+    loss_high: float
+    agreement: float
+    others: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionRecord:
+    """Everything that a report shows about one compression.
+
+    ``chosen`` is the name of a candidate; that of the first one if compression does not pay off. ``score_name`` is
+    empty if no sample has a label. Times are Unix times.
+    """
+
+    kind: Literal["classifier", "ranker"]
+    command: str
+    model_uri: str
+    input_uri: str
+    output_uri: str
+    settings: Mapping[str, object]
+    versions: Mapping[str, str]
+    machine: Mapping[str, object]
+    started_at: float
+    finished_at: float
+    candidates: tuple[CandidateMetrics, ...]
+    chosen: str
+    pays_off: bool
+    verdict: str
+    score_name: str
+    num_train: int
+    num_labelled: int
+    num_validation: int
+    outcome: Outcome = "finished"
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Return the wall time of the compression."""
+        return max(0.0, self.finished_at - self.started_at)
+
+    @property
+    def kept_candidate(self) -> CandidateMetrics:
+        """Return the metrics of the chosen candidate."""
+        return next(one for one in self.candidates if one.name == self.chosen)
+
+
 def confused_pairs(record: TrainingRecord) -> list[tuple[str, str, int, int]]:
     """Return the pairs of labels that were confused, most frequent first.
 

@@ -25,7 +25,7 @@ from raypipe.status import HAS_FRAMES, NOT_FAILED
 from raypipe.storage import Folder
 
 if TYPE_CHECKING:
-    from raypipe.models.classifier import MaskedFrameModel
+    from raypipe.models.pretraining import MaskedFrameModel
 
 READ_COLUMNS = (schema.EMBEDDING, schema.FRAME_PTS_SECONDS)
 SCORE_SECONDS = "score_seconds"

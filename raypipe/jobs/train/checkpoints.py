@@ -175,16 +175,29 @@ def put_model(
     Raises:
         CommitError: another model was written to the same folder in the meantime.
     """
+    return put_files(output, saved_files(model, metrics=metrics), others=others)
+
+
+def saved_files(model: VideoModel | NextVideoModel, *, metrics: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the content of the files of ``save_pretrained`` by name. LoRA adapters are merged into the weights."""
     merged = copy.deepcopy(model).cpu().eval()
     merge_lora(merged)
     merged.config.architectures = [type(model).__name__]
     # Leave out the durations, so that two drivers of the same training write the same bytes.
     merged.config.metrics = {name: value for name, value in metrics.items() if name not in _TIMES}
     state = {name: tensor.contiguous() for name, tensor in merged.state_dict().items()}
-    files = {
+    return {
         CONFIG: cast("str", merged.config.to_json_string(use_diff=False)).encode(),
         WEIGHTS: safetensors.torch.save(state, metadata={"format": "pt"}),
     }
+
+
+def put_files(output: Folder, files: Mapping[str, bytes], *, others: Mapping[str, str] | None = None) -> str:
+    """Write the files of a model, and the file with their digests last. Return the URI of the model's folder.
+
+    Raises:
+        CommitError: another model was written to the same folder in the meantime.
+    """
     folder = Folder(output.child(MODEL_FOLDER))
     for name, data in files.items():
         folder.put_new(name, data)
