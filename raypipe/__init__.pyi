@@ -1,6 +1,7 @@
 from raypipe.api import Dataset as Dataset
 from raypipe.api import anomalies as anomalies
 from raypipe.api import classify as classify
+from raypipe.api import compress as compress
 from raypipe.api import embed as embed
 from raypipe.api import embed_video as embed_video
 from raypipe.api import evaluate as evaluate
@@ -15,6 +16,7 @@ from raypipe.client import Client as Client
 from raypipe.client import ClientError as ClientError
 from raypipe.config import AnomaliesConfig as AnomaliesConfig
 from raypipe.config import ClassifyConfig as ClassifyConfig
+from raypipe.config import CompressConfig as CompressConfig
 from raypipe.config import EmbedConfig as EmbedConfig
 from raypipe.config import EvaluateConfig as EvaluateConfig
 from raypipe.config import IndexConfig as IndexConfig

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from raypipe.config import (
     AnomaliesConfig,
     ClassifyConfig,
+    CompressConfig,
     EmbedConfig,
     EvaluateConfig,
     IndexConfig,
@@ -240,6 +241,51 @@ def train(
         is_new=run.is_new,
         record=record,
         table=training_table(record, report_uri=run.report_uri),
+    )
+
+
+def compress(
+    model: Location | None = None,
+    output: Location | None = None,
+    *,
+    config: Source[CompressConfig] = None,
+    console: "Console | None" = None,
+    **settings: Any,  # noqa: ANN401 - the keys of the configuration
+) -> JobResult:
+    """Make a trained classifier or ranker smaller and faster by pruning, distillation and int8 weights.
+
+    The output holds the fastest candidate that is accurate enough or, if compression does not pay off, the model
+    unchanged. The result's ``record`` has the metrics of all candidates.
+
+    Args:
+        model: The output folder of ``train``, or a folder of ``save_pretrained``.
+        output: The folder of the smaller model and its report.
+        config: A YAML file, a mapping or a ``CompressConfig``. The other arguments override it.
+        console: Where progress is shown. By default, no progress is shown.
+        settings: Keys of the configuration: ``embeddings`` and ``labels`` for a classifier, ``index`` and ``history``
+            for a ranker.
+
+    Raises:
+        SetupError: something is wrong before the work starts.
+        JobError: the worker failed.
+    """
+    settled = _configured(CompressConfig, config, model=model, output=output, **settings)
+    from raypipe.jobs.compress.job import run_compress
+    from raypipe.runs.summary_tables import compression_table
+
+    run = run_compress(settled, console=console)
+    record, kept = run.record, run.record.kept_candidate
+    counts = {"pays_off": record.pays_off, "chosen": record.chosen, "speedup": round(kept.speedup, 2)}
+    counts |= {"size_bytes": kept.size_bytes, "loss": round(kept.loss, 4)}
+    return JobResult(
+        job="compress",
+        output=record.output_uri,
+        counts=counts,
+        seconds=record.elapsed_seconds,
+        report=run.report_uri,
+        is_new=run.is_new,
+        record=record,
+        table=compression_table(record, report_uri=run.report_uri),
     )
 
 

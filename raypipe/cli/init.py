@@ -10,7 +10,9 @@ from raypipe.cli.app import START, command
 @command(START)
 def init(
     job: Annotated[
-        Literal["embed", "train", "classify", "index", "recommend", "evaluate", "anomalies", "serve"],
+        Literal[
+            "embed", "train", "compress", "classify", "index", "recommend", "anomalies", "evaluate", "serve"
+        ],
         typer.Argument(help="The command that reads the configuration."),
     ],
     *,

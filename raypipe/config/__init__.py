@@ -2,6 +2,7 @@
 
 from raypipe.config.anomalies import AnomaliesConfig
 from raypipe.config.classify import ClassifyConfig, ClassifyResourcesConfig
+from raypipe.config.compress import CompressConfig, DistillConfig
 from raypipe.config.embed import DecodeConfig, EmbedConfig, ResourcesConfig, Retry, SamplingConfig
 from raypipe.config.evaluate import EvaluateConfig
 from raypipe.config.index import IndexConfig, IndexSettings
@@ -23,7 +24,9 @@ __all__ = [
     "ClassifierConfig",
     "ClassifyConfig",
     "ClassifyResourcesConfig",
+    "CompressConfig",
     "DecodeConfig",
+    "DistillConfig",
     "EmbedConfig",
     "EvaluateConfig",
     "Gpt2Size",

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from raypipe.config import (
     AnomaliesConfig,
     ClassifyConfig,
+    CompressConfig,
     EmbedConfig,
     EvaluateConfig,
     IndexConfig,
@@ -21,6 +22,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "embed": EmbedConfig,
     "train": TrainConfig,
     "classify": ClassifyConfig,
+    "compress": CompressConfig,
     "index": IndexConfig,
     "recommend": RecommendConfig,
     "evaluate": EvaluateConfig,

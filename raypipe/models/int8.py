@@ -42,9 +42,9 @@ class Int8Linear(nn.Module):
         if isinstance(layer, Conv1D):
             weight = weight.T
         made = cls(weight.shape[1], weight.shape[0])
-        scale = weight.abs().amax(dim=1).clamp(min=_TINY) / _MAX_WEIGHT
+        rounded, scale = round_rows(weight)
+        made.weight.copy_(rounded)
         made.scale.copy_(scale)
-        made.weight.copy_((weight / scale[:, None]).round().clamp(-_MAX_WEIGHT, _MAX_WEIGHT))
         if layer.bias is not None:
             made.bias.copy_(layer.bias.detach())
         return made
@@ -93,15 +93,52 @@ class Int8Linear(nn.Module):
         return {**self.__dict__, "_prepared": None}
 
 
+def round_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return int8 numbers for a matrix ``[N, K]``, and the scale ``[N]`` of each row."""
+    weight = weight.detach().float()
+    scale = weight.abs().amax(dim=1).clamp(min=_TINY) / _MAX_WEIGHT
+    return (weight / scale[:, None]).round().clamp(-_MAX_WEIGHT, _MAX_WEIGHT).to(torch.int8), scale
+
+
 def has_kernel() -> bool:
     """Return whether this machine has an int8 kernel that is worth calling."""
     return platform.machine() in _X86 and torch.backends.mkldnn.is_available()
 
 
 def quantize(module: nn.Module) -> None:
-    """Replace all linear layers in a module by int8 layers with the same weights, rounded."""
+    """Replace all linear layers and embeddings in a module by int8 ones with the same weights, rounded.
+
+    The embedding of positions keeps its type: GPT-2 takes its numbers' type for that of the model.
+    """
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear | Conv1D):
             setattr(module, name, Int8Linear.of(child))
+        elif isinstance(child, nn.Embedding) and name != "wpe":
+            setattr(module, name, Int8Embedding.of(child))
         else:
             quantize(child)
+
+
+class Int8Embedding(nn.Module):
+    """An embedding with int8 numbers ``[N, d]`` and a scale for each row ``[N]``."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, num_rows: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(num_rows, size, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(num_rows))
+
+    @classmethod
+    def of(cls, embedding: nn.Embedding) -> "Int8Embedding":
+        """Return the embedding with rounded numbers."""
+        made = cls(*embedding.weight.shape)
+        rounded, scale = round_rows(embedding.weight)
+        made.weight.copy_(rounded)
+        made.scale.copy_(scale)
+        return made
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of some rows, ``[..., d]``."""
+        return self.weight[rows].float() * self.scale[rows][..., None]

@@ -16,6 +16,8 @@ prepare_torchvision()  # transformers imports torchvision if it is installed
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model, PreTrainedConfig, PreTrainedModel  # noqa: E402
 
 from raypipe.models.classifier import VideoOutput  # noqa: E402
+from raypipe.models.int8 import quantize  # noqa: E402
+from raypipe.models.pruning import shape_heads  # noqa: E402
 
 FIRST_SCALE = 1 / 0.07  # of cosines, before training (as in CLIP, Radford et al. 2021)
 NO_ID = 0  # the row of the ID embedding that stays zero: of videos without an ID embedding, and of padding
@@ -31,6 +33,8 @@ class NextVideoConfig(PreTrainedConfig):
         max_events: How many events of a history the model reads, the newest ones.
         loss: ``softmax`` compares directions by cosine. ``bce`` (SASRec, Kang and McAuley 2018) compares dot products.
         metrics: The metrics of the epoch that the weights come from.
+        gpt2_heads: The number of heads of each block, if ``raypipe compress`` has removed some.
+        int8: Whether all matrices but the positions are int8.
     """
 
     model_type: ClassVar[str] = MODEL_TYPE
@@ -46,6 +50,8 @@ class NextVideoConfig(PreTrainedConfig):
     loss: str = "softmax"
     embedding_fingerprint: str | None = None
     metrics: Any = None
+    gpt2_heads: Any = None
+    int8: bool = False
 
     @property
     def gpt2(self) -> GPT2Config:
@@ -80,7 +86,11 @@ class NextVideoModel(PreTrainedModel):
         self.gpt2.wte = nn.Identity()  # type: ignore[assignment]  # the inputs are inputs_embeds
         self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
         self.post_init()
-        if self.content is not None:
+        if config.gpt2_heads is not None:
+            shape_heads(self.gpt2, config.gpt2_heads)
+        if config.int8:
+            quantize(self)
+        elif self.content is not None:
             nn.init.zeros_(self.content.weight)  # content at full strength from the start costs half of the NDCG
 
     @property

@@ -33,6 +33,7 @@ VIDEOS, FITTED_EVENTS, TRAINING = "videos.parquet", "fitted_events.npy", "traini
 BLEND = "blend.json"  # how its scores and counted successors are combined; written after the model
 OTHER_FILES = (VIDEOS, PROJECTION, FITTED_EVENTS, TRAINING)  # in addition to the files of every model
 _FILES = (CONFIG, WEIGHTS, *OTHER_FILES)
+_SCALE, _GPT2 = ".scale", "gpt2."
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class RankerFiles:
             WeightsError: the weights do not fit the configuration.
         """
         try:
-            tensors = safetensors.numpy.load(self.weights)
+            tensors = _in_float32(safetensors.numpy.load(self.weights))
             id_vectors = tensors.pop("ids.weight").astype(np.float32)
             about = {name: self.config[name] for name in ("n_layer", "n_head", "n_embd", "max_events")}
             scale = float(np.exp(tensors.pop("log_scale")))
@@ -98,6 +99,17 @@ class RankerFiles:
             raise WeightsError(msg, key="ranker", value=self.source) from None
         rows = pc.index_in(video_ids.cast(pa.string()), value_set=pa.array(self.video_ids, pa.string()))
         return TowerInput(weights, projection, id_vectors, rows.fill_null(-1).to_numpy().astype(np.int64) + 1)
+
+
+def _in_float32(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensors of a ranker by the names and in the layout of one without int8 weights."""
+    found = dict(tensors)
+    for name in [name for name in found if name.endswith(_SCALE)]:
+        layer, scale = name.removesuffix(_SCALE), found.pop(name)
+        weight = found[f"{layer}.weight"].astype(np.float32) * scale[:, None]
+        found[f"{layer}.weight"] = weight.T if layer.startswith(_GPT2) else weight  # GPT-2 has [inputs, outputs]
+    found.pop("content.bias", None)  # of zeros: only int8 layers have one
+    return found
 
 
 def read_ranker(folder: Folder) -> RankerFiles:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from raypipe import text
-from raypipe.records import AnomalyRecord, EvaluationRecord, RunRecord, TrainingRecord
+from raypipe.records import AnomalyRecord, CompressionRecord, EvaluationRecord, RunRecord, TrainingRecord
 from raypipe.status import NOT_FAILED
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@:$]|(?<=www)\.)", re.IGNORECASE
 
 def render_page(
     template: str,
-    record: RunRecord | TrainingRecord | EvaluationRecord | AnomalyRecord,
+    record: RunRecord | TrainingRecord | EvaluationRecord | AnomalyRecord | CompressionRecord,
     *,
     job: str,
     headline: str,

@@ -113,7 +113,11 @@ class TowerWeights:
         self.content = np.ascontiguousarray(self.tensors["content.weight"].T)  # [D, d]
         self._positions = self._of("gpt2.wpe.weight", (self.max_events, self.width))
         for number in range(self.num_layers):
-            self._of(f"gpt2.h.{number}.attn.c_attn.weight", (self.width, 3 * self.width))
+            inner, size = self.tensors[f"gpt2.h.{number}.attn.c_proj.weight"].shape[0], self.width // self._num_heads
+            if not inner or inner % size:  # fewer than the width if heads were removed
+                msg = f"the heads of block {number} have {inner} numbers, not a multiple of {size}"
+                raise ValueError(msg)
+            self._of(f"gpt2.h.{number}.attn.c_attn.weight", (self.width, 3 * inner))
         self._of("gpt2.ln_f.weight", (self.width,))
 
     def _of(self, name: str, shape: tuple[int, ...]) -> Array:
@@ -162,13 +166,14 @@ class TowerWeights:
         """Return the states after a block, of all positions or of the last one only."""
         name = f"gpt2.h.{number}"
         normed = self._norm(f"{name}.ln_1", states)
-        width, heads, length = self.width, self._num_heads, len(states)
         weight, bias = self.tensors[f"{name}.attn.c_attn.weight"], self.tensors[f"{name}.attn.c_attn.bias"]
+        width, size, length = weight.shape[1] // 3, self.width // self._num_heads, len(states)
+        heads = width // size
         asked = normed[-1:] if only_last else normed
         queries = (asked @ weight[:, :width] + bias[:width]).reshape(len(asked), heads, -1).swapaxes(0, 1)
         both = (normed @ weight[:, width:] + bias[width:]).reshape(length, 2, heads, -1)
         keys, values = both[:, 0].transpose(1, 2, 0), both[:, 1].swapaxes(0, 1)
-        scores: Array = (queries @ keys / np.float32(np.sqrt(width / heads))).astype(np.float32, copy=False)
+        scores: Array = (queries @ keys / np.float32(np.sqrt(size))).astype(np.float32, copy=False)
         if not only_last:
             scores[:, ~np.tri(length, dtype=np.bool_)] = -np.inf
         attention = _softmax(scores) @ values

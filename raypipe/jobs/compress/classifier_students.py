@@ -1,24 +1,23 @@
 """Make the candidates of a classifier: pruned, distilled and with int8 weights. Ray is not used here."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from raypipe.config.compress import CompressConfig
+from raypipe.config import CompressConfig, OptimizerConfig
 from raypipe.jobs.compress.candidates import ORIGINAL, Candidate, losses
 from raypipe.jobs.compress.distillation import Blocks, TeacherAnswers, ask_teacher, distil
-from raypipe.jobs.compress.shrinking import prune_blocks, prune_heads
+from raypipe.jobs.compress.shrinking import block_levels, prune_blocks, prune_heads
 from raypipe.jobs.train.batches import WorkerSamples
 from raypipe.jobs.train.checkpoints import saved_files
 from raypipe.jobs.train.classifier.scores import Bools, label_mask, predicted_sets
 from raypipe.jobs.train.classifier.video_task import FramesWindow, VideoTask
 from raypipe.jobs.train.inputs import TARGETS, Ints
 from raypipe.jobs.train.loop import Notify
-from raypipe.config import OptimizerConfig
 from raypipe.models.classifier import VideoClassifier, by_length
 from raypipe.models.classifier_files import build_classifier
 from raypipe.models.int8 import quantize
@@ -76,7 +75,7 @@ class ClassifierStudents:
         student.config.frame_scores_help = None
         if self._config.int8:
             candidates.append(self._int8("int8", student))
-        levels = block_levels(self._config, num_blocks=len(student.encoder.gpt2.h))
+        levels = block_levels(self._config.blocks, num_blocks=len(student.encoder.gpt2.h))
         if not levels:
             return candidates
         teacher = ask_teacher(self._teacher, self._data.train, self._data.read_train())
@@ -130,11 +129,10 @@ class ClassifierStudents:
         small.config.int8 = True
         return self._candidate(name, small)
 
-    def _candidate(self, name: str, model: VideoClassifier, *, files: object = None) -> Candidate:
-        """Return a candidate with the answers of a model for the validation videos."""
-        model = copy.deepcopy(model).cpu().eval()
-        if files is None:  # activation functions are made by the configuration
-            model = build_classifier(ModelFiles(saved_files(model, metrics={}), "", name))
+    def _candidate(self, name: str, model: VideoClassifier, *, files: Mapping[str, bytes] | None = None) -> Candidate:
+        """Return a candidate with the answers of a model for the validation videos, as loaded from its files."""
+        files = saved_files(model, metrics={}) if files is None else files
+        model = build_classifier(ModelFiles(files, "", name))
         frames = self._window.frames
         probabilities = model.classify(frames, batch_size=_AT_ONCE).probabilities
         answers = _sets(probabilities, multi_label=self._multi_label)
@@ -150,8 +148,10 @@ class ClassifierStudents:
             name=name,
             heads=heads,
             int8=model.config.int8,
-            num_parameters=sum(tensor.numel() for tensor in model.state_dict().values()),
-            files=self._files.files if files is not None else saved_files(model, metrics={}),
+            num_parameters=sum(
+                tensor.numel() for key, tensor in model.state_dict().items() if not key.endswith(".scale")
+            ),
+            files=files,
             answers=answers,
             scores=scores,
             work=work,
@@ -182,14 +182,3 @@ class _ValidationLoss:
 def _sets(probabilities: object, *, multi_label: bool) -> Bools:
     given = torch.from_numpy(np.asarray(probabilities))
     return predicted_sets(given.logit() if multi_label else given, multi_label=multi_label)
-
-
-def block_levels(config: CompressConfig, *, num_blocks: int) -> Sequence[int]:
-    """Return the numbers of blocks to try, in falling order. ``auto`` halves the number until one is left."""
-    if config.blocks != "auto":
-        return sorted({count for count in config.blocks if count <= num_blocks}, reverse=True)
-    levels = []
-    while num_blocks > 1:
-        num_blocks //= 2
-        levels.append(num_blocks)
-    return levels

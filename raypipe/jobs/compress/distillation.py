@@ -10,8 +10,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from raypipe.config import CheckpointConfig, OptimizerConfig
-from raypipe.config.compress import DistillConfig
+from raypipe.config import CheckpointConfig, DistillConfig, OptimizerConfig
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints
 from raypipe.jobs.train.classifier.scores import predicted_sets
@@ -105,9 +104,7 @@ class DistillTask(VideoTask):
         return losses, found.logits.detach().float()
 
 
-def divergences(
-    logits: torch.Tensor, wanted: torch.Tensor, *, temperature: float, multi_label: bool
-) -> torch.Tensor:
+def divergences(logits: torch.Tensor, wanted: torch.Tensor, *, temperature: float, multi_label: bool) -> torch.Tensor:
     """Return the KL divergence of probabilities from the wanted ones, both softened, for each video ``[B]``.
 
     It is multiplied by the square of the temperature, so that gradients do not depend on it (Hinton et al. 2015,

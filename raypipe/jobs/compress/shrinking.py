@@ -3,8 +3,9 @@
 ``cost`` measures the model, such as by its validation loss. It is called after each change of the GPT-2 inside it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def prune_heads(gpt2: GPT2Model, cost: Cost, *, tolerance: float) -> None:
     for head in [(block, head) for block, count in enumerate(num_heads(gpt2)) for head in range(count)]:
         with _without_heads(gpt2, [head]):
             costs[head] = cost()
-    order = _removable(gpt2, sorted(costs, key=lambda head: costs[head]))
+    order = _removable(sorted(costs, key=lambda head: costs[head]))
     fits, too_many = 0, len(order) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
@@ -59,9 +60,9 @@ def prune_heads(gpt2: GPT2Model, cost: Cost, *, tolerance: float) -> None:
     keep_heads(gpt2, [[head for head in range(count) if (block, head) not in removed] for block, count in counts])
 
 
-def _removable(gpt2: GPT2Model, order: list[Head]) -> list[Head]:
+def _removable(order: list[Head]) -> list[Head]:
     """Return the heads in the same order, without the last one of each block."""
-    last = {block: head for block, head in order}
+    last = dict(order)
     return [(block, head) for block, head in order if last[block] != head]
 
 
@@ -78,3 +79,14 @@ def _without_heads(gpt2: GPT2Model, heads: list[Head]) -> Iterator[None]:
     finally:
         for block, weight in zip(gpt2.h, before, strict=True):
             block.attn.c_proj.weight.copy_(weight)
+
+
+def block_levels(wanted: Literal["auto"] | Sequence[int], *, num_blocks: int) -> list[int]:
+    """Return the numbers of blocks to try, in falling order. ``auto`` halves the number until one is left."""
+    if wanted != "auto":
+        return sorted({count for count in wanted if count < num_blocks}, reverse=True)
+    levels = []
+    while num_blocks > 1:
+        num_blocks //= 2
+        levels.append(num_blocks)
+    return levels
