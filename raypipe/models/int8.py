@@ -9,7 +9,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
+
+from raypipe.models.weights import prepare_torchvision
+
+prepare_torchvision()  # transformers imports torchvision if it is installed
+
+from transformers.pytorch_utils import Conv1D  # noqa: E402
 
 _MAX_WEIGHT, _MAX_INPUT = 127, 63  # 7 bits for inputs: without VNNI, the kernel adds two products in 16 bits
 _INPUT_ZERO = 64
@@ -82,7 +87,7 @@ class Int8Linear(nn.Module):
 
     def _apply(self, *arguments: Any, **options: Any) -> "Int8Linear":  # noqa: ANN401 - torch's own signature
         self._prepared = None  # the layer may move to another device
-        return cast("Int8Linear", super()._apply(*arguments, **options))
+        return cast("Int8Linear", super()._apply(*arguments, **options))  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - torch's own signature
         self._prepared = None
@@ -102,7 +107,7 @@ def round_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def has_kernel() -> bool:
     """Return whether this machine has an int8 kernel that is worth calling."""
-    return platform.machine() in _X86 and torch.backends.mkldnn.is_available()
+    return platform.machine() in _X86 and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def quantize(module: nn.Module) -> None:

@@ -1,11 +1,17 @@
 """Remove whole blocks and attention heads of a GPT-2. A pruned GPT-2 has its own number of heads in each block."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import GPT2Model
-from transformers.pytorch_utils import Conv1D
+
+from raypipe.models.weights import prepare_torchvision
+
+prepare_torchvision()  # transformers imports torchvision if it is installed
+
+from transformers import GPT2Model  # noqa: E402
+from transformers.pytorch_utils import Conv1D  # noqa: E402
 
 
 def shape_heads(gpt2: GPT2Model, heads: Sequence[int]) -> None:
@@ -25,14 +31,14 @@ def keep_blocks(gpt2: GPT2Model, kept: Sequence[int]) -> None:
     """Remove all blocks but those with these numbers."""
     gpt2.h = nn.ModuleList([gpt2.h[number] for number in kept])
     gpt2.config.n_layer = len(kept)
-    for number, block in enumerate(gpt2.h):
+    for number, block in enumerate(blocks(gpt2)):
         block.attn.layer_idx = number
 
 
 @torch.no_grad()
 def keep_heads(gpt2: GPT2Model, kept: Sequence[Sequence[int]]) -> None:
     """Remove all heads but those with these numbers, for each block."""
-    for block, numbers in zip(gpt2.h, kept, strict=True):
+    for block, numbers in zip(blocks(gpt2), kept, strict=True):
         attention = block.attn
         if len(numbers) == attention.num_heads:
             continue
@@ -44,9 +50,14 @@ def keep_heads(gpt2: GPT2Model, kept: Sequence[Sequence[int]]) -> None:
         attention.num_heads, attention.split_size = len(numbers), len(columns)
 
 
+def blocks(gpt2: GPT2Model) -> list[Any]:
+    """Return the blocks, whose parts transformers does not type."""
+    return list(gpt2.h)
+
+
 def num_heads(gpt2: GPT2Model) -> list[int]:
     """Return the number of heads of each block."""
-    return [int(block.attn.num_heads) for block in gpt2.h]
+    return [int(block.attn.num_heads) for block in blocks(gpt2)]
 
 
 def _columns(layer: Conv1D, columns: torch.Tensor) -> Conv1D:

@@ -172,7 +172,7 @@ class _ValidationLoss:
 
     @torch.no_grad()
     def __call__(self) -> float:
-        self._task.model.eval()
+        self._task.model.train(mode=False)
         scores = self._task.scores()
         for positions in self._groups:
             self._task.score(self._window, positions, scores)

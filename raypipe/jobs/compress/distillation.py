@@ -52,7 +52,7 @@ def ask_teacher(teacher: VideoClassifier, samples: pa.Table, blocks: Iterable[pa
     config, device = teacher.config, next(teacher.parameters()).device
     shape = (samples.num_rows, len(config.label_names))
     logits, order = torch.zeros(shape), torch.zeros(shape)
-    teacher.eval()
+    teacher.train(mode=False)
     for block in blocks:
         window = FramesWindow()
         window.add(block)
@@ -165,4 +165,4 @@ def distil(
         )
         loop.run()
         loop.load_best()
-    student.eval()
+    student.train(mode=False)

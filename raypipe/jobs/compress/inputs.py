@@ -1,6 +1,7 @@
 """The inputs of compress: the model, and the videos or histories that it is measured on and learns from."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -146,7 +147,12 @@ def find_users(config: CompressConfig, files: RankerFiles) -> HistorySamples:
         index_version=facts["index_version"],
         max_events=files.config["max_events"],
     )
-    tree = {"objective": "next_video", "index": config.index, "history": config.history, "output": config.output}
+    tree: dict[str, Any] = {
+        "objective": "next_video",
+        "index": config.index,
+        "history": config.history,
+        "output": config.output,
+    }
     tree |= {"cache": config.cache, "ranker": ranker.model_dump(), "seed": config.seed}
     found = find_histories(TrainConfig.model_validate(tree))
     samples = found if found.selection is None else found.selection

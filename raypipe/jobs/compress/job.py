@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -163,13 +163,19 @@ def _decide_gpu(config: CompressConfig) -> bool:
 def _record(
     config: CompressConfig, samples: DistillVideos | HistorySamples, result: Compressed, *, started_at: float
 ) -> CompressionRecord:
-    of_ranker = isinstance(samples, HistorySamples)
-    uris = (config.history, config.index) if of_ranker else (config.embeddings, config.labels)
+    kind: Literal["classifier", "ranker"]
+    if isinstance(samples, HistorySamples):
+        kind, input_uri, score_name = "ranker", config.history, "NDCG@10"
+        num_train = num_labelled = 0  # a ranker is not trained further
+    else:
+        kind, input_uri = "classifier", config.embeddings
+        num_train, num_labelled = samples.train.num_rows, samples.num_labelled
+        score_name = "accuracy" if num_labelled else ""
     return CompressionRecord(
-        kind="ranker" if of_ranker else "classifier",
+        kind=kind,
         command=command_line("compress", config),
         model_uri=config.model,
-        input_uri=uris[0] or "",
+        input_uri=input_uri or "",
         output_uri=Folder(config.output).uri,
         settings=_settings(config),
         versions=versions(("torch", "transformers", "safetensors")),
@@ -180,8 +186,8 @@ def _record(
         chosen=result.chosen,
         pays_off=result.pays_off,
         verdict=result.verdict,
-        score_name="NDCG@10" if of_ranker else "accuracy" if samples.num_labelled else "",
-        num_train=0 if of_ranker else samples.train.num_rows,
-        num_labelled=0 if of_ranker else samples.num_labelled,
+        score_name=score_name,
+        num_train=num_train,
+        num_labelled=num_labelled,
         num_validation=samples.validation.num_rows,
     )

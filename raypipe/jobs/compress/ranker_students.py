@@ -75,7 +75,8 @@ def build_ranker_model(files: RankerFiles) -> NextVideoModel:
     except (SafetensorError, RuntimeError, ValueError) as error:
         msg = f"The ranker {files.source} does not fit its configuration: {one_line(error)[:300]}"
         raise WeightsError(msg, key="model", value=files.source) from None
-    return model.eval()
+    model.train(mode=False)
+    return model
 
 
 class _RankerStudents:
@@ -104,7 +105,7 @@ class _RankerStudents:
 
     @torch.no_grad()
     def _ranked(self, task: NextVideoTask, users: Ints) -> RankScores:
-        task.model.eval()
+        task.model.train(mode=False)
         scores = task.scores()
         for start in range(0, len(users), _AT_ONCE):
             task.score(self._window, users[start : start + _AT_ONCE], scores)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import GPT2Model
 
-from raypipe.models.pruning import keep_blocks, keep_heads, num_heads
+from raypipe.models.pruning import blocks, keep_blocks, keep_heads, num_heads
 
 Cost = Callable[[], float]
 Head = tuple[int, int]  # the number of a block, and of a head in it
@@ -70,15 +70,15 @@ def _removable(order: list[Head]) -> list[Head]:
 @torch.no_grad()
 def _without_heads(gpt2: GPT2Model, heads: list[Head]) -> Iterator[None]:
     """Ignore the outputs of some heads during the ``with`` block."""
-    before = [block.attn.c_proj.weight.clone() for block in gpt2.h]
+    before = [block.attn.c_proj.weight.clone() for block in blocks(gpt2)]
     for block, head in heads:
-        attention = gpt2.h[block].attn
+        attention = blocks(gpt2)[block].attn
         attention.c_proj.weight[head * attention.head_dim : (head + 1) * attention.head_dim] = 0
     try:
         yield
     finally:
-        for block, weight in zip(gpt2.h, before, strict=True):
-            block.attn.c_proj.weight.copy_(weight)
+        for whole, weight in zip(blocks(gpt2), before, strict=True):
+            whole.attn.c_proj.weight.copy_(weight)
 
 
 def block_levels(wanted: Literal["auto"] | Sequence[int], *, num_blocks: int) -> list[int]:
