@@ -21,6 +21,7 @@ COMMANDS = (
         "demo",
         "embed",
         "train",
+        "compress",
         "classify",
         "index",
         "recommend",

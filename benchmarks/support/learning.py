@@ -220,7 +220,7 @@ def fit(frames: Frames, truth: Labels, split: Split, output: Path, *overrides: s
     torch.set_num_threads(1)
     workers = Collective(device=torch.device("cpu"))
     readers = [
-        WorkerSamples(partial(_blocks, frames, table), empty=FramesWindow, cache_bytes=2**33) for table in tables
+        WorkerSamples(partial(blocks_of, frames, table), empty=FramesWindow, cache_bytes=2**33) for table in tables
     ]
     loop = Loop(
         make_task(network, settings, device=workers.device),
@@ -242,7 +242,7 @@ def _samples(ids: Sequence[str], truth: Labels, names: Sequence[str]) -> pa.Tabl
     return pa.table({schema.VIDEO_ID: list(ids), TARGETS: targets, INDEX: np.arange(len(ids))})
 
 
-def _blocks(frames: Frames, table: pa.Table) -> Iterator[pa.Table]:
+def blocks_of(frames: Frames, table: pa.Table) -> Iterator[pa.Table]:
     vectors = [frames[video_id].astype(np.float16) for video_id in table[schema.VIDEO_ID].to_pylist()]
     flat = pa.array(np.concatenate(vectors).reshape(-1))
     stops = pa.array(np.cumsum([0, *map(len, vectors)]), pa.int32())

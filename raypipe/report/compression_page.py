@@ -4,6 +4,8 @@ from raypipe.records import CandidateMetrics, CompressionRecord
 from raypipe.report.templating import Tile, render_page
 from raypipe.text import NOTHING, format_bytes, format_count, format_parameters, format_rate, format_share, plural
 
+_IN_TERMINAL = {"candidate", "size", "speed", "loss", "other answers", "95 % interval", "agreement"}
+
 
 def compression_page(record: CompressionRecord) -> str:
     """Return the report of a compression as one HTML document."""
@@ -59,6 +61,14 @@ def compression_columns(record: CompressionRecord) -> list[str]:
     loss = "loss" if record.score_name else "other answers"
     sizes = ["candidate", "blocks", "heads", "weights", "size"]
     return [*sizes, f"{_noun(record)}s/s", "speed", *score, *others, loss, "95 % interval", "agreement"]
+
+
+def compression_rows(record: CompressionRecord) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the rows of the table for a terminal, which has fewer columns."""
+    columns = compression_columns(record)
+    shown = [at for at, name in enumerate(columns) if name in {*_IN_TERMINAL, record.score_name}]
+    cells = [compression_cells(one, record) for one in record.candidates]
+    return [columns[at] for at in shown], [[row[at] for at in shown] for row in cells]
 
 
 def compression_cells(one: CandidateMetrics, record: CompressionRecord) -> list[str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from raypipe import text
 from raypipe.records import EPOCH_METRICS, CompressionRecord, EpochMetrics, RunRecord, TrainingRecord
-from raypipe.report.compression_page import compression_cells, compression_columns
+from raypipe.report.compression_page import compression_rows
 from raypipe.status import Status
 
 _SHORT_NAMES = {"train_loss": "train loss", "validation_loss": "val loss", "top5_accuracy": "top-5"}
@@ -201,10 +201,11 @@ def _text(untrusted: str, style: str = "") -> Text:
 def compression_table(record: CompressionRecord, *, report_uri: str = "") -> Group:
     """Return the table of the candidates, the chosen one in bold, and the verdict."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, heading in enumerate(compression_columns(record)):
+    columns, rows = compression_rows(record)
+    for number, heading in enumerate(columns):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
-    for one in record.candidates:
-        table.add_row(*compression_cells(one, record), style="bold" if one.name == record.chosen else "")
+    for one, cells in zip(record.candidates, rows, strict=True):
+        table.add_row(*cells, style="bold" if one.name == record.chosen else "")
     places = summary_table(
         [("model", _text(f"{record.output_uri}/model", "bold")), ("report", _text(report_uri, "bold"))]
     )

@@ -43,7 +43,7 @@ def made_of(model: VideoClassifier, *, labelled: bool = True, **keys: object) ->
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no_labels"])
 def test_every_candidate_loads_and_gives_its_answers(*, labelled: bool) -> None:
     found = made_of(tiny_classifier(probe="mean_slope_std", gpt2_reads="changes"), labelled=labelled)
-    assert [one.name for one in found] == [ORIGINAL, "int8", "1 blocks", "1 blocks, int8"]
+    assert [one.name for one in found] == [ORIGINAL, "int8", "1 block", "1 block, int8"]
     assert [one.int8 for one in found] == [False, True, False, True]
     assert [len(one.heads) for one in found] == [2, 2, 1, 1]
     for one in found:

@@ -23,6 +23,7 @@ from raypipe.models.classifier_files import build_classifier
 from raypipe.models.int8 import quantize
 from raypipe.models.model_files import ModelFiles
 from raypipe.models.pruning import num_heads
+from raypipe.text import plural
 
 _GELU = "gelu_pytorch_tanh"  # the function that GPT-2 has, gelu_new, as one operation
 _MAX_TIMED, _MAX_COST_VIDEOS = 64, 256
@@ -82,9 +83,9 @@ class ClassifierStudents:
         train = self._samples(lambda: teacher.fill(self._data.read_train(), multi_label=self._multi_label))
         for num_blocks in levels:
             student = self._shrunk(student, num_blocks, teacher, train)
-            made = [self._candidate(f"{num_blocks} blocks", student)]
+            made = [self._candidate(plural(num_blocks, "block"), student)]
             if self._config.int8:
-                made.append(self._int8(f"{num_blocks} blocks, int8", student))
+                made.append(self._int8(f"{plural(num_blocks, 'block')}, int8", student))
             candidates += made
             if all(losses(original, one).mean() > self._config.max_accuracy_loss for one in made):
                 break
@@ -105,7 +106,7 @@ class ClassifierStudents:
         prune_heads(gpt2, cost, tolerance=self._config.head_tolerance)
         student.config.gpt2.n_layer = num_blocks
         student.config.gpt2_heads = num_heads(gpt2)
-        self._say(f"distilling {num_blocks} blocks with {sum(num_heads(gpt2))} heads")
+        self._say(f"distilling {plural(num_blocks, 'block')} with {plural(sum(num_heads(gpt2)), 'head')}")
         distil(
             student,
             teacher,

@@ -29,7 +29,7 @@ from raypipe.models.ranker_files import RankerFiles
 from raypipe.search.tower import TowerWeights
 from raypipe.search.vectors import open_vectors, widen
 from raypipe.search.versions import VECTORS
-from raypipe.text import one_line
+from raypipe.text import one_line, plural
 
 _MAX_COST_USERS, _MAX_TIMED = 2_000, 200
 _AT_ONCE = 128
@@ -53,13 +53,13 @@ def ranker_candidates(files: RankerFiles, samples: HistorySamples, config: Compr
         prune_blocks(student.gpt2, num_blocks, cost)
         prune_heads(student.gpt2, cost, tolerance=0.0)  # nothing repairs a ranker afterwards
         student.config.n_layer, student.config.gpt2_heads = num_blocks, num_heads(student.gpt2)
-        names = [f"{num_blocks} blocks, {sum(student.config.gpt2_heads)} heads"]
-        candidates.append(made.candidate(names[0], student))
+        name = f"{plural(num_blocks, 'block')}, {plural(sum(student.config.gpt2_heads), 'head')}"
+        candidates.append(made.candidate(name, student))
         if config.int8:
             small = copy.deepcopy(student)
             quantize(small)
             small.config.int8 = True
-            candidates.append(made.candidate(f"{names[0]}, int8", small))
+            candidates.append(made.candidate(f"{name}, int8", small))
     return candidates
 
 

@@ -234,6 +234,10 @@ def _check_has_gpt2(init_from: ModelFiles, learned: VideoClassifierConfig) -> No
         msg = f"{init_from.source} has no GPT-2: only a linear probe was kept."
         remedy = "Choose a training with objective masked_frame or frame_order, or with model.head=gpt2."
         raise WeightsError(msg, key="init_from", value=init_from.source, remedy=remedy)
+    if learned.int8 or learned.gpt2_heads is not None:
+        msg = f"{init_from.source} is a compressed model, which cannot be trained further."
+        remedy = "Choose the model that it was made of."
+        raise WeightsError(msg, key="init_from", value=init_from.source, remedy=remedy)
 
 
 def _check_freeze(config: TrainConfig, gpt2: Gpt2) -> None:
