@@ -5,9 +5,9 @@
 
 The first command generates clips of a task of ``support/order_clips.py``: 400 with labels, 400 without, and 400 to test
 on. A classifier with a GPT-2 of 12 blocks of width 768 with 12 heads (``gpt2``) or of the default size (``small``) is
-trained on the labelled clips, a fifth of them for validation. Then it is compressed; the unlabelled clips are learned from, too. The table has the
-metrics on validation clips, by which compress chooses, and the accuracy on the test clips, with the loss against the original model and a
-paired 95 % interval.
+trained on the labelled clips, a fifth of them for validation. Then it is compressed, which also learns from the
+unlabelled clips. The table has the metrics on the validation clips, by which compress chooses, and the accuracy on the
+test clips, with the loss against the original model and a paired 95 % interval.
 
 Targets for ``gpt2``: a loss of at most 1 point, 4 times the speed on one core, 0.3 of the bytes.
 
@@ -15,9 +15,10 @@ With ``--interactions``, a ranker with two blocks is trained on Toys, as in ``ra
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ import torch
 from rich.console import Console
 
 import raypipe
+from ranker import put_inputs, toys
 from raypipe import schema
 from raypipe.config import CompressConfig, load_config
 from raypipe.evaluation.ranking_metrics import intervals
@@ -38,7 +40,6 @@ from raypipe.models.classifier import VideoClassifier
 from raypipe.models.classifier_files import build_classifier
 from raypipe.models.model_files import ModelFiles
 from raypipe.records import CandidateMetrics
-from ranker import put_inputs, toys
 from support import describe_machine, learning, order_clips, print_table, scratch_folder, verdict
 from support.learning import Split
 
@@ -55,8 +56,17 @@ HEADINGS = (
 )
 
 
-def read_task(options: argparse.Namespace, folder: Path) -> tuple[learning.Frames, learning.Labels, Split, list[str]]:
-    """Generate and embed the clips, and return their frames, their labels, the split, and the ids without labels."""
+class Clips(NamedTuple):
+    """Clips with their labels and their split. The labels of the clips in ``more`` are not used."""
+
+    frames: learning.Frames
+    truth: learning.Labels
+    split: Split
+    more: list[str]
+
+
+def read_task(options: argparse.Namespace, folder: Path) -> Clips:
+    """Generate and embed the clips."""
     truth: dict[str, str] = {}
     frames: dict[str, npt.NDArray[np.float32]] = {}
     counts = {"train": options.clips, "test": options.held_out, "more": options.unlabelled}
@@ -70,35 +80,26 @@ def read_task(options: argparse.Namespace, folder: Path) -> tuple[learning.Frame
     known = np.random.default_rng(0).permutation(ids["train"]).tolist()
     held_out = round(_VALIDATION_FRACTION * len(known))
     split = Split(sorted(known[held_out:]), sorted(known[:held_out]), ids["test"])
-    return frames, truth, split, ids["more"]
+    return Clips(frames, truth, split, ids["more"])
 
 
-def train_teacher(
-    size: str, frames: learning.Frames, truth: learning.Labels, split: Split, folder: Path, *, epochs: int
-) -> VideoClassifier:
+def train_teacher(size: str, clips: Clips, folder: Path, *, epochs: int) -> VideoClassifier:
     """Train a classifier of a size, or read it from an earlier run."""
     if (folder / "config.json").exists():
         return VideoClassifier.from_pretrained(folder)
     sizes = ", ".join(f'"{name}": {value}' for name, value in SIZES[size].items())
     with scratch_folder() as scratch:
         overrides = (f"model.gpt2={{{sizes}}}", f"optimizer.epochs={epochs}", "checkpoint.keep=1")
-        model = learning.fit(frames, truth, split, scratch, *overrides)
+        model = learning.fit(clips.frames, clips.truth, clips.split, scratch, *overrides)
     model.save_pretrained(folder)
     return model
 
 
-def candidates_of(
-    model: VideoClassifier,
-    frames: learning.Frames,
-    truth: learning.Labels,
-    split: Split,
-    more: list[str],
-    config: CompressConfig,
-) -> list[Candidate]:
+def candidates_of(model: VideoClassifier, clips: Clips, config: CompressConfig) -> list[Candidate]:
     """Return the candidates that compress makes of a model, by the same code, without Ray."""
     names = model.config.label_names
-    tables = [samples(ids, truth, names, more) for ids in ([*split.train, *more], split.validation)]
-    read = [partial(learning.blocks_of, frames, table) for table in tables]
+    tables = [samples(ids, clips, names) for ids in ([*clips.split.train, *clips.more], clips.split.validation)]
+    read = [partial(learning.blocks_of, clips.frames, table) for table in tables]
     data = DistillData(tables[0], tables[1], read[0], read[1], has_labels=True)
     files = ModelFiles(saved_files(model, metrics={}), "", "original")
 
@@ -109,48 +110,40 @@ def candidates_of(
     return ClassifierStudents(files, data, config, device=torch.device("cpu"), notify=notify).make()
 
 
-def samples(ids: list[str], truth: learning.Labels, names: list[str], more: list[str]) -> pa.Table:
-    """Return the table of some videos. Those in ``more`` have no label."""
-    unlabelled = set(more)
-    targets = [[] if video_id in unlabelled else [names.index(truth[video_id])] for video_id in ids]
-    columns = {schema.VIDEO_ID: ids, TARGETS: pa.array(targets, pa.list_(pa.int32())), INDEX: np.arange(len(ids))}
+def samples(ids: Sequence[str], clips: Clips, names: Sequence[str]) -> pa.Table:
+    """Return the table of some clips."""
+    unlabelled = set(clips.more)
+    targets = [[] if video_id in unlabelled else [names.index(clips.truth[video_id])] for video_id in ids]
+    columns = {schema.VIDEO_ID: list(ids), TARGETS: pa.array(targets, pa.list_(pa.int32())), INDEX: np.arange(len(ids))}
     return pa.table(columns)
 
 
-def test_rights(
-    one: Candidate, frames: learning.Frames, truth: learning.Labels, split: Split
-) -> npt.NDArray[np.float64]:
+def test_rights(one: Candidate, clips: Clips) -> npt.NDArray[np.float64]:
     """Return 1 for each test clip that a candidate classifies right, otherwise 0."""
     model = build_classifier(ModelFiles(one.files, "", one.name))
-    best = model.classify([frames[video_id].astype(np.float16) for video_id in split.test]).probabilities.argmax(axis=1)
+    videos = [clips.frames[video_id].astype(np.float16) for video_id in clips.split.test]
+    best = model.classify(videos).probabilities.argmax(axis=1).tolist()
     names = model.config.label_names
-    return np.array([names[at] == truth[video_id] for at, video_id in zip(best, split.test, strict=True)], np.float64)
+    return np.array([names[at] == clips.truth[id_] for at, id_ in zip(best, clips.split.test, strict=True)], np.float64)
 
 
 def run_size(size: str, options: argparse.Namespace, folder: Path) -> None:
     """Train, compress and test a classifier, and print its table."""
-    frames, truth, split, more = read_task(options, folder)
-    model = train_teacher(size, frames, truth, split, folder / f"model-{size}", epochs=options.teacher_epochs)
+    clips = read_task(options, folder)
+    model = train_teacher(size, clips, folder / f"model-{size}", epochs=options.teacher_epochs)
     values = {"model": "original", "output": "none", "embeddings": "none"}
     config = load_config(CompressConfig, values=values, overrides=(f"distill.epochs={options.epochs}",))
-    report(size, candidates_of(model, frames, truth, split, more, config), config, frames, truth, split)
+    report(size, candidates_of(model, clips, config), config, clips)
 
 
-def report(
-    size: str,
-    candidates: list[Candidate],
-    config: CompressConfig,
-    frames: learning.Frames,
-    truth: learning.Labels,
-    split: Split,
-) -> None:
+def report(size: str, candidates: list[Candidate], config: CompressConfig, clips: Clips) -> None:
     """Print the table of the candidates, the verdict, and the targets."""
     measured = measure(candidates)
     chosen = choose(measured, max_loss=config.max_accuracy_loss, min_speedup=config.min_speedup)
-    rights = {one.name: test_rights(one, frames, truth, split) for one in candidates}
+    rights = {one.name: test_rights(one, clips) for one in candidates}
     original = rights[measured[0].name]
     lost = intervals({name: original - right for name, right in rights.items()})
-    print(f"\n{size}: {len(split.validation)} clips for validation, {len(split.test)} to test\n")
+    print(f"\n{size}: {len(clips.split.validation)} clips for validation, {len(clips.split.test)} to test\n")
     rows = []
     for one in measured:
         test = lost[one.name]
