@@ -9,6 +9,7 @@ from raypipe.api import index as index
 from raypipe.api import open_dataset as open_dataset
 from raypipe.api import recommend as recommend
 from raypipe.api import serve as serve
+from raypipe.api import suggest as suggest
 from raypipe.api import train as train
 from raypipe.api import verify as verify
 from raypipe.client import AnswerError as AnswerError
@@ -22,6 +23,7 @@ from raypipe.config import EvaluateConfig as EvaluateConfig
 from raypipe.config import IndexConfig as IndexConfig
 from raypipe.config import RecommendConfig as RecommendConfig
 from raypipe.config import ServeConfig as ServeConfig
+from raypipe.config import SuggestConfig as SuggestConfig
 from raypipe.config import TrainConfig as TrainConfig
 from raypipe.config import load_config as load_config
 from raypipe.dataset.verify import Verification as Verification

@@ -16,6 +16,7 @@ from raypipe.config import (
     IndexConfig,
     RecommendConfig,
     ServeConfig,
+    SuggestConfig,
     TrainConfig,
     load_config,
 )
@@ -359,6 +360,44 @@ def evaluate(
     counts["meets_requirement"] = run.meets_requirement
     table = evaluation_table(run)
     return JobResult("evaluate", settled.output, counts, run.seconds, run.report_uri, record=found, table=table)
+
+
+def suggest(
+    embeddings: Location | None = None,
+    labels: Location | None = None,
+    output: Location | None = None,
+    *,
+    config: Source[SuggestConfig] = None,
+    console: "Console | None" = None,
+    **settings: Any,  # noqa: ANN401 - the keys of the configuration
+) -> JobResult:
+    """Suggest which videos to label next, and which labels are probably wrong.
+
+    The result's ``record`` has both lists: ``to_label`` and ``to_check``.
+
+    Args:
+        embeddings: The output folder of ``embed``.
+        labels: A .csv, .parquet or .jsonl file with the columns ``video_id`` and ``label``. Or pass
+            ``labels_from="folder"`` to use the name of each video's parent folder. Omit both if there are no labels.
+        output: The folder for ``to_label.csv``, ``check_labels.csv``, ``summary.json`` and ``report.html``.
+        config: A YAML file, a mapping or a ``SuggestConfig``. The other arguments override it.
+        console: Where progress is shown; by default nowhere.
+        settings: Keys of the configuration, such as ``num_videos=100``.
+
+    Raises:
+        SetupError: the embeddings, the labels or the configuration cannot be used.
+        JobError: the embeddings are not sealed, or not finite.
+    """
+    settled = _configured(SuggestConfig, config, embeddings=embeddings, labels=labels, output=output, **settings)
+    from raypipe.jobs.suggest.job import run_suggest, suggestion_table
+
+    run = run_suggest(settled, console=console)
+    record, found = run.record, run.record.summary
+    counts = {"to_label": found["num_to_label"], "to_check": found["num_to_check"], "labelled": found["num_labelled"]}
+    table = suggestion_table(run)
+    return JobResult(
+        "suggest", settled.output, counts, record.elapsed_seconds, run.report_uri, record=record, table=table
+    )
 
 
 def verify(output: Location) -> "Verification":

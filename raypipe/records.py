@@ -651,6 +651,70 @@ class EvaluationRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VideoToLabel:
+    """A video to label next. Without a model, there are no labels; with one, the two most probable ones."""
+
+    video_id: str
+    video_uri: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    num_similar: int  # unlabelled videos that resemble this one more than the others of the list
+    thumbnail: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelToCheck:
+    """A label that is probably wrong.
+
+    If ``label`` is None, a multi-label video probably lacks the suggested label. If ``suggested`` is None, it probably
+    has a label too many. ``probability`` is the probability that what is given is right.
+    """
+
+    video_id: str
+    video_uri: str
+    label: str | None
+    suggested: str | None
+    probability: float
+    suggested_probability: float
+    thumbnail: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelCounts:
+    """One label: how many videos have it, the fraction that a model finds unseen, and how many are to be checked."""
+
+    label: str
+    num_videos: int
+    recall: float | None
+    num_to_check: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuggestionRecord:
+    """Everything that a report shows about suggestions. ``summary`` is the content of ``summary.json``."""
+
+    command: str
+    embeddings_uri: str
+    labels_uri: str
+    output_uri: str
+    settings: Mapping[str, object]
+    versions: Mapping[str, str]
+    started_at: float
+    finished_at: float
+    summary: Mapping[str, Any]
+    to_label: tuple[VideoToLabel, ...]
+    to_check: tuple[LabelToCheck, ...]
+    labels: tuple[LabelCounts, ...]
+    outcome: Outcome = "finished"
+    machine: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Return the wall time of the run."""
+        return max(0.0, self.finished_at - self.started_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StrangeVideo:
     """One of the strangest videos in the report of anomalies, with the nearest video of the catalogue.
 

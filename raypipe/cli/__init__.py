@@ -1,7 +1,7 @@
 """The command line. Each command loads its configuration, calls one function, and turns errors into exit codes."""
 
 from raypipe.cli import demo, init  # noqa: I001 - the order in which --help lists the commands
-from raypipe.cli import embed, train, compress, classify, index, recommend, anomalies
+from raypipe.cli import embed, suggest, train, compress, classify, index, recommend, anomalies
 from raypipe.cli import serve, submit
 from raypipe.cli import plan, verify, evaluate, doctor
 from raypipe.cli.app import app
@@ -22,6 +22,7 @@ __all__ = [
     "recommend",
     "serve",
     "submit",
+    "suggest",
     "train",
     "verify",
 ]

@@ -11,7 +11,16 @@ from raypipe.cli.app import START, command
 def init(
     job: Annotated[
         Literal[
-            "embed", "train", "compress", "classify", "index", "recommend", "anomalies", "evaluate", "serve"
+            "embed",
+            "suggest",
+            "train",
+            "compress",
+            "classify",
+            "index",
+            "recommend",
+            "anomalies",
+            "evaluate",
+            "serve",
         ],
         typer.Argument(help="The command that reads the configuration."),
     ],

@@ -9,6 +9,7 @@ from raypipe.config.index import IndexConfig, IndexSettings
 from raypipe.config.load import load_config
 from raypipe.config.recommend import RankingConfig, RecommendConfig
 from raypipe.config.serve import ServeConfig
+from raypipe.config.suggest import SuggestConfig
 from raypipe.config.train import (
     CheckpointConfig,
     ClassifierConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "Retry",
     "SamplingConfig",
     "ServeConfig",
+    "SuggestConfig",
     "TrainConfig",
     "load_config",
 ]

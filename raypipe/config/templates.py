@@ -15,6 +15,7 @@ from raypipe.config import (
     IndexConfig,
     RecommendConfig,
     ServeConfig,
+    SuggestConfig,
     TrainConfig,
 )
 
@@ -27,6 +28,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "recommend": RecommendConfig,
     "evaluate": EvaluateConfig,
     "anomalies": AnomaliesConfig,
+    "suggest": SuggestConfig,
     "serve": ServeConfig,
 }
 _ARGS = "    args:\n"

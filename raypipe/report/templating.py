@@ -9,7 +9,14 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from raypipe import text
-from raypipe.records import AnomalyRecord, CompressionRecord, EvaluationRecord, RunRecord, TrainingRecord
+from raypipe.records import (
+    AnomalyRecord,
+    CompressionRecord,
+    EvaluationRecord,
+    RunRecord,
+    SuggestionRecord,
+    TrainingRecord,
+)
 from raypipe.status import NOT_FAILED
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@:$]|(?<=www)\.)", re.IGNORECASE
 
 def render_page(
     template: str,
-    record: RunRecord | TrainingRecord | EvaluationRecord | AnomalyRecord | CompressionRecord,
+    record: RunRecord | TrainingRecord | EvaluationRecord | AnomalyRecord | CompressionRecord | SuggestionRecord,
     *,
     job: str,
     headline: str,

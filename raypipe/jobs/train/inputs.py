@@ -80,7 +80,7 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
     """
     output = Folder(config.embeddings_uri)
     manifests = embeddings_manifests(output)
-    catalogue, gone = _catalogue(output, manifests)
+    catalogue, gone = read_catalogue(output, manifests)
     chosen = _choose_all(config, catalogue) if config.is_pretraining else _choose_labelled(config, catalogue, gone)
     rows = chosen.rows.sort_by(schema.VIDEO_ID)  # independent of the order of the plans
     digest = hashlib.sha256(repr(chosen.label_names).encode())
@@ -110,7 +110,7 @@ def _evenly(rows: pa.Table, limit: int) -> pa.Table:
 
 
 def numbered(rows: pa.Table) -> pa.Table:
-    """Return the columns of samples, with ``index`` counting from 0."""
+    """Return the samples of rows: their columns ``file``, ``video_id`` and ``targets``, and their ``index`` from 0."""
     return rows.select([FILE, schema.VIDEO_ID, TARGETS]).append_column(INDEX, pa.array(np.arange(rows.num_rows)))
 
 
@@ -134,23 +134,21 @@ def _no_targets(rows: pa.Table) -> pa.Table:
 
 def _choose_labelled(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> _Chosen:
     """Choose every video that has frames and a label. Its ``targets`` are the numbers of its labels."""
-    labels, num_unknown, num_without_frames, labelled = _usable_labels(config, catalogue, gone)
-    label_names = tuple(sorted(pc.unique(labels[schema.LABEL]).to_pylist()))
-    numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names)).to_numpy().astype(np.int64)
-    at_unique, videos = np.unique(labels["at"].to_numpy(), return_inverse=True)
-    multi_label = _is_multi_label(config, len(numbers) > len(at_unique))
-    held_out = _held_out(config, labels, videos, numbers, label_names)
-    if not multi_label and len(label_names) == 1:
-        msg = f"Every video has the label {label_names[0]!r}, so there is nothing to classify."
+    every_label = find_labels(config, catalogue, gone)
+    labels, num_unknown, num_without_frames = usable_labels(config, every_label, catalogue)
+    found = join_labels(labels, catalogue)
+    multi_label = is_multi_label(config, several=found.several)
+    held_out = _held_out(config, labels, found)
+    if not multi_label and len(found.label_names) == 1:
+        name = found.label_names[0]
+        msg = f"Every video has the label {name!r}, so there is nothing to classify."
         remedy = "Add a second label, or set problem_type=multi_label."
-        raise ConfigError(msg, key=schema.LABEL, value=label_names[0], remedy=remedy)
-    stops = np.cumsum(np.bincount(videos))
-    ordered = pa.array(numbers[np.lexsort((numbers, videos))], pa.int32())
-    targets = pa.ListArray.from_arrays(pa.array([0, *stops], pa.int32()), ordered)
-    rows = catalogue.take(pa.array(at_unique)).append_column(TARGETS, targets).append_column(SPLIT, pa.array(held_out))
-    chosen = _Chosen(rows, num_without_frames, label_names, multi_label, num_unknown)
+        raise ConfigError(msg, key=schema.LABEL, value=name, remedy=remedy)
+    rows = found.rows.append_column(SPLIT, pa.array(held_out))
+    chosen = _Chosen(rows, num_without_frames, found.label_names, multi_label, num_unknown)
     if config.objective != "self_train":
         return chosen
+    labelled = pc.unique(every_label[schema.VIDEO_ID])
     return chosen._replace(unlabelled=_unlabelled(config, catalogue, labelled, multi_label=multi_label))
 
 
@@ -159,9 +157,7 @@ def _unlabelled(config: TrainConfig, catalogue: pa.Table, labelled: pa.Array, *,
     if multi_label:
         msg = "objective=self_train needs one label per video, and these labels are multi_label."
         raise ConfigError(msg, key="objective", value="self_train", remedy="Choose classify.")
-    rows = catalogue.filter(
-        pc.and_(catalogue[schema.STATUS], pc.invert(pc.is_in(catalogue[schema.VIDEO_ID], labelled)))
-    )
+    rows = without_label(catalogue, labelled)
     if not rows.num_rows:
         uri = Folder(config.embeddings_uri).uri
         msg = f"objective=self_train learns from videos without a label, and every video in {uri} has one."
@@ -169,7 +165,42 @@ def _unlabelled(config: TrainConfig, catalogue: pa.Table, labelled: pa.Array, *,
     return rows
 
 
-def _catalogue(output: Folder, manifests: list[dict[str, Any]]) -> tuple[pa.Table, pa.Array]:
+def without_label(catalogue: pa.Table, labelled: pa.Array) -> pa.Table:
+    """Return the videos of the catalogue that have frames, and whose IDs are not among those with a label."""
+    is_labelled = pc.is_in(catalogue[schema.VIDEO_ID], value_set=labelled)
+    return catalogue.filter(pc.and_(catalogue[schema.STATUS], pc.invert(is_labelled)))
+
+
+class LabelledVideos(NamedTuple):
+    """The V videos that have labels, and the pairs of a video number (0 to V - 1) and a label number.
+
+    ``rows`` are rows of the catalogue with one more column, ``targets``: the label numbers of the video.
+    """
+
+    rows: pa.Table
+    label_names: tuple[str, ...]
+    videos: Ints
+    numbers: Ints
+
+    @property
+    def several(self) -> bool:
+        """Whether a video has several labels."""
+        return len(self.numbers) > self.rows.num_rows
+
+
+def join_labels(labels: pa.Table, catalogue: pa.Table) -> LabelledVideos:
+    """Return the videos of the catalogue at the positions ``at`` of the labels, each with the numbers of its labels."""
+    label_names = tuple(sorted(pc.unique(labels[schema.LABEL]).to_pylist()))
+    numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names)).to_numpy().astype(np.int64)
+    at_unique, videos = np.unique(labels["at"].to_numpy(), return_inverse=True)
+    stops = np.cumsum(np.bincount(videos))
+    ordered = pa.array(numbers[np.lexsort((numbers, videos))], pa.int32())
+    targets = pa.ListArray.from_arrays(pa.array([0, *stops], pa.int32()), ordered)
+    rows = catalogue.take(pa.array(at_unique)).append_column(TARGETS, targets)
+    return LabelledVideos(rows, label_names, videos, numbers)
+
+
+def read_catalogue(output: Folder, manifests: list[dict[str, Any]]) -> tuple[pa.Table, pa.Array]:
     """Return a table of all current videos, and separately the ids of the videos that are gone.
 
     The table has the columns ``file``, ``video_id`` and ``status``. Here ``status`` is a boolean: whether the video has
@@ -204,21 +235,21 @@ def _with_frames(output: Folder, names: list[str]) -> set[str]:
         return {video_id for ids in pool.map(read, names) for video_id in ids}
 
 
-def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> tuple[pa.Table, int, int, pa.Array]:
-    """Return the labels of videos with frames, the number of unknown labelled videos, and the number without frames.
-
-    The last value is the ids of all videos that have a label, even one that is left out.
-
-    The column ``at`` of the labels is the position of the video in the catalogue. Videos that are gone and videos in
-    the split ``test`` are left out.
-    """
+def find_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> pa.Table:
+    """Return the labels of a file or of the folders, without the videos that are gone."""
     if config.labels is None:
         is_usable = pc.or_(catalogue[schema.STATUS], pc.match_substring(catalogue[schema.VIDEO_ID], "/"))
-        labels = folder_labels(catalogue[schema.VIDEO_ID].filter(is_usable))  # a README is no video, and has no label
-    else:
-        labels = read_labels(config.labels, split_column=config.data.split_column)
-        labels = labels.filter(pc.invert(pc.is_in(labels[schema.VIDEO_ID], value_set=gone)))
-    labelled = pc.unique(labels[schema.VIDEO_ID])
+        return folder_labels(catalogue[schema.VIDEO_ID].filter(is_usable))  # a README is no video, and has no label
+    labels = read_labels(config.labels, split_column=config.data.split_column)
+    return labels.filter(pc.invert(pc.is_in(labels[schema.VIDEO_ID], value_set=gone)))
+
+
+def usable_labels(config: TrainConfig, labels: pa.Table, catalogue: pa.Table) -> tuple[pa.Table, int, int]:
+    """Return the labels of videos with frames, the number of unknown labelled videos, and the number without frames.
+
+    The column ``at`` of the labels is the position of the video in the catalogue. Videos in the split ``test`` are left
+    out.
+    """
     at = pc.index_in(labels[schema.VIDEO_ID], catalogue[schema.VIDEO_ID]).combine_chunks()
     num_unknown = _check_known(config, labels, at)
     labels = labels.append_column("at", at).filter(pc.is_valid(at))
@@ -232,7 +263,7 @@ def _usable_labels(config: TrainConfig, catalogue: pa.Table, gone: pa.Array) -> 
             f"No labelled video of {config.labels or 'the folders'} has embeddings in {Folder(config.embeddings_uri)}."
         )
         raise ConfigError(msg, key="labels", value=config.labels)
-    return labels, num_unknown, num_without_frames, labelled
+    return labels, num_unknown, num_without_frames
 
 
 def _check_known(config: TrainConfig, labels: pa.Table, at: pa.Array) -> int:
@@ -248,7 +279,12 @@ def _check_known(config: TrainConfig, labels: pa.Table, at: pa.Array) -> int:
     return len(unknown)
 
 
-def _is_multi_label(config: TrainConfig, several: bool) -> bool:  # noqa: FBT001 - a finding about the labels
+def is_multi_label(config: TrainConfig, *, several: bool) -> bool:
+    """Return whether the training is multi-label. By default, it is if a video has ``several`` labels.
+
+    Raises:
+        ConfigError: a video has several labels, but ``problem_type`` is ``single_label``.
+    """
     if several and config.problem_type == "single_label":
         msg = "problem_type=single_label, but a video has several labels."
         remedy = "Choose multi_label, or give each video one label."
@@ -322,16 +358,15 @@ def folder_labels(video_ids: pa.ChunkedArray) -> pa.Table:
     return pa.table({schema.VIDEO_ID: video_ids, schema.LABEL: pa.array(labels, pa.string())})
 
 
-def _held_out(
-    config: TrainConfig, labels: pa.Table, videos: Ints, numbers: Ints, label_names: tuple[str, ...]
-) -> Bools:
+def _held_out(config: TrainConfig, labels: pa.Table, found: LabelledVideos) -> Bools:
     """Return a mask ``[V]`` of the videos for validation.
 
     These are the videos that the split column names or, without such a column, a stratified sample.
     """
+    videos = found.videos
     if SPLIT not in labels.column_names:
-        fraction = config.data.validation_fraction
-        return stratified(videos, numbers, fraction=fraction, seed=config.seed, names=label_names)
+        fraction, names = config.data.validation_fraction, found.label_names
+        return stratified(videos, found.numbers, fraction=fraction, seed=config.seed, names=names)
     held_out = np.zeros(videos.max() + 1, dtype=bool)
     held_out[videos] = pc.equal(labels[SPLIT], "validation").to_numpy()
     if held_out.all():
