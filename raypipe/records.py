@@ -695,7 +695,6 @@ class SuggestionRecord:
 
     command: str
     embeddings_uri: str
-    labels_uri: str
     output_uri: str
     settings: Mapping[str, object]
     versions: Mapping[str, str]

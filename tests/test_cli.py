@@ -20,6 +20,7 @@ COMMANDS = (
         "init",
         "demo",
         "embed",
+        "suggest",
         "train",
         "compress",
         "classify",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PUBLIC_FUNCTIONS = {"embed", "train", "classify", "index", "recommend", "serve", "verify"}
+PUBLIC_FUNCTIONS = {"embed", "train", "classify", "index", "recommend", "serve", "suggest", "verify"}
 JOB_PARTS = {"job", "inputs", "shard", "verify"}  # the files that every job has
 Imports = dict[str, dict[str, int]]  # importer -> imported module -> line of the import
 

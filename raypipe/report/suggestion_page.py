@@ -17,7 +17,7 @@ def suggestion_page(record: SuggestionRecord) -> str:
         record,
         job="suggest",
         headline=f"{num_to_label} to label next, {num_to_check} to check",
-        uris=(record.embeddings_uri, record.labels_uri),
+        uris=(record.embeddings_uri, record.output_uri),
         tiles=_tiles(record),
         bad_tile="",
         run={name: summary[name] for name in ("features", "num_unknown", "num_without_frames") if summary[name]},

@@ -52,7 +52,7 @@ def next_labels(
     num_videos = len(unlabelled.statistics)
     probabilities, weights = None, np.ones(num_videos)
     if probe is not None:
-        probabilities = _probabilities(probe, unlabelled, space)
+        probabilities = probe_probabilities(probe, unlabelled, space)
         weights = _MIN_WEIGHT + uncertainty(probabilities, multi_label=space.multi_label)
     drawn = draw_candidates(weights, seed=seed)
     counts_all = len(drawn) == num_videos  # otherwise, the draw has taken the weights into account
@@ -72,7 +72,8 @@ def label_doubts(probe: TrainedProbe, labelled: PooledVideos, space: LabelSpace)
     return find_label_errors(space.probabilities(fit.out_of_fold).numpy(), labelled.labels.long().numpy())
 
 
-def _probabilities(probe: TrainedProbe, videos: PooledVideos, space: LabelSpace) -> Floats:
+def probe_probabilities(probe: TrainedProbe, videos: PooledVideos, space: LabelSpace) -> Floats:
+    """Return the probabilities ``[N, C]`` that a probe gives to videos."""
     weights, found = probe.weights, []
     for start in range(0, len(videos.statistics), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)

@@ -97,7 +97,6 @@ def run_suggest(config: SuggestConfig, *, console: Console | None = None) -> Sug
     record = SuggestionRecord(
         command=summary["command"],
         embeddings_uri=embeddings.uri,
-        labels_uri=config.labels or "",
         output_uri=output.uri,
         settings=config.model_dump(mode="json"),
         versions=versions(("torch",)),

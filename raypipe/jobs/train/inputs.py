@@ -191,7 +191,7 @@ class LabelledVideos(NamedTuple):
 def join_labels(labels: pa.Table, catalogue: pa.Table) -> LabelledVideos:
     """Return the videos of the catalogue at the positions ``at`` of the labels, each with the numbers of its labels."""
     label_names = tuple(sorted(pc.unique(labels[schema.LABEL]).to_pylist()))
-    numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names)).to_numpy().astype(np.int64)
+    numbers = pc.index_in(labels[schema.LABEL], pa.array(label_names, pa.string())).to_numpy().astype(np.int64)
     at_unique, videos = np.unique(labels["at"].to_numpy(), return_inverse=True)
     stops = np.cumsum(np.bincount(videos))
     ordered = pa.array(numbers[np.lexsort((numbers, videos))], pa.int32())
