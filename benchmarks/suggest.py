@@ -66,6 +66,11 @@ def accuracy(probe: TrainedProbe, clips: Clips) -> float:
     return float((found == clips.test.labels.numpy()).mean())
 
 
+def accuracy_with_all(clips: Clips) -> float:
+    probe = fit_labelled(clips.pool, clips.space)
+    return 0.0 if probe is None else accuracy(probe, clips)
+
+
 def next_batch(
     method: str, probe: TrainedProbe | None, clips: Clips, known: Ints, free: Ints, *, count: int, seed: int
 ) -> Ints:
@@ -115,20 +120,17 @@ def labels_needed(curves: Sequence[Curve], target: float) -> float:
 
 def saving_rows(name: str, draws: Sequence[tuple[Clips, int]], options: argparse.Namespace) -> list[tuple[str, ...]]:
     """Return a row per method: the labels it needs, and their ratio to those of random order."""
-    probes = {id(clips): fit_labelled(clips.pool, clips.space) for clips, _ in draws}
-    full = np.array([accuracy(probe, clips) for clips, _ in draws if (probe := probes[id(clips)]) is not None])
-    curves = {
-        method: [
-            simulate(method, clips, batch=options.batch, max_labels=options.max_labels, seed=seed)
-            for clips, seed in draws
-        ]
-        for method in (RANDOM, *options.methods)
-    }
+    by_clips = {id(clips): accuracy_with_all(clips) for clips in {id(clips): clips for clips, _ in draws}.values()}
+    full = np.array([by_clips[id(clips)] for clips, _ in draws])
     needed = partial(_needed, full=full)
     everything = np.arange(len(draws))
     resampled = np.random.default_rng(0).integers(0, len(draws), (_NUM_DRAWS, len(draws)))
-    rows = []
-    for method, found in curves.items():
+    rows, curves = [], {}
+    for method in (RANDOM, *options.methods):
+        found = curves[method] = [
+            simulate(method, clips, batch=options.batch, max_labels=options.max_labels, seed=seed)
+            for clips, seed in draws
+        ]
         ratios = [needed(found, rows=some) / needed(curves[RANDOM], rows=some) for some in resampled]
         low, high = np.nanquantile(ratios, [0.025, 0.975], method="nearest")
         count = needed(found, rows=everything)
