@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from raypipe.search.index import VideoIndex
 from raypipe.search.projection import shrinkage, unit_length
-from raypipe.search.vectors import Floats, Positions, Vectors, widen
+from raypipe.search.vectors import Floats, Positions, widen
 
 Numbers = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -70,7 +70,7 @@ def fit_ellipsoid(vectors: Floats, count: int) -> tuple[Ellipsoid, Numbers]:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class NoveltyScores:
     """The scores of Q videos.
 
     Attributes:
@@ -100,7 +100,7 @@ class Calibration:
     num_neighbors: int
     cosine: float
     ellipsoid: Ellipsoid
-    scores: Scores
+    scores: NoveltyScores
 
     def __len__(self) -> int:
         return len(self.scores.distances)
@@ -120,7 +120,7 @@ class Calibration:
         of_distances = np.searchsorted(distances, self.scores.distances, side="right")
         return of_distances, np.searchsorted(lengths, self.scores.lengths, side="right")
 
-    def p_values(self, scores: Scores) -> Numbers:
+    def p_values(self, scores: NoveltyScores) -> Numbers:
         """Return the p-value of each video, from 1 / (N + 1) to 1."""
         rows = zip(scores.distances.tolist(), scores.lengths.tolist(), scores.is_known.tolist(), strict=True)
         return np.array([1.0 if known else self._p_value(*row) for *row, known in rows], np.float64)
@@ -146,7 +146,7 @@ class Novelty:
     def __init__(self, index: VideoIndex, calibration: Calibration) -> None:
         self.index = index
         self.calibration = calibration
-        self._space = _Space(index)
+        self._space = _Space.of(index)
 
     @classmethod
     def fit(cls, index: VideoIndex, *, num_neighbors: int, max_scores: int, seed: int = 0) -> Self:
@@ -158,7 +158,7 @@ class Novelty:
         if len(index) < MIN_VIDEOS:
             msg = f"{len(index)} videos are too few to say what is unlike them: it takes {MIN_VIDEOS}."
             raise ValueError(msg)
-        space = _Space(index)
+        space = _Space.of(index)
         size = len(index)
         drawn = np.random.default_rng(seed).choice(size, min(size, max(_LEARN_FROM, max_scores)), replace=False)
         count = min(size, max_scores)
@@ -167,15 +167,15 @@ class Novelty:
         num_neighbors = min(num_neighbors, size - 1)
         own = drawn[:count]
         near = space.near(widen(index.vectors[own]), space.vectors_at(own), num_neighbors, without=own)
-        scores = Scores(near.distances, lengths, near.cosines >= cosine, near.closest)
+        scores = NoveltyScores(near.distances, lengths, near.cosines >= cosine, near.closest)
         return cls(index, Calibration(num_neighbors, cosine, ellipsoid, scores))
 
-    def score(self, embeddings: npt.NDArray[np.floating]) -> Scores:
+    def score(self, embeddings: npt.NDArray[np.floating]) -> NoveltyScores:
         """Score videos by their embeddings ``[Q, D]``, each of which is finite and not zero."""
         projected, vectors = self._space.place(embeddings)
         near = self._space.near(projected, vectors, self.calibration.num_neighbors)
         lengths = self.calibration.ellipsoid.lengths(vectors)
-        return Scores(near.distances, lengths, near.cosines >= self.calibration.cosine, near.closest)
+        return NoveltyScores(near.distances, lengths, near.cosines >= self.calibration.cosine, near.closest)
 
     def frame_distances(self, frames: npt.NDArray[np.floating]) -> Floats:
         """Return one minus the cosine between each frame ``[T, D]`` and the video of the index nearest to it, ``[T]``.
@@ -185,7 +185,7 @@ class Novelty:
         count = min(len(frames), MAX_SCORED_FRAMES)
         scored = np.linspace(0, len(frames) - 1, count).round().astype(np.int64)
         distances = np.full(len(frames), np.nan, np.float32)
-        distances[scored] = self._space.near(*self._space.place(frames[scored]), 1).distances
+        distances[scored] = self._space.distances(*self._space.place(frames[scored]), 1)
         return distances
 
 
@@ -200,20 +200,33 @@ class _Near:
 
 @dataclass(frozen=True, slots=True)
 class _Space:
-    """Where videos are compared: among the embeddings of an index or, if it does not hold them, among its vectors."""
+    """Where videos are compared: among the embeddings of an index or, if it does not hold them, among its vectors.
+
+    ``wide`` are the embeddings as float32 ``[N, D]``.
+    """
 
     index: VideoIndex
+    wide: Floats | None
+
+    @classmethod
+    def of(cls, index: VideoIndex) -> Self:
+        return cls(index, None if index.embeddings is None else widen(index.embeddings))
 
     def place(self, embeddings: npt.NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Return embeddings ``[Q, D]`` as vectors of the index ``[Q, d]``, and as what is compared ``[Q, r]``."""
         projected = self.index.projection.apply(embeddings)
-        if self.index.embeddings is None:
+        if self.wide is None:
             return projected, projected
         return projected, widen(unit_length(embeddings).astype(np.float16))  # rounded like those of the index
 
     def vectors_at(self, positions: Positions) -> Floats:
-        index = self.index
-        return widen((index.vectors if index.embeddings is None else index.embeddings)[positions])
+        return widen(self.index.vectors[positions]) if self.wide is None else self.wide[positions]
+
+    def distances(self, projected: Floats, vectors: Floats, count: int) -> Numbers:
+        """Return one minus the mean cosine of each query to the ``count`` videos nearest to it, [Q]."""
+        if self.wide is not None:
+            return _distances(self.wide, vectors, count, None)
+        return self.near(projected, vectors, count).distances
 
     def near(self, projected: Floats, vectors: Floats, count: int, *, without: Positions | None = None) -> _Near:
         """Return the ``count`` videos nearest to each query, which ``place`` returns.
@@ -225,8 +238,8 @@ class _Space:
         cosines = np.array([scores[0] for scores, _ in found], np.float32)
         closest = np.array([positions[0] for _, positions in found], np.int64)
         distances = np.array([1 - scores.mean(dtype=np.float64) for scores, _ in found], np.float64)
-        if self.index.embeddings is not None:
-            distances = _distances(self.index.embeddings, vectors, count, without)
+        if self.wide is not None:
+            distances = _distances(self.wide, vectors, count, without)
         return _Near(np.maximum(distances, 0), closest, cosines)
 
     def _nearest(self, query: Floats, count: int, without: int | None) -> tuple[Floats, Positions]:
@@ -239,9 +252,8 @@ class _Space:
         return scores[is_other], positions[is_other]
 
 
-def _distances(embeddings: Vectors, queries: Floats, count: int, without: Positions | None) -> Numbers:
+def _distances(wide: Floats, queries: Floats, count: int, without: Positions | None) -> Numbers:
     """Return one minus the mean cosine of each query to the ``count`` embeddings nearest to it, [Q]."""
-    wide = widen(embeddings)
     distances = np.empty(len(queries), np.float64)
     for start in range(0, len(queries), _QUERIES):
         some = slice(start, start + _QUERIES)

@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.search.index import VideoIndex
-from raypipe.search.novelty import MAX_SCORED_FRAMES, MIN_VIDEOS, Calibration, Ellipsoid, Novelty, Scores, fit_ellipsoid
+from raypipe.search.novelty import (
+    MAX_SCORED_FRAMES,
+    MIN_VIDEOS,
+    Calibration,
+    Ellipsoid,
+    Novelty,
+    NoveltyScores,
+    fit_ellipsoid,
+)
 from raypipe.search.projection import shrinkage, unit_length
 from support.properties import examples
 from support.vectors import index_of
@@ -73,9 +81,9 @@ def test_p_values_are_exchangeable(values: list[tuple[int, int, bool]]) -> None:
     assert min(found) >= 1 / size - 1e-9
 
 
-def scores_of(values: list[tuple[int, int, bool]]) -> Scores:
+def scores_of(values: list[tuple[int, int, bool]]) -> NoveltyScores:
     distances, lengths, known = zip(*values, strict=True)
-    return Scores(
+    return NoveltyScores(
         np.array(distances, float), np.array(lengths, float), np.array(known), np.zeros(len(values), np.int64)
     )
 
