@@ -51,9 +51,7 @@ def test_q_values_are_monotone_and_at_least_the_p_values(p_values: list[float]) 
 
 @settings(max_examples=examples(100))
 @given(num_tests=st.integers(1, 500), num_scores=st.integers(1, 500), rate=st.sampled_from([0.01, 0.05, 0.2]))
-def test_the_fewest_discoveries_are_found_and_one_less_is_not(
-    num_tests: int, num_scores: int, rate: float
-) -> None:
+def test_the_fewest_discoveries_are_found_and_one_less_is_not(num_tests: int, num_scores: int, rate: float) -> None:
     smallest = 1 / (num_scores + 1)
     fewest = fewest_discoveries(num_tests, smallest_p_value=smallest, rate=rate)
     for count, are_found in ((fewest, True), (fewest - 1, False)):
