@@ -35,7 +35,7 @@ class CompressConfig(Section):
     max_accuracy_loss: float = Field(default=0.01, ge=0, lt=1)
     min_speedup: float = Field(default=1.2, ge=1)
     blocks: Literal["auto"] | list[Annotated[int, Field(ge=1)]] = "auto"
-    head_tolerance: float = Field(default=0.02, ge=0)
+    head_tolerance: float = Field(default=0.01, ge=0)
     int8: bool = True
     distill: DistillConfig = DistillConfig()
     data: DataConfig = DataConfig()

@@ -98,15 +98,16 @@ class ClassifierStudents:
         teacher: TeacherAnswers,
         train: WorkerSamples[FramesWindow],
     ) -> VideoClassifier:
-        """Return a pruned and distilled copy of the student."""
+        """Return a pruned and distilled copy of the student.
+
+        Heads are removed last: in a model that lacks blocks and has not learned without them, all heads seem useless.
+        """
         student = copy.deepcopy(student)
-        self._say(f"choosing {num_blocks} of {len(student.encoder.gpt2.h)} blocks")
         cost, gpt2 = self._cost_of(student), student.encoder.gpt2
+        self._say(f"choosing {num_blocks} of {plural(len(gpt2.h), 'block')}")
         prune_blocks(gpt2, num_blocks, cost)
-        prune_heads(gpt2, cost, tolerance=self._config.head_tolerance)
         student.config.gpt2.n_layer = num_blocks
-        student.config.gpt2_heads = num_heads(gpt2)
-        self._say(f"distilling {plural(num_blocks, 'block')} with {plural(sum(num_heads(gpt2)), 'head')}")
+        self._say(f"distilling {plural(num_blocks, 'block')}")
         distil(
             student,
             teacher,
@@ -118,6 +119,8 @@ class ClassifierStudents:
             seed=self._config.seed,
             notify=self._notify,
         )
+        prune_heads(gpt2, cost, tolerance=self._config.head_tolerance)
+        student.config.gpt2_heads = num_heads(gpt2)
         return student
 
     def _cost_of(self, student: VideoClassifier) -> "_ValidationLoss":

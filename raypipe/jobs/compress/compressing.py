@@ -114,7 +114,8 @@ def verdict_of(
         what = "its linear layers are int8 already" if original.int8 else "it is a linear probe without GPT-2"
         return f"Compression does not pay off: {what}. The model is unchanged."
     if chosen is not original:
-        cost = f"loses {chosen.loss:.3f} {score_name}" if score_name else f"answers {chosen.loss:.1%} differently"
+        verb = "loses" if chosen.loss >= 0 else "gains"
+        cost = f"{verb} {abs(chosen.loss):.3f} {score_name}" if score_name else f"answers {chosen.loss:.1%} differently"
         bytes_left = chosen.size_bytes / original.size_bytes
         return f"{chosen.name}: {chosen.speedup:.1f} times as fast, {format_share(bytes_left)} of the bytes, {cost}."
     accurate = [one for one in rest if one.loss <= config.max_accuracy_loss]
