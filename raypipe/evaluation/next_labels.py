@@ -88,4 +88,4 @@ def _greedy(similar: Floats, covered: Floats, weights: Floats, *, count: int) ->
 
 def _squared_distances(one: Floats, other: Floats) -> Floats:
     squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None] - 2 * one @ other.T
-    return np.maximum(squares, 0, out=squares)
+    return np.asarray(np.maximum(squares, 0, out=squares))

@@ -37,11 +37,12 @@ def test_a_model_that_knows_nothing_doubts_nothing_confidently() -> None:
     assert find_label_errors(np.full((60, 3), 1 / 3), labels) == []
 
 
-def test_the_number_of_doubts_is_that_of_the_confident_joint() -> None:
-    """Worked by hand: thresholds are .72 and .80. Two videos of label 0 reach .80 of label 1, and one does not."""
-    own = np.array([0.9] * 8 + [0.1, 0.15, 0.4])  # of label 0: the mean is 0.714
+def test_a_label_is_doubted_if_it_is_as_improbable_as_for_videos_without_it() -> None:
+    """Worked by hand: videos without label 0 have it with a probability of 0.2 on average."""
+    own = np.array([0.9] * 8 + [0.1, 0.2, 0.21])  # of label 0
     other = np.array([0.8] * 10)
     probabilities = np.concatenate([np.stack([own, 1 - own], 1), np.stack([1 - other, other], 1)])
+    probabilities[9, 0] = 0.19
     given = np.array([0] * 11 + [1] * 10)
     doubts = find_label_errors(probabilities, given)
     assert [(doubt.row, doubt.label, doubt.suggested) for doubt in doubts] == [(8, 0, 1), (9, 0, 1)]

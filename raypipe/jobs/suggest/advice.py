@@ -12,6 +12,7 @@ from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, Trai
 from raypipe.models.linear_fit import fit_linear, spread_folds
 
 _AT_ONCE = 4_096
+_SHARPNESS = 4  # the power of the uncertainty: with 1, too many videos that the probe is sure of are chosen
 _MIN_WEIGHT = 0.01  # of a video that the probe is sure of: if it is sure of all, the videos still count
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -31,7 +32,7 @@ class NextLabels:
 
 def fit_labelled(labelled: PooledVideos | None, space: LabelSpace) -> TrainedProbe | None:
     """Fit the probe that ``raypipe train`` fits. Return None if the labels do not distinguish any two videos."""
-    if labelled is None or len(labelled.labels.unique(dim=0)) < 2:  # noqa: PLR2004 - labels, or sets of labels
+    if labelled is None or bool((labelled.labels == labelled.labels[:1]).all()):
         return None
     return fit_probe(labelled, space)
 
@@ -50,10 +51,11 @@ def next_labels(
     Without a probe, all videos count the same. Videos are alike if their mean frames are.
     """
     num_videos = len(unlabelled.statistics)
-    probabilities, weights = None, np.ones(num_videos)
+    probabilities, weights = None, np.ones(num_videos, np.float32)
     if probe is not None:
         probabilities = probe_probabilities(probe, unlabelled, space)
-        weights = _MIN_WEIGHT + uncertainty(probabilities, multi_label=space.multi_label)
+        unsure = uncertainty(probabilities, multi_label=space.multi_label)
+        weights = (_MIN_WEIGHT + unsure**_SHARPNESS).astype(np.float32)
     drawn = draw_candidates(weights, seed=seed)
     counts_all = len(drawn) == num_videos  # otherwise, the draw has taken the weights into account
     candidates = unlabelled.statistics[drawn, 0].numpy()

@@ -185,7 +185,7 @@ class LabelledVideos(NamedTuple):
     @property
     def several(self) -> bool:
         """Whether a video has several labels."""
-        return len(self.numbers) > self.rows.num_rows
+        return bool(len(self.numbers) > self.rows.num_rows)
 
 
 def join_labels(labels: pa.Table, catalogue: pa.Table) -> LabelledVideos:
