@@ -271,8 +271,7 @@ def compress(
         JobError: the worker failed.
     """
     settled = _configured(CompressConfig, config, model=model, output=output, **settings)
-    from raypipe.jobs.compress.job import run_compress
-    from raypipe.runs.summary_tables import compression_table
+    from raypipe.jobs.compress.job import compression_table, run_compress
 
     run = run_compress(settled, console=console)
     record, kept = run.record, run.record.kept_candidate

@@ -4,15 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from raypipe import text
-from raypipe.records import EPOCH_METRICS, CompressionRecord, EpochMetrics, RunRecord, TrainingRecord
-from raypipe.report.compression_page import compression_rows
+from raypipe.records import EPOCH_METRICS, EpochMetrics, RunRecord, TrainingRecord
 from raypipe.status import Status
 
 _SHORT_NAMES = {"train_loss": "train loss", "validation_loss": "val loss", "top5_accuracy": "top-5"}
@@ -196,17 +195,3 @@ def _label_texts(record: RunRecord) -> list[Text]:
 
 def _text(untrusted: str, style: str = "") -> Text:
     return Text(text.visible(text.redact(untrusted)), style=style)
-
-
-def compression_table(record: CompressionRecord, *, report_uri: str = "") -> Group:
-    """Return the table of the candidates, the chosen one in bold, and the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns, rows = compression_rows(record)
-    for number, heading in enumerate(columns):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
-    for one, cells in zip(record.candidates, rows, strict=True):
-        table.add_row(*cells, style="bold" if one.name == record.chosen else "")
-    places = summary_table(
-        [("model", _text(f"{record.output_uri}/model", "bold")), ("report", _text(report_uri, "bold"))]
-    )
-    return Group(table, Text(record.verdict), places)

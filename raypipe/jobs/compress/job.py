@@ -7,7 +7,10 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
 from raypipe.config import CompressConfig
 from raypipe.config.load import command_line
@@ -22,9 +25,10 @@ from raypipe.models.classifier_files import build_classifier, read_model
 from raypipe.models.model_files import COMPLETE, CONFIG, MODEL_FOLDER, ModelFiles
 from raypipe.models.ranker_files import BLEND, MODEL_TYPE, read_ranker
 from raypipe.records import CandidateMetrics, CompressionRecord, versions
-from raypipe.report.compression_page import compression_page
+from raypipe.report.compression_page import compression_page, compression_rows
 from raypipe.runs.actors import await_resources, connect, data_context, reason_of
 from raypipe.runs.progress import status
+from raypipe.runs.summary_tables import summary_table
 from raypipe.storage import Folder
 from raypipe.text import one_line
 
@@ -191,3 +195,17 @@ def _record(
         num_labelled=num_labelled,
         num_validation=samples.validation.num_rows,
     )
+
+
+def compression_table(record: CompressionRecord, *, report_uri: str = "") -> Group:
+    """Return the table of the candidates, the chosen one in bold, and the verdict."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    columns, rows = compression_rows(record)
+    for number, heading in enumerate(columns):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for one, cells in zip(record.candidates, rows, strict=True):
+        table.add_row(*cells, style="bold" if one.name == record.chosen else "")
+    places = summary_table(
+        [("model", Text(f"{record.output_uri}/model", "bold")), ("report", Text(report_uri, "bold"))]
+    )
+    return Group(table, Text(record.verdict), places)
