@@ -33,7 +33,7 @@ from ranker import put_inputs, toys
 from raypipe import schema
 from raypipe.config import CompressConfig, load_config
 from raypipe.evaluation.ranking_metrics import intervals
-from raypipe.jobs.compress.candidates import Candidate, choose, measure
+from raypipe.jobs.compress.candidates import Candidate, Limits, choose, measure
 from raypipe.jobs.compress.classifier_students import ClassifierStudents, DistillData
 from raypipe.jobs.compress.compressing import verdict_of
 from raypipe.jobs.train.checkpoints import saved_files
@@ -171,7 +171,8 @@ def run_size(size: str, options: argparse.Namespace, folder: Path) -> None:
 def report(size: str, candidates: list[Candidate], config: CompressConfig, clips: Clips) -> None:
     """Print the table of the candidates, the verdict, and the targets."""
     measured = measure(candidates)
-    chosen = choose(measured, max_loss=config.max_accuracy_loss, min_speedup=config.min_speedup)
+    limits = Limits(config.max_accuracy_loss, config.min_speedup)
+    chosen = choose(measured, limits)
     rights = {one.name: test_rights(one, clips) for one in candidates}
     original = rights[measured[0].name]
     lost = intervals({name: original - right for name, right in rights.items()})
@@ -182,7 +183,7 @@ def report(size: str, candidates: list[Candidate], config: CompressConfig, clips
         between = f"{test.value:+.3f} [{test.low:+.3f}, {test.high:+.3f}]"
         rows.append([*_cells(one), f"{rights[one.name].mean():.3f}", between])
     print_table(HEADINGS, rows)
-    print(f"\n{verdict_of(measured, chosen, config, score_name='accuracy')}")
+    print(f"\n{verdict_of(measured, chosen, limits, score_name='accuracy')}")
     if size == "gpt2":
         test, share = lost[chosen.name].value, chosen.size_bytes / measured[0].size_bytes
         print(f"test loss {test:+.3f}, target at most {_MAX_LOSS}: {verdict(met=test <= _MAX_LOSS)}")

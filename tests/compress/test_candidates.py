@@ -5,12 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from raypipe.config import CompressConfig
-from raypipe.jobs.compress.candidates import ORIGINAL, Candidate, choose, measure
+from raypipe.jobs.compress.candidates import ORIGINAL, Candidate, Limits, choose, measure
 from raypipe.jobs.compress.compressing import verdict_of
 from raypipe.records import CandidateMetrics
-
-CONFIG = CompressConfig(model="m", output="o", embeddings="e")
 
 
 def metrics(name: str, *, speedup: float, loss: float) -> CandidateMetrics:
@@ -46,9 +43,10 @@ FIRST = metrics(ORIGINAL, speedup=1.0, loss=0.0)
 )
 def test_the_choice(others: list[tuple[str, float, float]], chosen: str) -> None:
     measured = [FIRST, *(metrics(name, speedup=speedup, loss=loss) for name, speedup, loss in others)]
-    found = choose(measured, max_loss=0.01, min_speedup=1.2)
+    limits = Limits(0.01, 1.2)
+    found = choose(measured, limits)
     assert found.name == chosen
-    verdict = verdict_of(measured, found, CONFIG, score_name="accuracy")
+    verdict = verdict_of(measured, found, limits, score_name="accuracy")
     assert ("does not pay off" in verdict) == (chosen == ORIGINAL)
 
 

@@ -1,6 +1,7 @@
 """A compressed ranker is read like any other, and the network in numpy gives the states of the one in torch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from raypipe.config import CompressConfig, TrainConfig
 from raypipe.errors import ConfigError, FingerprintError, WeightsError
-from raypipe.jobs.compress.candidates import ORIGINAL
+from raypipe.jobs.compress import compressing
+from raypipe.jobs.compress.candidates import ORIGINAL, Candidate, measure
 from raypipe.jobs.compress.inputs import find_users
 from raypipe.jobs.compress.job import CompressionRun, run_compress
 from raypipe.jobs.compress.ranker_students import build_ranker_model, ranker_candidates
@@ -82,6 +84,21 @@ def test_a_ranker_that_is_not_worth_it_stays_unchanged(trained: TrainConfig, tmp
     assert (record.chosen, record.pays_off) == (ORIGINAL, False)
     files = [read_ranker(Folder(str(place))).files for place in (trained.output, tmp_path / "out")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(("score", "is_chosen"), [(0.0498, True), (0.049, False)])
+def test_the_loss_of_a_ranker_is_a_share_of_its_score(
+    trained: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: float, *, is_chosen: bool
+) -> None:
+    made = [
+        Candidate(name, [1], False, 1, {"model.safetensors": b"1"}, np.zeros(8), np.full(8, value), work=lambda: 1)  # noqa: FBT003 - int8
+        for name, value in ((ORIGINAL, 0.05), ("small", score))
+    ]
+    monkeypatch.setattr(compressing, "ranker_candidates", lambda *_: made)
+    monkeypatch.setattr(compressing, "measure", lambda found: [replace(one, speedup=2.0) for one in measure(found)])
+    files, config = read_ranker(Folder(trained.output)), compress_config(trained, tmp_path, max_accuracy_loss=0.01)
+    found = compressing.compress_ranker(config, files, find_users(config, files))
+    assert found.chosen == ("small" if is_chosen else ORIGINAL)
 
 
 def test_the_inputs_must_be_those_of_a_ranker(trained: TrainConfig, tmp_path: Path) -> None:

@@ -99,10 +99,18 @@ def _seconds(candidates: Sequence[Candidate]) -> dict[str, list[float]]:
     return seconds
 
 
-def choose(measured: Sequence[CandidateMetrics], *, max_loss: float, min_speedup: float) -> CandidateMetrics:
-    """Return the fastest candidate that loses at most ``max_loss`` and is at least ``min_speedup`` times as fast.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a candidate may lose, in the unit of the score, and how many times as fast it must be."""
+
+    max_loss: float
+    min_speedup: float
+
+
+def choose(measured: Sequence[CandidateMetrics], limits: Limits) -> CandidateMetrics:
+    """Return the fastest candidate within the limits.
 
     If there is none, return the first one, the original model.
     """
-    fit = [one for one in measured[1:] if one.loss <= max_loss and one.speedup >= min_speedup]
+    fit = [one for one in measured[1:] if one.loss <= limits.max_loss and one.speedup >= limits.min_speedup]
     return max(fit, key=lambda one: one.speedup, default=measured[0])

@@ -15,7 +15,7 @@ from ray.data import Dataset
 from ray.util.queue import Queue
 
 from raypipe.config import CompressConfig
-from raypipe.jobs.compress.candidates import Candidate, choose, measure
+from raypipe.jobs.compress.candidates import Candidate, Limits, choose, measure
 from raypipe.jobs.compress.classifier_students import ClassifierStudents, DistillData
 from raypipe.jobs.compress.inputs import DistillVideos
 from raypipe.jobs.compress.ranker_students import ranker_candidates
@@ -64,15 +64,22 @@ def compress_ranker(config: CompressConfig, files: RankerFiles, samples: History
     """Compress a ranker. ``samples`` are the histories of its training."""
     with _one_thread():
         candidates = ranker_candidates(files, samples, config)
-    return _compressed(config, candidates, score_name="NDCG@10", device=torch.device("cpu"))
+    return _compressed(config, candidates, score_name="NDCG@10", device=torch.device("cpu"), is_relative=True)
 
 
 def _compressed(
-    config: CompressConfig, candidates: Sequence[Candidate], *, score_name: str, device: torch.device
+    config: CompressConfig,
+    candidates: Sequence[Candidate],
+    *,
+    score_name: str,
+    device: torch.device,
+    is_relative: bool = False,
 ) -> Compressed:
+    """Measure and choose. If ``is_relative``, the allowed loss is a share of the score of the original model."""
     with _one_thread():
         measured = measure(candidates)
-    chosen = choose(measured, max_loss=config.max_accuracy_loss, min_speedup=config.min_speedup)
+    limits = Limits(config.max_accuracy_loss * (measured[0].score or 0 if is_relative else 1), config.min_speedup)
+    chosen = choose(measured, limits)
     about = {
         "measured_on": f"one core of {_processor()}",
         "int8_kernel": has_kernel(),
@@ -82,7 +89,7 @@ def _compressed(
         measured,
         chosen.name,
         chosen is not measured[0],
-        verdict_of(measured, chosen, config, score_name=score_name),
+        verdict_of(measured, chosen, limits, score_name=score_name),
         next(one.files for one in candidates if one.name == chosen.name),
         about,
     )
@@ -106,7 +113,7 @@ def _processor() -> str:
 
 
 def verdict_of(
-    measured: Sequence[CandidateMetrics], chosen: CandidateMetrics, config: CompressConfig, *, score_name: str
+    measured: Sequence[CandidateMetrics], chosen: CandidateMetrics, limits: Limits, *, score_name: str
 ) -> str:
     """Return one sentence that says which candidate was chosen, or why compression does not pay off."""
     original, rest = measured[0], measured[1:]
@@ -115,18 +122,17 @@ def verdict_of(
         return f"Compression does not pay off: {what}. The model is unchanged."
     if chosen is not original:
         verb = "loses" if chosen.loss >= 0 else "gains"
-        cost = f"{verb} {abs(chosen.loss):.3f} {score_name}" if score_name else f"answers {chosen.loss:.1%} differently"
+        cost = f"{verb} {abs(chosen.loss):.3g} {score_name}" if score_name else f"answers {chosen.loss:.1%} differently"
         bytes_left = chosen.size_bytes / original.size_bytes
         return f"{chosen.name}: {chosen.speedup:.1f} times as fast, {format_share(bytes_left)} of the bytes, {cost}."
-    accurate = [one for one in rest if one.loss <= config.max_accuracy_loss]
+    accurate = [one for one in rest if one.loss <= limits.max_loss]
     if not accurate:
         least = min(rest, key=lambda one: one.loss)
-        limit = f"{config.max_accuracy_loss:g}"
-        why = f"every candidate loses more than {limit}, {least.name} the least with {least.loss:.3f}"
+        why = f"every candidate loses more than {limits.max_loss:.3g}, {least.name} the least with {least.loss:.3g}"
     else:
         best = max(accurate, key=lambda one: one.speedup)
         why = (
             f"the fastest accurate candidate, {best.name}, is {best.speedup:.2f} times as fast, "
-            f"and min_speedup is {config.min_speedup:g}"
+            f"and min_speedup is {limits.min_speedup:g}"
         )
     return f"Compression does not pay off: {why}. The model is unchanged."
