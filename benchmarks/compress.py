@@ -37,6 +37,7 @@ from raypipe.jobs.compress.candidates import Candidate, Limits, choose, measure
 from raypipe.jobs.compress.classifier_students import ClassifierStudents, DistillData
 from raypipe.jobs.compress.compressing import verdict_of
 from raypipe.jobs.train.checkpoints import saved_files
+from raypipe.jobs.train.classifier.probing import LabelSpace, fit_probe
 from raypipe.jobs.train.inputs import INDEX, TARGETS
 from raypipe.models.classifier import VideoClassifier
 from raypipe.models.classifier_files import build_classifier
@@ -132,7 +133,7 @@ def candidates_of(model: VideoClassifier, clips: Clips, config: CompressConfig) 
     names = model.config.label_names
     tables = [samples(ids, clips, names) for ids in ([*clips.split.train, *clips.more], clips.split.validation)]
     read = [partial(learning.blocks_of, clips.frames, table) for table in tables]
-    data = DistillData(tables[0], tables[1], read[0], read[1], has_labels=True)
+    data = DistillData(tables[0], tables[1], read[0], read[1], has_labels=True, probe=unseen_probe(clips, names))
     files = ModelFiles(saved_files(model, metrics={}), "", "original")
 
     def notify(kind: str, about: Mapping[str, object]) -> None:
@@ -140,6 +141,14 @@ def candidates_of(model: VideoClassifier, clips: Clips, config: CompressConfig) 
             print(about["line"], flush=True)
 
     return ClassifierStudents(files, data, config, device=torch.device("cpu"), notify=notify).make()
+
+
+def unseen_probe(clips: Clips, names: Sequence[str]) -> Mapping[str, torch.Tensor]:
+    """Return the weights of the probe as they were before it was fitted to the validation clips, too."""
+    train, validation = (
+        learning.pool(clips.frames, clips.truth, ids, names) for ids in (clips.split.train, clips.split.validation)
+    )
+    return fit_probe(train, LabelSpace(len(names), multi_label=False), validation=validation).weights
 
 
 def samples(ids: Sequence[str], clips: Clips, names: Sequence[str]) -> pa.Table:

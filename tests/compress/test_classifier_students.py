@@ -1,6 +1,7 @@
 """Candidates of a classifier are made, distilled and stored as models that load like any other."""
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,13 @@ def files_of(model: VideoClassifier) -> ModelFiles:
     return ModelFiles(saved_files(model, metrics={}), "digest", "here")
 
 
-def made_of(model: VideoClassifier, *, labelled: bool = True, **keys: object) -> list[Candidate]:
+def made_of(
+    model: VideoClassifier,
+    *,
+    labelled: bool = True,
+    probe: Mapping[str, torch.Tensor] | None = None,
+    **keys: object,
+) -> list[Candidate]:
     config = CompressConfig.model_validate(
         {"model": "m", "output": "o", "embeddings": "e", "distill": {"epochs": 1}, "max_accuracy_loss": 0.99, **keys}
     )
@@ -35,7 +42,7 @@ def made_of(model: VideoClassifier, *, labelled: bool = True, **keys: object) ->
         targets = None if labelled else [[]] * len(videos)
         tables.append(block_of(videos, targets=targets).select(["index", "targets"]))
     read = [read_of(videos, unlabelled=not labelled) for videos in (TRAIN, VALIDATION)]
-    data = DistillData(tables[0], tables[1], read[0], read[1], has_labels=labelled)
+    data = DistillData(tables[0], tables[1], read[0], read[1], has_labels=labelled, probe=probe)
     students = ClassifierStudents(files_of(model), data, config, device=CPU, notify=lambda _kind, _about: None)
     return students.make()
 
@@ -54,6 +61,21 @@ def test_every_candidate_loads_and_gives_its_answers(*, labelled: bool) -> None:
         assert one.work() == len(VALIDATION)
     assert len(found[1].files["model.safetensors"]) < len(found[0].files["model.safetensors"])
     assert json.loads(found[3].files["config.json"])["gpt2_heads"] == list(found[3].heads)
+
+
+def test_candidates_are_measured_with_a_probe_that_has_not_seen_the_videos() -> None:
+    model = tiny_classifier(probe="mean", gpt2_reads="changes")
+    unseen = {name: torch.full_like(tensor, 0.5) for name, tensor in model.probe.state_dict().items()}
+    found = made_of(model, probe=unseen)
+    for one in found:
+        stored = build_classifier(ModelFiles(one.files, "", one.name))
+        assert all(
+            torch.equal(stored.probe.state_dict()[name], tensor) for name, tensor in model.probe.state_dict().items()
+        )
+        stored.probe.load_state_dict(unseen)
+        best = stored.classify(VALIDATION).probabilities.argmax(axis=1)
+        assert np.array_equal(np.asarray(one.answers).argmax(axis=1), best)
+    assert found[0].files == files_of(model).files
 
 
 def test_a_probe_and_an_int8_model_have_nothing_to_compress() -> None:

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from raypipe.config import CompressConfig, TrainConfig
 from raypipe.errors import ConfigError, FingerprintError
-from raypipe.jobs.compress.inputs import find_videos
+from raypipe.jobs.compress.inputs import find_videos, unseen_probe
 from raypipe.jobs.train.checkpoints import saved_files
+from raypipe.jobs.train.classifier.probing import TrainedProbe
 from raypipe.jobs.train.inputs import TARGETS, find_samples
 from raypipe.models.model_files import ModelFiles
 from raypipe.schema import VIDEO_ID
@@ -82,6 +84,24 @@ def test_what_does_not_fit_is_refused(embeddings: Folder, tmp_path: Path) -> Non
     assert caught.value.key == "data.validation_fraction"
     with pytest.raises(FingerprintError):
         find_videos(config_of(embeddings), files_of(embedding_dim=DIM + 1))
+
+
+def test_the_probe_from_before_its_last_fit_is_found(tmp_path: Path) -> None:
+    model, output = tiny_classifier(probe="mean", gpt2_reads="changes"), Folder(str(tmp_path))
+    weights = {name: tensor.clone() for name, tensor in model.probe.state_dict().items()}
+    files = ModelFiles(saved_files(model, metrics={}), "digest", "here")
+    assert unseen_probe(output, files) is None
+    before = {name: tensor + 1 for name, tensor in weights.items()}
+    for refitted, expected in (
+        (weights, before),
+        (None, None),
+        ({name: tensor.clone() for name, tensor in before.items()}, None),
+    ):
+        probe = TrainedProbe("mean", before, torch.zeros(2, 3), loss=0.0, stride=1, refitted=refitted)
+        output.put("probe.safetensors", probe.to_bytes())
+        found = unseen_probe(output, files)
+        assert (found is None) == (expected is None)
+        assert found is None or all(torch.equal(found[name], tensor) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +32,18 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class DistillData:
-    """The videos of a compression. ``read_train`` and ``read_validation`` read their frames, in any order."""
+    """The videos of a compression. ``read_train`` and ``read_validation`` read their frames, in any order.
+
+    ``probe`` are weights that were fitted without the validation videos, if the probe of the model was fitted to them
+    as well. Then candidates are measured with these, and stored with those of the model.
+    """
 
     train: pa.Table
     validation: pa.Table
     read_train: Blocks
     read_validation: Blocks
     has_labels: bool
+    probe: Mapping[str, torch.Tensor] | None = None
 
 
 class ClassifierStudents:
@@ -51,6 +56,10 @@ class ClassifierStudents:
         self._device, self._notify = device, notify
         self._teacher = build_classifier(files)
         self._multi_label = self._teacher.config.multi_label
+        self._stored_probe = None
+        if data.probe is not None:
+            self._stored_probe = copy.deepcopy(self._teacher.probe.state_dict())
+            self._teacher.probe.load_state_dict(dict(data.probe))
         self._teacher.to(device)  # type: ignore[arg-type]
         self._validation = self._samples(self._asked(data.validation, data.read_validation))
         self._window = next(self._validation.windows())
@@ -68,7 +77,7 @@ class ClassifierStudents:
 
     def make(self) -> list[Candidate]:
         """Return the candidates, the original model first. After one that loses too much, no smaller one is made."""
-        original = self._candidate(ORIGINAL, self._teacher, files=self._files.files)
+        original = replace(self._candidate(ORIGINAL, self._teacher), files=self._files.files)
         candidates, student = [original], copy.deepcopy(self._teacher)
         if not self._teacher.config.has_gpt2 or self._teacher.config.int8:
             return candidates
@@ -133,10 +142,17 @@ class ClassifierStudents:
         small.config.int8 = True
         return self._candidate(name, small)
 
-    def _candidate(self, name: str, model: VideoClassifier, *, files: Mapping[str, bytes] | None = None) -> Candidate:
+    def _candidate(self, name: str, model: VideoClassifier) -> Candidate:
         """Return a candidate with the answers of a model for the validation videos, as loaded from its files."""
-        files = saved_files(model, metrics={}) if files is None else files
-        model = build_classifier(ModelFiles(files, "", name))
+        files = saved_files(model, metrics={})
+        measured = build_classifier(ModelFiles(files, "", name))
+        if self._stored_probe is not None:
+            stored = copy.deepcopy(model)
+            stored.probe.load_state_dict(self._stored_probe)
+            files = saved_files(stored, metrics={})
+        return self._measured(name, measured, files)
+
+    def _measured(self, name: str, model: VideoClassifier, files: Mapping[str, bytes]) -> Candidate:
         frames = self._window.frames
         probabilities = model.classify(frames, batch_size=_AT_ONCE).probabilities
         answers = _sets(probabilities, multi_label=self._multi_label)

@@ -17,13 +17,14 @@ from ray.util.queue import Queue
 from raypipe.config import CompressConfig
 from raypipe.jobs.compress.candidates import Candidate, Limits, choose, measure
 from raypipe.jobs.compress.classifier_students import ClassifierStudents, DistillData
-from raypipe.jobs.compress.inputs import DistillVideos
+from raypipe.jobs.compress.inputs import DistillVideos, unseen_probe
 from raypipe.jobs.compress.ranker_students import ranker_candidates
 from raypipe.jobs.train.ranker.histories import HistorySamples
 from raypipe.models.int8 import has_kernel
 from raypipe.models.model_files import ModelFiles
 from raypipe.models.ranker_files import RankerFiles
 from raypipe.records import CandidateMetrics
+from raypipe.storage import Folder
 from raypipe.text import format_share
 
 
@@ -45,7 +46,8 @@ def compress_classifier(
     """Compress a classifier. The frames of ``videos`` are in the datasets, first those to learn from."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train, validation = (partial(_blocks, dataset) for dataset in datasets)
-    data = DistillData(videos.train, videos.validation, train, validation, has_labels=videos.num_labelled > 0)
+    has_labels, probe = videos.num_labelled > 0, unseen_probe(Folder(config.model), files)
+    data = DistillData(videos.train, videos.validation, train, validation, has_labels=has_labels, probe=probe)
 
     def notify(kind: str, about: Mapping[str, Any]) -> None:
         if kind == "note":

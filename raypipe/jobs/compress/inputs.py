@@ -1,21 +1,25 @@
 """The inputs of compress: the model, and the videos or histories that it is measured on and learns from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from raypipe.config import CompressConfig, RankerConfig, TrainConfig
 from raypipe.errors import ConfigError
+from raypipe.jobs.train.classifier.probing import PROBE, read_probe
 from raypipe.jobs.train.inputs import FILE, INDEX, SPLIT, TARGETS, TrainingSamples, find_samples, read_labels
 from raypipe.jobs.train.ranker.histories import HistorySamples, find_histories
 from raypipe.models.classifier import VideoClassifierConfig
-from raypipe.models.classifier_files import check_embeddings, read_config
+from raypipe.models.classifier_files import build_classifier, check_embeddings, read_config
 from raypipe.models.model_files import ModelFiles
 from raypipe.models.ranker_files import RankerFiles
 from raypipe.schema import LABEL, VIDEO_ID
+from raypipe.storage import Folder
 
 _MIN_VIDEOS, _MAX_VALIDATION_VIDEOS = 2, 2_000  # for an interval; held in memory
 
@@ -27,6 +31,25 @@ class DistillVideos:
     train: pa.Table
     validation: pa.Table
     num_labelled: int  # of both tables; 0 if there are no labels
+
+
+def unseen_probe(model: Folder, files: ModelFiles) -> Mapping[str, torch.Tensor] | None:
+    """Return the weights of the probe that its training fitted to the training videos alone.
+
+    With few videos, ``train`` fits the probe again to training and validation videos at the end, so that the accuracy
+    on these validation videos would mean little. Return None if this was not so, or if only the model folder was given.
+
+    Raises:
+        CommitError: the stored probe cannot be read.
+    """
+    if read_config(files).probe is None or not model.exists(PROBE):
+        return None
+    probe = read_probe(model)
+    stored = build_classifier(files).probe.state_dict()
+    is_refitted = probe.refitted is not None and all(
+        torch.equal(stored[name], tensor) for name, tensor in probe.refitted.items()
+    )
+    return probe.weights if is_refitted else None
 
 
 def find_videos(config: CompressConfig, files: ModelFiles) -> DistillVideos:

@@ -150,6 +150,15 @@ def find_probe(
             few = -(-samples.validation.num_rows // _MAX_VALIDATION_VIDEOS)
             validation = pool(every_nth(samples.validation, few))
         output.put_new(PROBE, fit_probe(train, space, validation=validation, stride=stride).to_bytes())
+    return read_probe(output)
+
+
+def read_probe(output: Folder) -> TrainedProbe:
+    """Read the probe in the output of a training.
+
+    Raises:
+        CommitError: it cannot be read.
+    """
     try:
         return TrainedProbe.from_bytes(output.read(PROBE))
     except (SafetensorError, KeyError, ValueError) as error:
