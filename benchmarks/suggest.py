@@ -105,8 +105,11 @@ def simulate(method: str, clips: Clips, *, batch: int, max_labels: int, seed: in
         known = np.concatenate([known, free[rows]])
 
 
-def labels_needed(curves: Sequence[Curve], target: float) -> float:
-    """Return at how many labels the mean of the curves first reaches the target, by linear interpolation."""
+def labels_needed(curves: Sequence[Curve], target: float, *, unreached: float) -> float:
+    """Return at how many labels the mean of the curves first reaches the target, by linear interpolation.
+
+    If it never does, return ``unreached``.
+    """
     sizes = sorted(curves[0])
     means = [float(np.mean([curve[size] for curve in curves])) for size in sizes]
     for at, mean in enumerate(means):
@@ -115,7 +118,7 @@ def labels_needed(curves: Sequence[Curve], target: float) -> float:
                 return float(sizes[0])
             part = (target - means[at - 1]) / (mean - means[at - 1])
             return sizes[at - 1] + part * (sizes[at] - sizes[at - 1])
-    return float("inf")
+    return unreached
 
 
 def saving_rows(name: str, draws: Sequence[tuple[Clips, int]], options: argparse.Namespace) -> list[tuple[str, ...]]:
@@ -125,24 +128,27 @@ def saving_rows(name: str, draws: Sequence[tuple[Clips, int]], options: argparse
     needed = partial(_needed, full=full)
     everything = np.arange(len(draws))
     resampled = np.random.default_rng(0).integers(0, len(draws), (_NUM_DRAWS, len(draws)))
-    rows, curves = [], {}
+    rows: list[tuple[str, ...]] = []
+    curves: dict[str, list[Curve]] = {}
     for method in (RANDOM, *options.methods):
         found = curves[method] = [
             simulate(method, clips, batch=options.batch, max_labels=options.max_labels, seed=seed)
             for clips, seed in draws
         ]
-        ratios = [needed(found, rows=some) / needed(curves[RANDOM], rows=some) for some in resampled]
+        ratios = [needed(curves, method, rows=some) / needed(curves, RANDOM, rows=some) for some in resampled]
         low, high = np.nanquantile(ratios, [0.025, 0.975], method="nearest")
-        count = needed(found, rows=everything)
-        ratio = f"{count / needed(curves[RANDOM], rows=everything):.2f} [{low:.2f}, {high:.2f}]"
+        count = needed(curves, method, rows=everything)
+        ratio = f"{count / needed(curves, RANDOM, rows=everything):.2f} [{low:.2f}, {high:.2f}]"
         areas = f"{np.mean([list(curve.values()) for curve in found]):.3f}"
         rows.append((name, f"{full.mean():.3f}", method, f"{count:.0f}", "" if method == RANDOM else ratio, areas))
         print(rows[-1], flush=True)
     return rows
 
 
-def _needed(curves: Sequence[Curve], *, rows: Ints, full: npt.NDArray[np.float64]) -> float:
-    return labels_needed([curves[row] for row in rows], _SHARE * float(full[rows].mean()))
+def _needed(curves: Mapping[str, Sequence[Curve]], method: str, *, rows: Ints, full: npt.NDArray[np.float64]) -> float:
+    found = [curves[method][row] for row in rows]
+    unreached = max(found[0]) if method == RANDOM else float("inf")  # so no ratio looks better than it is
+    return labels_needed(found, _SHARE * float(full[rows].mean()), unreached=unreached)
 
 
 def check_row(name: str, pool: PooledVideos, space: LabelSpace, seeds: Sequence[int]) -> tuple[str, ...]:
