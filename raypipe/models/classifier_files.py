@@ -64,7 +64,7 @@ def build_classifier(files: ModelFiles) -> VideoClassifier:
     model = build_model(files)
     if not isinstance(model, VideoClassifier):
         kind, expected = type(model).__name__, VideoClassifier.__name__
-        msg = f"{files.source} is a {kind}, which was trained without labels, not a {expected}."
+        msg = f"{files.source} was trained without labels: architectures is {kind}, not {expected}."
         remedy = f"Train with init_from={files.source!r}."
         raise WeightsError(msg, key="architectures", value=kind, expected=expected, remedy=remedy)
     return model
@@ -79,7 +79,7 @@ def build_masked_frame_model(files: ModelFiles) -> MaskedFrameModel:
     model = build_model(files)
     if not isinstance(model, MaskedFrameModel):
         kind, expected = type(model).__name__, MaskedFrameModel.__name__
-        msg = f"{files.source} is a {kind}, not a {expected}."
+        msg = f"{files.source} does not predict hidden frames: architectures is {kind}, not {expected}."
         remedy = "Train with objective=masked_frame."
         raise WeightsError(msg, key="architectures", value=kind, expected=expected, remedy=remedy)
     return model

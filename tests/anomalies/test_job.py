@@ -172,7 +172,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(embeddings: Folder, 
         ({"index": index("small", num_videos=19)}, ConfigError, "index"),
         ({"index": str(tmp_path / "empty")}, IndexVersionError, str(tmp_path / "empty")),
         ({"output": embeddings.uri}, ConfigError, "output"),
-        ({"model": classifier}, WeightsError, "objective"),
+        ({"model": classifier}, WeightsError, "architectures"),
         ({"model": other_model}, FingerprintError, "embedding_fingerprint"),
     ]
     for keys, kind, key in refused:

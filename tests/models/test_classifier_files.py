@@ -126,7 +126,7 @@ def test_a_masked_frame_model_is_built_as_one_and_not_as_a_classifier(tmp_path: 
     files = read_model(folder)
     assert type(build_model(files)) is type(model)
     error = problem(lambda: build_classifier(files))
-    assert (error.key, error.value, error.expected) == ("objective", "masked_frame", "classify")
+    assert (error.key, error.value, error.expected) == ("architectures", "MaskedFrameModel", "VideoClassifier")
     assert f"init_from={files.source!r}" in error.remedy
 
 
@@ -205,7 +205,7 @@ def test_a_model_of_another_kind_is_refused_with_the_choices(tmp_path: Path, arc
     replace_object(folder, CONFIG, json.dumps({**tree, "architectures": architectures}).encode())
     error = problem(lambda: build_model(read_model(folder)))
     assert (error.key, error.value) == ("architectures", architectures)
-    assert error.choices == ("VideoClassifier", "MaskedFrameModel")
+    assert error.choices == ("VideoClassifier", "MaskedFrameModel", "FrameOrderModel")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 9999])

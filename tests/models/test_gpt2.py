@@ -55,7 +55,7 @@ def built(gpt2: str, *, max_frames: int = 11) -> VideoClassifier:
     """Return the classifier that a training starts from."""
     found = resolve_gpt2(gpt2)
     config = tiny_config(names=["a", "b"], gpt2=dict(found.config), max_frames=max_frames)
-    made = build(NetworkSpec(config, ClassifierConfig(gpt2=gpt2), classifies=True, gpt2=found), seed=0)
+    made = build(NetworkSpec(config, ClassifierConfig(gpt2=gpt2), objective="classify", gpt2=found), seed=0)
     assert isinstance(made, VideoClassifier)
     return made
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 import torch
 
 from raypipe.config import AnomaliesConfig
-from raypipe.models.classifier import MaskedFrameModel, VideoClassifierConfig
+from raypipe.models.classifier import VideoClassifierConfig
+from raypipe.models.pretraining import MaskedFrameModel
 from raypipe.storage import Folder
 from support.embed_outputs import DIM, MARK, SETTINGS
 from support.served_index import put_version

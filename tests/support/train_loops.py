@@ -120,7 +120,7 @@ def unseen_of(probe: TrainedProbe) -> UnseenLogits:
 
 def probed_model(probe: TrainedProbe, *, seed: int = 0, **config: Any) -> VideoModel:  # noqa: ANN401 - passed on
     """Return an untrained GPT-2 next to a probe, as train builds it."""
-    spec = NetworkSpec(tiny_config(**config), ClassifierConfig(), classifies=True, gpt2=Gpt2({}), probe=probe)
+    spec = NetworkSpec(tiny_config(**config), ClassifierConfig(), objective="classify", gpt2=Gpt2({}), probe=probe)
     return build(spec, seed=seed)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from raypipe.config import OptimizerConfig
 from raypipe.evaluation.ranking_metrics import expected_ranks
-from raypipe.jobs.train import rank_scores
 from raypipe.jobs.train.batches import Collective
+from raypipe.jobs.train.ranker import rank_scores
 from raypipe.jobs.train.ranker.next_video_task import HistoriesWindow, NextVideoTask, Sampling, WatchedCatalogue
 from raypipe.jobs.train.ranker.ranker_spec import build_ranker, id_positions
 from raypipe.jobs.train.tasks import seed_step
