@@ -1,35 +1,64 @@
 """The compress job of a classifier on a real Ray: its output is a model that classify loads without any option."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import raypipe
 from raypipe.jobs.train.checkpoints import put_model
 from raypipe.models.classifier import VideoClassifier
+from raypipe.results import JobResult
 from raypipe.storage import Folder
 from support.folders import keys
 from support.tiny_models import tiny_classifier
 from support.train_runs import DIM, LABELS, embed_all, video_ids
 
+pytestmark = pytest.mark.timeout(300)
 
-@pytest.mark.timeout(300)
-def test_a_classifier_is_compressed_and_classifies(ray_address: str, tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def place(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with embeddings and a model."""
     assert ray_address
-    embeddings = embed_all(Folder(str(tmp_path / "embeddings")), video_ids(40))
-    put_model(Folder(str(tmp_path / "model")), tiny_classifier(names=LABELS, embedding_dim=DIM), metrics={})
-    settings = {"labels_from": "folder", "max_accuracy_loss": 0.9, "min_speedup": 1.0, "use_gpu": False}
-    given = {"embeddings": embeddings.uri, "distill": {"epochs": 1}, "blocks": [1], **settings}
-    result = raypipe.compress(tmp_path / "model", tmp_path / "small", **given)
-    assert result.is_new
-    assert result.record.num_labelled == 40
-    assert [one.num_blocks for one in result.record.candidates] == [2, 2, 1, 1]
-    assert keys(Folder(str(tmp_path / "small")), "model/") == [
+    place = tmp_path_factory.mktemp("compress")
+    embed_all(Folder(str(place / "embeddings")), video_ids(40))
+    put_model(Folder(str(place / "model")), tiny_classifier(names=LABELS, embedding_dim=DIM), metrics={})
+    return place
+
+
+def compress(place: Path) -> JobResult:
+    given: dict[str, Any] = {"embeddings": place / "embeddings", "labels_from": "folder", "distill": {"epochs": 1}}
+    given |= {"blocks": [1], "max_accuracy_loss": 0.9, "min_speedup": 1.0, "use_gpu": False}
+    return raypipe.compress(place / "model", place / "small", **given)
+
+
+@pytest.fixture(scope="module")
+def compressed(place: Path) -> JobResult:
+    return compress(place)
+
+
+@pytest.fixture(scope="module")
+def classified(place: Path, compressed: JobResult) -> JobResult:
+    assert compressed.is_new
+    return raypipe.classify(place / "embeddings", place / "small", place / "labels")
+
+
+def test_the_output_is_a_model_with_a_report(compressed: JobResult, place: Path) -> None:
+    assert compressed.record.num_labelled == 40
+    assert [one.num_blocks for one in compressed.record.candidates] == [2, 2, 1, 1]
+    assert keys(Folder(str(place / "small")), "model/") == [
         f"model/{name}" for name in ("complete.json", "config.json", "model.safetensors")
     ]
-    assert "<html" in Path(result.report).read_text()
-    model = VideoClassifier.from_pretrained(tmp_path / "small" / "model")
-    assert model.config.int8 == result.record.kept_candidate.int8
-    classified = raypipe.classify(embeddings.uri, tmp_path / "small", tmp_path / "labels")
-    assert classified.videos == 40
-    assert not raypipe.compress(tmp_path / "model", tmp_path / "small", **given).is_new
+    assert "<html" in Path(compressed.report).read_text()
+    model = VideoClassifier.from_pretrained(place / "small" / "model")
+    assert model.config.int8 == compressed.record.kept_candidate.int8
+
+
+def test_classify_loads_it(classified: JobResult) -> None:
+    assert (classified.videos, classified.ok) == (40, 40)
+
+
+def test_a_second_run_has_nothing_to_do(compressed: JobResult, place: Path) -> None:
+    again = compress(place)
+    assert (again.is_new, again.record) == (False, compressed.record)
