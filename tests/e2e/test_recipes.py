@@ -16,6 +16,7 @@ NUM_VIDEOS = 24
 
 
 @pytest.mark.nightly  # fourteen jobs; each has a short test of its own
+@pytest.mark.timeout(1800)
 def test_every_recipe_runs(tmp_path: Path) -> None:
     names = [f"{label}/{number}.mp4" for number in range(1, NUM_VIDEOS // 2 + 1) for label in ("cats", "dogs")]
     for at, name in enumerate([*names, "../New/x.mp4"]):
