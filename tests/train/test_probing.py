@@ -1,7 +1,7 @@
 """The probe of a training: which statistics it reads, how it is stored, and what it predicts for unseen videos."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from raypipe.jobs.train.classifier.probing import (
     find_probe,
     fit_probe,
 )
-from raypipe.jobs.train.classifier.video_task import FramesWindow, UnseenLogits, VideoTask
+from raypipe.jobs.train.classifier.video_task import FramesWindow, UnseenLogits, VideoTask, label_tensor
 from raypipe.models.classifier import VideoClassifier
 from raypipe.models.frame_probe import FrameProbe
 from raypipe.storage import Folder
@@ -190,3 +190,9 @@ def test_gpt2_learns_next_to_unseen_logits_and_is_measured_next_to_the_probe(pro
     assert measured is not None
     assert torch.equal(learned, probe.out_of_fold[[2, 5]])  # the untrained GPT-2 adds 0
     assert torch.equal(measured, model.probe(batch.frames, batch.mask))
+
+
+@pytest.mark.parametrize(("multi_label", "expected"), [(False, [1, -1]), (True, [[0, 1, 0], [0, 0, 0]])])
+def test_a_video_without_a_label_has_none(*, multi_label: bool, expected: list[Any]) -> None:
+    targets = [np.array(numbers, dtype=np.int64) for numbers in ([1], [])]
+    assert label_tensor(targets, 3, multi_label=multi_label).tolist() == expected

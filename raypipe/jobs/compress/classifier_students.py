@@ -66,7 +66,7 @@ class ClassifierStudents:
         self._truth = label_mask(self._window.targets, len(self._teacher.config.label_names))
 
     def _asked(self, samples: pa.Table, read: Blocks) -> Blocks:
-        """Return a reader whose blocks have the teacher's labels where there are none."""
+        """Return a reader that gives videos without a label the label that the teacher predicts."""
         if all(len(targets) for targets in samples[TARGETS].to_pylist()):
             return read
         answers = ask_teacher(self._teacher, samples, read())

@@ -65,9 +65,7 @@ def run_suggest(config: SuggestConfig, *, console: Console | None = None) -> Sug
     connect()
     with status(console, "Reading the embeddings"):
         labelled, labelled_rows = _pool(videos.labelled, videos, config.embeddings, space)
-        # These have no labels: one column of zeros stands for none.
-        no_labels = LabelSpace(1, multi_label=True)
-        unlabelled, unlabelled_rows = _pool(videos.unlabelled, videos, config.embeddings, no_labels)
+        unlabelled, unlabelled_rows = _pool(videos.unlabelled, videos, config.embeddings, space)
     with status(console, "Choosing the videos"):
         probe = fit_labelled(labelled, space)
         doubts = [] if probe is None or labelled is None else label_doubts(probe, labelled, space)

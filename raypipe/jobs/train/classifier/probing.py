@@ -29,7 +29,6 @@ PROBE = "probe.safetensors"
 _MAX_VIDEOS = 200_000  # that a probe is fitted to
 _MAX_NUMBERS = 1e9  # of their statistics and logits, which are in the driver's memory
 _AT_ONCE, NUM_KEPT = 64, 16
-_NO_LABEL = (-1,)
 _MEAN, _ALL = (0,), (0, 1, 2)
 STATISTICS: Mapping[tuple[int, ...], str] = {  # what a probe may read, by the numbers of the statistics
     _MEAN: "mean",
@@ -192,7 +191,7 @@ def pool_videos(
         if keep_frames:
             kept += [some_frames(video) for video in videos]
         numbers += block[INDEX].to_pylist()
-        targets += [np.array(each or _NO_LABEL, dtype=np.int64) for each in block[TARGETS].to_pylist()]
+        targets += [np.array(each, dtype=np.int64) for each in block[TARGETS].to_pylist()]
     order = np.argsort(numbers, kind="stable")
     labels = label_tensor([targets[at] for at in order], space.num_labels, multi_label=space.multi_label)
     frames = torch.from_numpy(np.stack([kept[at] for at in order])) if keep_frames else None

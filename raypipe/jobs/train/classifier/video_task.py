@@ -24,6 +24,7 @@ from raypipe.models.gpt2 import VideoModel
 from raypipe.models.pretraining import FrameOrderModel
 
 Half = npt.NDArray[np.float16]
+_NO_LABEL = np.array([-1], dtype=np.int64)
 
 
 @dataclass(slots=True)
@@ -194,9 +195,12 @@ class VideoTask:
 
 
 def label_tensor(targets: Sequence[Ints], num_labels: int, *, multi_label: bool) -> torch.Tensor:
-    """Return the class numbers ``[V]`` of videos with one label or, with ``multi_label``, zeros and ones ``[V, C]``."""
+    """Return the class numbers ``[V]`` of videos with one label or, with ``multi_label``, zeros and ones ``[V, C]``.
+
+    A video without a label has the class number -1, or only zeros.
+    """
     if not multi_label:
-        return torch.from_numpy(np.concatenate(targets))
+        return torch.from_numpy(np.concatenate([target if len(target) else _NO_LABEL for target in targets]))
     several = torch.zeros(len(targets), num_labels)
     for row, target in enumerate(targets):
         several[row, target] = 1
