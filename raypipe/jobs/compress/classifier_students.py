@@ -16,7 +16,7 @@ from raypipe.jobs.train.batches import WorkerSamples
 from raypipe.jobs.train.checkpoints import saved_files
 from raypipe.jobs.train.classifier.scores import Bools, label_mask, predicted_sets
 from raypipe.jobs.train.classifier.video_task import FramesWindow, VideoTask
-from raypipe.jobs.train.inputs import TARGETS, Ints
+from raypipe.jobs.train.inputs import TARGETS, Ints, even_stride
 from raypipe.jobs.train.loop import Notify
 from raypipe.models.classifier import VideoClassifier, by_length
 from raypipe.models.classifier_files import build_classifier
@@ -157,7 +157,7 @@ class ClassifierStudents:
         probabilities = model.classify(frames, batch_size=_AT_ONCE).probabilities
         answers = _sets(probabilities, multi_label=self._multi_label)
         heads = num_heads(model.encoder.gpt2) if model.config.has_gpt2 else []
-        timed = frames[:: max(1, -(-len(frames) // _MAX_TIMED))]
+        timed = frames[:: even_stride(len(frames), _MAX_TIMED)]
         scores = (answers == self._truth).all(axis=1).astype(np.float64) if self._data.has_labels else None
 
         def work() -> int:
@@ -186,7 +186,7 @@ class _ValidationLoss:
 
     def __init__(self, task: VideoTask, window: FramesWindow) -> None:
         self._task, self._window = task, window
-        some = np.arange(0, len(window.index), max(1, -(-len(window.index) // _MAX_COST_VIDEOS)))
+        some = np.arange(0, len(window.index), even_stride(len(window.index), _MAX_COST_VIDEOS))
         groups = by_length([window.lengths[at] for at in some], batch_size=_AT_ONCE)
         self._groups: list[Ints] = [some[group] for group in groups]
 

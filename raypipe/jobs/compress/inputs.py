@@ -12,7 +12,7 @@ import torch
 from raypipe.config import CompressConfig, RankerConfig, TrainConfig
 from raypipe.errors import ConfigError
 from raypipe.jobs.train.classifier.probing import PROBE, read_probe
-from raypipe.jobs.train.inputs import FILE, INDEX, SPLIT, TARGETS, TrainingSamples, find_samples, read_labels
+from raypipe.jobs.train.inputs import FILE, INDEX, TARGETS, TrainingSamples, find_samples, ids_in_test, read_labels
 from raypipe.jobs.train.ranker.histories import HistorySamples, find_histories
 from raypipe.models.classifier import VideoClassifierConfig
 from raypipe.models.classifier_files import build_classifier, check_embeddings, read_config
@@ -75,8 +75,8 @@ def find_videos(config: CompressConfig, files: ModelFiles) -> DistillVideos:
     num_labelled = train.num_rows + validation.num_rows
     if config.labels is not None:  # all others are unlabelled; with labels_from, no others have frames
         every = find_samples(_train_config(config, learned, fraction=0.0)).train
-        known = pa.concat_tables([train.select([VIDEO_ID]), validation.select([VIDEO_ID])])[VIDEO_ID]
-        known = pa.chunked_array([*known.chunks, *_test_ids(config).chunks])
+        in_test = ids_in_test(read_labels(config.labels, split_column=config.data.split_column))
+        known = pa.chunked_array([*train[VIDEO_ID].chunks, *validation[VIDEO_ID].chunks, in_test], pa.string())
         others = every.filter(pc.invert(pc.is_in(every[VIDEO_ID], value_set=known.combine_chunks())))
         train = pa.concat_tables([train, others.select(train.column_names)])
     return _videos(config, train, validation, num_labelled=num_labelled)
@@ -129,14 +129,6 @@ def _numbered_as(table: pa.Table, numbers: list[int]) -> pa.Table:
     targets = [[numbers[number] for number in given] for given in table[TARGETS].to_pylist()]
     column = pa.array(targets, pa.list_(pa.int32()))
     return table.set_column(table.column_names.index(TARGETS), TARGETS, column)
-
-
-def _test_ids(config: CompressConfig) -> pa.ChunkedArray:
-    """Return the ids of the videos in the split ``test``, which are never learned from."""
-    labels = read_labels(config.labels or "", split_column=config.data.split_column)
-    if SPLIT not in labels.column_names:
-        return pa.chunked_array([], pa.string())
-    return labels.filter(pc.equal(labels[SPLIT], "test"))[VIDEO_ID]
 
 
 def _videos(config: CompressConfig, train: pa.Table, validation: pa.Table, *, num_labelled: int) -> DistillVideos:

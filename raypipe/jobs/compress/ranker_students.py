@@ -18,7 +18,7 @@ from raypipe.errors import WeightsError
 from raypipe.jobs.compress.candidates import ORIGINAL, Candidate
 from raypipe.jobs.compress.shrinking import block_levels, prune_blocks, prune_heads
 from raypipe.jobs.train.checkpoints import saved_files
-from raypipe.jobs.train.inputs import Ints
+from raypipe.jobs.train.inputs import Ints, even_stride
 from raypipe.jobs.train.ranker.histories import HISTORY, HistorySamples
 from raypipe.jobs.train.ranker.next_video_task import HistoriesWindow, NextVideoTask, Sampling, WatchedCatalogue
 from raypipe.jobs.train.ranker.rank_scores import TOP, RankScores
@@ -100,7 +100,7 @@ class _RankerStudents:
     def cost_of(self, model: NextVideoModel) -> Callable[[], float]:
         """Return a function that measures the model as it is then: the negative NDCG of some users."""
         task, count = self.task(model), len(self._window.histories)
-        some = np.arange(0, count, max(1, -(-count // _MAX_COST_USERS)))
+        some = np.arange(0, count, even_stride(count, _MAX_COST_USERS))
         return lambda: -float(gains(self._ranked(task, some).rank()[0]).mean())
 
     @torch.no_grad()
@@ -141,7 +141,7 @@ class _RankerStudents:
     def _timed(self, files: Mapping[str, bytes]) -> tuple[TowerWeights, list[npt.NDArray[np.float32]]]:
         """Return the network in numpy, and what it reads of some histories."""
         given = RankerFiles(files, self._files.digest, self._files.source).tower(self._ids)
-        histories = self._window.histories[:: max(1, -(-len(self._window.histories) // _MAX_TIMED))]
+        histories = self._window.histories[:: even_stride(len(self._window.histories), _MAX_TIMED)]
         read = [history[:-1][-given.weights.max_events :] for history in histories]
         content = [widen(self._catalogue.vectors[positions]) @ given.weights.content for positions in read]
         return given.weights, [each + given.id_vectors[given.rows[at]] for each, at in zip(content, read, strict=True)]

@@ -12,14 +12,15 @@ from raypipe.config.train import DataConfig
 from raypipe.dataset.read import embedding_dim, embeddings_manifests
 from raypipe.errors import ConfigError
 from raypipe.jobs.train.inputs import (
-    SPLIT,
-    TARGETS,
     find_labels,
+    ids_in_test,
     is_multi_label,
     join_labels,
     numbered,
     read_catalogue,
     usable_labels,
+    without_label,
+    without_targets,
 )
 from raypipe.storage import Folder
 
@@ -60,10 +61,8 @@ def sort_videos(config: SuggestConfig) -> SortedVideos:
         labels = find_labels(training, catalogue, gone)
     else:
         labels = pa.table({schema.VIDEO_ID: pa.array([], pa.string()), schema.LABEL: pa.array([], pa.string())})
-    is_free = pc.invert(pc.is_in(catalogue[schema.VIDEO_ID], value_set=labels[schema.VIDEO_ID].combine_chunks()))
-    free = catalogue.filter(pc.and_(catalogue[schema.STATUS], is_free))
-    free = free.append_column(TARGETS, pa.array([[]] * free.num_rows, pa.list_(pa.int32())))
-    num_test = len(_ids_in_test(labels))
+    free = without_targets(without_label(catalogue, pc.unique(labels[schema.VIDEO_ID])))
+    num_test = len(ids_in_test(labels))
     num_unknown = num_without_frames = 0
     if labels.num_rows > 0:
         labels, num_unknown, num_without_frames = usable_labels(training, labels, catalogue)
@@ -95,12 +94,6 @@ def _training(config: SuggestConfig) -> TrainConfig:
         problem_type=config.problem_type,
         data=data,
     )
-
-
-def _ids_in_test(labels: pa.Table) -> pa.Array:
-    if SPLIT not in labels.column_names:
-        return pa.array([], pa.string())
-    return pc.unique(labels.filter(pc.equal(labels[SPLIT], "test"))[schema.VIDEO_ID])
 
 
 def _no_positions(labels: pa.Table) -> pa.Table:

@@ -26,11 +26,10 @@ from raypipe.jobs.train.classifier.probing import (
     LabelSpace,
     PooledVideos,
     TrainedProbe,
-    every_nth,
     pool_videos,
     probe_stride,
 )
-from raypipe.jobs.train.inputs import TARGETS
+from raypipe.jobs.train.inputs import TARGETS, every_nth
 from raypipe.records import LabelCounts, LabelToCheck, SuggestionRecord, versions
 from raypipe.report.suggestion_page import suggestion_page
 from raypipe.runs.actors import connect, reason_of

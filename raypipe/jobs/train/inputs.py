@@ -53,7 +53,7 @@ class TrainingSamples:
     num_without_frames: int  # labelled videos that could not be embedded
     digest: str  # a hash of the videos, their labels and their split
     # videos without a label, for objective self_train; their targets are empty
-    unlabelled: pa.Table = field(default_factory=lambda: _no_targets(_EMPTY))
+    unlabelled: pa.Table = field(default_factory=lambda: without_targets(_EMPTY))
 
 
 class _Chosen(NamedTuple):
@@ -86,7 +86,8 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
     digest = hashlib.sha256(repr(chosen.label_names).encode())
     for batch in rows.select([FILE, schema.VIDEO_ID, SPLIT, TARGETS]).to_batches(max_chunksize=65_536):
         digest.update(repr(batch.to_pydict()).encode())
-    unlabelled = _evenly(chosen.unlabelled.sort_by(schema.VIDEO_ID), config.self_train.max_videos)
+    unlabelled = chosen.unlabelled.sort_by(schema.VIDEO_ID)
+    unlabelled = every_nth(unlabelled, even_stride(unlabelled.num_rows, config.self_train.max_videos))
     for batch in unlabelled.select([FILE, schema.VIDEO_ID]).to_batches(max_chunksize=65_536):
         digest.update(repr(batch.to_pydict()).encode())
     return TrainingSamples(
@@ -100,13 +101,18 @@ def find_samples(config: TrainConfig) -> TrainingSamples:
         num_unknown=chosen.num_unknown,
         num_without_frames=chosen.num_without_frames,
         digest=digest.hexdigest(),
-        unlabelled=numbered(_no_targets(unlabelled)),
+        unlabelled=numbered(without_targets(unlabelled)),
     )
 
 
-def _evenly(rows: pa.Table, limit: int) -> pa.Table:
-    """Return at most ``limit`` evenly chosen rows."""
-    return rows.take(pa.array(np.arange(0, rows.num_rows, max(1, -(-rows.num_rows // limit)))))
+def even_stride(count: int, limit: int) -> int:
+    """Return the smallest n for which every n-th of ``count`` items is at most ``limit`` items."""
+    return max(1, -(-count // limit))
+
+
+def every_nth(rows: pa.Table, stride: int) -> pa.Table:
+    """Return the rows with the numbers 0, ``stride``, 2 ``stride`` and so on."""
+    return rows.take(pa.array(np.arange(0, rows.num_rows, stride)))
 
 
 def numbered(rows: pa.Table) -> pa.Table:
@@ -124,11 +130,12 @@ def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
     videos = np.arange(rows.num_rows)
     fraction = config.data.validation_fraction if rows.num_rows > 1 else 0.0
     held_out = stratified(videos, np.zeros_like(videos), fraction=fraction, seed=config.seed, names=["video"])
-    rows = _no_targets(rows).append_column(SPLIT, pa.array(held_out))
+    rows = without_targets(rows).append_column(SPLIT, pa.array(held_out))
     return _Chosen(rows, catalogue.num_rows - rows.num_rows)
 
 
-def _no_targets(rows: pa.Table) -> pa.Table:
+def without_targets(rows: pa.Table) -> pa.Table:
+    """Return the rows with a column ``targets`` of empty lists."""
     return rows.append_column(TARGETS, pa.array([[]] * rows.num_rows, pa.list_(pa.int32())))
 
 
@@ -290,6 +297,13 @@ def is_multi_label(config: TrainConfig, *, several: bool) -> bool:
         remedy = "Choose multi_label, or give each video one label."
         raise ConfigError(msg, key="problem_type", value=config.problem_type, remedy=remedy)
     return several if config.problem_type == "auto" else config.problem_type == "multi_label"
+
+
+def ids_in_test(labels: pa.Table) -> pa.Array:
+    """Return the ids of the videos in the split ``test``."""
+    if SPLIT not in labels.column_names:
+        return pa.array([], pa.string())
+    return pc.unique(labels.filter(pc.equal(labels[SPLIT], "test"))[schema.VIDEO_ID])
 
 
 def read_labels(uri: str, *, split_column: str) -> pa.Table:

@@ -21,7 +21,7 @@ from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints, put_metrics, put_model
 from raypipe.jobs.train.classifier.scores import label_mask
 from raypipe.jobs.train.classifier.video_task import FramesWindow, Half, UnseenLogits, VideoTask
-from raypipe.jobs.train.inputs import Ints
+from raypipe.jobs.train.inputs import Ints, even_stride
 from raypipe.jobs.train.loop import Loop, LoopSettings, Notify
 from raypipe.jobs.train.ranker.next_video_task import HistoriesWindow, NextVideoTask
 from raypipe.jobs.train.ranker.ranker_spec import RankerNetwork, build_ranker
@@ -237,7 +237,7 @@ def _some_videos(loop: Loop, workers: Collective) -> list[Half]:
     """Return the frames of evenly chosen validation videos of all workers, if the model classifies videos."""
     if not isinstance(loop.model, VideoClassifier) or not loop.has_validation:
         return []
-    stride = max(1, -(-loop.num_validation // MAX_VIDEOS))
+    stride = even_stride(loop.num_validation, MAX_VIDEOS)
     chosen = [
         (number, frames[thin(len(frames), max_frames=MAX_FRAMES)])
         for window in loop.validation_windows()
@@ -253,7 +253,7 @@ def calibrate(model: VideoClassifier, predictions: Sequence[Mapping[str, Any]]) 
     if predictions:
         logits = np.concatenate([part["logits"] for part in predictions])
         truth = label_mask([target for part in predictions for target in part["targets"]], logits.shape[1])
-        some = np.arange(0, len(logits), -(-len(logits) // _MAX_CALIBRATION_VIDEOS))
+        some = np.arange(0, len(logits), even_stride(len(logits), _MAX_CALIBRATION_VIDEOS))
         temperature = fit_temperature(logits[some], truth[some], multi_label=model.config.multi_label)
         model.config.temperature = round(temperature, _TEMPERATURE_DIGITS)  # sums of other batches differ in the last
 

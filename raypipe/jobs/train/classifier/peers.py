@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from raypipe.evaluation.classifiers import compare_classifiers
-from raypipe.jobs.train.classifier.probing import NUM_KEPT, LabelSpace, PooledVideos, every_nth, pool_videos
-from raypipe.jobs.train.inputs import TrainingSamples
+from raypipe.jobs.train.classifier.probing import NUM_KEPT, LabelSpace, PooledVideos, pool_videos
+from raypipe.jobs.train.inputs import TrainingSamples, even_stride, every_nth
 from raypipe.models.label_spreading import neighbor_graph, spread_labels
 from raypipe.models.linear_fit import blocked_folds, fit_linear
 from raypipe.records import LABEL_SPREADING, MAJORITY, NEAREST, THIS_MODEL, PeerMetrics
@@ -37,11 +37,11 @@ def compare_with_peers(
     products = NUM_KEPT * samples.embedding_dim * space.num_labels
     limit = int(np.clip(_MAX_PRODUCTS // products, _MIN_VIDEOS, _MAX_VIDEOS))
     sizes = (samples.train.num_rows, samples.validation.num_rows)
-    strides = [max(1, -(-size // limit)) for size in sizes]
+    strides = [even_stride(size, limit) for size in sizes]
     found = {name: probabilities[:: strides[1]] for name, probabilities in predicted.items()}
     train, validation = pool(every_nth(samples.train, strides[0])), pool(every_nth(samples.validation, strides[1]))
     if samples.unlabelled.num_rows:
-        unlabelled = pool(every_nth(samples.unlabelled, max(1, -(-samples.unlabelled.num_rows // _MAX_VIDEOS))))
+        unlabelled = pool(every_nth(samples.unlabelled, even_stride(samples.unlabelled.num_rows, _MAX_VIDEOS)))
         found[LABEL_SPREADING] = spread_probabilities(train, validation, unlabelled, space)
     return peer_metrics(train, validation, space, found)
 

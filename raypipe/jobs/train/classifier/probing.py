@@ -16,7 +16,7 @@ from raypipe.dataset.read import frame_embeddings
 from raypipe.errors import CommitError, JobError
 from raypipe.jobs.train.classifier.video_task import label_tensor
 from raypipe.jobs.train.datasets import frames_dataset
-from raypipe.jobs.train.inputs import INDEX, TARGETS, TrainingSamples
+from raypipe.jobs.train.inputs import INDEX, TARGETS, TrainingSamples, even_stride, every_nth
 from raypipe.models.classifier import pad_frames
 from raypipe.models.frame_probe import NUM_STATISTICS, ProbeFeatures, frame_statistics
 from raypipe.models.linear_fit import LinearFit, VideoLosses, blocked_folds, fit_linear
@@ -128,7 +128,7 @@ class LabelSpace:
 def probe_stride(num_videos: int, *, embedding_dim: int, num_labels: int) -> int:
     """Return the stride of the training videos that the probe is fitted to."""
     limit = min(_MAX_VIDEOS, int(_MAX_NUMBERS / (3 * embedding_dim + 2 * num_labels)))
-    return max(1, -(-num_videos // limit))
+    return even_stride(num_videos, limit)
 
 
 def find_probe(
@@ -146,7 +146,7 @@ def find_probe(
         pool = partial(pool_videos, embeddings_uri=embeddings_uri, space=space, max_frames=max_frames)
         train, validation = pool(every_nth(samples.train, stride)), None
         if samples.validation.num_rows:
-            few = -(-samples.validation.num_rows // _MAX_VALIDATION_VIDEOS)
+            few = even_stride(samples.validation.num_rows, _MAX_VALIDATION_VIDEOS)
             validation = pool(every_nth(samples.validation, few))
         output.put_new(PROBE, fit_probe(train, space, validation=validation, stride=stride).to_bytes())
     return read_probe(output)
@@ -163,11 +163,6 @@ def read_probe(output: Folder) -> TrainedProbe:
     except (SafetensorError, KeyError, ValueError) as error:
         msg = f"{output.child(PROBE)} is not the probe of a training: {one_line(error)}."
         raise CommitError(msg, key=output.child(PROBE), remedy="Choose another output.") from None
-
-
-def every_nth(samples: pa.Table, stride: int) -> pa.Table:
-    """Return the samples with the numbers 0, ``stride``, 2 ``stride`` and so on."""
-    return samples.take(pa.array(np.arange(0, samples.num_rows, stride)))
 
 
 def pool_videos(
