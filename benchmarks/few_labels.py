@@ -14,7 +14,7 @@ interval is that of self-trained minus the other, paired by clip.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,6 @@ from raypipe.evaluation.ranking_metrics import intervals
 from raypipe.jobs.train.classifier.peers import spread_probabilities
 from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, fit_probe
 from raypipe.jobs.train.classifier.self_training import teach
-from raypipe.models.frame_probe import FrameProbe
 from support import describe_machine, learning, print_table, scratch_folder
 from support.learning import Frames, Labels, Split
 from temporal import blocks_of, folds
@@ -62,7 +61,9 @@ def run(
     """Label some clips of the training split, and return for each model which test clips it classifies right."""
     names = sorted(set(truth.values()))
     space = LabelSpace(len(names), multi_label=False)
-    chosen = sorted(draw_labelled(truth, split.train, per_label=per_label, seed=seed))
+    may_be_labelled = {video_id: truth[video_id] for video_id in split.train}
+    drawn = learning.choose(may_be_labelled, names, per_label=per_label, seed=seed)
+    chosen = sorted(video_id for video_id, _ in drawn)
     known, others, test = (
         learning.pool(frames, truth, ids, names) for ids in (chosen, sorted(set(split.train) - set(chosen)), split.test)
     )
@@ -77,33 +78,16 @@ def run(
     answers = {
         "label spreading on mean": torch.from_numpy(spread_probabilities(known, test, unlabelled, space)),
         "the teacher": torch.from_numpy(of_test),
-        "supervised": predict(known, test, space),
-        SELF_TRAINED: predict(more, test, space),
+        "supervised": fit_probe(known, space).logits(test),
+        SELF_TRAINED: fit_probe(more, space).logits(test),
     }
     return {name: (each.argmax(dim=1) == test.labels).double().numpy() for name, each in answers.items()}
-
-
-def predict(train: PooledVideos, test: PooledVideos, space: LabelSpace) -> torch.Tensor:
-    """Return the logits ``[V, C]`` of a probe for the test clips."""
-    probe = fit_probe(train, space)
-    model = FrameProbe(probe.features, embedding_dim=train.statistics.shape[2], num_labels=space.num_labels)
-    model.load_state_dict(dict(probe.weights))
-    scaled = (test.inputs(probe.features) - model.mean) / model.std
-    return model.linear(scaled)
 
 
 def joined(first: PooledVideos, second: PooledVideos) -> PooledVideos:
     """Return both groups of clips, without their labels."""
     statistics = torch.cat([first.statistics, second.statistics])
     return PooledVideos(statistics, torch.full((len(statistics),), -1))
-
-
-def draw_labelled(truth: Labels, ids: Sequence[str], *, per_label: int, seed: int) -> Iterator[str]:
-    """Yield the clips that are labelled."""
-    random = np.random.default_rng(seed)
-    for label in sorted(set(truth.values())):
-        members = sorted(video_id for video_id in ids if truth[video_id] == label)
-        yield from (members[at] for at in random.permutation(len(members))[:per_label])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -14,21 +14,9 @@ import argparse
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-
 from support import describe_machine, learning, print_table, scratch_folder
 
 FINE_TUNING = ("model.head=gpt2", "data.validation_fraction=0", "optimizer.epochs=60")
-
-
-def choose(truth: learning.Labels, *, per_label: int, seed: int) -> list[tuple[str, str]]:
-    """Choose the clips that are labelled, and return them with their labels."""
-    random = np.random.default_rng(seed)
-    chosen = []
-    for label in learning.MOTIONS:
-        members = [video_id for video_id, its in truth.items() if its == label]
-        chosen += [(members[at], label) for at in random.permutation(len(members))[:per_label]]
-    return chosen
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> None:
@@ -47,7 +35,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> None:
     }
     results: dict[str, list[float]] = {way: [] for way in ways}
     for seed in options.seeds:
-        chosen = choose(truth, per_label=options.per_label, seed=seed)
+        chosen = learning.choose(truth, learning.MOTIONS, per_label=options.per_label, seed=seed)
         labels = learning.write_labels(scratch / f"{seed}.csv", chosen)
         for number, (way, overrides) in enumerate(ways.items()):
             model, settings = scratch / f"{number}-{seed}", (f"seed={seed}", *FINE_TUNING, *overrides)

@@ -31,7 +31,7 @@ import numpy.typing as npt
 import torch
 
 from raypipe.evaluation.next_labels import uncertainty
-from raypipe.jobs.suggest.advice import fit_labelled, label_doubts, next_labels, probe_probabilities
+from raypipe.jobs.suggest.advice import fit_labelled, label_doubts, next_labels
 from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, TrainedProbe
 from support import describe_machine, learning, order_clips, print_table, scratch_folder
 from temporal import BLOCKS, blocks_of
@@ -62,7 +62,7 @@ def take(videos: PooledVideos, rows: Ints) -> PooledVideos:
 
 
 def accuracy(probe: TrainedProbe, clips: Clips) -> float:
-    found = probe_probabilities(probe, clips.test, clips.space).argmax(axis=1)
+    found = probe.logits(clips.test).argmax(dim=1).numpy()
     return float((found == clips.test.labels.numpy()).mean())
 
 
@@ -82,7 +82,8 @@ def next_batch(
     if method == "margin":
         if probe is None:
             return random.permutation(len(free))[:count]
-        return np.argsort(-uncertainty(probe_probabilities(probe, unlabelled, clips.space), multi_label=False))[:count]
+        probabilities = clips.space.probabilities(probe.logits(unlabelled)).numpy()
+        return np.argsort(-uncertainty(probabilities, multi_label=False))[:count]
     asked = None if method == "coverage" else probe
     labelled = take(clips.pool, known) if len(known) else None
     return next_labels(asked, labelled, unlabelled, clips.space, count=count, seed=seed).rows

@@ -134,6 +134,16 @@ def read_frames(embeddings: Path) -> Frames:
     return frames
 
 
+def choose(truth: Labels, labels: Sequence[str], *, per_label: int, seed: int) -> list[tuple[str, str]]:
+    """Choose the clips that are labelled, and return them with their labels."""
+    random = np.random.default_rng(seed)
+    chosen = []
+    for label in labels:
+        members = [video_id for video_id, its in truth.items() if its == label]
+        chosen += [(members[at], label) for at in random.permutation(len(members))[:per_label]]
+    return chosen
+
+
 def write_labels(path: Path, rows: Iterable[Sequence[str]], *, split: bool = False) -> Path:
     """Write a labels file of (video_id, label) or, with ``split``, of (video_id, label, split)."""
     with path.open("w", newline="") as file:

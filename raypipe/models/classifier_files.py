@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ __all__ = [
     "read_config",
     "read_model",
 ]
+Kind = TypeVar("Kind", bound=VideoModel)
 _KINDS: Mapping[str, type[VideoModel]] = {
     kind.__name__: kind for kind in (VideoClassifier, MaskedFrameModel, FrameOrderModel)
 }
@@ -61,27 +62,26 @@ def build_classifier(files: ModelFiles) -> VideoClassifier:
     Raises:
         WeightsError: the files do not hold a model of raypipe or are corrupt, or the model was trained without labels.
     """
-    model = build_model(files)
-    if not isinstance(model, VideoClassifier):
-        kind, expected = type(model).__name__, VideoClassifier.__name__
-        msg = f"{files.source} was trained without labels: architectures is {kind}, not {expected}."
-        remedy = f"Train with init_from={files.source!r}."
-        raise WeightsError(msg, key="architectures", value=kind, expected=expected, remedy=remedy)
-    return model
+    what, remedy = "was trained without labels", f"Train with init_from={files.source!r}."
+    return _build_kind(files, VideoClassifier, otherwise=what, remedy=remedy)
 
 
 def build_masked_frame_model(files: ModelFiles) -> MaskedFrameModel:
     """Build a masked-frame model from its files, like ``build_model``.
 
     Raises:
-        WeightsError: the files do not hold a model of raypipe or are corrupt, or the model was trained with labels.
+        WeightsError: the files do not hold a model of raypipe or are corrupt, or the model predicts no hidden frames.
     """
+    what, remedy = "does not predict hidden frames", "Train with objective=masked_frame."
+    return _build_kind(files, MaskedFrameModel, otherwise=what, remedy=remedy)
+
+
+def _build_kind(files: ModelFiles, kind: type[Kind], *, otherwise: str, remedy: str) -> Kind:
     model = build_model(files)
-    if not isinstance(model, MaskedFrameModel):
-        kind, expected = type(model).__name__, MaskedFrameModel.__name__
-        msg = f"{files.source} does not predict hidden frames: architectures is {kind}, not {expected}."
-        remedy = "Train with objective=masked_frame."
-        raise WeightsError(msg, key="architectures", value=kind, expected=expected, remedy=remedy)
+    if not isinstance(model, kind):
+        found, expected = type(model).__name__, kind.__name__
+        msg = f"{files.source} {otherwise}: architectures is {found}, not {expected}."
+        raise WeightsError(msg, key="architectures", value=found, expected=expected, remedy=remedy)
     return model
 
 

@@ -105,6 +105,11 @@ def round_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight / scale[:, None]).round().clamp(-_MAX_WEIGHT, _MAX_WEIGHT).to(torch.int8), scale
 
 
+def num_weights(module: nn.Module) -> int:
+    """Return the number of weights, without the scales of int8 ones."""
+    return sum(tensor.numel() for key, tensor in module.state_dict().items() if not key.endswith(".scale"))
+
+
 def has_kernel() -> bool:
     """Return whether this machine has an int8 kernel that is worth calling."""
     return platform.machine() in _X86 and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]

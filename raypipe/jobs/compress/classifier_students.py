@@ -20,7 +20,7 @@ from raypipe.jobs.train.inputs import TARGETS, Ints, even_stride
 from raypipe.jobs.train.loop import Notify
 from raypipe.models.classifier import VideoClassifier, by_length
 from raypipe.models.classifier_files import build_classifier
-from raypipe.models.int8 import quantize
+from raypipe.models.int8 import num_weights, quantize
 from raypipe.models.model_files import ModelFiles
 from raypipe.models.pruning import num_heads
 from raypipe.text import plural
@@ -168,9 +168,7 @@ class ClassifierStudents:
             name=name,
             heads=heads,
             int8=model.config.int8,
-            num_parameters=sum(
-                tensor.numel() for key, tensor in model.state_dict().items() if not key.endswith(".scale")
-            ),
+            num_parameters=num_weights(model),
             files=files,
             answers=answers,
             scores=scores,

@@ -22,7 +22,7 @@ from raypipe.jobs.train.inputs import Ints, even_stride
 from raypipe.jobs.train.ranker.histories import HISTORY, HistorySamples
 from raypipe.jobs.train.ranker.next_video_task import HistoriesWindow, NextVideoTask, Sampling, WatchedCatalogue
 from raypipe.jobs.train.ranker.rank_scores import TOP, RankScores
-from raypipe.models.int8 import quantize
+from raypipe.models.int8 import num_weights, quantize
 from raypipe.models.next_video import NO_ID, NextVideoConfig, NextVideoModel
 from raypipe.models.pruning import num_heads
 from raypipe.models.ranker_files import RankerFiles
@@ -128,9 +128,7 @@ class _RankerStudents:
             name=name,
             heads=num_heads(model.gpt2),
             int8=model.config.int8,
-            num_parameters=sum(
-                tensor.numel() for key, tensor in model.state_dict().items() if not key.endswith(".scale")
-            ),
+            num_parameters=num_weights(model),
             files=files,
             answers=ranks,
             scores=gains(ranks),

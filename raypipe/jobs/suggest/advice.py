@@ -4,14 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from raypipe.evaluation.label_errors import Doubt, find_label_errors
 from raypipe.evaluation.next_labels import choose_next, draw_candidates, uncertainty
 from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, TrainedProbe, fit_probe
 from raypipe.models.linear_fit import fit_linear, spread_folds
 
-_AT_ONCE = 4_096
 _SHARPNESS = 4  # the power of the uncertainty: with 1, too many videos that the probe is sure of are chosen
 _MIN_WEIGHT = 0.01  # of a video that the probe is sure of: if it is sure of all, the videos still count
 Floats = npt.NDArray[np.float32]
@@ -53,7 +51,7 @@ def next_labels(
     num_videos = len(unlabelled.statistics)
     probabilities, weights = None, np.ones(num_videos, np.float32)
     if probe is not None:
-        probabilities = probe_probabilities(probe, unlabelled, space)
+        probabilities = space.probabilities(probe.logits(unlabelled)).numpy()
         unsure = uncertainty(probabilities, multi_label=space.multi_label)
         weights = (_MIN_WEIGHT + unsure**_SHARPNESS).astype(np.float32)
     drawn = draw_candidates(weights, seed=seed)
@@ -72,14 +70,3 @@ def label_doubts(probe: TrainedProbe, labelled: PooledVideos, space: LabelSpace)
     losses, folds = space.losses(labelled.labels), spread_folds(labelled.first_labels)
     fit = fit_linear(labelled.inputs(probe.features), losses, folds)
     return find_label_errors(space.probabilities(fit.out_of_fold).numpy(), labelled.labels.long().numpy())
-
-
-def probe_probabilities(probe: TrainedProbe, videos: PooledVideos, space: LabelSpace) -> Floats:
-    """Return the probabilities ``[N, C]`` that a probe gives to videos."""
-    weights, found = probe.weights, []
-    for start in range(0, len(videos.statistics), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        inputs = PooledVideos(videos.statistics[part], videos.labels[part]).inputs(probe.features)
-        logits = (inputs - weights["mean"]) / weights["std"] @ weights["linear.weight"].T + weights["linear.bias"]
-        found.append(space.probabilities(logits))
-    return np.asarray(torch.cat(found).numpy())

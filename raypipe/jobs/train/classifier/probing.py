@@ -29,6 +29,7 @@ PROBE = "probe.safetensors"
 _MAX_VIDEOS = 200_000  # that a probe is fitted to
 _MAX_NUMBERS = 1e9  # of their statistics and logits, which are in the driver's memory
 _AT_ONCE, NUM_KEPT = 64, 16
+_ROWS_AT_ONCE = 4_096  # videos whose inputs are copied at a time
 _MEAN, _ALL = (0,), (0, 1, 2)
 STATISTICS: Mapping[tuple[int, ...], str] = {  # what a probe may read, by the numbers of the statistics
     _MEAN: "mean",
@@ -85,6 +86,15 @@ class TrainedProbe:
     loss: float  # the mean loss of out_of_fold
     stride: int
     refitted: Mapping[str, torch.Tensor] | None = None
+
+    def logits(self, videos: PooledVideos) -> torch.Tensor:
+        """Return the logits ``[N, C]`` for videos."""
+        parts = []
+        for start in range(0, len(videos.statistics), _ROWS_AT_ONCE):
+            part = PooledVideos(videos.statistics[start : start + _ROWS_AT_ONCE], videos.labels)
+            scaled = (part.inputs(self.features) - self.weights["mean"]) / self.weights["std"]
+            parts.append(scaled @ self.weights["linear.weight"].T + self.weights["linear.bias"])
+        return torch.cat(parts)
 
     def to_bytes(self) -> bytes:
         """Return the content of the file that holds the probe."""
