@@ -622,8 +622,21 @@ class ExampleUser:
     num_listed: int
 
 
+class Timed:
+    """A record of work that has ended. Its times are Unix times."""
+
+    __slots__ = ()
+    started_at: float
+    finished_at: float
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Return the wall time of the work."""
+        return max(0.0, self.finished_at - self.started_at)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationRecord:
+class EvaluationRecord(Timed):
     """Everything that a report shows about one evaluation of an index.
 
     ``metrics`` is the content of ``metrics.json``. ``counts`` says how many events of the history were left out, by
@@ -643,11 +656,6 @@ class EvaluationRecord:
     examples: tuple[ExampleUser, ...] = ()
     outcome: Outcome = "finished"
     machine: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def elapsed_seconds(self) -> float:
-        """Return the wall time of the evaluation."""
-        return max(0.0, self.finished_at - self.started_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -690,7 +698,7 @@ class LabelCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SuggestionRecord:
+class SuggestionRecord(Timed):
     """Everything that a report shows about suggestions. ``summary`` is the content of ``summary.json``."""
 
     command: str
@@ -706,11 +714,6 @@ class SuggestionRecord:
     labels: tuple[LabelCounts, ...]
     outcome: Outcome = "finished"
     machine: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def elapsed_seconds(self) -> float:
-        """Return the wall time of the run."""
-        return max(0.0, self.finished_at - self.started_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -732,7 +735,7 @@ class StrangeVideo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnomalyRecord:
+class AnomalyRecord(Timed):
     """Everything that a report shows about the anomalies of an output.
 
     ``metrics`` is the content of ``anomalies.json``, and ``cusum`` has one value per scored video, in their order.
@@ -752,11 +755,6 @@ class AnomalyRecord:
     videos: tuple[StrangeVideo, ...] = ()
     outcome: Outcome = "finished"
     machine: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def elapsed_seconds(self) -> float:
-        """Return the wall time of the last step, which reads all scores."""
-        return max(0.0, self.finished_at - self.started_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -786,7 +784,7 @@ class CandidateMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompressionRecord:
+class CompressionRecord(Timed):
     """Everything that a report shows about one compression.
 
     ``chosen`` is the name of a candidate; that of the first one if compression does not pay off. ``score_name`` is
@@ -812,11 +810,6 @@ class CompressionRecord:
     num_labelled: int
     num_validation: int
     outcome: Outcome = "finished"
-
-    @property
-    def elapsed_seconds(self) -> float:
-        """Return the wall time of the compression."""
-        return max(0.0, self.finished_at - self.started_at)
 
     @property
     def kept_candidate(self) -> CandidateMetrics:

@@ -74,6 +74,16 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
+_OF_EMBEDDED = (  # the first columns of outputs with one row per embedded video
+    (VIDEO_ID, pa.string()),
+    (VIDEO_URI, pa.string()),
+    (ETAG, pa.string()),
+    (STATUS, pa.string()),
+    (ERROR, pa.string()),
+    (GENERATION, pa.int32()),
+    (NUM_FRAMES, pa.int32()),
+)
+
 RANGE_PLAN_SCHEMA = pa.schema([(FIRST_ROW, pa.int64()), (NUM_ROWS, pa.int64()), (SHARD, pa.int32())])
 
 
@@ -139,13 +149,7 @@ def predictions_schema(*, row_format: int = PREDICTIONS_FORMAT) -> pa.Schema:
     """
     fields = pa.schema(
         [
-            (VIDEO_ID, pa.string()),
-            (VIDEO_URI, pa.string()),
-            (ETAG, pa.string()),
-            (STATUS, pa.string()),
-            (ERROR, pa.string()),
-            (GENERATION, pa.int32()),
-            (NUM_FRAMES, pa.int32()),
+            *_OF_EMBEDDED,
             (LABEL, pa.string()),
             (SCORE, pa.float32()),
             (LABELS, pa.list_(pa.string())),
@@ -209,13 +213,7 @@ def anomalies_schema() -> pa.Schema:
     """
     return pa.schema(
         [
-            (VIDEO_ID, pa.string()),
-            (VIDEO_URI, pa.string()),
-            (ETAG, pa.string()),
-            (STATUS, pa.string()),
-            (ERROR, pa.string()),
-            (GENERATION, pa.int32()),
-            (NUM_FRAMES, pa.int32()),
+            *_OF_EMBEDDED,
             (P_VALUE, pa.float64()),
             (NEIGHBOR_DISTANCE, pa.float32()),
             (MAHALANOBIS_LENGTH, pa.float32()),

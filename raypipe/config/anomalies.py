@@ -2,14 +2,8 @@
 
 from pydantic import Field
 
+from raypipe.config.classify import EmbeddedShardConfig
 from raypipe.config.load import Count, Section, Uri
-
-
-class AnomalyShardConfig(Section):
-    """The maximum size of a shard. A shard is the unit of work and of commit, and is redone if its worker dies."""
-
-    max_videos: int = Field(default=1024, ge=1)
-    max_frames: int = Field(default=65_536, ge=1)
 
 
 class AnomaliesConfig(Section):
@@ -27,4 +21,4 @@ class AnomaliesConfig(Section):
     frame_scores: bool = True
     cache: str | None = None
     concurrency: Count = "auto"
-    shard: AnomalyShardConfig = AnomalyShardConfig()
+    shard: EmbeddedShardConfig = EmbeddedShardConfig()

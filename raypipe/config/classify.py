@@ -5,7 +5,7 @@ from pydantic import Field
 from raypipe.config.load import Count, Gpus, Section, Uri
 
 
-class PredictionShardConfig(Section):
+class EmbeddedShardConfig(Section):
     """The maximum size of a shard. A shard is the unit of work and of commit, and is redone if its worker dies."""
 
     max_videos: int = Field(default=1024, ge=1)
@@ -29,5 +29,5 @@ class ClassifyConfig(Section):
     top_k: int = Field(default=5, ge=1)
     frame_scores: bool = False
     batch_size: int = Field(default=64, ge=1)
-    shard: PredictionShardConfig = PredictionShardConfig()
+    shard: EmbeddedShardConfig = EmbeddedShardConfig()
     resources: ClassifyResourcesConfig = ClassifyResourcesConfig()

@@ -5,8 +5,9 @@ A shard is a table with one row per video, in the order of the plan.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe import schema
+from raypipe.config.classify import EmbeddedShardConfig
 from raypipe.dataset.footer import not_sealed, read_parquet
 from raypipe.dataset.plan import PlannedVideo, data_name, gone_flags, plan_table
 from raypipe.dataset.read import planned_rows
@@ -59,6 +61,19 @@ def frames_per_video(manifests: Sequence[dict[str, Any]]) -> int:
     num_frames: int = sum(manifest["num_frames"] for manifest in manifests)
     num_videos: int = sum(manifest["num_videos"] for manifest in manifests)
     return max(1, math.ceil(num_frames / num_videos))
+
+
+def packing_of(
+    config: EmbeddedShardConfig, manifests: Sequence[dict[str, Any]], *, num_slots: int
+) -> Callable[[Sequence[StoredEmbedding]], pa.Table]:
+    """Return ``pack`` with the limits of a job's shards."""
+    return partial(
+        pack,
+        max_videos=config.max_videos,
+        max_frames=config.max_frames,
+        frames_per_video=frames_per_video(manifests),
+        slots=num_slots,
+    )
 
 
 def pack(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +15,7 @@ from raypipe.dataset.embedded import (
     ReadSettings,
     StoredEmbedding,
     find_embedded,
-    frames_per_video,
-    pack,
+    packing_of,
 )
 from raypipe.dataset.plan import StoredPlans, comparable_fingerprints, job_of, plan_numbers, read_plan
 from raypipe.dataset.planner import Planner
@@ -184,13 +182,7 @@ class AnomaliesJob(Job):
         """
         planner = Planner(plans, self.settings, self.embeddings.uri, key="video_id")
         planner.load()
-        packing = partial(
-            pack,
-            max_videos=self.config.shard.max_videos,
-            max_frames=self.config.shard.max_frames,
-            frames_per_video=frames_per_video(self._manifests),
-            slots=num_slots,
-        )
+        packing = packing_of(self.config.shard, self._manifests, num_slots=num_slots)
         planner.store(planner.new_videos(self._unknown()), pack=packing)
 
     def _unknown(self) -> Iterator[StoredEmbedding]:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from raypipe import schema
 from raypipe.config import ClassifyConfig
-from raypipe.dataset.embedded import ReadEmbeddings, ReadSettings, find_embedded, frames_per_video, pack
+from raypipe.dataset.embedded import ReadEmbeddings, ReadSettings, find_embedded, packing_of
 from raypipe.dataset.plan import StoredPlans, comparable_fingerprints
 from raypipe.dataset.planner import Planner
 from raypipe.dataset.read import embedding_dim, embeddings_manifests
@@ -154,11 +153,5 @@ def plan_new(setup: ClassifySetup, plans: StoredPlans, *, num_slots: int) -> Non
     """
     planner = Planner(plans, setup.settings, setup.embeddings.uri, key="video_id")
     planner.load()
-    packing = partial(
-        pack,
-        max_videos=setup.config.shard.max_videos,
-        max_frames=setup.config.shard.max_frames,
-        frames_per_video=frames_per_video(setup.manifests),
-        slots=num_slots,
-    )
+    packing = packing_of(setup.config.shard, setup.manifests, num_slots=num_slots)
     planner.store(planner.new_videos(find_embedded(setup.embeddings, setup.manifests)), pack=packing)
