@@ -1,12 +1,14 @@
 """Read the rows of a sealed output: for each video, the row of its latest generation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import schema
@@ -16,6 +18,8 @@ from raypipe.dataset.plan import digest, job_of, plan_numbers, read_plan
 from raypipe.errors import CommitError, ConfigError, JobError
 from raypipe.storage import Folder
 from raypipe.text import one_line
+
+_READS_AT_ONCE = 16
 
 
 def sealed_manifests(output: Folder) -> list[dict[str, Any]]:
@@ -114,6 +118,23 @@ def planned_rows(output: Folder, manifests: list[dict[str, Any]]) -> Iterator[tu
         present = _ids(planned)
         yield manifest["plan"], planned.filter(_not_among(superseded, present))
         superseded.update(present)
+
+
+def column_by_id(output: Folder, wanted: Mapping[str, Sequence[str]], column: str) -> dict[str, Any]:
+    """Return one column of some videos, by id. ``wanted`` has the ids to read from each file.
+
+    Raises:
+        CommitError: a file is corrupt.
+        ObjectError: a file cannot be read.
+    """
+
+    def read(name: str) -> list[tuple[str, Any]]:
+        rows = read_parquet(output, name, columns=[schema.VIDEO_ID, column])
+        rows = rows.filter(pc.is_in(rows[schema.VIDEO_ID], value_set=pa.array(wanted[name], pa.string())))
+        return list(zip(rows[schema.VIDEO_ID].to_pylist(), rows[column].to_pylist(), strict=True))
+
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        return {video_id: value for rows in pool.map(read, wanted) for video_id, value in rows}
 
 
 def count_rows(output: Folder, manifests: list[dict[str, Any]]) -> int:

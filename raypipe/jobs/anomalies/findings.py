@@ -5,7 +5,7 @@ Both depend on all rows, so they are not stored row by row, but in files that ev
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from raypipe import schema
 from raypipe.config import AnomaliesConfig
 from raypipe.config.load import command_line
-from raypipe.dataset.footer import parquet_bytes, read_parquet
+from raypipe.dataset.footer import parquet_bytes
 from raypipe.dataset.plan import data_name, plan_numbers
-from raypipe.dataset.read import embeddings_manifests, planned_rows, rows_of, sealed_manifests
+from raypipe.dataset.read import column_by_id, embeddings_manifests, planned_rows, rows_of, sealed_manifests
 from raypipe.errors import ConfigError
 from raypipe.evaluation.discoveries import Drift, fewest_discoveries, find_drift, q_values
 from raypipe.jobs.anomalies.shard import SCORED
@@ -181,9 +181,11 @@ def _strangest(
 ) -> tuple[StrangeVideo, ...]:
     """Return the videos of some rows with their pictures, the scores of their frames, and their neighbors."""
     ids = rows[schema.VIDEO_ID].to_pylist()
-    of_frames = _column(Folder(config.output), manifests, ids, schema.FRAME_SCORES)
+    output = Folder(config.output)
+    of_frames = column_by_id(output, dict(_files_with(output, manifests, ids)), schema.FRAME_SCORES)
     embeddings = Folder(config.embeddings)
-    pictures = _column(embeddings, embeddings_manifests(embeddings), ids, schema.THUMBNAIL)
+    files = dict(_files_with(embeddings, embeddings_manifests(embeddings), ids))
+    pictures = column_by_id(embeddings, files, schema.THUMBNAIL)
     return tuple(
         StrangeVideo(
             video=ListedVideo(name=row[schema.VIDEO_ID], thumbnail=pictures.get(row[schema.VIDEO_ID])),
@@ -205,19 +207,10 @@ def _catalogue_video(index: VideoIndex, video_id: str) -> ListedVideo:
     return ListedVideo(name=video_id, thumbnail=None if position is None else index.items.thumbnail(position))
 
 
-def _column(folder: Folder, manifests: list[dict[str, Any]], ids: Sequence[str], column: str) -> dict[str, Any]:
-    """Return one column of some videos by id. Only the files with these videos are read."""
-    found: dict[str, Any] = {}
-    for name, wanted in _files_with(folder, manifests, set(ids)):
-        table = read_parquet(folder, name, columns=[schema.VIDEO_ID, column])
-        table = table.filter(pc.is_in(table[schema.VIDEO_ID], value_set=pa.array(wanted, pa.string())))
-        found |= dict(zip(table[schema.VIDEO_ID].to_pylist(), table[column].to_pylist(), strict=True))
-    return found
-
-
 def _files_with(
     folder: Folder, manifests: list[dict[str, Any]], ids: Collection[str]
 ) -> Iterator[tuple[str, list[str]]]:
+    """Yield each file that holds current rows of these videos, with their ids."""
     for generation, planned in planned_rows(folder, manifests):
         some = planned.filter(pc.is_in(planned[schema.VIDEO_ID], value_set=pa.array(list(ids), pa.string())))
         shards: npt.NDArray[np.int32] = some[schema.SHARD].to_numpy()

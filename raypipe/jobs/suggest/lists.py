@@ -3,23 +3,20 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raypipe import schema
-from raypipe.dataset.footer import read_parquet
+from raypipe.dataset.read import column_by_id
 from raypipe.evaluation.label_errors import Doubt
 from raypipe.jobs.suggest.advice import NextLabels
-from raypipe.jobs.train.inputs import FILE
+from raypipe.jobs.train.inputs import ids_by_file
 from raypipe.records import LabelToCheck, VideoToLabel
 from raypipe.report.suggestion_page import MAX_SHOWN
 from raypipe.storage import Folder
 
-_READS_AT_ONCE, _NUM_LABELS = 16, 2
+_NUM_LABELS = 2
 _MAX_UNDECIDED = 0.5  # the difference between the two most probable labels, below which a video is undecided
 
 
@@ -73,20 +70,9 @@ def labels_to_check(
 
 def _uris_and_thumbnails(chosen: pa.Table, embeddings: Folder) -> tuple[dict[str, str], dict[str, bytes]]:
     """Return the URIs of the chosen videos, and the thumbnails of those that a page shows, by video ID."""
-    uris = _column(chosen, embeddings, schema.VIDEO_URI)
-    return uris, _column(chosen[:MAX_SHOWN], embeddings, schema.THUMBNAIL)
-
-
-def _column(chosen: pa.Table, embeddings: Folder, name: str) -> dict[str, Any]:
-    def read(file: str) -> list[tuple[str, Any]]:
-        wanted = pc.unique(chosen.filter(pc.equal(chosen[FILE], file))[schema.VIDEO_ID])
-        rows = read_parquet(embeddings, file, columns=[schema.VIDEO_ID, name])
-        rows = rows.filter(pc.is_in(rows[schema.VIDEO_ID], value_set=wanted))
-        return list(zip(rows[schema.VIDEO_ID].to_pylist(), rows[name].to_pylist(), strict=True))
-
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        found = pool.map(read, pc.unique(chosen[FILE]).to_pylist())
-        return {video_id: value for rows in found for video_id, value in rows if value is not None}
+    uris = column_by_id(embeddings, ids_by_file(chosen), schema.VIDEO_URI)
+    thumbnails = column_by_id(embeddings, ids_by_file(chosen[:MAX_SHOWN]), schema.THUMBNAIL)
+    return uris, {video_id: data for video_id, data in thumbnails.items() if data is not None}
 
 
 def to_label_csv(videos: Iterable[VideoToLabel]) -> bytes:

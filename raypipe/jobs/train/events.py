@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypipe import schema
 from raypipe.config.load import command_line
-from raypipe.dataset.footer import read_parquet
+from raypipe.dataset.read import column_by_id
 from raypipe.errors import CommitError, ObjectError
 from raypipe.jobs.train.classifier.scores import Bools, f1, label_mask, label_sums
-from raypipe.jobs.train.inputs import FILE, TrainingSamples
+from raypipe.jobs.train.inputs import TrainingSamples, ids_by_file
 from raypipe.jobs.train.ranker.histories import HistorySamples
 from raypipe.jobs.train.run_spec import RunSpec
 from raypipe.models.model_files import MODEL_FOLDER
@@ -268,7 +267,7 @@ def _mistakes(
     wrong = np.flatnonzero(~truth[rows, best])
     wrong = wrong[np.argsort(-probabilities[wrong, best[wrong]], kind="stable")][:MAX_MISTAKES]
     videos = samples.validation.take(pa.array(index[wrong]))
-    thumbnails = _thumbnails(Folder(embeddings_uri), videos)
+    thumbnails = column_by_id(Folder(embeddings_uri), ids_by_file(videos), schema.THUMBNAIL)
     names = samples.label_names
     return tuple(
         Mistake(
@@ -281,12 +280,3 @@ def _mistakes(
         )
         for row, video_id in zip(wrong.tolist(), videos[schema.VIDEO_ID].to_pylist(), strict=True)
     )
-
-
-def _thumbnails(embeddings: Folder, videos: pa.Table) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for name in pc.unique(videos[FILE]).to_pylist():
-        rows = read_parquet(embeddings, name, columns=[schema.VIDEO_ID, schema.THUMBNAIL])
-        rows = rows.filter(pc.is_in(rows[schema.VIDEO_ID], videos[schema.VIDEO_ID].combine_chunks()))
-        found |= dict(zip(rows[schema.VIDEO_ID].to_pylist(), rows[schema.THUMBNAIL].to_pylist(), strict=True))
-    return found

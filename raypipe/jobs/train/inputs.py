@@ -134,6 +134,12 @@ def _choose_all(config: TrainConfig, catalogue: pa.Table) -> _Chosen:
     return _Chosen(rows, catalogue.num_rows - rows.num_rows)
 
 
+def ids_by_file(samples: pa.Table) -> dict[str, list[str]]:
+    """Return the ids of the videos in each embeddings file."""
+    groups = samples.group_by(FILE).aggregate([(schema.VIDEO_ID, "list")])
+    return dict(zip(groups[FILE].to_pylist(), groups[f"{schema.VIDEO_ID}_list"].to_pylist(), strict=True))
+
+
 def without_targets(rows: pa.Table) -> pa.Table:
     """Return the rows with a column ``targets`` of empty lists."""
     return rows.append_column(TARGETS, pa.array([[]] * rows.num_rows, pa.list_(pa.int32())))
