@@ -11,6 +11,7 @@ from support.anomaly_outputs import configured, put_catalogue, save_masked_frame
 from support.embed_outputs import make_output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_address")
 def test_new_videos_are_scored_and_the_output_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     embeddings = make_output(Folder(str(tmp_path)))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from raypipe.config import RankingConfig
 from raypipe.endpoint.index_watcher import IndexWatcher, LoadedIndex
@@ -16,7 +17,6 @@ from support.properties import examples
 from support.routes import answer, serve
 from support.watched_index import NUM_VIDEOS, watched_index
 
-NUM_HISTORIES = examples(10_000)  # a quarter of them in the fast tier
 PER_OPTIONS = 25
 
 
@@ -38,14 +38,17 @@ def histories(random: np.random.Generator) -> list[list[str]]:
     return [[f"v{number}" for number in random.integers(0, NUM_VIDEOS + 5, length)] for length in lengths]
 
 
-def test_offline_lists_are_those_of_the_endpoint(tmp_path: Path) -> None:
-    random = np.random.default_rng(11)
+@pytest.mark.parametrize(
+    ("seed", "num_histories"), [(11, 1_000), pytest.param(12, examples(10_000), marks=pytest.mark.slow)]
+)
+def test_offline_lists_are_those_of_the_endpoint(tmp_path: Path, seed: int, num_histories: int) -> None:
+    random = np.random.default_rng(seed)
     index = watched_index(weight=0.4)
     index.manifest = {**index.manifest, "num_videos": NUM_VIDEOS}
     watcher = IndexWatcher(Versions(Folder(str(tmp_path))), tmp_path, reload_seconds=1e6)
     watcher.live = LoadedIndex(index)
     ask = serve(watcher)
-    for _ in range(NUM_HISTORIES // PER_OPTIONS):
+    for _ in range(num_histories // PER_OPTIONS):
         options, watched = random_options(random), histories(random)
         dislikes = [f"v{number}" for number in random.integers(0, NUM_VIDEOS, int(random.integers(3)))]
         numbers = {"row": range(PER_OPTIONS), "generation": [0] * PER_OPTIONS, "shard": [0] * PER_OPTIONS}

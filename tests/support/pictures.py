@@ -15,7 +15,8 @@ FPS = 10
 BT709, BT2020 = 1, 9  # of the matrix and the primaries
 LIMITED_RANGE = 1
 X264 = {"crf": "4", "preset": "ultrafast"}
-X265 = {"x265-params": "log-level=none:pools=none:frame-threads=1:crf=4", "preset": "ultrafast"}
+# Without B-frames: x265 leaves the decoding time of a frame undefined when fewer frames follow than it may reorder.
+X265 = {"x265-params": "log-level=none:pools=none:frame-threads=1:crf=4:bframes=0", "preset": "ultrafast"}
 
 
 def encode(
