@@ -13,7 +13,7 @@ PIP_LOG := build/install.log
 pip_install = $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off $(1) >> $(PIP_LOG) 2>&1 \
 	|| { tail -n 30 $(PIP_LOG); exit 1; }
 
-.PHONY: install install-dev dist demo test test-slow test-nightly coverage mutations chaos lint messages bench pins clean
+.PHONY: install install-dev dist demo test test-slow test-nightly coverage mutations chaos lint docs messages bench pins clean
 
 install: $(VENV)/.installed
 
@@ -77,6 +77,10 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd tests && ../$(BIN)/python -m support.english
+
+# Build the documentation site in build/docs. Warnings, such as links without a target, are errors.
+docs: install-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/docs
 
 # Rewrite the golden file with every sentence that raypipe prints.
 messages: install-dev
