@@ -48,9 +48,9 @@ _SOURCES["index.md"] = "docs/index.md"
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
-def links_of(markdown: str) -> Iterator[str]:
-    """Yield the targets of the relative links in a text, without anchors."""
-    yield from (found[1] for found in _LINK.finditer(markdown))
+def links_of(markdown: str) -> Iterator[tuple[str, str]]:
+    """Yield the target and the anchor of each relative link in a text. The anchor may be empty."""
+    yield from ((found[1], (found[2] or "").removeprefix("#")) for found in _LINK.finditer(markdown))
 
 
 def file_of(target: str, *, source: str) -> str:
