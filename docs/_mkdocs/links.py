@@ -43,8 +43,7 @@ _ELSEWHERE = {
     "raypipe/status.py": "reference/columns.md#statuses",
     **{f"jobs/{path.name}": f"reference/configuration.md#{path.stem}" for path in (ROOT / "jobs").glob("*.yaml")},
 }
-_SOURCES = {page: source for source, page in _ELSEWHERE.items() if "#" not in page}
-_SOURCES["index.md"] = "docs/index.md"
+_SOURCES = {page: source for source, page in INCLUDED.items()}
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 

@@ -212,7 +212,7 @@ def http() -> str:
                 f"Response: {kind(body['schema'])} as `{media}`.\n" for media, body in answers if body.get("schema")
             ]
     errors = next(iter(next(iter(described["paths"].values())).values()))["responses"]
-    refused = [(f"`{code}`", str(one["description"])) for code, one in errors.items() if code not in {"200", "422"}]
+    refused = [(f"`{code}`", str(one["description"])) for code, one in errors.items() if code != "200"]
     parts += ["## Errors\n", f"The body of an error is an {kind({'$ref': '#/components/schemas/ErrorAnswer'})}.\n"]
     parts += [table("status", "meaning", rows=refused), "## Types\n"]
     for name, model in described["components"]["schemas"].items():
