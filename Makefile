@@ -80,7 +80,7 @@ lint: install-dev
 
 # Build the documentation site in build/docs. Warnings, such as links without a target, are errors.
 docs: install-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir build/docs
 
 # Rewrite the golden file with every sentence that raypipe prints.
 messages: install-dev
