@@ -12,7 +12,7 @@ HADOLINT = Path(sys.executable).with_name("hadolint")
 
 def problems(dockerfile: Path) -> list[str]:
     """Return the rules that a Dockerfile breaks."""
-    arguments = [HADOLINT, "--no-color", "--format", "json", "--no-fail", dockerfile]
+    arguments = [str(HADOLINT), "--no-color", "--format", "json", "--no-fail", str(dockerfile)]
     found: list[dict[str, Any]] = json.loads(subprocess.run(arguments, capture_output=True, check=True).stdout)
     return [f"{one['code']} in line {one['line']}: {one['message']}" for one in found]
 
