@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from raypipe.errors import ConfigError
 
 Floats = NDArray[np.float32]
-Label = Literal["grow", "shrink", "left_to_right", "right_to_left", "fade_in", "fade_out"]
+Label = Literal["grow", "shrink", "left_to_right", "right_to_left", "sunrise", "sunset"]
 
 # The second label of a pair is the first played backwards: no single frame and no average over time can distinguish
 # the two.
 PAIRS: tuple[tuple[Label, Label], ...] = (
     ("grow", "shrink"),
     ("left_to_right", "right_to_left"),
-    ("fade_in", "fade_out"),
+    ("sunrise", "sunset"),
 )
 LABELS: tuple[Label, ...] = tuple(label for pair in PAIRS for label in pair)
 LABELS_FILE = "labels.csv"
@@ -65,6 +65,7 @@ class Motion:
     largest: float  # the largest radius of a shape that grows or shrinks
     turns: float  # the number of rotations during the clip; negative is counterclockwise
     easing: float  # -1 to 1: a positive value is faster at both ends
+    night: float  # the light before sunrise and after sunset: 0 is black
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,13 @@ class Clip:
 
 
 class Trajectory(NamedTuple):
-    """The position, size, rotation and opacity of the shape in each of T frames, as five arrays [T]."""
+    """The position, size and rotation of the shape, and the light, in each of T frames, as five arrays [T]."""
 
     x: NDArray[np.float64]  # fraction of the width
     y: NDArray[np.float64]  # fraction of the height
     radius: NDArray[np.float64]  # fraction of the shorter side
     angle: NDArray[np.float64]  # radians
-    opacity: NDArray[np.float64]  # 0 to 1
+    light: NDArray[np.float64]  # of the whole scene: 0 is black, 1 is daylight
 
 
 def make_catalogue(folder: Path, *, clips_per_class: int = 8, seed: int = 0) -> list[Clip]:
@@ -142,16 +143,16 @@ def trajectory(label: Label, motion: Motion, *, num_frames: int) -> Trajectory:
     progress = _moments(label, num_frames) / (num_frames - 1)
     eased = progress + motion.easing * np.sin(2 * np.pi * progress) / (2 * np.pi)
     x = motion.x + motion.drift_x * (progress - 0.5)
-    radius, opacity = np.full(num_frames, motion.radius), np.ones(num_frames)
+    radius, light = np.full(num_frames, motion.radius), np.ones(num_frames)
     match label:
         case "grow" | "shrink":
             radius = motion.smallest + (motion.largest - motion.smallest) * eased
         case "left_to_right" | "right_to_left":
             x = motion.margin + (1 - 2 * motion.margin) * eased
-        case "fade_in" | "fade_out":
-            opacity = eased
+        case "sunrise" | "sunset":
+            light = motion.night + (1 - motion.night) * eased
     y = motion.y + motion.drift_y * (progress - 0.5)
-    return Trajectory(x, y, radius, 2 * np.pi * motion.turns * progress, opacity)
+    return Trajectory(x, y, radius, 2 * np.pi * motion.turns * progress, light)
 
 
 def render(scene: Scene, label: Label) -> Iterator[NDArray[np.uint8]]:
@@ -159,11 +160,11 @@ def render(scene: Scene, label: Label) -> Iterator[NDArray[np.uint8]]:
     num_grains, height, width, _ = scene.backgrounds.shape
     poses = np.stack(trajectory(label, scene.motion, num_frames=scene.num_frames), axis=1).tolist()
     # The film grain belongs to the pose, not to the frame number, so a reversed clip has its grain in reverse too.
-    for (x, y, radius, angle, opacity), moment in zip(poses, _moments(label, scene.num_frames), strict=True):
+    for (x, y, radius, angle, light), moment in zip(poses, _moments(label, scene.num_frames), strict=True):
         frame = scene.backgrounds[moment % num_grains].copy()
         center = (x * width, y * height)
-        _paint(frame, scene, center=center, radius=radius * min(width, height), angle=angle, opacity=opacity)
-        yield frame
+        _paint(frame, scene, center=center, radius=radius * min(width, height), angle=angle)
+        yield frame if light == 1 else (frame * np.float32(light)).astype(np.uint8)
 
 
 def _moments(label: Label, num_frames: int) -> NDArray[np.int64]:
@@ -172,9 +173,7 @@ def _moments(label: Label, num_frames: int) -> NDArray[np.int64]:
     return moments[::-1] if label in _BACKWARDS else moments
 
 
-def _paint(
-    frame: NDArray[np.uint8], scene: Scene, *, center: tuple[float, float], radius: float, angle: float, opacity: float
-) -> None:
+def _paint(frame: NDArray[np.uint8], scene: Scene, *, center: tuple[float, float], radius: float, angle: float) -> None:
     """Draw the shape and its shadow into ``frame``. ``center`` and ``radius`` are in pixels, ``angle`` in radians."""
     reach = radius * (1 + _SHADOW_SHIFT) + 2
     height, width, _ = frame.shape
@@ -185,9 +184,9 @@ def _paint(
     down = ((np.arange(top, bottom) - center[1]) / radius)[:, None].astype(np.float32)
 
     shadow = np.take(scene.outline, _cells(across - _SHADOW_SHIFT, down - _SHADOW_SHIFT, angle, len(scene.outline)))
-    box *= 1 - np.clip(0.5 - 6 * shadow, 0, 1)[..., None] * (0.4 * opacity)
+    box *= 1 - np.clip(0.5 - 6 * shadow, 0, 1)[..., None] * 0.4
     cells = _cells(across, down, angle, len(scene.outline))
-    coverage = np.clip(0.5 - radius * np.take(scene.outline, cells), 0, 1)[..., None] * opacity
+    coverage = np.clip(0.5 - radius * np.take(scene.outline, cells), 0, 1)[..., None]
     color = np.take(scene.sprite.reshape(-1, 3), cells, axis=0)
     color *= scene.light[left:right]
     color -= box
@@ -254,6 +253,7 @@ def draw_motion(rng: np.random.Generator) -> Motion:
         largest=rng.uniform(0.38, 0.46),
         turns=rng.uniform(-0.5, 0.5),
         easing=rng.uniform(-0.6, 0.6),
+        night=rng.uniform(0.15, 0.35),
     )
 
 

@@ -7,11 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,6 @@ from raypipe.errors import ConfigError, JobError, RaypipeError, VerifyError, Wei
 from raypipe.free_ports import free_ports
 from raypipe.storage import Folder
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 _INPUT = "s3://videos/clips/"
 _OUTPUT = "s3://embeddings/v1/"
 _MODEL = "s3://models/v1/"
@@ -41,11 +38,13 @@ _EVALUATION = "s3://evaluations/v1/"
 _BUCKETS = ("videos", "embeddings", "models", "predictions", "index", "evaluations")
 _BACKBONE = "resnet18"
 _MARKER = ".raypipe-demo"
-_CLIPS_PER_CLASS = 16
+_CLIPS_PER_CLASS = 20
 _PORT = 8000
 _READY_SECONDS, _END_SECONDS = 120.0, 60.0
 _NUM_SHOWN = 3
-_SPLITS = ("train",) * 10 + ("validation",) * 2 + ("test",) * 4  # the splits of the clips of each class, in order
+_MAX_FRAMES = 256
+_BROKEN = "not_a_video.mp4"
+_SPLITS = ("train",) * 13 + ("validation",) * 3 + ("test",) * 4  # the splits of the clips of each class, in order
 
 
 def run_demo(folder: Path, *, keep: bool = False) -> int:
@@ -59,46 +58,62 @@ def run_demo(folder: Path, *, keep: bool = False) -> int:
         JobError: the endpoint does not start.
     """
     console = Console(highlight=False)
+    start = time.monotonic()
     _clear(folder)
-    console.print(f"[bold]1/10[/] Making {_CLIPS_PER_CLASS * len(LABELS)} clips in 6 classes in {folder / 'clips'}")
+    _step(console, 1, f"Make {_CLIPS_PER_CLASS * len(LABELS)} clips in {len(LABELS)} classes in {folder / 'clips'}")
     clips = make_catalogue(folder / "clips", clips_per_class=_CLIPS_PER_CLASS)
     splits = _write_labels(folder, clips)
-    console.print("[bold]2/10[/] Starting an S3 server on loopback and uploading the clips")
+    _proved(console, "Each class is another class played backwards, so no single frame tells the two apart.")
+    _step(console, 2, "Start an S3 server on loopback, and upload the clips and a file that is no video")
     with local_s3(folder / "s3", buckets=_BUCKETS) as server, _environment(server.environment()):
         bucket = Folder(_INPUT)
         for clip in clips:
             bucket.put_new(clip.video_id, clip.path.read_bytes())
+        bucket.put_new(_BROKEN, b"This is not a video.")
         weights = _weights(console)
-        console.print(
-            f"[bold]3/10[/] raypipe embed --input {_INPUT} --output {_OUTPUT} --set backbone.name={_BACKBONE}"
-        )
+        _step(console, 3, f"raypipe embed --input {_INPUT} --output {_OUTPUT} --set backbone.name={_BACKBONE}")
         reports = [_embed(console, folder, weights)]
-        console.print(f"[bold]4/10[/] raypipe verify {_OUTPUT}")
+        _proved(console, "Every file has exactly one row, also the broken one, which ended nothing.")
+        _step(console, 4, f"raypipe verify {_OUTPUT}")
         _verify(console)
         labels = folder / "labels.csv"
-        console.print(f"[bold]5/10[/] raypipe train --embeddings {_OUTPUT} --labels {labels} --output {_MODEL}")
+        _step(console, 5, f"raypipe train --embeddings {_OUTPUT} --labels {labels} --output {_MODEL}")
         reports.append(_train(console, folder, labels))
-        console.print(f"[bold]6/10[/] raypipe classify --embeddings {_OUTPUT} --model {_MODEL} --output {_PREDICTIONS}")
+        _step(console, 6, f"raypipe classify --embeddings {_OUTPUT} --model {_MODEL} --output {_PREDICTIONS}")
         reports.append(_classify(console, folder))
         _compare(console, splits, weights)
         catalogue = _write_catalogue(folder, clips)
         options = f"--embeddings {_OUTPUT} --catalogue {catalogue} --labels {_PREDICTIONS} --output {_INDEX}"
-        console.print(f"[bold]7/10[/] raypipe index {options}")
+        _step(console, 7, f"raypipe index {options}")
         index = {"embeddings": _OUTPUT, "catalogue": str(catalogue), "labels": _PREDICTIONS, "output": _INDEX}
         _index(console, index)
+        _proved(console, "The videos can be searched and filtered by every column of the catalogue, and by label.")
         history = folder / "history.csv"
         write_histories(history, clips)
-        options = f"--index {_INDEX} --history {history} --output {_RANKER}"
-        console.print(f"[bold]8/10[/] raypipe train --set objective=next_video {options}")
+        _step(
+            console,
+            8,
+            f"raypipe train --set objective=next_video --index {_INDEX} --history {history} --output {_RANKER}",
+        )
         reports.append(_train_ranker(console, folder, history))
-        console.print(f"[bold]9/10[/] raypipe index … --history {history} --ranker {_RANKER}; raypipe evaluate")
+        _step(console, 9, f"raypipe index … --history {history} --ranker {_RANKER}; raypipe evaluate")
         _index(console, {**index, "history": str(history), "ranker": _RANKER})
         reports.append(_evaluate(console, folder, history))
-        for report in reports:
-            console.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)
-        console.print(f"[bold]10/10[/] raypipe serve --index {_INDEX} --model {_MODEL}")
+        _proved(console, "The index predicts what viewers watch next, measured on views that it has not seen.")
+        _step(console, 10, f"raypipe serve --index {_INDEX} --model {_MODEL}")
         _serve(console, weights=weights, log=folder / "serve.log", keep=keep)
+        console.print(f"\nDone in {time.monotonic() - start:.0f} seconds. Reports of each step:")
+        for report in reports:
+            console.print(f"    {report.resolve()}", soft_wrap=True)
     return 0
+
+
+def _step(console: Console, number: int, what: str) -> None:
+    console.print(f"\n[bold]{number}/10[/] {what}", soft_wrap=True)
+
+
+def _proved(console: Console, what: str) -> None:
+    console.print(f"[green]→[/] {what}")
 
 
 def _clear(folder: Path) -> None:
@@ -213,43 +228,55 @@ def _fetch(report_uri: str, output: str, report: Path) -> Path:
 
 
 def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str) -> None:
-    """Print the accuracy of the trained model on test clips, and of a model that ignores the order of the frames."""
-    from raypipe.dataset.read import read_embeddings, read_rows  # noqa: PLC0415
+    """Print how many test clips the trained model and simple models label correctly."""
+    from raypipe.dataset.read import read_rows  # noqa: PLC0415
 
-    predicted = _by_id(read_rows(Folder(_PREDICTIONS), columns=[schema.VIDEO_ID, schema.LABEL]))
-    means = _by_id(read_embeddings(Folder(_OUTPUT), columns=[schema.VIDEO_ID, schema.EMBEDDING]))
-    tested = [video_id for video_id, (_, split) in splits.items() if split == "test" and means[video_id]]
-    learned = [video_id for video_id, (_, split) in splits.items() if split != "test" and means[video_id]]
-    numbers = {video_id: LABELS.index(splits[video_id][0]) for video_id in (*tested, *learned)}
-    train, test = (np.array([means[one] for one in ids], dtype=np.float32) for ids in (learned, tested))
-    probed = _linear_probe(train, np.array([numbers[one] for one in learned]), test)
-    num_right = sum(predicted[one] == splits[one][0] for one in tested)
-    num_probed_right = sum(numbers[one] == found for one, found in zip(tested, probed.tolist(), strict=True))
-    table = Table("on clips that training never saw", "accuracy")
-    table.add_row("the trained model", f"{num_right}/{len(tested)}")
-    table.add_row("linear model on the mean of the frames", f"{num_probed_right}/{len(tested)}")
+    rows = read_rows(Folder(_PREDICTIONS), columns=[schema.VIDEO_ID, schema.LABEL])
+    predicted = {
+        video_id: label
+        for table in rows
+        for video_id, label in zip(*(column.to_pylist() for column in table), strict=True)
+    }
+    tested = [video_id for video_id, (_, split) in splits.items() if split == "test"]
+    num_right = {"the trained model": sum(predicted[one] == splits[one][0] for one in tested)}
+    num_right |= _simple_models(splits, tested)
+    table = Table("on clips that training never saw", "correct")
+    for name, count in num_right.items():
+        table.add_row(name, f"{count} of {len(tested)}")
     console.print(table)
-    said = "random weights, which say little about the content" if weights == "random" else "ImageNet weights"
-    console.print(f"{_BACKBONE} with {said}; each class is another class played backwards.")
+    said = "random weights" if weights == "random" else "ImageNet weights"
+    _proved(
+        console,
+        f"The frame vectors are of a {_BACKBONE} with {said}. Their mean cannot tell a class from the same class "
+        "played backwards: only a model that reads the order of the frames can.",
+    )
 
 
-def _by_id(tables: "Iterable[pa.Table]") -> dict[str, Any]:
-    """Return a dict from tables with two columns: the video id, which becomes the key, and a value."""
-    return {key: value for table in tables for key, value in zip(*(one.to_pylist() for one in table), strict=True)}
-
-
-def _linear_probe(
-    train: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], others: npt.NDArray[np.float32]
-) -> npt.NDArray[np.int64]:
-    """Fit a linear model to vectors ``[N, D]`` with labels ``[N]``, and return the classes of ``others`` ``[M, D]``."""
+def _simple_models(splits: dict[str, tuple[str, str]], tested: Sequence[str]) -> dict[str, int]:
+    """Fit simple models to the clips that are not tested, and return how many of the others each labels correctly."""
     import torch  # noqa: PLC0415
 
-    from raypipe.models.linear_fit import VideoLosses, blocked_folds, fit_linear  # noqa: PLC0415 - imports torch
+    from raypipe.dataset.read import frame_embeddings, read_embeddings  # noqa: PLC0415
+    from raypipe.jobs.train.classifier.peers import simple_probabilities  # noqa: PLC0415
+    from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, some_frames  # noqa: PLC0415
+    from raypipe.models.classifier import pad_frames  # noqa: PLC0415
+    from raypipe.models.frame_probe import frame_statistics  # noqa: PLC0415
 
-    targets = torch.from_numpy(labels)
-    fit = fit_linear(torch.from_numpy(train), VideoLosses(targets, len(LABELS)), blocked_folds(targets))
-    found: npt.NDArray[np.int64] = fit.logits(torch.from_numpy(others)).argmax(dim=1).numpy()
-    return found
+    frames: dict[str, npt.NDArray[np.float16]] = {}
+    for rows in read_embeddings(Folder(_OUTPUT), columns=[schema.VIDEO_ID, schema.FRAME_EMBEDDINGS]):
+        frames |= dict(zip(rows[schema.VIDEO_ID].to_pylist(), frame_embeddings(rows), strict=True))
+
+    def pooled(ids: Sequence[str]) -> PooledVideos:
+        padded = pad_frames([frames[one] for one in ids], max_frames=_MAX_FRAMES)
+        labels = torch.tensor([LABELS.index(splits[one][0]) for one in ids])
+        kept = torch.from_numpy(np.stack([some_frames(frames[one]) for one in ids]))
+        return PooledVideos(frame_statistics(padded.frames, padded.mask), labels, kept)
+
+    learned, asked = pooled([one for one in splits if one not in set(tested)]), pooled(tested)
+    found = simple_probabilities(learned, asked, LabelSpace(len(LABELS), multi_label=False))
+    return {
+        name: int((probabilities.argmax(axis=1) == asked.labels.numpy()).sum()) for name, probabilities in found.items()
+    }
 
 
 def _verify(console: Console) -> None:
@@ -263,14 +290,17 @@ def _verify(console: Console) -> None:
     columns = [schema.VIDEO_ID, schema.STATUS, schema.NUM_FRAMES, schema.DURATION_SECONDS]
     rows = [row for table in read_embeddings(output, columns=columns) for row in table.to_pylist()]
     table = Table("class", "videos", "ok", "frames", "seconds of video")
-    for label in sorted({row[schema.VIDEO_ID].partition("/")[0] for row in rows}):
+    for label in LABELS:
         of = [row for row in rows if row[schema.VIDEO_ID].startswith(f"{label}/")]
         ok = sum(row[schema.STATUS] == "ok" for row in of)
         frames = sum(row[schema.NUM_FRAMES] for row in of)
         seconds = sum(row[schema.DURATION_SECONDS] or 0 for row in of)
         table.add_row(label, str(len(of)), str(ok), str(frames), f"{seconds:.1f}")
     console.print(table)
-    console.print(f"{result.num_rows} videos in {result.num_files} files: no problems found.")
+    _proved(
+        console,
+        f"{result.num_rows} rows in {result.num_files} files, checked from storage: nothing lost, nothing twice.",
+    )
 
 
 def _serve(console: Console, *, weights: str, log: Path, keep: bool) -> None:

@@ -28,7 +28,7 @@ from raypipe.errors import ConfigError
 
 FORWARD = [first for first, _ in PAIRS]
 # The property that each class is named after, and its minimum change over a clip.
-CHANGES = {"grow": ("radius", 0.25), "left_to_right": ("x", 0.65), "fade_in": ("opacity", 0.99)}
+CHANGES = {"grow": ("radius", 0.25), "left_to_right": ("x", 0.65), "sunrise": ("light", 0.6)}
 
 pairs = st.sampled_from(PAIRS)
 motions = st.integers(0, 2**32 - 1).map(lambda seed: draw_motion(np.random.default_rng(seed)))
@@ -112,10 +112,10 @@ def test_a_class_moves_as_its_name_says(label: Label, motion: Motion, num_frames
     field, least = CHANGES[label]
     assert (np.diff(getattr(path, field)) > 0).all()
     assert getattr(path, field)[-1] - getattr(path, field)[0] >= least
-    for other in {"radius", "opacity"} - {field}:
+    for other in {"radius", "light"} - {field}:
         assert np.ptp(getattr(path, other)) == 0
-    assert (path.opacity >= 0).all()
-    assert (path.opacity <= 1).all()
+    assert (path.light >= 0).all()
+    assert (path.light <= 1).all()
 
 
 @pytest.mark.parametrize("pair", PAIRS)
