@@ -13,7 +13,7 @@ PIP_LOG := build/install.log
 pip_install = $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off $(1) >> $(PIP_LOG) 2>&1 \
 	|| { tail -n 30 $(PIP_LOG); exit 1; }
 
-.PHONY: install install-dev dist demo test test-slow test-nightly coverage mutations chaos lint docs messages bench pins clean
+.PHONY: install install-dev dist demo test test-slow test-nightly coverage mutations chaos lint docs messages pictures bench pins clean
 
 install: $(VENV)/.installed
 
@@ -70,6 +70,10 @@ mutations: install-dev
 # Try to break raypipe, at length: ARGS="--seed 7 --only hostile". --record writes the table to tests/chaos/RESULTS.md.
 chaos: install-dev
 	cd tests && ../$(BIN)/python -m chaos.run $(ARGS)
+
+# Run the demo, and take the pictures of the README and the docs from it. Needs Chromium.
+pictures: install-dev
+	cd tests && ../$(BIN)/python -m support.take_pictures
 
 lint: install-dev
 	$(BIN)/ruff check

@@ -19,7 +19,7 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 TEXTS = ["README.md", *PAGES, *INCLUDED]
 HISTORY = {"CHANGELOG.md"}  # it may name options that exist no more
-CALL = re.compile(r"(?:\S*/|RAY_ADDRESS=\S+ )?raypipe ([a-z].*)")
+CALL = re.compile(r"(?:\S*/|RAY_ADDRESS=\S+ |\$ )?raypipe ([a-z].*)")
 PLACEHOLDERS = {"…", "..."}
 
 

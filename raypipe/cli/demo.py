@@ -16,7 +16,7 @@ def demo(
     *,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the endpoint running until Ctrl-C.")] = False,
 ) -> int:
-    """Make 120 labelled clips, upload them to a local S3 server, and run every step on them, up to the endpoint."""
+    """Make 96 labelled clips, upload them to a local S3 server, and run every step on them, up to the endpoint."""
     from raypipe.demo.walkthrough import run_demo
 
     return run_demo(folder, keep=keep)

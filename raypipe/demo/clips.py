@@ -7,7 +7,10 @@ independent of the label. Only the trajectory of the shape depends on the label.
 import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -35,9 +38,10 @@ _SHADOW_SHIFT = 0.14  # how far the shadow is shifted to the right and down, in 
 _SPRITE_REACH = 1.4  # a sprite shows the plane from -1.4 to 1.4; the tips of a shape are at radius 1
 _SIZES = ((320, 240), (384, 216), (256, 256), (240, 320), (216, 384))  # width, height
 _FPS = (24, 25, 30)
-_SHORTEST_SECONDS, _LONGEST_SECONDS = 2.0, 6.0
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 1.5, 3.5
 _SPRITE_SIZE = 320
 _NUM_GRAINS = 4
+_MIN_CLIPS_IN_PARALLEL = 24  # fewer are made before other processes have started
 # The number of tips, and the radius of the corners between two of them: cos(pi / n) makes a regular polygon.
 _SHAPES = {
     "circle": (64, math.cos(math.pi / 64)),
@@ -118,16 +122,24 @@ def make_catalogue(folder: Path, *, clips_per_class: int = 8, seed: int = 0) -> 
     if clips_per_class < 1:
         msg = f"clips_per_class {clips_per_class} must be at least 1."
         raise ConfigError(msg, key="clips_per_class", value=clips_per_class)
-    clips = []
-    for class_number, label in enumerate(LABELS):
+    for label in LABELS:
         (folder / label).mkdir(parents=True, exist_ok=True)
-        for number in range(clips_per_class):
-            scene = draw_scene(np.random.default_rng([seed, class_number, number]))
-            path = folder / label / f"{label}-{number:03d}.mp4"
-            _encode(path, scene, label)
-            clips.append(Clip(path, label, scene.num_frames, scene.average_fps))
+    numbers = [(label, number) for label in LABELS for number in range(clips_per_class)]
+    if len(numbers) < _MIN_CLIPS_IN_PARALLEL:
+        clips = [_make_clip(folder, seed, *one) for one in numbers]
+    else:
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
+            clips = list(processes.map(partial(_make_clip, folder, seed), *zip(*numbers, strict=True), chunksize=4))
     write_csv(folder / LABELS_FILE, ("video_id", "label"), ((clip.video_id, clip.label) for clip in clips))
     return clips
+
+
+def _make_clip(folder: Path, seed: int, label: Label, number: int) -> Clip:
+    """Write one clip of the catalogue."""
+    scene = draw_scene(np.random.default_rng([seed, LABELS.index(label), number]))
+    path = folder / label / f"{label}-{number:03d}.mp4"
+    _encode(path, scene, label)
+    return Clip(path, label, scene.num_frames, scene.average_fps)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -38,13 +38,14 @@ _EVALUATION = "s3://evaluations/v1/"
 _BUCKETS = ("videos", "embeddings", "models", "predictions", "index", "evaluations")
 _BACKBONE = "resnet18"
 _MARKER = ".raypipe-demo"
-_CLIPS_PER_CLASS = 20
+_CLIPS_PER_CLASS = 16
 _PORT = 8000
 _READY_SECONDS, _END_SECONDS = 120.0, 60.0
 _NUM_SHOWN = 3
 _MAX_FRAMES = 256
+_EPOCHS, _RANKER_EPOCHS = "optimizer.epochs=30", "optimizer.epochs=15"  # fewer than the default: the demo is short
 _BROKEN = "not_a_video.mp4"
-_SPLITS = ("train",) * 13 + ("validation",) * 3 + ("test",) * 4  # the splits of the clips of each class, in order
+_SPLITS = ("train",) * 10 + ("validation",) * 2 + ("test",) * 4  # the splits of the clips of each class, in order
 
 
 def run_demo(folder: Path, *, keep: bool = False) -> int:
@@ -77,7 +78,7 @@ def run_demo(folder: Path, *, keep: bool = False) -> int:
         _step(console, 4, f"raypipe verify {_OUTPUT}")
         _verify(console)
         labels = folder / "labels.csv"
-        _step(console, 5, f"raypipe train --embeddings {_OUTPUT} --labels {labels} --output {_MODEL}")
+        _step(console, 5, f"raypipe train --embeddings {_OUTPUT} --labels {labels} --output {_MODEL} --set {_EPOCHS}")
         reports.append(_train(console, folder, labels))
         _step(console, 6, f"raypipe classify --embeddings {_OUTPUT} --model {_MODEL} --output {_PREDICTIONS}")
         reports.append(_classify(console, folder))
@@ -93,7 +94,8 @@ def run_demo(folder: Path, *, keep: bool = False) -> int:
         _step(
             console,
             8,
-            f"raypipe train --set objective=next_video --index {_INDEX} --history {history} --output {_RANKER}",
+            f"raypipe train --set objective=next_video --index {_INDEX} --history {history} --output {_RANKER} "
+            f"--set {_RANKER_EPOCHS}",
         )
         reports.append(_train_ranker(console, folder, history))
         _step(console, 9, f"raypipe index … --history {history} --ranker {_RANKER}; raypipe evaluate")
@@ -156,8 +158,8 @@ def _weights(console: Console) -> str:
         resolve_weights(_BACKBONE, "default", read_bytes=lambda uri: Path(uri).read_bytes())
     except WeightsError:
         console.print(
-            f"    The pretrained weights of {_BACKBONE} cannot be downloaded. Using random weights instead: everything "
-            "works the same, but the vectors say little about the content."
+            f"    The pretrained weights of {_BACKBONE} cannot be downloaded. Using random weights instead: motion can "
+            "still be learned, but similar content is found less well."
         )
         return "random"
     return "default"
@@ -179,7 +181,7 @@ def _train(console: Console, folder: Path, labels: Path) -> Path:
     from raypipe.runs.summary_tables import training_table  # noqa: PLC0415
 
     values = {"embeddings": _OUTPUT, "labels": str(labels), "output": _MODEL}
-    run = run_train(load_config(TrainConfig, values=values), console=console)
+    run = run_train(load_config(TrainConfig, values=values, overrides=(_EPOCHS,)), console=console)
     console.print(training_table(run.record, report_uri=run.report_uri))
     return _fetch(run.report_uri, _MODEL, folder / "train.html")
 
@@ -199,7 +201,7 @@ def _train_ranker(console: Console, folder: Path, history: Path) -> Path:
     from raypipe.runs.summary_tables import training_table  # noqa: PLC0415
 
     values = {"objective": "next_video", "index": _INDEX, "history": str(history), "output": _RANKER}
-    run = run_train(load_config(TrainConfig, values=values, overrides=("optimizer.epochs=30",)), console=console)
+    run = run_train(load_config(TrainConfig, values=values, overrides=(_RANKER_EPOCHS,)), console=console)
     console.print(training_table(run.record, report_uri=run.report_uri))
     return _fetch(run.report_uri, _RANKER, folder / "train_ranker.html")
 

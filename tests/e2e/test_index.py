@@ -66,10 +66,10 @@ def test_the_command(
     assert version
     for said in (version, "24", "flat, 16 of 16", "1.0000", "1 catalogue row ", "23 videos not in the"):
         assert said in told
+    names = ("index.faiss", "items.parquet", "manifest.json", "projection.safetensors", "thumbnails.arrow")
     assert keys(output, "versions/") == [
-        f"versions/{version}/{name}"
-        for name in ("index.faiss", "items.parquet", "manifest.json", "projection.safetensors", "thumbnails.arrow")
-    ] + [f"versions/{version}/vectors.npy"]
+        f"versions/{version}/{name}" for name in ("embeddings.npy", *names, "vectors.npy")
+    ]
 
     options = {
         "aws_endpoint_url": s3.endpoint_url,

@@ -45,7 +45,8 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.slow  # every job twice, and the endpoint twice: over a minute
+@pytest.mark.nightly  # every job twice, and the endpoint twice; test_readme.py runs a short form
+@pytest.mark.timeout(600)
 def test_the_guide_runs_twice_on_a_ray_of_the_user(tmp_path: Path) -> None:
     for number in range(12):
         video = tmp_path / "Videos" / ("cats" if number < 6 else "dogs") / f"{number % 6 + 1}.mp4"
@@ -65,6 +66,6 @@ def test_the_guide_runs_twice_on_a_ray_of_the_user(tmp_path: Path) -> None:
     script.write_text(SCRIPT.format(guide=indented))
     home = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=home, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, script], cwd=tmp_path, env=home, capture_output=True, text=True, timeout=560, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from raypipe.config import TrainConfig
 from raypipe.jobs.train.job import run_train
 from raypipe.jobs.train.run_spec import SELECTION
 from raypipe.models.next_video import NextVideoModel
@@ -66,18 +67,15 @@ def test_a_ranker_is_trained_and_loads(bucket: str, ray_address: str, tmp_path: 
     assert not run_train(config).is_new
 
 
-def test_a_ranker_is_refitted_on_all_events_and_resumes(
-    bucket: str, ray_address: str, start_driver: StartDriver, tmp_path: Path
-) -> None:
-    place, first, cut = Folder(bucket), Folder(f"{bucket}/first"), Folder(f"{bucket}/cut")
+def refitted_config(place: Folder, output: Folder, cache: Path) -> TrainConfig:
+    return ranker_config(place, output, ranker={"holdout": "none"}, cache=str(cache), checkpoint={"minutes": 1e-6})
+
+
+def test_a_ranker_is_refitted_on_all_events(bucket: str, ray_address: str, tmp_path: Path) -> None:
+    assert ray_address
+    place, first = Folder(bucket), Folder(f"{bucket}/first")
     put_inputs(place)
-    configs = [
-        ranker_config(
-            place, output, ranker={"holdout": "none"}, cache=str(tmp_path / "cache"), checkpoint={"minutes": 1e-6}
-        )
-        for output in (first, cut)
-    ]
-    record = run_train(configs[0]).record
+    record = run_train(refitted_config(place, first, tmp_path)).record
     assert record.is_refitted
     assert record.kept is not None
     assert record.kept.ndcg_at_10 is not None
@@ -90,13 +88,20 @@ def test_a_ranker_is_refitted_on_all_events_and_resumes(
     assert len(ranker.fitted_events) == len(walks(96))
     assert ranker.config["metrics"]["ndcg_at_10"] == record.kept.ndcg_at_10
     assert len(read_ranker(Folder(first.child(SELECTION))).fitted_events) < len(ranker.fitted_events)
-    assert ray_address
 
+
+@pytest.mark.nightly  # two trainings, and one that is killed twice
+def test_a_refitted_ranker_resumes(bucket: str, ray_address: str, start_driver: StartDriver, tmp_path: Path) -> None:
+    assert ray_address
+    place, first, cut = Folder(bucket), Folder(f"{bucket}/first"), Folder(f"{bucket}/cut")
+    put_inputs(place)
+    run_train(refitted_config(place, first, tmp_path))
+    config = refitted_config(place, cut, tmp_path)
     for part in (SELECTION, ""):  # kill the driver in the first training, then in the second
-        driver = start_driver(configs[1], job="train")
+        driver = start_driver(config, job="train")
         wait_for_checkpoint(driver, Folder(cut.child(part)) if part else cut, 4)
         driver.kill()
-    driver = start_driver(configs[1], job="train")
+    driver = start_driver(config, job="train")
     assert driver.wait() == 0, driver.log.read_text()
     whole, resumed = (safetensors.torch.load(output.read("model/model.safetensors")) for output in (first, cut))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
