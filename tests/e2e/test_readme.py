@@ -18,9 +18,10 @@ from support.fixtures.ray_session import CHEAP
 from support.processes import free_port, wait_until
 from support.videos import make_video
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # eight jobs and two endpoints, each with a Ray of its own
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each command starts a Ray of its own
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^(?: {4}|\$ )(raypipe .*)$", README, re.MULTILINE)
+QUICKSTART = re.findall(r"^\$ (raypipe .*)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^ {4}(raypipe .*)$", README, re.MULTILINE)
 REMOTE = "--address"  # these need a cluster; tests/test_docs.py parses them
 # Without the network there are no pretrained weights, and a small network is enough.
 CHANGES = {"embed": CHEAP, "plan": CHEAP, "train": ("optimizer.epochs=1", "resources.use_gpu=false")}
@@ -64,13 +65,22 @@ def start(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
 
 
 def test_the_readme_has_every_step() -> None:
-    jobs = [shlex.split(command)[1] for command in COMMANDS]
+    jobs = [shlex.split(command)[1] for command in [*QUICKSTART, *COMMANDS]]
     assert {"plan", "embed", "train", "classify", "index", "serve", "doctor", "submit"} <= {*jobs}
 
 
+def test_the_quickstart_runs(home: Path) -> None:
+    run_in_order(home, QUICKSTART)
+
+
+@pytest.mark.nightly  # six jobs and an endpoint; the quickstart is the short form
 def test_every_command_runs(home: Path) -> None:
-    for number, command in enumerate(command for command in COMMANDS if REMOTE not in command):
-        log = home / f"{number}.log"
+    run_in_order(home, [command for command in COMMANDS if REMOTE not in command])
+
+
+def run_in_order(home: Path, commands: list[str]) -> None:
+    for command in commands:
+        log = home / "command.log"
         process = start(arguments_of(command), log)
         if " serve " in command:
 
