@@ -519,8 +519,14 @@ class TrainingRecord:
         last = self.epochs[-1].epoch
         if self.kept.epoch == 0:
             return "the linear probe" + (f", because GPT-2 did not help in {plural(last, 'epoch')}" if last else "")
-        chosen = f", the best {self.selected_name}" if self.best_epoch is not None else ""
+        chosen = f", {self.kept_why}" if self.best_epoch is not None else ""
         return f"epoch {self.kept.epoch} of {last}{chosen}"
+
+    @property
+    def kept_why(self) -> str:
+        """Say by what the kept epoch was selected. With a probe, only epochs that clearly beat it are compared."""
+        among = " of the epochs that clearly beat the linear probe" if self.has_probe and self.best_epoch else ""
+        return f"the best {self.selected_name}{among}"
 
     @property
     def has_probe(self) -> bool:

@@ -167,6 +167,13 @@ def test_the_headline_says_how_good_the_kept_epoch_is(record: TrainingRecord, he
     assert f"\n{headline}.\n" in model_card(record)
 
 
+def test_an_epoch_that_had_to_beat_the_probe_is_not_called_the_best_of_all() -> None:
+    with_probe = training(epochs=(replace(epoch(1), epoch=0), epoch(1), epoch(2)), best_epoch=1)
+    assert with_probe.kept_why != training(best_epoch=1).kept_why
+    assert with_probe.kept_why in with_probe.kept_what
+    assert written(with_probe)["report.html"].decode().count(with_probe.kept_why) == 2
+
+
 def test_a_nan_loss_is_reported_and_is_null_in_summary_json() -> None:
     epochs = (epoch(1), epoch(2, train_loss=NAN, validation_loss=math.inf), epoch(3, train_loss=NAN))
     record = training(epochs=epochs, best_epoch=1, outcome="failed", message="The loss is not finite.")

@@ -197,7 +197,7 @@ def _score_tiles(record: TrainingRecord) -> list[Tile]:
             *tiles,
             ("Kept", "probe", f"GPT-2 did not help in {text.plural(last, 'epoch')}" if last else "as asked"),
         ]
-    chosen = f"the best {record.selected_name}" if record.best_epoch is not None else "the last one"
+    chosen = record.kept_why if record.best_epoch is not None else "the last one"
     return [*tiles, ("Kept epoch", f"{kept.epoch} of {last}" if last > 1 else f"{kept.epoch}", chosen)]
 
 
@@ -220,7 +220,7 @@ def _curves(record: TrainingRecord) -> Mapping[str, object] | None:
     rows = [row, [(_RATE, WIDE)]] if len(epochs) > 1 else [row]
     note = "Measured after each epoch."
     if record.best_epoch is not None:
-        note += f" Epoch {record.best_epoch} (dotted line) has the best {record.selected_name} and is kept."
+        note += f" Epoch {record.best_epoch} (dotted line) is kept: it has {record.kept_why}."
     measured = [name for name in record.metric_names if any(getattr(metrics, name) is not None for metrics in epochs)]
     return {
         "charts": [

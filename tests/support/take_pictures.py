@@ -28,13 +28,13 @@ COLUMNS = 110  # of the terminal
 @contextmanager
 def running_demo() -> Iterator[str]:
     """Run the demo, yield the address of its page, and then draw what it printed."""
-    command = [sys.executable, "-m", "raypipe", "demo", "--folder", str(DEMO), "--keep"]
+    command = [sys.executable, "-m", "raypipe", "demo", "--folder", str(DEMO.relative_to(ROOT)), "--keep"]
     environment = {**os.environ, "TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(COLUMNS)}
     said = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as demo:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as demo:
         for line in demo.stdout or ():
             sys.stdout.write(line)
-            said.append(line.replace(f"{ROOT}/", ""))
+            said.append(line)
             if found := re.search(r"The page: \S*(http://[\w.:]+/)", line):
                 yield found[1]
                 break
@@ -66,7 +66,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with chromium() as browser, running_demo() as address:
         take(browser, address, "page")
-        take(browser, (DEMO / "train.html").as_uri(), "report")
+        take(browser, (DEMO / "evaluate.html").as_uri(), "report")
     sys.stdout.write(f"{ {path.name: path.stat().st_size for path in sorted(PICTURES.iterdir())} }\n")
 
 
