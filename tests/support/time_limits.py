@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 WARN_SECONDS = 5.0
-FAIL_SECONDS = 15.0
+FAIL_SECONDS = 30.0  # a shared machine is sometimes two or three times slower
 # Tests of `make test` that may take longer, each with its reason.
 ALLOWED: dict[str, str] = {}
 
