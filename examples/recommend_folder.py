@@ -21,7 +21,7 @@ def main() -> None:
     print(raypipe.index(options.work / "embeddings", options.work / "index"))
     index = raypipe.VideoIndex.open(options.work / "index")
     dataset = raypipe.open_dataset(options.work / "embeddings")
-    for video_id in dataset.to_arrow(columns=["video_id"])["video_id"].to_pylist()[:5]:
+    for video_id in sorted(dataset.to_arrow(columns=["video_id"])["video_id"].to_pylist())[:5]:
         found = index.recommend([video_id], top_k=3)
         print(f"After {video_id}: {', '.join(one.video_id for one in found)}")
 
