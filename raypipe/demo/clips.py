@@ -41,7 +41,6 @@ _FPS = (24, 25, 30)
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 1.5, 3.5
 _SPRITE_SIZE = 320
 _NUM_GRAINS = 4
-_MIN_CLIPS_IN_PARALLEL = 24  # fewer are made before other processes have started
 # The number of tips, and the radius of the corners between two of them: cos(pi / n) makes a regular polygon.
 _SHAPES = {
     "circle": (64, math.cos(math.pi / 64)),
@@ -110,11 +109,12 @@ class Trajectory(NamedTuple):
     light: NDArray[np.float64]  # of the whole scene: 0 is black, 1 is daylight
 
 
-def make_catalogue(folder: Path, *, clips_per_class: int = 8, seed: int = 0) -> list[Clip]:
+def make_catalogue(folder: Path, *, clips_per_class: int = 8, seed: int = 0, num_processes: int = 1) -> list[Clip]:
     """Write the clips ``folder/<label>/<label>-000.mp4`` and so on, and ``folder/labels.csv``. Return the clips.
 
     The same seed gives the same pixels. A clip depends only on ``seed``, its label and its number, so a larger
-    catalogue contains all clips of a smaller one.
+    catalogue contains all clips of a smaller one. With ``num_processes`` above 1, other processes make the clips: the
+    main module must then be safe to import.
 
     Raises:
         ConfigError: ``clips_per_class`` is not positive.
@@ -125,10 +125,10 @@ def make_catalogue(folder: Path, *, clips_per_class: int = 8, seed: int = 0) -> 
     for label in LABELS:
         (folder / label).mkdir(parents=True, exist_ok=True)
     numbers = [(label, number) for label in LABELS for number in range(clips_per_class)]
-    if len(numbers) < _MIN_CLIPS_IN_PARALLEL:
+    if num_processes == 1:
         clips = [_make_clip(folder, seed, *one) for one in numbers]
     else:
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
+        with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as processes:
             clips = list(processes.map(partial(_make_clip, folder, seed), *zip(*numbers, strict=True), chunksize=4))
     write_csv(folder / LABELS_FILE, ("video_id", "label"), ((clip.video_id, clip.label) for clip in clips))
     return clips

@@ -62,7 +62,7 @@ def run_demo(folder: Path, *, keep: bool = False) -> int:
     start = time.monotonic()
     _clear(folder)
     _step(console, 1, f"Make {_CLIPS_PER_CLASS * len(LABELS)} clips in {len(LABELS)} classes in {folder / 'clips'}")
-    clips = make_catalogue(folder / "clips", clips_per_class=_CLIPS_PER_CLASS)
+    clips = make_catalogue(folder / "clips", clips_per_class=_CLIPS_PER_CLASS, num_processes=os.cpu_count() or 1)
     splits = _write_labels(folder, clips)
     _proved(console, "Each class is another class played backwards, so no single frame tells the two apart.")
     _step(console, 2, "Start an S3 server on loopback, and upload the clips and a file that is no video")
