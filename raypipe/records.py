@@ -524,7 +524,7 @@ class TrainingRecord:
 
     @property
     def kept_why(self) -> str:
-        """Say by what the kept epoch was selected. With a probe, only epochs that clearly beat it are compared."""
+        """Describe why the epoch is kept. With a probe, only epochs that clearly beat it are compared."""
         among = " of the epochs that clearly beat the linear probe" if self.has_probe and self.best_epoch else ""
         return f"the best {self.selected_name}{among}"
 

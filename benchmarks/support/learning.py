@@ -23,15 +23,14 @@ from raypipe.jobs.embed.job import run_embed
 from raypipe.jobs.train.batches import Collective, WorkerSamples
 from raypipe.jobs.train.checkpoints import Checkpoints
 from raypipe.jobs.train.classifier.peers import simple_probabilities
-from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, fit_probe, some_frames
+from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, fit_probe, pool_frames
 from raypipe.jobs.train.classifier.video_task import FramesWindow
 from raypipe.jobs.train.inputs import INDEX, TARGETS, TrainingSamples, find_samples
 from raypipe.jobs.train.job import run_train
 from raypipe.jobs.train.loop import Loop, LoopSettings
 from raypipe.jobs.train.run_spec import NetworkSpec, prepare
 from raypipe.jobs.train.worker import load_best_model, make_task
-from raypipe.models.classifier import VideoClassifier, pad_frames
-from raypipe.models.frame_probe import frame_statistics
+from raypipe.models.classifier import VideoClassifier
 from raypipe.records import TrainingRecord
 from raypipe.storage import Folder
 from support import make_parser
@@ -262,13 +261,8 @@ def blocks_of(frames: Frames, table: pa.Table) -> Iterator[pa.Table]:
 
 def pool(frames: Frames, truth: Labels, ids: Sequence[str], names: Sequence[str]) -> PooledVideos:
     """Return what simple models read of some videos."""
-    videos = [frames[video_id] for video_id in ids]
-    padded = pad_frames(videos, max_frames=256)
-    return PooledVideos(
-        frame_statistics(padded.frames, padded.mask),
-        torch.tensor([names.index(truth[video_id]) for video_id in ids]),
-        torch.from_numpy(np.stack([some_frames(video) for video in videos])),
-    )
+    labels = torch.tensor([names.index(truth[video_id]) for video_id in ids])
+    return pool_frames([frames[video_id] for video_id in ids], labels, max_frames=256, keep_frames=True)
 
 
 def probabilities(

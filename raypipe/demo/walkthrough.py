@@ -13,8 +13,6 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
@@ -234,11 +232,7 @@ def _compare(console: Console, splits: dict[str, tuple[str, str]], weights: str)
     from raypipe.dataset.read import read_rows  # noqa: PLC0415
 
     rows = read_rows(Folder(_PREDICTIONS), columns=[schema.VIDEO_ID, schema.LABEL])
-    predicted = {
-        video_id: label
-        for table in rows
-        for video_id, label in zip(*(column.to_pylist() for column in table), strict=True)
-    }
+    predicted = {row[schema.VIDEO_ID]: row[schema.LABEL] for table in rows for row in table.to_pylist()}
     tested = [video_id for video_id, (_, split) in splits.items() if split == "test"]
     num_right = {"the trained model": sum(predicted[one] == splits[one][0] for one in tested)}
     num_right |= _simple_models(splits, tested)
@@ -260,21 +254,17 @@ def _simple_models(splits: dict[str, tuple[str, str]], tested: Sequence[str]) ->
 
     from raypipe.dataset.read import frame_embeddings, read_embeddings  # noqa: PLC0415
     from raypipe.jobs.train.classifier.peers import simple_probabilities  # noqa: PLC0415
-    from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, some_frames  # noqa: PLC0415
-    from raypipe.models.classifier import pad_frames  # noqa: PLC0415
-    from raypipe.models.frame_probe import frame_statistics  # noqa: PLC0415
+    from raypipe.jobs.train.classifier.probing import LabelSpace, PooledVideos, pool_frames  # noqa: PLC0415
 
-    frames: dict[str, npt.NDArray[np.float16]] = {}
+    frames: dict[str, Any] = {}  # [T, D] by video ID
     for rows in read_embeddings(Folder(_OUTPUT), columns=[schema.VIDEO_ID, schema.FRAME_EMBEDDINGS]):
         frames |= dict(zip(rows[schema.VIDEO_ID].to_pylist(), frame_embeddings(rows), strict=True))
 
     def pooled(ids: Sequence[str]) -> PooledVideos:
-        padded = pad_frames([frames[one] for one in ids], max_frames=_MAX_FRAMES)
         labels = torch.tensor([LABELS.index(splits[one][0]) for one in ids])
-        kept = torch.from_numpy(np.stack([some_frames(frames[one]) for one in ids]))
-        return PooledVideos(frame_statistics(padded.frames, padded.mask), labels, kept)
+        return pool_frames([frames[one] for one in ids], labels, max_frames=_MAX_FRAMES, keep_frames=True)
 
-    learned, asked = pooled([one for one in splits if one not in set(tested)]), pooled(tested)
+    learned, asked = pooled([one for one in splits if one not in tested]), pooled(tested)
     found = simple_probabilities(learned, asked, LabelSpace(len(LABELS), multi_label=False))
     return {
         name: int((probabilities.argmax(axis=1) == asked.labels.numpy()).sum()) for name, probabilities in found.items()

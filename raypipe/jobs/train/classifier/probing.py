@@ -184,25 +184,38 @@ def pool_videos(
         JobError: the embeddings of a video are not finite.
     """
     numbers: list[int] = []
-    statistics, targets, kept = [], [], []
+    parts: list[PooledVideos] = []
     with data_context():
         dataset = frames_dataset(samples, embeddings_uri=embeddings_uri, num_workers=1, seed=0)
     blocks: Iterable[pa.Table] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     for block in blocks:
-        videos = frame_embeddings(block)
-        for at in range(0, len(videos), _AT_ONCE):
-            padded = pad_frames(videos[at : at + _AT_ONCE], max_frames=max_frames)
-            statistics.append(frame_statistics(padded.frames, padded.mask))
-        if keep_frames:
-            kept += [some_frames(video) for video in videos]
+        if not block.num_rows:
+            continue
+        targets = [np.array(each, dtype=np.int64) for each in block[TARGETS].to_pylist()]
+        labels = label_tensor(targets, space.num_labels, multi_label=space.multi_label)
+        parts.append(pool_frames(frame_embeddings(block), labels, max_frames=max_frames, keep_frames=keep_frames))
         numbers += block[INDEX].to_pylist()
-        targets += [np.array(each, dtype=np.int64) for each in block[TARGETS].to_pylist()]
-    order = np.argsort(numbers, kind="stable")
-    labels = label_tensor([targets[at] for at in order], space.num_labels, multi_label=space.multi_label)
-    frames = torch.from_numpy(np.stack([kept[at] for at in order])) if keep_frames else None
-    pooled = PooledVideos(torch.cat(statistics)[torch.from_numpy(order)], labels, frames)
+    order = torch.from_numpy(np.argsort(numbers, kind="stable"))
+    kept = [part.frames for part in parts if part.frames is not None]
+    pooled = PooledVideos(
+        torch.cat([part.statistics for part in parts])[order],
+        torch.cat([part.labels for part in parts])[order],
+        torch.cat(kept)[order] if kept else None,
+    )
     check_finite(pooled, samples)
     return pooled
+
+
+def pool_frames(
+    videos: Sequence[npt.NDArray[Any]], labels: torch.Tensor, *, max_frames: int, keep_frames: bool = False
+) -> PooledVideos:
+    """Return the statistics of at least one video in memory. A video is ``[T, D]``."""
+    statistics = []
+    for at in range(0, len(videos), _AT_ONCE):
+        padded = pad_frames(videos[at : at + _AT_ONCE], max_frames=max_frames)
+        statistics.append(frame_statistics(padded.frames, padded.mask))
+    frames = torch.from_numpy(np.stack([some_frames(video) for video in videos])) if keep_frames else None
+    return PooledVideos(torch.cat(statistics), labels, frames)
 
 
 def some_frames(video: npt.NDArray[Any]) -> npt.NDArray[Any]:
