@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from support import TESTS
+from support.guides import indented, run_script, without_download
 from support.videos import make_video
 
 EXAMPLES = TESTS.parent / "examples"
-# Without the network there are no pretrained weights. A notebook runs its cells inside an event loop.
-BACKBONE = ('backbone="resnet18"', 'backbone={"name": "resnet18", "weights": "random"}')
+# A notebook runs its cells inside an event loop.
 NOTEBOOK = """
 import asyncio
 
@@ -26,14 +26,6 @@ asyncio.run(main())
 """
 
 
-def run(*arguments: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.slow  # two jobs, with a Ray of their own
 @pytest.mark.timeout(300)
 def test_the_script_recommends(tmp_path: Path) -> None:
@@ -41,10 +33,11 @@ def test_the_script_recommends(tmp_path: Path) -> None:
     videos.mkdir()
     for number in range(6):
         (videos / f"{number}.mp4").write_bytes(make_video(shade=40 * number))
-    script = str(EXAMPLES / "recommend_folder.py")
-    said = run(script, "videos", "work", "--weights", "random", folder=tmp_path)
-    assert said.count("After ") == 5
-    assert "After 0.mp4: " in said
+    command = [sys.executable, EXAMPLES / "recommend_folder.py", "videos", "work", "--weights", "random"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("After ") == 5
+    assert "After 0.mp4: " in done.stdout
 
 
 @pytest.mark.nightly  # four jobs, and a training until it no longer improves
@@ -52,8 +45,4 @@ def test_the_script_recommends(tmp_path: Path) -> None:
 def test_the_notebook_runs(tmp_path: Path) -> None:
     cells = json.loads((EXAMPLES / "clips_to_recommendations.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    assert BACKBONE[0] in code
-    indented = "".join(f"    {line}\n" for line in code.replace(*BACKBONE).splitlines())
-    script = tmp_path / "notebook.py"
-    script.write_text(NOTEBOOK.format(cells=indented))
-    run(str(script), folder=tmp_path)
+    run_script(NOTEBOOK.format(cells=indented(without_download(code))), tmp_path, timeout_seconds=280)

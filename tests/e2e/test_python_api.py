@@ -1,21 +1,17 @@
 """The guide to the Python API runs as it is written, twice, in a process that has started Ray itself."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from raypipe.free_ports import free_ports
 from support import TESTS
+from support.guides import indented, python_of, run_script, without_download
 from support.videos import make_video
 
 GUIDE = (TESTS.parent / "docs" / "python.md").read_text(encoding="utf-8")
-# Without the network there are no pretrained weights, and another test may use the port.
+# Another test may use the port.
 CHANGES = {
-    'backbone="resnet18"': 'backbone={"name": "resnet18", "weights": "random"}',
     "block=False,": "block=False, port={port},",
     "print(error.key, error.choices)": "caught = error",
 }
@@ -57,15 +53,8 @@ def test_the_guide_runs_twice_on_a_ray_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "history.csv").write_text(
         'user_id,history\na,"[""cats/1.mp4"", ""cats/2.mp4"", ""dogs/3.mp4""]"\nb,[]\n'
     )
-    guide = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL))
+    guide = without_download(python_of(GUIDE))
     for old, new in CHANGES.items():
         assert old in guide
         guide = guide.replace(old, new.format(port=free_ports(1)[0]) if "{port}" in new else new)
-    indented = "".join(f"    {line}\n" for line in guide.splitlines())
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(guide=indented))
-    home = {**os.environ, "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=home, capture_output=True, text=True, timeout=560, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(SCRIPT.format(guide=indented(guide)), tmp_path, timeout_seconds=560)

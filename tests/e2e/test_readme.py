@@ -15,8 +15,8 @@ from raypipe.demo.s3_server import local_s3
 from raypipe.storage import Folder
 from support import TESTS
 from support.fixtures.ray_session import CHEAP
+from support.guides import NAMES, fill_home, python_of, without_download
 from support.processes import free_port, wait_until
-from support.videos import make_video
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each command starts a Ray of its own
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
@@ -25,7 +25,6 @@ COMMANDS = re.findall(r"^ {4}(raypipe .*)$", README, re.MULTILINE)
 REMOTE = "--address"  # these need a cluster; tests/test_docs.py parses them
 # Without the network there are no pretrained weights, and a small network is enough.
 CHANGES = {"embed": CHEAP, "plan": CHEAP, "train": ("optimizer.epochs=1", "resources.use_gpu=false")}
-NAMES = [f"{label}/{number}.mp4" for number in range(1, 13) for label in ("cats", "dogs")]
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +37,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.setenv(name, value)
         patch.setenv("HOME", str(folder))
         patch.chdir(folder)
-        for number, name in enumerate(NAMES):
-            video = make_video(shade=10 * number)
-            (folder / "Videos" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "Videos" / name).write_bytes(video)
-            Folder("s3://videos/").put_new(name, video)
-        labels = "".join(f"{name},{name[:4]}\n" for name in NAMES)
-        (folder / "labels.csv").write_text(f"video_id,label\n{labels}")
-        watched = "".join(f"u{user},{name}\n" for user in range(6) for name in NAMES[user : user + 4])
-        (folder / "history.csv").write_text(f"user_id,video_id\n{watched}")
+        fill_home(folder)
+        for name in NAMES:
+            Folder("s3://videos/").put_new(name, (folder / "Videos" / name).read_bytes())
         yield folder
 
 
@@ -94,11 +87,9 @@ def run_in_order(home: Path, commands: list[str]) -> None:
 
 
 def test_the_python_runs(home: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    changed = code.replace('backbone="resnet18"', 'backbone={"name": "resnet18", "weights": "random"}')
-    assert changed != code
+    code = without_download(python_of(README))
     script = home / "script.py"
-    script.write_text(changed.replace("~/embeddings", "~/again").replace("~/index", "~/again-index"))
+    script.write_text(code.replace("~/embeddings", "~/again").replace("~/index", "~/again-index"))
     process = start([sys.executable, str(script)], home / "script.log")
     assert process.wait(240) == 0, (home / "script.log").read_text()[-3000:]
     assert (home / "script.log").read_text().count(".mp4 ") == 3
