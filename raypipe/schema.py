@@ -1,7 +1,7 @@
 """Column names and Arrow schemas: the contract between jobs. Each name is defined only here."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -62,6 +62,8 @@ ROW_FORMAT = 2  # of embed's rows: their columns and decoding rules. It is part 
 _ADDED_BY_FORMAT_2 = (NUM_CORRUPT_FRAMES, INTERLACED, TIMELINE_REPAIRED)
 PREDICTIONS_FORMAT = 2  # of classify's rows: their columns, and what they mean. It is part of the fingerprint
 
+FloatType = Literal["float32", "float16"]
+_ARROW: Mapping[FloatType, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
 LABEL_THRESHOLD = 0.5  # a multi-label model assigns every label with at least this probability
 
 PLAN_SCHEMA = pa.schema(
@@ -92,10 +94,19 @@ def row_format_of(settings: Mapping[str, Any]) -> int:
     return 1 if settings.get("format") == 1 else ROW_FORMAT
 
 
-def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT) -> pa.Schema:
+def vectors_of(settings: Mapping[str, Any]) -> FloatType:
+    """Return the type of the frame embeddings in an output of embed from its settings.
+
+    Outputs whose settings do not name it are float16.
+    """
+    return "float32" if settings.get("vectors") == "float32" else "float16"
+
+
+def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT, vectors: FloatType = "float32") -> pa.Schema:
     """Return the schema of a file that ``raypipe embed`` writes to ``OUTPUT/data/``, with one row per video.
 
-    A video has T frames. Each frame has an embedding of ``embedding_dim`` numbers. Row format 1 lacks these columns:
+    A video has T frames. Each frame has an embedding of ``embedding_dim`` numbers. They are rounded to float16, and
+    stored as ``vectors``. Row format 1 lacks these columns:
 
     - ``num_corrupt_frames``: how many of the T frames are corrupt.
     - ``interlaced``: whether frames were deinterlaced.
@@ -124,7 +135,7 @@ def embeddings_schema(embedding_dim: int, *, row_format: int = ROW_FORMAT) -> pa
             (TIMELINE_REPAIRED, pa.bool_()),
             (DECODE_SECONDS, pa.float32()),
             (FRAME_PTS_SECONDS, pa.list_(pa.float32())),
-            (FRAME_EMBEDDINGS, pa.list_(pa.list_(pa.float16(), embedding_dim))),
+            (FRAME_EMBEDDINGS, pa.list_(pa.list_(_ARROW[vectors], embedding_dim))),
             (EMBEDDING, pa.list_(pa.float32(), embedding_dim)),
             (THUMBNAIL, pa.binary()),
         ]

@@ -95,6 +95,7 @@ class EmbedConfig(Section):
     backbone: BackboneConfig = BackboneConfig()
     shard: ShardConfig = ShardConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    vectors: Literal["auto", "float32", "float16"] = "auto"
     retry: Retry = "none"
     gone: Gone = "auto"
     max_gone_fraction: float = Field(default=0.2, ge=0, le=1)

@@ -18,7 +18,7 @@ from raypipe import schema
 from raypipe.config.classify import EmbeddedShardConfig
 from raypipe.dataset.footer import not_sealed, read_parquet
 from raypipe.dataset.plan import PlannedVideo, data_name, gone_flags, plan_table
-from raypipe.dataset.read import planned_rows
+from raypipe.dataset.read import planned_rows, with_half_frames
 from raypipe.storage import Folder
 from raypipe.text import one_line
 
@@ -135,7 +135,7 @@ def _read_rows(
     table = read_parquet(embeddings, name, columns=read)
     try:
         positions = pc.index_in(planned[schema.VIDEO_ID], value_set=table[schema.VIDEO_ID].combine_chunks())
-        found = table.take(positions)
+        found = with_half_frames(table.take(positions))
         versions = list(map(row_version, found[schema.GENERATION].to_pylist(), found[schema.ETAG].to_pylist()))
         dim = found.schema.field(schema.FRAME_EMBEDDINGS).type.value_type.list_size
     except (pa.ArrowException, AttributeError, ValueError) as error:

@@ -171,12 +171,14 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def comparable_fingerprints(settings: Mapping[str, Any]) -> frozenset[str]:
-    """Return the fingerprints that these settings of embed have in each row format.
+    """Return the fingerprints that these settings of embed have in each row format and with each type of vectors.
 
     The embeddings of all formats are comparable. A later format decodes more videos correctly, and the embeddings of
-    all other videos stay the same.
+    all other videos stay the same. The type of vectors does not change their values.
     """
-    return frozenset(fingerprint({**settings, "format": row_format}) for row_format in range(1, schema.ROW_FORMAT + 1))
+    shared = {key: value for key, value in settings.items() if key != "vectors"}
+    formats = [{**shared, "format": row_format} for row_format in range(1, schema.ROW_FORMAT + 1)]
+    return frozenset(fingerprint({**each, **stored}) for each in formats for stored in ({}, {"vectors": "float32"}))
 
 
 def plan_name(number: int) -> str:

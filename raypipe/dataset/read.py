@@ -165,8 +165,17 @@ def matrix_of(vectors: pa.FixedSizeListArray) -> npt.NDArray[Any]:
     return matrix.reshape(len(vectors), vectors.type.list_size)
 
 
+def with_half_frames(rows: pa.Table) -> pa.Table:
+    """Return the rows with their frame embeddings as float16, which changes no value: they are rounded to it."""
+    at = rows.schema.get_field_index(schema.FRAME_EMBEDDINGS)
+    dim = rows.schema.field(at).type.value_type.list_size
+    halves = rows[schema.FRAME_EMBEDDINGS].cast(pa.list_(pa.list_(pa.float16(), dim)))
+    return rows.set_column(at, schema.FRAME_EMBEDDINGS, halves)
+
+
 def frame_embeddings(rows: pa.Table) -> list[npt.NDArray[np.float16]]:
-    """Return the frame embeddings [T, D] of each video, without a copy."""
+    """Return the frame embeddings [T, D] of each video. They are not copied if ``rows`` holds them as float16."""
+    rows = with_half_frames(rows)
     column = rows[schema.FRAME_EMBEDDINGS].combine_chunks()
     stops = np.cumsum([0, *column.value_lengths().to_numpy()])
     matrix = matrix_of(column.flatten())

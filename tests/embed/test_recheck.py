@@ -34,6 +34,7 @@ SETTINGS = {
     "resize_size": CROP,
     "crop_size": CROP,
 }
+OLD_ROWS = schema.embeddings_schema(DIM, row_format=1, vectors="float16")
 
 
 def wide_pixels() -> bytes:
@@ -76,7 +77,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 def _finished(rows: pa.Table, sandbox: DecodeSandbox) -> pa.Table:
     decoded = work.decode_shard(rows, sandbox, max_size_bytes=2**20)
     embedded = work.embed_shard(decoded, embed, embedding_dim=DIM, crop_size=CROP)
-    return output_rows(embedded, schema.embeddings_schema(DIM, row_format=1))
+    return output_rows(embedded, OLD_ROWS)
 
 
 def _about(finished: pa.Table, rows: pa.Table) -> Any:  # noqa: ANN401 - passed on
@@ -87,7 +88,7 @@ def _about(finished: pa.Table, rows: pa.Table) -> Any:  # noqa: ANN401 - passed 
 def test_rows_of_format_1_keep_its_columns(output: Folder) -> None:
     rows = pa.concat_tables(read_embeddings(output))
     assert schema.NUM_CORRUPT_FRAMES not in rows.column_names
-    assert rows.schema.remove_metadata() == schema.embeddings_schema(DIM, row_format=1)
+    assert rows.schema.remove_metadata() == OLD_ROWS
     assert not verify(output).violations
 
 

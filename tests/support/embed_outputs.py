@@ -28,6 +28,7 @@ DIM = 8
 CROP = 4
 SETTINGS: Mapping[str, Any] = {
     "format": schema.ROW_FORMAT,
+    "vectors": "float32",
     "backbone": "tiny",
     "sampling": {"mode": "uniform", "num_frames": 3},
 }

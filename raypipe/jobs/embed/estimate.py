@@ -178,7 +178,7 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
         decoded = decode_shard(unstored_shard(videos), sandbox, max_size_bytes=decode.max_size_bytes)
         decoded_at = time.time()
         embedded = embed_shard(decoded, model.embed, embedding_dim=dim, crop_size=side)
-        rows = output_rows(embedded, schema.embeddings_schema(dim))
+        rows = output_rows(embedded, schema.embeddings_schema(dim, vectors=setup.vectors))
         embed_seconds = time.time() - decoded_at
     decode_seconds = float(pc.sum(rows[schema.DECODE_SECONDS]).as_py())
     return Estimate(

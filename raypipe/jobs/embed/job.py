@@ -122,7 +122,8 @@ class EmbedJob(Job):
     @property
     def rows(self) -> pa.Schema:
         """Return the schema of the embeddings files."""
-        return schema.embeddings_schema(self.setup.embedding_dim, row_format=self.setup.row_format)
+        setup = self.setup
+        return schema.embeddings_schema(setup.embedding_dim, row_format=setup.row_format, vectors=setup.vectors)
 
 
 def plan_new(setup: EmbedSetup, plans: StoredPlans, *, num_slots: int) -> None:

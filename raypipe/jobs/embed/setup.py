@@ -1,4 +1,4 @@
-"""Everything that is decided before any video is read: weights, dtype, row format and the decode request."""
+"""Everything that is decided before any video is read: weights, dtype, the format of rows and the decode request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ class EmbedSetup:
     weights: "Weights"
     dtype: Dtype
     row_format: int = schema.ROW_FORMAT  # that of the existing rows, if there are any
+    vectors: schema.FloatType = "float32"  # the stored type of frame embeddings
 
     @property
     def embedding_dim(self) -> int:
@@ -54,6 +55,7 @@ class EmbedSetup:
             "backbone": self.config.backbone.name,
             "weights": self.weights.digest,
             "dtype": self.dtype,
+            **({"vectors": self.vectors} if self.vectors != "float16" else {}),  # older outputs do not name it
         }
 
     @property
@@ -65,7 +67,7 @@ class EmbedSetup:
 def prepare(config: EmbedConfig, *, dtype: Dtype) -> EmbedSetup:
     """Find the weights, and decide the dtype and the row format.
 
-    If the output already has plans, its row format is kept, and so is its dtype if the configured dtype is ``auto``.
+    If the output already has plans, its row format is kept, and so are dtype and type of vectors if they are ``auto``.
 
     Raises:
         SetupError: the backbone, its weights or the output folder cannot be read.
@@ -87,12 +89,15 @@ def find_network(backbone: BackboneConfig) -> "tuple[Weights, Preprocessing]":
 def settle(config: EmbedConfig, weights: "Weights", preprocessing: Preprocessing, *, dtype: Dtype) -> EmbedSetup:
     output = Folder(config.output)
     row_format = schema.ROW_FORMAT
+    vectors: schema.FloatType = "float32" if config.vectors == "auto" else config.vectors
     if numbers := plan_numbers(output):
         settings = read_plan(output, numbers[0]).settings
         row_format = schema.row_format_of(settings)
         if config.backbone.dtype == "auto":
             dtype = settings.get("dtype", dtype)
-    return EmbedSetup(config, output, preprocessing, weights, dtype, row_format)
+        if config.vectors == "auto":
+            vectors = schema.vectors_of(settings)
+    return EmbedSetup(config, output, preprocessing, weights, dtype, row_format, vectors)
 
 
 def unstored_shard(videos: Sequence[PlannedVideo]) -> pa.Table:

@@ -32,7 +32,7 @@ from raypipe.video.decode_request import DecodeRequest, request_of_settings
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
 
 _NORM_TOLERANCE = 1e-3
-_MEAN_TOLERANCE = 0.04  # relative to the mean's length: frames are float16, but the mean was computed in float32
+_MEAN_TOLERANCE = 0.04  # relative to the mean's length: the mean was computed before frames were rounded
 _FLOAT16_STEP = 2.0**-24  # the distance between the smallest float16 numbers
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI, schema.ETAG, schema.SIZE_BYTES, schema.STATUS)
 _READS_AHEAD = 4  # per worker
@@ -40,17 +40,18 @@ _READS_AHEAD = 4  # per worker
 
 def verify(output: Folder) -> Verification:
     """Verify the output of an embed job. Raises the same errors as ``raypipe.dataset.verify.verify``."""
-    row_format = schema.row_format_of(stored_settings(output))
+    settings = stored_settings(output)
+    row_format = schema.row_format_of(settings)
     required = [*OF_VIDEOS, schema.SIZE_BYTES, schema.FRAME_PTS_SECONDS, schema.FRAME_EMBEDDINGS]
     if row_format > 1:
         required += [schema.NUM_CORRUPT_FRAMES, schema.INTERLACED, schema.TIMELINE_REPAIRED]
-    schema_of = partial(_schema_of, row_format=row_format)
+    schema_of = partial(_schema_of, row_format=row_format, vectors=schema.vectors_of(settings))
     return verify_output(output, RowChecks("embed", schema_of, tuple(required), _problems))
 
 
-def _schema_of(rows: pa.Table, *, row_format: int) -> pa.Schema:
+def _schema_of(rows: pa.Table, *, row_format: int, vectors: schema.FloatType) -> pa.Schema:
     of_type = rows.schema.field(schema.EMBEDDING).type if schema.EMBEDDING in rows.column_names else None
-    return schema.embeddings_schema(getattr(of_type, "list_size", 1), row_format=row_format)
+    return schema.embeddings_schema(getattr(of_type, "list_size", 1), row_format=row_format, vectors=vectors)
 
 
 def _problems(rows: pa.Table) -> Iterator[Violation]:

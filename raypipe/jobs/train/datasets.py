@@ -15,6 +15,7 @@ from ray.train import DataConfig
 
 from raypipe import schema
 from raypipe.dataset.footer import read_parquet
+from raypipe.dataset.read import with_half_frames
 from raypipe.errors import CommitError
 from raypipe.jobs.train.inputs import FILE, INDEX, TARGETS
 from raypipe.storage import Folder
@@ -94,6 +95,6 @@ def read_frames(samples: pa.Table, *, embeddings_uri: str) -> pa.Table:
         if at.null_count:
             msg = f"{output.child(name)} lacks {at.null_count} videos that it had before. Run raypipe verify {output}."
             raise CommitError(msg)
-        frames = rows[schema.FRAME_EMBEDDINGS].take(at)
+        frames = with_half_frames(rows.take(at))[schema.FRAME_EMBEDDINGS]
         parts.append(wanted.select([INDEX, TARGETS]).append_column(schema.FRAME_EMBEDDINGS, frames))
     return pa.concat_tables(parts).combine_chunks()
