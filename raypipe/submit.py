@@ -26,6 +26,7 @@ from raypipe.config import ClassifyConfig, EmbedConfig, IndexConfig, RecommendCo
 from raypipe.config.load import uris
 from raypipe.errors import ConfigError, SetupError
 from raypipe.runs.ray_private import enable_token_authentication
+from raypipe.storage.s3_access import worker_environment
 from raypipe.text import one_line
 
 _MODELS: tuple[type[BaseModel], ...] = (EmbedConfig, TrainConfig, ClassifyConfig, IndexConfig, RecommendConfig)
@@ -90,6 +91,8 @@ def _job(command: str, words: Sequence[str], working_dir: Path, notes: tuple[str
     environment: dict[str, Any] = {"working_dir": str(working_dir.resolve())}
     if not (working_dir / "raypipe" / "__init__.py").exists():
         environment["py_modules"] = [str(Path(raypipe.__file__).parent)]
+    if variables := worker_environment():
+        environment["env_vars"] = variables
     return ClusterJob(
         submission_id=f"raypipe-{command}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}",
         entrypoint=shlex.join(["python", "-m", "raypipe", command, *words]),

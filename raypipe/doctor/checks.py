@@ -24,6 +24,7 @@ from raypipe.jobs.embed.inputs import find_videos
 from raypipe.runs import actors
 from raypipe.runs.summary_tables import summary_table
 from raypipe.storage import Folder
+from raypipe.storage.s3_access import S3Access
 from raypipe.submit import reached
 from raypipe.text import one_line, visible
 from raypipe.video.decode_request import DECODERS, DecodeLimits, DecodeRequest
@@ -126,7 +127,7 @@ def _package(name: str) -> str:
 
 def run_checks(*, input_uri: str | None = None, output_uri: str | None = None) -> list[Check]:
     """Check everything that ``raypipe embed`` needs. Nothing is written except a marker file in the output."""
-    checks = [_python(), *_decoders(), _weights(), _memory()]
+    checks = [_python(), *_decoders(), _weights(), _memory(), *_s3_access()]
     for name, uri, probe in (("input", input_uri, first_video), ("output", output_uri, writable)):
         if uri:
             checks.append(_storage(name, probe, uri))
@@ -195,6 +196,16 @@ def _memory() -> Check:
     if free >= _MIN_SHM_BYTES:
         return Check("memory", "ok", found)
     return Check("memory", "warning", found, "Ray's object store is slow without it. In a container: --shm-size=4g.")
+
+
+def _s3_access() -> Iterator[Check]:
+    try:
+        access = str(S3Access.of_environment())
+    except RaypipeError as error:
+        yield Check("s3", "error", str(error))
+        return
+    if access:
+        yield Check("s3", "ok", access)
 
 
 def _storage(name: str, probe: Callable[[str], str], uri: str) -> Check:

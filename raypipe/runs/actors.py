@@ -1,5 +1,6 @@
 """Run the stages of a job on Ray: connect, decide how many actors fit, and send the shards through them."""
 
+import json
 import logging
 import os
 import platform
@@ -21,8 +22,14 @@ from ray.exceptions import RayError
 
 from raypipe.errors import JobError, SetupError
 from raypipe.records import ShardSummary
-from raypipe.runs.ray_private import enable_token_authentication, map_whole_blocks, silence_data_logs
+from raypipe.runs.ray_private import (
+    RAY_JOB_CONFIG_JSON_ENV_VAR,
+    enable_token_authentication,
+    map_whole_blocks,
+    silence_data_logs,
+)
 from raypipe.runs.stages import SUMMARY, RunSteps, Shared, Stage
+from raypipe.storage.s3_access import worker_environment
 from raypipe.text import one_line
 
 _POLL_SECONDS = 1.0
@@ -224,6 +231,7 @@ def connect() -> None:
                 include_dashboard=False,
                 log_to_driver=not quiet,
                 logging_level=logging.ERROR if quiet else logging.INFO,
+                runtime_env=_worker_environment(),
             )
     except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception if a node does not start in time
         reason = one_line(error)
@@ -233,6 +241,13 @@ def connect() -> None:
         raise SetupError(msg) from None
     if quiet:
         silence_data_logs()
+
+
+def _worker_environment() -> dict[str, Any] | None:
+    """Return Ray's description of the variables to set in workers, or None if the job that Ray runs sets them all."""
+    given = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("runtime_env", {}).get("env_vars", {})
+    missing = {name: value for name, value in worker_environment().items() if name not in given}
+    return {"env_vars": missing} if missing else None
 
 
 @contextmanager

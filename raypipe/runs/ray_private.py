@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private.authentication import authentication_token_setup
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR as RAY_JOB_CONFIG_JSON_ENV_VAR  # noqa: PLC0414 - read by ray.init
 
 if TYPE_CHECKING:
     from ray.data import Dataset

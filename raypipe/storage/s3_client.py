@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import aiohttp
@@ -18,6 +19,7 @@ from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec.asyn import get_loop
 
 from raypipe import errors
+from raypipe.storage.s3_access import ANONYMOUS, REQUEST_CHECKSUMS, REQUEST_PAYER, S3Access
 from raypipe.text import one_line
 
 # A request that fails with a transient error is retried until RETRY_SECONDS after the first attempt. One attempt takes
@@ -46,6 +48,7 @@ _CREDENTIALS = (
 _UNREACHABLE = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
 _CREDENTIAL_ADVICE = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE."
 _BUCKET_ADVICE = "Check the bucket's name, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION."
+_PUBLIC_ADVICE = f"For a public bucket, set {ANONYMOUS}=BUCKET; if the requester pays, set {REQUEST_PAYER}=requester."
 _REDIRECTS = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
 _ADVICE = {  # error codes that do not depend on the object -> remedy
     **dict.fromkeys(("AccountProblem", "AllAccessDisabled"), "Check the AWS account."),
@@ -55,6 +58,15 @@ _ADVICE = {  # error codes that do not depend on the object -> remedy
     "NoSuchBucket": "Check its name, or create it.",
     "RequestTimeTooSkewed": "Set this machine's clock.",
 }
+_CONDITION_ADVICE = (
+    "raypipe needs a store with create-only writes (PUT with If-None-Match: *), because a plain PUT can replace what "
+    "another driver wrote. Upgrade this store, or choose another output."
+)
+_CHECKSUM_ADVICE = f"Set {REQUEST_CHECKSUMS}=when_required: this store rejects the checksums of newer S3 clients."
+_CHECKSUM_WORDS = (  # in errors of servers that do not know the checksums of newer clients
+    *("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer", "crc32", "aws-chunked", "streaming-unsigned"),
+    *("x-amz-content-sha256", "xamzcontentsha256mismatch", "content-sha256"),
+)
 _KINDS: dict[int, type[errors.ObjectError]] = {  # error types by HTTP status
     **dict.fromkeys((401, 403), errors.ObjectDeniedError),
     **dict.fromkeys((404, 410), errors.ObjectMissingError),
@@ -73,6 +85,7 @@ def client() -> Any:  # noqa: ANN401 - botocore builds the class of a client at 
 
     Raises:
         StorageError: the AWS settings in the environment are wrong.
+        ConfigError: a variable of ``S3Access`` has an unknown value.
     """
     try:
         return _filesystem().s3
@@ -132,19 +145,22 @@ def pause(failures: int) -> None:
 def _filesystem() -> s3fs.S3FileSystem:
     environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     limits = (MAX_ATTEMPTS, CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)
+    access = S3Access.of_environment()
     with _client_lock:
-        return _new_filesystem(os.getpid(), environment, limits)
+        return _new_filesystem(os.getpid(), environment, access, limits)
 
 
 @functools.lru_cache(maxsize=8)
 def _new_filesystem(
     pid: int,  # noqa: ARG001 - connections do not survive a fork
     environment: tuple[tuple[str, str], ...],  # noqa: ARG001 - read by botocore when the client is made
+    access: S3Access,
     limits: tuple[int, float, float],
 ) -> s3fs.S3FileSystem:
     max_attempts, connect_timeout, read_timeout = limits
     session = AioSession()
     session.register("needs-retry.s3", _count_throttle)
+    access.apply_to(session)
     return s3fs.S3FileSystem(
         skip_instance_cache=True,  # that cache keeps one instance per thread
         use_listings_cache=False,
@@ -199,13 +215,16 @@ def storage_error(error: Exception, uri: str, action: str, *, permission: str = 
     ``permission`` is the S3 permission that the action needs.
     """
     if isinstance(error, _CREDENTIALS):
-        advice = _CREDENTIAL_ADVICE
+        advice = f"{_CREDENTIAL_ADVICE} {_PUBLIC_ADVICE}"
+    elif (refused := _refused_header(error)) is not None:
+        advice = refused
     elif isinstance(error, _UNREACHABLE):
         advice = "Check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the network."
     elif (code := code_of(error)) in _ADVICE:
         advice = _ADVICE[code]
     elif status_of(error) in {401, 403}:
-        advice = f"Grant {permission} to these credentials." if permission else _CREDENTIAL_ADVICE
+        grant = f"Grant {permission} to these credentials." if permission else _CREDENTIAL_ADVICE
+        advice = grant if permission == "s3:PutObject" else f"{grant} {_PUBLIC_ADVICE}"
     elif isinstance(error, boto.ParamValidationError):
         advice = _BUCKET_ADVICE
     else:
@@ -213,6 +232,22 @@ def storage_error(error: Exception, uri: str, action: str, *, permission: str = 
     bucket, _ = split(uri)
     where = f"{uri} (bucket {bucket!r})" if bucket else "S3"
     return errors.StorageError(f"Cannot {action} {where}: {_reason(error)}", key=uri, remedy=advice)
+
+
+def _refused_header(error: Exception) -> str | None:
+    """Return what to do if the server does not know a header of the request, or None if that is not the reason.
+
+    Servers report it in different ways. Some name the header, others only say that something is not implemented.
+    """
+    reply = _response(error).get("Error", {})
+    said = " ".join(map(str, reply.values())).lower()
+    if any(word in said for word in _CHECKSUM_WORDS):
+        return _CHECKSUM_ADVICE
+    if "if-none-match" in said:
+        return _CONDITION_ADVICE
+    if status_of(error) == HTTPStatus.NOT_IMPLEMENTED or code_of(error) == "NotImplemented":
+        return f"{_CONDITION_ADVICE} If it does support them, it may reject checksums: {_CHECKSUM_ADVICE}"
+    return None
 
 
 def object_error(error: Exception, uri: str) -> errors.RaypipeError:

@@ -8,9 +8,9 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -26,6 +26,9 @@ _REPLIES = {
     "expired": (400, "Bad Request", "ExpiredToken"),
     "skewed": (403, "Forbidden", "RequestTimeTooSkewed"),
     "error_in_200": (200, "OK", "InternalError"),
+    # servers without a feature of S3
+    "not_implemented": (501, "Not Implemented", "NotImplemented"),
+    "sha256_mismatch": (400, "Bad Request", "XAmzContentSHA256Mismatch"),
 }
 _SLOW_BYTES_PER_SECOND = 1000
 _PIECE_BYTES = 250
@@ -39,6 +42,7 @@ class Call:
     index: int
     operation: str  # "list", "head", "get", "put" or "delete"
     key: str  # including the bucket
+    headers: Mapping[str, str] = field(default_factory=dict, compare=False)  # by lower-case name
 
 
 Choose = Callable[[Call], str]  # returns the fault of a call; "" is no fault
@@ -93,11 +97,13 @@ class FaultProxy:
             await _RELAY.get(fault, _send)(writer, reply)
 
     def _note(self, head: bytes) -> tuple[Call, str]:
-        method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+        first, *lines = head.decode("latin-1").splitlines()
+        method, target, _ = first.split(" ")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         path = urlsplit(target)
         is_list = method == "GET" and "list-type=" in path.query
         with self._lock:
-            call = Call(len(self.calls), "list" if is_list else method.lower(), unquote(path.path.lstrip("/")))
+            call = Call(len(self.calls), "list" if is_list else method.lower(), unquote(path.path.lstrip("/")), headers)
             self.calls.append(call)
             fault = self._choose(call)
             self.num_faults += bool(fault)

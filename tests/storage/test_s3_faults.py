@@ -373,3 +373,10 @@ def test_a_range_that_breaks_off_is_retried(server: FaultyServer) -> None:
     assert read_range("s3://b/v.mp4", etag="planned", start=2, stop=5) == VIDEO[2:5]
     assert [headers["range"] for _, headers in server.requests] == ["bytes=2-4"] * 2
     assert {headers["if-match"] for _, headers in server.requests} == {'"planned"'}
+
+
+def test_a_store_that_overwrites_objects_is_refused(server: FaultyServer) -> None:
+    server.replies = [Reply()]  # both writes of the marker are accepted
+    with pytest.raises(StorageError, match="If-None-Match"):
+        Folder("s3://b/out").check_writable()
+    assert [headers["if-none-match"] for _, headers in server.requests] == ["*", "*"]

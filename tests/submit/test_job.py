@@ -51,6 +51,13 @@ def test_the_checked_configuration_and_this_code_are_sent(tmp_path: Path) -> Non
     assert not sent.exists()
 
 
+def test_only_how_to_reach_public_buckets_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYPIPE_S3_ANONYMOUS", "videos")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with packed(write(tmp_path, "embed.yaml", **EMBED)) as job:
+        assert job.runtime_env["env_vars"] == {"RAYPIPE_S3_ANONYMOUS": "videos"}
+
+
 def test_errors_are_reported_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught, packed(write(tmp_path, "embed.yaml", **EMBED, inputt="a")):
         pass
