@@ -22,6 +22,7 @@ from raypipe import __version__
 from raypipe.errors import RaypipeError
 from raypipe.jobs.embed.inputs import find_videos
 from raypipe.runs import actors
+from raypipe.runs.ray_private import token_path
 from raypipe.runs.summary_tables import summary_table
 from raypipe.storage import Folder
 from raypipe.storage.s3_access import S3Access
@@ -127,7 +128,7 @@ def _package(name: str) -> str:
 
 def run_checks(*, input_uri: str | None = None, output_uri: str | None = None) -> list[Check]:
     """Check everything that ``raypipe embed`` needs. Nothing is written except a marker file in the output."""
-    checks = [_python(), *_decoders(), _weights(), _memory(), *_s3_access()]
+    checks = [_python(), *_decoders(), _weights(), _memory(), *_s3_access(), *_auth_token()]
     for name, uri, probe in (("input", input_uri, first_video), ("output", output_uri, writable)):
         if uri:
             checks.append(_storage(name, probe, uri))
@@ -206,6 +207,18 @@ def _s3_access() -> Iterator[Check]:
         return
     if access:
         yield Check("s3", "ok", access)
+
+
+def _auth_token() -> Iterator[Check]:
+    """Check that other users of this machine cannot read Ray's token, with which they could run code as this user."""
+    path = token_path()
+    if not path.exists():
+        return
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        yield Check("auth token", "warning", f"other users can read {path} (mode {mode:04o})", f"chmod 600 {path}")
+    else:
+        yield Check("auth token", "ok", f"only this user can read {path}")
 
 
 def _storage(name: str, probe: Callable[[str], str], uri: str) -> Check:

@@ -42,7 +42,6 @@ Half: TypeAlias = npt.NDArray[np.float16]
 MAX_PICTURES, _PICTURE_SIZE = 32, 96
 _CHUNK_BYTES = 1_048_576
 _IN_MEMORY_BYTES = 1024**3
-_CONTROL = frozenset(map(chr, [*range(32), 127]))
 OWN_VECTORS = "The index was built from vectors that raypipe did not make, so videos cannot be embedded like them."
 _NEEDED = ("backbone", "weights", "sampling", "resize_size", "crop_size", "dtype")
 
@@ -67,7 +66,7 @@ class Prefixes:
         except ConfigError:
             normal = ""
         parts = normal.removeprefix("s3://").strip("/").split("/")
-        is_plain = _CONTROL.isdisjoint(normal) and not {"", ".", ".."} & set(parts) and not uri.endswith("/")
+        is_plain = "\0" not in normal and not {"", ".", ".."} & set(parts) and not uri.endswith("/")
         if is_plain and any(normal.startswith(folder) for folder in self._folders):
             return AllowedUri(normal)
         message = f"{_shown(uri)} is not below a prefix from which this server may read videos."

@@ -18,10 +18,13 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from queue import Empty, Queue
+from threading import Thread
 from types import ModuleType
 from typing import Any, cast
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +42,7 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 _ENDINGS = (".safetensors", ".pth", ".pt")
 _GIVE = f"Give `weights: default`, `weights: random`, or the path or URI of a {', '.join(_ENDINGS)}."
 _SEED = 0
+REPLY_SECONDS = 8.0  # a download that cannot work fails after this time
 
 
 def preprocessing(name: str) -> Preprocessing:
@@ -191,6 +195,7 @@ def _read_default(name: str) -> Mapping[str, object]:
     if cached.exists():
         return _read(str(cached), lambda path: Path(path).read_bytes())
     try:
+        _await_reply(url)
         # torch announces the download on stdout, which is reserved for the output of a command.
         with redirect_stdout(sys.stderr):
             state_dict: Mapping[str, object] = torch.hub.load_state_dict_from_url(
@@ -203,6 +208,35 @@ def _read_default(name: str) -> Mapping[str, object]:
         remedy = f"Put that file into {folder} by hand, or use `weights: random` for a dry run."
         raise WeightsError(msg, key=url, remedy=remedy) from error
     return state_dict
+
+
+def _await_reply(url: str) -> None:
+    """Return as soon as the server replies, even with an error, because torch downloads without a time limit.
+
+    Raises:
+        OSError: there is no connection, or no reply within ``REPLY_SECONDS``.
+        HTTPException: the reply is not HTTP.
+    """
+    failures: Queue[OSError | HTTPException | None] = Queue()
+
+    def ask() -> None:
+        try:
+            urlopen(Request(url, method="HEAD"), timeout=REPLY_SECONDS).close()  # noqa: S310 - torchvision's URL
+        except HTTPError as error:
+            error.close()  # the error is also the response
+            failures.put(None)
+        except (OSError, HTTPException) as error:
+            failures.put(error)
+        else:
+            failures.put(None)
+
+    Thread(target=ask, daemon=True, name="weights").start()  # resolving a host name has no time limit either
+    try:
+        failure = failures.get(timeout=REPLY_SECONDS)
+    except Empty:
+        failure = TimeoutError(f"no reply within {REPLY_SECONDS:g} s")
+    if failure is not None:
+        raise failure
 
 
 def _read(source: str, read_bytes: Callable[[str], bytes]) -> Mapping[str, object]:

@@ -25,6 +25,7 @@ from raypipe.records import ShardSummary
 from raypipe.runs.ray_private import (
     RAY_JOB_CONFIG_JSON_ENV_VAR,
     enable_token_authentication,
+    local_ray_is_private,
     map_whole_blocks,
     silence_data_logs,
 )
@@ -226,7 +227,7 @@ def connect() -> None:
     if quiet:  # Ray's C++ side logs an error whenever Ray Data starts its actors
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        with native_output_hidden() if quiet else nullcontext():
+        with local_ray_is_private(), native_output_hidden() if quiet else nullcontext():
             ray.init(
                 include_dashboard=False,
                 log_to_driver=not quiet,

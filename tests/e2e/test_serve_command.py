@@ -18,7 +18,9 @@ import yaml
 from raypipe import schema
 from raypipe.client import AnswerError, Client
 from raypipe.endpoint.haproxy.launch import find_binary
+from raypipe.runs.ray_private import token_path
 from support.endpoints import NUM_EMBEDDED, Endpoint, Source, serve_config
+from support.listeners import check_strangers_get_nothing
 from support.load import Load, get, post
 from support.processes import free_port, pids_of, wait_until
 
@@ -120,6 +122,12 @@ def test_the_token_is_required(command: tuple[Command, Endpoint]) -> None:
     assert caught.value.status == 401
     for path in ("/", "/page/app.js", "/healthz", "/readyz", "/metrics", "/openapi.json"):
         assert httpx.get(f"{url}{path}").status_code == 200
+
+
+def test_strangers_get_nothing_from_its_ports(command: tuple[Command, Endpoint]) -> None:
+    """The page and the names of routes are public. Other paths of the endpoint are tested above."""
+    pids = pids_of("", below=command[0].process.pid)
+    check_strangers_get_nothing(pids, token=token_path().read_text(), public={"/", "/-/routes"})
 
 
 @pytest.mark.skipif(find_binary() is None, reason="no HAProxy")

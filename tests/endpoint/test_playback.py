@@ -65,6 +65,7 @@ def local(tmp_path: Path) -> Iterator[Player]:
     folder = tmp_path / "videos"
     folder.mkdir()
     names = ("small.mp4", "large.WEBM", "é b.mov", "old.avi", "no extension", "page.html", "ends/play")
+    names += ("two\nlines.mp4",)
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(LARGE if name.startswith("large") else SMALL)
@@ -92,6 +93,13 @@ def player(request: pytest.FixtureRequest) -> Player:
     """Return a server of local videos, and then one of videos in a bucket."""
     found: Player = request.getfixturevalue(request.param)
     return found
+
+
+def test_an_id_with_a_line_break_has_all_paths(local: Player) -> None:
+    video_id = quote("two\nlines.mp4", safe="")
+    for path in (f"/v1/videos/{video_id}", f"/v1/videos/{video_id}/thumbnail", f"/v1/similar/{video_id}"):
+        assert local.ask("GET", path).status_code == 200
+    assert local.get("two\nlines.mp4").content == SMALL
 
 
 def test_ranges_of_a_video_are_its_bytes(player: Player) -> None:

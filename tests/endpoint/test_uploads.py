@@ -89,7 +89,6 @@ def test_a_video_under_the_prefix_is_read(inside: Path) -> None:
         "",
         "\0",
         "{inside}/a\0.mp4",
-        "{inside}/a\n.mp4",
         "s3://videos/x.mp4",
         "http://127.0.0.1:{port}/x.mp4",
         "https://127.0.0.1:{port}/x.mp4",

@@ -5,10 +5,10 @@ import importlib
 import io
 import logging
 import re
+import socket
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -453,7 +453,7 @@ def forbid_network(*_arguments: object, **_options: object) -> None:
 
 
 def test_default_weights_come_from_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch, trained: Weights) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", forbid_network)
+    monkeypatch.setattr(weights_module, "urlopen", forbid_network)
     monkeypatch.setattr(torch.hub, "urlopen", forbid_network)
     cache.mkdir(parents=True)
     assert pretrained_url("resnet18").endswith("/resnet18-f37072fd.pth")
@@ -489,6 +489,17 @@ def test_default_weights_are_downloaded_once(
     (folder / file).unlink()
     assert (cache / file).exists()
     assert resolve("default").digest == trained.digest
+
+
+def test_a_server_that_does_not_reply_is_not_awaited(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_module, "REPLY_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never reads
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/resnet18-00000000.pth"
+        monkeypatch.setattr(weights_module, "pretrained_url", lambda _name: url)
+        with pytest.raises(WeightsError) as raised:
+            resolve("default")
+    assert isinstance(raised.value.__cause__, TimeoutError)
+    assert str(cache) in raised.value.remedy
 
 
 def test_a_download_with_another_hash_is_refused(

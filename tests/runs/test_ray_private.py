@@ -1,9 +1,13 @@
 """The private names of Ray that raypipe uses do what raypipe needs."""
 
 import logging
+import os
+import socket
+from pathlib import Path
 
 import pytest
 import ray.data
+from ray._private import ray_constants, services
 from ray._private.authentication import authentication_token_setup
 
 from raypipe.runs import ray_private
@@ -17,6 +21,57 @@ def test_the_token_setup_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     ray_private.enable_token_authentication()
     assert calls == [True]
     assert authentication_token_setup.logger.name == authentication_token_setup.__name__
+
+
+@pytest.fixture
+def no_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+
+
+def is_private() -> bool:
+    """Return whether Ray would listen on loopback. All names are restored afterwards."""
+    before = ray_constants.ENABLE_RAY_CLUSTER, authentication_token_setup.generate_and_save_token, dict(os.environ)
+    with ray_private.local_ray_is_private():
+        inside = services.get_node_ip_address() == "127.0.0.1"
+        assert (os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) == "0") == inside
+    after = ray_constants.ENABLE_RAY_CLUSTER, authentication_token_setup.generate_and_save_token, dict(os.environ)
+    assert after == before
+    return inside
+
+
+@pytest.mark.usefixtures("no_address")
+def test_a_new_ray_is_private() -> None:
+    assert is_private()
+
+
+@pytest.mark.usefixtures("no_address")
+def test_a_ray_of_several_machines_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    assert not is_private()
+    monkeypatch.delenv("RAY_ADDRESS")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("10.1.2.3:6379")  # left by ``ray start``
+    assert not is_private()
+
+
+@pytest.mark.usefixtures("no_address")
+@pytest.mark.parametrize(("host", "private"), [("127.0.0.1", True), ("", False)])  # "": on all interfaces
+def test_a_running_ray_is_used_as_it_was_started(monkeypatch: pytest.MonkeyPatch, host: str, *, private: bool) -> None:
+    with socket.create_server((host, 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        assert is_private() == private
+
+
+def test_only_the_user_can_read_a_new_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    with ray_private.local_ray_is_private():
+        authentication_token_setup.generate_and_save_token()
+    path = tmp_path / ".ray/auth_token"
+    assert path == ray_private.token_path() == authentication_token_setup._get_default_token_path()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(path.read_text()) >= 64
 
 
 def test_the_logger_of_ray_data_exists(monkeypatch: pytest.MonkeyPatch) -> None:

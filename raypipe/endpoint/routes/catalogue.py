@@ -28,14 +28,14 @@ TopK = Annotated[int, Query(ge=1, le=schemas.MAX_TOP_K)]
 def add_catalogue_routes(application: FastAPI, service: Service) -> None:
     """Add the routes, most used first, because the router tries them in this order."""
     add_route(application, service, "POST /v1/recommend", recommend)
-    add_route(application, service, "GET /v1/similar/{video_id:path}", similar)
+    add_route(application, service, "GET /v1/similar/{video_id:any_text}", similar)
     add_route(application, service, "POST /v1/recommend/batch", recommend_batch)
     add_route(application, service, "POST /v1/similar/batch", similar_batch)
     add_route(application, service, "GET /v1/index", index)
     add_route(application, service, "GET /v1/videos", videos)
     # The longer path comes first, because an id may contain "/".
-    add_route(application, service, "GET /v1/videos/{video_id:path}/thumbnail", thumbnail, responses=_JPEG)
-    add_route(application, service, "GET /v1/videos/{video_id:path}", video)
+    add_route(application, service, "GET /v1/videos/{video_id:any_text}/thumbnail", thumbnail, responses=_JPEG)
+    add_route(application, service, "GET /v1/videos/{video_id:any_text}", video)
 
 
 async def index(service: Service) -> schemas.IndexAnswer:

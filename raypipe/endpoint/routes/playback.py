@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 def add_playback_routes(application: FastAPI, service: Service) -> None:
-    add_route(application, service, "POST /v1/videos/{video_id:path}/play", link)
+    add_route(application, service, "POST /v1/videos/{video_id:any_text}/play", link)
     add_route(application, service, "GET /v1/play", play, responses=_STREAMS)
     add_route(application, service, "HEAD /v1/play", play, include_in_schema=False)
 
