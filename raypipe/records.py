@@ -171,6 +171,7 @@ class RunRecord:
     num_planned_videos: int = 0
     num_resumed_videos: int = 0
     num_slots: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)  # files of the input that were not planned, by reason
     clock: Callable[[], float] = time.time
     started_at: float = field(init=False)
     num_shards: int = field(default=0, init=False)

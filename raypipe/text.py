@@ -82,6 +82,13 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
+def format_skipped(skipped: Mapping[str, int]) -> str:
+    """Format counts by reason, the highest first: ``12 (9 .json, 2 .jpg, 1 hidden)``. Return "" if there are none."""
+    ordered = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    reasons = ", ".join(f"{format_count(count)} {reason}" for reason, count in ordered)
+    return f"{format_count(sum(skipped.values()))} ({reasons})" if skipped else ""
+
+
 def plural(count: int, noun: str) -> str:
     """Return a count with a noun, such as ``1 shard`` or ``2 shards``."""
     return f"{format_count(count)} {noun}" if count == 1 else f"{format_count(count)} {noun}s"

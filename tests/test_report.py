@@ -234,13 +234,14 @@ SUMMARY_KEYS = [
     "flags", "format", "frames_per_second", "idle_seconds", "input_uri", "job", "labels", "machine", "message",
     "num_already_committed_shards", "num_done_videos", "num_failed_videos", "num_frames", "num_planned_videos",
     "num_problems", "num_remaining_videos", "num_resumed_videos", "num_shards", "num_slots", "num_videos",
-    "outcome", "output_uri", "plans", "problems", "settings", "size_bytes", "slowest_videos", "stage_seconds",
-    "started_at", "statuses", "timeline", "versions", "videos_per_second",
+    "outcome", "output_uri", "plans", "problems", "settings", "size_bytes", "skipped", "slowest_videos",
+    "stage_seconds", "started_at", "statuses", "timeline", "versions", "videos_per_second",
 ]  # fmt: skip
 
 
 def test_summary_json_has_its_documented_keys_and_numbers(clock: FakeClock) -> None:
-    record = RunRecord(clock=clock, num_planned_videos=10, num_resumed_videos=2, num_slots=1)
+    skipped = {".json": 3, "hidden": 1}
+    record = RunRecord(clock=clock, num_planned_videos=10, num_resumed_videos=2, num_slots=1, skipped=skipped)
     clock.now += 8
     failures, flags = (note(error="late by 3 s"),), {"num_corrupt_videos": 1}
     record.add(shard(finished_at=clock.now, failures=failures, slowest=(note(),), flags=flags))
@@ -255,6 +256,8 @@ def test_summary_json_has_its_documented_keys_and_numbers(clock: FakeClock) -> N
     assert summary["num_remaining_videos"] == 4
     assert summary["videos_per_second"] == 0.5
     assert summary["statuses"] == {"ok": 3, "timeout": 1}
+    assert summary["skipped"] == skipped
+    assert "4 (3 .json, 1 hidden)" in written(record)["report.html"].decode()
     assert summary["idle_seconds"] == 5
     assert summary["flags"] == {"num_corrupt_videos": 1}
     assert summary["failures"] == [{"video_id": "a.mp4", "status": "timeout", "error": "late by 3 s", "seconds": 1.0}]

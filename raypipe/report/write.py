@@ -40,7 +40,11 @@ def run_page(record: RunRecord) -> str:
         uris=(record.input_uri, record.output_uri),
         tiles=_tiles(record),
         bad_tile="Failed" if record.num_failed_videos else "",
-        run={"fingerprint": record.fingerprint, "plans": ", ".join(map(str, record.plans))},
+        run={
+            "fingerprint": record.fingerprint,
+            "plans": ", ".join(map(str, record.plans)),
+            "skipped_files": text.format_skipped(record.skipped),
+        },
         throughput=_throughput(points, record.noun),
         step_seconds=points[0].width_seconds,
         stages=_stages(record),
@@ -145,6 +149,7 @@ def summarize(record: RunRecord) -> dict[str, object]:
     - ``outcome`` (running, finished, failed, interrupted), ``message``, ``started_at`` and ``finished_at`` (UTC,
       ISO 8601; ``finished_at`` is null while running), ``elapsed_seconds`` (wall time)
     - ``num_planned_videos``, ``num_resumed_videos``, ``num_done_videos``, ``num_remaining_videos``
+    - ``skipped`` (embed: files of the input that are not taken for videos, by extension or ``hidden``)
     - ``num_videos``, ``num_failed_videos``, ``num_frames``, ``size_bytes`` (video read), ``num_shards``
       (finished), ``num_already_committed_shards``, ``num_problems`` (failed attempts at a shard, even if a later
       attempt succeeded), ``statuses`` (status → videos), ``labels`` (classify: best label → videos),
@@ -166,6 +171,7 @@ def summarize(record: RunRecord) -> dict[str, object]:
         **_times(record),
         **_named(record, "num_planned_videos", "num_resumed_videos", "num_done_videos"),
         "num_remaining_videos": max(0, record.num_planned_videos - record.num_done_videos),
+        "skipped": dict(record.skipped),
         **_named(record, "num_videos", "num_failed_videos", "num_frames", "size_bytes", "num_shards"),
         **_named(record, "num_already_committed_shards", "num_problems"),
         "statuses": dict(record.statuses.most_common()),

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -77,6 +78,8 @@ class Job(ABC):
     def facts(self) -> Mapping[str, object]:
         """Return additional facts about the run, which the record lists next to the size of the cluster."""
         return {}
+
+    skipped: Mapping[str, int] = MappingProxyType({})  # after planning: files of the input that were skipped, by reason
 
     def load(self, missing: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """Return the block to process for each missing shard.
@@ -164,6 +167,7 @@ def start_record(job: Job, plans: StoredPlans, *, placement: Placement, machine:
         num_planned_videos=num_planned,
         num_resumed_videos=num_planned - num_missing,
         num_slots=placement.num_slots,
+        skipped=job.skipped,
     )
 
 

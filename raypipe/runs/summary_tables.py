@@ -75,6 +75,7 @@ def final_table(record: RunRecord, *, report_uri: str = "") -> Padding:
             (unit_of(record), f"{text.format_count(record.num_videos)}{before}"),
             ("left", f"{text.format_count(left)}  the same command continues with them" if left > 0 else ""),
             ("statuses", Flow(status_texts(record))),
+            ("skipped files", text.format_skipped(record.skipped)),
             ("noticed", _text(", ".join(text.flag_texts(record.flags)), "yellow")),
             ("failed attempts", _text(text.format_count(record.num_problems) if record.num_problems else "", "red")),
             ("labels", Flow(_label_texts(record))),

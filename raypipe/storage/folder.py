@@ -4,6 +4,7 @@ import builtins
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
@@ -30,7 +31,14 @@ SIDECAR_EXTENSIONS = frozenset(
     )
 )
 # A single object with one of these endings is probably a list of videos, in a format that raypipe does not read.
-_UNREAD_LISTS = (".txt", ".tsv", ".json", ".ndjson", ".arrow", ".avro", ".orc", ".xml", ".yaml", ".yml")
+_UNREAD_LISTS = (
+    *(".txt", ".tsv", ".json", ".ndjson", ".arrow", ".avro", ".orc", ".xml", ".yaml", ".yml"),
+    *(
+        f"{ending}{packed}"
+        for ending in (".csv", ".tsv", ".txt", ".jsonl", ".json")
+        for packed in (".gz", ".zst", ".bz2")
+    ),
+)
 _GLOB = re.compile(r"[*?\[]")
 Kind = Literal["folder", "object", "glob", "manifest", "nothing"]
 
@@ -197,12 +205,14 @@ class Listed:
     """What a listing found out about its input. It is filled in during the listing, and final when the listing ends.
 
     ``kind`` is the kind of the input. ``hidden`` holds URIs that may exist, but that the listing leaves out, together
-    with everything below them.
+    with everything below them. ``skipped`` counts the files that are not taken for videos because of their names, by
+    extension, such as ".json", or as "hidden".
     """
 
     uri: str = ""  # the input's URI, normalised
     kind: Kind = "nothing"
     hidden: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def covers(self, video_uri: str) -> bool:
         """Return whether the listing would contain a video with this URI if it existed."""
@@ -210,7 +220,7 @@ class Listed:
             return False
         if self.kind == "folder":
             key = video_uri.removeprefix(self.uri).lstrip("/")
-            if not key or not _may_be_video(key):
+            if not key or _no_video(key):
                 return False  # the folder's own name, or a name that listings skip
         return not any(_is_below(video_uri, hidden) for hidden in self.hidden)
 
@@ -250,7 +260,11 @@ def list_videos(input_uri: str, *, exclude_under: str = "", listed: Listed | Non
         listed.hidden.append(excluded)
     for stored in folder.list(skipped=listed.hidden):
         listed.kind = "folder"
-        if _may_be_video(stored.key) and not (skipped and stored.uri.startswith(skipped)):
+        if skipped and stored.uri.startswith(skipped):
+            continue
+        if reason := _no_video(stored.key):
+            listed.skipped[reason] += 1
+        else:
             yield stored
     if listed.kind == "folder":
         return
@@ -265,12 +279,13 @@ def list_videos(input_uri: str, *, exclude_under: str = "", listed: Listed | Non
         yield from _glob(folder.uri, wildcard.start(), listed)
 
 
-def _may_be_video(key: str) -> bool:
+def _no_video(key: str) -> str:
+    """Return why listings skip a file with this name: "hidden", or its extension. Return "" if it may be a video."""
     *folders, name = key.split("/")
     if any(part.startswith((".", "_SUCCESS")) for part in (*folders, name)):
-        return False
-    stem, dot, extension = name.rpartition(".")
-    return not (stem and dot and extension.lower() in SIDECAR_EXTENSIONS)
+        return "hidden"
+    stem, dot, extension = name.lower().rpartition(".")
+    return f".{extension}" if stem and dot and extension in SIDECAR_EXTENSIONS else ""
 
 
 def _glob(uri: str, wildcard: int, listed: Listed) -> Iterator[StoredObject]:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -16,8 +17,13 @@ from raypipe.status import Status
 from raypipe.text import one_line
 from raypipe.video.decode_request import DecodeRequest
 
-SNIFF_BYTES = 1024
-CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf")
+SNIFF_BYTES = 8192
+_TS_BYTES = 1024  # more packets say no more, and the first of them may be lost
+CONTAINERS = (
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf"),
+    *("mxf", "ivf", "h264", "hevc", "gif", "apng"),
+)
+RAW_STREAMS = frozenset({"h264", "hevc"})  # without a container, and so without any times
 _SYNC, _MIN_SYNCS = 0x47, 5  # the first byte of each packet in a transport stream
 _TS_PACKET_BYTES = (188, 192, 204)
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"uuid")
@@ -27,7 +33,19 @@ _MAGIC = (
     (b"OggS", "ogg"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
     (b"\x00\x00\x01\xba", "mpeg"),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", "mxf"),
+    (b"DKIF", "ivf"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
 )
+_PNG, _ANIMATION, _PICTURE = b"\x89PNG\r\n\x1a\n", b"acTL", b"IDAT"  # an animated PNG announces it before its picture
+_START_CODES = (b"\x00\x00\x01", b"\x00\x00\x00\x01")
+_FIRST_UNITS = {  # of raw streams: parameter sets, a delimiter, or supplementary information
+    "h264": (b"\x67", b"\x47", b"\x27", b"\x09", b"\x06"),
+    "hevc": (b"\x40\x01", b"\x42\x01", b"\x46\x01", b"\x4e\x01"),
+}
+# A pack header of MPEG-2 or MPEG-1, and the start code that follows it.
+_PACK = re.compile(rb"\x00\x00\x01\xba(?:[\x44-\x7f].{8}[\xf8-\xff]|[\x21-\x2f].{7})\x00\x00\x01[\xbb-\xff]", re.DOTALL)
 Packet: TypeAlias = "av.Packet[Any]"
 _READ_BUFFER_BYTES = 64 * 1024
 _STORE_CHECKSUMS = frozenset({"hevc", "ffv1", "png", "apng"})  # encoders can add a checksum of each picture
@@ -103,8 +121,8 @@ def error_log() -> Iterator[ErrorLog]:
 def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
     """Return FFmpeg's name for the container of a file that begins with ``head``.
 
-    Return None if the container is not in ``CONTAINERS``. Except in row format 1 (older outputs), a transport stream
-    may begin in the middle of a packet, as captured streams do.
+    Return None if the container is not in ``CONTAINERS``. Except in row format 1 (older outputs), a transport stream or
+    program stream may begin in the middle of a packet, as captured streams do.
     """
     if head[4:8] in _MP4_BOXES:
         return "mov"
@@ -113,17 +131,31 @@ def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
+    if _is_transport_stream(head[:_TS_BYTES], begins_anywhere=row_format > 1):
+        return "mpegts"
+    if head.startswith(_PNG):
+        return "apng" if _ANIMATION in head.partition(_PICTURE)[0] else None
+    return _raw_stream(head) or ("mpeg" if row_format > 1 and _PACK.search(head) else None)
+
+
+def _is_transport_stream(head: bytes, *, begins_anywhere: bool) -> bool:
     for packet_size, offset in ((188, 0), (192, 4), (204, 0)):
         syncs = head[offset::packet_size]
         if len(syncs) > 1 and set(syncs[:5]) == {_SYNC}:
-            return "mpegts"
-    if row_format > 1 and any(
+            return True
+    return begins_anywhere and any(
         len(syncs := head[offset::packet_size]) >= _MIN_SYNCS and set(syncs) == {_SYNC}
         for packet_size in _TS_PACKET_BYTES
         for offset in range(packet_size)
-    ):
-        return "mpegts"
-    return None
+    )
+
+
+def _raw_stream(head: bytes) -> str | None:
+    """Return the codec of a raw H.264 or HEVC stream (Annex B), or None if ``head`` is not the beginning of one."""
+    if not head.startswith(_START_CODES):
+        return None
+    unit = head[head.index(b"\x01") + 1 :]
+    return next((codec for codec, units in _FIRST_UNITS.items() if unit.startswith(units)), None)
 
 
 def open_stream(file: BinaryIO, container: str, request: DecodeRequest) -> tuple[InputContainer, VideoStream]:

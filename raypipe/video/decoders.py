@@ -18,7 +18,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from raypipe.status import Status
-from raypipe.video.container import VideoError, describe
+from raypipe.video.container import RAW_STREAMS, VideoError, describe
 from raypipe.video.deinterlace import Deinterlacer
 from raypipe.video.display import FrameWriter, needs, pixel_aspect, scaled_size
 from raypipe.video.frame_reader import (
@@ -360,8 +360,8 @@ def _decord_mistake(index: PacketIndex) -> str:
         return f"a container, such as {index.container}, has no index"
     if not index.is_shown.all():
         return "an edit list cuts frames off"
-    if _is_reordered_avi(index):
-        return "an AVI file holds frames out of order"
+    if mistake := _guessed_times(index):
+        return mistake
     at = np.arange(len(index.pts))
     group = np.maximum.accumulate(np.where(index.is_keyframe, at, 0))
     if (index.pts < index.pts[group]).any():
@@ -369,20 +369,21 @@ def _decord_mistake(index: PacketIndex) -> str:
     return ""
 
 
-def _is_reordered_avi(index: PacketIndex) -> bool:
-    """Return whether the video is an AVI whose display times had to be guessed.
-
-    AVI stores no display times, and each library guesses them differently if frames are reordered.
-    """
-    return index.container == "avi" and bool((np.diff(index.pts) < 0).any())
+def _guessed_times(index: PacketIndex) -> str:
+    """Return why the display times had to be guessed, which each library does differently, or "" if they are stored."""
+    if index.container in RAW_STREAMS:
+        return f"a raw stream, such as {index.container}, has no times"
+    if index.container in {"avi", "mxf"} and (np.diff(index.pts) < 0).any():
+        return f"a file, such as {index.container}, holds frames out of order"
+    return ""
 
 
 def decode_torchcodec(video: VideoFile, wanted: Wanted, writer: FrameWriter) -> Decoded:
     """Decode the wanted frames with torchcodec, which turns them upright itself."""
     torchcodec: Any = importlib.import_module("torchcodec.decoders")  # only a child that decodes with it loads it
 
-    if _is_reordered_avi(video.index):
-        msg = "torchcodec returns wrong frames where an AVI file holds frames out of order; use pyav."
+    if mistake := _guessed_times(video.index):
+        msg = f"torchcodec returns wrong frames where {mistake}; use pyav."
         raise VideoError(Status.DECODE_ERROR, msg)
     video.reader.file.seek(0)
     decoder = torchcodec.VideoDecoder(

@@ -13,7 +13,7 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -199,12 +199,15 @@ def _composition_offsets(box: memoryview | None, num_samples: int) -> Numbers:
     return offsets
 
 
-def find_damage(file: BinaryIO) -> Ranges:
-    """Return the damaged byte ranges of a fragmented MP4.
+class BoxDamage(NamedTuple):
+    """What is wrong with the boxes of a fragmented MP4."""
 
-    Each range extends to the next intact fragment or to the end of the file. A file that is truncated inside a box does
-    not count as damaged.
-    """
+    ranges: Ranges = ()  # of bytes; each extends to the next intact fragment or to the end of the file
+    ends_inside_box: bool = False  # the file was truncated, which no range covers
+
+
+def find_damage(file: BinaryIO) -> BoxDamage:
+    """Return the damage of a fragmented MP4. Files without fragments have none."""
     size_bytes = size_of(file)
     damage: list[tuple[int, int]] = []
     at, has_fragments = 0, False
@@ -217,13 +220,13 @@ def find_damage(file: BinaryIO) -> Ranges:
             stop = _next_fragment(file, at + 1, size_bytes)
             if stop is None:
                 if _has_kind(_read(file, at, _HEADER_BYTES)):
-                    break
+                    return BoxDamage(damage, ends_inside_box=True)
                 stop = size_bytes
             damage.append((at, stop))
         if stop >= size_bytes:
             break
         at = stop
-    return damage
+    return BoxDamage(damage)
 
 
 def _sound_box(file: BinaryIO, at: int, size_bytes: int) -> int | None:

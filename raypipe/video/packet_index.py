@@ -37,6 +37,7 @@ class PacketIndex:
     average_fps: float
     duration_seconds: float  # as the container declares it; a truncated file holds less
     end_seconds: float  # where the last frame in the file ends
+    ends_inside_fragment: bool = False  # a truncated MP4 that does not declare how long it was
     timeline_repaired: bool = False  # the container's time stamps contradicted each other, so they were repaired
     corrupt: tuple[int, ...] = ()  # positions of packets that the demuxer flags as corrupt
     losses: tuple[int, ...] = ()  # positions of packets before which other packets are lost

@@ -10,6 +10,7 @@ import numpy as np
 from raypipe.status import Status
 from raypipe.video.container import (
     CONTAINERS,
+    RAW_STREAMS,
     SNIFF_BYTES,
     ErrorLog,
     VideoError,
@@ -18,9 +19,9 @@ from raypipe.video.container import (
     size_of,
     sniff_container,
 )
-from raypipe.video.decode_request import DecodeRequest, Ranges
+from raypipe.video.decode_request import DecodeRequest
 from raypipe.video.encryption import encryption_of, scrambling_of
-from raypipe.video.mp4 import SkippingFile, find_damage, read_samples
+from raypipe.video.mp4 import BoxDamage, SkippingFile, find_damage, read_samples
 from raypipe.video.packet_index import PacketIndex, gaps_of_constant_rate, index_stream, with_damage, with_lost_spans
 from raypipe.video.packet_reader import PacketReader, announces_packed
 from raypipe.video.packets import REORDERING, PacketScan, believable_keyframes
@@ -43,7 +44,7 @@ class VideoFile:
     def __init__(self, file: BinaryIO, request: DecodeRequest, *, log: ErrorLog | None = None) -> None:
         container = _recognise(file, row_format=request.row_format)
         self._limits = request.limits
-        self._damage: Ranges = ()
+        self._damage = BoxDamage()
         self.reader = PacketReader(file, container, request, log=log)
         if request.row_format == 1:
             self._check_duration(self._promised_seconds())
@@ -107,7 +108,7 @@ class VideoFile:
         promised = self._promised_seconds()
         self._read_all(scan, promised)
         reader.kept = scan.kept
-        times = self._assign_times(scan) if reader.container == "avi" or reader.is_packed else None
+        times = self._assign_times(scan) if self._stores_slots(scan) else None
         stamps = scan.stamps
         times = times or self._make_timeline(stamps, frame_ticks=scan.duration_ticks)
         index = self._index(times, stamps.is_keyframe)
@@ -122,7 +123,9 @@ class VideoFile:
         if reader.row_format > 1:
             index = replace(index, corrupt=tuple(scan.corrupt))
             index = with_lost_spans(index, [*scan.errors, *gaps_of_constant_rate(index)])
-        return with_damage(index, scan.places, self._damage, size_bytes=size_of(reader.file))
+        if self._damage.ends_inside_box and index.end_seconds == index.duration_seconds:
+            index = replace(index, ends_inside_fragment=True)
+        return with_damage(index, scan.places, self._damage.ranges, size_bytes=size_of(reader.file))
 
     def _read_all(self, scan: PacketScan, promised: float) -> None:
         """Add every packet to the scan, and check the limits meanwhile."""
@@ -154,7 +157,10 @@ class VideoFile:
         reader, stream = self.reader, self.reader.stream
         if reader.row_format == 1 or reader.container == "avi":
             return DisplayTimes(stamps.as_stored, stamps.is_shown, is_repaired=False)
-        average = float(stream.average_rate or 0)
+        is_raw = (
+            reader.container in RAW_STREAMS
+        )  # FFmpeg gives these 25 fps; the codec knows the rate that they declare
+        average = float((is_raw and stream.codec_context.framerate) or stream.average_rate or 0)
         if _MIN_FPS <= average <= _MAX_FPS:
             frame_ticks = 1 / (average * self._time_base)
         kind = StreamKind(
@@ -164,17 +170,24 @@ class VideoFile:
             restarts=reader.container in {"mpegts", "mpeg"},
             stores_dts=reader.container in {"mov", "mpegts", "mpeg", "flv"},
         )
-        return make_timeline(
+        times = make_timeline(
             stamps,
             kind,
             decode_order=lambda: reader.decode_order(len(stamps.pts), may_sample=True) if may_decode else None,
         )
+        return replace(times, is_repaired=False, is_assigned=True) if is_raw else times
+
+    def _stores_slots(self, scan: PacketScan) -> bool:
+        """Return whether the container stores the times of packets, but not which frame is shown at which time.
+
+        This is AVI, packed MPEG-4, and MXF unless its index says in which order frames are shown.
+        """
+        reader, stamps = self.reader, scan.stamps
+        is_mxf_without_order = reader.container == "mxf" and bool((stamps.pts == stamps.dts).all())
+        return reader.container == "avi" or reader.is_packed or is_mxf_without_order
 
     def _assign_times(self, scan: PacketScan) -> DisplayTimes | None:
-        """Return display times for AVI or packed MPEG-4, where the container stores only the times of packets.
-
-        Return None if the stored times are to be used.
-        """
+        """Return display times for a container that ``_stores_slots``. Return None to use the stored times."""
         reader = self.reader
         if reader.row_format == 1:
             return None
@@ -193,8 +206,8 @@ class VideoFile:
         at = reader.file.tell()
         self._damage = find_damage(reader.file)
         reader.file.seek(at)  # where FFmpeg expects it
-        if self._damage:
-            reader.file = cast("BinaryIO", SkippingFile(reader.file, self._damage))
+        if self._damage.ranges:
+            reader.file = cast("BinaryIO", SkippingFile(reader.file, self._damage.ranges))
             reader.reopen()
 
     @property

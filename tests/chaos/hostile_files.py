@@ -26,6 +26,13 @@ _VARIANTS = {
     "mp4-faststart-h264": CLIPS["h264-faststart"],
     "mp4-fragmented-h264": CLIPS["h264-fragmented"],
     "matroska-audio-h264": CLIPS["h264-mkv"],
+    "mxf-mpeg2": CLIPS["mxf"],
+    "mxf-h264": CLIPS["h264-mxf"],
+    "ivf-vp8": CLIPS["vp8-ivf"],
+    "raw-h264": CLIPS["h264-raw"],
+    "raw-hevc": CLIPS["hevc-raw"],
+    "gif": ClipSettings(codec="gif", container="gif", pix_fmt="rgb8"),
+    "apng": ClipSettings(codec="apng", container="apng", pix_fmt="rgb24"),
 }
 _INTERESTING = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF)
 _HEADER_BYTES = 1024

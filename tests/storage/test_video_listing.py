@@ -1,7 +1,7 @@
 import pytest
 
 from raypipe.errors import ConfigError, StorageError
-from raypipe.storage import Folder, list_videos
+from raypipe.storage import Folder, Listed, list_videos
 from support.folders import fill
 
 
@@ -19,6 +19,18 @@ def test_videos_of_a_folder(folder: Folder) -> None:
         videos(folder.uri, f"{folder.uri}/")
     assert (caught.value.key, caught.value.value) == ("output", folder.uri)
     assert f"{folder.uri}/embeddings" in caught.value.remedy
+
+
+def test_skipped_files_are_counted_by_reason(folder: Folder) -> None:
+    fill(folder, "a.mp4", "a.json", "b/c.JPG", "d.jpg", "e.gif", ".hidden.mp4", ".d/e.mp4", "out/data/0.parquet")
+    listed = Listed()
+    assert [video.key for video in list_videos(folder.uri, exclude_under=folder.child("out"), listed=listed)] == [
+        "a.mp4"
+    ]
+    assert listed.skipped == {".jpg": 2, ".json": 1, ".gif": 1, "hidden": 2}
+    glob = Listed()
+    assert [video.key for video in list_videos(folder.child("*.gif"), listed=glob)] == ["e.gif"]
+    assert not glob.skipped
 
 
 def test_one_video(folder: Folder) -> None:
@@ -51,7 +63,7 @@ def test_a_wildcard_in_the_bucket_is_refused() -> None:
     assert "AWS_DEFAULT_REGION" in caught.value.remedy
 
 
-@pytest.mark.parametrize("name", ["list.txt", "LIST.TSV", "videos.json"])
+@pytest.mark.parametrize("name", ["list.txt", "LIST.TSV", "videos.json", "videos.csv.gz", "videos.jsonl.zst"])
 def test_a_list_in_a_format_that_is_not_read_is_refused(folder: Folder, name: str) -> None:
     assert folder.put_new(name, b"a.mp4\nb.mp4\n")
     with pytest.raises(ConfigError) as caught:

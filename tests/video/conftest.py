@@ -90,6 +90,11 @@ CLIPS: dict[str, ClipSettings] = {
     "mpeg2": ClipSettings(
         codec="mpeg2video", container="mpeg", fps=25, codec_options=(("g", "10"), ("bf", "2"), *BEST)
     ),
+    "mxf": ClipSettings(codec="mpeg2video", container="mxf", fps=25, codec_options=(("g", "10"), ("bf", "2"), *BEST)),
+    "h264-mxf": replace(H264, container="mxf", fps=25),
+    "h264-raw": replace(H264, container="h264"),
+    "hevc-raw": replace(H264, codec="libx265", container="hevc", codec_options=X265),
+    "vp8-ivf": ClipSettings(codec="libvpx", container="ivf", codec_options=(("g", "10"), ("deadline", "realtime"))),
     "wmv2": ClipSettings(codec="wmv2", container="asf", codec_options=(("g", "10"),)),
     "mjpeg": ClipSettings(codec="mjpeg", container="mov", pix_fmt="yuvj420p"),
     "rgb": ClipSettings(codec="qtrle", container="mov", pix_fmt="rgb24"),

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.status import Status
+from raypipe.video.container import RAW_STREAMS
 from raypipe.video.decode_request import DecodeRequest, Pixels
 from raypipe.video.deinterlace import Deinterlacer
 from raypipe.video.display import FrameWriter, pixel_aspect
@@ -69,11 +70,17 @@ class Plain:
             decoded = [frame for frame in shown if frame is not None]
             times = [frame.pts or 0 for frame in decoded]
             keys = {packet.pts for packet in packets if packet.is_keyframe}
-            if container.format.name == "avi":  # stores no display times, but the decoder knows the order
+            time_base = stream.time_base or Fraction(1)
+            if container.format.name in RAW_STREAMS:
+                times, time_base = list(range(len(decoded))), 1 / Fraction(stream.codec_context.framerate)
+            if container.format.name in {
+                "avi",
+                "mxf",
+                *RAW_STREAMS,
+            }:  # no display times, but the decoder knows the order
                 times.sort()
                 keys = {time for time, frame in zip(times, decoded, strict=True) if frame.pict_type == PictureType.I}
             frames = {time: _crop(frame, request, aspect) for time, frame in zip(times, decoded, strict=True)}
-            time_base = stream.time_base or Fraction(1)
         ordered = sorted(frames)
         self.seconds = np.array([(pts - ordered[0]) * float(time_base) for pts in ordered])
         self.frames = np.stack([frames[pts] for pts in ordered])

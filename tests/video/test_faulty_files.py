@@ -17,7 +17,7 @@ from raypipe.status import Status
 from raypipe.video import packet_reader
 from raypipe.video.container import VideoError, sniff_container
 from raypipe.video.decode_request import DecodeRequest
-from raypipe.video.mp4 import find_damage
+from raypipe.video.mp4 import BoxDamage, find_damage
 from raypipe.video.packet_reader import PacketReader
 from raypipe.video.probe import VideoFile
 from support.numbered import BFRAMES, Encoded, encode, matroska, mux, read_numbers
@@ -229,7 +229,7 @@ def test_fragments_after_damage_are_read(decode: Decode, make_request: MakeReque
     starts = fragments(fragmented())
     assert len(starts) == 6
     whole = decode(fragmented(), make_request(num_frames=12))
-    assert (whole.reply.status, find_damage(io.BytesIO(fragmented()))) == (Status.OK, [])
+    assert (whole.reply.status, find_damage(io.BytesIO(fragmented()))) == (Status.OK, BoxDamage([]))
     for damaged in (
         zeroed(fragmented(), starts[2], starts[2] + 40),
         zeroed(fragmented(), starts[2] + 30, starts[2] + 60),
@@ -251,10 +251,16 @@ def test_damage_up_to_the_end_is_reported(decode: Decode, make_request: MakeRequ
     assert 5 <= len(video.frames) <= 7
 
 
-def test_a_file_that_ends_inside_a_fragment_is_not_damaged() -> None:
+def test_a_file_that_ends_inside_a_fragment_says_so(decode: Decode, make_request: MakeRequest) -> None:
     data = fragmented()
-    for stop in (fragments(data)[3] + 20, fragments(data)[4] - 9, len(data) - 1):
-        assert find_damage(io.BytesIO(data[:stop])) == []
+    for stop, seconds in ((fragments(data)[3] + 20, 3), (fragments(data)[4] - 9, 4), (len(data) - 1, 6)):
+        assert find_damage(io.BytesIO(data[:stop])) == BoxDamage([], ends_inside_box=True)
+        reply = decode(data[:stop], make_request(num_frames=12)).reply
+        assert reply.status is Status.PARTIAL
+        assert "fragment" in reply.error
+        assert reply.duration_seconds == pytest.approx(seconds, abs=0.11)
+    whole_fragments = decode(data[: fragments(data)[3]], make_request(num_frames=12)).reply
+    assert (whole_fragments.status, whole_fragments.error) == (Status.OK, "")
 
 
 @pytest.mark.parametrize(

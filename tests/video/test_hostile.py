@@ -122,7 +122,7 @@ def test_files_that_broke_parsers(auto: DecodeSandbox, assets: Path, healthy: Ca
         (b"<html><body>404</body></html>", Status.FORBIDDEN_FORMAT, "mov, matroska"),
         (b'{"error": "Not Found"}', Status.FORBIDDEN_FORMAT, '{"error"'),
         (b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\0" * 99, Status.FORBIDDEN_FORMAT, re.escape(r"b'\xff\xd8\xff\xe0")),
-        (b"GIF89a" + b"\0" * 99, Status.FORBIDDEN_FORMAT, "b'GIF89a"),
+        (b"8BPS\x00\x01" + b"\0" * 99, Status.FORBIDDEN_FORMAT, "b'8BPS"),
         (b"RIFF\0\0\0\0WAVEfmt " + b"\0" * 99, Status.FORBIDDEN_FORMAT, "b'RIFF"),
         (b"\0\0\0\x18ftypmp42", Status.DECODE_ERROR, "Invalid data"),  # FFmpeg's own message
         (b"\x1a\x45\xdf\xa3" + b"\0" * 999, Status.DECODE_ERROR, ""),
@@ -270,8 +270,12 @@ def test_containers_by_their_first_bytes(make_clip: MakeClip) -> None:
         "h264-flv": "flv",
         "vp8-ogg": "ogg",
         "wmv2": "asf",
+        "mxf": "mxf",
+        "vp8-ivf": "ivf",
+        "h264-raw": "h264",
+        "hevc-raw": "hevc",
     }
     assert {name: sniff_container(make_clip(name)[:1024]) for name in names} == names
-    assert set(names.values()) == set(CONTAINERS)
+    assert {*names.values(), "gif", "apng"} == set(CONTAINERS)
     assert sniff_container(b"") is None
     assert sniff_container(b"G") is None

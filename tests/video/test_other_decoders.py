@@ -15,6 +15,7 @@ from raypipe.video.decode_request import DecodeRequest, Pixels
 from raypipe.video.sampling import nearest
 from support.pictures import BT2020, X265, corners, encode
 
+WITHOUT_TIMES = dict.fromkeys(("h264-mxf", "h264-raw", "hevc-raw"), "it guesses display times otherwise")
 CANNOT_SHOW = {
     "h264-interlaced": "it does not deinterlace",
     "alpha": "it does not composite",
@@ -35,6 +36,9 @@ CANNOT = {
         "h264-open-gop": "it seeks to other frames",
         "h264-open-gop-mkv": "it seeks to other frames",
         "hevc": "it seeks to other frames",
+        "mxf": "it seeks to other frames",
+        "vp8-ivf": "it needs a frame count in the header",
+        **WITHOUT_TIMES,
         "torchcodec_test_resources_h265_video.mp4": "it seeks to other frames",
         "clip-video-encode_tests_test_videos_vid1.mp4": "it ignores edit lists",
         "clip-video-encode_tests_test_videos_vid2.mp4": "it ignores edit lists",
@@ -46,6 +50,8 @@ CANNOT = {
         "mpeg2": "it seeks to other frames",
         "mpeg4-avi": "it times frames out of order otherwise",
         "mmaction2_tests_data_test.avi": "it times frames out of order otherwise",
+        "mxf": "it times frames out of order otherwise",
+        **WITHOUT_TIMES,
         "h264-open-gop": "it misses the last frames",
         "h264-open-gop-mkv": "it misses the last frames",
         "clip-video-encode_tests_test_videos_vid1.mp4": "it seeks to other frames where an edit list cuts",

@@ -25,7 +25,7 @@ from raypipe.models.backbones import resolve_dtype
 from raypipe.runs.stages import output_rows
 from raypipe.runs.summary_tables import summary_table
 from raypipe.status import HAS_FRAMES
-from raypipe.text import format_seconds
+from raypipe.text import format_seconds, format_skipped
 from raypipe.video.sandbox.parent import DecodeSandbox
 
 _PROBE_VIDEOS = 30
@@ -45,6 +45,7 @@ class Estimate:
 
     num_found: int = 0
     num_new: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)  # files that are not taken for videos, by reason
     num_gone: int = 0  # videos that embed would mark as gone
     gone_is_refused: bool = False  # embed would fail, because max_gone_fraction does not allow this many
     size_bytes: int = 0
@@ -86,7 +87,7 @@ def estimate(config: EmbedConfig) -> Estimate:
     result = Estimate(slots=_slots(config))
     new = list(planning.new_videos())
     result.size_bytes = sum(video.size_bytes for video in new)
-    result.num_found = planning.num_found
+    result.num_found, result.skipped = planning.num_found, planning.listed.skipped
     gone = planning.gone()
     result.num_gone = gone.num_videos
     result.gone_is_refused = is_too_much(gone, max_gone_fraction=config.max_gone_fraction)
@@ -140,6 +141,7 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Pa
     rows = [
         ("videos found", f"{result.num_found:,}"),
         ("new", f"{result.num_new:,}  ({size})"),
+        ("skipped files", format_skipped(result.skipped)),
         ("gone", f"{result.num_gone:,}  to be marked{refused}" if result.num_gone else ""),
     ]
     if not result.num_new:

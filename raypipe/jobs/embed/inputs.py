@@ -16,6 +16,7 @@ from raypipe.errors import ConfigError, ObjectDeniedError, ObjectError, StorageE
 from raypipe.storage import Folder, Listed, list_videos
 from raypipe.storage.folder import normalise, place_of, storage_of
 from raypipe.tables import is_table, read_text_columns
+from raypipe.text import format_skipped
 
 _COLUMNS = (schema.VIDEO_ID, schema.VIDEO_URI)
 _STATS_AT_ONCE = 32
@@ -159,7 +160,8 @@ class Planning:
     def check_found(self) -> None:
         """Raise ConfigError if neither the input nor any plan has a video, because the input is probably mistyped."""
         if not self.num_found and not self.planner.known:
-            msg = f"No videos found in {self.input_uri!r}."
+            skipped = format_skipped(self.listed.skipped)
+            msg = f"No videos found in {self.input_uri!r}.{f' Skipped: {skipped}.' if skipped else ''}"
             remedy = "Give a folder, prefix, glob or manifest that has videos."
             raise ConfigError(msg, key="input", value=self.input_uri, remedy=remedy)
 

@@ -89,7 +89,7 @@ class EmbedJob(Job):
 
     def plan(self, plans: StoredPlans, *, num_slots: int) -> None:
         """Plan the new videos, and mark the videos that are gone. Raises the same errors as ``plan_new``."""
-        plan_new(self.setup, plans, num_slots=num_slots)
+        self.skipped = plan_new(self.setup, plans, num_slots=num_slots)
 
     @property
     def facts(self) -> Mapping[str, object]:
@@ -126,8 +126,10 @@ class EmbedJob(Job):
         return schema.embeddings_schema(setup.embedding_dim, row_format=setup.row_format, vectors=setup.vectors)
 
 
-def plan_new(setup: EmbedSetup, plans: StoredPlans, *, num_slots: int) -> None:
+def plan_new(setup: EmbedSetup, plans: StoredPlans, *, num_slots: int) -> Mapping[str, int]:
     """Plan the videos that are in no plan yet, and mark the videos that are no longer in the input.
+
+    Return how many files of the input were skipped, by reason.
 
     Raises:
         FingerprintError: the output holds rows that were made with other settings.
@@ -145,6 +147,7 @@ def plan_new(setup: EmbedSetup, plans: StoredPlans, *, num_slots: int) -> None:
     )
     plan_listing(planning, max_gone_fraction=config.max_gone_fraction, pack=packing)
     planning.check_found()
+    return planning.listed.skipped
 
 
 def _in_background(work: Callable[[], T]) -> Future[T]:

@@ -191,13 +191,15 @@ def _outcome(index: PacketIndex, decoded: Decoded, *, num_frames: int, num_asked
     elif index.lost_spans:
         lost = sum(stop - start for start, stop in index.lost_spans)
         cut = f"damage hides {lost:.2f} s of {index.duration_seconds:.2f} s"
+    elif index.ends_inside_fragment:
+        cut = f"the file ends inside a fragment, at {index.end_seconds:.2f} s; how much is missing is unknown"
     problem = decoded.problem.rstrip(".")
     if not num_frames:
         return Status.DECODE_ERROR, decoded.problem or cut or "No frame could be decoded."
     if decoded.num_flagged_frames == num_frames:
         return Status.DECODE_ERROR, f"All {num_frames} frames are corrupt: {problem}."
     errors = []
-    if num_frames < num_asked:
+    if num_frames < num_asked or index.ends_inside_fragment:
         errors.append(f"{num_frames} of {num_asked} frames: {cut or problem or 'some frames are damaged'}.")
     if decoded.num_corrupt_frames:
         errors.append(f"{decoded.num_corrupt_frames} of {num_frames} frames are corrupt: {problem}.")
