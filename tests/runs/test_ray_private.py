@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray.data
-from ray._private import ray_constants, services
+from ray._private import ray_constants
 from ray._private.authentication import authentication_token_setup
 
 from raypipe.runs import ray_private
@@ -33,7 +33,7 @@ def is_private() -> bool:
     """Return whether Ray would listen on loopback. All names are restored afterwards."""
     before = ray_constants.ENABLE_RAY_CLUSTER, authentication_token_setup.generate_and_save_token, dict(os.environ)
     with ray_private.local_ray_is_private():
-        inside = services.get_node_ip_address() == "127.0.0.1"
+        inside = not ray_constants.ENABLE_RAY_CLUSTER
         assert (os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) == "0") == inside
     after = ray_constants.ENABLE_RAY_CLUSTER, authentication_token_setup.generate_and_save_token, dict(os.environ)
     assert after == before
