@@ -57,8 +57,9 @@ def parse_options(
 
 
 def embed_config(videos: Path | str, output: Path, *overrides: str) -> EmbedConfig:
-    """Return the default configuration of ``raypipe embed``, with overrides."""
-    return load_config(EmbedConfig, values={"input": str(videos), "output": str(output)}, overrides=overrides)
+    """Return the default configuration of ``raypipe embed`` on Ray, with overrides."""
+    values = {"input": str(videos), "output": str(output), "executor": "ray"}
+    return load_config(EmbedConfig, values=values, overrides=overrides)
 
 
 # --- decoding and the model, each alone
@@ -247,6 +248,15 @@ def run_raypipe(videos: Path, output: Path, *overrides: str) -> Run:
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
     seconds = time.time() - started_at
     return Run(started_at, seconds, [Event(**json.loads(line)) for line in log.read_text().splitlines()])
+
+
+def seconds_of_command(videos: Path, output: Path, *overrides: str) -> float:
+    """Return the seconds of the command ``raypipe embed`` with random weights, from the start of Python to its end."""
+    words = ["--input", str(videos), "--output", str(output)]
+    words += [word for override in (RANDOM, *overrides) for word in ("--set", override)]
+    started_at = time.monotonic()
+    subprocess.run([sys.executable, "-m", "raypipe", "embed", *words], check=True, capture_output=True)
+    return time.monotonic() - started_at
 
 
 def _report_events(videos: str, output: str, log: str, *overrides: str) -> None:

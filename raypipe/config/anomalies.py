@@ -3,10 +3,10 @@
 from pydantic import Field
 
 from raypipe.config.classify import EmbeddedShardConfig
-from raypipe.config.load import Count, Section, Uri
+from raypipe.config.load import BatchConfig, Count, Uri
 
 
-class AnomaliesConfig(Section):
+class AnomaliesConfig(BatchConfig):
     """The whole configuration of ``raypipe anomalies``."""
 
     index: Uri

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from raypipe.config.load import Count, Gpus, Section, Uri
+from raypipe.config.load import BatchConfig, Count, Gpus, Section, Uri
 
 
 class EmbeddedShardConfig(Section):
@@ -20,7 +20,7 @@ class ClassifyResourcesConfig(Section):
     wait_seconds: float = Field(default=0, ge=0)
 
 
-class ClassifyConfig(Section):
+class ClassifyConfig(BatchConfig):
     """The whole configuration of ``raypipe classify``."""
 
     embeddings: Uri

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from raypipe.config.load import Count, Gpus, Section, Uri
+from raypipe.config.load import BatchConfig, Count, Gpus, Section, Uri
 
 SamplingMode = Literal["uniform", "fps", "keyframes", "all"]
 DecoderName = Literal["auto", "pyav", "decord", "torchcodec"]
@@ -85,7 +85,7 @@ class ResourcesConfig(Section):
         return labels
 
 
-class EmbedConfig(Section):
+class EmbedConfig(BatchConfig):
     """The whole configuration of ``raypipe embed`` and ``raypipe plan``."""
 
     input: Uri

@@ -28,6 +28,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class BatchConfig(Section):
+    """The base class of the configurations of batch jobs.
+
+    ``executor``: ``local`` runs the job in processes of this machine, and ``ray`` on Ray. ``auto`` is local if Ray does
+    not run yet, this machine has no GPU, and there is little to do.
+    """
+
+    executor: Literal["auto", "local", "ray"] = "auto"
+
+
 def _is_utf8(uri: str) -> str:
     if uri != uri.encode(errors="replace").decode():
         msg = "should be UTF-8, as every URI in a Parquet file is; rename that folder"

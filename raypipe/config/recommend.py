@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from raypipe.config.load import Count, Section, Uri
+from raypipe.config.load import BatchConfig, Count, Section, Uri
 
 
 def _iso(value: object) -> str:
@@ -45,7 +45,7 @@ class RankingConfig(Section):
         return plain
 
 
-class RecommendConfig(Section):
+class RecommendConfig(BatchConfig):
     """The whole configuration of ``raypipe recommend``."""
 
     index: Uri

@@ -14,10 +14,11 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Self
 
 from raypipe.config import ServeConfig
-from raypipe.endpoint.haproxy.launch import haproxy, joins_ray
+from raypipe.endpoint.haproxy.launch import haproxy
 from raypipe.endpoint.limits import TOKEN_VARIABLE, check_host
 from raypipe.errors import ConfigError, JobError
 from raypipe.results import Shown
+from raypipe.runs.executor import joins_ray
 from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 

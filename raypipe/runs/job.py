@@ -7,20 +7,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from pydantic import BaseModel
 from rich.console import Console
 
-from raypipe.config.load import command_line
+from raypipe.config.load import BatchConfig, command_line
 from raypipe.dataset.commit import Totals, missing_shards, seal, sealed_plans, unsealed_plans
 from raypipe.dataset.plan import StoredPlans, fingerprint, num_planned_rows
 from raypipe.errors import JobError, RaypipeError
 from raypipe.records import RunRecord, ShardSummary, versions
 from raypipe.report.write import write_report
-from raypipe.runs.actors import Executor, Needs, Placement, RayExecutor
+from raypipe.runs.executor import Executor, Needs, Placement, joins_ray
+from raypipe.runs.local_pool import LocalExecutor
 from raypipe.runs.progress import Progress
 from raypipe.runs.stages import CommitSettings, Stage, summary_of, with_commit
 from raypipe.storage import Folder
@@ -38,7 +39,8 @@ class Job(ABC):
     name: ClassVar[str]  # the name of the command
     noun: ClassVar[str] = "video"  # what one row of the output stands for
     packages: ClassVar[Sequence[str]] = ()  # packages whose versions are stored in the record
-    config: BaseModel
+    max_local_rows: ClassVar[int] = 100_000  # without a running Ray, this many rows are faster done than Ray is started
+    config: BatchConfig
     output: Folder
     input_uri: str
 
@@ -120,19 +122,23 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
         SetupError: something is wrong before the work starts.
         JobError: some shards could not be finished. Call again to resume.
     """
-    executor = executor or RayExecutor()
     if job.is_done():
         return BatchRun(RunRecord(job=job.name, input_uri=job.input_uri, output_uri=job.output.uri))
     job.prepare()
     job.output.check_writable()
-    executor.connect()
-    placement = executor.place(job.needs())
-    job.settle(executor, placement)
+    is_chosen = executor is not None or job.config.executor != "auto"
+    executor = executor or _executor_of(job)
+    placement = _place(job, executor)
     plans = StoredPlans(job.output)
     job.plan(plans, num_slots=placement.num_actors)
     record = start_record(job, plans, placement=placement, machine=executor.machine())
     if not record.plans:
         return BatchRun(record)
+    num_left = record.num_planned_videos - record.num_resumed_videos
+    if isinstance(executor, LocalExecutor) and not is_chosen and num_left > job.max_local_rows:
+        executor = _ray()
+        placement = _place(job, executor)
+        record = start_record(job, plans, placement=placement, machine=executor.machine())
     try:
         _commit_all(job, plans, record, executor=executor, placement=placement, console=console)
         _seal_all(plans, record)
@@ -146,6 +152,29 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
         raise
     record.close(outcome="finished")
     return BatchRun(record, put_report(job.output, record))
+
+
+def _executor_of(job: Job) -> Executor:
+    """Return the configured executor. ``auto`` is local if neither a running Ray nor a GPU could be used."""
+    needs, wanted = job.needs(), job.config.executor
+    has_gpu = needs.num_gpus != 0 and Path("/dev/nvidiactl").exists()
+    needs_cluster = joins_ray() or has_gpu or needs.cpus_on or needs.gpus_on or needs.num_gpus not in {"auto", 0}
+    if wanted == "local" or (wanted == "auto" and not needs_cluster):
+        return LocalExecutor()
+    return _ray()
+
+
+def _ray() -> Executor:
+    from raypipe.runs.actors import RayExecutor  # noqa: PLC0415 - a local run does not import Ray
+
+    return RayExecutor()
+
+
+def _place(job: Job, executor: Executor) -> Placement:
+    executor.connect()
+    placement = executor.place(job.needs())
+    job.settle(executor, placement)
+    return placement
 
 
 def start_record(job: Job, plans: StoredPlans, *, placement: Placement, machine: Mapping[str, object]) -> RunRecord:

@@ -20,7 +20,7 @@ from raypipe.errors import RaypipeError
 from raypipe.jobs.embed import shard as work
 from raypipe.jobs.embed.inputs import Planning, plan_listing
 from raypipe.jobs.embed.verify import verify
-from raypipe.runs.actors import Executor, Needs, Placement
+from raypipe.runs.executor import Executor, Needs, Placement
 from raypipe.runs.job import Job
 from raypipe.runs.job import run_job as run_the_job
 from raypipe.runs.stages import Stage

@@ -73,6 +73,20 @@ def test_200_videos_are_200_rows_for_every_reader(bucket: str, s3: S3Server, con
     assert s3.access_key not in page
 
 
+def test_the_executors_give_the_same_rows(bucket: str, configure: Configure) -> None:
+    videos, rows = Folder(f"{bucket}/in"), []
+    upload(videos, 6)
+    assert videos.put_new("broken.mp4", b"no video")
+    for executor in ("ray", "local"):
+        output = Folder(f"{bucket}/{executor}")
+        run_embed(configure(videos.uri, output.uri, f"executor={executor}"))
+        assert verify(output).violations == []
+        found = [row for table in read_embeddings(output) for row in table.to_pylist()]
+        rows.append({row[schema.VIDEO_ID]: {**row, schema.DECODE_SECONDS: None} for row in found})
+    assert len(rows[0]) == 7
+    assert rows[0] == rows[1]
+
+
 def test_a_second_run_does_only_what_is_new(bucket: str, configure: Configure) -> None:
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, 6)

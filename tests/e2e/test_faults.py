@@ -36,11 +36,14 @@ def check(output: Folder, ids: list[str]) -> None:
     assert Counter((row[schema.VIDEO_ID], row[schema.STATUS]) for row in rows) == Counter((name, "ok") for name in ids)
 
 
+@pytest.mark.parametrize("executor", ["ray", "local"])
 @pytest.mark.parametrize("num_kills", [1, pytest.param(4, marks=pytest.mark.nightly)])
-def test_killed_drivers(bucket: str, configure: Configure, start_driver: StartDriver, num_kills: int) -> None:
+def test_killed_drivers(
+    bucket: str, configure: Configure, start_driver: StartDriver, num_kills: int, executor: str
+) -> None:
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, _NUM_VIDEOS)
-    config = configure(videos.uri, output.uri, *_SHARDS)
+    config = configure(videos.uri, output.uri, *_SHARDS, f"executor={executor}")
     for _ in range(num_kills):
         upto = num_committed(output) + random.randint(1, 2)
         driver = start_driver(config)
@@ -55,10 +58,11 @@ def test_killed_drivers(bucket: str, configure: Configure, start_driver: StartDr
     assert summary["num_done_videos"] == len(ids)
 
 
-def test_ctrl_c_stops_cleanly(bucket: str, configure: Configure, start_driver: StartDriver) -> None:
+@pytest.mark.parametrize("executor", ["ray", "local"])
+def test_ctrl_c_stops_cleanly(bucket: str, configure: Configure, start_driver: StartDriver, executor: str) -> None:
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, 12)
-    config = configure(videos.uri, output.uri, *_SHARDS)
+    config = configure(videos.uri, output.uri, *_SHARDS, f"executor={executor}")
     driver = start_driver(config)
     wait_until(lambda: num_committed(output) >= 1, what="a shard")
     driver.process.send_signal(signal.SIGINT)
@@ -93,12 +97,15 @@ def test_two_drivers_at_once(bucket: str, configure: Configure, start_driver: St
     check(output, ids)
 
 
-def test_killed_workers(bucket: str, configure: Configure, start_driver: StartDriver) -> None:
-    """Kill a Ray worker that runs the stages, and a child that decodes."""
+@pytest.mark.parametrize(("executor", "worker"), [("ray", ("ray::", "RunSteps")), ("local", ("popen_loky_posix",))])
+def test_killed_workers(
+    bucket: str, configure: Configure, start_driver: StartDriver, executor: str, worker: tuple[str, ...]
+) -> None:
+    """Kill a worker that runs the stages, and a child that decodes."""
     videos, output = Folder(f"{bucket}/in"), Folder(f"{bucket}/out")
     ids = upload(videos, _NUM_VIDEOS)
-    driver = start_driver(configure(videos.uri, output.uri, *_SHARDS))
-    for upto, words in ((1, ("raypipe.video.sandbox.child",)), (3, ("ray::", "RunSteps"))):
+    driver = start_driver(configure(videos.uri, output.uri, *_SHARDS, f"executor={executor}"))
+    for upto, words in ((1, ("raypipe.video.sandbox.child",)), (3, worker)):
         wait_until(lambda upto=upto: num_committed(output) >= upto, what=f"{upto} shards")
         wait_until(lambda words=words: kill_one(*words), what=f"a process of {words}")
     assert driver.wait() == 0, driver.log.read_text()

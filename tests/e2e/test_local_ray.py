@@ -20,7 +20,7 @@ EMBED = """
 import sys
 from raypipe.config import EmbedConfig
 from raypipe.jobs.embed.job import run_embed
-overrides = {"backbone": {"name": "resnet18", "weights": "random"}, "sampling": {"num_frames": 2}}
+overrides = {"backbone": {"name": "resnet18", "weights": "random"}, "sampling": {"num_frames": 2}, "executor": "ray"}
 run_embed(EmbedConfig(input=sys.argv[1], output=sys.argv[2], **overrides))
 print("embedded", flush=True)
 input()

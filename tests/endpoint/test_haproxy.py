@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from raypipe.config.serve import LimitsConfig
-from raypipe.endpoint.haproxy.launch import find_binary, haproxy, joins_ray
+from raypipe.endpoint.haproxy.launch import find_binary, haproxy
 from raypipe.endpoint.haproxy.rewrite import Bounds, rewrite
+from raypipe.runs.executor import joins_ray
 
 LIMITS = LimitsConfig(max_in_flight=7, deadline_seconds=0.5)
 CONFIG = """defaults

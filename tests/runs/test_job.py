@@ -13,7 +13,8 @@ from raypipe.dataset.plan import StoredPlans
 from raypipe.dataset.read import read_rows
 from raypipe.dataset.verify import verify
 from raypipe.errors import SetupError
-from raypipe.runs.actors import Needs, RayExecutor, connect
+from raypipe.runs.actors import RayExecutor, connect
+from raypipe.runs.executor import Needs
 from raypipe.runs.job import run_job, waves
 from raypipe.storage import Folder
 from support import TESTS

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe.records import ShardSummary
-from raypipe.runs.actors import Needs, Placement, RayExecutor
+from raypipe.runs.actors import RayExecutor
+from raypipe.runs.executor import Needs, Placement
 from raypipe.runs.stages import SUMMARY, RunSteps, Shared, Stage
 
 

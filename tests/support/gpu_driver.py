@@ -8,7 +8,8 @@ import ray
 
 from raypipe.config import EmbedConfig, load_config
 from raypipe.jobs.embed.job import run_embed
-from raypipe.runs.actors import Needs, Placement, RayExecutor
+from raypipe.runs.actors import RayExecutor
+from raypipe.runs.executor import Needs, Placement
 
 
 class NoGpu(RayExecutor):

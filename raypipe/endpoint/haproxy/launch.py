@@ -20,6 +20,7 @@ from raypipe.config.serve import LimitsConfig
 from raypipe.endpoint.haproxy.rewrite import Bounds
 from raypipe.endpoint.http import LOAD_SECONDS
 from raypipe.free_ports import free_ports
+from raypipe.runs.executor import joins_ray
 
 _GRACE_SECONDS = 5  # so that the replica's error, which is more precise than HAProxy's, comes first
 _PREFIX = "RAY_SERVE_HAPROXY_"
@@ -47,14 +48,6 @@ def haproxy(host: str, limits: LimitsConfig) -> Iterator[bool]:
         for name in settings:
             os.environ.pop(name, None)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def joins_ray() -> bool:
-    """Return whether Ray already runs: in this process, at RAY_ADDRESS, or on this machine after ``ray start``."""
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        return True
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - where Ray looks
-    return bool(os.environ.get("RAY_ADDRESS")) or Path(folder, "ray", "ray_current_cluster").exists()
 
 
 def find_binary() -> str | None:

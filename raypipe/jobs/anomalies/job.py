@@ -26,7 +26,7 @@ from raypipe.jobs.anomalies.findings import Findings, read_order, write_findings
 from raypipe.jobs.anomalies.shard import READ_COLUMNS, IndexVersion, ScoreSettings, ScoreVideos
 from raypipe.models.model_files import ModelFiles, read_model
 from raypipe.report.anomaly_page import drift_text, limits
-from raypipe.runs.actors import Executor, Needs, Placement
+from raypipe.runs.executor import Executor, Needs, Placement
 from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.runs.summary_tables import summary_table

@@ -18,7 +18,7 @@ from raypipe.errors import ConfigError
 from raypipe.jobs.classify import shard
 from raypipe.jobs.classify.shard import ClassifyOptions, ClassifyVideos, ModelSettings
 from raypipe.models.classifier_files import ModelFiles, build_classifier, check_embeddings, read_model
-from raypipe.runs.actors import Executor, Needs, Placement
+from raypipe.runs.executor import Executor, Needs, Placement
 from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.storage import Folder

@@ -17,7 +17,7 @@ from raypipe.jobs.embed.inputs import Planning, pack, plan_listing
 from raypipe.jobs.embed.setup import EmbedSetup, find_network, settle
 from raypipe.jobs.embed.shard import DecodeSettings, DecodeVideos, EmbedFrames, EmbedSettings
 from raypipe.models.backbones import Preprocessing, resolve_dtype
-from raypipe.runs.actors import Executor, Needs, Placement
+from raypipe.runs.executor import Executor, Needs, Placement
 from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
@@ -42,6 +42,7 @@ class EmbedJob(Job):
     """The job that decodes videos and embeds their frames. ``setup`` exists after ``settle`` was called."""
 
     name = "embed"
+    max_local_rows = 1000  # about five minutes on two processors, of which Ray would add a third of one
     packages = ("torch", "torchvision", "av", "decord", "torchcodec")
     summarize = staticmethod(shard.summarize)
 

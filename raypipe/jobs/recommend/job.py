@@ -28,7 +28,7 @@ from raypipe.errors import CommitError, ConfigError, FingerprintError, refuse_ot
 from raypipe.jobs.recommend import shard
 from raypipe.jobs.recommend.shard import RecommendSettings, RecommendToUsers, open_index
 from raypipe.jobs.recommend.verify import refuse_format_1
-from raypipe.runs.actors import Executor, Needs, Placement
+from raypipe.runs.executor import Executor, Needs, Placement
 from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
 from raypipe.search.versions import CURRENT, Versions

@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from functools import partial
 
-from pydantic import BaseModel
-
+from raypipe.config.load import BatchConfig
 from raypipe.dataset.plan import StoredPlans
 from raypipe.dataset.planner import Planner
 from raypipe.jobs.embed.inputs import find_videos, pack
-from raypipe.runs.actors import Executor, Placement
+from raypipe.runs.executor import Executor, Placement
 from raypipe.runs.job import Job
 from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
 from support.count_frames.shard import ROWS, CountFrames
 
 
-class CountFramesConfig(BaseModel):
+class CountFramesConfig(BatchConfig):
     input: str
     output: str
 
