@@ -18,10 +18,11 @@ from raypipe.errors import JobError, SetupError
 from raypipe.records import ShardSummary
 from raypipe.runs.executor import Needs, Placement, driver_machine
 from raypipe.runs.stages import SUMMARY, RunSteps, Shared, Stage, Steps
+from raypipe.text import one_line
 
 _MAX_RESTARTS = 5  # of a run: a video that kills its worker is a row, so something else is wrong
 _PR_SET_PDEATHSIG = 1
-_actor: RunSteps  # in a worker
+_actor: "RunSteps | Exception"  # in a worker; the exception if its steps cannot be constructed
 
 
 class LocalExecutor:
@@ -60,7 +61,7 @@ class LocalExecutor:
         """Run the stages in a pool of processes. If a worker dies, the unfinished shards are redone.
 
         Raises:
-            JobError: workers died too often.
+            JobError: workers cannot start, or died too often.
         """
         steps = [step for stage in stages for step in stage.steps]
         num_workers = min(max(stage.num_actors for stage in stages), len(blocks))
@@ -107,10 +108,16 @@ def _start(steps: Steps, driver: int, is_debug: bool) -> None:  # noqa: FBT001 -
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(nowhere, stream)
-    _actor = RunSteps(steps)
+    try:
+        _actor = RunSteps(steps)
+    except Exception as error:  # noqa: BLE001 - the driver raises it
+        _actor = error
 
 
 def _run(block: pa.Table) -> ShardSummary:
+    if isinstance(_actor, Exception):
+        msg = f"The workers cannot start: {one_line(_actor)}"
+        raise JobError(msg)
     done: Any = _actor(block)
     summary: ShardSummary = done[SUMMARY][0]
     return summary

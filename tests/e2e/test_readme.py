@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HOME", str(folder))
         patch.chdir(folder)
         fill_home(folder)
+        clips = folder / "demo-output/clips"
+        shutil.copytree(folder / "Videos", clips)
+        (clips / "grow").mkdir()
+        shutil.copy(clips / NAMES[0], clips / "grow/grow-000.mp4")
         for name in NAMES:
             Folder("s3://videos/").put_new(name, (folder / "Videos" / name).read_bytes())
         yield folder

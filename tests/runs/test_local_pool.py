@@ -84,6 +84,22 @@ def test_a_worker_that_dies_costs_only_its_shard(tmp_path: Path) -> None:
     assert [(one.shard, one.problem) for one in summaries] == [(7, "")] * 3
 
 
+class NotInstalled:
+    """A step that cannot be constructed."""
+
+    def __init__(self, _: object) -> None:
+        msg = "The decoder is not installed."
+        raise SetupError(msg)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return block
+
+
+def test_the_reason_why_workers_cannot_start_is_told() -> None:
+    with pytest.raises(JobError, match="decoder is not installed"):
+        list(LocalExecutor().run([Stage(((NotInstalled, None),), num_actors=1)], [SHARD]))
+
+
 def test_workers_that_always_die_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raypipe.runs.local_pool._MAX_RESTARTS", 1)
     with pytest.raises(JobError):
