@@ -3,8 +3,9 @@
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +38,12 @@ def local_ray_is_private() -> Iterator[None]:
     Ray itself listens on all interfaces, and lets every user read the token. The same setting is needed to connect to
     such a Ray, because Ray replaces loopback addresses by the address of the machine.
     """
-    may_be_remote = not _is_on_loopback()
+    is_private = _is_on_loopback()
     variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # Ray's own switch, which child processes read
     before = authentication_token_setup.generate_and_save_token, ray_constants.ENABLE_RAY_CLUSTER
     given = os.environ.get(variable)
     authentication_token_setup.generate_and_save_token = _save_new_token
-    if not may_be_remote:
+    if is_private:
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ[variable] = "0"
     try:
@@ -51,7 +52,7 @@ def local_ray_is_private() -> Iterator[None]:
         authentication_token_setup.generate_and_save_token, ray_constants.ENABLE_RAY_CLUSTER = before
         if given is not None:
             os.environ[variable] = given
-        elif not may_be_remote:
+        elif is_private:
             del os.environ[variable]
 
 
@@ -63,10 +64,15 @@ def token_path() -> Path:
 
 
 def _save_new_token() -> None:
+    """Create the token, unless another process creates it at the same time."""
     path = token_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    descriptor, whole = tempfile.mkstemp(dir=path.parent)  # with mode 0600
+    with os.fdopen(descriptor, "w") as file:
         file.write(generate_new_authentication_token())
+    with suppress(FileExistsError):
+        os.link(whole, path)
+    os.unlink(whole)  # noqa: PTH108
 
 
 def _is_on_loopback() -> bool:

@@ -59,10 +59,12 @@ class S3Access:
 
     def __str__(self) -> str:
         named = ", ".join(f"s3://{name}" for name in sorted(self.anonymous_buckets))
-        signed = (
-            "no request is signed" if self.all_anonymous else f"requests to {named} are not signed" if named else ""
-        )
-        return "; ".join(part for part in (signed, "the requester pays" if self.requester_pays else "") if part)
+        facts = {
+            "no request is signed": self.all_anonymous,
+            f"requests to {named} are not signed": bool(named),
+            "the requester pays": self.requester_pays,
+        }
+        return "; ".join(fact for fact, is_true in facts.items() if is_true)
 
     def apply_to(self, session: AioSession) -> None:
         """Make all S3 clients of a session send their requests in this way."""

@@ -23,6 +23,7 @@ CONTAINERS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf"),
     *("mxf", "ivf", "h264", "hevc", "gif", "apng"),
 )
+_OF_FORMAT_1 = frozenset(CONTAINERS[:8])
 RAW_STREAMS = frozenset({"h264", "hevc"})  # without a container, and so without any times
 _SYNC, _MIN_SYNCS = 0x47, 5  # the first byte of each packet in a transport stream
 _TS_PACKET_BYTES = (188, 192, 204)
@@ -121,9 +122,14 @@ def error_log() -> Iterator[ErrorLog]:
 def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
     """Return FFmpeg's name for the container of a file that begins with ``head``.
 
-    Return None if the container is not in ``CONTAINERS``. Except in row format 1 (older outputs), a transport stream or
-    program stream may begin in the middle of a packet, as captured streams do.
+    Return None if the container is not in ``CONTAINERS``. Except in row format 1 (older outputs), which has fewer
+    containers, a transport stream or program stream may begin in the middle of a packet, as captured streams do.
     """
+    name = _sniff(head, begins_anywhere=row_format > 1)
+    return name if row_format > 1 or name in _OF_FORMAT_1 else None
+
+
+def _sniff(head: bytes, *, begins_anywhere: bool) -> str | None:
     if head[4:8] in _MP4_BOXES:
         return "mov"
     if head[:4] in {b"RIFF", b"ON2 "} and head[8:11] in {b"AVI", b"ON2"}:
@@ -131,11 +137,11 @@ def sniff_container(head: bytes, *, row_format: int = 2) -> str | None:
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
-    if _is_transport_stream(head[:_TS_BYTES], begins_anywhere=row_format > 1):
+    if _is_transport_stream(head[:_TS_BYTES], begins_anywhere=begins_anywhere):
         return "mpegts"
     if head.startswith(_PNG):
         return "apng" if _ANIMATION in head.partition(_PICTURE)[0] else None
-    return _raw_stream(head) or ("mpeg" if row_format > 1 and _PACK.search(head) else None)
+    return _raw_stream(head) or ("mpeg" if begins_anywhere and _PACK.search(head) else None)
 
 
 def _is_transport_stream(head: bytes, *, begins_anywhere: bool) -> bool:

@@ -157,9 +157,8 @@ class VideoFile:
         reader, stream = self.reader, self.reader.stream
         if reader.row_format == 1 or reader.container == "avi":
             return DisplayTimes(stamps.as_stored, stamps.is_shown, is_repaired=False)
-        is_raw = (
-            reader.container in RAW_STREAMS
-        )  # FFmpeg gives these 25 fps; the codec knows the rate that they declare
+        is_raw = reader.container in RAW_STREAMS
+        # FFmpeg says that raw streams have 25 fps; their codec knows the rate that they declare.
         average = float((is_raw and stream.codec_context.framerate) or stream.average_rate or 0)
         if _MIN_FPS <= average <= _MAX_FPS:
             frame_ticks = 1 / (average * self._time_base)

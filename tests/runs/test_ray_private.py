@@ -71,7 +71,12 @@ def test_only_the_user_can_read_a_new_token(monkeypatch: pytest.MonkeyPatch, tmp
     path = tmp_path / ".ray/auth_token"
     assert path == ray_private.token_path() == authentication_token_setup._get_default_token_path()
     assert path.stat().st_mode & 0o777 == 0o600
-    assert len(path.read_text()) >= 64
+    token = path.read_text()
+    assert len(token) >= 64
+    with ray_private.local_ray_is_private():
+        authentication_token_setup.generate_and_save_token()  # as a second process at the same time
+    assert path.read_text() == token
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_the_logger_of_ray_data_exists(monkeypatch: pytest.MonkeyPatch) -> None:

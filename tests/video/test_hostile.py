@@ -277,5 +277,7 @@ def test_containers_by_their_first_bytes(make_clip: MakeClip) -> None:
     }
     assert {name: sniff_container(make_clip(name)[:1024]) for name in names} == names
     assert {*names.values(), "gif", "apng"} == set(CONTAINERS)
+    old = {sniff_container(make_clip(name)[:1024], row_format=1) for name in names}
+    assert old == {"mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", None}
     assert sniff_container(b"") is None
     assert sniff_container(b"G") is None
