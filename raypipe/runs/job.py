@@ -126,8 +126,8 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
         return BatchRun(RunRecord(job=job.name, input_uri=job.input_uri, output_uri=job.output.uri))
     job.prepare()
     job.output.check_writable()
-    is_chosen = executor is not None or job.config.executor != "auto"
-    executor = executor or _executor_of(job)
+    may_change = executor is None
+    executor = executor or (LocalExecutor() if runs_locally(job, num_rows=0) else _ray())
     placement = _place(job, executor)
     plans = StoredPlans(job.output)
     job.plan(plans, num_slots=placement.num_actors)
@@ -135,7 +135,7 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
     if not record.plans:
         return BatchRun(record)
     num_left = record.num_planned_videos - record.num_resumed_videos
-    if isinstance(executor, LocalExecutor) and not is_chosen and num_left > job.max_local_rows:
+    if may_change and isinstance(executor, LocalExecutor) and not runs_locally(job, num_rows=num_left):
         executor = _ray()
         placement = _place(job, executor)
         record = start_record(job, plans, placement=placement, machine=executor.machine())
@@ -154,14 +154,17 @@ def run_job(job: Job, *, executor: Executor | None = None, console: Console | No
     return BatchRun(record, put_report(job.output, record))
 
 
-def _executor_of(job: Job) -> Executor:
-    """Return the configured executor. ``auto`` is local if neither a running Ray nor a GPU could be used."""
-    needs, wanted = job.needs(), job.config.executor
+def runs_locally(job: Job, *, num_rows: int) -> bool:
+    """Return whether a job with this much to do runs in processes of this machine, without Ray.
+
+    ``auto`` does so if neither a running Ray nor a GPU could be used.
+    """
+    if job.config.executor != "auto":
+        return job.config.executor == "local"
+    needs = job.needs()
     has_gpu = needs.num_gpus != 0 and Path("/dev/nvidiactl").exists()
     needs_cluster = joins_ray() or has_gpu or needs.cpus_on or needs.gpus_on or needs.num_gpus not in {"auto", 0}
-    if wanted == "local" or (wanted == "auto" and not needs_cluster):
-        return LocalExecutor()
-    return _ray()
+    return not needs_cluster and num_rows <= job.max_local_rows
 
 
 def _ray() -> Executor:

@@ -26,7 +26,8 @@ def test_the_exit_code_and_the_summary_report_unknown_ids(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("raypipe.runs.job._executor_of", lambda _job: InlineExecutor())
+    monkeypatch.setattr("raypipe.runs.job.LocalExecutor", InlineExecutor)
+    monkeypatch.setattr("raypipe.runs.job._ray", InlineExecutor)
     place = Folder(str(tmp_path))
     embeddings = embed_all(Folder(place.child("embeddings")), video_ids(24))
     run_index(IndexConfig(embeddings=embeddings.uri, output=place.child("index")))

@@ -18,10 +18,12 @@ from raypipe import schema
 from raypipe.config import EmbedConfig
 from raypipe.dataset.plan import PlannedVideo, StoredPlans
 from raypipe.jobs.embed.inputs import Planning, is_too_much, pack
+from raypipe.jobs.embed.job import EmbedJob
 from raypipe.jobs.embed.setup import EmbedSetup, prepare, unstored_shard
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbone import Backbone
 from raypipe.models.backbones import resolve_dtype
+from raypipe.runs.job import runs_locally
 from raypipe.runs.stages import output_rows
 from raypipe.runs.summary_tables import summary_table
 from raypipe.status import HAS_FRAMES
@@ -29,10 +31,9 @@ from raypipe.text import format_seconds, format_skipped
 from raypipe.video.sandbox.parent import DecodeSandbox
 
 _PROBE_VIDEOS = 30
-# Starting and stopping Ray and its actors takes this many times as long as a probe process takes to get ready. Both
-# consist of imports and process starts, so a slow machine is slow at both. Measured by benchmarks/startup.py on two
-# processors.
-_START_PER_READY = 4.0
+# Starting and stopping everything takes this many times as long as a probe process takes to get ready. Both consist of
+# imports and process starts, so a slow machine is slow at both. Measured by benchmarks/startup.py on two processors.
+_START_PER_READY = {"ray": 4.0, "local": 2.0}
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Estimate:
     fetch_seconds: float = 0.0  # the time that decoding waits for the download of all new videos
     decode_seconds: float = 0.0
     embed_seconds: float = 0.0
-    start_seconds: float = 0.0  # the time to start and stop Ray and the actors
+    start_seconds: float = 0.0  # the time to start and stop the workers, and Ray if it is used
 
     @property
     def wall_seconds(self) -> float:
@@ -128,7 +129,8 @@ def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None
         parts = list(pool.map(partial(_measure, setup, time.time()), shares))
     scale = len(new) / result.num_probed
     result.kinds = sum((part.kinds for part in parts), Counter())
-    result.start_seconds = max(part.start_seconds for part in parts)
+    is_local = runs_locally(EmbedJob(setup.config), num_rows=len(new))
+    result.start_seconds = _START_PER_READY["local" if is_local else "ray"] * max(part.start_seconds for part in parts)
     result.fetch_seconds = scale * sum(part.fetch_seconds for part in parts)
     result.decode_seconds = scale * sum(part.decode_seconds for part in parts)
     result.embed_seconds = scale * sum(part.embed_seconds for part in parts)
@@ -168,7 +170,7 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
     """Measure ``videos`` in this process, on one processor. Only the seconds and the kinds of the result are set.
 
     The other probe processes run at the same time, so that all processors are as busy as in a real run. ``started_at``
-    is the Unix time at which the process was started.
+    is the Unix time at which the process was started, and ``start_seconds`` of the result the time until it was ready.
     """
     torch.set_num_threads(1)
     backbone, decode = setup.config.backbone, setup.config.decode
@@ -188,7 +190,7 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
         fetch_seconds=max(0.0, decoded_at - ready - decode_seconds),
         decode_seconds=decode_seconds,
         embed_seconds=embed_seconds,
-        start_seconds=_START_PER_READY * (ready - started_at),
+        start_seconds=ready - started_at,
         kinds=Counter(map(_kind, rows.to_pylist())),
     )
 
