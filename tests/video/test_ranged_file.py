@@ -153,7 +153,10 @@ def test_a_slow_storage_does_not_count_for_the_video(request_: DecodeRequest, lo
         assert part.asked
 
 
-@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+@pytest.mark.parametrize(
+    "decoder",
+    ["decord", pytest.param("torchcodec", marks=pytest.mark.slow)],  # its child imports torch
+)
 def test_other_decoders_read_parts_too(
     decoder: str, make_request: Callable[..., DecodeRequest], make_clip: Callable[..., bytes]
 ) -> None:
