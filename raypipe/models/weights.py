@@ -18,8 +18,6 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from queue import Empty, Queue
-from threading import Thread
 from types import ModuleType
 from typing import Any, cast
 from urllib.error import HTTPError
@@ -33,6 +31,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from raypipe.background import in_background
 from raypipe.errors import RaypipeError, WeightsError
 from raypipe.models.backbones import Preprocessing, check_name, head_name
 from raypipe.text import one_line
@@ -217,26 +216,18 @@ def _await_reply(url: str) -> None:
         OSError: there is no connection, or no reply within ``REPLY_SECONDS``.
         HTTPException: the reply is not HTTP.
     """
-    failures: Queue[OSError | HTTPException | None] = Queue()
 
     def ask() -> None:
         try:
             urlopen(Request(url, method="HEAD"), timeout=REPLY_SECONDS).close()  # noqa: S310 - torchvision's URL
         except HTTPError as error:
             error.close()  # the error is also the response
-            failures.put(None)
-        except (OSError, HTTPException) as error:
-            failures.put(error)
-        else:
-            failures.put(None)
 
-    Thread(target=ask, daemon=True, name="weights").start()  # resolving a host name has no time limit either
     try:
-        failure = failures.get(timeout=REPLY_SECONDS)
-    except Empty:
-        failure = TimeoutError(f"no reply within {REPLY_SECONDS:g} s")
-    if failure is not None:
-        raise failure
+        in_background(ask).result(REPLY_SECONDS)  # resolving a host name has no time limit of its own
+    except TimeoutError:
+        msg = f"no reply within {REPLY_SECONDS:g} s"
+        raise TimeoutError(msg) from None
 
 
 def _read(source: str, read_bytes: Callable[[str], bytes]) -> Mapping[str, object]:

@@ -1,10 +1,8 @@
 """Run the stages of a job in processes of this machine, without Ray, which takes longer to start than a small run."""
 
-import ctypes
 import logging
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from loky.process_executor import ProcessPoolExecutor  # type: ignore[import-untyped]
 
+from raypipe.background import end_with_parent
 from raypipe.errors import JobError, SetupError
 from raypipe.records import ShardSummary
 from raypipe.runs.executor import Needs, Placement, driver_machine
@@ -21,7 +20,6 @@ from raypipe.runs.stages import SUMMARY, RunSteps, Shared, Stage, Steps
 from raypipe.text import one_line
 
 _MAX_RESTARTS = 5  # of a run: a video that kills its worker is a row, so something else is wrong
-_PR_SET_PDEATHSIG = 1
 _actor: "RunSteps | Exception"  # in a worker; the exception if its steps cannot be constructed
 
 
@@ -103,7 +101,10 @@ def _pool(num_workers: int, steps: Steps) -> ProcessPoolExecutor:
 def _start(steps: Steps, driver: int, is_debug: bool) -> None:  # noqa: FBT001 - an initializer takes no keywords
     global _actor  # noqa: PLW0603 - a worker is one actor
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the driver, which ends its workers
-    _die_with(driver)
+    if ask_for_sigkill := end_with_parent():
+        ask_for_sigkill()
+        if os.getppid() != driver:  # it has ended already
+            os._exit(1)
     if not is_debug:  # the driver prints the reason of each failed shard
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
@@ -121,11 +122,3 @@ def _run(block: pa.Table) -> ShardSummary:
     done: Any = _actor(block)
     summary: ShardSummary = done[SUMMARY][0]
     return summary
-
-
-def _die_with(parent: int) -> None:
-    """Ask Linux to kill this process when its parent ends, even if the parent is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has ended already
-            os._exit(1)

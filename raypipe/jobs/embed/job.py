@@ -1,15 +1,14 @@
 """The embed job, from a configuration to a sealed output."""
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from functools import partial
-from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from rich.console import Console
 
 from raypipe import schema
+from raypipe.background import in_background
 from raypipe.config import EmbedConfig
 from raypipe.dataset.plan import StoredPlans
 from raypipe.jobs.embed import shard
@@ -23,9 +22,9 @@ from raypipe.runs.stages import Stage
 from raypipe.storage import Folder
 
 if TYPE_CHECKING:
-    from raypipe.models.weights import Weights
+    from concurrent.futures import Future
 
-T = TypeVar("T")
+    from raypipe.models.weights import Weights
 
 
 def run_embed(config: EmbedConfig, *, executor: Executor | None = None, console: Console | None = None) -> BatchRun:
@@ -55,7 +54,7 @@ class EmbedJob(Job):
 
     def prepare(self) -> None:
         """Start to load the weights in a thread, so that they load while Ray starts."""
-        self._network = _in_background(partial(find_network, self.config.backbone))
+        self._network = in_background(partial(find_network, self.config.backbone))
 
     def needs(self) -> Needs:
         """Return a request for actors that decode on CPUs and, if the cluster has GPUs, actors that embed on them."""
@@ -149,22 +148,3 @@ def plan_new(setup: EmbedSetup, plans: StoredPlans, *, num_slots: int) -> Mappin
     plan_listing(planning, max_gone_fraction=config.max_gone_fraction, pack=packing)
     planning.check_found()
     return planning.listed.skipped
-
-
-def _in_background(work: Callable[[], T]) -> Future[T]:
-    """Run ``work`` in a daemon thread, and return a future of its result.
-
-    Unlike the threads of a ``ThreadPoolExecutor``, a daemon thread does not keep a failed process alive.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - ``Future.result`` raises it
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    Thread(target=run, daemon=True, name="background").start()
-    return future

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from raypipe.demo.s3_server import _die_with_parent
+from raypipe.background import end_with_parent
 
 _BRIDGE = "bridge"
 _TRY = ("unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "ip", "link", "add", "name", "x", "type")
@@ -45,7 +45,7 @@ class Command:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(variables),
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509
+                preexec_fn=end_with_parent(),  # noqa: PLW1509
             )
 
     @property
