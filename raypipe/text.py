@@ -83,7 +83,7 @@ def format_count(count: int) -> str:
 
 
 def format_skipped(skipped: Mapping[str, int]) -> str:
-    """Format counts by reason, the highest first: ``12 (9 .json, 2 .jpg, 1 hidden)``. Return "" if there are none."""
+    """Format counts by reason in descending order, such as ``12 (9 .json, 2 .jpg, 1 hidden)``, or "" for no counts."""
     ordered = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{format_count(count)} {reason}" for reason, count in ordered)
     return f"{format_count(sum(skipped.values()))} ({reasons})" if skipped else ""

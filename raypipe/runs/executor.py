@@ -64,7 +64,7 @@ class Placement:
 
 
 class Executor(Protocol):
-    """Runs the stages of a job. The commands use ``RayExecutor``."""
+    """Runs the stages of a job. The commands use ``LocalExecutor`` for small jobs, and ``RayExecutor``."""
 
     def connect(self) -> None:
         """Prepare to start actors. Raises SetupError if that fails."""

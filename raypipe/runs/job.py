@@ -43,6 +43,7 @@ class Job(ABC):
     config: BatchConfig
     output: Folder
     input_uri: str
+    skipped: Mapping[str, int] = MappingProxyType({})  # after ``plan``: files of the input that were skipped, by reason
 
     def is_done(self) -> bool:
         """Return whether the output is already complete. If so, the job ends without a cluster."""
@@ -80,8 +81,6 @@ class Job(ABC):
     def facts(self) -> Mapping[str, object]:
         """Return additional facts about the run, which the record lists next to the size of the cluster."""
         return {}
-
-    skipped: Mapping[str, int] = MappingProxyType({})  # after planning: files of the input that were skipped, by reason
 
     def load(self, missing: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """Return the block to process for each missing shard.

@@ -253,14 +253,14 @@ def list_videos(input_uri: str, *, exclude_under: str = "", listed: Listed | Non
         remedy = f"Give the output its own folder, such as {excluded}/embeddings."
         raise ConfigError(msg, key="output", value=excluded, remedy=remedy)
     # An output that contains the input excludes nothing.
-    skipped = f"{excluded}/" if excluded.startswith(folder.child("")) else None
+    excluded_prefix = f"{excluded}/" if excluded.startswith(folder.child("")) else None
     listed = listed or Listed()
     listed.uri = folder.uri
-    if skipped:
+    if excluded_prefix:
         listed.hidden.append(excluded)
     for stored in folder.list(skipped=listed.hidden):
         listed.kind = "folder"
-        if skipped and stored.uri.startswith(skipped):
+        if excluded_prefix and stored.uri.startswith(excluded_prefix):
             continue
         if reason := _no_video(stored.key):
             listed.skipped[reason] += 1

@@ -65,7 +65,7 @@ _CONDITION_ADVICE = (
 _CHECKSUM_ADVICE = f"Set {REQUEST_CHECKSUMS}=when_required: this store rejects the checksums of newer S3 clients."
 _CHECKSUM_WORDS = (  # in errors of servers that do not know the checksums of newer clients
     *("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer", "crc32", "aws-chunked", "streaming-unsigned"),
-    *("x-amz-content-sha256", "xamzcontentsha256mismatch", "content-sha256"),
+    *("content-sha256", "xamzcontentsha256mismatch"),
 )
 _KINDS: dict[int, type[errors.ObjectError]] = {  # error types by HTTP status
     **dict.fromkeys((401, 403), errors.ObjectDeniedError),

@@ -19,11 +19,8 @@ from raypipe.video.decode_request import DecodeRequest
 
 SNIFF_BYTES = 8192
 _TS_BYTES = 1024  # more packets say no more, and the first of them may be lost
-CONTAINERS = (
-    *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf"),
-    *("mxf", "ivf", "h264", "hevc", "gif", "apng"),
-)
-_OF_FORMAT_1 = frozenset(CONTAINERS[:8])
+_OF_FORMAT_1 = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf")
+CONTAINERS = (*_OF_FORMAT_1, "mxf", "ivf", "h264", "hevc", "gif", "apng")
 RAW_STREAMS = frozenset({"h264", "hevc"})  # without a container, and so without any times
 _SYNC, _MIN_SYNCS = 0x47, 5  # the first byte of each packet in a transport stream
 _TS_PACKET_BYTES = (188, 192, 204)

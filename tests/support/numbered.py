@@ -21,6 +21,7 @@ MATROSKA_CODECS = {
     "mjpeg": "V_MJPEG",
     "mpeg4": "V_MPEG4/ISO/ASP",
 }
+SIXTEEN = [2, 6, 9, 13, 17, 21, 24, 28, 32, 36, 39, 43, 47, 51, 54, 58]  # the uniform choice of 16 of 60 frames
 BFRAMES = {"preset": "ultrafast", "bf": "3", "b-adapt": "0", "b-pyramid": "normal", "refs": "4", "sc_threshold": "0"}
 
 

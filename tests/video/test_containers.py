@@ -1,7 +1,7 @@
 """Files that are more than usual containers: animated pictures, and captures that begin anywhere."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import av
@@ -10,8 +10,11 @@ from PIL import Image
 
 from raypipe.status import Status
 from raypipe.video.container import SNIFF_BYTES, sniff_container
-from support.numbered import SIDE, picture, read_numbers
-from video.test_faulty_files import SIXTEEN, Decode, MakeRequest
+from raypipe.video.decode_request import DecodeRequest
+from support.numbered import SIDE, SIXTEEN, picture, read_numbers
+
+Decode = Callable[..., Any]
+MakeRequest = Callable[..., DecodeRequest]
 
 
 def written(numbers: Iterable[int], container: str, codec: str, pix_fmt: str, *, rate: int, **options: str) -> bytes:

@@ -20,11 +20,10 @@ from raypipe.video.decode_request import DecodeRequest
 from raypipe.video.mp4 import BoxDamage, find_damage
 from raypipe.video.packet_reader import PacketReader
 from raypipe.video.probe import VideoFile
-from support.numbered import BFRAMES, Encoded, encode, matroska, mux, read_numbers
+from support.numbered import BFRAMES, SIXTEEN, Encoded, encode, matroska, mux, read_numbers
 
 Decode = Callable[..., Any]
 MakeRequest = Callable[..., DecodeRequest]
-SIXTEEN = [2, 6, 9, 13, 17, 21, 24, 28, 32, 36, 39, 43, 47, 51, 54, 58]  # of 60 frames
 
 
 @cache

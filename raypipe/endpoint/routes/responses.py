@@ -10,7 +10,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
@@ -23,18 +23,10 @@ from raypipe.errors import RaypipeError
 T = TypeVar("T")
 
 
-class AnyText(Convertor[str]):
+class AnyText(PathConvertor):
     """The parameter ``any_text`` of a path. Unlike ``path`` of Starlette, it may contain line breaks."""
 
     regex = "(?s:.*)"
-
-    def convert(self, value: str) -> str:
-        """Return the value."""
-        return value
-
-    def to_string(self, value: str) -> str:
-        """Return the value."""
-        return value
 
 
 register_url_convertor("any_text", AnyText())
