@@ -100,7 +100,7 @@ pins:
 	$(PYTHON) -m venv $(PINS_VENV)
 	$(PINS_VENV)/bin/python -m pip install $(TORCH)
 	$(PINS_VENV)/bin/python -m pip freeze | grep '^torch==' > build/torch.txt
-	$(PINS_VENV)/bin/python -m pip install --constraint build/torch.txt ".[demo]"
+	$(PINS_VENV)/bin/python -m pip install --constraint build/torch.txt ".[demo,openvino]"
 	$(PINS_VENV)/bin/python -m pip freeze --exclude raypipe | sed 's/+[a-z0-9.]*$$//' > build/requirements.txt
 	$(PINS_VENV)/bin/python -m pip install --constraint build/torch.txt ".[dev]"
 	$(PINS_VENV)/bin/python -m pip freeze --exclude raypipe | sed 's/+[a-z0-9.]*$$//' > build/requirements-dev.txt

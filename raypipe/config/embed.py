@@ -54,9 +54,22 @@ class BackboneConfig(Section):
 
     name: str = "resnet50"
     weights: str = "default"
+    engine: Literal["auto", "torch", "openvino"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: int = Field(default=256, ge=1)
     compile: Literal["auto"] | bool = "auto"
+
+    @model_validator(mode="after")
+    def _engine_compiles(self) -> Self:
+        if self.compile is True and self.engine == "openvino":
+            msg = "compile is true, but only PyTorch compiles; set engine: torch or compile: auto"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def wanted_engine(self) -> Literal["auto", "torch", "openvino"]:
+        """Return the engine, which is PyTorch instead of ``auto`` if the network shall be compiled."""
+        return "torch" if self.compile is True else self.engine
 
 
 class ShardConfig(Section):

@@ -24,7 +24,8 @@ from raypipe.endpoint.uploads import (
     frame_pictures,
 )
 from raypipe.errors import RaypipeError
-from raypipe.models.backbones import Vectors
+from raypipe.models.backbones import Vectors, resolve_engine
+from raypipe.models.engines import load_embedder
 from raypipe.storage import Folder
 from raypipe.video.decode_request import Pixels
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
@@ -40,13 +41,18 @@ class Embedder:
     """Decodes videos in sandboxes, one per CPU of the replica, and embeds the frames of several videos in one batch."""
 
     def __init__(self, config: ServeConfig, settings: EmbeddingSettings) -> None:
-        from raypipe.models.backbone import Backbone  # noqa: PLC0415 - takes seconds, which the other deployments need not spend
-
         device, num_threads = _place(config)
         weights = settings.resolve_weights(config.embedder.weights)
         self._crop_size = settings.settings["crop_size"]
         dtype, decode = settings.settings["dtype"], config.embedder.decode
-        self._backbone = Backbone(weights.state_dict, name=settings.backbone, device=device, dtype=dtype)
+        self._embedder = load_embedder(
+            settings.backbone,
+            lambda: weights.state_dict,
+            engine=resolve_engine("auto", device, dtype),
+            device=device,
+            dtype=dtype,
+            num_threads=num_threads,
+        )
         seconds = min(decode.timeout_seconds, config.limits.video_deadline_seconds)
         decode = decode.model_copy(update={"timeout_seconds": seconds})
         self._max_size_bytes = decode.max_size_bytes
@@ -89,7 +95,7 @@ class Embedder:
 
     @serve.batch(max_batch_size=EMBED_BATCH, batch_wait_timeout_s=_BATCH_WAIT_SECONDS)
     async def _embed_frames(self, videos: list[Pixels]) -> list[Any]:
-        embedded = await asyncio.to_thread(embed_videos, videos, self._backbone)
+        embedded = await asyncio.to_thread(embed_videos, videos, self._embedder)
         return [(one, len(videos)) for one in embedded]
 
     async def check_health(self) -> None:

@@ -27,6 +27,7 @@ from raypipe.errors import (
     ObjectTooLargeError,
 )
 from raypipe.models.backbones import Vectors, clip_to_float16, mean_embedding
+from raypipe.models.engines import FrameEmbedder
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder, StoredObject, read_object
 from raypipe.storage.folder import anonymous_file, read_uri
@@ -279,12 +280,12 @@ def frame_pictures(frames: Pixels) -> list[bytes]:
     return pictures
 
 
-def embed_videos(videos: Sequence[Pixels], backbone: Any) -> list[tuple[Vectors, Half] | HttpError]:  # noqa: ANN401 - importing its type takes seconds
+def embed_videos(videos: Sequence[Pixels], embedder: FrameEmbedder) -> list[tuple[Vectors, Half] | HttpError]:
     """Embed the frames of several videos in one batch. Return the embedding [D] and frame embeddings [T, D] of each.
 
     If the vectors of a video contain NaN, its entry is an HttpError. The other videos are not affected.
     """
-    vectors = clip_to_float16(backbone.embed(np.concatenate(videos)))
+    vectors = clip_to_float16(embedder.embed(np.concatenate(videos)))
     parts = np.split(vectors, np.cumsum([len(frames) for frames in videos])[:-1])
     return [
         HttpError(500, "The backbone returned vectors that contain NaN.")

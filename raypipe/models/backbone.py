@@ -1,4 +1,4 @@
-"""The backbone: any torchvision ResNet or VGG by name, which turns uint8 frames into one embedding per frame."""
+"""The PyTorch engine: any torchvision ResNet or VGG by name turns uint8 frames into one embedding per frame."""
 
 import logging
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raypipe.errors import WeightsError
-from raypipe.models.backbones import Crops, Dtype, embedding_dim
+from raypipe.models.backbones import Crops, Dtype, check_frames, embedding_dim
 from raypipe.models.weights import build_network, preprocessing
 from raypipe.text import one_line
 
@@ -49,8 +49,7 @@ class Backbone:
         self._device = torch.device(device)
         on_gpu = self._device.type == "cuda"
         self.batch_size = batch_size if on_gpu else min(batch_size, CPU_BATCH_SIZE)
-        network = _load_network(name, state_dict)
-        _fold_batch_norms(network)
+        network = load_network(name, state_dict)
         network = network.to(dtype=getattr(torch, dtype)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         embedder = _Embedder(network, mean=facts.mean, std=facts.std).to(self._device).eval().requires_grad_(False)  # noqa: FBT003
         # A network is compiled for one batch shape, so shorter batches are padded.
@@ -70,9 +69,7 @@ class Backbone:
             torch.OutOfMemoryError: memory is too small even for one frame. On a CPU, this can also be MemoryError or
                 RuntimeError.
         """
-        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:  # noqa: PLR2004 - N, H, W, RGB
-            msg = f"Frames are {frames.dtype}{list(frames.shape)}; give uint8[N, H, W, 3]."
-            raise ValueError(msg)
+        check_frames(frames)
         on_gpu = self._device.type == "cuda"
         # Pinned, so that a batch's embeddings leave the device while the next batch is computed.
         embeddings = torch.empty((len(frames), self.embedding_dim), pin_memory=on_gpu)
@@ -177,7 +174,13 @@ class _Embedder(nn.Module):
         return cast("torch.Tensor", self.network(images.to(self.dtype)).float())
 
 
-def _load_network(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) -> nn.Module:
+def load_network(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) -> nn.Module:
+    """Return the network of a backbone in float32, with each batch norm folded into the convolution before it.
+
+    Raises:
+        ConfigError: the name is unknown.
+        WeightsError: ``state_dict`` does not fit this backbone.
+    """
     network = build_network(name)
     # Copied because arrays from an object store are read-only, which torch cannot express.
     tensors = {key: torch.tensor(array) for key, array in state_dict.items()}
@@ -191,6 +194,7 @@ def _load_network(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) 
     if wrong:
         msg = f"state_dict does not fit {name}: {wrong[0]!r} is missing or is not a tensor of the backbone."
         raise WeightsError(msg, key="state_dict", expected=name)
+    _fold_batch_norms(network)
     return network
 
 

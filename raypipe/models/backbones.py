@@ -1,5 +1,6 @@
-"""Names, sizes, dtypes, input and pooling of the backbones. This module avoids torch, whose import takes seconds."""
+"""Names, sizes, dtypes, engines and pooling of backbones. This module avoids torch, whose import takes seconds."""
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ BACKBONES = (
 # fmt: on
 
 Dtype = Literal["float32", "bfloat16"]
+Engine = Literal["torch", "openvino"]
 Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is aarch64's
@@ -84,6 +86,30 @@ def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
     return "float32"
 
 
+def resolve_engine(engine: Literal["auto"] | Engine, device: str, dtype: Dtype) -> Engine:
+    """Return ``engine``, with ``auto`` replaced by the faster engine on this machine.
+
+    This is OpenVINO on a CPU if it is installed and runs ``dtype`` natively there, otherwise PyTorch. Both compute the
+    same vectors, up to the rounding of ``dtype``.
+
+    Raises:
+        ConfigError: ``engine`` is ``openvino``, which is not installed or cannot run on this device with this dtype.
+    """
+    if engine == "torch":
+        return "torch"
+    if device != "cpu":
+        problem, remedy = f"OpenVINO runs on CPUs, not on {device}.", "Set resources.embed_gpus=0."
+    elif importlib.util.find_spec("openvino") is None:
+        problem, remedy = "OpenVINO is not installed.", "Install raypipe[openvino]."
+    elif dtype == "bfloat16" and _cpu_flags().isdisjoint(_BFLOAT16_FLAGS):
+        problem, remedy = "This processor has no bfloat16, for which OpenVINO would use float32.", "Set dtype=float32."
+    else:
+        return "openvino"
+    if engine == "auto":
+        return "torch"
+    raise ConfigError(problem, key="backbone.engine", value=engine, remedy=remedy)
+
+
 def _cpu_flags() -> frozenset[str]:
     """Return the feature names of this machine's processor. The set is empty if the system does not list them."""
     try:
@@ -120,6 +146,13 @@ class Crops:
         if not parts:
             return np.empty((0, *self.shape[1:]), np.uint8)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def check_frames(frames: Pixels | Crops) -> None:
+    """Raise ValueError unless these are uint8 RGB frames [N, H, W, 3]."""
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:  # noqa: PLR2004 - N, H, W, RGB
+        msg = f"Frames are {frames.dtype}{list(frames.shape)}; give uint8[N, H, W, 3]."
+        raise ValueError(msg)
 
 
 def clip_to_float16(vectors: Vectors) -> Vectors:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
-import torch
 from rich.padding import Padding
 
 from raypipe import schema
@@ -21,8 +20,8 @@ from raypipe.jobs.embed.inputs import Planning, is_too_much, pack
 from raypipe.jobs.embed.job import EmbedJob
 from raypipe.jobs.embed.setup import EmbedSetup, prepare, unstored_shard
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
-from raypipe.models.backbone import Backbone
-from raypipe.models.backbones import resolve_dtype
+from raypipe.models.backbones import resolve_dtype, resolve_engine
+from raypipe.models.engines import load_embedder
 from raypipe.runs.job import runs_locally
 from raypipe.runs.stages import output_rows
 from raypipe.runs.summary_tables import summary_table
@@ -172,10 +171,16 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
     The other probe processes run at the same time, so that all processors are as busy as in a real run. ``started_at``
     is the Unix time at which the process was started, and ``start_seconds`` of the result the time until it was ready.
     """
-    torch.set_num_threads(1)
     backbone, decode = setup.config.backbone, setup.config.decode
-    name, size = backbone.name, backbone.batch_size
-    model = Backbone(setup.weights.state_dict, name=name, dtype=setup.dtype, batch_size=size, compile=backbone.compile)
+    model = load_embedder(
+        backbone.name,
+        lambda: setup.weights.state_dict,
+        engine=resolve_engine(backbone.wanted_engine, "cpu", setup.dtype),
+        dtype=setup.dtype,
+        num_threads=1,
+        batch_size=backbone.batch_size,
+        compile=backbone.compile,
+    )
     dim, side = setup.embedding_dim, setup.decode_request.crop_size
     with DecodeSandbox.start(setup.decode_request, decode) as sandbox:
         ready = time.time()

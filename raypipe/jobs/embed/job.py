@@ -15,7 +15,7 @@ from raypipe.jobs.embed import shard
 from raypipe.jobs.embed.inputs import Planning, pack, plan_listing
 from raypipe.jobs.embed.setup import EmbedSetup, find_network, settle
 from raypipe.jobs.embed.shard import DecodeSettings, DecodeVideos, EmbedFrames, EmbedSettings
-from raypipe.models.backbones import Preprocessing, resolve_dtype
+from raypipe.models.backbones import Engine, Preprocessing, resolve_dtype, resolve_engine
 from raypipe.runs.executor import Executor, Needs, Placement
 from raypipe.runs.job import BatchRun, Job, run_job
 from raypipe.runs.stages import Stage
@@ -24,6 +24,7 @@ from raypipe.storage import Folder
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from raypipe.models.openvino_backbone import ExportedNetwork
     from raypipe.models.weights import Weights
 
 
@@ -51,6 +52,7 @@ class EmbedJob(Job):
         self.input_uri = config.input
         self.setup: EmbedSetup
         self._network: Future[tuple[Weights, Preprocessing]]
+        self._engine: Engine
 
     def prepare(self) -> None:
         """Start to load the weights in a thread, so that they load while Ray starts."""
@@ -71,7 +73,7 @@ class EmbedJob(Job):
         )
 
     def settle(self, executor: Executor, placement: Placement) -> None:
-        """Resolve dtype ``auto`` for the machines that embed, and create ``setup``.
+        """Resolve dtype and engine ``auto`` for the machines that embed, and create ``setup``.
 
         With GPUs these are not the driver's machine, so the driver's processor must not decide.
         """
@@ -81,6 +83,7 @@ class EmbedJob(Job):
         else:
             resolved = executor.call_on_gpu(resolve_dtype, dtype, placement.device, num_gpus=placement.num_gpus)
         self.setup = settle(self.config, *self._network.result(), dtype=resolved)
+        self._engine = resolve_engine(self.config.backbone.wanted_engine, placement.device, self.setup.dtype)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -93,8 +96,8 @@ class EmbedJob(Job):
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """Return the dtype of the network, which is added to the record."""
-        return {"dtype": self.setup.dtype}
+        """Return the dtype and the engine of the network, which are added to the record."""
+        return {"dtype": self.setup.dtype, "engine": self._engine}
 
     def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
         """Return the stages of the job.
@@ -106,9 +109,11 @@ class EmbedJob(Job):
         decode = (DecodeVideos, DecodeSettings(setup.decode_request, self.config.decode))
         settings = EmbedSettings(
             weights=executor.share(setup.weights.state_dict),
+            exported=executor.share(self._export()) if self._engine == "openvino" else None,
             name=backbone.name,
             device=placement.device,
             dtype=setup.dtype,
+            engine=backbone.wanted_engine,
             batch_size=backbone.batch_size,
             compile=backbone.compile,
             embedding_dim=setup.embedding_dim,
@@ -118,6 +123,11 @@ class EmbedJob(Job):
         if placement.num_gpu_actors:
             return [placement.stage(decode), placement.gpu_stage(embed)]
         return [placement.stage(decode, embed)]  # frames stay within an actor
+
+    def _export(self) -> "ExportedNetwork":
+        from raypipe.models.openvino_backbone import export  # noqa: PLC0415 - OpenVINO is optional
+
+        return export(self.config.backbone.name, self.setup.weights.state_dict)
 
     @property
     def rows(self) -> pa.Schema:

@@ -10,18 +10,19 @@ import pyarrow as pa
 
 from raypipe import schema
 from raypipe.config import EmbedConfig
+from raypipe.config.embed import BackboneConfig
 from raypipe.dataset.plan import PlannedVideo
 from raypipe.dataset.read import frame_embeddings
 from raypipe.errors import ObjectMissingError
 from raypipe.jobs.embed.setup import EmbedSetup, find_network, unstored_shard
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
-from raypipe.models.backbones import Dtype, resolve_dtype
+from raypipe.models.backbones import Dtype, resolve_dtype, resolve_engine
+from raypipe.models.engines import FrameEmbedder, load_embedder
 from raypipe.results import Shown
 from raypipe.storage.folder import Folder, place_of
 from raypipe.video.sandbox.parent import DecodeSandbox
 
 if TYPE_CHECKING:
-    from raypipe.models.backbone import Backbone
     from raypipe.models.weights import Weights
 
 
@@ -78,9 +79,9 @@ def embed_video(config: EmbedConfig) -> EmbeddedVideo:
     rows = unstored_shard([PlannedVideo.of(stored)])
     with DecodeSandbox.start(setup.decode_request, config.decode) as sandbox:
         decoded = decode_shard(rows, sandbox, max_size_bytes=config.decode.max_size_bytes)
-    backbone = _backbone(config.backbone.name, weights, dtype, device)
+    embedder = _embedder(config.backbone, weights, dtype, device)
     size, dim = preprocessing.crop_size, setup.embedding_dim
-    return _result(embed_shard(decoded, backbone.embed, embedding_dim=dim, crop_size=size))
+    return _result(embed_shard(decoded, embedder.embed, embedding_dim=dim, crop_size=size))
 
 
 def _result(embedded: pa.Table) -> EmbeddedVideo:
@@ -103,14 +104,13 @@ def _device() -> Literal["cpu", "cuda"]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-_kept: dict[tuple[str, str, Dtype, str], "Backbone"] = {}  # only the last, because building takes longer than a video
+_kept: dict[tuple[str, ...], FrameEmbedder] = {}  # only the last, because building takes longer than a video
 
 
-def _backbone(name: str, weights: "Weights", dtype: Dtype, device: str) -> "Backbone":
-    from raypipe.models.backbone import Backbone  # noqa: PLC0415 - torch takes seconds
-
-    key = (name, weights.digest, dtype, device)
+def _embedder(backbone: BackboneConfig, weights: "Weights", dtype: Dtype, device: str) -> FrameEmbedder:
+    name, engine = backbone.name, resolve_engine(backbone.wanted_engine, device, dtype)
+    key = (name, weights.digest, dtype, device, engine)
     if key not in _kept:
         _kept.clear()
-        _kept[key] = Backbone(weights.state_dict, name=name, device=device, dtype=dtype)
+        _kept[key] = load_embedder(name, lambda: weights.state_dict, engine=engine, device=device, dtype=dtype)
     return _kept[key]

@@ -21,7 +21,8 @@ from raypipe.config import DecodeConfig
 from raypipe.dataset.plan import planned_videos
 from raypipe.errors import JobError
 from raypipe.jobs.embed.fetch import decode_fetched, fetch_videos
-from raypipe.models.backbones import Crops, clip_to_float16, mean_embedding
+from raypipe.models.backbones import Crops, Dtype, Engine, clip_to_float16, mean_embedding, resolve_engine
+from raypipe.models.engines import load_embedder
 from raypipe.records import ShardSummary, VideoNote
 from raypipe.runs.stages import Shared, identity
 from raypipe.status import NOT_FAILED, Status
@@ -242,12 +243,18 @@ class DecodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class EmbedSettings:
-    """The settings of ``EmbedFrames``. Calling ``weights`` returns the state dict."""
+    """The settings of ``EmbedFrames``.
+
+    Calling ``weights`` returns the state dict, and calling ``exported`` the network in OpenVINO's format, if there is
+    one.
+    """
 
     weights: Shared
+    exported: Shared | None
     name: str
     device: str
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype
+    engine: Literal["auto"] | Engine
     batch_size: int
     compile: Literal["auto"] | bool
     embedding_dim: int
@@ -275,18 +282,15 @@ class EmbedFrames:
     """A step that replaces the frames of a shard with vectors."""
 
     def __init__(self, settings: EmbedSettings) -> None:
-        import torch  # noqa: PLC0415  # importing it takes seconds; an actor that only decodes does not need it
-
-        from raypipe.models.backbone import Backbone  # noqa: PLC0415
-
-        if settings.device == "cpu":
-            torch.set_num_threads(1)  # there is one such actor per processor
         self._settings = settings
-        self._backbone = Backbone(
-            settings.weights(),
-            name=settings.name,
+        self._embedder = load_embedder(
+            settings.name,
+            settings.weights,
+            settings.exported,
+            engine=resolve_engine(settings.engine, settings.device, settings.dtype),
             device=settings.device,
             dtype=settings.dtype,
+            num_threads=1 if settings.device == "cpu" else None,  # there is one such actor per processor
             batch_size=settings.batch_size,
             compile=settings.compile,
         )
@@ -300,7 +304,7 @@ class EmbedFrames:
         try:
             return embed_shard(
                 decoded,
-                self._backbone.embed,
+                self._embedder.embed,
                 embedding_dim=settings.embedding_dim,
                 crop_size=settings.crop_size,
                 wait_seconds=waited,
