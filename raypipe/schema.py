@@ -62,6 +62,8 @@ ROW_FORMAT = 2  # of embed's rows: their columns and decoding rules. It is part 
 _ADDED_BY_FORMAT_2 = (NUM_CORRUPT_FRAMES, INTERLACED, TIMELINE_REPAIRED)
 PREDICTIONS_FORMAT = 2  # of classify's rows: their columns, and what they mean. It is part of the fingerprint
 
+INT8_NETWORK = "int8_network.zip"  # a file in outputs of embed with dtype int8, and in their indexes
+
 FloatType = Literal["float32", "float16"]
 _ARROW: Mapping[FloatType, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
 LABEL_THRESHOLD = 0.5  # a multi-label model assigns every label with at least this probability

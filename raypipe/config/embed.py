@@ -55,14 +55,17 @@ class BackboneConfig(Section):
     name: str = "resnet50"
     weights: str = "default"
     engine: Literal["auto", "torch", "openvino"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     batch_size: int = Field(default=256, ge=1)
     compile: Literal["auto"] | bool = "auto"
 
     @model_validator(mode="after")
-    def _engine_compiles(self) -> Self:
-        if self.compile is True and self.engine == "openvino":
-            msg = "compile is true, but only PyTorch compiles; set engine: torch or compile: auto"
+    def _engine_fits(self) -> Self:
+        if self.compile is True and (self.engine == "openvino" or self.dtype == "int8"):
+            msg = "compile is true, but OpenVINO does not compile; set compile: auto, or engine: torch"
+            raise ValueError(msg)
+        if self.engine == "torch" and self.dtype == "int8":
+            msg = "dtype int8 needs OpenVINO; set engine: auto"
             raise ValueError(msg)
         return self
 

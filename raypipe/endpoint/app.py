@@ -104,7 +104,8 @@ def find_abilities(config: ServeConfig) -> Abilities:
         FingerprintError: the model does not match the index's embeddings, or ``embedder.enabled`` is true and the
             weights do not match them.
     """
-    manifest = _newest_manifest(Versions(Folder(config.index)))
+    versions = Versions(Folder(config.index))
+    manifest = _newest_manifest(versions)
     is_required = config.embedder.enabled is True or config.model is not None
     if manifest is None:
         why = f"This server cannot embed videos: there was no index in {config.index} when it started."
@@ -118,7 +119,7 @@ def find_abilities(config: ServeConfig) -> Abilities:
         return Abilities(None, "This server cannot embed videos: embedder.enabled is false.")
     try:
         settings = EmbeddingSettings.of(manifest)
-        settings.resolve_weights(config.embedder.weights)
+        settings.check_backbone(versions, config.embedder.weights)
     except SetupError as error:
         if config.embedder.enabled is True:
             raise

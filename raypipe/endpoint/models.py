@@ -24,8 +24,7 @@ from raypipe.endpoint.uploads import (
     frame_pictures,
 )
 from raypipe.errors import RaypipeError
-from raypipe.models.backbones import Vectors, resolve_engine
-from raypipe.models.engines import load_embedder
+from raypipe.models.backbones import Vectors
 from raypipe.storage import Folder
 from raypipe.video.decode_request import Pixels
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
@@ -42,17 +41,10 @@ class Embedder:
 
     def __init__(self, config: ServeConfig, settings: EmbeddingSettings) -> None:
         device, num_threads = _place(config)
-        weights = settings.resolve_weights(config.embedder.weights)
         self._crop_size = settings.settings["crop_size"]
-        dtype, decode = settings.settings["dtype"], config.embedder.decode
-        self._embedder = load_embedder(
-            settings.backbone,
-            lambda: weights.state_dict,
-            engine=resolve_engine("auto", device, dtype),
-            device=device,
-            dtype=dtype,
-            num_threads=num_threads,
-        )
+        index, weights = Folder(config.index), config.embedder.weights
+        self._embedder = settings.load_embedder(index, weights, device=device, num_threads=num_threads)
+        decode = config.embedder.decode
         seconds = min(decode.timeout_seconds, config.limits.video_deadline_seconds)
         decode = decode.model_copy(update={"timeout_seconds": seconds})
         self._max_size_bytes = decode.max_size_bytes

@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NewType, TypeAlias
 
 import numpy as np
@@ -26,8 +27,10 @@ from raypipe.errors import (
     ObjectMissingError,
     ObjectTooLargeError,
 )
-from raypipe.models.backbones import Vectors, clip_to_float16, mean_embedding
-from raypipe.models.engines import FrameEmbedder
+from raypipe.models.backbones import Vectors, clip_to_float16, mean_embedding, resolve_engine
+from raypipe.models.engines import FrameEmbedder, load_embedder
+from raypipe.models.int8_files import Int8Network, open_int8_file, read_int8_file
+from raypipe.search.versions import Versions
 from raypipe.status import HAS_FRAMES
 from raypipe.storage import Folder, StoredObject, read_object
 from raypipe.storage.folder import anonymous_file, read_uri
@@ -191,10 +194,11 @@ def _shown(uri: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSettings:
-    """The settings with which the videos of an index were embedded, from the manifest of the index."""
+    """The settings with which the videos of an index were embedded, from the manifest of a version of the index."""
 
     fingerprint: str
     settings: Mapping[str, Any]
+    version: str
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> "EmbeddingSettings":
@@ -207,7 +211,7 @@ class EmbeddingSettings:
             msg = f"The index does not record how its videos were embedded: it lacks {', '.join(missing)}."
             key = f"embeddings.settings.{missing[0]}"
             raise IndexVersionError(msg, key=key, remedy="Build it again with raypipe index.")
-        return cls(str(embeddings.get("fingerprint", "")), settings)
+        return cls(str(embeddings.get("fingerprint", "")), settings, str(manifest["id"]))
 
     @property
     def backbone(self) -> str:
@@ -237,6 +241,42 @@ class EmbeddingSettings:
             remedy = "Set embedder.weights to the weights of the index, or embedder.enabled to false."
             raise FingerprintError(msg, key="embedder.weights", value=found.digest, expected=made, remedy=remedy)
         return found
+
+    def check_backbone(self, versions: Versions, weights: str) -> None:
+        """Check that the backbone can be loaded. Raises the same errors as ``load_embedder``."""
+        if self.settings["dtype"] == "int8":
+            resolve_engine("auto", "cpu", "int8")
+            self._int8_network(versions)
+        else:
+            self.resolve_weights(weights)
+
+    def load_embedder(
+        self, index: Folder, weights: str, *, device: str = "cpu", num_threads: int | None = None
+    ) -> FrameEmbedder:
+        """Load the backbone with which the videos of ``index`` were embedded. int8 networks are part of the index.
+
+        Raises:
+            ConfigError: the backbone is in int8, and OpenVINO is not installed.
+            WeightsError, FingerprintError: as in ``resolve_weights``.
+        """
+        dtype = self.settings["dtype"]
+        load = partial(
+            load_embedder,
+            self.backbone,
+            engine=resolve_engine("auto", device, dtype),
+            device=device,
+            dtype=dtype,
+            num_threads=num_threads,
+        )
+        if dtype == "int8":
+            int8 = self._int8_network(Versions(index))
+            return load(dict, lambda: int8.network)
+        state_dict = self.resolve_weights(weights).state_dict
+        return load(lambda: state_dict)
+
+    def _int8_network(self, versions: Versions) -> Int8Network:
+        folder = versions.folder_of(self.version)
+        return open_int8_file(read_int8_file(folder, self.settings), uri=folder.uri)
 
 
 @dataclass(frozen=True, slots=True)

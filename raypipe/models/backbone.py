@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raypipe.errors import WeightsError
-from raypipe.models.backbones import Crops, Dtype, check_frames, embedding_dim
+from raypipe.models.backbones import Crops, FloatDtype, check_frames, embedding_dim
 from raypipe.models.weights import build_network, preprocessing
 from raypipe.text import one_line
 
@@ -40,18 +40,15 @@ class Backbone:
         *,
         name: str,
         device: str = "cpu",
-        dtype: Dtype = "float32",
+        dtype: FloatDtype = "float32",
         batch_size: int = 256,
         compile: Literal["auto"] | bool = "auto",  # noqa: A002 - the key of the configuration
     ) -> None:
-        facts = preprocessing(name)
         self.embedding_dim = embedding_dim(name)
         self._device = torch.device(device)
         on_gpu = self._device.type == "cuda"
         self.batch_size = batch_size if on_gpu else min(batch_size, CPU_BATCH_SIZE)
-        network = load_network(name, state_dict)
-        network = network.to(dtype=getattr(torch, dtype)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        embedder = _Embedder(network, mean=facts.mean, std=facts.std).to(self._device).eval().requires_grad_(False)  # noqa: FBT003
+        embedder = normalizing_network(name, state_dict, dtype=dtype).to(self._device)
         # A network is compiled for one batch shape, so shorter batches are padded.
         self._compiled = compile is True or (compile == "auto" and on_gpu)
         self._staging: _Staging | None = None
@@ -172,6 +169,23 @@ class _Embedder(nn.Module):
         images = frames.permute(0, 3, 1, 2)  # a view, already in channels-last order
         images = images.float().sub_(self.mean).mul_(self.scale)
         return cast("torch.Tensor", self.network(images.to(self.dtype)).float())
+
+
+def normalizing_network(
+    name: str, state_dict: Mapping[str, npt.NDArray[np.float32]], *, dtype: FloatDtype = "float32"
+) -> nn.Module:
+    """Return a module that maps uint8 frames ``[N, H, W, 3]`` to float32 embeddings ``[N, D]``.
+
+    Its submodule ``network`` has the dtype ``dtype``.
+
+    Raises:
+        ConfigError: the name is unknown.
+        WeightsError: ``state_dict`` does not fit this backbone.
+    """
+    facts = preprocessing(name)
+    network = load_network(name, state_dict).to(dtype=getattr(torch, dtype))
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _Embedder(network, mean=facts.mean, std=facts.std).eval().requires_grad_(False)  # noqa: FBT003
 
 
 def load_network(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) -> nn.Module:

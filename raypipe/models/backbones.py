@@ -23,7 +23,8 @@ BACKBONES = (
 )
 # fmt: on
 
-Dtype = Literal["float32", "bfloat16"]
+FloatDtype = Literal["float32", "bfloat16"]
+Dtype = FloatDtype | Literal["int8"]
 Engine = Literal["torch", "openvino"]
 Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
@@ -93,9 +94,10 @@ def resolve_engine(engine: Literal["auto"] | Engine, device: str, dtype: Dtype) 
     same vectors, up to the rounding of ``dtype``.
 
     Raises:
-        ConfigError: ``engine`` is ``openvino``, which is not installed or cannot run on this device with this dtype.
+        ConfigError: ``engine`` or ``dtype`` needs OpenVINO, which is not installed or cannot run on this device with
+            this dtype.
     """
-    if engine == "torch":
+    if engine == "torch" and dtype != "int8":
         return "torch"
     if device != "cpu":
         problem, remedy = f"OpenVINO runs on CPUs, not on {device}.", "Set resources.embed_gpus=0."
@@ -105,6 +107,9 @@ def resolve_engine(engine: Literal["auto"] | Engine, device: str, dtype: Dtype) 
         problem, remedy = "This processor has no bfloat16, for which OpenVINO would use float32.", "Set dtype=float32."
     else:
         return "openvino"
+    if dtype == "int8":
+        msg = f"int8 needs OpenVINO. {problem}"
+        raise ConfigError(msg, key="backbone.dtype", value=dtype, remedy=remedy)
     if engine == "auto":
         return "torch"
     raise ConfigError(problem, key="backbone.engine", value=engine, remedy=remedy)

@@ -40,17 +40,21 @@ def load_embedder(
 ) -> FrameEmbedder:
     """Load a backbone.
 
-    ``state_dict`` returns its weights, and ``exported`` the network in OpenVINO's format. Without ``exported``,
-    OpenVINO gets the network from PyTorch. ``num_threads`` is the number of CPU threads; None means the engine's
-    default. ``batch_size`` and ``compile`` are for PyTorch.
+    ``state_dict`` returns its weights, and ``exported`` the network in OpenVINO's format, which must be quantized for
+    int8. Without ``exported``, OpenVINO gets the network from PyTorch. ``num_threads`` is the number of CPU threads;
+    None means the engine's default. ``batch_size`` and ``compile`` are for PyTorch.
 
     Raises:
         ConfigError: the name is unknown.
         WeightsError: ``state_dict`` does not fit this backbone.
+        ValueError: ``dtype`` is int8, but ``exported`` is missing.
     """
-    if engine == "openvino":
+    if engine == "openvino" or dtype == "int8":
         from raypipe.models.openvino_backbone import OpenVinoBackbone, export  # noqa: PLC0415
 
+        if exported is None and dtype == "int8":
+            msg = "dtype int8 needs a network that was quantized."
+            raise ValueError(msg)
         network = exported() if exported is not None else export(name, state_dict())
         return OpenVinoBackbone(network, name=name, dtype=dtype, num_threads=num_threads or 0)
     import torch  # noqa: PLC0415

@@ -17,10 +17,11 @@ from raypipe.models.backbones import Crops, Dtype, Vectors, check_frames, embedd
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
+import openvino.opset13 as opset  # noqa: E402
 from openvino.preprocess import PrePostProcessor  # noqa: E402
 
 _BATCH_SIZE = 8  # larger batches are not faster, and need more memory
-_PRECISIONS: Mapping[Dtype, str] = {"float32": "f32", "bfloat16": "bf16"}
+_PRECISIONS: Mapping[Dtype, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of what is not in int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class ExportedNetwork:
             return cls(path.read_bytes(), np.fromfile(path.with_suffix(".bin"), np.uint8))
 
     def model(self) -> openvino.Model:
-        """Return the network. It reads the memory of ``weights``, so this object must outlive it."""
-        return openvino.Core().read_model(self.structure, openvino.Tensor(self.weights, shared_memory=True))
+        """Return the network, with its own copy of the weights."""
+        return openvino.Core().read_model(self.structure, openvino.Tensor(self.weights))
 
 
 def export(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) -> ExportedNetwork:
@@ -73,6 +74,48 @@ def export(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) -> Expo
     return ExportedNetwork.of(frames.build())
 
 
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A convolution with weights [O, K] in int8, as multiples of ``scale`` [O].
+
+    The inputs of the layer are rounded to 256 values from ``low`` to ``high``.
+    """
+
+    weights: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+    low: float
+    high: float
+
+
+def with_int8(exported: ExportedNetwork, layers: Mapping[str, Quantized]) -> ExportedNetwork:
+    """Return a network with some convolutions in int8. The keys of ``layers`` are the names in PyTorch."""
+    model = exported.model()
+    is_rounded: set[openvino.Output] = set()
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name().split("/")[0].removeprefix("__module.")
+        if name not in layers or not node.get_type_name().endswith("Convolution"):
+            continue
+        layer, (images, filters) = layers[name], node.input_values()
+        if images not in is_rounded:
+            is_rounded.add(_round_for_readers(images, layer.low, layer.high))
+        shape = filters.get_shape()  # with groups, the first two dimensions count the filters
+        weights = opset.convert(opset.constant(layer.weights.reshape(shape)), np.float32)
+        scale = opset.constant(layer.scale.reshape([*shape[: len(shape) - 3], 1, 1, 1]))
+        node.input(1).replace_source_output(opset.multiply(weights, scale).output(0))
+    model.validate_nodes_and_infer_types()
+    return ExportedNetwork.of(model)
+
+
+def _round_for_readers(images: openvino.Output, low: float, high: float) -> openvino.Output:
+    """Round a tensor for all nodes that read it. Otherwise the residual branch would need it in float32 as well."""
+    readers = images.get_target_inputs()
+    lowest, highest = (opset.constant(np.float32(value)) for value in (low, high))
+    rounded = opset.fake_quantize(images, lowest, highest, lowest, highest, 256).output(0)
+    for reader in readers:
+        reader.replace_source_output(rounded)
+    return rounded
+
+
 class OpenVinoBackbone:
     """A backbone that runs on the CPU in OpenVINO. ``num_threads`` 0 means one per processor."""
 
@@ -85,7 +128,6 @@ class OpenVinoBackbone:
             "ENABLE_CPU_PINNING": False,  # the actors of a machine would be pinned to the same processors
         }
         self._request = openvino.Core().compile_model(exported.model(), "CPU", options).create_infer_request()
-        self._exported = exported  # owns the memory of the weights
 
     def embed(self, frames: npt.NDArray[np.uint8] | Crops) -> Vectors:
         """Return the embeddings ``[N, embedding_dim]`` of cropped RGB frames ``[N, H, W, 3]``, N ≥ 0.

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from raypipe import schema
 from raypipe.errors import IndexVersionError, ObjectError, ObjectMissingError
 from raypipe.search.items import ITEMS, THUMBNAILS
 from raypipe.search.projection import PROJECTION
@@ -30,8 +31,18 @@ VIEWS, SUCCESSORS = "views.npy", "successors.arrow"
 TOWER, TOWER_VECTORS, TOWER_LENGTHS = "ranker.safetensors", "ranker.npy", "ranker_lengths.npy"
 TOWER_SEARCH, TOWER_PROJECTION = "ranker.faiss", "ranker_projection.safetensors"
 FILES = (SEARCH, VECTORS, PROJECTION, ITEMS, THUMBNAILS)
-# of versions of few videos, and of versions that were built with a history or a ranker
-OPTIONAL_FILES = (EMBEDDINGS, VIEWS, SUCCESSORS, TOWER, TOWER_VECTORS, TOWER_LENGTHS, TOWER_SEARCH, TOWER_PROJECTION)
+# of versions of few videos, of int8 embeddings, and of versions that were built with a history or a ranker
+OPTIONAL_FILES = (
+    EMBEDDINGS,
+    schema.INT8_NETWORK,
+    VIEWS,
+    SUCCESSORS,
+    TOWER,
+    TOWER_VECTORS,
+    TOWER_LENGTHS,
+    TOWER_SEARCH,
+    TOWER_PROJECTION,
+)
 FITTED = "fitted_events.npy"  # hashes of events, which only evaluate reads
 FORMAT = 1
 REMEDY = "Roll back, or build the index again."
@@ -230,6 +241,10 @@ class Versions:
         self.set_current(previous)
         return previous
 
+    def folder_of(self, version: str) -> Folder:
+        """Return the folder with the files of a version."""
+        return Folder(self.folder.child(f"{VERSIONS}/{self._checked_id(version, of=VERSIONS)}"))
+
     def fetch(self, version: str, cache: Path) -> Path:
         """Return a local folder that contains the verified files of a version.
 
@@ -240,7 +255,7 @@ class Versions:
             StorageError: the storage denies access or cannot be reached.
         """
         manifest = self.read_manifest(version)
-        source = Folder(self.folder.child(f"{VERSIONS}/{version}"))
+        source = self.folder_of(version)
         if not source.uri.startswith("s3://"):
             _check_files(Path(source.uri), manifest["files"])
             return Path(source.uri)

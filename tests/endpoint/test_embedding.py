@@ -43,7 +43,7 @@ def job(tmp_path: Path, *overrides: str) -> Any:  # noqa: ANN401 - the embed job
 )
 def test_uploads_are_sampled_like_the_embed_job(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     setup = job(tmp_path, *overrides)
-    asked = EmbeddingSettings("f", setup.settings).decode_request(setup.config.decode)
+    asked = EmbeddingSettings("f", setup.settings, "v").decode_request(setup.config.decode)
     expected = setup.decode_request
     keys = {"uniform": ("num_frames",), "fps": ("fps", "max_frames")}.get(asked.mode, ("max_frames",))
     for name in ("mode", "nearest_keyframe", "loop_filter", "resize_size", "crop_size", "limits", "row_format", *keys):
@@ -56,7 +56,7 @@ def test_uploads_are_decoded_by_the_rules_of_the_rows_of_the_index(
     tmp_path: Path, stored: dict[str, int], row_format: int
 ) -> None:
     made = {name: value for name, value in job(tmp_path).settings.items() if name != "format"}
-    asked = EmbeddingSettings("f", {**made, **stored}).decode_request(DecodeConfig())
+    asked = EmbeddingSettings("f", {**made, **stored}, "v").decode_request(DecodeConfig())
     assert asked.row_format == row_format
 
 
@@ -73,7 +73,7 @@ def test_the_mean_is_that_of_the_embed_job_to_the_last_bit(lengths: list[int], s
 @pytest.mark.usefixtures("one_thread")
 def test_videos_are_decoded_and_embedded_together_as_alone(tmp_path: Path) -> None:
     setup = job(tmp_path, "sampling.num_frames=2")
-    about = EmbeddingSettings("f", setup.settings)
+    about = EmbeddingSettings("f", setup.settings, "v")
     backbone = Backbone(about.resolve_weights("random").state_dict, name=about.backbone, dtype="float32")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(make_video(shade=3))

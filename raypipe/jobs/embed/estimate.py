@@ -18,6 +18,7 @@ from raypipe.config import EmbedConfig
 from raypipe.dataset.plan import PlannedVideo, StoredPlans
 from raypipe.jobs.embed.inputs import Planning, is_too_much, pack
 from raypipe.jobs.embed.job import EmbedJob
+from raypipe.jobs.embed.quantizing import with_int8_network
 from raypipe.jobs.embed.setup import EmbedSetup, prepare, unstored_shard
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbones import resolve_dtype, resolve_engine
@@ -82,6 +83,8 @@ def estimate(config: EmbedConfig) -> Estimate:
         FingerprintError: the output holds rows that were made with other settings.
     """
     setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
+    if setup.dtype == "int8":
+        setup = with_int8_network(setup, store=False)
     stored = StoredPlans(setup.output)
     planning = Planning.load(stored, setup.settings, config.input, retry=config.retry, gone=config.gone)
     result = Estimate(slots=_slots(config))
@@ -172,9 +175,11 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
     is the Unix time at which the process was started, and ``start_seconds`` of the result the time until it was ready.
     """
     backbone, decode = setup.config.backbone, setup.config.decode
+    int8 = setup.int8
     model = load_embedder(
         backbone.name,
         lambda: setup.weights.state_dict,
+        None if int8 is None else lambda: int8.network,
         engine=resolve_engine(backbone.wanted_engine, "cpu", setup.dtype),
         dtype=setup.dtype,
         num_threads=1,

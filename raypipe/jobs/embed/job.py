@@ -1,6 +1,7 @@
 """The embed job, from a configuration to a sealed output."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from raypipe.config import EmbedConfig
 from raypipe.dataset.plan import StoredPlans
 from raypipe.jobs.embed import shard
 from raypipe.jobs.embed.inputs import Planning, pack, plan_listing
+from raypipe.jobs.embed.quantizing import with_int8_network
 from raypipe.jobs.embed.setup import EmbedSetup, find_network, settle
 from raypipe.jobs.embed.shard import DecodeSettings, DecodeVideos, EmbedFrames, EmbedSettings
 from raypipe.models.backbones import Engine, Preprocessing, resolve_dtype, resolve_engine
@@ -84,6 +86,8 @@ class EmbedJob(Job):
             resolved = executor.call_on_gpu(resolve_dtype, dtype, placement.device, num_gpus=placement.num_gpus)
         self.setup = settle(self.config, *self._network.result(), dtype=resolved)
         self._engine = resolve_engine(self.config.backbone.wanted_engine, placement.device, self.setup.dtype)
+        if self.setup.dtype == "int8":
+            self.setup = with_int8_network(self.setup)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -97,7 +101,12 @@ class EmbedJob(Job):
     @property
     def facts(self) -> Mapping[str, object]:
         """Return the dtype and the engine of the network, which are added to the record."""
-        return {"dtype": self.setup.dtype, "engine": self._engine}
+        setup = self.setup
+        return {
+            "dtype": setup.dtype,
+            "engine": self._engine,
+            **({"int8": asdict(setup.int8.facts)} if setup.int8 is not None else {}),
+        }
 
     def stages(self, executor: Executor, placement: Placement) -> Sequence[Stage]:
         """Return the stages of the job.
@@ -125,6 +134,8 @@ class EmbedJob(Job):
         return [placement.stage(decode, embed)]  # frames stay within an actor
 
     def _export(self) -> "ExportedNetwork":
+        if self.setup.int8 is not None:
+            return self.setup.int8.network
         from raypipe.models.openvino_backbone import export  # noqa: PLC0415 - OpenVINO is optional
 
         return export(self.config.backbone.name, self.setup.weights.state_dict)

@@ -13,7 +13,7 @@ from raypipe.config import EmbedConfig
 from raypipe.config.embed import BackboneConfig
 from raypipe.dataset.plan import PlannedVideo
 from raypipe.dataset.read import frame_embeddings
-from raypipe.errors import ObjectMissingError
+from raypipe.errors import ConfigError, ObjectMissingError
 from raypipe.jobs.embed.setup import EmbedSetup, find_network, unstored_shard
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbones import Dtype, resolve_dtype, resolve_engine
@@ -73,6 +73,9 @@ def embed_video(config: EmbedConfig) -> EmbeddedVideo:
         uri = folder.child(name)
         msg = f"There is no video {uri}."
         raise ObjectMissingError(msg, key=uri)
+    if config.backbone.dtype == "int8":
+        msg = "One video is not enough to quantize a network with."
+        raise ConfigError(msg, key="backbone.dtype", value="int8", remedy="Set backbone.dtype=auto.")
     weights, preprocessing = find_network(config.backbone)
     dtype = resolve_dtype(config.backbone.dtype, device := _device())
     setup = EmbedSetup(config, folder, preprocessing, weights, dtype)

@@ -11,6 +11,7 @@ from raypipe.config import EmbedConfig
 from raypipe.config.embed import BackboneConfig
 from raypipe.dataset.plan import PlannedVideo, plan_numbers, plan_table, read_plan
 from raypipe.models.backbones import Dtype, Preprocessing, embedding_dim
+from raypipe.models.int8_files import Int8Network
 from raypipe.storage import Folder
 from raypipe.storage.folder import read_uri
 from raypipe.video.decode_request import DecodeRequest, request_of_settings
@@ -30,6 +31,7 @@ class EmbedSetup:
     dtype: Dtype
     row_format: int = schema.ROW_FORMAT  # that of the existing rows, if there are any
     vectors: schema.FloatType = "float32"  # the stored type of frame embeddings
+    int8: Int8Network | None = None  # with dtype int8
 
     @property
     def embedding_dim(self) -> int:
@@ -55,6 +57,7 @@ class EmbedSetup:
             "backbone": self.config.backbone.name,
             "weights": self.weights.digest,
             "dtype": self.dtype,
+            **({"int8": self.int8.digest} if self.int8 is not None else {}),
             **({"vectors": self.vectors} if self.vectors != "float16" else {}),  # older outputs do not name it
         }
 

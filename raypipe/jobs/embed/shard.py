@@ -114,7 +114,8 @@ def _as_bytes(frames: Pixels) -> pa.LargeBinaryArray:
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
 
 
-def _frames_of(decoded: pa.Table, *, crop_size: int) -> Crops:
+def crops_of_videos(decoded: pa.Table, *, crop_size: int) -> list[Pixels]:
+    """Return the frames [T, crop, crop, 3] of each decoded video that has any, as views."""
     videos = []
     for chunk in decoded[FRAMES].chunks:
         _, ends_buffer, pixels = chunk.buffers()  # a sliced table still has the buffers of the whole table
@@ -124,7 +125,7 @@ def _frames_of(decoded: pa.Table, *, crop_size: int) -> Crops:
             for start, stop in pairwise(ends.tolist())
             if stop > start
         ]
-    return Crops(videos, crop_size=crop_size)
+    return videos
 
 
 def _texts(values: Iterable[str]) -> pa.Array:
@@ -159,7 +160,7 @@ def embed_shard(
     """
     start = time.perf_counter()
     lengths = decoded[schema.NUM_FRAMES].to_numpy()
-    vectors = clip_to_float16(embed(_frames_of(decoded, crop_size=crop_size)))
+    vectors = clip_to_float16(embed(Crops(crops_of_videos(decoded, crop_size=crop_size), crop_size=crop_size)))
     if np.isnan(vectors).any():
         msg = "The backbone returned vectors with NaN."
         remedy = "Choose other weights, or dtype float32."

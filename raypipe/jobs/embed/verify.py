@@ -24,8 +24,9 @@ from raypipe.dataset.plan import PlannedVideo
 from raypipe.dataset.read import matrix_of, read_embeddings
 from raypipe.dataset.verify import OF_VIDEOS, RowChecks, Verification, Violation, stored_settings
 from raypipe.dataset.verify import verify as verify_output
-from raypipe.errors import ObjectError
+from raypipe.errors import ObjectError, WeightsError
 from raypipe.jobs.embed.fetch import fetch_video
+from raypipe.models.int8_files import read_int8_file
 from raypipe.status import HAS_FRAMES, Status
 from raypipe.storage import Folder
 from raypipe.video.decode_request import DecodeRequest, request_of_settings
@@ -46,7 +47,13 @@ def verify(output: Folder) -> Verification:
     if row_format > 1:
         required += [schema.NUM_CORRUPT_FRAMES, schema.INTERLACED, schema.TIMELINE_REPAIRED]
     schema_of = partial(_schema_of, row_format=row_format, vectors=schema.vectors_of(settings))
-    return verify_output(output, RowChecks("embed", schema_of, tuple(required), _problems))
+    result = verify_output(output, RowChecks("embed", schema_of, tuple(required), _problems))
+    if settings.get("dtype") == "int8":
+        try:
+            read_int8_file(output, settings)
+        except WeightsError as error:
+            result.violations.append(Violation("int8_network", str(error)))
+    return result
 
 
 def _schema_of(rows: pa.Table, *, row_format: int, vectors: schema.FloatType) -> pa.Schema:

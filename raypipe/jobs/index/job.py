@@ -22,6 +22,7 @@ from raypipe.jobs.index.gate import evaluate_version
 from raypipe.jobs.index.inputs import IndexedRows, Joined, find_rows, join, read_catalogue, read_labels
 from raypipe.jobs.index.own_vectors import OwnVectors
 from raypipe.jobs.index.watching import RankerSource, WatchHistory, add_history, counting_settings
+from raypipe.models.int8_files import read_int8_file
 from raypipe.runs.progress import status
 from raypipe.runs.summary_tables import summary_table
 from raypipe.search.build import build_version
@@ -135,6 +136,8 @@ def _make_version(
     with status(console, f"Building an index of {items.num_rows:,} videos"):
         made = build_version(new, items=items, batches=rows.batches, settings=config.index, base=base, tower=tower)
     made["embeddings"] = dict(setup.source)
+    if setup.source["settings"].get("dtype") == "int8":
+        (new / schema.INT8_NETWORK).write_bytes(read_int8_file(setup.embeddings, setup.source["settings"]))
     if ranker is not None:
         made["ranker"] |= ranker.facts
     if setup.history is not None:
