@@ -109,7 +109,7 @@ def _sample_frames(setup: EmbedSetup) -> list[Pixels]:
     frames = list(islice(_frames_of_each(setup, chosen), wanted))
     if len(frames) < _FEWEST_VIDEOS:
         msg = f"int8 needs {_FEWEST_VIDEOS} videos to quantize with, but {config.input!r} has {len(frames)}."
-        remedy = f"Set backbone.dtype=auto, or copy {schema.INT8_NETWORK} from an output of similar videos into this one."
+        remedy = f"Set backbone.dtype=auto, or copy {schema.INT8_NETWORK} from an output of similar videos to this one."
         raise ConfigError(msg, key="backbone.dtype", value="int8", expected=_FEWEST_VIDEOS, remedy=remedy)
     return frames
 
