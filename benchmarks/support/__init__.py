@@ -16,6 +16,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+_FEATURES = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
 NUM_CPUS = len(os.sched_getaffinity(0))
 
 
@@ -36,11 +37,13 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def describe_machine() -> str:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ray", "torch", "av"))
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ray", "torch", "openvino", "av"))
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     model = models[0] if models else platform.machine()
-    return f"{model}, {NUM_CPUS} processors; Python {platform.python_version()}, {versions}"
+    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    features = " ".join(sorted(flags & _FEATURES)) or "without AVX2"
+    return f"{model} ({features}), {NUM_CPUS} processors; Python {platform.python_version()}, {versions}"
 
 
 def unit_rows(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

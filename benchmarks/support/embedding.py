@@ -23,7 +23,8 @@ from rich.console import Console
 from raypipe import schema
 from raypipe.config import DecodeConfig, EmbedConfig, load_config
 from raypipe.dataset.plan import PlannedVideo
-from raypipe.models.backbones import Dtype, resolve_dtype
+from raypipe.models.backbones import Dtype, resolve_dtype, resolve_engine
+from raypipe.models.engines import load_embedder
 from raypipe.status import Status
 from raypipe.video.decode_request import DecodeRequest, Pixels, request_of_settings
 from raypipe.video.sandbox.protocol import SharedFrames
@@ -167,11 +168,12 @@ def _decode_one(path: Path, request: DecodeRequest) -> tuple[int, Seconds]:
 
 def _embed_frames(count: int, name: str, dtype: Dtype) -> Seconds:
     """Return the time of the model for ``count`` frames in one thread."""
-    import torch  # noqa: PLC0415
+    from raypipe.models.weights import preprocessing, resolve_weights  # noqa: PLC0415 - torch takes seconds, in which Ray can start
 
-    torch.set_num_threads(1)
-    model, make_frames = random_model(name, dtype=dtype)
-    frames = make_frames(64)
+    weights, side = resolve_weights(name, "random", read_bytes=lambda _: b""), preprocessing(name).crop_size
+    engine = resolve_engine("auto", "cpu", dtype)
+    model = load_embedder(name, lambda: weights.state_dict, engine=engine, dtype=dtype, num_threads=1)
+    frames = np.random.default_rng(0).integers(0, 256, (64, side, side, 3), dtype=np.uint8)
     model.embed(frames[:16])
     watch = Stopwatch()
     for at in range(0, count, len(frames)):

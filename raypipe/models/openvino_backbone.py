@@ -78,13 +78,12 @@ def export(name: str, state_dict: Mapping[str, npt.NDArray[np.float32]]) -> Expo
 class Quantized:
     """A convolution with weights [O, K] in int8, as multiples of ``scale`` [O].
 
-    The inputs of the layer are rounded to 256 values from ``low`` to ``high``.
+    The inputs of the layer, which are not negative, are rounded to 256 values from 0 to ``highest``.
     """
 
     weights: npt.NDArray[np.int8]
     scale: npt.NDArray[np.float32]
-    low: float
-    high: float
+    highest: float
 
 
 def with_int8(exported: ExportedNetwork, layers: Mapping[str, Quantized]) -> ExportedNetwork:
@@ -97,7 +96,7 @@ def with_int8(exported: ExportedNetwork, layers: Mapping[str, Quantized]) -> Exp
             continue
         layer, (images, filters) = layers[name], node.input_values()
         if images not in is_rounded:
-            is_rounded.add(_round_for_readers(images, layer.low, layer.high))
+            is_rounded.add(_round_for_readers(images, layer.highest))
         shape = filters.get_shape()  # with groups, the first two dimensions count the filters
         weights = opset.convert(opset.constant(layer.weights.reshape(shape)), np.float32)
         scale = opset.constant(layer.scale.reshape([*shape[: len(shape) - 3], 1, 1, 1]))
@@ -106,10 +105,10 @@ def with_int8(exported: ExportedNetwork, layers: Mapping[str, Quantized]) -> Exp
     return ExportedNetwork.of(model)
 
 
-def _round_for_readers(images: openvino.Output, low: float, high: float) -> openvino.Output:
+def _round_for_readers(images: openvino.Output, limit: float) -> openvino.Output:
     """Round a tensor for all nodes that read it. Otherwise the residual branch would need it in float32 as well."""
     readers = images.get_target_inputs()
-    lowest, highest = (opset.constant(np.float32(value)) for value in (low, high))
+    lowest, highest = (opset.constant(np.float32(value)) for value in (0, limit))
     rounded = opset.fake_quantize(images, lowest, highest, lowest, highest, 256).output(0)
     for reader in readers:
         reader.replace_source_output(rounded)

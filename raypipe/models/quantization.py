@@ -24,7 +24,9 @@ _DAMPING = 0.01
 _BLOCK = 64  # weights that are rounded before the other weights of their group are updated; for speed alone
 _GROUP = 1152  # weights of a filter that compensate each other: 128 channels; all together would take minutes
 _TINY = 1e-9
-FLOAT_LAYERS = (0, 1, 2)  # how many of the first layers to keep in float32: they are the most sensitive, and small
+# How many of the first layers to keep in float32: they are the most sensitive, and small. The inputs of the first one
+# are not from a ReLU, and OpenVINO's kernels for such inputs differ between processors.
+FLOAT_LAYERS = (1, 2)
 
 
 def quantize_layers(
@@ -44,18 +46,18 @@ def quantize_layers(
 
 
 class LayerInputs:
-    """The inputs of a convolution: their range and their second moments, collected in each pass of the network."""
+    """The inputs of a convolution: their maximum and their second moments, collected in each pass of the network."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         self._layer = layer
-        self._low, self._high = 0.0, 0.0
+        self._highest = 0.0
         self._moments: list[torch.Tensor] = []  # of each group of weights
         self._random = torch.Generator().manual_seed(0)
         layer.register_forward_pre_hook(lambda _layer, given: self._add(given[0]))
 
     def _add(self, images: torch.Tensor) -> None:
         layer = self._layer
-        self._low, self._high = min(self._low, images.min().item()), max(self._high, images.max().item())
+        self._highest = max(self._highest, images.max().item())
         if layer.groups > 1:  # the few weights of a group cannot compensate much
             return
         padding = cast("tuple[int, ...]", layer.padding)  # no backbone has padding by name
@@ -74,7 +76,7 @@ class LayerInputs:
             rounded = torch.cat([_round_with_compensation(some, scale, each) for some, each in groups], dim=1)
         else:
             rounded = _round(weights, scale)
-        return Quantized(rounded.to(torch.int8).numpy(), scale[:, 0].numpy(), self._low, self._high)
+        return Quantized(rounded.to(torch.int8).numpy(), scale[:, 0].numpy(), self._highest)
 
 
 def _round(weights: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from hypothesis import given
@@ -28,7 +29,7 @@ def test_rounding_with_compensation_changes_the_outputs_less_than_rounding_alone
     images = torch.einsum("nchw,cd->ndhw", torch.randn(4, 2, 9, 9), torch.randn(2, 8)).relu()
     exact = layer(images)
     found = inputs.quantize()
-    assert (found.low, found.high) == (0.0, images.max().item())
+    assert found.highest == images.max().item()
     assert np.abs(found.weights).max() <= 63
     scale = torch.from_numpy(found.scale).reshape(-1, 1, 1, 1)
     shape = layer.weight.shape
@@ -50,14 +51,18 @@ def test_an_int8_network_returns_almost_the_same_vectors() -> None:
     float_network = OpenVinoBackbone(exported, name="resnet18", dtype="float32")
     expected = float_network.embed(frames[6:])
     cosines = []
-    for num_float_layers in (0, 2, 20):
+    for num_float_layers in (1, 2, 20):
         network = with_float_layers(exported, layers, num_float_layers)
         vectors = OpenVinoBackbone(network, name="resnet18", dtype="int8").embed(frames[6:])
         cosines.append(Agreement.of(vectors, expected, np.arange(7)).cosine_p01)
         constants = [node for node in network.model().get_ordered_ops() if node.get_type_name() == "Constant"]
         num_int8 = sum(node.get_element_type().get_type_name() == "i8" for node in constants)
         assert num_int8 == 20 - num_float_layers
-    assert 0.98 < cosines[0] < cosines[1] < 1 - 1e-5
+        # float32 arithmetic on the same rounded numbers: no product or sum of this processor's int8 kernels overflows
+        options = {"LP_TRANSFORMS_MODE": False, "INFERENCE_PRECISION_HINT": "f32"}
+        emulated = openvino.Core().compile_model(network.model(), "CPU", options)([frames[6:]])[0]
+        assert Agreement.of(vectors, emulated, np.arange(7)).cosine_p01 > 0.9999
+    assert 0.99 < cosines[0] < cosines[1] < 1 - 1e-6
     assert cosines[2] == pytest.approx(1, abs=1e-6)
 
 
