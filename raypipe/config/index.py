@@ -15,10 +15,18 @@ class IndexSettings(Section):
     dim: int = Field(default=256, ge=1, le=4096)
     whitening: float = Field(default=0.5, ge=0, le=1)
     compact: bool = False
-    min_recall: float = Field(default=0.95, ge=0, le=1)
+    target_recall: float = Field(default=0.96, gt=0, lt=1)
+    min_recall: float = Field(default=0.9, ge=0, le=1)
     flat_below: int = Field(default=50_000, ge=1)
     duplicate_cosine: float = Field(default=0.98, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _the_target_is_higher(self) -> Self:
+        if self.min_recall >= self.target_recall:
+            msg = f"min_recall {self.min_recall} must be less than target_recall {self.target_recall}"
+            raise ValueError(msg)
+        return self
 
 
 class HistorySettings(Section):

@@ -7,9 +7,10 @@ query returns the same results alone and in a batch.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
+from weakref import WeakKeyDictionary
 
 import faiss
 import numpy as np
@@ -18,25 +19,22 @@ import numpy.typing as npt
 from raypipe.config import IndexSettings
 from raypipe.errors import IndexVersionError
 from raypipe.search.filters import Eligible
-from raypipe.search.vectors import ROUNDING, Floats, Positions, Ranked, Vectors, best, dots, neighbors, widen
+from raypipe.search.spread import ListNumbers, Reach, Spread
+from raypipe.search.trials import RANK, Trials, trial_queries
+from raypipe.search.vectors import ROUNDING, Floats, Positions, Ranked, Vectors, best, dots, widen
 from raypipe.text import one_line
 
-RANK = 10  # recall@10
-TARGET_RECALL = 0.98
-NUM_QUERIES = 256
-_LONGEST_HISTORY = 5
-_SOME = 0.5  # at a lower recall, a small gain does not mean that more lists are useless
-_NO_GAIN = 0.005  # if doubling the lists gains less recall, quantisation causes the remaining misses
+NUM_QUERIES = 512
+_NPROBE = 16  # lists that a query scans before it knows which others it has to scan
 IndexKind: TypeAlias = Literal["flat", "ivf_sq8", "compact"]
 FaissIndex: TypeAlias = Any
 _faiss: Any = faiss  # its types describe the C++ functions, not the Python wrappers
 
 SCANNED = 5_000  # up to this many eligible vectors are compared one by one, which is faster than faiss
-_CODES_PER_VECTOR = 16  # codes that faiss scans in the time of one exact comparison
 # Candidates to request from faiss: the first number times top_k, plus the second.
 _POOL: dict[IndexKind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (10, 400)}
 _NEARLY_ALL = 0.9  # a filter that keeps more than this fraction of the vectors is treated as no filter
-_CHANGE = 0.05  # stop when scanning more lists replaces at most this fraction of the results
+_MORE = 4  # every scan of a query may take this many times the lists of the scan before
 _NOTHING: Ranked = np.empty(0, np.float32), np.empty(0, np.int64)
 
 _FILL_ROWS = 65_536  # rows widened to float32 at a time
@@ -46,86 +44,43 @@ _PARTS = (4, 3, 2, 1)  # "compact" encodes this many numbers in 4 bits: the firs
 
 
 @dataclass(frozen=True)
-class Trials:
-    """Sample queries ``[Q, d]`` to measure recall with.
+class _Search:
+    """One query ``[d]``, and which vectors it may find. ``spread`` is None if these are all or nearly all vectors."""
 
-    ``lowest`` ``[Q]`` is the lowest score among the true ``top_k`` neighbors of each query.
-    """
-
-    queries: Floats
-    lowest: Floats
-    top_k: int = RANK
-
-    def recall(self, scores: Floats) -> float:
-        """Return the recall of a search that found vectors with these scores ``[Q, top_k]``.
-
-        A vector counts as a true neighbor if its score reaches ``lowest``. So any of several equal vectors counts.
-        """
-        return float(np.mean(scores >= self.lowest[:, None] - ROUNDING))
-
-
-def make_trials(vectors: Vectors, *, seed: int) -> tuple[Trials, Trials]:
-    """Return two separate sets of trials: the first to choose parameters with, the second to measure recall with."""
-    queries = trial_queries(vectors, count=2 * NUM_QUERIES, seed=seed)
-    top_k = min(RANK, len(vectors))
-    last = neighbors(vectors, queries, top_k=top_k)[:, -1]
-    lowest: Floats = np.einsum("ij,ij->i", widen(vectors[last]), queries)
-    first, second = slice(0, NUM_QUERIES), slice(NUM_QUERIES, None)
-    return Trials(queries[first], lowest[first], top_k), Trials(queries[second], lowest[second], top_k)
-
-
-def trial_queries(vectors: Vectors, *, count: int, seed: int) -> Floats:
-    """Return realistic queries ``[count, d]``: half are vectors of the index, half are means of two to five vectors."""
-    chance = np.random.default_rng(seed)
-    chosen = widen(vectors[chance.integers(len(vectors), size=count * _LONGEST_HISTORY)])
-    histories = chosen.reshape(count, _LONGEST_HISTORY, -1)
-    lengths = chance.integers(2, _LONGEST_HISTORY + 1, size=count)
-    lengths[: count // 2] = 1
-    histories[np.arange(_LONGEST_HISTORY) >= lengths[:, None]] = 0
-    means = chance.permutation(histories.sum(axis=1))
-    norms = np.linalg.norm(means, axis=1, keepdims=True)
-    return np.asarray(means / np.where(norms > 0, norms, 1), np.float32)
-
-
-def least_nprobe(recall: Callable[[int], float], *, nlist: int) -> int:
-    """Return approximately the smallest number of lists to scan for a recall of 0.98.
-
-    ``recall`` returns the recall for a number of lists. If it stops growing below 0.98, return approximately the
-    smallest number of lists that reaches the final recall.
-    """
-    low, high, reached = 0, 1, recall(1)
-    while reached < TARGET_RECALL and high < nlist:
-        twice = min(2 * high, nlist)
-        before, reached = reached, recall(twice)
-        if before > _SOME and reached - before < _NO_GAIN:
-            reached = before
-            break
-        low, high = high, twice
-    enough = min(TARGET_RECALL, reached)
-    while high - low > max(1, high // 16):
-        middle = (low + high) // 2
-        low, high = (low, middle) if recall(middle) >= enough else (middle, high)
-    return high
+    query: Floats
+    top_k: int
+    eligible: Eligible | None
+    spread: Spread | None
 
 
 class Ann:
     """Approximate nearest neighbors by dot product. Searches are thread-safe."""
 
-    def __init__(self, index: FaissIndex, vectors: Vectors, *, nprobe: int, recall_at_10: float = math.nan) -> None:
+    def __init__(
+        self,
+        index: FaissIndex,
+        vectors: Vectors,
+        *,
+        nprobe: int,
+        reach: Reach | None = None,
+        recall_at_10: float = math.nan,
+    ) -> None:
         self._index = index
         self._vectors = vectors.view(np.ndarray)  # indexing a memmap is slower than indexing an array
         self.kind = _kind_of(index)
         self.nlist = 1 if self.kind == "flat" else int(index.nlist)
         self.nprobe = min(nprobe, self.nlist)
+        self.reach = reach or Reach()
         self.recall_at_10 = recall_at_10
+        self._quantizer: FaissIndex = None if self.kind == "flat" else _faiss.downcast_index(index.quantizer)
+        self._spreads: WeakKeyDictionary[Eligible, Spread] = WeakKeyDictionary()
 
     @classmethod
     def build(cls, vectors: Vectors, *, settings: IndexSettings, base: Self | None = None) -> Self:
         """Index vectors ``[N, d]`` of unit length.
 
-        If ``base`` has the same kind and dimension, its trained lists and codes are reused. ``nprobe``, the number of
-        lists to scan per query, becomes approximately the smallest number that finds 98 % of the true neighbors of
-        sample queries.
+        If ``base`` has the same kind and dimension, its trained lists and codes are reused. ``reach`` becomes the
+        smallest one that finds the target recall for sample queries.
         """
         kind = kind_for(len(vectors), settings)
         if base is not None and (base.kind, base.dim) == (kind, vectors.shape[1]):
@@ -135,22 +90,52 @@ class Ann:
             index = _train(vectors, kind=kind, seed=settings.seed)
         for start in range(0, len(vectors), _FILL_ROWS):
             index.add(widen(vectors[start : start + _FILL_ROWS]))
-        ann = cls(index, vectors, nprobe=1)
-        ann._calibrate(settings.seed)
+        ann = cls(index, vectors, nprobe=_NPROBE)
+        queries = trial_queries(vectors, count=2 * NUM_QUERIES, seed=settings.seed)
+        if kind != "flat":
+            ann.reach = ann._reach_for(queries[:NUM_QUERIES], settings)
+        trials = Trials.of(vectors, queries[NUM_QUERIES:])  # other queries than those that the reach was chosen for
+        ann.recall_at_10 = trials.recall(ann.search(trials.queries, top_k=trials.top_k)[0])
         return ann
 
-    def _calibrate(self, seed: int) -> None:
-        choose, measure = make_trials(self._vectors, seed=seed)
+    def _reach_for(self, queries: Floats, settings: IndexSettings) -> Reach:
+        """Return the reach with which searches for ``queries`` find the target recall, with and without a filter.
 
-        def recall(nprobe: int, trials: Trials = choose) -> float:
-            self.nprobe = nprobe
-            return trials.recall(self.search(trials.queries, top_k=trials.top_k)[0])
+        The clustered filter keeps a tenth of the lists. Its reach does not count on the lists that are scanned first,
+        because how many neighbors are in these lists depends on the filter.
+        """
+        chance = np.random.default_rng(settings.seed)
+        tenth, hundredth = (Eligible.of(chance.random(len(self._vectors)) < share) for share in (0.1, 0.01))
+        lists = Eligible.of(np.isin(self._list_of, chance.permutation(self.nlist)[: math.ceil(self.nlist / 10)]))
 
-        nprobe = 1 if self.kind == "flat" else least_nprobe(recall, nlist=self.nlist)
-        self.recall_at_10 = recall(nprobe, measure)
+        def needed(eligible: Eligible | None, *, skip_first: bool = True) -> float:
+            if eligible is not None and not eligible.count:
+                return 0.0
+            needed = self._needed_reach(Trials.of(self._vectors, queries, eligible), skip_first=skip_first)
+            return max(0.0, float(np.quantile(needed, settings.target_recall)))
+
+        return Reach(needed(None), needed(tenth), needed(hundredth), needed(lists, skip_first=False))
+
+    def _needed_reach(self, trials: Trials, *, skip_first: bool) -> Floats:
+        """Return the reach ``[Q, top_k]`` with which a search scans the list of each true neighbor.
+
+        With ``skip_first``, it is 0 for neighbors in the lists that every search scans first.
+        """
+        spread = self._spread(trials.eligible)
+        needed = np.empty(trials.neighbors.shape, np.float32)
+        for row, (query, near) in enumerate(zip(trials.queries, trials.neighbors, strict=True)):
+            closeness = self._closeness(query, spread)
+            of_neighbors = closeness[self._list_of[near]]
+            needed[row] = trials.lowest[row] - of_neighbors
+            if skip_first:
+                last = _nearest(closeness, self._num_lists(trials.top_k, trials.eligible))[-1]
+                needed[row, of_neighbors >= closeness[last]] = 0
+        return needed
 
     @classmethod
-    def open(cls, path: Path, vectors: Vectors, *, nprobe: int, recall_at_10: float = math.nan) -> Self:
+    def open(
+        cls, path: Path, vectors: Vectors, *, nprobe: int, reach: Reach | None = None, recall_at_10: float = math.nan
+    ) -> Self:
         """Read a file that ``save`` wrote.
 
         Raises:
@@ -165,7 +150,7 @@ class Ann:
             found = index.ntotal, index.d
             msg = f"The index {path} has vectors {found}, but the version has vectors {vectors.shape}."
             raise IndexVersionError(msg, key=str(path), value=found, expected=vectors.shape)
-        return cls(index, vectors, nprobe=nprobe, recall_at_10=recall_at_10)
+        return cls(index, vectors, nprobe=nprobe, reach=reach, recall_at_10=recall_at_10)
 
     def save(self, path: Path) -> None:
         """Write the faiss index in faiss's own format. The vectors are stored in a separate file."""
@@ -204,13 +189,13 @@ class Ann:
         count = len(self._vectors) if eligible is None else eligible.count
         if not (top_k := min(top_k, count)):
             return _NOTHING
-        if count <= max(SCANNED, 4 * top_k, self._codes_to_pass(top_k, count) // _CODES_PER_VECTOR):
+        if count <= max(SCANNED, 4 * top_k):
             positions = np.arange(count) if eligible is None else eligible.positions()
             return best(dots(self._vectors, positions, query), positions, top_k)
-        selector = None if eligible is None else _faiss.IDSelectorBitmap(eligible.bitmap)  # reads the bitmap in place
         if self.kind == "flat":
-            return self._extend(_NOTHING, query, top_k, partial(self._scan_all, query, selector=selector))[0]
-        return self._by_lists(query, top_k, selector, count)
+            search = _Search(query, top_k, eligible, None)
+            return self._merge_best(search, _NOTHING, partial(self._scan_all, search))
+        return self._by_lists(_Search(query, top_k, eligible, self._spread(eligible)))
 
     def nearest_lists(self, vectors: Vectors, count: int) -> Positions:
         """Return the numbers ``[N, count]`` of the ``count`` lists nearest to each vector.
@@ -225,59 +210,92 @@ class Ann:
             lists[some] = self._index.quantizer.search(widen(vectors[some]), lists.shape[1])[1]
         return lists
 
-    def _num_lists(self, top_k: int, count: int) -> float:
-        """Estimate how many lists to scan for ``top_k`` results if ``count`` vectors are eligible.
+    @cached_property
+    def _list_of(self) -> ListNumbers:
+        """The number of each vector's list, ``[N]``."""
+        list_of = np.empty(len(self._vectors), np.min_scalar_type(self.nlist))
+        for number in range(self.nlist):
+            if size := self._index.invlists.list_size(number):
+                list_of[_faiss.rev_swig_ptr(self._index.invlists.get_ids(number), size)] = number
+        return list_of
 
-        More results need more lists, and fewer eligible vectors need more lists.
+    @cached_property
+    def _sizes(self) -> Positions:
+        """The number of vectors in each list, ``[nlist]``."""
+        return np.bincount(self._list_of, minlength=self.nlist)
+
+    def _spread(self, eligible: Eligible | None) -> Spread | None:
+        """Return how the eligible vectors are spread over the lists, or None if nearly all vectors are eligible.
+
+        The result is cached for as long as the filter is. For a filter with exclusions, it ignores the exclusions.
         """
-        return min(self.nlist, self.nprobe * math.sqrt(max(1, top_k / RANK) * len(self._vectors) / count))
+        if eligible is None or eligible.count > _NEARLY_ALL * len(self._vectors):
+            return None
+        whole = eligible.parent or eligible
+        if (found := self._spreads.get(whole)) is None:
+            found = self._spreads[whole] = Spread.of(whole, self._list_of, self._sizes)
+        return found
 
-    def _codes_to_pass(self, top_k: int, count: int) -> int:
-        """Estimate how many codes a filtered search would scan.
+    def _closeness(self, query: Floats, spread: Spread | None) -> Floats:
+        """Return the dot products of the query with the centroids, ``[nlist]``; -inf without eligible vectors."""
+        closeness = np.empty(self.nlist, np.float32)
+        out, asked = map(_faiss.swig_ptr, (closeness, query))
+        _faiss.fvec_inner_products_ny(out, asked, self._quantizer.get_xb(), self.dim, self.nlist)
+        if spread is not None:
+            closeness[spread.is_empty] = -np.inf
+        return closeness
 
-        Return 0 for a flat index, and if all or nearly all vectors are eligible.
+    def _num_lists(self, top_k: int, eligible: Eligible | None) -> int:
+        """Return how many lists to scan first: more for more results, and more if fewer vectors are eligible."""
+        return math.ceil(self.nprobe * math.sqrt(max(1, top_k / RANK) / self._share(eligible)))
+
+    def _share(self, eligible: Eligible | None) -> float:
+        """Return the fraction of the vectors that are eligible."""
+        return 1.0 if eligible is None else eligible.count / len(self._vectors)
+
+    def _by_lists(self, search: _Search) -> Ranked:
+        """Scan the lists nearest to the query, and then all other lists within reach of the lowest result.
+
+        The nearest ones are scanned first, because every better result puts more lists out of reach.
         """
-        if self.kind == "flat" or count > _NEARLY_ALL * len(self._vectors):
-            return 0
-        return int(self._num_lists(top_k, count) * len(self._vectors) / self.nlist)
+        closeness = self._closeness(search.query, search.spread)
+        reach = self.reach.of(self._share(search.eligible), search.spread)
+        top, width = _NOTHING, self._num_lists(search.top_k, search.eligible)
+        lists = _nearest(closeness, width)
+        while len(lists):
+            top = self._scan(search, top, lists, closeness[lists])
+            closeness[lists] = -np.inf  # scanned
+            width *= _MORE
+            lists = _nearest(closeness, width)
+            if len(top[1]) == search.top_k:
+                lists = lists[closeness[lists] + reach >= top[0][-1]]
+        return top
 
-    def _by_lists(self, query: Floats, top_k: int, selector: FaissIndex | None, count: int) -> Ranked:
-        """Scan the lists nearest to the query. With a filter, scan more lists until the results hardly change.
+    def _scan(self, search: _Search, top: Ranked, lists: Positions, closeness: Floats) -> Ranked:
+        """Merge the best eligible vectors of the given lists into ``top``, the best results so far."""
+        eligible, spread = search.eligible, search.spread
+        if eligible is not None and spread is not None:
+            few = spread.few(lists)
+            few = few if eligible.parent is None else few[eligible.contains(few)]
+            top = _merged(top, dots(self._vectors, few, search.query), few, search.top_k)
+            rest = ~spread.is_sparse[lists]
+            lists, closeness = lists[rest], closeness[rest]
+        if not len(lists):
+            return top
+        return self._merge_best(search, top, partial(self._scan_lists, search, lists=lists, closeness=closeness))
 
-        Eligible videos may be far from the query, and the order of distant lists says little about their contents. So
-        the number of lists to scan cannot be computed in advance. The search stops when more lists do not help.
+    def _merge_best(self, search: _Search, top: Ranked, scan: Callable[..., Positions]) -> Ranked:
+        """Merge the candidates of a scan into ``top``.
+
+        As long as the last candidate is among the best results, scan again for more candidates.
         """
-        filtered = count < _NEARLY_ALL * len(self._vectors)
-        width = math.ceil(self._num_lists(top_k, count) / (2 if filtered else 1))
-        top, start, known = _NOTHING, 0, 0
-        while True:
-            stop = min(start + width, self.nlist)
-            if stop > known:
-                known = min(2 * stop if filtered else stop, self.nlist)
-                ((closeness,), (lists,)) = self._index.quantizer.search(query[None], known)
-            some = slice(start, stop)
-            scan = partial(self._scan_lists, query, lists=lists[some], closeness=closeness[some], selector=selector)
-            before = top[1]
-            top, seen = self._extend(top, query, top_k, scan)
-            if stop == self.nlist or (len(top[1]) == top_k and not filtered):
-                return top
-            if seen >= self._pool(top_k) and len(np.setdiff1d(top[1], before)) <= _CHANGE * top_k:
-                return top
-            start, width = stop, stop
-
-    def _extend(self, top: Ranked, query: Floats, top_k: int, scan: Callable[..., Positions]) -> tuple[Ranked, int]:
-        """Merge the candidates of a scan into ``top``, the best results so far.
-
-        Return the new best results, and the number of candidates. As long as the last candidate is among the best
-        results, scan again for more candidates.
-        """
-        count = self._pool(top_k)
+        count = self._pool(search.top_k)
         while True:
             found = scan(count=count)
-            scores = dots(self._vectors, found, query)
-            better = best(np.concatenate([top[0], scores]), np.concatenate([top[1], found]), top_k)
+            scores = dots(self._vectors, found, search.query)
+            better = _merged(top, scores, found, search.top_k)
             if len(found) < count or scores[-1] < better[0][-1] - ROUNDING:
-                return better, len(found)
+                return better
             count *= 4
 
     def _pool(self, top_k: int) -> int:
@@ -288,21 +306,36 @@ class Ann:
         times, plus = _POOL[self.kind]
         return times * top_k + plus
 
-    def _scan_lists(
-        self, query: Floats, *, lists: Positions, closeness: Floats, count: int, selector: FaissIndex | None
-    ) -> Positions:
+    def _scan_lists(self, search: _Search, *, lists: Positions, closeness: Floats, count: int) -> Positions:
         """Return the ``count`` or fewer rows of the given lists whose codes are nearest to the query, nearest first."""
-        parameters = _faiss.SearchParametersIVF(nprobe=len(lists), sel=selector)
+        parameters = _faiss.SearchParametersIVF(nprobe=len(lists), sel=_selector(search.eligible))
         scores, rows = np.empty(count, np.float32), np.empty(count, np.int64)
-        asked, among, near, best_scores, found = map(_faiss.swig_ptr, (query, lists, closeness, scores, rows))
+        asked, among, near, best_scores, found = map(_faiss.swig_ptr, (search.query, lists, closeness, scores, rows))
         self._index.search_preassigned_c(1, asked, count, among, near, best_scores, found, False, parameters)  # noqa: FBT003 - C++
         return rows[rows >= 0]
 
-    def _scan_all(self, query: Floats, *, count: int, selector: FaissIndex | None) -> Positions:
+    def _scan_all(self, search: _Search, *, count: int) -> Positions:
         """Return the ``count`` or fewer rows of a flat index whose codes are nearest to the query, nearest first."""
-        parameters = _faiss.SearchParameters(sel=selector) if selector is not None else None
-        rows: Positions = self._index.search(query[None], count, params=parameters)[1][0]
+        parameters = None if search.eligible is None else _faiss.SearchParameters(sel=_selector(search.eligible))
+        rows: Positions = self._index.search(search.query[None], count, params=parameters)[1][0]
         return rows[rows >= 0]
+
+
+def _nearest(closeness: Floats, count: int) -> Positions:
+    """Return the ``count`` nearest lists, nearest first, without those whose closeness is -inf."""
+    count = min(count, len(closeness))
+    lists = np.argpartition(closeness, -count)[-count:]
+    lists = lists[np.argsort(-closeness[lists])]
+    return lists[closeness[lists] > -np.inf]
+
+
+def _merged(top: Ranked, scores: Floats, positions: Positions, top_k: int) -> Ranked:
+    """Return the ``top_k`` best of ``top`` and of other vectors."""
+    return best(np.concatenate([top[0], scores]), np.concatenate([top[1], positions]), top_k)
+
+
+def _selector(eligible: Eligible | None) -> FaissIndex | None:
+    return None if eligible is None else _faiss.IDSelectorBitmap(eligible.bitmap)  # reads the bitmap in place
 
 
 def kind_for(num_videos: int, settings: IndexSettings) -> IndexKind:

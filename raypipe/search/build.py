@@ -4,6 +4,7 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -133,8 +134,7 @@ def _build(
         "embedding_dim": projection.embedding_dim,
         "kind": ann.kind,
         "nlist": ann.nlist,
-        "nprobe": ann.nprobe,
-        "recall_at_10": float(ann.recall_at_10),
+        **_search_facts(ann),
         "bytes_per_vector": (work / SEARCH).stat().st_size / len(vectors),
         "num_duplicate_groups": len(np.unique(groups[groups >= 0])),
         "trained": dict(base.manifest["trained"] if base else {"num_videos": len(vectors), "version": version}),
@@ -145,7 +145,7 @@ def _build(
 
 
 def _search_facts(ann: Ann) -> dict[str, Any]:
-    return {"nprobe": ann.nprobe, "recall_at_10": float(ann.recall_at_10)}
+    return {"nprobe": ann.nprobe, "reach": asdict(ann.reach), "recall_at_10": float(ann.recall_at_10)}
 
 
 def _write(

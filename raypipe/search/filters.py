@@ -37,13 +37,14 @@ _EXPECTED: Mapping[Kind, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Eligible:
     """A bitmap of the eligible videos, and the number of set bits. It is read-only, because threads share it."""
 
     bitmap: Bitmap  # [ceil(size / 8)]; the bits after ``size`` are 0
     count: int
     size: int
+    parent: "Eligible | None" = None  # with the videos that ``without`` excluded
 
     def __post_init__(self) -> None:
         self.bitmap.flags.writeable = False
@@ -77,7 +78,7 @@ class Eligible:
         gone = excluded[self.contains(excluded)]
         bitmap = self.bitmap.copy()
         np.bitwise_and.at(bitmap, gone >> 3, ~(np.uint8(1) << (gone & 7).astype(np.uint8)))
-        return Eligible(bitmap, self.count - len(gone), self.size)
+        return Eligible(bitmap, self.count - len(gone), self.size, self.parent or self)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from raypipe.search.ranking import (
     percentile_rank,
     pick,
 )
+from raypipe.search.spread import Reach
 from raypipe.search.vectors import Floats, Positions, Vectors, open_vectors, widen
 from raypipe.search.versions import EMBEDDINGS, MANIFEST, SEARCH, VECTORS, Versions, cache_folder
 from raypipe.search.watched import Watched
@@ -118,11 +119,12 @@ class VideoIndex(Shown):
             raise IndexVersionError(msg, key=str(folder), value=found, expected=expected, remedy=_REBUILD)
         try:
             nprobe, recall = int(manifest["nprobe"]), float(manifest["recall_at_10"])
+            reach = Reach.load(manifest)
             int(manifest["trained"]["num_videos"])  # raypipe index --append reads this
         except (KeyError, TypeError, ValueError) as error:
             msg = f"The manifest of {folder} has a missing or invalid key: {error}."
             raise IndexVersionError(msg, key=str(folder / MANIFEST), remedy=_REBUILD) from None
-        ann = Ann.open(folder / SEARCH, vectors, nprobe=nprobe, recall_at_10=recall)
+        ann = Ann.open(folder / SEARCH, vectors, nprobe=nprobe, reach=reach, recall_at_10=recall)
         watched = Watched.open(folder, manifest, num_videos=len(vectors))
         embeddings = open_vectors(folder / EMBEDDINGS) if EMBEDDINGS in manifest.get("files", ()) else None
         expected = len(vectors), projection.embedding_dim

@@ -19,6 +19,7 @@ from raypipe.errors import IndexVersionError
 from raypipe.search.ann import Ann
 from raypipe.search.filters import Eligible
 from raypipe.search.projection import Projection, unit_length
+from raypipe.search.spread import Reach
 from raypipe.search.vectors import Positions, Vectors, VectorWriter, dots, open_vectors, widen
 from raypipe.search.versions import TOWER, TOWER_LENGTHS, TOWER_PROJECTION, TOWER_SEARCH, TOWER_VECTORS
 from raypipe.text import one_line
@@ -62,7 +63,7 @@ class Tower:
         weights, vectors = TowerWeights.load(folder / TOWER), open_vectors(folder / TOWER_VECTORS)
         try:
             lengths = np.load(folder / TOWER_LENGTHS, mmap_mode="r", allow_pickle=False)
-            nprobe = int(manifest["ranker"]["nprobe"])
+            nprobe, reach = int(manifest["ranker"]["nprobe"]), Reach.load(manifest["ranker"])
         except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             msg = f"Cannot read the ranker in {folder}: {one_line(error)}"
             raise IndexVersionError(msg, key=str(folder), remedy=_REBUILD) from None
@@ -71,7 +72,7 @@ class Tower:
         if shapes != ((len(vectors),), weights.width, projection.dim):
             msg = f"The files of the ranker in {folder} do not match: {shapes}."
             raise IndexVersionError(msg, key=str(folder), value=shapes, remedy=_REBUILD)
-        ann = Ann.open(folder / TOWER_SEARCH, vectors, nprobe=nprobe)
+        ann = Ann.open(folder / TOWER_SEARCH, vectors, nprobe=nprobe, reach=reach)
         return cls(weights, vectors=vectors, lengths=lengths, ann=ann, projection=projection)
 
     def state(self, positions: Positions, embeddings: npt.NDArray[np.floating] | None = None) -> Array:

@@ -25,7 +25,14 @@ def test_the_example_holds_every_key_with_its_default() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *("index.dim=0", "index.min_recall=2", "index.flat_below=0", "index.duplicate_cosine=0", "index.seed=-1"),
+        *(
+            "index.dim=0",
+            "index.min_recall=2",
+            "index.target_recall=1",
+            "index.flat_below=0",
+            "index.duplicate_cosine=0",
+            "index.seed=-1",
+        ),
         *("append=maybe", "index.dims=3", "catalog=c.csv"),
     ],
 )
@@ -33,3 +40,9 @@ def test_what_index_cannot_do_is_refused(key: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load_config(IndexConfig, values={"embeddings": "e", "output": "o"}, overrides=[key])
     assert raised.value.key == key.partition("=")[0]
+
+
+def test_a_recall_that_every_version_misses_is_refused() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(IndexConfig, values={"embeddings": "e", "output": "o"}, overrides=["index.target_recall=0.9"])
+    assert raised.value.key == "index"

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from raypipe.errors import IndexVersionError
 from raypipe.search import ann as ann_module
-from raypipe.search.ann import Ann, trial_queries
+from raypipe.search.ann import Ann
 from raypipe.search.filters import Eligible
+from raypipe.search.trials import trial_queries
 from support.properties import examples
 from support.vectors import KINDS, clustered, settings_of, true_neighbours, units
 
@@ -66,11 +67,23 @@ def test_ties_go_to_the_first_vectors(ann: Ann) -> None:
 def test_filtered_vectors_far_from_the_query_are_found(ann: Ann) -> None:
     for row in range(0, 1_000, 50):
         query = VECTORS[row].astype(np.float32)
-        far = VECTORS.astype(np.float32) @ query
-        mask = far < np.quantile(far, 0.2)
+        farthest = VECTORS[np.argmin(VECTORS.astype(np.float32) @ query)]
+        around = VECTORS.astype(np.float32) @ farthest.astype(np.float32)
+        mask = around > np.quantile(around, 0.8)
         _, positions = ann.search(query[None], top_k=30, eligible=Eligible.of(mask))
         assert mask[positions[0]].all()
         assert len(set(positions[0].tolist()) & set(true_neighbours(VECTORS, query, mask)[:30])) >= 24
+
+
+@pytest.mark.parametrize("share", [0.5, 0.04])  # 0.04: eligible vectors of a list are compared, not scanned
+def test_excluded_vectors_are_not_found(ann: Ann, share: float) -> None:
+    eligible = Eligible.of(np.random.default_rng(4).random(len(VECTORS)) < share)
+    query = VECTORS[3].astype(np.float32)
+    found = ann.nearest(query, top_k=5, eligible=eligible)[1]
+    fewer = eligible.without(found[:3])
+    rest = ann.nearest(query, top_k=5, eligible=fewer)[1]
+    assert rest[:2].tolist() == found[3:].tolist()
+    assert fewer.contains(rest).all()
 
 
 def test_a_batch_gives_the_same_results_as_single_queries(ann: Ann) -> None:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from raypipe.search.ann import Ann, trial_queries
+from raypipe.search.ann import Ann
 from raypipe.search.filters import Eligible
+from raypipe.search.trials import trial_queries
 from raypipe.search.vectors import neighbors
 from support.vectors import clustered, settings_of
 
