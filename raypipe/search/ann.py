@@ -35,6 +35,7 @@ SCANNED = 5_000  # up to this many eligible vectors are compared one by one, whi
 _POOL: dict[IndexKind, tuple[int, int]] = {"flat": (1, 8), "ivf_sq8": (1, 30), "compact": (10, 400)}
 _NEARLY_ALL = 0.9  # a filter that keeps more than this fraction of the vectors is treated as no filter
 _MORE = 4  # every scan of a query may take this many times the lists of the scan before
+_LOWEST = np.finfo(np.float32).min
 _NOTHING: Ranked = np.empty(0, np.float32), np.empty(0, np.int64)
 
 _FILL_ROWS = 65_536  # rows widened to float32 at a time
@@ -260,15 +261,14 @@ class Ann:
         """
         closeness = self._closeness(search.query, search.spread)
         reach = self.reach.of(self._share(search.eligible), search.spread)
-        top, width = _NOTHING, self._num_lists(search.top_k, search.eligible)
-        lists = _nearest(closeness, width)
-        while len(lists):
+        top, lowest, width = _NOTHING, _LOWEST, self._num_lists(search.top_k, search.eligible)
+        while len(within := np.flatnonzero(closeness + reach >= lowest)):
+            lists = within[_nearest(closeness[within], width)]
             top = self._scan(search, top, lists, closeness[lists])
             closeness[lists] = -np.inf  # scanned
             width *= _MORE
-            lists = _nearest(closeness, width)
             if len(top[1]) == search.top_k:
-                lists = lists[closeness[lists] + reach >= top[0][-1]]
+                lowest = top[0][-1]
         return top
 
     def _scan(self, search: _Search, top: Ranked, lists: Positions, closeness: Floats) -> Ranked:
@@ -322,11 +322,10 @@ class Ann:
 
 
 def _nearest(closeness: Floats, count: int) -> Positions:
-    """Return the ``count`` nearest lists, nearest first, without those whose closeness is -inf."""
+    """Return the indices of the ``count`` nearest lists, nearest first."""
     count = min(count, len(closeness))
     lists = np.argpartition(closeness, -count)[-count:]
-    lists = lists[np.argsort(-closeness[lists])]
-    return lists[closeness[lists] > -np.inf]
+    return lists[np.argsort(-closeness[lists])]
 
 
 def _merged(top: Ranked, scores: Floats, positions: Positions, top_k: int) -> Ranked:

@@ -14,7 +14,7 @@ ListNumbers: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 _SPARSE = 0.05  # up to this fraction, comparing the eligible vectors is faster than skipping the others
-_CLUSTERED = 2  # random filters have a dispersion of about 1
+_CLUSTERED = 0.5  # with at least this intraclass correlation, a filter has the reach of filters that keep whole lists
 _SHARES = (-2, -1, 0)  # the logarithms of the shares of eligible vectors that a reach is measured for
 
 
@@ -22,13 +22,13 @@ _SHARES = (-2, -1, 0)  # the logarithms of the shares of eligible vectors that a
 class Spread:
     """How the vectors that a filter keeps are spread over the lists of an index.
 
-    A list is sparse if few of its vectors are eligible. A filter is clustered if it depends on the contents of the
-    vectors, like a filter on the category: then its vectors are spread more unevenly than at random.
+    A list is sparse if few of its vectors are eligible. ``correlation`` is the intraclass correlation: 0 if the vectors
+    are spread as at random, and 1 if the filter keeps whole lists, as a filter on the contents of the videos may do.
     """
 
     is_empty: Mask  # [nlist]
     is_sparse: Mask  # [nlist]
-    is_clustered: bool
+    correlation: float
     positions: npt.NDArray[np.uint32]  # of the eligible vectors in sparse lists, ascending
     lists: ListNumbers  # of the same vectors
 
@@ -43,8 +43,8 @@ class Spread:
         counts = np.bincount(lists, minlength=len(sizes))
         is_sparse = counts <= _SPARSE * sizes
         kept = is_sparse[lists]
-        is_clustered = _dispersion(counts, sizes) > _CLUSTERED
-        return cls(counts == 0, is_sparse, is_clustered, positions[kept].astype(np.uint32), lists[kept])
+        correlation = _intraclass_correlation(counts, sizes)
+        return cls(counts == 0, is_sparse, correlation, positions[kept].astype(np.uint32), lists[kept])
 
     def few(self, lists: Positions) -> Positions:
         """Return the positions of the eligible vectors in those of the given lists that are sparse, ascending."""
@@ -53,11 +53,13 @@ class Spread:
         return self.positions[is_given[self.lists]].astype(np.int64)
 
 
-def _dispersion(counts: Positions, sizes: Positions) -> float:
-    """Return the variance of the counts relative to that of a random filter: chi-squared per list."""
+def _intraclass_correlation(counts: Positions, sizes: Positions) -> float:
+    """Return the intraclass correlation of eligibility, by the variance of the counts relative to a random filter."""
+    counts, sizes = counts[sizes > 0], sizes[sizes > 0]
     share = counts.sum() / sizes.sum()
-    expected = share * sizes
-    return float(np.mean((counts - expected) ** 2 / np.maximum(expected * (1 - share), np.finfo(np.float64).tiny)))
+    variance = np.maximum(share * (1 - share) * sizes, np.finfo(np.float64).tiny)
+    excess = np.mean((counts - share * sizes) ** 2 / variance) - 1
+    return float(np.clip(excess / max(1.0, sizes.mean() - 1), 0, 1))
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Reach:
 
     The closeness is the dot product of the query and the centroid of the list. A query scans every list whose closeness
     plus reach is at least the lowest score of its results so far. So it scans more lists if the eligible vectors are
-    far from it. ``all``, ``tenth`` and ``hundredth`` are for random filters that keep these shares of the vectors.
+    far from it. ``all``, ``tenth`` and ``hundredth`` are for random filters that keep these shares of the vectors, and
+    ``clustered`` is for filters that keep whole lists.
     """
 
     all: float = 0.0
@@ -84,7 +87,7 @@ class Reach:
         return cls(**{name: float(value) for name, value in dict(manifest.get("reach", {})).items()})
 
     def of(self, share: float, spread: Spread | None) -> float:
-        """Return the reach for a filter that keeps this share of the vectors."""
-        if spread is not None and spread.is_clustered:
-            return self.clustered
-        return float(np.interp(np.log10(share), _SHARES, (self.hundredth, self.tenth, self.all)))
+        """Return the reach for a filter that keeps this share of the vectors. ``spread`` is None without a filter."""
+        random = float(np.interp(np.log10(share), _SHARES, (self.hundredth, self.tenth, self.all)))
+        clustered = 0.0 if spread is None else min(1.0, spread.correlation / _CLUSTERED)
+        return random + clustered * (self.clustered - random)

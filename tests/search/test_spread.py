@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -23,15 +25,20 @@ def test_lists_with_few_eligible_vectors_are_sparse() -> None:
     assert spread.few(np.array([], np.int64)).tolist() == []
 
 
-@pytest.mark.parametrize("share", [0.9, 0.3, 0.05])
-def test_a_filter_on_the_contents_is_clustered(share: float) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.3, 0.05])
+def test_the_correlation_says_how_much_a_filter_depends_on_the_contents(share: float) -> None:
     chance = np.random.default_rng(0)
-    list_of = chance.integers(300, size=60_000).astype(np.uint16)
-    sizes = np.bincount(list_of, minlength=300)
-    random = chance.random(len(list_of)) < share
-    assert not Spread.of(Eligible.of(random), list_of, sizes).is_clustered
-    by_list = (chance.random(300) < share)[list_of]
-    assert Spread.of(Eligible.of(by_list), list_of, sizes).is_clustered
+    list_of = chance.integers(2_000, size=200_000).astype(np.uint16)
+    sizes = np.bincount(list_of, minlength=2_000)
+    for expected in (0.01, 0.1, 0.5):
+        weight = 1 / expected - 1  # shares from this beta distribution have the expected correlation
+        shares = chance.beta(share * weight, (1 - share) * weight, size=2_000)
+        eligible = Eligible.of(chance.random(len(list_of)) < shares[list_of])
+        assert Spread.of(eligible, list_of, sizes).correlation == pytest.approx(expected, rel=0.2)
+    random = Eligible.of(chance.random(len(list_of)) < share)
+    assert Spread.of(random, list_of, sizes).correlation < 0.002
+    assert Spread.of(Eligible.of(list_of % 3 == 0), list_of, sizes).correlation == pytest.approx(1, rel=0.01)
+    assert Spread.of(Eligible.of(list_of >= 0), list_of, sizes).correlation == 0
 
 
 def test_the_reach_depends_on_the_filter() -> None:
@@ -39,8 +46,9 @@ def test_the_reach_depends_on_the_filter() -> None:
     assert [reach.of(share, None) for share in (1, 0.1, 0.01, 0.001)] == pytest.approx([0.1, 0.2, 0.4, 0.4])
     assert 0.1 < reach.of(0.5, None) < 0.2
     one_list = spread_of(np.arange(1_000) < 100)
-    assert one_list.is_clustered
-    assert reach.of(0.1, one_list) == 0.5
+    assert reach.of(0.1, one_list) == pytest.approx(0.5)
+    assert reach.of(0.1, replace(one_list, correlation=0.25)) == pytest.approx(0.35)
+    assert reach.of(0.1, replace(one_list, correlation=0)) == pytest.approx(0.2)
 
 
 def test_a_manifest_without_reach_gets_the_default() -> None:
