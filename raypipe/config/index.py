@@ -15,7 +15,7 @@ class IndexSettings(Section):
     dim: int = Field(default=256, ge=1, le=4096)
     whitening: float = Field(default=0.5, ge=0, le=1)
     compact: bool = False
-    target_recall: float = Field(default=0.96, gt=0, lt=1)
+    target_recall: float = Field(default=0.95, gt=0, lt=1)
     min_recall: float = Field(default=0.9, ge=0, le=1)
     flat_below: int = Field(default=50_000, ge=1)
     duplicate_cosine: float = Field(default=0.98, gt=0, le=1)

@@ -14,7 +14,7 @@ ListNumbers: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 _SPARSE = 0.05  # up to this fraction, comparing the eligible vectors is faster than skipping the others
-_CLUSTERED = 0.5  # with at least this intraclass correlation, a filter has the reach of filters that keep whole lists
+_CLUSTERED = 0.1  # with at least this intraclass correlation, a filter has the reach of filters that keep whole lists
 _SHARES = (-2, -1, 0)  # the logarithms of the shares of eligible vectors that a reach is measured for
 
 
@@ -73,8 +73,8 @@ class Reach:
     """
 
     all: float = 0.0
-    tenth: float = 0.25
-    hundredth: float = 0.25
+    tenth: float = 0.2
+    hundredth: float = 0.2
     clustered: float = 0.25
 
     @classmethod

@@ -17,7 +17,7 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def ann(vectors: np.ndarray) -> Ann:
-    return Ann.build(vectors, settings=settings_of("ivf_sq8"))
+    return Ann.build(vectors, settings=settings_of("ivf_sq8", target_recall=0.97))
 
 
 def masks(vectors: np.ndarray) -> dict[str, np.ndarray]:

@@ -47,7 +47,7 @@ def test_the_reach_depends_on_the_filter() -> None:
     assert 0.1 < reach.of(0.5, None) < 0.2
     one_list = spread_of(np.arange(1_000) < 100)
     assert reach.of(0.1, one_list) == pytest.approx(0.5)
-    assert reach.of(0.1, replace(one_list, correlation=0.25)) == pytest.approx(0.35)
+    assert reach.of(0.1, replace(one_list, correlation=0.05)) == pytest.approx(0.35)
     assert reach.of(0.1, replace(one_list, correlation=0)) == pytest.approx(0.2)
 
 
