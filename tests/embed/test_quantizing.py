@@ -70,7 +70,9 @@ def test_the_network_is_in_the_record_and_read_by_the_next_run(
     assert verify(output).ok
     copied = Folder(str(tmp_path / "copied"))
     copied.put(schema.INT8_NETWORK, output.read(schema.INT8_NETWORK))
-    assert estimate(configured(videos, tmp_path / "copied")).num_new == NUM_VIDEOS
+    found = estimate(configured(videos, tmp_path / "copied"))
+    assert (found.num_new, found.engine, found.dtype) == (NUM_VIDEOS, "openvino", "int8")
+    assert found.int8 == Agreement(**machine["int8"]["agreement"])
     assert keys(copied) == [schema.INT8_NETWORK]
 
 

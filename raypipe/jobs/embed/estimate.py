@@ -23,6 +23,7 @@ from raypipe.jobs.embed.setup import EmbedSetup, prepare, unstored_shard
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
 from raypipe.models.backbones import resolve_dtype, resolve_engine
 from raypipe.models.engines import load_embedder
+from raypipe.models.int8_files import Agreement
 from raypipe.runs.job import runs_locally
 from raypipe.runs.stages import output_rows
 from raypipe.runs.summary_tables import summary_table
@@ -44,6 +45,9 @@ class Estimate:
     that the work is divided among all slots.
     """
 
+    engine: str = ""  # of the backbone, on this machine
+    dtype: str = ""
+    int8: Agreement | None = None  # of the vectors of an int8 network with those in float32
     num_found: int = 0
     num_new: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)  # files that are not taken for videos, by reason
@@ -87,7 +91,9 @@ def estimate(config: EmbedConfig) -> Estimate:
         setup = with_int8_network(setup, store=False)
     stored = StoredPlans(setup.output)
     planning = Planning.load(stored, setup.settings, config.input, retry=config.retry, gone=config.gone)
-    result = Estimate(slots=_slots(config))
+    result = Estimate(slots=_slots(config), dtype=setup.dtype)
+    result.engine = resolve_engine(config.backbone.wanted_engine, "cpu", setup.dtype)
+    result.int8 = setup.int8.facts.agreement if setup.int8 is not None else None
     new = list(planning.new_videos())
     result.size_bytes = sum(video.size_bytes for video in new)
     result.num_found, result.skipped = planning.num_found, planning.listed.skipped
@@ -162,10 +168,18 @@ def estimate_table(result: Estimate, *, hourly_price: float | None = None) -> Pa
             for stage, seconds in result.stage_seconds.items()
         ),
         ("bottleneck", result.bottleneck),
+        ("engine", f"{result.engine} {result.dtype}{_agreement(result.int8)}"),
         ("time", f"{format_seconds(result.wall_seconds)} on {result.slots} processors without a GPU, {start}"),
         ("cost", f"{hours:,.3f} machine hours{price}"),
     ]
     return summary_table(rows)
+
+
+def _agreement(int8: Agreement | None) -> str:
+    if int8 is None:
+        return ""
+    cosines = f"median cosine to float32 {int8.cosine_median:.4f}, first percentile {int8.cosine_p01:.4f}"
+    return f"  ({cosines}; {int8.same_neighbor:.0%} of {int8.num_videos} videos keep their nearest neighbor)"
 
 
 def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo]) -> Estimate:
