@@ -2,8 +2,8 @@
 
     python benchmarks/engines.py [--most 160] [--repeats 5] [--quick]
 
-Speed: every way embeds the same random frames in one thread, in turns. int8 is measured with 1 and 2 convolutions
-kept in float32, because ``raypipe embed`` uses the first of these that passes its limits.
+Speed: every way embeds the same random frames in one thread, in turns. int8 is measured with 1, 2 and 3
+convolutions kept in float32, because ``raypipe embed`` uses the first of these that passes its limits.
 
 Accuracy: ResNet-18 embeds 4 exact frames of each video. A third of the videos of each catalogue are used to quantize,
 the others to compare with PyTorch in float32, as ``raypipe embed`` does. ``probe`` is the accuracy of a linear

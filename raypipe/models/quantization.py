@@ -26,7 +26,7 @@ _GROUP = 1152  # weights of a filter that compensate each other: 128 channels; a
 _TINY = 1e-9
 # How many of the first layers to keep in float32: they are the most sensitive, and small. The inputs of the first one
 # are not from a ReLU, and OpenVINO's kernels for such inputs differ between processors.
-FLOAT_LAYERS = (1, 2)
+FLOAT_LAYERS = (1, 2, 3)
 
 
 def quantize_layers(
