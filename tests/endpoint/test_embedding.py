@@ -110,7 +110,7 @@ def test_videos_are_decoded_and_embedded_together_as_alone(tmp_path: Path) -> No
 def test_other_weights_than_those_of_the_index_are_refused(tmp_path: Path) -> None:
     setup = job(tmp_path)
     about = EmbeddingSettings.of(
-        {"embeddings": {"fingerprint": "f", "settings": {**setup.settings, "weights": "0" * 64}}}
+        {"id": "v", "embeddings": {"fingerprint": "f", "settings": {**setup.settings, "weights": "0" * 64}}}
     )
     with pytest.raises(FingerprintError) as caught:
         about.resolve_weights("random")

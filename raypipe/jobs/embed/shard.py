@@ -160,7 +160,8 @@ def embed_shard(
     """
     start = time.perf_counter()
     lengths = decoded[schema.NUM_FRAMES].to_numpy()
-    vectors = clip_to_float16(embed(Crops(crops_of_videos(decoded, crop_size=crop_size), crop_size=crop_size)))
+    frames = Crops(crops_of_videos(decoded, crop_size=crop_size), crop_size=crop_size)
+    vectors = clip_to_float16(embed(frames))
     if np.isnan(vectors).any():
         msg = "The backbone returned vectors with NaN."
         remedy = "Choose other weights, or dtype float32."
