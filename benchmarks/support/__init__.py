@@ -41,9 +41,14 @@ def describe_machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     model = models[0] if models else platform.machine()
-    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    features = " ".join(sorted(flags & _FEATURES)) or "without AVX2"
+    features = " ".join(sorted(cpu_features())) or "without AVX2"
     return f"{model} ({features}), {NUM_CPUS} processors; Python {platform.python_version()}, {versions}"
+
+
+def cpu_features() -> set[str]:
+    """Return those features of this machine's processor that decide the speed of a backbone."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return _FEATURES & {flag for line in lines if line.startswith("flags") for flag in line.split()}
 
 
 def unit_rows(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

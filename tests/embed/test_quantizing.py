@@ -131,6 +131,11 @@ def test_an_output_is_never_continued_with_another_network(videos: Folder, embed
     for overrides in ((), ("backbone.dtype=float32",)):
         with pytest.raises(FingerprintError):
             run_embed(configured(videos, tmp_path / "out", *overrides), executor=InlineExecutor())
+    setup.output.delete(schema.INT8_NETWORK)
+    with pytest.raises(FingerprintError) as raised:
+        run_embed(config, executor=InlineExecutor())
+    assert raised.value.expected == "int8"
+    assert not setup.output.exists(schema.INT8_NETWORK)
 
 
 def test_too_few_videos_and_too_different_vectors_are_refused(

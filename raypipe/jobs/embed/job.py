@@ -37,7 +37,7 @@ def run_embed(config: EmbedConfig, *, executor: Executor | None = None, console:
         SetupError: something is wrong before the work starts.
         JobError: some shards could not be finished. Call again to resume.
     """
-    return run_job(EmbedJob(config), executor=executor, console=console)
+    return run_job(EmbedJob(config, console=console), executor=executor, console=console)
 
 
 class EmbedJob(Job):
@@ -48,13 +48,14 @@ class EmbedJob(Job):
     packages = ("torch", "torchvision", "av", "decord", "torchcodec")
     summarize = staticmethod(shard.summarize)
 
-    def __init__(self, config: EmbedConfig) -> None:
+    def __init__(self, config: EmbedConfig, *, console: Console | None = None) -> None:
         self.config: EmbedConfig = config
         self.output = Folder(config.output)
         self.input_uri = config.input
         self.setup: EmbedSetup
         self._network: Future[tuple[Weights, Preprocessing]]
         self._engine: Engine
+        self._console = console
 
     def prepare(self) -> None:
         """Start to load the weights in a thread, so that they load while Ray starts."""
@@ -87,7 +88,7 @@ class EmbedJob(Job):
         self.setup = settle(self.config, *self._network.result(), dtype=resolved)
         self._engine = resolve_engine(self.config.backbone.wanted_engine, placement.device, self.setup.dtype)
         if self.setup.dtype == "int8":
-            self.setup = with_int8_network(self.setup)
+            self.setup = with_int8_network(self.setup, console=self._console)
 
     @property
     def settings(self) -> Mapping[str, Any]:

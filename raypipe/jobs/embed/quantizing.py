@@ -2,21 +2,22 @@
 
 import hashlib
 import heapq
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
+from rich.console import Console
 
 from raypipe import schema
-from raypipe.dataset.plan import PlannedVideo
-from raypipe.errors import ConfigError, ObjectMissingError
+from raypipe.dataset.plan import PlannedVideo, plan_numbers, read_plan
+from raypipe.errors import ConfigError, FingerprintError, ObjectMissingError
 from raypipe.jobs.embed.inputs import find_videos
 from raypipe.jobs.embed.setup import EmbedSetup, unstored_shard
 from raypipe.jobs.embed.shard import crops_of_videos, decode_shard
 from raypipe.models.backbones import Pixels, resolve_engine
 from raypipe.models.int8_files import Agreement, Int8Facts, Int8Network, int8_file, open_int8_file
+from raypipe.storage import Folder
 from raypipe.video.sandbox.parent import DecodeSandbox
 
 _LISTED = 50_000  # videos of the input from which the sample is drawn
@@ -24,17 +25,19 @@ _CALIBRATION_VIDEOS, _HELD_OUT_VIDEOS = 64, 128
 _FEWEST_VIDEOS = 30  # to quantize with and to measure; with fewer, one video is more than 5 % of the held-out ones
 _FRAMES_PER_VIDEO = 4
 _VIDEOS_AT_ONCE = 16
-logger = logging.getLogger(__name__)
 
 
-def with_int8_network(setup: EmbedSetup, *, store: bool = True) -> EmbedSetup:
+def with_int8_network(setup: EmbedSetup, *, store: bool = True, console: Console | None = None) -> EmbedSetup:
     """Add the int8 network of the output to ``setup``. If there is none yet, make one and, with ``store``, store it.
 
-    Two runs that start at once use the same network: the one that is stored first.
+    Making one takes minutes, so this is printed to ``console``. Two runs that start at once use the same network: the
+    one that is stored first.
 
     Raises:
-        ConfigError: OpenVINO is missing, the input has too few videos, or the vectors would change too much.
-        WeightsError: the stored network is corrupt, or was made from other weights.
+        ConfigError: OpenVINO is missing, the input has too few videos, the vectors would change too much, or the stored
+            network was made from other weights.
+        FingerprintError: the output has rows, but no network.
+        WeightsError: the stored network is corrupt.
         StorageError: the input or the output cannot be read.
     """
     backbone, output = setup.config.backbone, setup.output
@@ -42,12 +45,24 @@ def with_int8_network(setup: EmbedSetup, *, store: bool = True) -> EmbedSetup:
     try:
         data = output.read(schema.INT8_NETWORK)
     except ObjectMissingError:
+        _check_unplanned(output)
+        said = f"Quantizing {backbone.name} with sample videos of the input. This takes minutes, once per output."
+        (console or Console()).print(said)
         data = _make_file(setup)
         if store and not output.put_new(schema.INT8_NETWORK, data):
             data = output.read(schema.INT8_NETWORK)
     network = open_int8_file(data, uri=output.child(schema.INT8_NETWORK))
     _check(network, setup)
     return replace(setup, int8=network)
+
+
+def _check_unplanned(output: Folder) -> None:
+    """Raise FingerprintError if the output has rows already, because no new network could have made them."""
+    if numbers := plan_numbers(output):
+        dtype = read_plan(output, numbers[0]).settings.get("dtype")
+        msg = f"{output} was embedded with dtype {dtype}, and has no {schema.INT8_NETWORK}."
+        remedy = "Choose another output." if dtype != "int8" else "Restore the file, or choose another output."
+        raise FingerprintError(msg, key="backbone.dtype", value="int8", expected=dtype, remedy=remedy)
 
 
 def _check(network: Int8Network, setup: EmbedSetup) -> None:
@@ -65,7 +80,6 @@ def _make_file(setup: EmbedSetup) -> bytes:
     from raypipe.models.quantization import FLOAT_LAYERS, quantize_layers, with_float_layers  # noqa: PLC0415
 
     name, weights = setup.config.backbone.name, setup.weights
-    logger.info("Quantizing %s with sample videos of %s", name, setup.config.input)
     videos = _sample_frames(setup)
     split = len(videos) * _CALIBRATION_VIDEOS // (_CALIBRATION_VIDEOS + _HELD_OUT_VIDEOS)
     held_out = np.concatenate(videos[split:])
