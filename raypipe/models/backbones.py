@@ -100,7 +100,8 @@ def resolve_engine(engine: Literal["auto"] | Engine, device: str, dtype: Dtype) 
     if engine == "torch" and dtype != "int8":
         return "torch"
     if device != "cpu":
-        problem, remedy = f"OpenVINO runs on CPUs, not on {device}.", "Set resources.embed_gpus=0."
+        problem = f"OpenVINO runs on CPUs, not on {device}."
+        remedy = "Set resources.embed_gpus=0, or model_replicas.num_gpus=0 for raypipe serve."
     elif importlib.util.find_spec("openvino") is None:
         problem, remedy = "OpenVINO is not installed.", "Install raypipe[openvino]."
     elif dtype == "bfloat16" and _cpu_flags().isdisjoint(_BFLOAT16_FLAGS):

@@ -50,7 +50,7 @@ class LayerInputs:
 
     def __init__(self, layer: nn.Conv2d) -> None:
         self._layer = layer
-        self._highest = 0.0
+        self._highest = _TINY
         self._moments: list[torch.Tensor] = []  # of each group of weights
         self._random = torch.Generator().manual_seed(0)
         layer.register_forward_pre_hook(lambda _layer, given: self._add(given[0]))
