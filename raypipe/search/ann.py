@@ -187,16 +187,22 @@ class Ann:
         if query.shape != (self.dim,):  # faiss would read past the end of a shorter query
             msg = f"The query has shape {query.shape}, but the vectors have {self.dim} numbers."
             raise ValueError(msg)
-        count = len(self._vectors) if eligible is None else eligible.count
-        if not (top_k := min(top_k, count)):
+        if not (top_k := min(top_k, self._count(eligible))):
             return _NOTHING
-        if count <= max(SCANNED, 4 * top_k):
-            positions = np.arange(count) if eligible is None else eligible.positions()
+        if self.compares_all(top_k, eligible):
+            positions = np.arange(len(self._vectors)) if eligible is None else eligible.positions()
             return best(dots(self._vectors, positions, query), positions, top_k)
         if self.kind == "flat":
             search = _Search(query, top_k, eligible, None)
             return self._merge_best(search, _NOTHING, partial(self._scan_all, search))
         return self._by_lists(_Search(query, top_k, eligible, self._spread(eligible)))
+
+    def compares_all(self, top_k: int, eligible: Eligible | None) -> bool:
+        """Return whether a search compares all eligible vectors, because they are few."""
+        return self._count(eligible) <= max(SCANNED, 4 * top_k)
+
+    def _count(self, eligible: Eligible | None) -> int:
+        return len(self._vectors) if eligible is None else eligible.count
 
     def nearest_lists(self, vectors: Vectors, count: int) -> Positions:
         """Return the numbers ``[N, count]`` of the ``count`` lists nearest to each vector.
@@ -252,7 +258,7 @@ class Ann:
 
     def _share(self, eligible: Eligible | None) -> float:
         """Return the fraction of the vectors that are eligible."""
-        return 1.0 if eligible is None else eligible.count / len(self._vectors)
+        return self._count(eligible) / len(self._vectors)
 
     def _by_lists(self, search: _Search) -> Ranked:
         """Scan the lists nearest to the query, and then all other lists within reach of the lowest result.

@@ -14,7 +14,7 @@ from raypipe.search.filters import Eligible
 from raypipe.search.items import Items
 from raypipe.search.projection import Projection
 from raypipe.search.query import Query
-from raypipe.search.vectors import Floats, Positions, Ranked, Vectors, best, dots, widen
+from raypipe.search.vectors import Floats, Positions, Ranked, Vectors, best, dots_of_each, widen
 
 HALF_LIFE_DAYS = 30.0
 _DAY_SECONDS = 86_400.0
@@ -285,7 +285,7 @@ class Dislikes:
 
     def of(self, positions: Positions) -> Floats:
         """Return what to subtract from the scores: half of the largest cosine to a disliked video, if it is above 0."""
-        cosines = np.stack([dots(self.all_vectors, positions, disliked) for disliked in self.vectors])
+        cosines = dots_of_each(self.all_vectors, positions, self.vectors)
         lowered: Floats = np.float32(_DISLIKE) * np.maximum(cosines.max(axis=0), 0)
         return lowered
 
@@ -382,7 +382,10 @@ class Nearest:
         many interests count, the newest ones. With ``exact``, return all.
         """
         if self.exact:
-            return np.arange(len(self._vectors)) if eligible is None else eligible.positions()
+            return self._all(eligible)
+        if self._ann.compares_all(count, eligible):  # reads the vectors once for all interests
+            everything = self._all(eligible)
+            return np.sort(best(self.cosines(everything, num_interests=num_interests), everything, count)[1])
         directions, strengths = self._interests.directions, self._interests.strengths
         positions, scores = np.empty(0, np.int64), np.empty(0, np.float32)  # a lower bound of each score
         least = np.float32(-np.inf)  # of the ``count`` best so far
@@ -398,6 +401,9 @@ class Nearest:
                 least = np.partition(scores, len(scores) - count)[len(scores) - count]
         return positions
 
+    def _all(self, eligible: Eligible | None) -> Positions:
+        return np.arange(len(self._vectors)) if eligible is None else eligible.positions()
+
     def cosines(self, positions: Positions, *, num_interests: int = MAX_INTERESTS) -> Floats:
         """Return the largest of the cosines with the interests, times the strength of each, ``[P]``.
 
@@ -405,11 +411,7 @@ class Nearest:
         """
         directions = self._interests.directions[:num_interests]
         strengths = self._interests.strengths[:num_interests]
-        scores = [
-            strength * dots(self._vectors, positions, direction)
-            for direction, strength in zip(directions, strengths, strict=True)
-        ]
-        highest: Floats = np.stack(scores).max(axis=0)
+        highest: Floats = (strengths[:, None] * dots_of_each(self._vectors, positions, directions)).max(axis=0)
         return highest
 
     def score(self, positions: Positions) -> Floats:
