@@ -16,6 +16,8 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from raypipe.models.backbones import cpu_flags
+
 _FEATURES = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
 NUM_CPUS = len(os.sched_getaffinity(0))
 
@@ -47,8 +49,7 @@ def describe_machine() -> str:
 
 def cpu_features() -> set[str]:
     """Return those features of this machine's processor that decide the speed of a backbone."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return _FEATURES & {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    return set(_FEATURES & cpu_flags())
 
 
 def unit_rows(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

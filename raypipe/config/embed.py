@@ -71,7 +71,7 @@ class BackboneConfig(Section):
 
     @property
     def wanted_engine(self) -> Literal["auto", "torch", "openvino"]:
-        """Return the engine, which is PyTorch instead of ``auto`` if the network shall be compiled."""
+        """Return the engine, which is PyTorch instead of ``auto`` if the network must be compiled."""
         return "torch" if self.compile is True else self.engine
 
 

@@ -25,6 +25,7 @@ from raypipe.endpoint.uploads import (
 )
 from raypipe.errors import RaypipeError
 from raypipe.models.backbones import Vectors
+from raypipe.search.versions import Versions
 from raypipe.storage import Folder
 from raypipe.video.decode_request import Pixels
 from raypipe.video.sandbox.parent import DecodedVideo, DecodeSandbox
@@ -42,8 +43,8 @@ class Embedder:
     def __init__(self, config: ServeConfig, settings: EmbeddingSettings) -> None:
         device, num_threads = _place(config)
         self._crop_size = settings.settings["crop_size"]
-        index, weights = Folder(config.index), config.embedder.weights
-        self._embedder = settings.load_embedder(index, weights, device=device, num_threads=num_threads)
+        versions, weights = Versions(Folder(config.index)), config.embedder.weights
+        self._embedder = settings.load_embedder(versions, weights, device=device, num_threads=num_threads)
         decode = config.embedder.decode
         seconds = min(decode.timeout_seconds, config.limits.video_deadline_seconds)
         decode = decode.model_copy(update={"timeout_seconds": seconds})

@@ -251,9 +251,9 @@ class EmbeddingSettings:
             self.resolve_weights(weights)
 
     def load_embedder(
-        self, index: Folder, weights: str, *, device: str = "cpu", num_threads: int | None = None
+        self, versions: Versions, weights: str, *, device: str = "cpu", num_threads: int | None = None
     ) -> FrameEmbedder:
-        """Load the backbone with which the videos of ``index`` were embedded. int8 networks are part of the index.
+        """Load the backbone with which the videos of the index were embedded. int8 networks are part of the index.
 
         Raises:
             ConfigError: the backbone is in int8, and OpenVINO is not installed.
@@ -269,7 +269,7 @@ class EmbeddingSettings:
             num_threads=num_threads,
         )
         if dtype == "int8":
-            int8 = self._int8_network(Versions(index))
+            int8 = self._int8_network(versions)
             return load(dict, lambda: int8.network)
         state_dict = self.resolve_weights(weights).state_dict
         return load(lambda: state_dict)

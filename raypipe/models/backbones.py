@@ -76,7 +76,7 @@ def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
     if dtype != "auto":
         return dtype
     if device == "cpu":
-        return "float32" if _cpu_flags().isdisjoint(_BFLOAT16_FLAGS) else "bfloat16"
+        return "float32" if cpu_flags().isdisjoint(_BFLOAT16_FLAGS) else "bfloat16"
     import torch  # noqa: PLC0415 - not needed on a CPU
 
     if torch.cuda.is_available():
@@ -104,7 +104,7 @@ def resolve_engine(engine: Literal["auto"] | Engine, device: str, dtype: Dtype) 
         remedy = "Set resources.embed_gpus=0, or model_replicas.num_gpus=0 for raypipe serve."
     elif importlib.util.find_spec("openvino") is None:
         problem, remedy = "OpenVINO is not installed.", "Install raypipe[openvino]."
-    elif dtype == "bfloat16" and _cpu_flags().isdisjoint(_BFLOAT16_FLAGS):
+    elif dtype == "bfloat16" and cpu_flags().isdisjoint(_BFLOAT16_FLAGS):
         problem, remedy = "This processor has no bfloat16, for which OpenVINO would use float32.", "Set dtype=float32."
     else:
         return "openvino"
@@ -116,7 +116,7 @@ def resolve_engine(engine: Literal["auto"] | Engine, device: str, dtype: Dtype) 
     raise ConfigError(problem, key="backbone.engine", value=engine, remedy=remedy)
 
 
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
     """Return the feature names of this machine's processor. The set is empty if the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -22,6 +22,7 @@ from raypipe.storage import Folder
 if TYPE_CHECKING:
     from raypipe.models.openvino_backbone import ExportedNetwork
 
+LEAST_AGREEMENT = (0.99, 0.95, 0.95)  # the median cosine, the first percentile, and the share of same neighbors
 _ROUNDING = 1e-5
 _STRUCTURE, _WEIGHTS, _FACTS = "network.xml", "network.bin", "facts.json"
 
@@ -31,7 +32,7 @@ class Agreement:
     """How close the vectors of an int8 network are to the vectors of the float32 network, on the same frames.
 
     Attributes:
-        num_videos: The number of videos. None of their frames was used for quantisation.
+        num_videos: The number of videos. None of their frames was used for quantization.
         cosine_median: The median of the cosines of each frame's two vectors.
         cosine_p01: The first percentile of these cosines.
         same_neighbor: The fraction of the videos whose most similar video is the same with both networks.
@@ -45,7 +46,8 @@ class Agreement:
     @property
     def is_enough(self) -> bool:
         """Whether the int8 network may replace the float32 network."""
-        return self.cosine_median >= 0.99 and self.cosine_p01 >= 0.95 and self.same_neighbor >= 0.95  # noqa: PLR2004
+        found = self.cosine_median, self.cosine_p01, self.same_neighbor
+        return all(value >= least for value, least in zip(found, LEAST_AGREEMENT, strict=True))
 
     @classmethod
     def of(cls, vectors: Vectors, expected: Vectors, stops: npt.NDArray[np.integer]) -> "Agreement":

@@ -112,8 +112,8 @@ class Ann:
         def needed(eligible: Eligible | None, *, skip_first: bool = True) -> float:
             if eligible is not None and not eligible.count:
                 return 0.0
-            needed = self._needed_reach(Trials.of(self._vectors, queries, eligible), skip_first=skip_first)
-            return max(0.0, float(np.quantile(needed, settings.target_recall)))
+            reaches = self._needed_reach(Trials.of(self._vectors, queries, eligible), skip_first=skip_first)
+            return max(0.0, float(np.quantile(reaches, settings.target_recall)))
 
         return Reach(needed(None), needed(tenth), needed(hundredth), needed(lists, skip_first=False))
 

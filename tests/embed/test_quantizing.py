@@ -85,7 +85,7 @@ def test_an_index_serves_videos_with_its_own_copy_of_the_network(embedded: Batch
     versions = Versions(Folder(str(tmp_path / "index")))
     about = EmbeddingSettings.of(versions.read_manifest(versions.require_current()))
     about.check_backbone(versions, "no weights are needed")
-    embedder = about.load_embedder(versions.folder, "no weights are needed")
+    embedder = about.load_embedder(versions, "no weights are needed")
     rows = pa.concat_tables(read_embeddings(output))
     with about.sandbox(DecodeConfig()) as sandbox, Path(rows[schema.VIDEO_URI][0].as_py()).open("rb") as file:
         frames = sandbox.decode(file).frames

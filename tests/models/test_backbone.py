@@ -287,7 +287,7 @@ def test_a_state_dict_of_another_backbone_is_refused(trained: Weights) -> None:
     ],
 )
 def test_auto_dtype_is_what_the_processor_has(flags: set[str], dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones_module, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(backbones_module, "cpu_flags", lambda: frozenset(flags))
     assert resolve_dtype("auto", "cpu") == dtype
     assert resolve_dtype("float32", "cpu") == "float32"
     assert resolve_dtype("bfloat16", "cpu") == "bfloat16"

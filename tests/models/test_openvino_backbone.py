@@ -56,11 +56,11 @@ def test_auto_is_the_engine_that_this_machine_has(monkeypatch: pytest.MonkeyPatc
     assert resolve_engine("auto", "cuda", "float32") == "torch"
     with pytest.raises(ConfigError, match="not on cuda"):
         resolve_engine("openvino", "cuda", "float32")
-    monkeypatch.setattr(backbones, "_cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(backbones, "cpu_flags", lambda: frozenset({"avx2"}))
     assert resolve_engine("auto", "cpu", "bfloat16") == "torch"
     with pytest.raises(ConfigError, match="bfloat16"):
         resolve_engine("openvino", "cpu", "bfloat16")
-    monkeypatch.setattr(backbones, "_cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(backbones, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
     assert resolve_engine("auto", "cpu", "bfloat16") == "openvino"
     monkeypatch.setattr(backbones.importlib.util, "find_spec", lambda _name: None)
     assert resolve_engine("auto", "cpu", "float32") == "torch"

@@ -21,7 +21,7 @@ from raypipe.jobs.embed.job import EmbedJob
 from raypipe.jobs.embed.quantizing import with_int8_network
 from raypipe.jobs.embed.setup import EmbedSetup, prepare, unstored_shard
 from raypipe.jobs.embed.shard import decode_shard, embed_shard
-from raypipe.models.backbones import resolve_dtype, resolve_engine
+from raypipe.models.backbones import Engine, resolve_dtype, resolve_engine
 from raypipe.models.engines import load_embedder
 from raypipe.models.int8_files import Agreement
 from raypipe.runs.job import runs_locally
@@ -45,7 +45,7 @@ class Estimate:
     that the work is divided among all slots.
     """
 
-    engine: str = ""  # of the backbone, on this machine
+    engine: Engine = "torch"  # of the backbone, on this machine
     dtype: str = ""
     int8: Agreement | None = None  # of the vectors of an int8 network with those in float32
     num_found: int = 0
@@ -87,13 +87,13 @@ def estimate(config: EmbedConfig) -> Estimate:
         FingerprintError: the output holds rows that were made with other settings.
     """
     setup = prepare(config, dtype=resolve_dtype(config.backbone.dtype, "cpu"))
+    engine = resolve_engine(config.backbone.wanted_engine, "cpu", setup.dtype)
     if setup.dtype == "int8":
         setup = with_int8_network(setup, store=False)
     stored = StoredPlans(setup.output)
     planning = Planning.load(stored, setup.settings, config.input, retry=config.retry, gone=config.gone)
-    result = Estimate(slots=_slots(config), dtype=setup.dtype)
-    result.engine = resolve_engine(config.backbone.wanted_engine, "cpu", setup.dtype)
-    result.int8 = setup.int8.facts.agreement if setup.int8 is not None else None
+    agreement = None if setup.int8 is None else setup.int8.facts.agreement
+    result = Estimate(engine, setup.dtype, agreement, slots=_slots(config))
     new = list(planning.new_videos())
     result.size_bytes = sum(video.size_bytes for video in new)
     result.num_found, result.skipped = planning.num_found, planning.listed.skipped
@@ -134,7 +134,7 @@ def _probe(setup: EmbedSetup, new: list[PlannedVideo], result: Estimate) -> None
     shares = [chosen[first::count] for first in range(count)]
     spawn = multiprocessing.get_context("spawn")  # forking a process that has loaded torch and Ray is unsafe
     with ProcessPoolExecutor(count, mp_context=spawn) as pool:
-        parts = list(pool.map(partial(_measure, setup, time.time()), shares))
+        parts = list(pool.map(partial(_measure, setup, result.engine, time.time()), shares))
     scale = len(new) / result.num_probed
     result.kinds = sum((part.kinds for part in parts), Counter())
     is_local = runs_locally(EmbedJob(setup.config), num_rows=len(new))
@@ -182,7 +182,7 @@ def _agreement(int8: Agreement | None) -> str:
     return f"  ({cosines}; {int8.same_neighbor:.0%} of {int8.num_videos} videos keep their nearest neighbor)"
 
 
-def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo]) -> Estimate:
+def _measure(setup: EmbedSetup, engine: Engine, started_at: float, videos: Sequence[PlannedVideo]) -> Estimate:
     """Measure ``videos`` in this process, on one processor. Only the seconds and the kinds of the result are set.
 
     The other probe processes run at the same time, so that all processors are as busy as in a real run. ``started_at``
@@ -194,7 +194,7 @@ def _measure(setup: EmbedSetup, started_at: float, videos: Sequence[PlannedVideo
         backbone.name,
         lambda: setup.weights.state_dict,
         None if int8 is None else lambda: int8.network,
-        engine=resolve_engine(backbone.wanted_engine, "cpu", setup.dtype),
+        engine=engine,
         dtype=setup.dtype,
         num_threads=1,
         batch_size=backbone.batch_size,

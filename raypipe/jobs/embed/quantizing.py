@@ -15,8 +15,8 @@ from raypipe.errors import ConfigError, FingerprintError, ObjectMissingError
 from raypipe.jobs.embed.inputs import find_videos
 from raypipe.jobs.embed.setup import EmbedSetup, unstored_shard
 from raypipe.jobs.embed.shard import crops_of_videos, decode_shard
-from raypipe.models.backbones import Pixels, resolve_engine
-from raypipe.models.int8_files import Agreement, Int8Facts, Int8Network, int8_file, open_int8_file
+from raypipe.models.backbones import Pixels
+from raypipe.models.int8_files import LEAST_AGREEMENT, Agreement, Int8Facts, Int8Network, int8_file, open_int8_file
 from raypipe.storage import Folder
 from raypipe.video.sandbox.parent import DecodeSandbox
 
@@ -28,20 +28,19 @@ _VIDEOS_AT_ONCE = 16
 
 
 def with_int8_network(setup: EmbedSetup, *, store: bool = True, console: Console | None = None) -> EmbedSetup:
-    """Add the int8 network of the output to ``setup``. If there is none yet, make one and, with ``store``, store it.
+    """Add the int8 network of the output to ``setup``. If the output has no network yet, make one.
 
-    Making one takes minutes, so this is printed to ``console``. Two runs that start at once use the same network: the
-    one that is stored first.
+    A new network is stored in the output, unless ``store`` is False. Making it takes minutes, so this is printed to
+    ``console``. If two runs start at the same time, both use the network that was stored first.
 
     Raises:
-        ConfigError: OpenVINO is missing, the input has too few videos, the vectors would change too much, or the stored
+        ConfigError: the input has too few videos, the vectors would change too much, or the stored
             network was made from other weights.
         FingerprintError: the output has rows, but no network.
         WeightsError: the stored network is corrupt.
         StorageError: the input or the output cannot be read.
     """
     backbone, output = setup.config.backbone, setup.output
-    resolve_engine(backbone.engine, "cpu", "int8")
     try:
         data = output.read(schema.INT8_NETWORK)
     except ObjectMissingError:
@@ -100,10 +99,12 @@ def _make_file(setup: EmbedSetup) -> bytes:
 
 def _refused(name: str, tried: Sequence[Agreement]) -> ConfigError:
     best = max(tried, key=lambda one: one.same_neighbor)
+    median, p01, same = LEAST_AGREEMENT
     numbers = f"the median {best.cosine_median:.4f} and the first percentile {best.cosine_p01:.4f}"
     msg = (
         f"int8 would change the vectors of {name} too much. On {best.num_videos} videos, the cosine to float32 has "
-        f"{numbers}, and {best.same_neighbor:.0%} keep their nearest neighbor. At least 0.99, 0.95 and 95 % are needed."
+        f"{numbers}, and {best.same_neighbor:.0%} keep their nearest neighbor. "
+        f"At least {median:g}, {p01:g} and {same:.0%} are needed."
     )
     return ConfigError(msg, key="backbone.dtype", value="int8", remedy="Set backbone.dtype=auto.")
 
