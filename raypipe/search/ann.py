@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from raypipe.config import IndexSettings
 from raypipe.errors import IndexVersionError
-from raypipe.search.filters import Eligible
+from raypipe.search.filters import Eligible, eligible_positions
 from raypipe.search.spread import ListNumbers, Reach, Spread
 from raypipe.search.trials import RANK, Trials, trial_queries
 from raypipe.search.vectors import ROUNDING, Floats, Positions, Ranked, Vectors, best, dots, widen
@@ -190,7 +190,7 @@ class Ann:
         if not (top_k := min(top_k, self._count(eligible))):
             return _NOTHING
         if self.compares_all(top_k, eligible):
-            positions = np.arange(len(self._vectors)) if eligible is None else eligible.positions()
+            positions = eligible_positions(eligible, len(self._vectors))
             return best(dots(self._vectors, positions, query), positions, top_k)
         if self.kind == "flat":
             search = _Search(query, top_k, eligible, None)

@@ -81,6 +81,11 @@ class Eligible:
         return Eligible(bitmap, self.count - len(gone), self.size, self.parent or self)
 
 
+def eligible_positions(eligible: Eligible | None, size: int) -> Positions:
+    """Return the positions of the eligible videos, ascending: all ``size`` of them if there is no filter."""
+    return np.arange(size) if eligible is None else eligible.positions()
+
+
 @dataclass(frozen=True)
 class Condition:
     """One comparison of a column. ``in`` takes any number of operands; ``gt``, ``gte``, ``lt`` and ``lte`` take one."""

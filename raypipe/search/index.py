@@ -15,7 +15,7 @@ from raypipe.config.recommend import RankingConfig, Strategy
 from raypipe.errors import ConfigError, IndexVersionError, QueryError
 from raypipe.results import Shown
 from raypipe.search.ann import Ann
-from raypipe.search.filters import FilterMasks
+from raypipe.search.filters import FilterMasks, eligible_positions
 from raypipe.search.items import BOOST_COLUMNS, Items
 from raypipe.search.projection import PROJECTION, Projection
 from raypipe.search.query import Filters, Query, Reason, Recommendation, Recommendations, Used, query_of
@@ -300,7 +300,7 @@ class VideoIndex(Shown):
             QueryError: a filter names an unknown column, or compares it with a value of another type.
         """
         eligible = self.filters.eligible(filters)
-        positions = np.arange(len(self.items)) if eligible is None else eligible.positions()
+        positions = eligible_positions(eligible, len(self.items))
         if text:
             positions = self.items.containing(text, positions)
         return positions[offset : offset + limit].tolist(), len(positions)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from raypipe.errors import QueryError
 from raypipe.search.ann import Ann
-from raypipe.search.filters import Eligible
+from raypipe.search.filters import Eligible, eligible_positions
 from raypipe.search.items import Items
 from raypipe.search.projection import Projection
 from raypipe.search.query import Query
@@ -382,9 +382,9 @@ class Nearest:
         many interests count, the newest ones. With ``exact``, return all.
         """
         if self.exact:
-            return self._all(eligible)
+            return eligible_positions(eligible, len(self._vectors))
         if self._ann.compares_all(count, eligible):  # reads the vectors once for all interests
-            everything = self._all(eligible)
+            everything = eligible_positions(eligible, len(self._vectors))
             return np.sort(best(self.cosines(everything, num_interests=num_interests), everything, count)[1])
         directions, strengths = self._interests.directions, self._interests.strengths
         positions, scores = np.empty(0, np.int64), np.empty(0, np.float32)  # a lower bound of each score
@@ -400,9 +400,6 @@ class Nearest:
             if len(scores) >= count > 0:
                 least = np.partition(scores, len(scores) - count)[len(scores) - count]
         return positions
-
-    def _all(self, eligible: Eligible | None) -> Positions:
-        return np.arange(len(self._vectors)) if eligible is None else eligible.positions()
 
     def cosines(self, positions: Positions, *, num_interests: int = MAX_INTERESTS) -> Floats:
         """Return the largest of the cosines with the interests, times the strength of each, ``[P]``.
@@ -484,7 +481,7 @@ def _completed(
     If exchanging some of them for other eligible videos makes room for more results, they are exchanged first.
     """
     if caps.categories is not None and caps.groups is not None:
-        everything = np.arange(len(caps.groups)) if eligible is None else eligible.positions()
+        everything = eligible_positions(eligible, len(caps.groups))
         reachable = np.concatenate([pool, np.setdiff1d(everything, pool, assume_unique=True)])
         whole = complete(chosen, top_k=top_k, caps=caps.at(reachable))
         if len(whole) > len(chosen):
